@@ -1,0 +1,1 @@
+"""Where it runs: this process among its ranks, and the launcher that started it. Everyone may import `world`."""

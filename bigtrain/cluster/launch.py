@@ -1,0 +1,65 @@
+"""Joining the world that a launcher made, and refusing one that asks for something other than the recipe."""
+
+import os
+from datetime import timedelta
+
+import torch
+
+from bigtrain.cluster import world
+from bigtrain.errors import UserMistake
+
+TIMEOUT_S = 1800
+"""How long a collective may wait for a rank before the job is brought down with an error."""
+
+
+def join_world(precision: str = "no") -> torch.device:
+    """Starts torch.distributed if a launcher made several processes; returns this rank's device.
+
+    `precision` is the recipe's (fp32 or bf16), or "no" in a door that trains nothing. Raises UserMistake where the
+    launcher's flags contradict the recipe.
+    """
+    _refuse_contradictions(precision)
+    from accelerate import InitProcessGroupKwargs, PartialState  # a heavy import, not needed to refuse
+
+    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true")
+    state = PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT_S)).to_kwargs())
+    if cpu:
+        _share_cores()
+    return state.device
+
+
+def _refuse_contradictions(precision: str) -> None:
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", precision):
+        raise UserMistake(
+            f"the launcher's --mixed_precision {asked} contradicts the recipe: precision is train.precision's to say "
+            "(fp32 or bf16); launch with --mixed_precision no"
+        )
+    for variable, flag in (("ACCELERATE_USE_DEEPSPEED", "--use_deepspeed"), ("ACCELERATE_USE_FSDP", "--use_fsdp")):
+        if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
+            raise UserMistake(
+                f"the launcher's {flag} contradicts the recipe: the strategy is engine.strategy's to say; "
+                f"launch without {flag}"
+            )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO")
+    if backend.upper() != "NO":
+        raise UserMistake(
+            f"the launcher's --dynamo_backend {backend.lower()} contradicts the recipe: compilation is engine.compile's "
+            "to say; launch with --dynamo_backend no"
+        )
+    # `accelerate launch --cpu --num_processes 2` sets a meeting place for several processes, and then starts one.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise UserMistake(
+            "the launcher was asked for several processes but started one; for several on CPU: "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ... "
+            "(if MASTER_ADDR is set in your shell and you want one process, unset it)"
+        )
+
+
+def _share_cores() -> None:
+    """A CPU rank's share of this node's cores; `accelerate launch` asks for one thread whatever there is."""
+    by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if by_launcher or "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // world.local_size()))

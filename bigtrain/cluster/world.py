@@ -1,0 +1,101 @@
+"""Where this process stands among its ranks, and the few collectives that are not the engine's.
+
+One process without torch.distributed is a world of one: every function here then costs nothing.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bigtrain.errors import UserMistake
+
+T = TypeVar("T")
+
+
+def _initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if _initialised() else 0
+
+
+def size() -> int:
+    return dist.get_world_size() if _initialised() else 1
+
+
+def local_rank() -> int:
+    """This rank's place on its own node."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_size() -> int:
+    """Ranks on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum over ranks, in place."""
+    if size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def barrier() -> None:
+    if size() > 1:
+        dist.barrier()
+
+
+def _object_device() -> torch.device:
+    """Where object collectives stage their bytes: the device that the process group's backend serves."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's value on every rank."""
+    if size() == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0, device=_object_device())
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's value, in the order of ranks, on every rank."""
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Rank 0 does the work; every rank gets its result, or a UserMistake in its place."""
+    return _agreed(work if is_main() else None)
+
+
+def main_first(work: Callable[[], T]) -> T:
+    """Rank 0 does the work first, then the others do it too and find its traces (a warm cache)."""
+    result = _agreed(work if is_main() else None)
+    return result if is_main() else work()
+
+
+def _agreed(work: Callable[[], T] | None) -> Any:
+    outcome: tuple[str, Any] = ("value", None)
+    if work is not None:
+        try:
+            outcome = ("value", work())
+        except UserMistake as mistake:
+            outcome = ("mistake", str(mistake))
+    kind, value = broadcast_object(outcome)
+    if kind == "mistake":
+        raise UserMistake(value)
+    return value

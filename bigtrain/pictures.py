@@ -1,0 +1,68 @@
+"""Pictures for people: grids of samples."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bigtrain.errors import UserMistake
+from bigtrain.runs import atomic
+
+SMALLEST_TILE = 48
+"""Pixels: smaller images are enlarged by a whole factor (nearest neighbour, so that no pixel is invented)."""
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to uint8 by rounding, as EDM2 and StudioGAN do (guided-diffusion truncates, which moves an FID)."""
+    return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int) -> Image.Image:
+    """uint8 [n, 3, H, W] row by row, with a thin white line between the tiles."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    scale = max(1, -(-SMALLEST_TILE // height))
+    tiles = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    gap = 2
+    tall, wide = height * scale + gap, width * scale + gap
+    sheet = torch.full((channels, rows * tall + gap, columns * wide + gap), 255, dtype=torch.uint8)
+    for place, tile in enumerate(tiles):
+        top, left = (place // columns) * tall + gap, (place % columns) * wide + gap
+        sheet[:, top : top + height * scale, left : left + width * scale] = tile
+    return Image.fromarray(sheet.permute(1, 2, 0).numpy())
+
+
+def save_grid(path: Path, images: Tensor, columns: int) -> None:
+    """Writes the grid as a PNG, whole or not at all. Raises UserMistake where the disk does not take it."""
+    _save_png(path, grid(images, columns))
+
+
+def save_pngs(folder: Path, images: Tensor) -> None:
+    """uint8 [n, 3, H, W] as FOLDER/000000.png and so on."""
+    for number, image in enumerate(images.cpu()):
+        _save_png(folder / f"{number:06d}.png", Image.fromarray(image.permute(1, 2, 0).numpy()))
+
+
+def save_npz(path: Path, images: Tensor, labels: Sequence[int]) -> None:
+    """guided-diffusion's sample file: arr_0 uint8 [n, H, W, 3], arr_1 int64 [n]."""
+    stream = io.BytesIO()
+    np.savez(stream, images.cpu().permute(0, 2, 3, 1).numpy(), np.asarray(labels, dtype=np.int64))
+    _save(path, stream.getvalue())
+
+
+def _save_png(path: Path, image: Image.Image) -> None:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    _save(path, stream.getvalue())
+
+
+def _save(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(path, data)
+    except OSError as error:
+        raise UserMistake(f"{path}: cannot write the picture ({error.strerror})") from error

@@ -1,0 +1,153 @@
+"""Checkpoints in the house's own form: safetensors by player and name, JSON, a manifest; never a pickle.
+
+    checkpoints/step_00001000/
+      PLAYER.weights.safetensors     parameters and buffers by name
+      PLAYER.optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step, ... by parameter name
+      PLAYER.average.safetensors     the averaged weights, where the player has them
+      state.json                     step, stream position, interval averages, what the data was
+      manifest.json                  size and sha256 of each of these
+
+A checkpoint is written in a hidden folder beside its place, flushed, and renamed: it is whole or it is not there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from bigtrain.errors import UserMistake
+from bigtrain.runs import atomic
+
+FORMAT = 1
+_NAME = "step_{step:08d}"
+
+
+class Checkpoint:
+    """A whole checkpoint: its files have been read and agree with its manifest."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ValueError that says what is wrong with the folder."""
+        self.path = path
+        self._files = _verified(path)
+        self.state: dict[str, Any] = json.loads(self._files["state.json"])
+        self.step = int(self.state["step"])
+
+    @property
+    def file_names(self) -> list[str]:
+        return sorted(self._files)
+
+    def tensors(self, player: str) -> dict[str, dict[str, Tensor]]:
+        """Everything of one player, on the CPU: {"weights": ..., "optimizer": ..., "average": ...}."""
+        return {
+            name.split(".")[1]: safetensors.torch.load(data)
+            for name, data in self._files.items()
+            if name.startswith(f"{player}.")
+        }
+
+
+def _verified(path: Path) -> dict[str, bytes]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"its format is {manifest['format']}, this version reads {FORMAT}")
+        files = {}
+        for name, expected in manifest["files"].items():
+            data = (path / name).read_bytes()
+            if len(data) != expected["size"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+                raise ValueError(f"{name} is not what was written")
+            files[name] = data
+    except OSError as error:
+        raise ValueError(f"{Path(error.filename).name}: {error.strerror}") from error
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError("manifest.json cannot be read") from error
+    return files
+
+
+def write(
+    folder: Path, step: int, players: Mapping[str, Mapping[str, Mapping[str, Tensor]]], state: Mapping[str, Any]
+) -> Path:
+    """Writes the checkpoint of `step` under `folder`.
+
+    Raises UserMistake where the disk does not take it (full, read-only); then nothing has been changed.
+    """
+    final = folder / _NAME.format(step=step)
+    temporary = atomic.aside(final)
+    try:
+        temporary.mkdir(parents=True)
+        manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": {}}
+        for name, data in _serialised(players, state):
+            atomic.write_flushed(temporary / name, data)
+            manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        atomic.write_flushed(temporary / "manifest.json", json.dumps(manifest, indent=2).encode())
+        atomic.sync_folder(temporary)
+        if final.exists():  # damaged, or this call would not have been made
+            discard(final)
+        os.rename(temporary, final)
+        atomic.sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserMistake(
+            f"{final}: cannot write the checkpoint ({error.strerror}); earlier checkpoints are untouched: make room and "
+            "run the same command again"
+        ) from error
+    return final
+
+
+def _serialised(players: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+    """(file name, bytes) one by one, so that only one player's bytes are in memory twice."""
+    for player, groups in players.items():
+        for group, tensors in groups.items():
+            on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            yield f"{player}.{group}.safetensors", safetensors.torch.save(on_cpu)
+    yield "state.json", json.dumps(state, indent=2).encode()
+
+
+def newest_whole(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that agrees with its manifest; damaged ones are reported on stderr and passed over.
+
+    Raises UserMistake where there are checkpoints and none is whole, rather than beginning anew in silence.
+    """
+    damaged = []
+    for path in reversed(listed(folder)):
+        try:
+            return Checkpoint(path)
+        except ValueError as error:
+            print(f"warning: {path} is damaged ({error}); trying the one before it", file=sys.stderr, flush=True)
+            damaged.append(path.name)
+    if damaged:
+        raise UserMistake(
+            f"{folder}: none of its checkpoints is whole ({', '.join(damaged)}); restore one, or begin anew in another "
+            "folder with run.dir=PATH"
+        )
+    return None
+
+
+def listed(folder: Path) -> list[Path]:
+    """Checkpoint folders by step, the oldest first; not verified."""
+    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+
+
+def clean(folder: Path) -> None:
+    """Removes what killed processes left half-written or half-deleted. Only for the process that holds the run's lock."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """Deletes all but the newest `keep`; called when the newest is whole."""
+    for path in listed(folder)[:-keep]:
+        discard(path)
+
+
+def discard(path: Path) -> None:
+    """Renames first, so that a kill in the middle leaves no checkpoint that lacks files."""
+    doomed = atomic.aside(path)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

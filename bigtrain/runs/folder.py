@@ -1,0 +1,47 @@
+"""The run folder: where everything of one run lies, and who may write to it."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from bigtrain.errors import UserMistake
+
+
+class RunFolder:
+    """Names of the files of one run (HOUSE: run folder)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self._lock: int | None = None
+
+    def samples(self, step: int) -> Path:
+        return self.path / "samples" / f"step_{step:08d}.png"
+
+    def evaluation(self, step: int) -> Path:
+        return self.path / "evaluations" / f"step_{step:08d}.json"
+
+    def make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserMistake(
+                f"{self.path}: cannot make the run folder ({error.strerror}); choose another with run.dir=PATH"
+            ) from error
+
+    def lock(self) -> None:
+        """Makes this process the only one that trains in this folder; the kernel drops the lock with the process."""
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise UserMistake(
+                f"{self.path}: another process is training in this run folder; wait for it, or choose another with "
+                "run.dir=PATH"
+            ) from error
+        self._lock = descriptor
