@@ -1,0 +1,23 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import tests.toy  # noqa: F401  (registers the toy family)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_cache_for_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits' shards and the classifiers are made once, whichever test comes first in whichever worker."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    os.environ["BIGTRAIN_CACHE"] = str(cache)
+    return cache
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_float32() -> None:
+    """Two test processes share two cores; and no test leaves its precision to the next."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
