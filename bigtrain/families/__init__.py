@@ -1,0 +1,1 @@
+"""What is learned: one module per family, named by its kind. The trainer, the evaluation and the pipelines import `family`."""

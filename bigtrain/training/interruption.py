@@ -1,0 +1,69 @@
+"""Leaving on a signal: every rank agrees on the step, the trainer writes a checkpoint, the process ends."""
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bigtrain.cluster import world
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
+
+
+class Interruption:
+    """Notes SIGTERM, SIGINT and SIGUSR1; a second SIGINT interrupts at once.
+
+    `agreed` is called by every rank after every step. The answer of step s is the maximum over ranks of what had arrived
+    by step s - 1: the exchange runs on the CPU beside the step, so that neither the device nor another rank is waited
+    for, and all ranks leave after the same step.
+    """
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._group: Any = dist.new_group(backend="gloo") if world.size() > 1 else None
+        self._exchange: tuple[Any, torch.Tensor] | None = None
+        _follow_launcher()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def agreed(self) -> str | None:
+        """The name of the signal on which all ranks leave now, or None."""
+        if self._group is None:
+            return signal.Signals(self._signal).name if self._signal else None
+        number = self._finish_exchange()
+        flag = torch.tensor(self._signal)
+        self._exchange = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True), flag
+        return signal.Signals(number).name if number else None
+
+    def _finish_exchange(self) -> int:
+        if self._exchange is None:
+            return 0
+        work, flag = self._exchange
+        self._exchange = None
+        work.wait()
+        return int(flag)
+
+    def close(self) -> None:
+        """Gives the signals back, and waits for the exchange that is still under way."""
+        self._finish_exchange()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def _follow_launcher() -> None:
+    """Asks the kernel for a SIGTERM if the launcher dies, so that no rank trains on as an orphan.
+
+    Only under a launcher: a process started from a shell must outlive it (nohup).
+    """
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))

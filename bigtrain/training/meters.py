@@ -1,0 +1,98 @@
+"""Interval averages that stay on the device between two rows of metrics.jsonl, and travel with the checkpoint."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtrain.cluster import world
+from bigtrain.families.family import Losses
+
+
+class PhaseMeter:
+    """Averages of one phase's losses and gradient norm over the updates since the last row, and its skipped updates.
+
+    Values are averaged over ranks at every update (one small collective), so the state is the same on all ranks at any
+    time: a checkpoint at an odd moment, or at another world size, changes no logged number.
+    """
+
+    def __init__(self, phase: str, device: torch.device) -> None:
+        self.phase = phase
+        self.skipped = 0
+        """Updates that were not finite and so not made, in the whole run; as of the last `fetch` or `state`."""
+        self.first_skipped = -1
+        """The step of the first of them, or -1."""
+        self._names: list[str] = []
+        self._pieces: list[Tensor] = []
+        self._current = torch.zeros(0)
+        self._sums: Tensor | None = None
+        self._updates = torch.zeros((), dtype=torch.float64, device=device)
+        self._skips = torch.tensor([0, -1], device=device)
+        self._saved: Mapping[str, float] = {}
+
+    def note(self, losses: Losses) -> None:
+        """Takes the values of one microbatch."""
+        self._names = [f"loss/{self.phase}", *(f"loss/{self.phase}/{term}" for term in losses.terms)]
+        values = [losses.total, *losses.terms.values()]
+        self._pieces.append(torch.stack([value.detach().double() for value in values]))
+
+    def share(self, accumulate: int) -> Tensor:
+        """Averages the update's microbatches over ranks; returns whether all of it is finite, as a bool on the device."""
+        mean = torch.stack(self._pieces).sum(0) / (accumulate * world.size())
+        self._pieces.clear()
+        self._current = world.sum_over_ranks(mean)
+        return torch.isfinite(self._current).all()
+
+    def add(self, finite: Tensor, norm: Tensor, step: int) -> None:
+        """Adds the update to the averages if it was made, to the skipped ones if not."""
+        values = torch.cat([self._current, norm.detach().double().reshape(1)])
+        if self._sums is None:
+            names = [*self._names, f"gradient_norm/{self.phase}"]
+            kept = [self._saved.get(name, 0.0) for name in names]
+            self._sums = torch.tensor(kept, dtype=torch.float64, device=values.device)
+        self._sums += torch.where(finite, values, torch.zeros_like(values))
+        self._updates += finite
+        count, first = self._skips
+        self._skips = torch.stack([count + ~finite, torch.where(finite | (first >= 0), first, step)])
+
+    def fetch(self, reset: bool) -> dict[str, float]:
+        """The averages since the last reset, by name; waits for the device."""
+        state = self.state()
+        if reset:
+            self._sums = None
+            self._saved = {}
+            self._updates.zero_()
+        updates = state["updates"]
+        return {name: total / updates for name, total in state["sums"].items()} if updates else {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps; also reads `skipped` and `first_skipped` from the device."""
+        self.skipped, self.first_skipped = self._skips.tolist()
+        sums = dict(self._saved)
+        if self._sums is not None:
+            sums = dict(zip([*self._names, f"gradient_norm/{self.phase}"], self._sums.tolist(), strict=True))
+        return {"sums": sums, "updates": float(self._updates), "skips": [self.skipped, self.first_skipped]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._saved = state["sums"]
+        self._updates.fill_(state["updates"])
+        self._skips = torch.tensor(state["skips"], device=self._updates.device)
+
+
+class Interval:
+    """Wall time between rows, without what `pause` takes out (pictures, evaluations)."""
+
+    def __init__(self, step: int) -> None:
+        self._begin, self._step = time.perf_counter(), step
+
+    def pause(self, seconds: float) -> None:
+        self._begin += seconds
+
+    def read(self, step: int) -> tuple[float, int]:
+        """(seconds, steps) since the last call."""
+        now = time.perf_counter()
+        seconds, steps = now - self._begin, step - self._step
+        self._begin, self._step = now, step
+        return seconds, steps

@@ -1,0 +1,67 @@
+"""What a run says of itself while it runs: metrics.jsonl, TensorBoard and a live line."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from bigtrain.runs import atomic
+
+
+class Tracker:
+    """Writes one row per logged step, on the main rank. Rows after `step` are cut off first, since they will come again."""
+
+    def __init__(self, metrics: Path, tensorboard: Path, *, step: int, steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # heavy, and only training needs it
+
+        cut_back(metrics, step)
+        self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115  (held open for the length of the run)
+        self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
+        self._steps = steps
+        self._live = sys.stderr.isatty()
+
+    def row(self, values: Mapping[str, float]) -> None:
+        """One logged step: a JSON object on a line of its own, and the same values for TensorBoard."""
+        self._file.write(json.dumps(dict(values)) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if "/" in name:
+                self._board.add_scalar(name, value, int(values["step"]))
+
+    def line(self, values: Mapping[str, float], eta_s: float) -> None:
+        """The progress line: rewritten in place on a terminal, a line of its own in a log file."""
+        losses = "  ".join(f"{name.split('/')[1]} {v:.3f}" for name, v in values.items() if _is_phase_loss(name))
+        text = (
+            f"step {values['step']}/{self._steps}  {losses}  {values['throughput/images_per_s']:.0f} images/s  "
+            f"data wait {100 * values['throughput/data_wait_share']:.0f} %  ETA {_clock(eta_s)}"
+        )
+        print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A message that stays."""
+        print(f"\r\x1b[K{text}" if self._live else text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._live:
+            print(file=sys.stderr)
+        self._file.close()
+        self._board.close()
+
+
+def cut_back(metrics: Path, step: int) -> None:
+    """Drops the rows after `step`, and a last row that a crash tore."""
+    if not metrics.exists():
+        return
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) != len(lines):
+        atomic.write_bytes(metrics, "".join(kept).encode())
+
+
+def _is_phase_loss(name: str) -> bool:
+    return name.startswith("loss/") and name.count("/") == 1
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,0 +1,364 @@
+"""The loop. It knows phases and nothing else: no family is named here.
+
+`step` is the only clock: schedules, draws, intervals and the data's position follow from it, so a run that was stopped
+continues as if it had not been. To resume, run the same command again.
+"""
+
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bigtrain.cluster import world
+from bigtrain.data.index import Index
+from bigtrain.data.stream import Batch, DataOptions, Stream, to_images
+from bigtrain.errors import TrainingDiverged, UserMistake
+from bigtrain.families.family import Family, Microbatch, Phase, build_network
+from bigtrain.options import Options
+from bigtrain.randomness import Draws, torch_seed
+from bigtrain.runs import checkpoint
+from bigtrain.runs.folder import RunFolder
+from bigtrain.training.averaging import EmaOptions
+from bigtrain.training.engine import EngineOptions, TrainedPlayer, autocast, configure_arithmetic
+from bigtrain.training.interruption import Interruption
+from bigtrain.training.meters import Interval, PhaseMeter
+from bigtrain.training.tracking import Tracker
+
+
+class TrainOptions(Options):
+    """How long and in what pieces."""
+
+    steps: int = Field(gt=0)
+    """Steps in all; one step runs every phase that is due, with all of its repeats."""
+    batch_size: int = Field(gt=0)
+    """Images of one update, over all ranks and microbatches."""
+    accumulate: int = Field(default=1, gt=0)
+    """Microbatches of one update. Batch statistics are those of a microbatch, so this is part of the experiment."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast; weights, averages, losses and statistics stay float32."""
+    deterministic: bool = False
+    """On GPUs: only kernels that give the same bits at every run (slower). CPU runs are so in any case."""
+    log_every: int = Field(default=100, gt=0)
+    """Steps between rows of metrics.jsonl."""
+    sample_every: int | None = Field(default=None, gt=0)
+    """Steps between pictures; null: none."""
+    save_every: int = Field(default=1000, gt=0)
+    """Steps between checkpoints; there is one at the end in any case."""
+    keep: int = Field(default=2, ge=2)
+    """Newest checkpoints that are kept; two at least, so that a damaged one has one before it."""
+    evaluate_every: int | None = Field(default=None, gt=0)
+    """Steps between evaluations of the averaged weights; null: none."""
+    nonfinite_updates: int = Field(default=0, ge=0)
+    """Updates with a non-finite loss or gradient that are skipped, in the whole run, before it stops."""
+
+
+class Observer(Protocol):
+    """What the doors have done at intervals with the averaged weights: pictures, evaluations.
+
+    Called on every rank; the networks are in eval mode and must be left as they are. Returns values to be logged.
+    """
+
+    def __call__(self, step: int, networks: Mapping[str, nn.Module]) -> Mapping[str, float]: ...
+
+
+class Trainer:
+    """One training run of one family on one stream."""
+
+    def __init__(
+        self,
+        family: Family,
+        index: Index,
+        folder: RunFolder,
+        *,
+        seed: int,
+        data: DataOptions,
+        train: TrainOptions,
+        ema: EmaOptions,
+        engine: EngineOptions,
+        device: torch.device,
+        observers: Mapping[str, Observer],
+    ) -> None:
+        """`observers`: by what runs them: "sample" (train.sample_every) and "evaluate" (train.evaluate_every)."""
+        check_batch(train, world.size())
+        configure_arithmetic(train.precision, train.deterministic)
+        self.family, self.index, self.folder = family, index, folder
+        self.seed, self.data, self.train, self.device = seed, data, train, device
+        self.observers = observers
+        self.players = {
+            name: TrainedPlayer(build_network(family, name, seed), player, ema, engine, device)
+            for name, player in family.players.items()
+        }
+        self.networks = {name: player.network for name, player in self.players.items()}
+        self.meters = {phase.name: PhaseMeter(phase.name, device) for phase in family.phases}
+        self.step = 0
+        self.position = 0
+        self.wall_s = 0.0
+        self.replaced = 0
+        self._replaced_names: list[str] = []
+        self._batches: Iterator[Batch] = iter(())
+        self._interval = Interval(0)
+        self._focused: str | None = None
+        self._wait_s = 0.0
+
+    # -- the run ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> str | None:
+        """Trains to the last step, from the newest whole checkpoint if there is one.
+
+        Returns the signal on which it left early with a checkpoint written, or None when it is complete. Raises
+        TrainingDiverged after more non-finite updates than the recipe allows.
+        """
+        self._resume()
+        interruption = Interruption()
+        stream = self._open_stream()
+        tracker = None
+        if world.is_main():
+            tracker = Tracker(self.folder.metrics, self.folder.tensorboard, step=self.step, steps=self.train.steps)
+        self._batches = iter(stream)
+        self._interval = Interval(self.step)
+        try:
+            self._observe(tracker)
+            while self.step < self.train.steps:
+                self._take_step()
+                signal = interruption.agreed()
+                if self._due(self.train.log_every):
+                    self._log(tracker)
+                if signal or self._due(self.train.save_every):
+                    self._save(tracker)
+                if signal:
+                    return signal
+                self._observe(tracker)
+            return None
+        finally:
+            stream.close()
+            if tracker is not None:
+                tracker.close()
+            interruption.close()
+
+    def _take_step(self) -> None:
+        """Every phase that is due, every repeat of it; then the averages."""
+        finite = {name: torch.ones((), dtype=torch.bool, device=self.device) for name in self.players}
+        for phase in self.family.phases:
+            if self.step % phase.every == 0:
+                for repeat in range(phase.repeats):
+                    finite[phase.player] = self._update(phase, repeat)
+        for name, player in self.players.items():
+            if player.average is not None:
+                player.average.update(self.step, finite[name])
+        self.step += 1
+
+    def _update(self, phase: Phase, repeat: int) -> Tensor:
+        """One update of one player; returns on the device whether it was finite and so was made."""
+        player = self.players[phase.player]
+        self._focus(phase.player)
+        player.start_update()
+        meter = self.meters[phase.name]
+        for piece in range(self.train.accumulate):
+            last = piece == self.train.accumulate - 1
+            microbatch = self._microbatch(phase, repeat, piece)
+            with autocast(self.train.precision, self.device):
+                losses = phase.loss(self.networks, microbatch)
+            loss = losses.total / self.train.accumulate
+            if last and phase.weight_penalty is not None:
+                loss = loss + phase.weight_penalty(player.network)
+            player.backward(loss, last)
+            meter.note(losses)
+        sound = meter.share(self.train.accumulate)
+        finite, norm = player.update(self.step, sound)
+        meter.add(finite, norm, self.step)
+        return finite
+
+    def _focus(self, player: str) -> None:
+        if self._focused != player:
+            for name, other in self.players.items():
+                other.focus(name == player)
+            self._focused = player
+
+    # -- data -------------------------------------------------------------------------------------------------------
+
+    def _open_stream(self) -> Stream:
+        return Stream(
+            self.index,
+            self.data,
+            self.seed,
+            rank=world.rank(),
+            world=world.size(),
+            microbatch=self.train.batch_size // self.train.accumulate,
+            position=self.position,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _microbatch(self, phase: Phase, repeat: int, piece: int) -> Microbatch:
+        """This rank's slice of one global microbatch; a phase that reads no data gets the same places without images."""
+        whole = self.train.batch_size // self.train.accumulate
+        share = whole // world.size()
+        first = piece * whole + world.rank() * share
+        draws = Draws(self.seed, self.step, repeat)
+        # The one draw that may depend on the rank: dropout masks (HOUSE, promise 1).
+        torch.manual_seed(torch_seed(self.seed, f"{phase.name}/dropout", step=self.step, repeat=repeat, index=first))
+        images = labels = None
+        if phase.reads_data:
+            batch = self._next_batch()
+            self.position += whole
+            images = to_images(batch, self.device)
+            labels = batch.labels.to(self.device, non_blocking=True)
+        return Microbatch(images, labels, range(first, first + share), draws, self.device)
+
+    def _next_batch(self) -> Batch:
+        begin = time.perf_counter()
+        batch = next(self._batches)
+        self._wait_s += time.perf_counter() - begin
+        self._replaced_names += batch.replaced
+        return batch
+
+    # -- what is seen of it -----------------------------------------------------------------------------------------
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and (self.step % every == 0 or self.step == self.train.steps)
+
+    def _observe(self, tracker: Tracker | None) -> None:
+        """Pictures and evaluations that are due at this step; a resumed run makes up for those that it lacks."""
+        for name, every in (("sample", self.train.sample_every), ("evaluate", self.train.evaluate_every)):
+            if name in self.observers and self.step > 0 and self._due(every):
+                begin = time.perf_counter()
+                values = self.observers[name](self.step, self.averaged_networks())
+                self._interval.pause(time.perf_counter() - begin)
+                if tracker is not None and values:
+                    tracker.say(
+                        f"step {self.step}: " + "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+                    )
+
+    def averaged_networks(self) -> dict[str, nn.Module]:
+        """The average of each player that has one, the network itself of the others."""
+        return {
+            name: player.average.network if player.average is not None else player.network
+            for name, player in self.players.items()
+        }
+
+    def _log(self, tracker: Tracker | None) -> None:
+        """Fetches what the device has gathered since the last row: the only time that the host waits for it."""
+        values: dict[str, float] = {}
+        # A row at the last step alone ends no interval: a run that is resumed with more steps goes on with it.
+        regular = self.step % self.train.log_every == 0
+        for meter in self.meters.values():
+            values |= meter.fetch(reset=regular)
+        self._stop_if_diverged()
+        self._count_replaced(tracker)
+        seconds, steps = self._interval.read(self.step)
+        self.wall_s += seconds
+        row: dict[str, Any] = {"step": self.step, "images": self.step * self.train.batch_size}
+        row |= {"wall": round(self.wall_s, 3)} | values
+        row |= {f"lr/{name}": player.learning_rate for name, player in self.players.items()}
+        row["throughput/images_per_s"] = steps * self.train.batch_size / max(seconds, 1e-9)
+        row["throughput/data_wait_share"] = min(1.0, self._wait_s / max(seconds, 1e-9))
+        row["memory/peak_gib"] = peak_memory_gib(self.device)
+        if self.replaced:
+            row["data/replaced"] = self.replaced
+        self._wait_s = 0.0
+        if tracker is not None:
+            tracker.row(row)
+            tracker.line(row, eta_s=(self.train.steps - self.step) * seconds / max(steps, 1))
+
+    def _stop_if_diverged(self) -> None:
+        """Every rank comes to the same verdict, because the meters are the same on all of them."""
+        skipped = sum(meter.skipped for meter in self.meters.values())
+        if skipped <= self.train.nonfinite_updates:
+            return
+        first = min((meter for meter in self.meters.values() if meter.skipped), key=lambda meter: meter.first_skipped)
+        player = next(phase.player for phase in self.family.phases if phase.name == first.phase)
+        raise TrainingDiverged(
+            f"step {first.first_skipped}, phase {first.phase}, player {player}: the loss or its gradient was not finite "
+            f"({skipped} updates so far, none of them made; train.nonfinite_updates allows "
+            f"{self.train.nonfinite_updates}). The checkpoints are sound. A lower learning rate or a clip_norm, in a new "
+            "run, is the usual remedy"
+        )
+
+    def _count_replaced(self, tracker: Tracker | None) -> None:
+        """Counts, over all ranks, the undecodable samples that were replaced, and names them."""
+        if self.data.undecodable == "replace":
+            names = [name for names in world.gather_objects(self._replaced_names) for name in names]
+            self.replaced += len(names)
+            self._replaced_names = []
+            if tracker is not None:
+                for name in names:
+                    tracker.say(f"warning: replaced an undecodable sample: {name}")
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save(self, tracker: Tracker | None) -> None:
+        """Writes a checkpoint on the main rank; every rank learns whether the disk took it."""
+        meters = {name: meter.state() for name, meter in self.meters.items()}
+        self._stop_if_diverged()
+        self._count_replaced(tracker)
+        state = {
+            "step": self.step,
+            "position": self.position,
+            "wall": self.wall_s,
+            "replaced": self.replaced,
+            "meters": meters,
+            "data": describe(self.index),
+        }
+
+        def write() -> None:
+            players = {name: player.tensors() for name, player in self.players.items()}
+            checkpoint.write(self.folder.checkpoints, self.step, players, state)
+            checkpoint.keep_newest(self.folder.checkpoints, self.train.keep)
+
+        world.on_main(write)
+
+    def _resume(self) -> None:
+        """Takes over the newest whole checkpoint; without one the run begins at step 0."""
+        found = world.on_main(self._newest_path)
+        if found is None:
+            return
+        saved = checkpoint.Checkpoint(found)
+        if saved.state["data"]["fingerprint"] != self.index.fingerprint:
+            raise UserMistake(
+                f"{self.index.path}: data.train is not the data that {self.folder.path} was trained on (its shards' "
+                "contents differ); restore them, or train in another folder with run.dir=PATH"
+            )
+        for name, player in self.players.items():
+            player.load(saved.tensors(name))
+        for name, meter in self.meters.items():
+            meter.load(saved.state["meters"][name])
+        self.step, self.position = saved.step, saved.state["position"]
+        self.wall_s, self.replaced = saved.state["wall"], saved.state["replaced"]
+
+    def _newest_path(self) -> Path | None:
+        checkpoint.clean(self.folder.checkpoints)
+        newest = checkpoint.newest_whole(self.folder.checkpoints)
+        return newest.path if newest is not None else None
+
+
+def describe(index: Index) -> dict[str, Any]:
+    """What a checkpoint says of the data, enough to sample from the weights without it."""
+    return {
+        "fingerprint": index.fingerprint,
+        "image_size": index.image_size,
+        "classes": list(index.classes),
+        "class_counts": list(index.class_counts),
+    }
+
+
+def check_batch(train: TrainOptions, ranks: int) -> None:
+    """Raises UserMistake if the global batch does not divide over microbatches and ranks."""
+    unit = train.accumulate * ranks
+    if train.batch_size % unit:
+        below = train.batch_size // unit * unit
+        near = " or ".join(str(size) for size in (below, below + unit) if size)
+        raise UserMistake(
+            f"train.batch_size: {train.batch_size} does not divide into {train.accumulate} microbatches (train.accumulate) "
+            f"x {ranks} ranks; {near} would"
+        )
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory held so far: by tensors on a GPU, by this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,99 @@
+"""A family of two players on 16x16 images that trains in milliseconds: the proof that the trainer knows phases only.
+
+It has what a family can have: batch statistics, power iteration, two phases of different frequency, a weight penalty, a
+phase that reads no data, class labels.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bigtrain.families.family import Family, Losses, Microbatch, Networks, OptimizerOptions, Phase, Player, Problem
+from bigtrain.networks.normalisation import SNLinear, SyncedBatchNorm
+from bigtrain.options import Options
+from bigtrain.randomness import Draws
+
+LATENT = 4
+
+
+class Maker(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = nn.Embedding(classes, LATENT)
+        self.linear = nn.Linear(LATENT, 3 * 4 * 4)
+        self.norm = SyncedBatchNorm(3)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        h = self.linear(z + self.classes(labels)).unflatten(1, (3, 4, 4))
+        return torch.tanh(F.interpolate(self.norm(h), scale_factor=4))
+
+
+class Critic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = SNLinear(3 * 8 * 8, 8)
+        self.out = nn.Linear(8, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.out(F.relu(self.hidden(F.avg_pool2d(images, 2).flatten(1)))).squeeze(1)
+
+
+class ToySamplingOptions(Options):
+    scale: float = 1.0
+
+
+class ToyOptions(Options):
+    kind: Literal["toy"]
+    optimizer: OptimizerOptions = OptimizerOptions(lr=0.01)
+    explode_at: int | None = None
+    """Step at which the critic's loss becomes NaN, for the tests of what happens then."""
+    sampling: ToySamplingOptions = ToySamplingOptions()
+
+
+class Toy(Family, kind="toy"):
+    options_class = ToyOptions
+    sampling_class = ToySamplingOptions
+    sampled_players = ("maker",)
+
+    def __init__(self, options: ToyOptions, problem: Problem) -> None:
+        self.options, self.problem, self.sampling = options, problem, options.sampling
+        self.players = {
+            "maker": Player(lambda: Maker(len(problem.classes)), options.optimizer, averaged=True),
+            "critic": Player(Critic, options.optimizer),
+        }
+        self.phases = [
+            Phase("critic", "critic", self.critic_loss, repeats=2),
+            Phase(
+                "maker", "maker", self.maker_loss, every=2, reads_data=False,
+                weight_penalty=lambda network: 1e-3 * network.linear.weight.square().sum(),
+            ),
+        ]  # fmt: skip
+
+    def critic_loss(self, networks: Networks, batch: Microbatch) -> Losses:
+        with torch.no_grad():
+            fake = self._make(networks, batch, "critic")
+        real, made = networks["critic"](torch.cat([batch.images, fake])).split(len(fake))
+        loss = F.softplus(-real).mean() + F.softplus(made).mean()
+        if batch.draws.step == self.options.explode_at and batch.draws.repeat == 1:
+            loss = loss * float("nan")
+        return Losses(loss, {"real": real.mean()})
+
+    def maker_loss(self, networks: Networks, batch: Microbatch) -> Losses:
+        return Losses(F.softplus(-networks["critic"](self._make(networks, batch, "maker"))).mean(), {})
+
+    def _make(self, networks: Networks, batch: Microbatch, phase: str) -> Tensor:
+        labels = self.problem.draw_labels(batch.draws, f"{phase}/labels", batch.indices)
+        return networks["maker"](batch.draws.normal(f"{phase}/z", batch.indices, (LATENT,)), labels)
+
+    def prepare_sampling(self, networks: Networks, sampling: Any, seed: int) -> Networks:
+        return {"maker": networks["maker"].eval()}
+
+    @torch.no_grad()
+    def sample(
+        self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: ToySamplingOptions
+    ) -> Tensor:
+        z = Draws(seed).normal("sample/z", indices, (LATENT,)) * sampling.scale
+        return networks["maker"](z, labels)
