@@ -1,0 +1,99 @@
+"""One picture file to one shard member: upright, RGB, square, encoded; or byte for byte where that is already so."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from bigtrain.data.decode import Undecodable, decode, load, open_lazily, to_rgb
+
+FORMATS = ("jpg", "png", "webp")
+"""What shards may hold."""
+_READ = ("JPEG", "PNG", "WEBP", "BMP")
+_FORMAT_OF = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_ENCODERS: dict[str, dict[str, Any]] = {
+    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},  # 4:4:4: small pictures have no chroma to spare
+    "png": {"format": "PNG"},
+    "webp": {"format": "WEBP", "lossless": True, "exact": True},
+}
+_EXIF_ORIENTATION = 0x0112
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A shard member. shape: (height, width); mended: the file was damaged, but not so that Pillow gives it up."""
+
+    extension: str
+    data: bytes
+    shape: tuple[int, int]
+    mended: bool
+
+
+def convert(data: bytes, size: int | None, wanted: str | None) -> Member:
+    """A picture file as a shard member. Raises Undecodable.
+
+    size: pixels of a side: the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None
+    leaves the size as it is. wanted: one of FORMATS; None keeps a file's own (png for one that shards cannot hold).
+    A file that is whole, upright, of that size and of that format already is kept byte for byte, because encoding it
+    once more would only lose quality. JPEG is written at quality 95, 4:4:4; WebP losslessly.
+    """
+    header = open_lazily(data, _READ)
+    own, turn = _FORMAT_OF.get(header.format or ""), _turn(header)
+    image, mended = _pixels(data, header)
+    right = turn is None and not mended and wanted in (None, own) and size in (None, *_square(image))
+    if own is not None and right:
+        return Member(own, data, (image.height, image.width), mended)
+    if turn is not None:
+        image = image.transpose(turn)
+    if size is not None:
+        image = _centre_square(image, size)
+    extension = wanted or own or "png"
+    return Member(extension, _encode(image, extension), (image.height, image.width), mended)
+
+
+def _pixels(data: bytes, header: Image.Image) -> tuple[Image.Image, bool]:
+    """The picture in RGB, and whether only Pillow would have it, which forgives damage such as stray bytes."""
+    if header.format == "BMP":
+        return to_rgb(load(header)), False
+    try:
+        return Image.fromarray(decode(data)), False
+    except Undecodable:
+        return to_rgb(load(header)), True
+
+
+def _square(image: Image.Image) -> tuple[int, ...]:
+    return (image.width,) if image.width == image.height else ()
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright; None where it already is, or where its EXIF is too damaged to say."""
+    try:
+        return _TO_UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:
+        return None
+
+
+def _centre_square(image: Image.Image, size: int) -> Image.Image:
+    shorter = min(image.size)
+    width, height = (max(size, round(side * size / shorter)) for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _encode(image: Image.Image, extension: str) -> bytes:
+    file = io.BytesIO()
+    image.info = {}  # no colour profile, comment or EXIF of the original travels along
+    image.save(file, **_ENCODERS[extension])
+    return file.getvalue()

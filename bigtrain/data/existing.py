@@ -1,0 +1,234 @@
+"""Indexing shards that others made: every member is found and every doubt about a tar is an error, before training."""
+
+import contextlib
+import hashlib
+import mmap
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bigtrain.data.decode import Undecodable, header_size, label
+from bigtrain.data.index import IMAGE_EXTENSIONS, Index, Shard
+from bigtrain.data.parallel import Progress, run
+from bigtrain.data.shards import BLOCK, END_OF_TAR, common_size, disk_troubles
+from bigtrain.errors import UserMistake
+
+MOST_CLASSES = 1_000_000
+_CHUNK = 2**24
+_NOT_COMPRESSED = (
+    "compressed tars cannot be read at random places; unpack it to a plain .tar (pictures are compressed already)"
+)
+_TRUNCATED = "the shard is truncated or damaged; copy it here again"
+_KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
+_TAR = re.compile(r"(?P<split>.+)-\d+\.tar")
+_COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)")
+_COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+
+
+def index_shards(folder: Path, out: Path | None = None, *, workers: int, quiet: bool = False) -> list[Path]:
+    """Writes `SPLIT.json` for the tars `SPLIT-000000.tar ...` of a folder, beside them or in `out`; returns the paths.
+
+    Classes are the lines of `folder/classes.txt`, else those of an index that is there already, else "0" .. the largest
+    label. Raises UserMistake, naming shard and member, for compressed or truncated tars, duplicate keys, samples that
+    are not one image and one .cls, and labels that are not decimal or not below the number of classes.
+    """
+    by_split = _list(folder)
+    tars = [tar for split in by_split.values() for tar in split]
+    with tqdm(
+        total=sum(tar.stat().st_size for tar in tars), unit="B", unit_scale=True, desc=str(folder), disable=quiet
+    ) as bar:
+        found = dict(zip(tars, run(_inspect, tars, workers, bar.update), strict=True))
+    out = folder if out is None else out
+    classes = _classes(folder, out, list(by_split), found)
+    with disk_troubles(out):
+        out.mkdir(parents=True, exist_ok=True)
+        return [_write_index(out, split, classes, {tar: found[tar] for tar in by_split[split]}) for split in by_split]
+
+
+def _list(folder: Path) -> dict[str, list[Path]]:
+    """The tars of each split, sorted by name."""
+    if not folder.is_dir():
+        raise UserMistake(
+            f"{folder}: there is no such folder; --index-only wants a folder of tars SPLIT-000000.tar ..."
+        )
+    by_split: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if _COMPRESSED.fullmatch(path.name):
+            raise UserMistake(f"{path}: {_NOT_COMPRESSED}")
+        if path.suffix != ".tar":
+            continue
+        match = _TAR.fullmatch(path.name)
+        if match is None:
+            raise UserMistake(
+                f"{path}: the name does not say its split; name the tars SPLIT-000000.tar, SPLIT-000001.tar ..."
+            )
+        by_split.setdefault(match["split"], []).append(path)
+    if not by_split:
+        raise UserMistake(f"{folder}: no tars here; --index-only wants tars SPLIT-000000.tar ...")
+    return by_split
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A shard as it was found, and the (height, width) that its images' headers say."""
+
+    shard: Shard
+    shapes: frozenset[tuple[int, int]]
+
+
+def _inspect(path: Path, progress: Progress) -> _Found:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < len(END_OF_TAR):
+                raise UserMistake(f"{path}: {_TRUNCATED}")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _inspect_bytes(path, data, progress)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserMistake(f"{path}: the shard cannot be read: {error.strerror}") from None
+
+
+def _inspect_bytes(path: Path, data: mmap.mmap, progress: Progress) -> _Found:
+    digest = hashlib.sha256()
+    for begin in range(0, len(data), _CHUNK):
+        chunk = data[begin : begin + _CHUNK]
+        digest.update(chunk)
+        progress(len(chunk))
+    samples = _samples(path, _members(path, data))
+    labels, shapes = [], set()
+    for key, members in samples.items():
+        offset, size = members["cls"]
+        try:
+            labels.append(label(data[offset : offset + size]))
+        except Undecodable as error:
+            raise UserMistake(f"{path}: member {key}.cls: {error}") from None
+        offset, size = next(members[extension] for extension in IMAGE_EXTENSIONS if extension in members)
+        with contextlib.suppress(Undecodable):  # not the index's to judge: data.undecodable says what becomes of it
+            shapes.add(header_size(data[offset : offset + size]))
+    shard = Shard(
+        path.name, len(data), digest.hexdigest(), tuple(samples), np.array(labels, dtype=np.int64), _columns(samples)
+    )
+    return _Found(shard, frozenset(shapes))
+
+
+def _members(path: Path, data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of each file in the tar; checks that the tar is whole.
+
+    Python's tarfile takes an archive that stops between two members, or goes on after its end, for a whole one.
+    """
+    if data[:6].startswith(_COMPRESSED_MAGIC):
+        raise UserMistake(f"{path}: {_NOT_COMPRESSED}")
+    name, end = "its start", 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                name, end = f"member {member.name}", member.offset_data + -(-member.size // BLOCK) * BLOCK
+                if member.isdir() or _is_note(member.name):
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise UserMistake(f"{path}: {name} is not a plain file; write the shard with plain files")
+                yield member.name, member.offset_data, member.size
+    except tarfile.TarError as error:
+        raise UserMistake(f"{path}: after {name}: {error}: {_TRUNCATED}") from None
+    if data[end : end + len(END_OF_TAR)] != END_OF_TAR:
+        raise UserMistake(f"{path}: after {name} there is neither a member nor the archive's end: {_TRUNCATED}")
+    for begin in range(end, len(data), _CHUNK):
+        if data[begin : begin + _CHUNK].count(0) != len(data[begin : begin + _CHUNK]):
+            raise UserMistake(
+                f"{path}: there is more after the archive's end (tars joined by cat?); write it as one archive"
+            )
+
+
+def _is_note(name: str) -> bool:
+    """Names like __index__ are not samples to webdataset."""
+    return "/" not in name and name.startswith("__") and name.endswith("__")
+
+
+def _samples(path: Path, members: Iterator[tuple[str, int, int]]) -> dict[str, dict[str, tuple[int, int]]]:
+    """For each key: extension -> (offset, size). Keys and extensions are told apart as webdataset does."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    last = None
+    for name, offset, size in members:
+        match = _KEY_AND_EXTENSION.fullmatch(name)
+        if match is None:
+            raise UserMistake(f"{path}: member {name} has no extension; every member is named KEY.EXTENSION")
+        key, extension = match[1], match[2].lower()
+        if (key != last and key in samples) or extension in samples.get(key, ()):
+            raise UserMistake(f"{path}: member {name}: the key {key} comes twice; keys are unique within a shard")
+        samples.setdefault(key, {})[extension] = (offset, size)
+        last = key
+    for key, extensions in samples.items():
+        images = [extension for extension in IMAGE_EXTENSIONS if extension in extensions]
+        if len(images) != 1 or "cls" not in extensions:
+            raise UserMistake(
+                f"{path}: sample {key} has the members {', '.join(f'{key}.{extension}' for extension in extensions)}, "
+                f"but needs one image ({', '.join(IMAGE_EXTENSIONS)}) and one .cls"
+            )
+    return samples
+
+
+def _columns(samples: Mapping[str, Mapping[str, tuple[int, int]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    absent = (-1, 0)
+    extensions = {extension for members in samples.values() for extension in members}
+    columns = {}
+    for extension in sorted(extensions):
+        places = np.array([members.get(extension, absent) for members in samples.values()], dtype=np.int64)
+        columns[extension] = (places[:, 0].copy(), places[:, 1].copy())
+    return columns
+
+
+def _classes(folder: Path, out: Path, splits: Sequence[str], found: Mapping[Path, _Found]) -> tuple[str, ...]:
+    """The names of the classes; every label is below their number."""
+    most = max((int(one.shard.labels.max()) for one in found.values() if one.shard.samples), default=-1)
+    listed = folder / "classes.txt"
+    named = next((index for split in splits if (index := _readable(out / f"{split}.json")) is not None), None)
+    if listed.exists():
+        classes, where = tuple(listed.read_text(encoding="utf-8").splitlines()), f"{listed} has"
+    elif named is not None and most < len(named.classes):
+        return named.classes
+    else:
+        classes, where = tuple(map(str, range(min(most + 1, MOST_CLASSES)))), "there can be"
+    for path, one in found.items():
+        for key, number in zip(one.shard.keys, one.shard.labels.tolist(), strict=True):
+            if number >= len(classes):
+                raise UserMistake(
+                    f"{path}: member {key}.cls: label {number} is out of range: {where} {len(classes)} classes, "
+                    f"numbered from 0"
+                )
+    return classes
+
+
+def _readable(path: Path) -> Index | None:
+    """The index that is there already; None if there is none, or one that this run is to replace."""
+    try:
+        return Index.read(path)
+    except UserMistake:
+        return None
+
+
+def _write_index(out: Path, split: str, classes: tuple[str, ...], found: Mapping[Path, _Found]) -> Path:
+    """Writes the index unless the very same is there already, with what bigtrain's own door noted in it."""
+    path = out / f"{split}.json"
+    shards = tuple(replace(one.shard, name=os.path.relpath(tar, out)) for tar, one in found.items())
+    size = common_size({shape for one in found.values() for shape in one.shapes})
+    index = Index(path, split, classes, size, shards)
+    if index.samples == 0:
+        raise UserMistake(f"{out}: the {split} shards hold no samples")
+    before = _readable(path)
+    if before is None or _described(before) != _described(index):
+        index.write()
+    return path
+
+
+def _described(index: Index) -> list[object]:
+    """All that an index says but `made`."""
+    return [index.split, index.classes, index.image_size, [shard.to_json() for shard in index.shards]]

@@ -1,0 +1,199 @@
+"""The index of a split: which shards it has and where each member lies in them.
+
+Shards are plain webdataset tars; `SPLIT.json` beside them makes every sample readable by one positioned read, so that
+order, exactly-once and resume are arithmetic on sample numbers. Sample numbers run through the shards in the index's
+order. The JSON holds one column per property and shard, which keeps a million samples to some 50 MB:
+
+    {"format": "bigtrain-index", "version": 1,
+     "split": "train", "classes": ["cat", "dog"],
+     "size": 32,                      pixels of a side if every image is a square of that size, else null
+     "made": {...} or null,           what bigtrain's shard door made these shards from; null for shards made by others
+     "shards": [
+       {"url": "train-000000.tar",    relative to the index's folder
+        "size": 1234944, "sha256": "...", "samples": 2,
+        "keys": ["00000000", "00000001"],
+        "labels": [1, 0],             numbers of classes, as in the .cls members
+        "members": {"jpg": {"offsets": [512, 3584], "sizes": [1893, 2210]}, "cls": {...}}}]}
+
+A sample that has no member of some extension has offset -1 there. Nothing in an index is ever executed or unpickled.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigtrain.errors import UserMistake
+from bigtrain.runs.atomic import write_bytes
+
+FORMAT = "bigtrain-index"
+FORMAT_VERSION = 1
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""The members of a shard that are read as images; content is checked again when it is decoded."""
+HOW_TO_MAKE = "make the shards with `python launch/shard.py SOURCE OUT --size N`"
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """One tar. `name`: its path relative to the index's folder; `size` in bytes; `labels`: int64 [samples].
+
+    `members`: for each extension the (offsets, sizes) of its members in bytes, int64 [samples] each, -1 where absent.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    keys: tuple[str, ...]
+    labels: np.ndarray
+    members: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def samples(self) -> int:
+        return len(self.keys)
+
+    def to_json(self) -> dict[str, Any]:
+        members = {
+            extension: {"offsets": offsets.tolist(), "sizes": sizes.tolist()}
+            for extension, (offsets, sizes) in sorted(self.members.items())
+        }
+        return {
+            "url": self.name,
+            "size": self.size,
+            "sha256": self.sha256,
+            "samples": self.samples,
+            "keys": list(self.keys),
+            "labels": self.labels.tolist(),
+            "members": members,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Shard":
+        """Raises KeyError, TypeError or ValueError if `value` is not what `to_json` gives."""
+        samples = int(value["samples"])
+        members = {
+            str(extension): (_column(member["offsets"], samples), _column(member["sizes"], samples))
+            for extension, member in value["members"].items()
+        }
+        keys = tuple(map(str, value["keys"]))
+        if len(keys) != samples:
+            raise ValueError(f"{value['url']} has {samples} samples but {len(keys)} keys")
+        labels = _column(value["labels"], samples)
+        return cls(str(value["url"]), int(value["size"]), str(value["sha256"]), keys, labels, members)
+
+
+def _column(values: Any, samples: int) -> np.ndarray:
+    column = np.asarray(values, dtype=np.int64)
+    if column.shape != (samples,):
+        raise ValueError(f"a column has shape {column.shape} where {samples} samples were announced")
+    return column
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """One split: its classes by number, its shards in order. `image_size`: pixels, None if images differ in size."""
+
+    path: Path
+    split: str
+    classes: tuple[str, ...]
+    image_size: int | None
+    shards: tuple[Shard, ...]
+    made: Mapping[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    @cached_property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 [samples], by sample number."""
+        return np.concatenate([shard.labels for shard in self.shards])
+
+    @cached_property
+    def class_counts(self) -> tuple[int, ...]:
+        """Samples of each class."""
+        return tuple(np.bincount(self.labels, minlength=len(self.classes)).tolist())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what the samples are and how they are numbered; where the files lie does not matter."""
+        shards = [[shard.sha256, shard.samples] for shard in self.shards]
+        text = json.dumps([FORMAT_VERSION, shards, list(self.classes)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Index":
+        """Raises UserMistake if the file is absent, is not an index, or is of another version."""
+        path = Path(path)
+        try:
+            value = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise UserMistake(f"{path}: there is no index here; {HOW_TO_MAKE}") from None
+        except OSError as error:
+            raise UserMistake(f"{path}: the index cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise UserMistake(f"{path}: not an index: {error}; {HOW_TO_MAKE}") from None
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise UserMistake(f"{path}: not an index of shards (no format: {FORMAT}); {HOW_TO_MAKE}")
+        if value.get("version") != FORMAT_VERSION:
+            raise UserMistake(
+                f"{path}: index version {value.get('version')}, but this bigtrain reads version {FORMAT_VERSION}; "
+                f"index the shards again with `python launch/shard.py {path.parent} --index-only`"
+            )
+        try:
+            return cls._from_json(path, value)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserMistake(
+                f"{path}: the index is damaged ({type(error).__name__}: {error}); {HOW_TO_MAKE}"
+            ) from None
+
+    @classmethod
+    def _from_json(cls, path: Path, value: dict[str, Any]) -> "Index":
+        shards = tuple(Shard.from_json(shard) for shard in value["shards"])
+        size = None if value["size"] is None else int(value["size"])
+        index = cls(path, str(value["split"]), tuple(map(str, value["classes"])), size, shards, value["made"])
+        if index.samples == 0:
+            raise ValueError("it has no samples")
+        if index.labels.min() < 0 or index.labels.max() >= len(index.classes):
+            raise ValueError(f"labels run to {index.labels.max()} but there are {len(index.classes)} classes")
+        return index
+
+    def write(self) -> None:
+        """Writes `self.path` whole or not at all, and not at all if it holds just this already."""
+        head = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "split": self.split,
+            "classes": list(self.classes),
+            "size": self.image_size,
+            "made": self.made,
+        }
+        shards = ",\n".join(json.dumps(shard.to_json(), separators=(",", ":")) for shard in self.shards)
+        data = f'{json.dumps(head)[:-1]}, "shards": [\n{shards}\n]}}\n'.encode()
+        if not self.path.exists() or self.path.read_bytes() != data:
+            write_bytes(self.path, data)
+
+    def check_files(self) -> None:
+        """Raises UserMistake, naming the shard, unless every shard lies where the index says, with the size it says."""
+        for shard in self.shards:
+            path = self.folder / shard.name
+            try:
+                found = path.stat().st_size
+            except OSError as error:
+                raise UserMistake(
+                    f"{path}: the shard cannot be opened ({error.strerror}) but {self.path} lists it; "
+                    "copy it here again, or run launch/shard.py again, which completes what is missing"
+                ) from None
+            if found != shard.size:
+                raise UserMistake(
+                    f"{path}: the shard has {found} bytes where {self.path} expects {shard.size}: it is truncated or "
+                    "another file; copy it here again, or run launch/shard.py again, which replaces damaged shards"
+                )

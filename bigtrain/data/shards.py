@@ -1,0 +1,311 @@
+"""Writing shards: the work behind launch/shard.py.
+
+The same pictures and options give the same bytes: a sample's place is fixed by a hash of its file's name (which mixes
+classes in every shard), and tar headers carry no time and no owner. A shard is written aside, flushed, recorded and
+renamed; the record (a hidden `.SPLIT-000000.json`) lets a killed run continue, and is dropped when the index takes its
+place. So running the door again completes what is missing, and two at once write the same files.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sys
+import tarfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bigtrain.data.convert import Member, convert
+from bigtrain.data.decode import Undecodable
+from bigtrain.data.index import FORMAT_VERSION, Index, Shard
+from bigtrain.data.parallel import Progress, run
+from bigtrain.data.sources import Source
+from bigtrain.errors import UserMistake
+from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_json
+
+BLOCK = tarfile.BLOCKSIZE
+END_OF_TAR = bytes(2 * BLOCK)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """size: side in pixels, None: as they are; format: jpg, png or webp, None: each file's own; see convert.convert."""
+
+    size: int | None
+    format: str | None
+    samples_per_shard: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a whole shard. `image_size`: pixels if all its images are squares of one size, else None.
+
+    `mended`: picture files that were damaged and are in the shard as Pillow reads them.
+    """
+
+    shard: Shard
+    image_size: int | None
+    made: Mapping[str, Any]
+    mended: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        head = {"version": FORMAT_VERSION, "image_size": self.image_size, "made": self.made, "mended": self.mended}
+        return head | {"shard": self.shard.to_json()}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One shard to complete: its tar, its samples as (key, picture file, label), and its record where one exists."""
+
+    path: Path
+    samples: tuple[tuple[str, Path, int], ...]
+    options: ShardOptions
+    made: Mapping[str, Any]
+    record: Record | None
+
+
+def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: int, quiet: bool = False) -> list[Path]:
+    """Writes `out/SPLIT-000000.tar ...` and `out/SPLIT.json` for every split; returns the indexes' paths.
+
+    What is whole already (size and sha256) stays as it is. Raises UserMistake if `out` holds shards of other pictures
+    or other options, if a picture is broken (naming the file), or if the disk is full (then a rerun continues).
+    """
+    with disk_troubles(out):
+        out.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(out)
+        tasks = {split: _plan(source, split, out, options) for split in source.splits}
+        todo = [task for split in tasks.values() for task in split]
+        total = sum(len(task.samples) for task in todo)
+        with tqdm(total=total, unit=" images", desc=str(out), disable=quiet, smoothing=0.1) as bar:
+            done = run(_complete, todo, workers, bar.update)
+        records = iter(done)
+        indexes = [_write_index(source, split, out, [next(records) for _ in tasks[split]]) for split in tasks]
+        for task in todo:
+            _record_path(task.path).unlink(missing_ok=True)
+    for picture in (picture for record in done for picture in record.mended):
+        tqdm.write(f"{picture}: this picture is damaged; it is in its shard as Pillow reads it", file=sys.stderr)
+    return indexes
+
+
+def _plan(source: Source, split: str, out: Path, options: ShardOptions) -> list[_Task]:
+    made = {
+        "size": options.size,
+        "format": options.format,
+        "samples_per_shard": options.samples_per_shard,
+        "source": source.fingerprint(split),
+    }
+    records = _records(out, split)
+    for record in records.values():
+        _check_same(out, split, record.made, made)
+    placed = sorted(source.splits[split], key=lambda sample: _place(sample[0]))
+    samples = [(f"{n:08d}", source.folder / name, label) for n, (name, label) in enumerate(placed)]
+    chunks = [samples[n : n + options.samples_per_shard] for n in range(0, len(samples), options.samples_per_shard)]
+    names = [f"{split}-{number:06d}.tar" for number in range(len(chunks))]
+    return [
+        _Task(out / name, tuple(chunk), options, made, records.get(name))
+        for name, chunk in zip(names, chunks, strict=True)
+    ]
+
+
+def _place(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=16).digest()
+
+
+def _check_same(out: Path, split: str, found: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+    for key, value in made.items():
+        if found.get(key) == value:
+            continue
+        if key == "source":
+            raise UserMistake(f"{out}: its {split} shards were made from other files or classes; choose another folder")
+        flag = f"--{key.replace('_', '-')}"
+        raise UserMistake(
+            f"{out}: its {split} shards were made with {flag} {found.get(key)}, not {value}; "
+            f"give the same {flag} or choose another folder"
+        )
+
+
+def _records(out: Path, split: str) -> dict[str, Record]:
+    """What is known of the split's shards, by name: from the index, or from the records of a run that was stopped.
+
+    A run at the same time writes record, tar and index in this order and then drops the records; so they are looked at
+    here in such an order that a tar without record and index was there before any run of this door.
+    """
+    tars = _names(out, rf"{re.escape(split)}-\d+\.tar")
+    records = {}
+    for name in _names(out, rf"\.{re.escape(split)}-\d+\.json"):
+        record = _read_record(out / name)
+        if record is not None:
+            records[record.shard.name] = record
+    index = out / f"{split}.json"
+    if index.exists():
+        whole = Index.read(index)
+        if whole.made is None:
+            raise UserMistake(f"{index}: it describes shards that this door did not make; choose another folder")
+        return {shard.name: Record(shard, whole.image_size, whole.made) for shard in whole.shards}
+    if unknown := sorted(tars - records.keys()):
+        raise UserMistake(
+            f"{out / unknown[0]}: this shard was not made by this door, and would be overwritten; choose another "
+            f"folder, or index it as it is with `python launch/shard.py {out} --index-only`"
+        )
+    return records
+
+
+def _names(folder: Path, pattern: str) -> set[str]:
+    return {path.name for path in folder.iterdir() if re.fullmatch(pattern, path.name)}
+
+
+def _record_path(tar: Path) -> Path:
+    return tar.with_name(f".{tar.stem}.json")
+
+
+def _read_record(path: Path) -> Record | None:
+    """None if there is none, or none of this version that is whole."""
+    try:
+        value = json.loads(path.read_bytes())
+        if value["version"] != FORMAT_VERSION:
+            return None
+        return Record(Shard.from_json(value["shard"]), value["image_size"], value["made"], tuple(value["mended"]))
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _complete(task: _Task, progress: Progress) -> Record:
+    """The shard, as it is if it is whole, else made anew."""
+    for record in (task.record, _read_record(_record_path(task.path))):
+        if record is not None and record.made == task.made and _is_whole(task.path, record.shard):
+            progress(len(task.samples))
+            return record
+    return _make(task, progress)
+
+
+def _is_whole(path: Path, shard: Shard) -> bool:
+    try:
+        return path.stat().st_size == shard.size and sha256_of(path) == shard.sha256
+    except FileNotFoundError:
+        return False
+
+
+def _make(task: _Task, progress: Progress) -> Record:
+    with disk_troubles(task.path):
+        temporary, file = _open_aside(task.path)
+        try:
+            with file:
+                record = _write_samples(task, TarWriter(file), progress)
+                file.flush()
+                os.fsync(file.fileno())
+                write_json(_record_path(task.path), record.to_json(), indent=None)
+                temporary.replace(task.path)
+            sync_folder(task.path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return record
+
+
+def _write_samples(task: _Task, tar: "TarWriter", progress: Progress) -> Record:
+    places: dict[str, np.ndarray] = {}
+    shapes, mended = set(), []
+    for number, (key, picture, label) in enumerate(task.samples):
+        member = _converted(picture, task.options)
+        shapes.add(member.shape)
+        mended += [str(picture)] if member.mended else []
+        for extension, content in ((member.extension, member.data), ("cls", str(label).encode())):
+            column = places.setdefault(extension, np.tile(np.array([[-1], [0]]), len(task.samples)))
+            column[:, number] = tar.add(f"{key}.{extension}", content)
+        progress(1)
+    size, digest = tar.finish()
+    keys = tuple(key for key, _, _ in task.samples)
+    labels = np.array([label for _, _, label in task.samples], dtype=np.int64)
+    members = {extension: (column[0], column[1]) for extension, column in places.items()}
+    shard = Shard(task.path.name, size, digest, keys, labels, members)
+    return Record(shard, common_size(shapes), task.made, tuple(mended))
+
+
+def common_size(shapes: Collection[tuple[int, int]]) -> int | None:
+    """The side that all (height, width) share if they are squares of one size, else None."""
+    sides = {side for shape in shapes for side in shape}
+    return sides.pop() if len(sides) == 1 else None
+
+
+def _converted(picture: Path, options: ShardOptions) -> Member:
+    try:
+        return convert(picture.read_bytes(), options.size, options.format)
+    except OSError as error:
+        raise UserMistake(f"{picture}: the picture cannot be read: {error.strerror}") from None
+    except Undecodable as error:
+        raise UserMistake(
+            f"{picture}: the picture is broken: {error}; replace it or remove it, and run again"
+        ) from None
+
+
+class TarWriter:
+    """A ustar archive that depends on names and contents alone, with the hash of its bytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest, self._end = file, hashlib.sha256(), 0
+
+    def add(self, name: str, data: bytes) -> tuple[int, int]:
+        """Writes one member; returns (offset, size) of its data in bytes."""
+        header = tarfile.TarInfo(name)
+        header.size = len(data)
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        offset = self._end
+        self._write(data + bytes(-len(data) % BLOCK))
+        return offset, len(data)
+
+    def finish(self) -> tuple[int, str]:
+        """Ends the archive; returns (size in bytes, sha256)."""
+        self._write(END_OF_TAR)
+        return self._end, self._digest.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self._end += len(data)
+
+
+def _write_index(source: Source, split: str, out: Path, records: Sequence[Record]) -> Path:
+    sizes = {(record.image_size or 0, record.image_size or 0) for record in records}
+    shards = tuple(record.shard for record in records)
+    index = Index(out / f"{split}.json", split, source.classes, common_size(sizes) or None, shards, records[0].made)
+    index.write()
+    return index.path
+
+
+def _open_aside(path: Path) -> tuple[Path, IO[bytes]]:
+    """A temporary file that is locked while its writer lives, so that what a killed run left behind can be told."""
+    while True:
+        temporary = aside(path)
+        file = temporary.open("xb")
+        with contextlib.suppress(OSError):  # a file system without locks: then nothing is ever taken for left behind
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():  # else another run took it for a leftover between these lines
+            return temporary, file
+        file.close()
+
+
+def _remove_leftovers(out: Path) -> None:
+    for name in _names(out, r"\..+\.tar\.[0-9a-f]+\.tmp"):
+        with contextlib.suppress(OSError), (out / name).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (out / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_troubles(path: Path) -> Iterator[None]:
+    """Turns a full disk, a read-only folder and the like into a sentence."""
+    try:
+        yield
+    except BrokenPipeError:  # the end of the parent process, not of the disk
+        raise
+    except OSError as error:
+        after = "; free some space and run again, which continues" if error.errno in _FULL else ""
+        raise UserMistake(f"{path}: cannot be written: {error.strerror}{after}") from None

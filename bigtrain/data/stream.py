@@ -1,0 +1,342 @@
+"""A stream of batches whose place is one integer.
+
+The order of an epoch is a pure function of (seed, epoch): shards permuted, then samples shuffled within windows of
+shards. Position p of the stream is sample `order(epoch = p div N)[p mod N]`, so batches straddle epochs and each sample
+comes once an epoch. Step k of a stream that starts at P consumes positions P + k * microbatch + [0, microbatch); rank r
+takes the r-th slice of them, a worker its share of the steps. Ranks, workers and restarts therefore never change what
+is seen, prefetching cannot lose a sample, and there is no loader state to save: the trainer owns the position.
+
+Images travel as uint8 [n, H, W, 3], built whole in the worker; flips and normalisation happen on the device.
+Do not hand a Stream to `accelerator.prepare`: that would shard it a second time.
+"""
+
+import itertools
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bigtrain.data.decode import Undecodable
+from bigtrain.data.digits import digits_index
+from bigtrain.data.index import HOW_TO_MAKE, Index
+from bigtrain.data.reader import Reader
+from bigtrain.errors import UserMistake
+from bigtrain.options import Options
+from bigtrain.randomness import generator
+
+FLIP_BLOCK = 1024
+"""Positions whose flips are drawn together: a draw of its own for each position would cost as much as decoding it."""
+
+
+class DataOptions(Options):
+    """Where the images are and how they are read."""
+
+    train: str
+    """Index of the training split (`OUT/train.json` of launch/shard.py), or `digits`."""
+    validation: str | None = None
+    """Index of the held-out split, or `digits`; null where there is none."""
+    image_size: int = Field(gt=0)
+    """Side of the square images, in pixels; the shards must have been made at this size."""
+    workers: int = Field(default=2, ge=0)
+    """Processes per rank that read and decode; 0 does it in the training process."""
+    flip: bool = False
+    """Mirror each training image left to right with probability 1/2."""
+    window_shards: int = Field(default=16, ge=1)
+    """Shards whose samples are shuffled together: more mixes better, fewer reads more locally."""
+    undecodable: Literal["error", "replace"] = "error"
+    """What an image that cannot be decoded is: an error, or replaced by the next of the epoch, counted and named."""
+
+
+@dataclass
+class Batch:
+    """One rank's slice of one global microbatch, on the CPU.
+
+    images: uint8 [n, H, W, 3]; labels: int64 [n]; flips: bool [n], which images to mirror (not yet done);
+    replaced: "SHARD/KEY: reason" for each undecodable sample that another one stands in for.
+    """
+
+    images: Tensor
+    labels: Tensor
+    flips: Tensor
+    replaced: list[str]
+
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory; torch's loader calls this."""
+        pinned = (self.images.pin_memory(), self.labels.pin_memory(), self.flips.pin_memory())
+        return Batch(*pinned, self.replaced)
+
+
+def find_index(where: str, split: str, image_size: int) -> Index:
+    """The index that `data.SPLIT` names, its shards present and its images of `image_size` pixels, or a UserMistake."""
+    key = f"data.{split}"
+    if where == "digits":
+        return _checked(digits_index(split, image_size), key, "remove the folder, it is made again")
+    if "://" in where:
+        raise UserMistake(f"{key}: {where}: remote shards are not supported yet; copy them to a local or shared folder")
+    if Path(where).is_dir():
+        found = ", ".join(sorted(map(str, Path(where).glob("*.json")))) or f"none here: {HOW_TO_MAKE}"
+        raise UserMistake(f"{key}: {where} is a folder; give the index within it ({found})")
+    index = _checked(Path(where), key)
+    if index.image_size != image_size:
+        has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
+        raise UserMistake(
+            f"{key}: {where} has {has} but data.image_size is {image_size}; "
+            f"{'' if index.image_size is None else f'set data.image_size={index.image_size}, or '}"
+            f"make shards of that size with `python launch/shard.py SOURCE OUT --size {image_size}`"
+        )
+    return index
+
+
+def _checked(path: Path, key: str, remedy: str = "") -> Index:
+    try:
+        index = Index.read(path)
+        index.check_files()
+    except UserMistake as mistake:
+        raise UserMistake(f"{key}: {mistake}{f'; or {remedy}' if remedy else ''}") from None
+    return index
+
+
+def order(shard_sizes: Sequence[int], seed: int, epoch: int, window_shards: int) -> np.ndarray:
+    """The epoch's permutation of sample numbers, int64 [sum of shard_sizes]: a pure function of its arguments."""
+    draws = generator(seed, "data/order", step=epoch)
+    sizes = np.asarray(shard_sizes, dtype=np.int64)
+    starts = np.cumsum(sizes) - sizes
+    shards = draws.permutation(len(sizes))
+    ends = np.cumsum(sizes[shards])
+    numbers = np.arange(ends[-1]) + np.repeat(starts[shards] - (ends - sizes[shards]), sizes[shards])
+    bounds = [0, *ends[window_shards - 1 :: window_shards].tolist(), int(ends[-1])]
+    for begin, end in itertools.pairwise(bounds):
+        draws.shuffle(numbers[begin:end])
+    return numbers
+
+
+def flips(seed: int, first: int, count: int) -> np.ndarray:
+    """Whether positions first .. first + count - 1 are mirrored, bool [count]: a pure function of seed and position."""
+    blocks = range(first // FLIP_BLOCK, (first + count - 1) // FLIP_BLOCK + 1)
+    draws = [generator(seed, "data/flip", index=block).integers(0, 2, FLIP_BLOCK, dtype=bool) for block in blocks]
+    begin = first - blocks.start * FLIP_BLOCK
+    return np.concatenate(draws)[begin : begin + count]
+
+
+def to_images(batch: Batch, device: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """The batch's images on the device, flipped: [n, 3, H, W] in [-1, 1], channels_last, in `dtype` (torch's default).
+
+    The copy is uint8 and asynchronous where the batch is pinned.
+    """
+    pixels = batch.images.to(device, non_blocking=True)
+    if batch.flips.any():
+        mirrored = batch.flips.to(device, non_blocking=True)[:, None, None, None]
+        pixels = torch.where(mirrored, pixels.flip(2), pixels)
+    return pixels.permute(0, 3, 1, 2).to(dtype or torch.get_default_dtype()).div_(127.5).sub_(1)
+
+
+class Stream:
+    """An endless iterator of this rank's batches.
+
+    `microbatch` is the global one; with n = microbatch / world, item k holds the positions
+    position + k * microbatch + rank * n + [0, n). Raises UserMistake for a missing or truncated shard and, unless
+    options.undecodable is `replace`, for an undecodable image. `close()` it: its workers ignore the signals that the
+    training process handles.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        options: DataOptions,
+        seed: int,
+        *,
+        rank: int,
+        world: int,
+        microbatch: int,
+        position: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        assert microbatch % world == 0, f"a global microbatch of {microbatch} does not divide over {world} ranks"
+        local = microbatch // world
+        steps = _Steps(index, options, seed, first=position + rank * local, stride=microbatch, count=local)
+        self._batches = _Loader(steps, itertools.count(), options.workers, pin_memory)
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Ends the workers now. The stream gives nothing afterwards."""
+        self._batches.close()
+
+
+class Sweep:
+    """One finite pass over a split: each sample once, over all ranks together, without flips.
+
+    Iterating gives (sample numbers int64 [n], Batch) with n <= batch: this rank's numbers are every world-th of the
+    index's order, so ranks may get different counts. With `limit`, the pass is over the first `limit` samples of a
+    fixed permutation (a fair subset, whatever the shards' order), still in the index's order. Raises UserMistake for a
+    shard or an image that cannot be read.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        *,
+        rank: int,
+        world: int,
+        batch: int,
+        workers: int,
+        limit: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        numbers = np.arange(index.samples)
+        if limit is not None and limit < index.samples:
+            numbers = np.sort(generator(0, "data/sweep").permutation(index.samples)[:limit])
+        mine = numbers[rank::world]
+        self._chunks = [mine[begin : begin + batch] for begin in range(0, len(mine), batch)]
+        self._index, self._workers, self._pin_memory = index, workers, pin_memory
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, Batch]]:
+        batches = _Loader(_Chunks(self._index), iter(self._chunks), self._workers, self._pin_memory)
+        try:
+            yield from batches
+        finally:
+            batches.close()
+
+
+class _Steps(Dataset[Any]):
+    """Batches by step of the stream: `count` positions from first + step * stride."""
+
+    def __init__(self, index: Index, options: DataOptions, seed: int, *, first: int, stride: int, count: int) -> None:
+        self._reader = Reader(index, options.image_size)
+        self._shard_sizes = [shard.samples for shard in index.shards]
+        self._options, self._seed = options, seed
+        self._first, self._stride, self._count = first, stride, count
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, step: int) -> Batch:
+        first = self._first + step * self._stride
+        batch = _read(self._reader, (self._candidates(first + place) for place in range(self._count)), self._count)
+        if self._options.flip:
+            batch = replace(batch, flips=torch.from_numpy(flips(self._seed, first, self._count)))
+        return batch
+
+    def _candidates(self, position: int) -> Iterator[int]:
+        """The sample of a position and, where undecodable ones are replaced, its successors in the epoch's order."""
+        epoch, place = divmod(position, self._reader.index.samples)
+        numbers = self._order(epoch)
+        yield int(numbers[place])
+        if self._options.undecodable == "replace":
+            yield from map(int, np.roll(numbers, -place)[1:])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            if len(self._orders) == 2:  # a batch may straddle two epochs, and workers only go forward
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = order(self._shard_sizes, self._seed, epoch, self._options.window_shards)
+        return self._orders[epoch]
+
+
+class _Chunks(Dataset[Any]):
+    """Batches by sample numbers."""
+
+    def __init__(self, index: Index) -> None:
+        assert index.image_size is not None, f"{index.path}: a sweep needs images of one size"
+        self._reader = Reader(index, index.image_size)
+
+    def __getitem__(self, numbers: np.ndarray) -> tuple[np.ndarray, Batch]:
+        return numbers, _read(self._reader, (iter([number]) for number in numbers.tolist()), len(numbers))
+
+
+def _read(reader: Reader, candidates: Iterable[Iterator[int]], count: int) -> Batch:
+    """Reads `count` images, each the first of its candidates that can be decoded."""
+    images = np.empty((count, reader.image_size, reader.image_size, 3), dtype=np.uint8)
+    numbers, replaced = np.empty(count, dtype=np.int64), []
+    for place, choices in enumerate(candidates):
+        reasons: list[str] = []
+        for number in choices:
+            try:
+                images[place] = reader.image(number)
+            except Undecodable as error:
+                reasons.append(f"{reader.name(number)}: {error}")
+            else:
+                numbers[place] = number
+                break
+        else:
+            raise UserMistake(
+                f"{reader.index.folder}/{reasons[0]}; this image cannot be decoded: remake the shard from a whole one, "
+                "or train without it by data.undecodable=replace (an evaluation needs every image)"
+            )
+        replaced += reasons[:1]
+    labels = torch.from_numpy(reader.index.labels[numbers])
+    return Batch(torch.from_numpy(images), labels, torch.zeros(count, dtype=torch.bool), replaced)
+
+
+class _Loader:
+    """torch's DataLoader over ready-made batches: items in order, errors clean, and an end when it is asked for."""
+
+    def __init__(self, batches: Dataset[Any], items: Iterator[Any], workers: int, pin_memory: bool) -> None:
+        loader = DataLoader(
+            _Mistakes(batches),
+            batch_size=None,
+            sampler=items,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_main_process,
+            generator=torch.Generator(),  # else every loader would advance torch's global generator
+        )
+        self._iterator: Any = iter(loader)
+
+    def __iter__(self) -> "_Loader":
+        return self
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            raise StopIteration
+        item = next(self._iterator)
+        if isinstance(item, UserMistake):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        iterator, self._iterator = self._iterator, None
+        workers = getattr(iterator, "_workers", [])
+        if workers:
+            iterator._shutdown_workers()
+        for worker in workers:  # torch would send SIGTERM, which they ignore, to one that hangs on a dead file system
+            if worker.is_alive():
+                worker.kill()
+
+
+class _Mistakes(Dataset[Any]):
+    """Hands a UserMistake over as an item: torch would bury its sentence under the worker's traceback."""
+
+    def __init__(self, batches: Dataset[Any]) -> None:
+        self._batches = batches
+
+    def __getitem__(self, item: Any) -> Any:
+        try:
+            return self._batches[item]
+        except UserMistake as mistake:
+            return mistake
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Slurm and Ctrl-C signal every process of a job; workers must outlive the checkpoint that is then written."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,113 @@
+"""Pictures to shards: python launch/shard.py SOURCE OUT [--size N] [--samples-per-shard N] [--format jpg|png|webp]"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bigtrain.data.convert import FORMATS
+from bigtrain.data.digits import write_digits
+from bigtrain.data.existing import index_shards
+from bigtrain.data.index import Index
+from bigtrain.data.shards import ShardOptions, write_shards
+from bigtrain.data.sources import list_folder
+from bigtrain.errors import UserMistake
+
+DIGITS_SIZE = 16
+SAMPLES_PER_SHARD = 2048
+
+
+def main(argv: Sequence[str]) -> None:
+    asked = _parser().parse_args(argv)
+    indexes = _index(asked) if asked.index_only else _write(asked)
+    print(f"next: train with {_what_to_train_with(indexes)}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser = argparse.ArgumentParser(
+        prog="launch/shard.py",
+        description="Writes pictures as webdataset shards OUT/SPLIT-000000.tar ... with an index OUT/SPLIT.json. "
+        "Running it again completes what is missing and changes nothing that is whole.",
+    )
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a folder CLASS/*.jpg or SPLIT/CLASS/*.jpg, or the word digits"
+    )
+    parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="folder of the shards")
+    parser.add_argument(
+        "--size",
+        type=_positive,
+        help="resize the shorter side to this many pixels and crop the centre square "
+        f"(default: pictures stay as they are; digits: {DIGITS_SIZE})",
+    )
+    parser.add_argument("--samples-per-shard", type=_positive, help=f"default: {SAMPLES_PER_SHARD}")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="format of the pictures in the shards: jpg is quality 95, 4:4:4; png and webp lose nothing "
+        "(default: jpg with --size, each picture's own without; digits: png)",
+    )
+    parser.add_argument(
+        "--workers", type=_positive, default=cores, help="processes (default: the cores, here %(default)s)"
+    )
+    parser.add_argument(
+        "--index-only",
+        action="store_true",
+        help="SOURCE is a folder of webdataset tars SPLIT-000000.tar ... (KEY.jpg|jpeg|png|webp, KEY.cls): index them "
+        "in place, or into OUT. Class names are the lines of SOURCE/classes.txt where there is one",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+_positive.__name__ = "positive whole number"  # argparse says: invalid positive whole number value
+
+
+def _write(asked: argparse.Namespace) -> list[Path]:
+    if asked.out is None:
+        raise UserMistake("OUT, the folder of the shards, is missing: python launch/shard.py SOURCE OUT")
+    digits = asked.source == "digits"
+    size = asked.size or (DIGITS_SIZE if digits else None)
+    form = asked.format or ("png" if digits else "jpg" if size else None)
+    options = ShardOptions(size, form, asked.samples_per_shard or SAMPLES_PER_SHARD)
+    if digits:
+        return write_digits(asked.out, options, workers=asked.workers)
+    source = list_folder(Path(asked.source))
+    if source.left_out:
+        print(
+            f"{source.folder}: {source.left_out} files are left out: not pictures by their extension", file=sys.stderr
+        )
+    return write_shards(source, asked.out, options, workers=asked.workers)
+
+
+def _index(asked: argparse.Namespace) -> list[Path]:
+    given = [flag for flag in ("size", "samples_per_shard", "format") if getattr(asked, flag) is not None]
+    if given:
+        raise UserMistake(
+            f"--{given[0].replace('_', '-')} does not go with --index-only, which leaves shards as they are"
+        )
+    return index_shards(Path(asked.source), asked.out, workers=asked.workers)
+
+
+def _what_to_train_with(indexes: Sequence[Path]) -> str:
+    by_split = {path.stem: path for path in indexes}
+    train = by_split.pop("train", None) or by_split.pop(min(by_split))
+    words = [f"data.train={train}"]
+    words += [f"data.validation={by_split[name]}" for name in ("validation", "val", "test") if name in by_split][:1]
+    size = Index.read(train).image_size
+    if size is None:
+        return "other shards: these pictures differ in size; run again with --size and another OUT"
+    return " ".join([*words, f"data.image_size={size}"])
+
+
+if __name__ == "__main__":
+    from bigtrain.doors import door  # here, so that the worker processes, which import this file, do without torch
+
+    door(main)

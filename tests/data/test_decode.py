@@ -1,0 +1,116 @@
+"""Bytes to pixels: every kind of picture becomes RGB, every kind of damage an error."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bigtrain.data import decode as module
+from bigtrain.data.decode import Undecodable, decode, header_size, label
+
+
+def encoded(image: Image.Image, form: str, **given: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=form, **given)
+    return file.getvalue()
+
+
+@pytest.fixture
+def smooth() -> Image.Image:
+    """24 x 20, smooth enough that JPEG hardly changes it."""
+    y, x = np.mgrid[0:20, 0:24]
+    return Image.fromarray(np.stack([10 * x, 12 * y, 100 + 2 * x + y], axis=2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_jpeg_decodes_as_pillow_does(smooth: Image.Image, subsampling: int) -> None:
+    data = encoded(smooth, "JPEG", quality=90, subsampling=subsampling)
+    theirs = np.asarray(Image.open(io.BytesIO(data)))
+    assert np.abs(decode(data).astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize(("form", "given"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_lossless_formats_decode_exactly(smooth: Image.Image, form: str, given: dict[str, object]) -> None:
+    pixels = decode(encoded(smooth, form, **given))
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.asarray(smooth))
+    assert header_size(encoded(smooth, form, **given)) == (20, 24)
+
+
+def test_every_mode_becomes_rgb(smooth: Image.Image) -> None:
+    grey = smooth.convert("L")
+    grey_rgb = np.asarray(grey.convert("RGB"))
+    assert np.array_equal(decode(encoded(grey, "PNG")), grey_rgb)
+    assert np.array_equal(decode(encoded(grey.convert("LA"), "PNG")), grey_rgb)
+    assert np.abs(decode(encoded(grey, "JPEG", quality=100)).astype(int) - grey_rgb).max() <= 2
+    transparent = smooth.copy()
+    transparent.putalpha(Image.new("L", smooth.size, 0))
+    assert np.array_equal(decode(encoded(transparent, "PNG")), np.asarray(smooth))
+    palette = smooth.quantize(16)
+    assert np.array_equal(decode(encoded(palette, "PNG", transparency=3)), np.asarray(palette.convert("RGB")))
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    assert np.array_equal(decode(encoded(deep, "PNG")), grey_rgb)
+
+
+def test_cmyk_jpeg_becomes_rgb(smooth: Image.Image) -> None:
+    pixels = decode(encoded(smooth.convert("CMYK"), "JPEG", quality=100))
+    assert np.abs(pixels.astype(int) - np.asarray(smooth)).mean() < 3
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_a_truncated_image_is_undecodable(form: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), form)
+    with pytest.raises(Undecodable):
+        decode(data[: int(share * len(data))])
+
+
+def test_jpeg_with_damaged_middle_is_undecodable() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = bytearray(encoded(Image.fromarray(noise), "JPEG"))
+    data[len(data) // 2 : len(data) // 2 + 40] = b"\xff\xd9" * 20
+    with pytest.raises(Undecodable):
+        decode(bytes(data))
+
+
+def test_other_formats_are_refused_whatever_pillow_knows(smooth: Image.Image) -> None:
+    for form in ("GIF", "TIFF", "BMP", "PPM"):
+        with pytest.raises(Undecodable, match="not an image of a known format"):
+            decode(encoded(smooth, form))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_bomb_is_refused_by_its_header(smooth: Image.Image, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(smooth, form)
+    decode(data)
+    monkeypatch.setattr(module, "MAX_PIXELS", 24 * 20 - 1)
+    with pytest.raises(Undecodable, match="24 x 20 is more than 479 pixels"):
+        decode(data)
+
+
+def test_lack_of_memory_is_not_taken_for_damage(smooth: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    data = encoded(smooth, "PNG")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", exhausted)
+    with pytest.raises(MemoryError):
+        decode(data)
+
+
+@pytest.mark.parametrize(("data", "number"), [(b"0", 0), (b"17", 17), (b"007\n", 7), (b" 999999999 ", 999_999_999)])
+def test_label_reads_decimals(data: bytes, number: int) -> None:
+    assert label(data) == number
+
+
+@pytest.mark.parametrize("data", [b"", b" ", b"-1", b"+1", b"1.0", b"1e3", b"0x1", b"1 2", b"1_0", b"cat", b"1" * 10])
+def test_label_refuses_everything_else(data: bytes) -> None:
+    with pytest.raises(Undecodable, match="decimal class number"):
+        label(data)
+
+
+def test_label_refuses_digits_of_other_scripts() -> None:
+    with pytest.raises(Undecodable):
+        label("٣".encode())

@@ -1,0 +1,87 @@
+"""launch/shard.py, as a user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bigtrain.data.index import Index
+from bigtrain.errors import UserMistake
+from launch.shard import main
+
+HOME = Path(__file__).parents[2]
+
+
+def shard(*words: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(HOME / "launch/shard.py"), *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(HOME)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def test_pictures_become_shards_and_the_last_line_says_what_next(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (pictures / "train/cat/notes.txt").touch()
+    done = shard(pictures, out, "--size", "16", "--samples-per-shard", "10", "--workers", "2")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "1 files are left out" in done.stderr
+    assert "images/s" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert f"data.train={out}/train.json data.validation={out}/test.json data.image_size=16" in last
+    index = Index.read(out / "train.json")
+    assert ([shard.samples for shard in index.shards], index.image_size) == ([10, 10, 6], 16)
+    assert set(index.shards[0].members) == {"jpg", "cls"}
+    main([str(out), "--index-only", "--workers", "1"])
+    assert capsys.readouterr().err.splitlines()[-1] == last
+
+
+def test_digits_become_png_shards(tmp_path: Path) -> None:
+    main(["digits", str(tmp_path), "--workers", "1"])
+    index = Index.read(tmp_path / "train.json")
+    assert (index.samples, index.image_size, set(index.shards[0].members)) == (1497, 16, {"png", "cls"})
+    with pytest.raises(UserMistake, match="--size 16, not 32"):
+        main(["digits", str(tmp_path), "--workers", "1", "--size", "32"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere", "out"], "nowhere: there is no such folder"),
+        (["nowhere"], "OUT, the folder of the shards, is missing"),
+        (["nowhere", "--index-only", "--size", "8"], "--size does not go with --index-only"),
+        (["nowhere", "--index-only", "--format", "png"], "--format does not go with --index-only"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:
+    with pytest.raises(UserMistake, match=message):
+        main(words)
+
+
+@pytest.mark.parametrize("words", [["--size", "0"], ["--workers", "-1"], ["--format", "gif"], ["--unknown"]])
+def test_an_impossible_flag_ends_with_code_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["nowhere", "out", *words])
+    assert ended.value.code == 2
+
+
+def test_a_broken_picture_found_by_a_worker_is_one_sentence(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "train/dog/007.jpg").write_bytes(b"\xff\xd8 no picture")
+    done = shard(pictures, tmp_path / "out", "--size", "16", "--samples-per-shard", "10", "--workers", "2")
+    assert done.returncode == 2
+    assert "error: " in done.stderr
+    assert "train/dog/007.jpg: the picture is broken" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_pictures_of_different_sizes_are_said_to_need_a_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, side in enumerate((8, 12)):
+        (tmp_path / "in/cat").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side)).save(tmp_path / f"in/cat/{number}.png")
+    main([str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"])
+    assert "run again with --size" in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,98 @@
+"""The index file: read whole or refused with a remedy."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigtrain.data.index import FORMAT_VERSION, Index
+from bigtrain.errors import UserMistake
+
+Make = Callable[..., Index]
+
+
+def test_an_index_reads_back_as_it_was_written(numbered_shards: Make, tmp_path: Path) -> None:
+    index = replace(numbered_shards([3, 2]), path=tmp_path / "copy.json", made={"size": 4})
+    index.write()
+    again = Index.read(index.path)
+    assert (again.split, again.classes, again.image_size, again.made) == ("train", index.classes, 4, {"size": 4})
+    assert [shard.to_json() for shard in again.shards] == [shard.to_json() for shard in index.shards]
+    assert again.labels.tolist() == [0, 1, 2, 3, 4]
+    assert (again.samples, again.class_counts, again.folder) == (5, (1, 1, 1, 1, 1), tmp_path)
+
+
+def test_the_layout_is_the_documented_one(numbered_shards: Make) -> None:
+    value = json.loads(numbered_shards([2]).path.read_text())
+    assert (value["format"], value["version"], value["size"]) == ("bigtrain-index", FORMAT_VERSION, 4)
+    (shard,) = value["shards"]
+    assert set(shard) == {"url", "size", "sha256", "samples", "keys", "labels", "members"}
+    assert set(shard["members"]) == {"png", "cls"}
+    assert set(shard["members"]["png"]) == {"offsets", "sizes"}
+
+
+def test_the_fingerprint_tells_the_data_and_not_the_place(numbered_shards: Make, tmp_path: Path) -> None:
+    index = numbered_shards([3, 2], tmp_path / "a")
+    assert numbered_shards([3, 2], tmp_path / "b").fingerprint == index.fingerprint
+    first, second = index.shards
+    others = [
+        numbered_shards([2, 3], tmp_path / "c"),
+        replace(index, shards=(second, first)),
+        replace(index, classes=("a", "b", "c", "d", "e")),
+        replace(index, shards=(replace(first, sha256="0" * 64), second)),
+    ]
+    fingerprints = {other.fingerprint for other in others}
+    assert len(fingerprints) == 4
+    assert index.fingerprint not in fingerprints
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no shards": lambda value: value.pop("shards"),
+    "empty": lambda value: value.update(shards=[]),
+    "a short column": lambda value: value["shards"][0]["labels"].pop(),
+    "a short key": lambda value: value["shards"][0]["keys"].pop(),
+    "a wrong count": lambda value: value["shards"][0].update(samples=7),
+    "a label out of range": lambda value: value["shards"][0].update(labels=[0, 99]),
+    "a negative label": lambda value: value["shards"][0].update(labels=[0, -1]),
+    "a word for a number": lambda value: value["shards"][0]["members"]["png"].update(offsets=["x", "y"]),
+    "a list for members": lambda value: value["shards"][0].update(members=[]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_index_is_refused(numbered_shards: Make, damage: Callable[[dict[str, Any]], object]) -> None:
+    path = numbered_shards([2]).path
+    value = json.loads(path.read_text())
+    damage(value)
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserMistake, match=r"train\.json: the index is damaged .*launch/shard\.py"):
+        Index.read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not an index"),
+        ('{"format": "bigtrain-index", "ver', "not an index"),
+        ("[]", "not an index of shards"),
+        ('{"classes": []}', "not an index of shards"),
+        ("\udcff", "not an index"),
+        ('{"format": "bigtrain-index", "version": 99}', "index version 99.*--index-only"),
+    ],
+)
+def test_what_is_no_index_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "train.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserMistake, match=rf"train\.json: {words}"):
+        Index.read(path)
+
+
+def test_an_absent_index_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserMistake, match=r"none\.json: there is no index here; .*launch/shard\.py SOURCE OUT --size N"
+    ):
+        Index.read(tmp_path / "none.json")
+    with pytest.raises(UserMistake, match="cannot be read: Is a directory"):
+        Index.read(tmp_path)
