@@ -1,0 +1,140 @@
+"""What the doors do alike: exit codes, one message for all ranks, opening a run folder, flags from options."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+
+from bigtrain.cluster import world
+from bigtrain.errors import UserMistake
+from bigtrain.options import Options
+from bigtrain.recipe import Recipe, differences, load_recipe
+from bigtrain.runs import atomic, checkpoint
+from bigtrain.runs.folder import RunFolder
+
+
+def door(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs `main(argv)`: exit code 0, or 2 with one clear sentence for a user's mistake, or 1 with a traceback.
+
+    Leaves by `os._exit` on a failure, so that a rank that fails never waits for one that still works: the launcher sees
+    it go and brings the job down.
+    """
+    code = 0
+    try:
+        main(sys.argv[1:])
+    except UserMistake as mistake:
+        code = 2
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {mistake}", file=sys.stderr)
+    except SystemExit:  # argparse's own: --help, or a flag that there is not
+        raise
+    except BaseException:
+        code = 1
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
+    if world.size() > 1:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
+def say(text: str) -> None:
+    """Human progress: to stderr, once for all ranks."""
+    if world.is_main():
+        print(text, file=sys.stderr, flush=True)
+
+
+def open_run(recipe: Recipe) -> RunFolder:
+    """Makes or reopens the run folder of a recipe, on the main rank; every rank gets its names.
+
+    Raises UserMistake if the folder holds checkpoints of a run that this recipe would not continue.
+    """
+    folder = RunFolder(recipe.folder)
+
+    def claim() -> None:
+        folder.make()
+        folder.lock()
+        if folder.recipe.exists() and checkpoint.listed(folder.checkpoints):
+            changed = differences(load_recipe(folder.recipe), recipe)
+            if changed:
+                raise UserMistake(
+                    f"{folder.path}: holds a run of another recipe ({'; '.join(changed)}); undo the change, or train in "
+                    "another folder with run.dir=PATH or run.name=NAME"
+                )
+        atomic.write_bytes(folder.recipe, recipe.to_yaml().encode())
+        atomic.write_json(folder.environment, environment())
+
+    try:
+        world.on_main(claim)
+    except OSError as error:
+        raise UserMistake(f"{folder.path}: cannot write to the run folder ({error.strerror})") from error
+    return folder
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, world and device: what else a run's numbers may depend on."""
+    import torch
+
+    packages = ("torch", "accelerate", "deepspeed", "diffusers", "webdataset", "timm", "numpy", "bigtrain")
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "commit": _commit(),
+        "world_size": world.size(),
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The last line of stdout: one JSON object, once for all ranks."""
+    if world.is_main():
+        print(json.dumps(result), flush=True)
+
+
+def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
+    """A flag for every field of an options class: --truncation for truncation."""
+    group = parser.add_argument_group("options of this family")
+    for name, field in options.model_fields.items():
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
+        group.add_argument(f"--{name.replace('_', '-')}", default=None, choices=choices, help=field.description)
+
+
+def from_flags(defaults: Options, arguments: argparse.Namespace) -> Any:
+    """`defaults` with what the flags of `add_flags` say instead. Raises UserMistake that names the flag."""
+    given = {name: getattr(arguments, name) for name in type(defaults).model_fields}
+    values = defaults.model_dump() | {name: value for name, value in given.items() if value is not None}
+    try:
+        return type(defaults).model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = str(first["loc"][0]).replace("_", "-")
+        raise UserMistake(f"--{flag}: {first['msg']} (given: {first['input']!r})") from None

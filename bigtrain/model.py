@@ -1,0 +1,131 @@
+"""A trained model as the doors see it: opened from a run or from an export, it draws samples."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bigtrain.cluster import world
+from bigtrain.data.index import Index
+from bigtrain.data.stream import DataOptions, find_index
+from bigtrain.errors import UserMistake
+from bigtrain.families.family import Family, Networks, Problem, build_network, find_family
+from bigtrain.pictures import to_uint8
+from bigtrain.randomness import Draws
+from bigtrain.recipe import Recipe, load_recipe
+from bigtrain.runs import checkpoint
+
+
+@dataclass(frozen=True)
+class Model:
+    """A family with weights. `provenance`: step, weights ("ema" or "raw"), data, as JSON."""
+
+    family: Family
+    weights: Networks
+    recipe: Recipe
+    provenance: Mapping[str, Any]
+    device: torch.device
+
+    def sampler(self, seed: int, sampling: Any = None) -> "Sampler":
+        """Ready to draw under `sampling` (the recipe's own options if None)."""
+        options = self.family.sampling if sampling is None else sampling
+        return Sampler(
+            self.family, self.family.prepare_sampling(self.weights, options, seed), seed, options, self.device
+        )
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws samples by index: sample i is the same whatever else is drawn with it, and on whichever rank."""
+
+    family: Family
+    networks: Networks
+    seed: int
+    sampling: Any
+    device: torch.device
+
+    def draw(self, indices: Sequence[int] | np.ndarray, labels: Tensor) -> Tensor:
+        """Images uint8 [n, 3, H, W] on the device, of the classes `labels` (int64 [n])."""
+        places = [int(index) for index in indices]
+        return to_uint8(self.family.sample(self.networks, labels.to(self.device), places, self.seed, self.sampling))
+
+    def draw_all(self, labels: Sequence[int], batch_size: int) -> Tensor:
+        """Samples 0 .. n - 1 of the classes `labels`, batch by batch with a progress bar; uint8 [n, 3, H, W] on the CPU."""
+        batches = []
+        for first in tqdm(range(0, len(labels), batch_size), desc="sampling", unit="batch", leave=False):
+            part = torch.tensor(labels[first : first + batch_size])
+            batches.append(self.draw(range(first, first + len(part)), part).cpu())
+        return torch.cat(batches)
+
+    def labels_of(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """The classes that an evaluation asks samples `indices` for, in the data's own frequencies; int64 [n]."""
+        return self.family.problem.draw_labels(Draws(self.seed), "evaluate/labels", [int(index) for index in indices])
+
+    def protocol(self) -> dict[str, Any]:
+        """What of a sample's making belongs beside a number measured on it."""
+        return {"sampling": self.sampling.model_dump(mode="json"), "seed": self.seed}
+
+
+def problem_of(data: Mapping[str, Any]) -> Problem:
+    """The problem that a checkpoint's or an export's description of the data poses."""
+    return Problem(data["image_size"], tuple(data["classes"]), tuple(data["class_counts"]))
+
+
+def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
+    """The indices of data.train and data.validation; the main rank first, which may have to make them."""
+    train = world.main_first(lambda: find_index(data.train, "train", data.image_size))
+    where = data.validation
+    if where is None:
+        return train, None
+    return train, world.main_first(lambda: find_index(where, "validation", data.image_size))
+
+
+def open_model(path: Path, device: torch.device, *, weights: str = "ema", overrides: Sequence[str] = ()) -> Model:
+    """Opens a run folder (its newest whole checkpoint) or an export. `weights`: "ema" or, of a run, "raw".
+
+    Raises UserMistake if the folder is neither, or has no checkpoint yet.
+    """
+    if not (path / "recipe.yaml").is_file():
+        raise UserMistake(f"{path}: is neither a run folder nor an export (it has no recipe.yaml)")
+    recipe = load_recipe(path / "recipe.yaml", overrides)
+    if (path / "model_index.json").is_file():
+        return _open_export(path, recipe, device, weights)
+    return _open_run(path, recipe, device, weights)
+
+
+def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str) -> Model:
+    saved = checkpoint.newest_whole(path / "checkpoints")
+    if saved is None:
+        raise UserMistake(f"{path}: has no checkpoint yet; train further, or lower train.save_every")
+    family = find_family(recipe.family.kind)(recipe.family, problem_of(saved.state["data"]))
+    networks: dict[str, nn.Module] = {}
+    for name in family.sampled_players:
+        tensors = saved.tensors(name)
+        network = build_network(family, name, recipe.run.seed)
+        network.load_state_dict(tensors["average" if weights == "ema" and "average" in tensors else "weights"])
+        networks[name] = network.requires_grad_(False).to(device).eval()
+    provenance = {"step": saved.step, "weights": weights, "data": saved.state["data"]}
+    return Model(family, networks, recipe, provenance, device)
+
+
+def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str) -> Model:
+    from diffusers.utils import logging  # heavy, and only exports need it
+
+    from bigtrain.pipelines.pipeline import FamilyPipeline
+
+    logging.disable_progress_bar()
+    try:
+        provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+        pipeline = FamilyPipeline.from_pretrained(str(path))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserMistake(f"{path}: the export is incomplete or damaged ({error}); export the run again") from error
+    if weights != provenance["weights"]:
+        raise UserMistake(f"{path}: this export holds {provenance['weights']} weights, not {weights} ones")
+    pipeline.to(device)
+    return Model(pipeline.family, pipeline.networks, recipe, provenance, device)

@@ -1,0 +1,97 @@
+"""A trained family as a diffusers pipeline. One class serves every family: what differs is the family's own to say."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from torch import Tensor, nn
+
+from bigtrain.families.family import Family, Problem, build_network, find_family
+from bigtrain.pictures import to_uint8
+
+
+class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own models do so
+    """The networks that a family samples with, as one diffusers model; its configuration is enough to build them."""
+
+    @register_to_config
+    def __init__(self, family: Mapping[str, Any], problem: Mapping[str, Any]) -> None:
+        """`family`: the recipe's section, resolved; `problem`: image_size, classes and class_counts."""
+        super().__init__()
+        self.family = described_family(family, problem)
+        self.networks = nn.ModuleDict(
+            {player: build_network(self.family, player, seed=0) for player in self.family.sampled_players}
+        )
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
+        """diffusers' own, but never by way of weightless tensors: buffers that no file holds would stay without data."""
+        return super().from_pretrained(*arguments, **(options | {"low_cpu_mem_usage": False, "device_map": None}))
+
+
+def described_family(family: Mapping[str, Any], problem: Mapping[str, Any]) -> Family:
+    """The family that JSON describes: a recipe's `family` section and what a checkpoint says of its data."""
+    kind = find_family(family["kind"])
+    described = Problem(problem["image_size"], tuple(problem["classes"]), tuple(problem["class_counts"]))
+    return kind(kind.options_class.model_validate(dict(family)), described)
+
+
+class FamilyPipeline(DiffusionPipeline):
+    """Samples a trained family by class.
+
+    `pipeline(class_labels=[3, 3, 7], seed=0).images` is a list of PIL images. Image k depends on (seed, k, its class, the
+    sampling options) alone, and is what the run's own sample door draws.
+    """
+
+    def __init__(self, model: ExportedModel) -> None:
+        super().__init__()
+        self.register_modules(model=model)
+        self.family = model.family
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that the family's `sample` takes, by player."""
+        return {name: network.eval() for name, network in self.model.networks.items()}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Sequence[int],
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        batch_size: int = 64,
+        output_type: str = "pil",
+        **sampling: Any,
+    ) -> ImagePipelineOutput:
+        """Draws one image per entry of `class_labels` (class indices).
+
+        `seed`, or the initial seed of `generator` (diffusers' convention), keys the draws; 0 without either.
+        `output_type`: pil, np (float32 [n, H, W, 3] in [0, 1]) or pt (float [n, 3, H, W] in [0, 1]). `sampling`: the
+        family's own options, such as truncation=0.5. Raises ValueError for a class or an option that there is not.
+        """
+        if seed is None:
+            seed = generator.initial_seed() if generator is not None else 0
+        classes = len(self.family.problem.classes)
+        if wrong := [label for label in class_labels if not 0 <= label < classes]:
+            raise ValueError(f"class_labels: {wrong} are not among 0 .. {classes - 1}")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type: {output_type!r} is not pil, np or pt")
+        options = self.family.sampling_class.model_validate(self.family.sampling.model_dump() | sampling)
+        networks = self.family.prepare_sampling(self.networks, options, seed)
+        labels = torch.tensor(class_labels, device=self.device)
+        batches = [
+            to_uint8(self.family.sample(networks, labels[first : first + batch_size], indices, seed, options))
+            for first in self.progress_bar(range(0, len(labels), batch_size))
+            for indices in [range(first, min(first + batch_size, len(labels)))]
+        ]
+        return ImagePipelineOutput(images=_converted(torch.cat(batches).cpu(), output_type))
+
+
+def _converted(images: Tensor, output_type: str) -> Any:
+    if output_type == "pil":
+        return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    unit = images.float() / 255
+    return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,195 @@
+"""What a YAML may say. Composes the option classes that stand beside the code they configure; only the doors import this.
+
+A recipe is read with YAML's safe loader, may extend another, is overridden from the command line (`train.steps=100`) and
+is checked as a whole: a wrong key names the nearest right one, a wrong value names its key.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from bigtrain.data.stream import DataOptions
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation.evaluate import EvaluationOptions
+from bigtrain.families.family import find_family
+from bigtrain.options import Options
+from bigtrain.training.averaging import EmaOptions
+from bigtrain.training.engine import EngineOptions
+from bigtrain.training.trainer import TrainOptions
+
+MAY_CHANGE = (
+    "run.dir",
+    "train.steps",
+    "train.log_every",
+    "train.sample_every",
+    "train.save_every",
+    "train.evaluate_every",
+    "train.keep",
+    "data.workers",
+    "engine.",
+    "evaluation.",
+)
+"""Keys that a resumed run may change, as prefixes; every other difference would change the experiment."""
+
+
+class RunOptions(Options):
+    """Which run this is."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's name, and its folder under runs/. Default: the recipe's file name."""
+    dir: str | None = None
+    """The run folder, if it is to be elsewhere than runs/NAME."""
+    seed: int = Field(default=0, ge=0)
+    """Every random draw of the run is a function of this number."""
+
+
+class Recipe(Options):
+    """A whole experiment. `family` holds the options of the family that `family.kind` names."""
+
+    run: RunOptions
+    data: DataOptions
+    family: Any
+    train: TrainOptions
+    ema: EmaOptions = EmaOptions()
+    engine: EngineOptions = EngineOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run.dir) if self.run.dir else Path("runs") / self.run.name
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: every key, defaults included; alone it reproduces the run."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that stands twice is an error rather than silently the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads, extends, overrides and checks a recipe. Raises UserMistake that names the file, the key and the remedy."""
+    path = Path(path)
+    content = _read(path, ())
+    for override in overrides:
+        _apply(content, override)
+    run = content.setdefault("run", {})
+    if isinstance(run, dict):
+        run.setdefault("name", path.stem)
+    return _checked(content, str(path), overrides)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The keys in which a resumed run's recipe differs although it must not: `train.batch_size: 64 -> 128`."""
+    before, after = dict(_flat(old.model_dump(mode="json"))), dict(_flat(new.model_dump(mode="json")))
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in children:
+        raise UserMistake(f"{path}: extends itself by way of {children[-1]}; remove one `extends`")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # a SafeLoader, see above
+    except OSError as error:
+        raise UserMistake(
+            f"{path}: cannot read the recipe ({error.strerror}); see recipes/ for those there are"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserMistake(f"{path}: not a YAML file that can be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserMistake(f"{path}: a recipe is a mapping of sections (run, data, family, train, ...)")
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    if not isinstance(parent, str):
+        raise UserMistake(f"{path}: extends: must be the path of one recipe, relative to this one")
+    return _merged(_read(path.parent / parent, (*children, path.resolve())), content)
+
+
+def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        both_mappings = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merged(result[key], value) if both_mappings else value
+    return result
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or "." not in key:
+        raise UserMistake(f"command line: {override!r} is not of the form section.key=value, such as train.steps=100")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise UserMistake(f"command line: {key}: {text!r} is not a YAML value") from error
+    *sections, last = key.split(".")
+    place = content
+    for section in sections:
+        inner = place.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UserMistake(f"command line: {key}: {section} is a value, not a section")
+        place[section] = place = dict(inner)
+    place[last] = value
+
+
+def _checked(content: dict[str, Any], source: str, overrides: Sequence[str]) -> Recipe:
+    family = content.get("family")
+    kind = family.get("kind") if isinstance(family, Mapping) else None
+    if not isinstance(kind, str):
+        raise UserMistake(f"{source}: family.kind is missing; it says what is trained (gan, for one)")
+    try:
+        model = create_model("Recipe", __base__=Recipe, family=(find_family(kind).options_class, ...))
+    except UserMistake as mistake:
+        raise UserMistake(f"{source}: {mistake}") from None
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        overridden = {override.partition("=")[0] for override in overrides}
+        raise UserMistake("; ".join(_sentence(model, item, source, overridden) for item in error.errors())) from None
+
+
+def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[str]) -> str:
+    location = tuple(error["loc"])
+    key = ".".join(str(part) for part in location) or "the recipe"
+    where = "command line" if key in overridden else source
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(model, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        remedy = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else "remove it"
+        return f"{where}: {key} is not a key; {remedy} (there are: {', '.join(known)})"
+    if error["type"] == "missing":
+        return f"{where}: {key} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], Mapping) else f" (given: {error['input']!r})"
+    return f"{where}: {key}: {message}{given}"
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    here: Any = model
+    for part in location:
+        field = getattr(here, "model_fields", {}).get(part)
+        here = field.annotation if field is not None else None
+    return sorted(getattr(here, "model_fields", {}))

@@ -1,0 +1,42 @@
+"""Evaluates a run or an export: accelerate launch launch/evaluate.py WHAT [section.key=value ...]
+
+Samples on all ranks with the averaged weights. The last line of stdout is one JSON object, the protocol in it; it is also
+written to WHAT/evaluations/. Only evaluation.*, data.* and family.sampling.* may be overridden.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from bigtrain.cluster.launch import join_world
+from bigtrain.doors import door, print_result, say
+from bigtrain.errors import UserMistake
+from bigtrain.model import find_splits, open_model
+from bigtrain.observers import evaluate_sampler, write_evaluation
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", metavar="WHAT", type=Path, help="a run folder or an export")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args(argv)
+    for override in arguments.overrides:
+        if not override.startswith(("evaluation.", "data.", "family.sampling.")):
+            raise UserMistake(
+                f"command line: {override!r} would change what was trained; an evaluation may override evaluation.*, data.* "
+                "and family.sampling.*"
+            )
+
+    device = join_world()
+    model = open_model(arguments.what, device, overrides=arguments.overrides)
+    recipe = model.recipe
+    train, validation = find_splits(recipe.data)
+    sampler = model.sampler(recipe.evaluation.seed)
+    result = evaluate_sampler(sampler, recipe, train, validation, model.provenance["step"], model.provenance["weights"])
+    path = write_evaluation(arguments.what, model.provenance["step"], result)
+    say(f"written to {path}")
+    print_result(result)
+
+
+if __name__ == "__main__":
+    door(main)

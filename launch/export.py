@@ -1,0 +1,42 @@
+"""Writes a run as a diffusers folder: python launch/export.py RUN OUT [--weights ema|raw]"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bigtrain.doors import door, say
+from bigtrain.errors import UserMistake
+from bigtrain.model import open_model
+from bigtrain.pipelines.export import export
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), default="ema", help="averaged weights (ema), or the run's own"
+    )
+    arguments = parser.parse_args(argv)
+    if (arguments.run / "model_index.json").exists():
+        raise UserMistake(f"{arguments.run}: is an export already; give the run folder")
+    model = open_model(arguments.run, torch.device("cpu"), weights=arguments.weights)
+    export(
+        arguments.out,
+        model.weights,
+        family_section=model.recipe.model_dump(mode="json")["family"],
+        recipe_yaml=model.recipe.to_yaml(),
+        provenance=model.provenance,
+    )
+    out = str(arguments.out)
+    say(
+        f"{arguments.weights} weights of step {model.provenance['step']}: {out}\n"
+        f"use: DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
+        "(class_labels=[0], seed=0).images"
+    )
+
+
+if __name__ == "__main__":
+    door(main)

@@ -1,0 +1,71 @@
+"""Draws samples by class: python launch/sample.py RUN_OR_EXPORT --out FILE.png [--npz FILE.npz]
+
+--out FILE.png: a grid, one class a row. --out FOLDER: numbered PNGs. --npz: the sample file that public FID evaluators read
+(arr_0: uint8 [n, H, W, 3], arr_1: int64 labels). Sample i depends on the seed, i and its class alone. Each family adds
+options of its own: give the run to see them.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from bigtrain.cluster.launch import join_world
+from bigtrain.doors import add_flags, door, from_flags, say
+from bigtrain.errors import UserMistake
+from bigtrain.model import open_model
+from bigtrain.options import Options
+from bigtrain.pictures import save_grid, save_npz, save_pngs
+
+
+def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", metavar="RUN_OR_EXPORT", type=Path)
+    parser.add_argument("--out", type=Path, help="FILE.png for a grid, or a folder for numbered PNGs")
+    parser.add_argument("--npz", type=Path, help="a file of uint8 samples")
+    parser.add_argument(
+        "--classes", help="comma-separated class indices or names; default: all, in a grid the first 10"
+    )
+    parser.add_argument("--per-class", type=int, default=8, help="samples of each class (8)")
+    parser.add_argument("--seed", type=int, default=0, help="keys every draw (0)")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), default="ema", help="averaged weights (ema), or a run's own"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="samples drawn at a time (64)")
+    if options is not None:
+        add_flags(parser, options)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    asks_help = {"-h", "--help"} & set(argv)
+    places = [word for word in argv if not word.startswith("-") and (Path(word) / "recipe.yaml").exists()]
+    if asks_help and not places:
+        parser_of().parse_args(argv)
+    known = parser_of().parse_known_args([word for word in argv if word not in asks_help])[0]
+    model = open_model(known.what, join_world(), weights=known.weights)
+    arguments = parser_of(model.family.sampling_class).parse_args(argv)
+    if arguments.out is None and arguments.npz is None:
+        raise UserMistake("give --out FILE.png, --out FOLDER or --npz FILE: there is nowhere to put the samples")
+    for flag in ("per_class", "batch_size"):
+        if getattr(arguments, flag) < 1:
+            raise UserMistake(f"--{flag.replace('_', '-')}: must be at least 1 (given: {getattr(arguments, flag)})")
+
+    as_grid = arguments.npz is None and arguments.out.suffix == ".png"
+    chosen = model.family.problem.find_classes(arguments.classes)
+    if arguments.classes is None and as_grid:
+        chosen = chosen[:10]
+    labels = [label for label in chosen for _ in range(arguments.per_class)]
+    sampler = model.sampler(arguments.seed, from_flags(model.family.sampling, arguments))
+    images = sampler.draw_all(labels, arguments.batch_size)
+    if arguments.out is not None and arguments.out.suffix == ".png":
+        save_grid(arguments.out, images, columns=arguments.per_class)
+    elif arguments.out is not None:
+        save_pngs(arguments.out, images)
+    if arguments.npz is not None:
+        save_npz(arguments.npz, images, labels)
+    written = " and ".join(str(path) for path in (arguments.out, arguments.npz) if path is not None)
+    say(f"{len(labels)} samples of step {model.provenance['step']}: {written}")
+
+
+if __name__ == "__main__":
+    door(main)

@@ -1,0 +1,60 @@
+"""Trains a recipe: accelerate launch launch/train.py RECIPE.yaml [section.key=value ...]
+
+The run folder is runs/NAME (run.dir=PATH to move it). The same command again resumes from the newest whole checkpoint.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from bigtrain.cluster import world
+from bigtrain.cluster.launch import join_world
+from bigtrain.doors import door, open_run, say
+from bigtrain.families.family import find_family
+from bigtrain.model import find_splits, problem_of
+from bigtrain.observers import EvaluationObserver, SampleObserver
+from bigtrain.recipe import load_recipe
+from bigtrain.training.trainer import Trainer, check_batch, describe
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", metavar="RECIPE.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args(argv)
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    device = join_world(recipe.train.precision)
+    check_batch(recipe.train, world.size())
+    train, validation = find_splits(recipe.data)
+    family = find_family(recipe.family.kind)(recipe.family, problem_of(describe(train)))
+    folder = open_run(recipe)
+    samples = SampleObserver(family, folder, recipe.run.seed, device)
+    evaluations = EvaluationObserver(family, folder, recipe, train, validation, device)
+    trainer = Trainer(
+        family,
+        train,
+        folder,
+        seed=recipe.run.seed,
+        data=recipe.data,
+        train=recipe.train,
+        ema=recipe.ema,
+        engine=recipe.engine,
+        device=device,
+        observers={"sample": samples, "evaluate": evaluations},
+    )
+    signal = trainer.run()
+    if signal is not None:
+        say(
+            f"stopped by {signal} at step {trainer.step} of {recipe.train.steps}, with a checkpoint: the same command resumes"
+        )
+        return
+    say(f"trained {trainer.step} steps: {folder.path}")
+    if samples.newest is not None:
+        say(f"the picture: {samples.newest}")
+    say(
+        f"next: python launch/sample.py {folder.path} --out samples.png    python launch/export.py {folder.path} export"
+    )
+
+
+if __name__ == "__main__":
+    door(main)

@@ -1,0 +1,134 @@
+"""Starting runs as a user would, for the tests of the promises."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from bigtrain.runs import checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+_ADAM = {"lr": 0.005, "betas": [0.0, 0.99], "eps": 1.0e-6}
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "toy": {"kind": "toy", "optimizer": _ADAM},
+    "gan": {
+        "kind": "gan",
+        "generator": {"channels": 4, "latent_per_block": 4, "class_embedding": 4, "attention_resolution": 8},
+        "discriminator": {"channels": 4, "attention_resolution": 8},
+        "orthogonal_regularisation": 1.0e-4,
+        "generator_optimizer": _ADAM,
+        "discriminator_optimizer": _ADAM,
+    },
+}
+"""Every family, as small as it gets: the promise tests run over these."""
+
+
+def optimizers_of(family: Mapping[str, Any], optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The family with another optimizer for each of its players."""
+    return {key: optimizer if key.endswith("optimizer") else value for key, value in family.items()}
+
+
+def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
+    """A small recipe on the digits; `train` are keys of its train section."""
+    recipe = {
+        "run": {"name": "small", "dir": str(folder / "run")},
+        "data": {"train": "digits", "validation": "digits", "image_size": 16, "workers": 0, "flip": True},
+        "family": dict(family),
+        "train": {"steps": 20, "batch_size": 8, "log_every": 5, "save_every": 100} | train,
+        "ema": {"decay": 0.9, "start_step": 2},
+        "evaluation": {"samples": 64},
+    }
+    path = folder / "small.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def command(*arguments: str | Path, processes: int = 1) -> list[str]:
+    """The words that start a script on so many CPU ranks."""
+    words = [sys.executable]
+    if processes > 1:
+        words += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        words += [
+            "--main_process_port",
+            "0",
+            "--mixed_precision",
+            "no",
+            "--num_machines",
+            "1",
+            "--dynamo_backend",
+            "no",
+        ]
+    return [*words, *map(str, arguments)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment for CPU ranks with one thread each."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_"))}
+    return clean | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+
+
+def run(
+    *arguments: str | Path, processes: int = 1, expect: int | None = 0, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script to its end; fails with its output if the exit code is not the expected one (None: any)."""
+    result = subprocess.run(
+        command(*arguments, processes=processes), cwd=ROOT, env=environment(**more), capture_output=True, text=True,
+        timeout=540,
+    )  # fmt: skip
+    assert expect is None or result.returncode == expect, f"exit code {result.returncode}\n{result.stderr[-6000:]}"
+    return result
+
+
+def train(recipe: Path, *arguments: str, processes: int = 1, expect: int | None = 0, **more: str) -> Any:
+    return run(ROOT / "tests" / "drive.py", recipe, *arguments, processes=processes, expect=expect, **more)
+
+
+def train_and_signal(recipe: Path, number: int, rest_s: float = 0.0) -> int:
+    """Starts training, waits until it has logged a new row, and sends a signal `rest_s` seconds later; the exit code."""
+    metrics = recipe.parent / "run" / "metrics.jsonl"
+    begin = time.time()
+    process = subprocess.Popen(
+        command(ROOT / "tests" / "drive.py", recipe), cwd=ROOT, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and time.time() < begin + 120:
+        if metrics.exists() and metrics.stat().st_mtime > begin and metrics.read_text():
+            time.sleep(rest_s)
+            process.send_signal(number)
+            break
+        time.sleep(0.02)
+    return process.wait(timeout=120)
+
+
+def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint, by player, kind and name."""
+    saved = checkpoint.newest_whole(folder / "checkpoints")
+    assert saved is not None
+    players = {name.split(".")[0] for name in saved.file_names if name.endswith(".safetensors")}
+    return {
+        f"{player}/{kind}/{name}": tensor
+        for player in players
+        for kind, tensors in saved.tensors(player).items()
+        for name, tensor in tensors.items()
+    }
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl without what depends on the clock or the machine."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    clock = ("wall", "throughput/", "memory/")
+    return [{key: value for key, value in row.items() if not key.startswith(clock)} for row in rows]
+
+
+def largest_difference(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one if one[name].numel())

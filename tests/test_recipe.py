@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bigtrain.errors import UserMistake
+from bigtrain.recipe import differences, load_recipe
+from tests.runs_of import FAMILIES, ROOT, write_recipe
+
+SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid_and_resolves_to_itself(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    again = tmp_path / "recipe.yaml"
+    again.write_text(recipe.to_yaml())
+    assert load_recipe(again).model_dump() == recipe.model_dump()
+    assert recipe.run.name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=3", "train.stepz is not a key; did you mean train.steps?"),
+        ("trian.steps=3", "trian is not a key; did you mean train?"),
+        (
+            "family.generator.chanels=3",
+            "family.generator.chanels is not a key; did you mean family.generator.channels?",
+        ),
+        ("train.steps=many", "command line: train.steps: Input should be a valid integer"),
+        ("train.precision=fp16", "train.precision: Input should be 'fp32' or 'bf16' (given: 'fp16')"),
+        ("family.kind=gna", "family.kind: 'gna' is not a family; there are gan"),
+        ("train.keep=1", "train.keep: Input should be greater than or equal to 2"),
+        ("engine.strategy=zero9", "engine.strategy"),
+        ("family.generator_optimizer.decay=cosine", "decay_steps goes with decay"),
+        ("train.steps", "'train.steps' is not of the form section.key=value"),
+        ("run.name=../x", "run.name"),
+        ("run.seed.x=1", "run.seed"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_sentence_that_names_it(override: str, message: str) -> None:
+    with pytest.raises(UserMistake) as caught:
+        load_recipe(ROOT / "recipes" / "biggan_digits.yaml", [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_file_is_named_where_the_mistake_is_the_files(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, FAMILIES["toy"], stepz=3)
+    with pytest.raises(UserMistake, match=rf"{path}: train.stepz is not a key"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: {seed: 1}\nrun: {seed: 2}\n", "the key 'run' stands twice"),
+        ("run: [1\n", "not a YAML file"),
+        ("- 1\n", "a recipe is a mapping"),
+        ("run: !!python/object/apply:os.system ['false']\n", "not a YAML file"),
+        ("run: {seed: 1}\n", "family.kind is missing"),
+        ("extends: missing.yaml\n", "missing.yaml: cannot read the recipe"),
+        ("extends: broken.yaml\n", "extends itself"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserMistake) as caught:
+        load_recipe(path)
+    assert message in str(caught.value)
+
+
+def test_extends_says_only_what_differs(tmp_path: Path) -> None:
+    base = write_recipe(tmp_path, FAMILIES["toy"])
+    child = tmp_path / "child.yaml"
+    child.write_text(yaml.safe_dump({"extends": base.name, "train": {"batch_size": 16}, "run": {"name": "child"}}))
+    recipe = load_recipe(child)
+    assert recipe.train.batch_size == 16
+    assert recipe.train.steps == 20
+    assert recipe.run.name == "child"
+
+
+def test_what_a_resumed_run_may_change() -> None:
+    path = ROOT / "recipes" / "biggan_digits.yaml"
+    may = ["train.steps=7", "train.log_every=3", "train.keep=9", "data.workers=1", "engine.compile=true"]
+    may += ["evaluation.samples=5", "run.dir=x", "train.save_every=4", "train.sample_every=4", "train.evaluate_every=4"]
+    assert differences(load_recipe(path), load_recipe(path, may)) == []
+    assert differences(load_recipe(path), load_recipe(path, ["ema.decay=0.5"])) == ["ema.decay: 0.99 -> 0.5"]

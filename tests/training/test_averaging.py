@@ -1,0 +1,75 @@
+import torch
+from torch import nn
+
+from bigtrain.networks.normalisation import SNLinear, SyncedBatchNorm
+from bigtrain.training.averaging import Average, EmaOptions
+
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(SNLinear(3, 4), SyncedBatchNorm(4))
+
+
+def move(module: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            tensor.copy_(torch.rand(tensor.shape, generator=generator).to(tensor) if name else tensor)
+
+
+def test_the_average_of_parameters_and_batch_statistics_is_the_formula() -> None:
+    net = network()
+    average = Average(net, EmaOptions(decay=0.9))
+    expected = {name: value.clone() for name, value in average.network.state_dict().items()}
+    for step in range(5):
+        move(net, step)
+        average.update(step, YES)
+        for name, value in net.state_dict().items():
+            expected[name] = value.clone() if name.endswith(".u") else 0.9 * expected[name] + 0.1 * value
+    for name, value in average.network.state_dict().items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+
+
+def test_directions_of_the_power_iteration_are_copied() -> None:
+    net = network()
+    average = Average(net, EmaOptions(decay=0.9))
+    move(net, 1)
+    average.update(0, YES)
+    assert torch.equal(average.network[0].u, net[0].u)
+    assert not torch.equal(average.network[0].weight, net[0].weight)
+
+
+def test_before_the_start_the_average_is_a_copy() -> None:
+    net = network()
+    average = Average(net, EmaOptions(decay=0.9, start_step=2))
+    for step in (0, 1):
+        move(net, step)
+        average.update(step, YES)
+        assert all(torch.equal(a, b) for a, b in zip(average.network.state_dict().values(), net.state_dict().values(),
+                                                     strict=True))  # fmt: skip
+
+
+def test_a_skipped_update_leaves_the_average_as_it_is() -> None:
+    net = network()
+    average = Average(net, EmaOptions(decay=0.9))
+    before = {name: value.clone() for name, value in average.network.state_dict().items() if not name.endswith(".u")}
+    move(net, 1)
+    average.update(0, NO)
+    assert all(torch.equal(average.network.state_dict()[name], value) for name, value in before.items())
+
+
+def test_the_average_is_never_of_lower_precision_than_the_weights() -> None:
+    average = Average(network().double(), EmaOptions())
+    assert {tensor.dtype for tensor in average.network.state_dict().values()} == {torch.float64}
+
+
+def test_a_constant_is_averaged_to_itself_in_float32() -> None:
+    """A bfloat16 average of 1.0 from 0.5 would stall at 0.8."""
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 0.5)
+    average = Average(net, EmaOptions(decay=0.999))
+    nn.init.constant_(net.weight, 1.0)
+    for step in range(20000):
+        average.update(step, YES)
+    assert abs(average.network.weight.item() - 1.0) < 1e-4
