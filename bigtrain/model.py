@@ -69,7 +69,7 @@ class Sampler:
 
     def protocol(self) -> dict[str, Any]:
         """What of a sample's making belongs beside a number measured on it."""
-        return {"sampling": self.sampling.model_dump(mode="json"), "seed": self.seed}
+        return {"sampling": self.sampling.model_dump(mode="json")}
 
 
 def problem_of(data: Mapping[str, Any]) -> Problem:

@@ -1,0 +1,131 @@
+"""Feature networks: what makes of an image the vector that FID and recall compare.
+
+Every one is handed uint8 images as they are, at their own size; what it does with them is part of the network, and its
+fingerprint is part of the protocol. To add one: subclass `Features`.
+"""
+
+import hashlib
+import io
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtrain.errors import UserMistake
+
+HOW_TO_CHOOSE = (
+    "give `classifier`, or the path of a TorchScript network with the calling convention of the public FID Inception, "
+    "net(uint8 [n, 3, H, W], return_features=True) -> float [n, d]"
+)
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """No gradients, no autocast, no TF32: a metric must not depend on how the run that is measured computes."""
+    matmul = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+
+
+class Features(ABC):
+    """A feature network on one device.
+
+    name: for people; fingerprint: a hash of the weights and of what is computed with them; dimensions: d;
+    facts: JSON values that belong in the protocol beside these.
+    """
+
+    name: str
+    fingerprint: str
+    dimensions: int
+    device: torch.device
+    facts: dict[str, Any]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [n, 3, H, W] on the device to float32 [n, d], each row a function of its image alone."""
+        assert images.dtype == torch.uint8, f"feature networks take uint8 images, not {images.dtype}"
+        with full_float32(self.device):
+            return self._features(images)
+
+    @abstractmethod
+    def _features(self, images: Tensor) -> Tensor: ...
+
+    def protocol(self) -> dict[str, Any]:
+        """What identifies this network in a result."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "dimensions": self.dimensions,
+            **self.facts,
+        }
+
+
+class TorchScriptFeatures(Features):
+    """A network from a TorchScript file, with the calling convention of the public FID Inception.
+
+    The published `inception-2015-12-05.pt` resizes to 299 x 299 within the network, as FID always did; a file of one's
+    own must do likewise for whatever it needs. Raises UserMistake if the file is not such a network.
+    """
+
+    def __init__(self, path: str, image_size: int, device: torch.device) -> None:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise UserMistake(f"evaluation.features: {path}: {error.strerror}; {HOW_TO_CHOOSE}") from None
+        self.device = device
+        self.name = Path(path).name
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        self.facts = {"kind": "TorchScript"}
+        self._network = _load(path, data, device)
+        self.dimensions = self._probe(path, image_size)
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self._network(images, return_features=True).float().flatten(1)
+
+    def _probe(self, path: str, image_size: int) -> int:
+        """The width of the features of two gray images of the size that will come."""
+        images = torch.full((2, 3, image_size, image_size), 128, dtype=torch.uint8, device=self.device)
+        try:
+            with full_float32(self.device):
+                features = self._network(images, return_features=True)
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserMistake(
+                f"evaluation.features: {path}: the network cannot be used on images of {image_size} pixels: {reason}; "
+                f"{HOW_TO_CHOOSE}"
+            ) from None
+        shape = tuple(features.shape) if isinstance(features, Tensor) else ()
+        if len(shape) < 2 or shape[0] != 2 or any(side != 1 for side in shape[2:]) or not features.is_floating_point():
+            what = f"{features.dtype} {list(shape)}" if isinstance(features, Tensor) else type(features).__name__
+            raise UserMistake(
+                f"evaluation.features: {path}: the network gave {what} for 2 images where [2, d] float features were "
+                f"expected; {HOW_TO_CHOOSE}"
+            )
+        return shape[1]
+
+
+def _load(path: str, data: bytes, device: torch.device) -> torch.jit.ScriptModule:
+    """From the bytes that were hashed: a file that is replaced meanwhile cannot lend its features another's name."""
+    try:
+        with warnings.catch_warnings():
+            # Deprecated in favour of torch.export, but the public Inception exists in this form only.
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            return torch.jit.load(io.BytesIO(data), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserMistake(
+            f"evaluation.features: {path}: not a TorchScript network: {reason}; {HOW_TO_CHOOSE}"
+        ) from None

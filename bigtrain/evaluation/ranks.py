@@ -1,0 +1,103 @@
+"""How the ranks of an evaluation stay together: nothing collective within a pass, one agreement at its end."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from bigtrain.cluster import world
+from bigtrain.errors import UserMistake
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The caller asked to stop; nothing has been measured."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a pass goes: `batch` images at a time and rank, read by `workers` processes a rank (0: in this process).
+
+    `should_stop` is asked once a batch.
+    """
+
+    batch: int
+    workers: int
+    should_stop: Callable[[], bool] = lambda: False
+
+    def check_stop(self) -> None:
+        """Raises Stopped if the caller wishes; only within `together`, or the other ranks would wait for this one."""
+        if self.should_stop():
+            raise Stopped
+
+
+def together(work: Callable[[], T]) -> T:
+    """Every rank does its work, then all learn how it ended: one rank's UserMistake or Stopped is every rank's."""
+    end, text, result = "done", "", None
+    try:
+        result = work()
+    except UserMistake as mistake:
+        end, text = "mistake", str(mistake)
+    except Stopped:
+        end = "stopped"
+    ends = dict(reversed(world.gather_objects((end, text))))
+    if "mistake" in ends:
+        raise UserMistake(ends["mistake"])
+    if "stopped" in ends:
+        raise Stopped
+    return result  # type: ignore[return-value]
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Rank 0 does the work; every rank gets its result, its UserMistake or its Stopped."""
+    result = together(work if world.is_main() else lambda: None)
+    return world.broadcast_object(result)  # type: ignore[return-value]
+
+
+def gather_rows(rows: Tensor) -> Tensor | None:
+    """Rank 0 gets all ranks' rows [n, ...], in the order of ranks, where n may differ; other ranks get None."""
+    counts = world.gather_objects(len(rows))
+    if len(counts) == 1:
+        return rows
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    if not world.is_main():
+        dist.gather(padded, dst=0)
+        return None
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.gather(padded, parts, dst=0)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_by_number(numbers: np.ndarray, rows: Tensor) -> Tensor | None:
+    """Rank 0 gets all ranks' rows [n, ...] in ascending order of their numbers, int64 [n]; other ranks get None."""
+    gathered = gather_rows(rows)
+    order = gather_rows(torch.from_numpy(numbers).to(rows.device))
+    return None if gathered is None or order is None else gathered[order.argsort()]
+
+
+class Progress:
+    """A bar on rank 0 with rate and time left, in images of all ranks together, which advance alike."""
+
+    def __init__(self, total: int, what: str) -> None:
+        pause = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs no animation
+        self._bar: Any = tqdm(
+            total=total, desc=what, unit="image", mininterval=pause, disable=not world.is_main(), file=sys.stderr
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def add(self, count: int) -> None:
+        """Counts `count` images of this rank."""
+        self._bar.update(min(count * world.size(), self._bar.total - self._bar.n))

@@ -1,0 +1,113 @@
+"""Evaluations that several ranks do together, as processes of a gloo world; results come back as JSON files."""
+
+import dataclasses
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bigtrain.cluster import world
+from bigtrain.data.index import Index
+from bigtrain.data.stream import Sweep
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation import classifier
+from bigtrain.evaluation.evaluate import EvaluationOptions, evaluate
+from bigtrain.evaluation.ranks import gather_by_number, gather_rows, on_main, together
+
+SAMPLES = 131
+"""Divides over neither two nor three ranks, nor into batches of 20."""
+SHORT_TRAINING = 3200
+CPU = torch.device("cpu")
+
+
+class RealDigits:
+    """A perfect model, but for a shift of brightness: sample i of class c is a real image of class c."""
+
+    def __init__(self, index: Index, darker: int = 0) -> None:
+        sweep = Sweep(index, rank=0, world=1, batch=index.samples, workers=0)
+        ((_, batch),) = sweep
+        self.images = batch.images.permute(0, 3, 1, 2)
+        self.by_class = [np.flatnonzero(index.labels == number) for number in range(len(index.classes))]
+        self.darker, self.drawn = darker, []
+
+    def __call__(self, indices: np.ndarray, labels: Tensor) -> Tensor:
+        self.drawn += indices.tolist()
+        members = [
+            self.by_class[label][index % len(self.by_class[label])]
+            for index, label in zip(indices, labels.tolist(), strict=True)
+        ]
+        return (self.images[torch.tensor(np.array(members))].int() - self.darker).clamp(0, 255).to(torch.uint8)
+
+
+def label_of(indices: np.ndarray) -> Tensor:
+    return torch.from_numpy(indices % 10)
+
+
+def measure(train: str, features: str, **options: Any) -> dict[str, Any] | None:
+    """All metrics of darkened digits."""
+    index = Index.read(train)
+    chosen = EvaluationOptions(samples=SAMPLES, features=features, batch_size=20, **options)
+    validation = Index.read(index.folder / "validation.json")
+    return evaluate(RealDigits(index, darker=30), label_of, index, validation, chosen, CPU, 0, {"weights": "none"})
+
+
+def scenarios(train: str, features: str) -> dict[str, Any]:
+    """What this rank sees of each."""
+    index = Index.read(train)
+    rank, size = world.rank(), world.size()
+
+    def evaluation(draw: Any, should_stop: Any = lambda: False) -> Any:
+        options = EvaluationOptions(metrics=("fid",), samples=SAMPLES, features=features, batch_size=20)
+        return evaluate(draw, label_of, index, None, options, CPU, 0, {}, should_stop)
+
+    def mistaken(indices: np.ndarray, labels: Tensor) -> Tensor:
+        raise UserMistake("the last rank is mistaken")
+
+    digits = RealDigits(index)
+    evaluation(digits)
+    last = rank == size - 1
+    numbers = np.arange(rank, 7, size)[::-1].copy()
+    rows = torch.from_numpy(numbers)[:, None] * torch.tensor([1, 10])
+    gathered, ordered = gather_rows(rows[:rank]), gather_by_number(numbers, rows)
+    return {
+        "result": measure(train, features),
+        "with classifier": measure(train, "classifier", metrics=("fid", "accuracy")),
+        "drawn": digits.drawn,
+        "stopped on the last rank": evaluation(digits, should_stop=lambda: last) is None,
+        "mistake on the last rank": message_of(lambda: evaluation(mistaken if last else digits)),
+        "mistake on every rank": message_of(lambda: together(lambda: mistaken(numbers, rows))),
+        "mistake on main": message_of(lambda: on_main(lambda: mistaken(numbers, rows))),
+        "features absent": message_of(lambda: measure(train, "nowhere.pt" if last else features)),
+        "gathered": None if gathered is None else gathered.tolist(),
+        "ordered": None if ordered is None else ordered.tolist(),
+    }
+
+
+def message_of(work: Any) -> str:
+    try:
+        work()
+    except UserMistake as mistake:
+        return str(mistake)
+    return "no mistake"
+
+
+def work(rank: int, size: int, train: str, features: str, folder: str) -> None:
+    """One rank."""
+    torch.set_num_threads(1)
+    shorten_training()
+    dist.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", timeout=datetime.timedelta(seconds=120), rank=rank, world_size=size
+    )
+    Path(folder, f"{rank}.json").write_text(json.dumps(scenarios(train, features)))
+    dist.destroy_process_group()
+
+
+def shorten_training() -> None:
+    """A second of training, which is enough to tell digits of 8 pixels apart most of the time."""
+    for role, training in classifier.TRAININGS.items():
+        classifier.TRAININGS[role] = dataclasses.replace(training, most_images=SHORT_TRAINING)

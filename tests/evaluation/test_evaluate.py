@@ -1,0 +1,234 @@
+"""Evaluation end to end: the numbers are right, at any world size, and say what they are numbers of."""
+
+import json
+import logging
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from cleanfid.fid import compute_fid
+from evaluation_scripts import NotFinite
+from evaluation_worlds import CPU, SAMPLES, RealDigits, label_of, measure, shorten_training, work
+from PIL import Image
+from pydantic import ValidationError
+
+from bigtrain.data.index import Index
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation import classifier
+from bigtrain.evaluation.evaluate import EvaluationOptions, evaluate
+from bigtrain.evaluation.features import TorchScriptFeatures
+from bigtrain.evaluation.metrics import METRICS, MetricName
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_training():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "TRAININGS", dict(classifier.TRAININGS))
+        shorten_training()
+        yield
+
+
+@pytest.fixture(scope="module")
+def train(pristine_digits, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("evaluate") / "digits"
+    shutil.copytree(pristine_digits, folder)
+    return str(folder / "train.json")
+
+
+@pytest.fixture(scope="module")
+def alone(train, script):
+    """The result of one process."""
+    return measure(train, script)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 3])
+def ranks(request, pristine_digits, script, tmp_path_factory):
+    """What each rank of a world saw, beginning with nothing kept."""
+    folder = tmp_path_factory.mktemp("world")
+    shutil.copytree(pristine_digits, folder / "digits")
+    mp.spawn(work, (request.param, str(folder / "digits" / "train.json"), script, str(folder)), nprocs=request.param)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(request.param)]
+
+
+def run(train: str, options: EvaluationOptions, draw=None, validation=None, **how):
+    index = Index.read(train)
+    return evaluate(draw or RealDigits(index), label_of, index, validation, options, CPU, 0, {}, **how)
+
+
+def test_several_ranks_measure_what_one_process_measures(ranks, alone):
+    for seen in ranks:
+        result = seen["result"]
+        assert result["fid"] == pytest.approx(alone["fid"], rel=1e-6)
+        assert result["real_fid"] == pytest.approx(alone["real_fid"], rel=1e-6)
+        assert result["recall"] == alone["recall"]
+        assert result["accuracy"] == pytest.approx(alone["accuracy"], abs=0.03), "threads may move a trained judge"
+
+
+def test_the_protocol_does_not_depend_on_the_world(ranks, alone):
+    for seen in ranks:
+        protocol = {**seen["result"]["protocol"], "judge": alone["protocol"]["judge"]}
+        assert protocol == alone["protocol"]
+
+
+def test_every_rank_has_the_same_result_and_the_same_classifier(ranks):
+    for seen in ranks:
+        assert seen["result"] == ranks[0]["result"]
+        assert seen["with classifier"] == ranks[0]["with classifier"]
+
+
+def test_each_sample_is_drawn_once(ranks):
+    assert sorted(index for seen in ranks for index in seen["drawn"][: -(-SAMPLES // len(ranks))]) == list(
+        range(SAMPLES)
+    )
+
+
+def test_one_ranks_wish_to_stop_stops_all(ranks):
+    assert all(seen["stopped on the last rank"] for seen in ranks)
+
+
+def test_one_ranks_mistake_is_every_ranks(ranks):
+    for seen in ranks:
+        assert seen["mistake on the last rank"] == "the last rank is mistaken"
+        assert seen["mistake on every rank"] == seen["mistake on main"] == "the last rank is mistaken"
+        assert "nowhere.pt" in seen["features absent"]
+
+
+def test_rows_are_gathered_on_rank_0_in_the_order_of_their_numbers(ranks):
+    assert all(seen["gathered"] is None and seen["ordered"] is None for seen in ranks[1:])
+    assert ranks[0]["ordered"] == [[number, 10 * number] for number in range(7)]
+    assert len(ranks[0]["gathered"]) == sum(range(len(ranks)))
+
+
+@pytest.mark.filterwarnings("ignore")  # scipy's, of clean-fid's call
+def test_fid_equals_clean_fid_on_the_same_images(alone, train, script, tmp_path):
+    index = Index.read(train)
+    indices = np.arange(SAMPLES)
+    samples = RealDigits(index, darker=30)(indices, label_of(indices))
+    for name, images in (("real", RealDigits(index).images), ("fake", samples)):
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(images):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{number}.png")
+    network = TorchScriptFeatures(script, 8, CPU)
+    theirs = compute_fid(
+        str(tmp_path / "real"),
+        str(tmp_path / "fake"),
+        mode="legacy_tensorflow",  # the one in which the network is given images as they are
+        custom_feat_extractor=lambda images: network(images.round().to(torch.uint8)),
+        num_workers=0,
+        device=CPU,
+        verbose=False,
+    )
+    assert alone["fid"] == pytest.approx(theirs, rel=1e-3)
+    assert alone["fid"] > 2 * alone["real_fid"], "a case that tells nothing"
+
+
+def test_a_perfect_model_scores_the_yardstick(train, script):
+    options = EvaluationOptions(metrics=("fid", "real_fid", "recall"), samples=700, features=script)
+    result = run(train, options)
+    assert result["fid"] < 2 * result["real_fid"] + 1e-4
+    assert result["recall"] > 0.8
+
+
+def test_accuracy_asks_for_the_class_that_was_asked_for(train):
+    options = EvaluationOptions(metrics=("accuracy",), samples=200)
+    index = Index.read(train)
+    digits = RealDigits(index)
+    right = run(train, options, digits)["accuracy"]
+    wrong = run(train, options, lambda indices, labels: digits(indices, (labels + 1) % 10))["accuracy"]
+    assert right > 0.6
+    assert wrong < 0.1
+
+
+def test_accuracy_alone_needs_no_feature_network(train):
+    result = run(train, EvaluationOptions(metrics=("accuracy",), samples=20, features="nowhere.pt"))
+    assert set(result) == {"accuracy", "protocol"}
+    assert "features" not in result["protocol"]
+
+
+def test_only_what_is_asked_for_is_measured(train, script):
+    result = run(train, EvaluationOptions(metrics=("fid",), samples=50, features=script))
+    assert set(result) == {"fid", "protocol"}
+    assert not {"judge", "recall", "real_fid"} & set(result["protocol"])
+
+
+def test_the_protocol_says_what_the_numbers_depend_on(alone, train, script):
+    protocol = alone["protocol"]
+    index = Index.read(train)
+    features = TorchScriptFeatures(script, 8, CPU)
+    assert protocol["samples"] == SAMPLES
+    assert protocol["features"] == {
+        "name": "colour_moments.pt",
+        "fingerprint": features.fingerprint,
+        "dimensions": 10,
+        "kind": "TorchScript",
+    }
+    assert protocol["reference"] == {
+        "split": "train",
+        "samples": 1497,
+        "fingerprint": index.fingerprint,
+    }
+    assert 0.5 < protocol["judge"]["held_out_accuracy"] <= 1
+    assert protocol["recall"] == {"neighbours": 3, "real": SAMPLES, "fake": SAMPLES}
+    assert protocol["real_fid"] == {"images_a_side": SAMPLES}
+    assert protocol["quantisation"] == "round"
+    assert protocol["weights"] == "none", "the caller's part"
+    assert json.loads(json.dumps(alone)) == alone
+
+
+def test_the_reference_may_be_the_validation_split(train, script):
+    validation = Index.read(Index.read(train).folder / "validation.json")
+    options = EvaluationOptions(metrics=("fid", "real_fid"), samples=400, features=script, reference="validation")
+    protocol = run(train, options, validation=validation)["protocol"]
+    assert (protocol["reference"]["split"], protocol["reference"]["samples"]) == ("validation", 300)
+    assert protocol["real_fid"] == {"images_a_side": 150}, "half of a reference smaller than twice the samples"
+    with pytest.raises(UserMistake, match=r"evaluation\.reference.*data\.validation"):
+        run(train, options, validation=None)
+
+
+def test_batches_do_not_change_the_numbers(alone, train, script):
+    index = Index.read(train)
+    options = EvaluationOptions(samples=SAMPLES, features=script, batch_size=57)
+    result = run(train, options, RealDigits(index, darker=30))
+    assert [result[name] for name in ("fid", "recall", "accuracy")] == pytest.approx(
+        [alone[name] for name in ("fid", "recall", "accuracy")], rel=1e-6
+    )
+
+
+def test_a_stop_gives_no_result(train, script):
+    asked = iter([False, True])
+    options = EvaluationOptions(metrics=("fid",), samples=50, features=script, batch_size=10)
+    run(train, options)
+    assert run(train, options, should_stop=lambda: next(asked)) is None
+
+
+def test_features_that_are_not_finite_are_an_error(train, tmp_path):
+    path = tmp_path / "not_finite.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(NotFinite()).save(path)
+    options = EvaluationOptions(metrics=("fid",), samples=20, features=str(path))
+    with pytest.raises(UserMistake, match=r"not_finite\.pt gave features of the samples that are not finite"):
+        run(train, options, lambda indices, labels: torch.zeros(len(indices), 3, 8, 8, dtype=torch.uint8))
+
+
+def test_few_samples_are_warned_of(train, script, caplog):
+    with caplog.at_level(logging.WARNING):
+        run(train, EvaluationOptions(metrics=("fid",), samples=11, features=script))
+        assert not caplog.records
+        run(train, EvaluationOptions(metrics=("fid",), samples=10, features=script))
+    assert "10 images in 10 feature dimensions" in caplog.text
+
+
+def test_recall_needs_more_samples_than_neighbours():
+    with pytest.raises(ValidationError, match=r"evaluation\.samples: recall needs more samples than neighbours"):
+        EvaluationOptions(samples=3)
+    EvaluationOptions(samples=3, metrics=("fid",))
+
+
+def test_an_unknown_metric_is_refused_and_every_known_one_can_be_asked_for():
+    with pytest.raises(ValidationError, match="real_fid"):
+        EvaluationOptions(metrics=("fjd",))
+    assert set(METRICS) == set(MetricName.__args__) == set(EvaluationOptions().metrics)
