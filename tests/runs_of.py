@@ -52,11 +52,12 @@ def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
     return path
 
 
-def command(*arguments: str | Path, processes: int = 1) -> list[str]:
-    """The words that start a script on so many CPU ranks."""
+def command(*arguments: str | Path, processes: int = 1, launcher: bool = False) -> list[str]:
+    """The words that start a script on so many CPU ranks; one rank needs no launcher."""
     words = [sys.executable]
-    if processes > 1:
-        words += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    if processes > 1 or launcher:
+        words += ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+        words += ["--multi_gpu"] if processes > 1 else []
         words += [
             "--main_process_port",
             "0",
@@ -92,12 +93,14 @@ def train(recipe: Path, *arguments: str, processes: int = 1, expect: int | None 
     return run(ROOT / "tests" / "drive.py", recipe, *arguments, processes=processes, expect=expect, **more)
 
 
-def train_and_signal(recipe: Path, number: int, rest_s: float = 0.0) -> int:
+def train_and_signal(
+    recipe: Path, number: int, rest_s: float = 0.0, *, processes: int = 1, launcher: bool = False
+) -> int:
     """Starts training, waits until it has logged a new row, and sends a signal `rest_s` seconds later; the exit code."""
     metrics = recipe.parent / "run" / "metrics.jsonl"
     begin = time.time()
     process = subprocess.Popen(
-        command(ROOT / "tests" / "drive.py", recipe), cwd=ROOT, env=environment(),
+        command(ROOT / "tests" / "drive.py", recipe, processes=processes, launcher=launcher), cwd=ROOT, env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while process.poll() is None and time.time() < begin + 120:

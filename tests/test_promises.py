@@ -1,13 +1,17 @@
 """The promises of HOUSE.md, section 4, over every family, through the train door in processes of their own."""
 
+import contextlib
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from bigtrain.errors import UserMistake
+from bigtrain.runs.folder import RunFolder
 from tests.runs_of import (
     FAMILIES,
     final_tensors,
@@ -75,7 +79,7 @@ def test_stopping_and_resuming_changes_no_bit(family: str, tmp_path: Path) -> No
     parts = write_recipe(tmp_path / "parts", FAMILIES[family], steps=12, log_every=4)
     # Stopped in the middle of a logging interval: its averages must travel with the checkpoint.
     train(parts, "train.steps=6")
-    train(parts)
+    train(parts, "data.workers=2")
     assert_same_run(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
 
 
@@ -111,6 +115,22 @@ def test_sigkill_at_ten_random_moments_changes_no_bit(family: str, tmp_path: Pat
 def test_a_signal_leaves_a_checkpoint_and_exit_code_0(number: int, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, FAMILIES["toy"], steps=100000, save_every=100000)
     assert train_and_signal(recipe, number) == 0
+    assert final_tensors(tmp_path / "run")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_to_the_launcher_leaves_a_checkpoint_and_no_orphan(processes: int, tmp_path: Path) -> None:
+    """`accelerate launch` dies of SIGTERM when it runs one process, and forwards it when it runs several."""
+    recipe = write_recipe(tmp_path, FAMILIES["toy"], steps=100000, save_every=100000)
+    train_and_signal(recipe, signal.SIGTERM, processes=processes, launcher=True)
+    lock = RunFolder(tmp_path / "run")
+    for _ in range(600):
+        with contextlib.suppress(UserMistake):
+            lock.lock()  # possible once the trainer is gone
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the trainer outlived its launcher")
     assert final_tensors(tmp_path / "run")
 
 

@@ -1,6 +1,8 @@
 """Joining the world that a launcher made, and refusing one that asks for something other than the recipe."""
 
+import ctypes
 import os
+import platform
 from datetime import timedelta
 
 import torch
@@ -10,6 +12,7 @@ from bigtrain.errors import UserMistake
 
 TIMEOUT_S = 1800
 """How long a collective may wait for a rank before the job is brought down with an error."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def join_world(precision: str = "no") -> torch.device:
@@ -25,6 +28,7 @@ def join_world(precision: str = "no") -> torch.device:
     state = PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT_S)).to_kwargs())
     if cpu:
         _share_cores()
+        _keep_memory()
     return state.device
 
 
@@ -63,3 +67,12 @@ def _share_cores() -> None:
     if by_launcher or "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // world.local_size()))
+
+
+def _keep_memory() -> None:
+    """Asks glibc to keep freed memory: a CPU step frees and asks for the same large tensors, and each page of a fresh one
+    costs a fault (about 8 % of a small GAN's step; tests/benchmarks/RESULTS.md)."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            libc.mallopt(parameter, 2**31 - 1)

@@ -28,11 +28,6 @@ def size() -> int:
     return dist.get_world_size() if _initialised() else 1
 
 
-def local_rank() -> int:
-    """This rank's place on its own node."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def local_size() -> int:
     """Ranks on this node."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -47,11 +42,6 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if size() > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-def barrier() -> None:
-    if size() > 1:
-        dist.barrier()
 
 
 def _object_device() -> torch.device:

@@ -81,7 +81,13 @@ class Microbatch:
     labels: Tensor | None
     indices: Sequence[int]
     draws: Draws
-    device: Any
+    device: torch.device
+
+    def place(self, drawn: Tensor) -> Tensor:
+        """A draw from the CPU on the device, by way of pinned memory: from pageable memory the host would wait."""
+        if self.device.type == "cuda":
+            return drawn.pin_memory().to(self.device, non_blocking=True)
+        return drawn.to(self.device)
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,8 @@ class GAN(Family, kind="gan"):
 
     def _fakes(self, networks: Networks, batch: Microbatch, phase: str, *, gradients: bool) -> tuple[Tensor, Tensor]:
         """Images and their classes, drawn by the places of the samples in the global batch."""
-        labels = self._fake_labels(batch.draws, f"{phase}/labels", batch.indices).to(batch.device, non_blocking=True)
-        z = batch.draws.normal(f"{phase}/z", batch.indices, (self.latent,)).to(batch.device, non_blocking=True)
+        labels = batch.place(self._fake_labels(batch.draws, f"{phase}/labels", batch.indices))
+        z = batch.place(batch.draws.normal(f"{phase}/z", batch.indices, (self.latent,)))
         with torch.set_grad_enabled(gradients):
             return networks["generator"](z, labels), labels
 

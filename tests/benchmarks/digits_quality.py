@@ -1,0 +1,63 @@
+"""What the digits run is worth: python tests/benchmarks/digits_quality.py RUN [SPLITS]
+
+All real digits (1,797) are cut into random halves, several times over. FID of one half against the other half is the scale; FID
+of as many samples (untruncated, averaged weights) against a half is ours. Features and judge are the recipe's two classifiers.
+"""
+
+import statistics as stats
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bigtrain.cluster.launch import join_world
+from bigtrain.data.stream import Sweep
+from bigtrain.evaluation.classifier import find_classifier
+from bigtrain.evaluation.metrics import frechet_distance, recall
+from bigtrain.evaluation.ranks import Reading
+from bigtrain.model import find_splits, open_model
+
+
+def main() -> None:
+    device = join_world()
+    model = open_model(Path(sys.argv[1]), device)
+    splits = int(sys.argv[2]) if len(sys.argv) > 2 else 10
+    train, validation = find_splits(model.recipe.data)
+    reading = Reading(batch=100, workers=0)
+    features = find_classifier(train, validation, "features", reading, device)
+    judge = find_classifier(train, validation, "judge", reading, device)
+
+    sweeps = (Sweep(index, rank=0, world=1, batch=100, workers=0) for index in (train, validation))
+    real = torch.cat([features(batch.images.permute(0, 3, 1, 2)) for sweep in sweeps for _, batch in sweep]).numpy()
+    half = len(real) // 2
+    sampler = model.sampler(seed=0)
+    labels = sampler.labels_of(range(half))
+    images = sampler.draw_all(labels.tolist(), 128)
+    fake = torch.cat([features(part) for part in images.split(128)]).numpy()
+    recognised = torch.cat([judge.predict(part) for part in images.split(128)]) == labels
+
+    scale, ours = [], []
+    for split in range(splits):
+        order = np.random.default_rng(split).permutation(len(real))
+        one, other = real[order[:half]], real[order[half : 2 * half]]
+        scale.append(frechet(one, other))
+        ours.append(frechet(fake, one))
+    accuracy = judge.facts["held_out_accuracy"]
+    covered = recall(torch.from_numpy(real), torch.from_numpy(fake))
+    print(
+        f"step {model.provenance['step']}, {half} images a side, {splits} splits, judge's held-out accuracy {accuracy:.4f}"
+    )
+    print(f"FID real half against real half: {stats.mean(scale):.3f} ({min(scale):.3f} to {max(scale):.3f})")
+    print(f"FID samples against real half:   {stats.mean(ours):.3f} ({min(ours):.3f} to {max(ours):.3f})")
+    print(f"ratio {stats.mean(ours) / stats.mean(scale):.2f}, recall {covered:.3f}")
+    print(f"recognised as the asked class: {recognised.float().mean():.4f}")
+
+
+def frechet(one: np.ndarray, other: np.ndarray) -> float:
+    moments = [torch.from_numpy(value).double() for rows in (one, other) for value in (rows.mean(0), np.cov(rows.T))]
+    return frechet_distance(*moments)
+
+
+if __name__ == "__main__":
+    main()
