@@ -6,13 +6,16 @@ or the clock. Philox is counter-based, which makes the promise literal: the key 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
+
+BLOCK = 16
+"""Indices that share a generator in `Draws`; part of what a seed means, so never to be changed."""
 
 
 @lru_cache(maxsize=1024)
@@ -38,31 +41,40 @@ class Draws:
     """The draws of one repeat of one phase at one step; `index` is the sample's place in the global batch.
 
     All methods return one row per index, drawn in float64 on the CPU and then cast, so that a sample is the same on
-    every device, at every batch size and at every world size.
+    every device, at every batch size and at every world size. Making a generator costs more than drawing a row of z, so
+    BLOCK consecutive indices share one, keyed by the block's number: a row is still a function of its index alone.
     """
 
     seed: int
     step: int = 0
     repeat: int = 0
 
-    def generator(self, stream: str, index: int) -> np.random.Generator:
-        return generator(self.seed, stream, step=self.step, repeat=self.repeat, index=index)
-
     def normal(self, stream: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
         """Standard normal, [len(indices), *shape], in torch's default dtype."""
-        return self._stack([self.generator(stream, index).standard_normal(shape) for index in indices], shape)
+        values = self._rows(stream, indices, shape, lambda generator, size: generator.standard_normal(size))
+        return torch.from_numpy(values).to(torch.get_default_dtype())
 
     def uniform(self, stream: str, indices: Sequence[int], shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform in [0, 1), [len(indices), *shape], in float64: the low bits matter to an inverse distribution."""
-        rows = [self.generator(stream, index).random(shape) for index in indices]
-        return torch.from_numpy(np.array(rows, dtype=np.float64).reshape(len(rows), *shape))
+        return torch.from_numpy(self._rows(stream, indices, shape, lambda generator, size: generator.random(size)))
 
     def integers(self, stream: str, indices: Sequence[int], high: int) -> Tensor:
         """Uniform over 0 .. high - 1, int64 [len(indices)]."""
-        rows = [self.generator(stream, index).integers(high) for index in indices]
-        return torch.from_numpy(np.array(rows, dtype=np.int64))
+        return torch.from_numpy(
+            self._rows(stream, indices, (), lambda generator, size: generator.integers(high, size=size))
+        )
 
-    @staticmethod
-    def _stack(rows: list[np.ndarray], shape: tuple[int, ...]) -> Tensor:
-        values = np.array(rows, dtype=np.float64).reshape(len(rows), *shape)
-        return torch.from_numpy(values).to(torch.get_default_dtype())
+    def _rows(
+        self,
+        stream: str,
+        indices: Sequence[int],
+        shape: tuple[int, ...],
+        draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray],
+    ) -> np.ndarray:
+        blocks = {
+            number: draw(
+                generator(self.seed, stream, step=self.step, repeat=self.repeat, index=number), (BLOCK, *shape)
+            )
+            for number in sorted({index // BLOCK for index in indices})
+        }
+        return np.stack([blocks[index // BLOCK][index % BLOCK] for index in indices])

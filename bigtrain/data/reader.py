@@ -13,6 +13,9 @@ from bigtrain.errors import UserMistake
 OPEN_SHARDS = 128
 """File descriptors kept per reader, the least recently used closed first: well below the usual limit of 1024."""
 
+RESIDENT_BYTES = 32 * 2**20
+"""A set whose pixels take no more than this is decoded once: each reader (one a worker) keeps what it has decoded."""
+
 
 class Reader:
     """Reads images by sample number. Opens shards when they are first read, so it may be handed to a worker process."""
@@ -30,12 +33,18 @@ class Reader:
                     here = np.flatnonzero(offsets >= 0)
                     self._offsets[start + here], self._sizes[start + here] = offsets[here], sizes[here]
         self._descriptors: OrderedDict[int, int] = OrderedDict()
+        small = index.samples * image_size**2 * 3 <= RESIDENT_BYTES
+        self._resident: dict[int, np.ndarray] | None = {} if small else None
 
     def image(self, number: int) -> np.ndarray:
         """uint8 [size, size, 3]. Raises Undecodable, or UserMistake if the shard is missing or truncated."""
+        if self._resident is not None and number in self._resident:
+            return self._resident[number]
         pixels = decode(self._bytes(number))
         if pixels.shape != (self.image_size, self.image_size, 3):
             raise Undecodable(f"it is {pixels.shape[0]} x {pixels.shape[1]}, not {self.image_size} x {self.image_size}")
+        if self._resident is not None:
+            self._resident[number] = pixels
         return pixels
 
     def name(self, number: int) -> str:
