@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from bigtrain.cluster import world
-from bigtrain.errors import UserMistake
+from bigtrain.errors import OneRanksMistake, UserMistake
 from bigtrain.options import Options
 from bigtrain.recipe import Recipe, differences, load_recipe
 from bigtrain.runs import atomic, checkpoint
@@ -33,7 +33,7 @@ def door(main: Callable[[Sequence[str]], None]) -> None:
         main(sys.argv[1:])
     except UserMistake as mistake:
         code = 2
-        if int(os.environ.get("RANK", "0")) == 0:
+        if int(os.environ.get("RANK", "0")) == 0 or isinstance(mistake, OneRanksMistake):
             print(f"error: {mistake}", file=sys.stderr)
     except SystemExit:  # argparse's own: --help, or a flag that there is not
         raise

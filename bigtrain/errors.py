@@ -9,5 +9,9 @@ class UserMistake(ValueError):
     """
 
 
+class OneRanksMistake(UserMistake):
+    """A user's mistake that one rank alone has met (a broken image in its share): that rank says so itself."""
+
+
 class TrainingDiverged(RuntimeError):
     """More updates were non-finite than the recipe allows; names the step, the phase and the player."""

@@ -72,11 +72,6 @@ class Sampler:
         return {"sampling": self.sampling.model_dump(mode="json")}
 
 
-def problem_of(data: Mapping[str, Any]) -> Problem:
-    """The problem that a checkpoint's or an export's description of the data poses."""
-    return Problem(data["image_size"], tuple(data["classes"]), tuple(data["class_counts"]))
-
-
 def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
     """The indices of data.train and data.validation; the main rank first, which may have to make them."""
     train = world.main_first(lambda: find_index(data.train, "train", data.image_size))
@@ -103,7 +98,7 @@ def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str) ->
     saved = checkpoint.newest_whole(path / "checkpoints")
     if saved is None:
         raise UserMistake(f"{path}: has no checkpoint yet; train further, or lower train.save_every")
-    family = find_family(recipe.family.kind)(recipe.family, problem_of(saved.state["data"]))
+    family = find_family(recipe.family.kind)(recipe.family, Problem.of(saved.state["data"]))
     networks: dict[str, nn.Module] = {}
     for name in family.sampled_players:
         tensors = saved.tensors(name)

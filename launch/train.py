@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.doors import door, open_run, say
-from bigtrain.families.family import find_family
-from bigtrain.model import find_splits, problem_of
+from bigtrain.families.family import Problem, find_family
+from bigtrain.model import find_splits
 from bigtrain.observers import EvaluationObserver, SampleObserver
 from bigtrain.recipe import load_recipe
 from bigtrain.training.trainer import Trainer, check_batch, describe
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     device = join_world(recipe.train.precision)
     check_batch(recipe.train, world.size())
     train, validation = find_splits(recipe.data)
-    family = find_family(recipe.family.kind)(recipe.family, problem_of(describe(train)))
+    family = find_family(recipe.family.kind)(recipe.family, Problem.of(describe(train)))
     folder = open_run(recipe)
     samples = SampleObserver(family, folder, recipe.run.seed, device)
     evaluations = EvaluationObserver(family, folder, recipe, train, validation, device)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import OneRanksMistake, UserMistake
 
 T = TypeVar("T")
 
@@ -75,7 +75,12 @@ def on_main(work: Callable[[], T]) -> T:
 def main_first(work: Callable[[], T]) -> T:
     """Rank 0 does the work first, then the others do it too and find its traces (a warm cache)."""
     result = _agreed(work if is_main() else None)
-    return result if is_main() else work()
+    if is_main():
+        return result
+    try:
+        return work()
+    except UserMistake as mistake:
+        raise OneRanksMistake(f"rank {rank()}: {mistake}") from None
 
 
 def _agreed(work: Callable[[], T] | None) -> Any:

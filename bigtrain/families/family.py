@@ -128,6 +128,11 @@ class Problem:
     class_counts: tuple[int, ...]
     """Training images of each class: the distribution that labels of samples are drawn from."""
 
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Problem":
+        """The problem that a checkpoint's or an export's description of its data poses."""
+        return cls(data["image_size"], tuple(data["classes"]), tuple(data["class_counts"]))
+
     def find_classes(self, asked: str | None) -> list[int]:
         """Class indices of a comma-separated list of indices or names; all of them for None. Raises UserMistake."""
         if asked is None:

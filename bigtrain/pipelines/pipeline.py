@@ -35,8 +35,7 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
 def described_family(family: Mapping[str, Any], problem: Mapping[str, Any]) -> Family:
     """The family that JSON describes: a recipe's `family` section and what a checkpoint says of its data."""
     kind = find_family(family["kind"])
-    described = Problem(problem["image_size"], tuple(problem["classes"]), tuple(problem["class_counts"]))
-    return kind(kind.options_class.model_validate(dict(family)), described)
+    return kind(kind.options_class.model_validate(dict(family)), Problem.of(problem))
 
 
 class FamilyPipeline(DiffusionPipeline):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.data.stream import Batch, DataOptions, Stream, to_images
-from bigtrain.errors import TrainingDiverged, UserMistake
+from bigtrain.errors import OneRanksMistake, TrainingDiverged, UserMistake
 from bigtrain.families.family import Family, Microbatch, Phase, build_network
 from bigtrain.options import Options
 from bigtrain.randomness import Draws, torch_seed
@@ -211,7 +211,10 @@ class Trainer:
 
     def _next_batch(self) -> Batch:
         begin = time.perf_counter()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except UserMistake as mistake:
+            raise OneRanksMistake(f"rank {world.rank()}: {mistake}" if world.size() > 1 else str(mistake)) from None
         self._wait_s += time.perf_counter() - begin
         self._replaced_names += batch.replaced
         return batch
@@ -316,7 +319,10 @@ class Trainer:
         found = world.on_main(self._newest_path)
         if found is None:
             return
-        saved = checkpoint.Checkpoint(found)
+        try:
+            saved = checkpoint.Checkpoint(found)
+        except ValueError as error:  # whole on the main rank: another node sees another file system
+            raise OneRanksMistake(f"rank {world.rank()}: {found} is damaged here: {error}") from error
         if saved.state["data"]["fingerprint"] != self.index.fingerprint:
             raise UserMistake(
                 f"{self.index.path}: data.train is not the data that {self.folder.path} was trained on (its shards' "

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runs_of import FAMILIES, ROOT, run, train, write_recipe
+from tests.runs_of import FAMILIES, ROOT, logged, run, train, write_recipe
 
 LAUNCH = ROOT / "launch"
 
@@ -188,3 +188,38 @@ def test_accelerate_launch_cpu_with_two_processes_is_refused(tmp_path: Path) -> 
     result = run(*words, ROOT / "tests" / "drive.py", recipe, expect=None)
     assert result.returncode != 0
     assert "asked for several processes but started one" in result.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_broken_image_in_any_ranks_share_is_named(processes: int, tmp_path: Path) -> None:
+    """With two ranks the broken one lies in the second rank's share: the first has nothing to say of it."""
+    import shutil
+
+    from bigtrain.data.digits import digits_index
+    from bigtrain.data.index import Index
+    from bigtrain.data.stream import order
+
+    shutil.copytree(Path(digits_index("train", 16)).parent, tmp_path / "data")
+    index = Index.read(tmp_path / "data" / "train.json")
+    # Position 4 of a batch of 8 is the first of rank 1.
+    number = int(order([shard.samples for shard in index.shards], 0, 0, 16)[4])
+    for shard in index.shards:
+        if number < shard.samples:
+            offsets, _ = shard.members["png"]
+            with open(tmp_path / "data" / shard.name, "r+b") as file:
+                file.seek(int(offsets[number]))
+                file.write(b"broken")
+            key = f"{shard.name}/{shard.keys[number]}"
+            break
+        number -= shard.samples
+    recipe = write_recipe(tmp_path, FAMILIES["toy"])
+    result = train(recipe, f"data.train={tmp_path / 'data' / 'train.json'}", processes=processes, expect=None)
+    assert result.returncode == (2 if processes == 1 else 1)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert key in errors[0]
+    replaced = train(
+        recipe, f"data.train={tmp_path / 'data' / 'train.json'}", "data.undecodable=replace", processes=processes
+    )
+    assert f"warning: replaced an undecodable sample: {key}" in replaced.stderr
+    assert logged(tmp_path / "run")[-1]["data/replaced"] >= 1
