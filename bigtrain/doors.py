@@ -6,35 +6,52 @@ import os
 import platform
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 
 from bigtrain.cluster import world
+from bigtrain.cluster.launch import follow_launcher
 from bigtrain.errors import OneRanksMistake, UserMistake
 from bigtrain.options import Options
 from bigtrain.recipe import Recipe, differences, load_recipe
 from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import RunFolder
 
+MAIN_RANK_FIRST_S = 10.0
+"""How long the other ranks give the main one to print a mistake that all of them have met."""
+
 
 def door(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)`: exit code 0, or 2 with one clear sentence for a user's mistake, or 1 with a traceback.
 
-    Leaves by `os._exit` on a failure, so that a rank that fails never waits for one that still works: the launcher sees
-    it go and brings the job down.
+    Leaves by `os._exit`, so that a rank that fails never waits for one that still works: the launcher sees it go and
+    brings the job down.
     """
     code = 0
     try:
+        follow_launcher()
         main(sys.argv[1:])
+        if world.size() > 1:
+            dist.destroy_process_group()
     except UserMistake as mistake:
         code = 2
-        if int(os.environ.get("RANK", "0")) == 0 or isinstance(mistake, OneRanksMistake):
+        if isinstance(mistake, OneRanksMistake) or int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {mistake}", file=sys.stderr)
+        else:
+            time.sleep(
+                MAIN_RANK_FIRST_S
+            )  # the first rank to leave has the others killed: let the one that speaks go first
+    except KeyboardInterrupt:
+        code = 130
+        print("interrupted", file=sys.stderr)
     except SystemExit:  # argparse's own: --help, or a flag that there is not
         raise
     except BaseException:
@@ -42,12 +59,8 @@ def door(main: Callable[[Sequence[str]], None]) -> None:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    if code:
+    if code or world.size() > 1:
         os._exit(code)
-    if world.size() > 1:
-        import torch.distributed as dist
-
-        dist.destroy_process_group()
 
 
 def say(text: str) -> None:
@@ -65,6 +78,11 @@ def open_run(recipe: Recipe) -> RunFolder:
 
     def claim() -> None:
         folder.make()
+        if folder.recipe.exists() and not folder.environment.exists():
+            raise UserMistake(
+                f"{folder.path}: holds a recipe.yaml but is not a run folder; choose another with run.dir=PATH, so that "
+                "nothing there is overwritten"
+            )
         folder.lock()
         if folder.recipe.exists() and checkpoint.listed(folder.checkpoints):
             changed = differences(load_recipe(folder.recipe), recipe)
@@ -85,8 +103,6 @@ def open_run(recipe: Recipe) -> RunFolder:
 
 def environment() -> dict[str, Any]:
     """Versions, commit, world and device: what else a run's numbers may depend on."""
-    import torch
-
     packages = ("torch", "accelerate", "deepspeed", "diffusers", "webdataset", "timm", "numpy", "bigtrain")
     cuda = torch.cuda.is_available()
     return {
@@ -121,7 +137,7 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
-    """A flag for every field of an options class: --truncation for truncation."""
+    """A flag for every field of an options class: --truncation for truncation; the word none stands for null."""
     group = parser.add_argument_group("options of this family")
     for name, field in options.model_fields.items():
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
@@ -131,7 +147,8 @@ def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
 def from_flags(defaults: Options, arguments: argparse.Namespace) -> Any:
     """`defaults` with what the flags of `add_flags` say instead. Raises UserMistake that names the flag."""
     given = {name: getattr(arguments, name) for name in type(defaults).model_fields}
-    values = defaults.model_dump() | {name: value for name, value in given.items() if value is not None}
+    said = {name: None if value == "none" else value for name, value in given.items() if value is not None}
+    values = defaults.model_dump() | said
     try:
         return type(defaults).model_validate(values)
     except ValidationError as error:

@@ -32,6 +32,15 @@ class Model:
     provenance: Mapping[str, Any]
     device: torch.device
 
+    def check_data(self, index: Index, key: str) -> None:
+        """Raises UserMistake if the model cannot be held against this split: other classes, or another size."""
+        data = self.provenance["data"]
+        if (index.image_size, list(index.classes)) != (data["image_size"], data["classes"]):
+            raise UserMistake(
+                f"{key}: {index.path} has {len(index.classes)} classes at {index.image_size} pixels, and not the classes and "
+                f"size of the model's own data ({len(data['classes'])} at {data['image_size']}); give a split of that data"
+            )
+
     def sampler(self, seed: int, sampling: Any = None) -> "Sampler":
         """Ready to draw under `sampling` (the recipe's own options if None)."""
         options = self.family.sampling if sampling is None else sampling
@@ -73,43 +82,51 @@ class Sampler:
 
 
 def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
-    """The indices of data.train and data.validation; the main rank first, which may have to make them."""
+    """The indices of data.train and data.validation; the main rank first, which may have to make them.
+
+    Raises UserMistake if one is missing, or if they do not have the same classes.
+    """
     train = world.main_first(lambda: find_index(data.train, "train", data.image_size))
     where = data.validation
     if where is None:
         return train, None
-    return train, world.main_first(lambda: find_index(where, "validation", data.image_size))
+    validation = world.main_first(lambda: find_index(where, "validation", data.image_size))
+    if validation.classes != train.classes:
+        raise UserMistake(f"data.validation: {where} has other classes than data.train; give splits of the same data")
+    return train, validation
 
 
 def open_model(path: Path, device: torch.device, *, weights: str = "ema", overrides: Sequence[str] = ()) -> Model:
-    """Opens a run folder (its newest whole checkpoint) or an export. `weights`: "ema" or, of a run, "raw".
+    """Opens a run folder (its newest whole checkpoint) or an export; every rank calls it and opens the same.
 
-    Raises UserMistake if the folder is neither, or has no checkpoint yet.
+    `weights`: "ema" or "raw"; None: a run's averaged ones, or those that an export holds. Raises UserMistake if the
+    folder is neither, or has no checkpoint yet.
     """
     if not (path / "recipe.yaml").is_file():
         raise UserMistake(f"{path}: is neither a run folder nor an export (it has no recipe.yaml)")
     recipe = load_recipe(path / "recipe.yaml", overrides)
     if (path / "model_index.json").is_file():
         return _open_export(path, recipe, device, weights)
-    return _open_run(path, recipe, device, weights)
+    return _open_run(path, recipe, device, weights or "ema")
 
 
 def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str) -> Model:
-    saved = checkpoint.newest_whole(path / "checkpoints")
-    if saved is None:
+    newest = world.on_main(lambda: checkpoint.newest_whole_path(path / "checkpoints"))
+    if newest is None:
         raise UserMistake(f"{path}: has no checkpoint yet; train further, or lower train.save_every")
+    saved = checkpoint.opened(newest)
     family = find_family(recipe.family.kind)(recipe.family, Problem.of(saved.state["data"]))
     networks: dict[str, nn.Module] = {}
     for name in family.sampled_players:
         tensors = saved.tensors(name)
         network = build_network(family, name, recipe.run.seed)
         network.load_state_dict(tensors["average" if weights == "ema" and "average" in tensors else "weights"])
-        networks[name] = network.requires_grad_(False).to(device).eval()
+        networks[name] = ready(network, device)
     provenance = {"step": saved.step, "weights": weights, "data": saved.state["data"]}
     return Model(family, networks, recipe, provenance, device)
 
 
-def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str) -> Model:
+def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str | None) -> Model:
     from diffusers.utils import logging  # heavy, and only exports need it
 
     from bigtrain.pipelines.pipeline import FamilyPipeline
@@ -120,7 +137,16 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str)
         pipeline = FamilyPipeline.from_pretrained(str(path))
     except (OSError, json.JSONDecodeError) as error:
         raise UserMistake(f"{path}: the export is incomplete or damaged ({error}); export the run again") from error
-    if weights != provenance["weights"]:
-        raise UserMistake(f"{path}: this export holds {provenance['weights']} weights, not {weights} ones")
-    pipeline.to(device)
-    return Model(pipeline.family, pipeline.networks, recipe, provenance, device)
+    if weights not in (None, provenance["weights"]):
+        raise UserMistake(
+            f"{path}: this export holds {provenance['weights']} weights, not {weights} ones; leave out --weights, or export "
+            "the run again"
+        )
+    family = find_family(recipe.family.kind)(recipe.family, Problem.of(provenance["data"]))
+    networks = {name: ready(network, device) for name, network in pipeline.networks.items()}
+    return Model(family, networks, recipe, provenance, device)
+
+
+def ready(network: nn.Module, device: torch.device) -> nn.Module:
+    """In eval mode on the device, in the layout of training: another one would move samples by a rounding."""
+    return network.requires_grad_(False).to(device).to(memory_format=torch.channels_last).eval()

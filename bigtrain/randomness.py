@@ -77,4 +77,5 @@ class Draws:
             )
             for number in sorted({index // BLOCK for index in indices})
         }
-        return np.stack([blocks[index // BLOCK][index % BLOCK] for index in indices])
+        rows = [blocks[index // BLOCK][index % BLOCK] for index in indices]
+        return np.stack(rows) if rows else draw(generator(self.seed, stream), (0, *shape))

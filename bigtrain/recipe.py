@@ -5,6 +5,7 @@ is checked as a whole: a wrong key names the nearest right one, a wrong value na
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, but a key that stands twice is an error rather than silently the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<`, whose keys may stand again: that is what it is for
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
@@ -84,9 +86,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     content = _read(path, ())
     for override in overrides:
         _apply(content, override)
+    content = {section: value for section, value in content.items() if value is not None}
     run = content.setdefault("run", {})
     if isinstance(run, dict):
-        run.setdefault("name", path.stem)
+        run.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem).lstrip("._-") or "run")
     return _checked(content, str(path), overrides)
 
 
@@ -139,7 +142,7 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or "." not in key:
+    if not equals or "." not in key or not all(key.split(".")):
         raise UserMistake(f"command line: {override!r} is not of the form section.key=value, such as train.steps=100")
     try:
         value = yaml.load(text, Loader=_StrictLoader)
@@ -148,7 +151,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     place = content
     for section in sections:
-        inner = place.setdefault(section, {})
+        inner = {} if place.get(section) is None else place[section]
         if not isinstance(inner, dict):
             raise UserMistake(f"command line: {key}: {section} is a value, not a section")
         place[section] = place = dict(inner)

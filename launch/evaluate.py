@@ -31,11 +31,12 @@ def main(argv: Sequence[str]) -> None:
     model = open_model(arguments.what, device, overrides=arguments.overrides)
     recipe = model.recipe
     train, validation = find_splits(recipe.data)
+    model.check_data(train, "data.train")
     sampler = model.sampler(recipe.evaluation.seed)
     result = evaluate_sampler(sampler, recipe, train, validation, model.provenance["step"], model.provenance["weights"])
-    path = write_evaluation(arguments.what, model.provenance["step"], result)
-    say(f"written to {path}")
+    assert result is not None, "an evaluation that nothing stops has a result"
     print_result(result)
+    say(f"written to {write_evaluation(arguments.what, model.provenance['step'], result)}")
 
 
 if __name__ == "__main__":

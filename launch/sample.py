@@ -27,9 +27,7 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--per-class", type=int, default=8, help="samples of each class (8)")
     parser.add_argument("--seed", type=int, default=0, help="keys every draw (0)")
-    parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="averaged weights (ema), or a run's own"
-    )
+    parser.add_argument("--weights", choices=("ema", "raw"), help="averaged weights (ema), or a run's own (raw)")
     parser.add_argument("--batch-size", type=int, default=64, help="samples drawn at a time (64)")
     if options is not None:
         add_flags(parser, options)
@@ -38,11 +36,12 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     asks_help = {"-h", "--help"} & set(argv)
+    # The family's own flags are known once the model is; until then their values look like a place to sample from.
     places = [word for word in argv if not word.startswith("-") and (Path(word) / "recipe.yaml").exists()]
     if asks_help and not places:
         parser_of().parse_args(argv)
     known = parser_of().parse_known_args([word for word in argv if word not in asks_help])[0]
-    model = open_model(known.what, join_world(), weights=known.weights)
+    model = open_model(Path(places[0]) if places else known.what, join_world(), weights=known.weights)
     arguments = parser_of(model.family.sampling_class).parse_args(argv)
     if arguments.out is None and arguments.npz is None:
         raise UserMistake("give --out FILE.png, --out FOLDER or --npz FILE: there is nowhere to put the samples")
@@ -50,14 +49,17 @@ def main(argv: Sequence[str]) -> None:
         if getattr(arguments, flag) < 1:
             raise UserMistake(f"--{flag.replace('_', '-')}: must be at least 1 (given: {getattr(arguments, flag)})")
 
-    as_grid = arguments.npz is None and arguments.out.suffix == ".png"
+    suffix = "" if arguments.out is None else arguments.out.suffix.lower()
+    if suffix not in ("", ".png"):
+        raise UserMistake(f"--out: {arguments.out}: pictures are written as FILE.png, or into a folder")
+    as_grid = arguments.npz is None and suffix == ".png"
     chosen = model.family.problem.find_classes(arguments.classes)
     if arguments.classes is None and as_grid:
         chosen = chosen[:10]
     labels = [label for label in chosen for _ in range(arguments.per_class)]
     sampler = model.sampler(arguments.seed, from_flags(model.family.sampling, arguments))
     images = sampler.draw_all(labels, arguments.batch_size)
-    if arguments.out is not None and arguments.out.suffix == ".png":
+    if suffix == ".png":
         save_grid(arguments.out, images, columns=arguments.per_class)
     elif arguments.out is not None:
         save_pngs(arguments.out, images)

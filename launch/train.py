@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
         device=device,
         observers={"sample": samples, "evaluate": evaluations},
     )
+    say(f"run folder: {folder.path}")
     signal = trainer.run()
     if signal is not None:
         say(
@@ -49,8 +50,8 @@ def main(argv: Sequence[str]) -> None:
         )
         return
     say(f"trained {trainer.step} steps: {folder.path}")
-    if samples.newest is not None:
-        say(f"the picture: {samples.newest}")
+    if samples.has(trainer.step):
+        say(f"the picture: {folder.samples(trainer.step)}")
     say(
         f"next: python launch/sample.py {folder.path} --out samples.png    python launch/export.py {folder.path} export"
     )

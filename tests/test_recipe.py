@@ -37,6 +37,8 @@ def test_every_shipped_recipe_is_valid_and_resolves_to_itself(path: Path, tmp_pa
         ("train.steps", "'train.steps' is not of the form section.key=value"),
         ("run.name=../x", "run.name"),
         ("run.seed.x=1", "run.seed"),
+        (".=3", "'.=3' is not of the form section.key=value"),
+        ("family.generator_optimizer.betas=[0.0, 1.0]", "family.generator_optimizer.betas"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence_that_names_it(override: str, message: str) -> None:
@@ -88,3 +90,18 @@ def test_what_a_resumed_run_may_change() -> None:
     may += ["evaluation.samples=5", "run.dir=x", "train.save_every=4", "train.sample_every=4", "train.evaluate_every=4"]
     assert differences(load_recipe(path), load_recipe(path, may)) == []
     assert differences(load_recipe(path), load_recipe(path, ["ema.decay=0.5"])) == ["ema.decay: 0.99 -> 0.5"]
+
+
+def test_an_empty_section_means_its_defaults_and_anchors_merge(tmp_path: Path) -> None:
+    base = write_recipe(tmp_path, FAMILIES["toy"])
+    path = tmp_path / "my own recipe.yaml"
+    path.write_text(
+        "extends: small.yaml\nema:\nrun: &run {name: null, seed: 4}\ntrain:\n  <<: {steps: 3}\n  log_every: 1\n"
+    )
+    content = yaml.safe_load(base.read_text())
+    content.pop("run")
+    base.write_text(yaml.safe_dump(content))
+    recipe = load_recipe(path, ["run.name=x", "ema.decay=0.5"])
+    assert (recipe.train.steps, recipe.train.log_every, recipe.run.seed, recipe.ema.decay) == (3, 1, 4, 0.5)
+    path.write_text("extends: small.yaml\nema:\n")
+    assert load_recipe(path).run.name == "my_own_recipe"

@@ -3,7 +3,10 @@
 import ctypes
 import os
 import platform
+import signal
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 
@@ -12,7 +15,8 @@ from bigtrain.errors import UserMistake
 
 TIMEOUT_S = 1800
 """How long a collective may wait for a rank before the job is brought down with an error."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
 
 def join_world(precision: str = "no") -> torch.device:
@@ -26,10 +30,28 @@ def join_world(precision: str = "no") -> torch.device:
 
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true")
     state = PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT_S)).to_kwargs())
+    torch.set_float32_matmul_precision("highest")  # float32 means float32, in every door alike
+    torch.backends.cudnn.allow_tf32 = False
     if cpu:
         _share_cores()
         _keep_memory()
     return state.device
+
+
+def follow_launcher() -> None:
+    """Asks the kernel for a SIGTERM if the launcher dies, so that no rank works on as an orphan.
+
+    Only under a launcher: a process started from a shell must outlive it (nohup). Raises UserMistake if the launcher has
+    died already.
+    """
+    if sys.platform != "linux" or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    adopted = os.getppid() == 1 and not any(
+        word in Path("/proc/1/cmdline").read_bytes() for word in (b"accelerate", b"torch")
+    )
+    if adopted:
+        raise UserMistake("the launcher has died while this process was starting; start it again")
 
 
 def _refuse_contradictions(precision: str) -> None:

@@ -9,7 +9,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class OptimizerOptions(Options):
     """adam and adamw (Kingma & Ba 2015; Loshchilov & Hutter 2019), or plain sgd."""
     lr: float = Field(gt=0)
     """Learning rate after warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Adam's decay rates of the first and second moments."""
     eps: float = Field(default=1e-8, gt=0)
     """Adam's epsilon, outside the square root."""

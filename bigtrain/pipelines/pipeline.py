@@ -28,7 +28,14 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
-        """diffusers' own, but never by way of weightless tensors: buffers that no file holds would stay without data."""
+        """diffusers' own, but never by way of weightless tensors: buffers that no file holds would stay without data.
+
+        Raises ValueError for a torch_dtype other than float32: statistics and noise are kept in at least that.
+        """
+        if options.get("torch_dtype") not in (None, torch.float32):
+            raise ValueError(
+                f"torch_dtype={options['torch_dtype']}: bigtrain's models are used in float32; leave it out"
+            )
         return super().from_pretrained(*arguments, **(options | {"low_cpu_mem_usage": False, "device_map": None}))
 
 
@@ -53,7 +60,8 @@ class FamilyPipeline(DiffusionPipeline):
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The networks that the family's `sample` takes, by player."""
-        return {name: network.eval() for name, network in self.model.networks.items()}
+        networks = self.model.to(memory_format=torch.channels_last).eval().networks
+        return dict(networks.items())
 
     @torch.no_grad()
     def __call__(
@@ -73,6 +81,8 @@ class FamilyPipeline(DiffusionPipeline):
         """
         if seed is None:
             seed = generator.initial_seed() if generator is not None else 0
+        if len(class_labels) == 0:
+            raise ValueError("class_labels: give one class for each image to be drawn")
         classes = len(self.family.problem.classes)
         if wrong := [label for label in class_labels if not 0 <= label < classes]:
             raise ValueError(f"class_labels: {wrong} are not among 0 .. {classes - 1}")

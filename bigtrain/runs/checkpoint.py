@@ -13,6 +13,7 @@ A checkpoint is written in a hidden folder beside its place, flushed, and rename
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import OneRanksMistake, UserMistake
 from bigtrain.runs import atomic
 
 FORMAT = 1
@@ -129,9 +130,23 @@ def newest_whole(folder: Path) -> Checkpoint | None:
     return None
 
 
+def newest_whole_path(folder: Path) -> Path | None:
+    """The path of `newest_whole`, for ranks to agree on."""
+    newest = newest_whole(folder)
+    return newest.path if newest is not None else None
+
+
+def opened(path: Path) -> Checkpoint:
+    """The checkpoint that the main rank found whole; raises OneRanksMistake where this rank's file system differs."""
+    try:
+        return Checkpoint(path)
+    except ValueError as error:
+        raise OneRanksMistake(f"{path} is whole on the main rank, but not here: {error}") from error
+
+
 def listed(folder: Path) -> list[Path]:
     """Checkpoint folders by step, the oldest first; not verified."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+    return sorted(path for path in folder.glob("step_*") if path.is_dir() and re.fullmatch(r"step_\d{8,}", path.name))
 
 
 def clean(folder: Path) -> None:
@@ -140,9 +155,13 @@ def clean(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def keep_newest(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep`; called when the newest is whole."""
-    for path in listed(folder)[:-keep]:
+def keep_newest(folder: Path, step: int, keep: int) -> None:
+    """Deletes all but the newest `keep`, once the checkpoint of `step` is whole.
+
+    Later ones were damaged, or the run would have gone on from them: they go too, and do not count.
+    """
+    until = [path for path in listed(folder) if int(path.name.removeprefix("step_")) <= step]
+    for path in [*until[:-keep], *(path for path in listed(folder) if path not in until)]:
         discard(path)
 
 

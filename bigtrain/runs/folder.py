@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from functools import partial
 from pathlib import Path
 
 from bigtrain.errors import UserMistake
@@ -17,7 +18,6 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
-        self._lock: int | None = None
 
     def samples(self, step: int) -> Path:
         return self.path / "samples" / f"step_{step:08d}.png"
@@ -44,4 +44,5 @@ class RunFolder:
                 f"{self.path}: another process is training in this run folder; wait for it, or choose another with "
                 "run.dir=PATH"
             ) from error
-        self._lock = descriptor
+        # A worker process that outlives a killed trainer for seconds must not hold its lock.
+        os.register_at_fork(after_in_child=partial(os.close, descriptor))

@@ -120,21 +120,23 @@ class TrainedPlayer:
 def build_optimizer(options: OptimizerOptions, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """A fused optimizer: one kernel, and a device flag (`found_inf`) that turns its step into nothing."""
     if options.kind == "sgd":
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             parameters, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
         )
+        if options.momentum:  # else a skipped first update would leave the buffer that it allocates unwritten
+            for parameter in parameters:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     kind = torch.optim.Adam if options.kind == "adam" else torch.optim.AdamW
     return kind(
         parameters, options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay, fused=True
     )
 
 
-def configure_arithmetic(precision: str, deterministic: bool) -> None:
-    """fp32 means float32 (no TF32); deterministic: kernels that give the same bits at every run."""
+def configure_kernels(deterministic: bool) -> None:
+    """deterministic: kernels that give the same bits at every run."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = precision == "bf16"
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)
 

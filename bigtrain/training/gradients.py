@@ -64,11 +64,14 @@ class GradientSum:
             bucket.missing = len(bucket.parameters)
 
     def wait(self) -> list[Tensor]:
-        """The summed gradients, once all have arrived; parameters that got none are left out in a world of one."""
+        """The summed gradients, once all have arrived; zero for a parameter that had no part in the loss."""
         self._send(everything=True)
         self._armed = False
         for bucket in self._buckets:
             bucket.work.wait()
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
 
     def _arrived(self, bucket: _Bucket) -> None:

@@ -1,9 +1,6 @@
 """Leaving on a signal: every rank agrees on the step, the trainer writes a checkpoint, the process ends."""
 
-import ctypes
-import os
 import signal
-import sys
 from types import FrameType
 from typing import Any
 
@@ -13,7 +10,6 @@ import torch.distributed as dist
 from bigtrain.cluster import world
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1
 
 
 class Interruption:
@@ -29,12 +25,15 @@ class Interruption:
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         self._group: Any = dist.new_group(backend="gloo") if world.size() > 1 else None
         self._exchange: tuple[Any, torch.Tensor] | None = None
-        _follow_launcher()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal == number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
+
+    def requested(self) -> bool:
+        """Whether this rank has been told to leave; the others may not know yet."""
+        return self._signal != 0
 
     def agreed(self) -> str | None:
         """The name of the signal on which all ranks leave now, or None."""
@@ -58,12 +57,3 @@ class Interruption:
         self._finish_exchange()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-
-def _follow_launcher() -> None:
-    """Asks the kernel for a SIGTERM if the launcher dies, so that no rank trains on as an orphan.
-
-    Only under a launcher: a process started from a shell must outlive it (nohup).
-    """
-    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))

@@ -87,6 +87,11 @@ class Interval:
     def __init__(self, step: int) -> None:
         self._begin, self._step = time.perf_counter(), step
 
+    @property
+    def seconds(self) -> float:
+        """Since the last `read`."""
+        return time.perf_counter() - self._begin
+
     def pause(self, seconds: float) -> None:
         self._begin += seconds
 

@@ -1,10 +1,12 @@
 """What a run says of itself while it runs: metrics.jsonl, TensorBoard and a live line."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from bigtrain.errors import UserMistake
 from bigtrain.runs import atomic
 
 
@@ -22,11 +24,17 @@ class Tracker:
 
     def row(self, values: Mapping[str, float]) -> None:
         """One logged step: a JSON object on a line of its own, and the same values for TensorBoard."""
-        self._file.write(json.dumps(dict(values)) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if "/" in name:
-                self._board.add_scalar(name, value, int(values["step"]))
+        try:
+            self._file.write(json.dumps(dict(values)) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                if "/" in name:
+                    self._board.add_scalar(name, value, int(values["step"]))
+        except OSError as error:
+            raise UserMistake(
+                f"{self._file.name}: cannot write the metrics ({error.strerror}); make room and run the same command "
+                "again: it goes on from the newest checkpoint"
+            ) from error
 
     def line(self, values: Mapping[str, float], eta_s: float) -> None:
         """The progress line: rewritten in place on a terminal, a line of its own in a log file."""
@@ -44,18 +52,26 @@ class Tracker:
     def close(self) -> None:
         if self._live:
             print(file=sys.stderr)
-        self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError):  # what could not be written has been said already
+            self._file.close()
+            self._board.close()
 
 
 def cut_back(metrics: Path, step: int) -> None:
-    """Drops the rows after `step`, and a last row that a crash tore."""
+    """Drops the rows after `step`, and rows that cannot be read (a crash tore the last one)."""
     if not metrics.exists():
         return
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
     if len(kept) != len(lines):
         atomic.write_bytes(metrics, "".join(kept).encode())
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _is_phase_loss(name: str) -> bool:

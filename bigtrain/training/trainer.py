@@ -6,7 +6,8 @@ continues as if it had not been. To resume, run the same command again.
 
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,7 +25,7 @@ from bigtrain.randomness import Draws, torch_seed
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.averaging import EmaOptions
-from bigtrain.training.engine import EngineOptions, TrainedPlayer, autocast, configure_arithmetic
+from bigtrain.training.engine import EngineOptions, TrainedPlayer, autocast, configure_kernels
 from bigtrain.training.interruption import Interruption
 from bigtrain.training.meters import Interval, PhaseMeter
 from bigtrain.training.tracking import Tracker
@@ -58,12 +59,20 @@ class TrainOptions(Options):
 
 
 class Observer(Protocol):
-    """What the doors have done at intervals with the averaged weights: pictures, evaluations.
+    """What the doors have done at intervals with the averaged weights: pictures, evaluations."""
 
-    Called on every rank; the networks are in eval mode and must be left as they are. Returns values to be logged.
-    """
+    def has(self, step: int) -> bool:
+        """Whether what it makes at `step` is there already; asked on the main rank of a resumed run."""
+        ...
 
-    def __call__(self, step: int, networks: Mapping[str, nn.Module]) -> Mapping[str, float]: ...
+    def observe(
+        self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
+    ) -> Mapping[str, float]:
+        """Called on every rank. The averaged networks are in eval mode; all must be left as they are.
+
+        Gives up soon after `should_stop` says so on any rank. Returns values to be shown.
+        """
+        ...
 
 
 class Trainer:
@@ -85,7 +94,7 @@ class Trainer:
     ) -> None:
         """`observers`: by what runs them: "sample" (train.sample_every) and "evaluate" (train.evaluate_every)."""
         check_batch(train, world.size())
-        configure_arithmetic(train.precision, train.deterministic)
+        configure_kernels(train.deterministic)
         self.family, self.index, self.folder = family, index, folder
         self.seed, self.data, self.train, self.device = seed, data, train, device
         self.observers = observers
@@ -122,17 +131,19 @@ class Trainer:
         self._batches = iter(stream)
         self._interval = Interval(self.step)
         try:
-            self._observe(tracker)
+            self._observe(tracker, interruption, only_missing=True)
             while self.step < self.train.steps:
                 self._take_step()
-                signal = interruption.agreed()
                 if self._due(self.train.log_every):
                     self._log(tracker)
-                if signal or self._due(self.train.save_every):
+                if self._due(self.train.save_every):
                     self._save(tracker)
+                self._observe(tracker, interruption)
+                signal = interruption.agreed()
                 if signal:
+                    if not self._due(self.train.save_every):
+                        self._save(tracker)
                     return signal
-                self._observe(tracker)
             return None
         finally:
             stream.close()
@@ -224,12 +235,15 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return every is not None and (self.step % every == 0 or self.step == self.train.steps)
 
-    def _observe(self, tracker: Tracker | None) -> None:
+    def _observe(self, tracker: Tracker | None, interruption: Interruption, only_missing: bool = False) -> None:
         """Pictures and evaluations that are due at this step; a resumed run makes up for those that it lacks."""
         for name, every in (("sample", self.train.sample_every), ("evaluate", self.train.evaluate_every)):
             if name in self.observers and self.step > 0 and self._due(every):
+                observer = self.observers[name]
+                if only_missing and world.on_main(partial(observer.has, self.step)):
+                    continue
                 begin = time.perf_counter()
-                values = self.observers[name](self.step, self.averaged_networks())
+                values = observer.observe(self.step, self.averaged_networks(), interruption.requested)
                 self._interval.pause(time.perf_counter() - begin)
                 if tracker is not None and values:
                     tracker.say(
@@ -301,7 +315,7 @@ class Trainer:
         state = {
             "step": self.step,
             "position": self.position,
-            "wall": self.wall_s,
+            "wall": self.wall_s + self._interval.seconds,
             "replaced": self.replaced,
             "meters": meters,
             "data": describe(self.index),
@@ -310,7 +324,7 @@ class Trainer:
         def write() -> None:
             players = {name: player.tensors() for name, player in self.players.items()}
             checkpoint.write(self.folder.checkpoints, self.step, players, state)
-            checkpoint.keep_newest(self.folder.checkpoints, self.train.keep)
+            checkpoint.keep_newest(self.folder.checkpoints, self.step, self.train.keep)
 
         world.on_main(write)
 
@@ -319,10 +333,7 @@ class Trainer:
         found = world.on_main(self._newest_path)
         if found is None:
             return
-        try:
-            saved = checkpoint.Checkpoint(found)
-        except ValueError as error:  # whole on the main rank: another node sees another file system
-            raise OneRanksMistake(f"rank {world.rank()}: {found} is damaged here: {error}") from error
+        saved = checkpoint.opened(found)
         if saved.state["data"]["fingerprint"] != self.index.fingerprint:
             raise UserMistake(
                 f"{self.index.path}: data.train is not the data that {self.folder.path} was trained on (its shards' "
@@ -337,8 +348,7 @@ class Trainer:
 
     def _newest_path(self) -> Path | None:
         checkpoint.clean(self.folder.checkpoints)
-        newest = checkpoint.newest_whole(self.folder.checkpoints)
-        return newest.path if newest is not None else None
+        return checkpoint.newest_whole_path(self.folder.checkpoints)
 
 
 def describe(index: Index) -> dict[str, Any]:

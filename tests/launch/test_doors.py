@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runs_of import FAMILIES, ROOT, logged, run, train, write_recipe
+from tests.runs_of import FAMILIES, ROOT, logged, run, train, train_and_signal, write_recipe
 
 LAUNCH = ROOT / "launch"
 
@@ -223,3 +223,81 @@ def test_a_broken_image_in_any_ranks_share_is_named(processes: int, tmp_path: Pa
     )
     assert f"warning: replaced an undecodable sample: {key}" in replaced.stderr
     assert logged(tmp_path / "run")[-1]["data/replaced"] >= 1
+
+
+def test_a_killed_run_with_loader_workers_resumes_at_once(tmp_path: Path) -> None:
+    """Its workers outlive it for seconds; the run folder's lock must not be theirs."""
+    import signal
+
+    recipe = write_recipe(tmp_path, FAMILIES["toy"], steps=100000, save_every=50)
+    recipe.write_text(recipe.read_text().replace("workers: 0", "workers: 2"))
+    assert train_and_signal(recipe, signal.SIGKILL) == -signal.SIGKILL
+    train(recipe, "train.steps=200")
+
+
+def test_a_signal_during_an_evaluation_ends_it(tmp_path: Path) -> None:
+    """The evaluation would take minutes; the run leaves with a checkpoint of that step and evaluates when it is resumed."""
+    import signal
+
+    recipe = write_recipe(tmp_path, FAMILIES["gan"], steps=10, log_every=5, evaluate_every=5, save_every=100)
+    recipe.write_text(recipe.read_text().replace("samples: 64", "samples: 1000000"))
+    assert train_and_signal(recipe, signal.SIGTERM, rest_s=3.0) == 0
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000005"]
+    train(recipe, "train.steps=5", "evaluation.samples=64")
+    assert (tmp_path / "run" / "evaluations" / "step_00000005.json").exists()
+
+
+def test_an_export_is_evaluated_as_its_recipe_is_overridden(trained: Path, exported: Path) -> None:
+    results = [
+        json.loads(
+            run(LAUNCH / "evaluate.py", source, "evaluation.samples=64", "family.sampling.truncation=0.1")
+            .stdout.splitlines()[-1]
+        )
+        for source in (trained, exported)
+    ]  # fmt: skip
+    assert results[0] == results[1]
+    assert results[0]["protocol"]["sampling"]["truncation"] == 0.1
+
+
+def test_results_of_two_protocols_stand_side_by_side(trained: Path) -> None:
+    before = set((trained / "evaluations").glob("*")) if (trained / "evaluations").exists() else set()
+    for samples in (32, 48, 48):
+        run(LAUNCH / "evaluate.py", trained, f"evaluation.samples={samples}", "evaluation.metrics=[fid]")
+    counts = [
+        json.loads(path.read_text())["protocol"]["samples"] for path in (trained / "evaluations").glob("*.json")
+        if path not in before
+    ]  # fmt: skip
+    assert sorted(counts) == [32, 48]
+
+
+def test_a_models_own_data_is_asked_for(trained: Path, tmp_path: Path) -> None:
+    from bigtrain.data.digits import digits_index
+
+    index = Path(digits_index("train", 16))
+    content = json.loads(index.read_text())
+    content["classes"] = [f"digit {name}" for name in content["classes"]]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    for shard in index.parent.glob("train-*.tar"):
+        (tmp_path / shard.name).symlink_to(shard)
+    override = f"data.train={tmp_path / 'train.json'}"
+    result = run(LAUNCH / "evaluate.py", trained, override, "data.validation=null", expect=2)
+    assert "not the classes and size of the model's own data" in result.stderr
+
+
+def test_a_raw_export_is_sampled_without_saying_so_again(trained: Path, tmp_path: Path) -> None:
+    run(LAUNCH / "export.py", trained, tmp_path / "raw", "--weights", "raw")
+    run(LAUNCH / "sample.py", tmp_path / "raw", "--npz", tmp_path / "export.npz")
+    run(LAUNCH / "sample.py", "--truncation", "none", trained, "--npz", tmp_path / "run.npz", "--weights", "raw")
+    ours, theirs = np.load(tmp_path / "run.npz")["arr_0"], np.load(tmp_path / "export.npz")["arr_0"]
+    np.testing.assert_array_equal(ours, theirs)
+    result = run(LAUNCH / "sample.py", tmp_path / "raw", "--npz", tmp_path / "x.npz", "--weights", "ema", expect=2)
+    assert "this export holds raw weights" in result.stderr
+
+
+def test_somebody_elses_recipe_is_not_overwritten(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, FAMILIES["toy"])
+    own = recipe.rename(tmp_path / "recipe.yaml")
+    before = own.read_bytes()
+    result = train(own, f"run.dir={tmp_path}", expect=2)
+    assert "is not a run folder" in result.stderr
+    assert own.read_bytes() == before

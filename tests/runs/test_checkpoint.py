@@ -84,9 +84,18 @@ def test_only_the_newest_are_kept_and_half_written_ones_are_cleaned(tmp_path: Pa
         write(tmp_path, step)
     half = atomic.aside(tmp_path / "step_00000004")
     half.mkdir()
-    checkpoint.keep_newest(tmp_path, 2)
+    (tmp_path / "step_00000001.bak").mkdir()
+    checkpoint.keep_newest(tmp_path, 3, 2)
     checkpoint.clean(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001.bak", "step_00000002", "step_00000003"]
+
+
+def test_damaged_later_checkpoints_never_push_out_whole_ones(tmp_path: Path) -> None:
+    """The run went on from step 4 because 8 and 12 are damaged; its next checkpoint is that of step 6."""
+    for step in (4, 8, 12, 6):
+        write(tmp_path, step)
+    checkpoint.keep_newest(tmp_path, 6, 2)
+    assert [path.name for path in checkpoint.listed(tmp_path)] == ["step_00000004", "step_00000006"]
 
 
 def test_a_checkpoint_of_another_format_is_not_guessed_at(tmp_path: Path) -> None:

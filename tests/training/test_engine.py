@@ -63,6 +63,21 @@ def test_a_non_finite_gradient_changes_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_non_finite_first_update_leaves_nothing_unwritten(kind: str) -> None:
+    """Fused SGD allocates its momentum and returns before it fills it."""
+    skipped, plain = player(OPTIMIZERS[kind][0]), player(OPTIMIZERS[kind][0])
+    skipped.start_update()
+    skipped.backward(loss_of(skipped.network, 0) * float("nan"), last=True)
+    skipped.update(0, YES)
+    for each in (skipped, plain):
+        each.start_update()
+        each.backward(loss_of(each.network, 1), last=True)
+        each.update(1, YES)
+    for mine, its in zip(skipped.network.parameters(), plain.network.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_loading_what_was_saved_continues_bit_for_bit(kind: str) -> None:
     one, other = player(OPTIMIZERS[kind][0]), player(OPTIMIZERS[kind][0])
     for step in range(6):
