@@ -33,7 +33,8 @@ def generator(seed: int, stream: str, *, step: int = 0, repeat: int = 0, index: 
 
 def torch_seed(seed: int, stream: str, *, step: int = 0, repeat: int = 0, index: int = 0) -> int:
     """A 63-bit seed for code that only knows torch's own generators (initialisation, dropout)."""
-    return int(generator(seed, stream, step=step, repeat=repeat, index=index).integers(2**63))
+    digest = hashlib.blake2b(f"{seed}/{stream}/{step}/{repeat}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,10 @@ class Draws:
         shape: tuple[int, ...],
         draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray],
     ) -> np.ndarray:
-        blocks = {
-            number: draw(
-                generator(self.seed, stream, step=self.step, repeat=self.repeat, index=number), (BLOCK, *shape)
-            )
-            for number in sorted({index // BLOCK for index in indices})
-        }
-        rows = [blocks[index // BLOCK][index % BLOCK] for index in indices]
-        return np.stack(rows) if rows else draw(generator(self.seed, stream), (0, *shape))
+        places = np.asarray(indices, dtype=np.int64)
+        blocks, block_of = np.unique(places // BLOCK, return_inverse=True)
+        rows = [
+            draw(generator(self.seed, stream, step=self.step, repeat=self.repeat, index=int(block)), (BLOCK, *shape))
+            for block in blocks
+        ]
+        return np.stack(rows)[block_of, places % BLOCK] if rows else draw(generator(self.seed, stream), (0, *shape))

@@ -112,6 +112,10 @@ class Trainer:
         self._batches: Iterator[Batch] = iter(())
         self._interval = Interval(0)
         self._focused: str | None = None
+        # The device's own default generator: torch.manual_seed would visit those of every backend, step after step.
+        self._dropout = (
+            torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+        )
         self._wait_s = 0.0
 
     # -- the run ----------------------------------------------------------------------------------------------------
@@ -211,7 +215,9 @@ class Trainer:
         first = piece * whole + world.rank() * share
         draws = Draws(self.seed, self.step, repeat)
         # The one draw that may depend on the rank: dropout masks (HOUSE, promise 1).
-        torch.manual_seed(torch_seed(self.seed, f"{phase.name}/dropout", step=self.step, repeat=repeat, index=first))
+        self._dropout.manual_seed(
+            torch_seed(self.seed, f"{phase.name}/dropout", step=self.step, repeat=repeat, index=first)
+        )
         images = labels = None
         if phase.reads_data:
             batch = self._next_batch()
