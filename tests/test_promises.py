@@ -157,6 +157,19 @@ def test_without_a_whole_checkpoint_nothing_begins_anew_in_silence(tmp_path: Pat
     assert "none of its checkpoints is whole" in result.stderr
 
 
+@families
+def test_bf16_touches_neither_weights_nor_averages_nor_statistics(family: str, tmp_path: Path) -> None:
+    """And it changes the numbers, or it would not be on."""
+    finals = []
+    for precision in ("fp32", "bf16"):
+        recipe = write_recipe(tmp_path / precision, FAMILIES[family], steps=4, precision=precision)
+        train(recipe)
+        finals.append(final_tensors(tmp_path / precision / "run"))
+    assert {tensor.dtype for tensor in finals[1].values()} == {torch.float32}
+    assert all(torch.isfinite(tensor).all() for tensor in finals[1].values())
+    assert 0 < largest_difference(*finals)
+
+
 def test_a_nonfinite_loss_stops_the_run_and_names_step_phase_and_player(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, dict(FAMILIES["toy"], explode_at=7), save_every=5)
     result = train(recipe, expect=1)
