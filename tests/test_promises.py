@@ -167,7 +167,7 @@ def test_bf16_touches_neither_weights_nor_averages_nor_statistics(family: str, t
         finals.append(final_tensors(tmp_path / precision / "run"))
     assert {tensor.dtype for tensor in finals[1].values()} == {torch.float32}
     assert all(torch.isfinite(tensor).all() for tensor in finals[1].values())
-    assert 0 < largest_difference(*finals)
+    assert largest_difference(*finals) > 0
 
 
 def test_a_nonfinite_loss_stops_the_run_and_names_step_phase_and_player(tmp_path: Path) -> None:
