@@ -60,9 +60,15 @@ class Sampler:
     device: torch.device
 
     def draw(self, indices: Sequence[int] | np.ndarray, labels: Tensor) -> Tensor:
-        """Images uint8 [n, 3, H, W] on the device, of the classes `labels` (int64 [n])."""
+        """Images uint8 [n, 3, H, W] on the device, of the classes `labels` (int64 [n]).
+
+        Raises FloatingPointError if the weights draw something that is not finite, which 8 bits would hide.
+        """
         places = [int(index) for index in indices]
-        return to_uint8(self.family.sample(self.networks, labels.to(self.device), places, self.seed, self.sampling))
+        images = self.family.sample(self.networks, labels.to(self.device), places, self.seed, self.sampling)
+        if not torch.isfinite(images).all():
+            raise FloatingPointError("the model draws images that are not finite: its weights have diverged")
+        return to_uint8(images)
 
     def draw_all(self, labels: Sequence[int], batch_size: int) -> Tensor:
         """Samples 0 .. n - 1 of the classes `labels`, batch by batch with a progress bar; uint8 [n, 3, H, W] on the CPU."""
@@ -96,7 +102,7 @@ def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
     return train, validation
 
 
-def open_model(path: Path, device: torch.device, *, weights: str = "ema", overrides: Sequence[str] = ()) -> Model:
+def open_model(path: Path, device: torch.device, *, weights: str | None = None, overrides: Sequence[str] = ()) -> Model:
     """Opens a run folder (its newest whole checkpoint) or an export; every rank calls it and opens the same.
 
     `weights`: "ema" or "raw"; None: a run's averaged ones, or those that an export holds. Raises UserMistake if the

@@ -292,6 +292,8 @@ def test_a_raw_export_is_sampled_without_saying_so_again(trained: Path, tmp_path
     np.testing.assert_array_equal(ours, theirs)
     result = run(LAUNCH / "sample.py", tmp_path / "raw", "--npz", tmp_path / "x.npz", "--weights", "ema", expect=2)
     assert "this export holds raw weights" in result.stderr
+    evaluated = run(LAUNCH / "evaluate.py", tmp_path / "raw", "evaluation.samples=32", "evaluation.metrics=[fid]")
+    assert json.loads(evaluated.stdout.splitlines()[-1])["protocol"]["weights"] == "raw"
 
 
 def test_somebody_elses_recipe_is_not_overwritten(tmp_path: Path) -> None:

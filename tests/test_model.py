@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from bigtrain.families.family import Problem, build_network
+from bigtrain.model import Sampler
+from tests.toy import Toy, ToyOptions
+
+
+def sampler(spoil: bool) -> Sampler:
+    family = Toy(ToyOptions(kind="toy"), Problem(16, ("a", "b"), (1, 1)))
+    networks = {"maker": build_network(family, "maker", seed=0)}
+    if spoil:
+        with torch.no_grad():
+            networks["maker"].linear.weight.fill_(float("nan"))
+    return Sampler(
+        family, family.prepare_sampling(networks, family.sampling, 0), 0, family.sampling, torch.device("cpu")
+    )
+
+
+def test_weights_that_have_diverged_do_not_pass_for_pictures() -> None:
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sampler(spoil=True).draw(range(2), torch.tensor([0, 1]))
+
+
+def test_all_samples_are_those_drawn_one_by_one() -> None:
+    labels = [0, 1, 1, 0, 1]
+    together = sampler(spoil=False).draw_all(labels, batch_size=2)
+    alone = [sampler(spoil=False).draw([k], torch.tensor([labels[k]])) for k in range(5)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_labels_of_an_evaluation_do_not_depend_on_how_many_are_asked_for() -> None:
+    assert (
+        sampler(spoil=False).labels_of(range(40))[20:].tolist()
+        == sampler(spoil=False).labels_of(range(20, 40)).tolist()
+    )
