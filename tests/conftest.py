@@ -16,8 +16,12 @@ def one_cache_for_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+# Two test processes share two cores; and what a test trains is the same in whichever process it is trained.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def one_thread_and_float32() -> None:
-    """Two test processes share two cores; and no test leaves its precision to the next."""
+    """No test leaves its threads or its precision to the next."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float32)

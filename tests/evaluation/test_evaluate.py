@@ -64,7 +64,7 @@ def test_several_ranks_measure_what_one_process_measures(ranks, alone):
         assert result["fid"] == pytest.approx(alone["fid"], rel=1e-6)
         assert result["real_fid"] == pytest.approx(alone["real_fid"], rel=1e-6)
         assert result["recall"] == alone["recall"]
-        assert result["accuracy"] == pytest.approx(alone["accuracy"], abs=0.03), "threads may move a trained judge"
+        assert result["accuracy"] == alone["accuracy"]
 
 
 def test_the_protocol_does_not_depend_on_the_world(ranks, alone):
