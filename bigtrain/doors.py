@@ -30,7 +30,8 @@ MAIN_RANK_FIRST_S = 10.0
 
 
 def door(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs `main(argv)`: exit code 0, or 2 with one clear sentence for a user's mistake, or 1 with a traceback.
+    """Runs `main(argv)`: exit code 0, or 2 with one clear sentence for a user's mistake, or 1 with a traceback
+    (130 where Ctrl-C ends something that has nothing to save).
 
     Leaves by `os._exit`, so that a rank that fails never waits for one that still works: the launcher sees it go and
     brings the job down.
@@ -46,9 +47,8 @@ def door(main: Callable[[Sequence[str]], None]) -> None:
         if isinstance(mistake, OneRanksMistake) or int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {mistake}", file=sys.stderr)
         else:
-            time.sleep(
-                MAIN_RANK_FIRST_S
-            )  # the first rank to leave has the others killed: let the one that speaks go first
+            # The first rank to leave has the others killed: let the one that speaks go first.
+            time.sleep(MAIN_RANK_FIRST_S)
     except KeyboardInterrupt:
         code = 130
         print("interrupted", file=sys.stderr)

@@ -94,9 +94,12 @@ def train(recipe: Path, *arguments: str, processes: int = 1, expect: int | None 
 
 
 def train_and_signal(
-    recipe: Path, number: int, rest_s: float = 0.0, *, processes: int = 1, launcher: bool = False
+    recipe: Path, number: int, rest_s: float = 0.0, *, processes: int = 1, launcher: bool = False, in_save: bool = False
 ) -> int:
-    """Starts training, waits until it has logged a new row, and sends a signal `rest_s` seconds later; the exit code."""
+    """Starts training, waits until it has logged a new row, and sends a signal `rest_s` seconds later; the exit code.
+
+    `in_save`: and then at the first sight of a checkpoint that is being written.
+    """
     metrics = recipe.parent / "run" / "metrics.jsonl"
     begin = time.time()
     process = subprocess.Popen(
@@ -106,10 +109,17 @@ def train_and_signal(
     while process.poll() is None and time.time() < begin + 120:
         if metrics.exists() and metrics.stat().st_mtime > begin and metrics.read_text():
             time.sleep(rest_s)
+            while in_save and process.poll() is None and not half_written(recipe.parent / "run"):
+                pass
             process.send_signal(number)
             break
         time.sleep(0.02)
     return process.wait(timeout=120)
+
+
+def half_written(folder: Path) -> bool:
+    """Whether a checkpoint is being written or deleted, or was when its process died."""
+    return any((folder / "checkpoints").glob(".*.tmp"))
 
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from bigtrain.runs.folder import RunFolder
 from tests.runs_of import (
     FAMILIES,
     final_tensors,
+    half_written,
     largest_difference,
     logged,
     optimizers_of,
@@ -94,18 +95,21 @@ def assert_same_run(whole: Path, parts: Path) -> None:
 @pytest.mark.slow
 @families
 def test_sigkill_at_ten_random_moments_changes_no_bit(family: str, tmp_path: Path) -> None:
-    """Saves at every second step make many of the moments fall inside a save."""
+    """Every other one of the moments is the sight of a checkpoint that is being written."""
     steps = {"toy": 1200, "gan": 240}[family]
     intervals = {"steps": steps, "log_every": 10, "save_every": 2}
     whole = write_recipe(tmp_path / "whole", FAMILIES[family], **intervals)
     train(whole)
     parts = write_recipe(tmp_path / "parts", FAMILIES[family], **intervals)
     chance = random.Random(1)
-    killed = 0
-    for _ in range(10):
-        code = train_and_signal(parts, signal.SIGKILL, rest_s=chance.random())
+    killed = inside_a_save = 0
+    for attempt in range(10):
+        code = train_and_signal(parts, signal.SIGKILL, rest_s=chance.random(), in_save=attempt % 2 == 0)
         killed += code == -signal.SIGKILL
+        inside_a_save += half_written(tmp_path / "parts" / "run")
     assert killed >= 5, "the run ended before it was killed often enough to show anything"
+    assert inside_a_save >= 1, "no kill left a half-written or half-deleted checkpoint behind"
+    print(f"{family}: {killed} kills, {inside_a_save} of them inside a save")
     train(parts)
     assert logged(tmp_path / "parts" / "run") == logged(tmp_path / "whole" / "run")
     assert_same_run(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
