@@ -1,7 +1,7 @@
-"""A trained model as the doors see it: opened from a run or from an export, it draws samples."""
+"""A trained model as the doors see it: opened from a run or from an export, it samples, reconstructs and gives likelihoods."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,22 @@ from tqdm import tqdm
 
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
-from bigtrain.data.stream import DataOptions, find_index
+from bigtrain.data.stream import Batch, DataOptions, find_index, to_codes, to_images
 from bigtrain.errors import UserMistake
-from bigtrain.families.family import Family, Networks, Problem, build_network, find_family
+from bigtrain.evaluation.cache import fingerprint
+from bigtrain.evaluation.features import full_float32
+from bigtrain.evaluation.ranks import Reading
+from bigtrain.evaluation.selection import Selection, find_selection
+from bigtrain.families.family import (
+    Capability,
+    Family,
+    Microbatch,
+    Networks,
+    Problem,
+    Trained,
+    build_network,
+    find_family,
+)
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws
 from bigtrain.recipe import Recipe, load_recipe
@@ -24,7 +37,7 @@ from bigtrain.runs import checkpoint
 
 @dataclass(frozen=True)
 class Model:
-    """A family with weights. `provenance`: step, weights ("ema" or "raw"), data, as JSON."""
+    """A family with weights. `provenance`: step, weights ("ema", "raw" or a further average's name), data, as JSON."""
 
     family: Family
     weights: Networks
@@ -32,21 +45,75 @@ class Model:
     provenance: Mapping[str, Any]
     device: torch.device
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights as float32, whatever the device, the process's precision, the run's folder or the export."""
+        return fingerprint(
+            {
+                f"{player}/{name}": value.float() if value.is_floating_point() else value
+                for player, network in self.weights.items()
+                for name, value in network.state_dict().items()
+            }
+        )
+
+    def require(self, capability: Capability, what: object) -> None:
+        """Raises UserMistake, naming `what`, if the family cannot do that."""
+        if capability not in self.family.capabilities:
+            raise UserMistake(f"{what}: {self.family.why_not(capability)}")
+
     def check_data(self, index: Index, key: str) -> None:
-        """Raises UserMistake if the model cannot be held against this split: other classes, or another size."""
+        """Raises UserMistake if the model cannot be held against this split: other classes, another size, other codes."""
         data = self.provenance["data"]
         if (index.image_size, list(index.classes)) != (data["image_size"], data["classes"]):
             raise UserMistake(
                 f"{key}: {index.path} has {len(index.classes)} classes at {index.image_size} pixels, and not the classes and "
                 f"size of the model's own data ({len(data['classes'])} at {data['image_size']}); give a split of that data"
             )
+        theirs = data["codes"]["tokenizer"] if data.get("codes") else None
+        if (index.codes.tokenizer if index.codes else None) != theirs:
+            raise UserMistake(
+                f"{key}: {index.path} does not hold what the model was trained on ("
+                f"{'codes of another tokenizer, or images' if theirs else 'codes, where the model takes images'}); give a "
+                "split of that data"
+            )
 
-    def sampler(self, seed: int, sampling: Any = None) -> "Sampler":
-        """Ready to draw under `sampling` (the recipe's own options if None)."""
+    def sampler(self, seed: int, sampling: Any = None, selection: Selection | None = None) -> "Sampler":
+        """Ready to draw under `sampling` (the recipe's own options if None); opens the models that this one follows."""
+        follow_others(self.family, self.device)
         options = self.family.sampling if sampling is None else sampling
-        return Sampler(
-            self.family, self.family.prepare_sampling(self.weights, options, seed), seed, options, self.device
-        )
+        prepared = self.family.prepare_sampling(self.weights, options, seed)
+        return Sampler(self.family, prepared, seed, options, self.device, selection)
+
+    def selection(self, candidates: int, classifier: str) -> Selection | None:
+        """What selects among `candidates` for each sample (evaluation.classifier says what may be given); None for one."""
+        if candidates == 1:
+            return None
+        reading = Reading(self.recipe.evaluation.batch_size, self.recipe.data.workers)
+        return find_selection(candidates, classifier, self._images, reading, self.device)
+
+    def _images(self) -> tuple[Index, Index | None]:
+        train, validation = find_splits(self.recipe.data)
+        self.check_data(train, "data.train")
+        return images_behind(train), images_behind(validation) if validation is not None else None
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images [n, 3, H, W] in [-1, 1] as the model gives them back."""
+        with full_float32(self.device):
+            return self.family.reconstruct(self.weights, images.to(self.device))
+
+    def likelihood(self, seed: int) -> Callable[[np.ndarray, Batch], Mapping[str, Tensor]]:
+        """What `measure_likelihood` asks for; `seed` keys the draws of families whose bound needs any."""
+
+        def of(numbers: np.ndarray, batch: Batch) -> Mapping[str, Tensor]:
+            images = to_images(batch, self.device) if batch.codes is None else None
+            codes = to_codes(batch, self.device) if batch.codes is not None else None
+            places = numbers.tolist()
+            labels = batch.labels.to(self.device)
+            microbatch = Microbatch(images, labels, places, Draws(seed), self.device, len(places), codes)
+            with full_float32(self.device):
+                return self.family.likelihood(self.weights, microbatch)
+
+        return of
 
 
 @dataclass(frozen=True)
@@ -58,6 +125,7 @@ class Sampler:
     seed: int
     sampling: Any
     device: torch.device
+    selection: Selection | None = None
 
     def draw(self, indices: Sequence[int] | np.ndarray, labels: Tensor) -> Tensor:
         """Images uint8 [n, 3, H, W] on the device, of the classes `labels` (int64 [n]).
@@ -65,6 +133,13 @@ class Sampler:
         Raises FloatingPointError if the weights draw something that is not finite, which 8 bits would hide.
         """
         places = [int(index) for index in indices]
+        if self.selection is None:
+            return self._draw(places, labels)
+        each = self.selection.candidates
+        candidates = [place * each + candidate for place in places for candidate in range(each)]
+        return self.selection.best(self._draw(candidates, labels.repeat_interleave(each)), labels.to(self.device))
+
+    def _draw(self, places: Sequence[int], labels: Tensor) -> Tensor:
         images = self.family.sample(self.networks, labels.to(self.device), places, self.seed, self.sampling)
         if not torch.isfinite(images).all():
             raise FloatingPointError("the model draws images that are not finite: its weights have diverged")
@@ -84,7 +159,12 @@ class Sampler:
 
     def protocol(self) -> dict[str, Any]:
         """What of a sample's making belongs beside a number measured on it."""
-        return {"sampling": self.sampling.model_dump(mode="json")}
+        facts: dict[str, Any] = {"sampling": self.sampling.model_dump(mode="json")}
+        if self.family.followed:
+            facts["followed"] = {role: trained.fingerprint for role, trained in self.family.followed.items()}
+        if self.selection is not None:
+            facts["selection"] = self.selection.facts
+        return facts
 
 
 def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
@@ -99,14 +179,35 @@ def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
     validation = world.main_first(lambda: find_index(where, "validation", data.image_size))
     if validation.classes != train.classes:
         raise UserMistake(f"data.validation: {where} has other classes than data.train; give splits of the same data")
+    if (train.codes and train.codes.tokenizer) != (validation.codes and validation.codes.tokenizer):
+        raise UserMistake(
+            f"data.validation: {where} and data.train are not codes of one tokenizer; encode both with the same run"
+        )
     return train, validation
+
+
+def images_behind(index: Index) -> Index:
+    """The images that an index of codes was made from; an index of images as it is. Raises UserMistake."""
+    if index.codes is None:
+        return index
+    source = index.codes.images
+    try:
+        images = Index.read(source["path"])
+        images.check_files()
+    except UserMistake as mistake:
+        raise UserMistake(f"{index.path}: the images that its codes were made from cannot be read: {mistake}") from None
+    if images.fingerprint != source["fingerprint"]:
+        raise UserMistake(
+            f"{index.path}: its codes were made from {images.path}, which holds other images now; encode them again"
+        )
+    return images
 
 
 def open_model(path: Path, device: torch.device, *, weights: str | None = None, overrides: Sequence[str] = ()) -> Model:
     """Opens a run folder (its newest whole checkpoint) or an export; every rank calls it and opens the same.
 
-    `weights`: "ema" or "raw"; None: a run's averaged ones, or those that an export holds. Raises UserMistake if the
-    folder is neither, or has no checkpoint yet.
+    `weights`: "ema", "raw" or the name of a further average; None: a run's main averages, or those that an export holds.
+    Raises UserMistake if the folder is neither, or has no checkpoint yet.
     """
     if not (path / "recipe.yaml").is_file():
         raise UserMistake(f"{path}: is neither a run folder nor an export (it has no recipe.yaml)")
@@ -116,31 +217,59 @@ def open_model(path: Path, device: torch.device, *, weights: str | None = None, 
     return _open_run(path, recipe, device, weights or "ema")
 
 
+def make_family(recipe: Recipe, problem: Problem) -> Family:
+    """The recipe's family for a problem. Raises UserMistake where its options do not fit the data."""
+    try:
+        return find_family(recipe.family.kind)(recipe.family, problem)
+    except ValueError as error:
+        raise UserMistake(str(error)) from None
+
+
+def follow_others(family: Family, device: torch.device, roles: Sequence[str] | None = None) -> None:
+    """Opens the models that the family follows (those of `roles`, or all), unless it has them already."""
+    missing = {
+        role: other
+        for role, other in family.follows.items()
+        if role not in family.followed and (roles is None or role in roles)
+    }
+    trained = {}
+    for role, other in missing.items():
+        try:
+            model = open_model(Path(other.place), device)
+        except UserMistake as mistake:
+            raise UserMistake(f"family.{role}: {mistake}") from None
+        follow_others(model.family, device, other.roles)
+        trained[role] = Trained(model.family, model.weights, model.fingerprint)
+    family.follow(trained)
+
+
 def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str) -> Model:
     newest = world.on_main(lambda: checkpoint.newest_whole_path(path / "checkpoints"))
     if newest is None:
         raise UserMistake(f"{path}: has no checkpoint yet; train further, or lower train.save_every")
+    if weights not in ("ema", "raw", *recipe.ema.further):
+        there = ", ".join(["ema", "raw", *recipe.ema.further])
+        raise UserMistake(f"--weights: {path} has no average {weights!r}; there are {there}")
     saved = checkpoint.opened(newest)
-    family = find_family(recipe.family.kind)(recipe.family, Problem.of(saved.state["data"]))
+    family = make_family(recipe, Problem.of(saved.state["data"]))
+    group = {"ema": "average", "raw": "weights"}.get(weights, f"average_{weights}")
     networks: dict[str, nn.Module] = {}
     for name in family.sampled_players:
         tensors = saved.tensors(name)
         network = build_network(family, name, recipe.run.seed)
-        network.load_state_dict(tensors["average" if weights == "ema" and "average" in tensors else "weights"])
+        network.load_state_dict(tensors[group if group in tensors else "weights"])
         networks[name] = ready(network, device)
     provenance = {"step": saved.step, "weights": weights, "data": saved.state["data"]}
     return Model(family, networks, recipe, provenance, device)
 
 
 def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str | None) -> Model:
-    from diffusers.utils import logging  # heavy, and only exports need it
+    from bigtrain.pipelines.export import opened  # heavy, and only exports need it
 
-    from bigtrain.pipelines.pipeline import FamilyPipeline
-
-    logging.disable_progress_bar()
     try:
         provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
-        pipeline = FamilyPipeline.from_pretrained(str(path))
+        family = make_family(recipe, Problem.of(provenance["data"]))
+        networks, followed = opened(path, family)
     except (OSError, json.JSONDecodeError) as error:
         raise UserMistake(f"{path}: the export is incomplete or damaged ({error}); export the run again") from error
     if weights not in (None, provenance["weights"]):
@@ -148,9 +277,17 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str 
             f"{path}: this export holds {provenance['weights']} weights, not {weights} ones; leave out --weights, or export "
             "the run again"
         )
-    family = find_family(recipe.family.kind)(recipe.family, Problem.of(provenance["data"]))
-    networks = {name: ready(network, device) for name, network in pipeline.networks.items()}
-    return Model(family, networks, recipe, provenance, device)
+    family.follow({role: _ready(trained, device) for role, trained in followed.items()})
+    return Model(
+        family, {name: ready(network, device) for name, network in networks.items()}, recipe, provenance, device
+    )
+
+
+def _ready(trained: Trained, device: torch.device) -> Trained:
+    """A followed model of an export, and those that it follows, ready to be used."""
+    trained.family.follow({role: _ready(other, device) for role, other in trained.family.followed.items()})
+    networks = {name: ready(network, device) for name, network in trained.networks.items()}
+    return Trained(trained.family, networks, trained.fingerprint)
 
 
 def ready(network: nn.Module, device: torch.device) -> nn.Module:

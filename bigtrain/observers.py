@@ -11,14 +11,18 @@ from torch import nn
 
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
+from bigtrain.data.stream import Sweep, to_images
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.evaluate import evaluate
-from bigtrain.families.family import Family
-from bigtrain.model import Sampler
-from bigtrain.pictures import save_grid
+from bigtrain.evaluation.evaluate import HELD_OUT, EvaluationOptions, evaluate
+from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction
+from bigtrain.evaluation.ranks import Reading, Stopped
+from bigtrain.families.family import Capability, Family
+from bigtrain.model import Model, Sampler, follow_others, images_behind
+from bigtrain.pictures import save_grid, to_uint8
 from bigtrain.recipe import Recipe
 from bigtrain.runs import atomic
 from bigtrain.runs.folder import RunFolder
+from bigtrain.training.trainer import Observer
 
 GRID_CLASSES = 10
 """Rows of a picture during training: the first classes, one a row."""
@@ -48,6 +52,41 @@ class SampleObserver:
         return {}
 
 
+class ReconstructionObserver:
+    """Draws pairs on the main rank: a row of real images above their reconstructions, always of the same images."""
+
+    def __init__(self, family: Family, folder: RunFolder, images: Index, device: torch.device) -> None:
+        self.family, self.folder, self.images, self.device = family, folder, images, device
+
+    def has(self, step: int) -> bool:
+        return self.folder.samples(step).exists()
+
+    def observe(
+        self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
+    ) -> Mapping[str, float]:
+        if world.is_main():
+            count = GRID_CLASSES * GRID_PER_CLASS // 2
+            pairs = reconstruction_pairs(
+                lambda images: self.family.reconstruct(networks, images), self.images, count, self.device
+            )
+            save_grid(self.folder.samples(step), pairs, GRID_PER_CLASS)
+        return {}
+
+
+@torch.no_grad()
+def reconstruction_pairs(
+    reconstruct: Callable[[torch.Tensor], torch.Tensor], images: Index, count: int, device: torch.device
+) -> torch.Tensor:
+    """The first `count` images of a fair order of the split, uint8 [n, 3, H, W]: a row of GRID_PER_CLASS originals, then
+    the row of their reconstructions, and so on; a last row that is not full is left out."""
+    rows = []
+    for _, batch in Sweep(images, rank=0, world=1, batch=GRID_PER_CLASS, workers=0, limit=count):
+        if len(batch.labels) == GRID_PER_CLASS:
+            real = to_images(batch, device)
+            rows += [to_uint8(real), to_uint8(reconstruct(real).clamp(-1, 1))]
+    return torch.cat(rows)
+
+
 class EvaluationObserver:
     """Evaluates as the evaluate door does, on all ranks, and writes the same file."""
 
@@ -69,39 +108,116 @@ class EvaluationObserver:
     def observe(
         self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
     ) -> Mapping[str, float]:
-        seed, sampling = self.recipe.evaluation.seed, self.family.sampling
-        sampler = Sampler(
-            self.family, self.family.prepare_sampling(networks, sampling, seed), seed, sampling, self.device
-        )
-        result = evaluate_sampler(sampler, self.recipe, self.train, self.validation, step, "ema", should_stop)
+        provenance = {"step": step, "weights": "ema", "data": self.family.problem.to_json()}
+        model = Model(self.family, networks, self.recipe, provenance, self.device)
+        result = evaluate_model(model, self.train, self.validation, should_stop)
         if result is None:
             return {}
         write_evaluation(self.folder.path, step, result)
         return {name: value for name, value in result.items() if isinstance(value, float)}
 
 
-def evaluate_sampler(
-    sampler: Sampler,
+def observers_of(
+    family: Family,
+    folder: RunFolder,
     recipe: Recipe,
     train: Index,
     validation: Index | None,
-    step: int,
-    weights: str,
-    should_stop: Callable[[], bool] = lambda: False,
+    device: torch.device,
+) -> dict[str, Observer]:
+    """What the trainer is to call: under "sample" pictures of what the family can show, under "evaluate" its metrics.
+
+    Opens the models that the family follows where these need them. Raises UserMistake for intervals at which nothing
+    could be done.
+    """
+    follow_others(family, device, [role for role, other in family.follows.items() if other.at_start])
+    observers: dict[str, Observer] = {}
+    samples = False
+    if recipe.train.evaluate_every is not None:
+        check_metrics(family, recipe.evaluation)
+        samples = any(metric not in HELD_OUT for metric in recipe.evaluation.chosen(family.capabilities))
+        observers["evaluate"] = EvaluationObserver(family, folder, recipe, train, validation, device)
+    if recipe.train.sample_every is not None:
+        if "sample" in family.capabilities:
+            samples = True
+            observers["sample"] = SampleObserver(family, folder, recipe.run.seed, device)
+        elif "reconstruct" in family.capabilities:
+            observers["sample"] = ReconstructionObserver(family, folder, validation or train, device)
+        else:
+            raise UserMistake(f"train.sample_every: {family.why_not('sample')}; leave it null")
+    if samples:
+        follow_others(family, device)
+    return observers
+
+
+def check_metrics(family: Family, options: EvaluationOptions) -> None:
+    """Raises UserMistake for a metric of evaluation.metrics that needs what the family cannot do."""
+    for metric in options.chosen(family.capabilities):
+        capability: Capability = HELD_OUT.get(metric, "sample")
+        if capability not in family.capabilities:
+            raise UserMistake(f"evaluation.metrics: {metric} cannot be measured: {family.why_not(capability)}")
+
+
+def evaluate_model(
+    model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Any] | None:
-    """The recipe's metrics of one model, as JSON with the protocol in it; called on every rank. None if stopped."""
-    result = evaluate(
-        sampler.draw,
-        sampler.labels_of,
-        train,
-        validation,
-        recipe.evaluation,
-        device=sampler.device,
-        workers=recipe.data.workers,
-        protocol=sampler.protocol() | {"weights": weights, "step": step},
-        should_stop=should_stop,
-    )
-    return None if result is None else {"step": step} | result
+    """The recipe's metrics of a model, as JSON with the protocol in it; called on every rank. None if stopped."""
+    family, options = model.family, model.recipe.evaluation
+    check_metrics(family, options)
+    chosen = options.chosen(family.capabilities)
+    facts = {"weights": model.provenance["weights"], "step": model.provenance["step"]}
+    result: dict[str, Any] = {}
+    if any(metric not in HELD_OUT for metric in chosen):
+        sampler = model.sampler(options.seed, selection=model.selection(options.candidates, options.classifier))
+        measured = evaluate(
+            sampler.draw,
+            sampler.labels_of,
+            images_behind(train),
+            images_behind(validation) if validation is not None else None,
+            options,
+            device=model.device,
+            workers=model.recipe.data.workers,
+            protocol=sampler.protocol() | facts,
+            should_stop=should_stop,
+        )
+        if measured is None:
+            return None
+        facts = measured.pop("protocol")
+        name = family.sampling_name(sampler.sampling)
+        # What is measured on real images alone has nothing to do with the way of sampling.
+        result = {f"{key}_{name}" if name and key != "real_fid" else key: value for key, value in measured.items()}
+    try:
+        for metric in chosen:
+            if metric in HELD_OUT:
+                values, protocol = _measure_held_out(metric, model, train, validation, should_stop)
+                result |= values
+                facts[metric] = protocol
+    except Stopped:
+        return None
+    return {"step": model.provenance["step"]} | result | {"protocol": facts}
+
+
+def _measure_held_out(
+    metric: str, model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(values, protocol) of one metric of real data."""
+    options = model.recipe.evaluation
+    split = train if options.split == "train" else validation
+    if split is None:
+        raise UserMistake(
+            f"evaluation.split: {metric} is measured on the validation split, but data.validation names none; give one, "
+            "or set evaluation.split=train"
+        )
+    reading = Reading(options.batch_size, model.recipe.data.workers, should_stop)
+    samples = min(options.split_samples or split.samples, split.samples)
+    protocol: dict[str, Any] = {"split": options.split, "samples": samples, "fingerprint": split.fingerprint}
+    if metric == "reconstruction":
+        return measure_reconstruction(model.reconstruct, split, options.split_samples, model.device, reading), protocol
+    protocol["dimensions"] = model.family.dimensions
+    likelihood = model.likelihood(options.seed)
+    return measure_likelihood(
+        likelihood, model.family.dimensions, split, options.split_samples, model.device, reading
+    ), protocol
 
 
 def write_evaluation(folder: Path, step: int, result: Mapping[str, Any]) -> Path:

@@ -1,7 +1,7 @@
 """Evaluates a run or an export: accelerate launch launch/evaluate.py WHAT [section.key=value ...]
 
-Samples on all ranks with the averaged weights. The last line of stdout is one JSON object, the protocol in it; it is also
-written to WHAT/evaluations/. Only evaluation.*, data.* and family.sampling.* may be overridden.
+Samples, or reads held-out data, on all ranks with the averaged weights. The last line of stdout is one JSON object, the
+protocol in it; it is also written to WHAT/evaluations/. Only evaluation.*, data.* and family.sampling.* may be overridden.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from bigtrain.cluster.launch import join_world
 from bigtrain.doors import door, print_result, say
 from bigtrain.errors import UserMistake
 from bigtrain.model import find_splits, open_model
-from bigtrain.observers import evaluate_sampler, write_evaluation
+from bigtrain.observers import evaluate_model, write_evaluation
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,8 +32,7 @@ def main(argv: Sequence[str]) -> None:
     recipe = model.recipe
     train, validation = find_splits(recipe.data)
     model.check_data(train, "data.train")
-    sampler = model.sampler(recipe.evaluation.seed)
-    result = evaluate_sampler(sampler, recipe, train, validation, model.provenance["step"], model.provenance["weights"])
+    result = evaluate_model(model, train, validation)
     assert result is not None, "an evaluation that nothing stops has a result"
     print_result(result)
     say(f"written to {write_evaluation(arguments.what, model.provenance['step'], result)}")

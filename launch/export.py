@@ -8,7 +8,7 @@ import torch
 
 from bigtrain.doors import door, say
 from bigtrain.errors import UserMistake
-from bigtrain.model import open_model
+from bigtrain.model import follow_others, open_model
 from bigtrain.pipelines.export import export
 
 
@@ -17,25 +17,29 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", metavar="RUN", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="averaged weights (ema), or the run's own"
+        "--weights", default="ema", help="averaged weights (ema), the run's own (raw), or the name of a further average"
     )
     arguments = parser.parse_args(argv)
     if (arguments.run / "model_index.json").exists():
         raise UserMistake(f"{arguments.run}: is an export already; give the run folder")
     model = open_model(arguments.run, torch.device("cpu"), weights=arguments.weights)
-    export(
+    follow_others(model.family, model.device)
+    plain = export(
         arguments.out,
+        model.family,
         model.weights,
-        family_section=model.recipe.model_dump(mode="json")["family"],
         recipe_yaml=model.recipe.to_yaml(),
         provenance=model.provenance,
     )
     out = str(arguments.out)
-    say(
-        f"{arguments.weights} weights of step {model.provenance['step']}: {out}\n"
-        f"use: DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
-        "(class_labels=[0], seed=0).images"
-    )
+    say(f"{arguments.weights} weights of step {model.provenance['step']}: {out}")
+    if plain:
+        say(f"use: DiffusionPipeline.from_pretrained({out!r})().images (plain diffusers, without bigtrain)")
+    elif "sample" in model.family.capabilities:
+        say(
+            f"use: DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
+            "(class_labels=[0], seed=0).images"
+        )
 
 
 if __name__ == "__main__":

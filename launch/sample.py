@@ -1,5 +1,7 @@
 """Draws samples by class: python launch/sample.py RUN_OR_EXPORT --out FILE.png [--npz FILE.npz]
 
+--reconstruct SPLIT.json: rows of real images, each above the row of their reconstructions, of a model that can give them.
+
 --out FILE.png: a grid, one class a row. --out FOLDER: numbered PNGs. --npz: the sample file that public FID evaluators read
 (arr_0: uint8 [n, H, W, 3], arr_1: int64 labels). Sample i depends on the seed, i and its class alone. Each family adds
 options of its own: give the run to see them.
@@ -10,11 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigtrain.cluster.launch import join_world
+from bigtrain.data.stream import find_index
 from bigtrain.doors import add_flags, door, from_flags, say
 from bigtrain.errors import UserMistake
-from bigtrain.model import open_model
+from bigtrain.model import Model, open_model
+from bigtrain.observers import GRID_PER_CLASS, reconstruction_pairs
 from bigtrain.options import Options
 from bigtrain.pictures import save_grid, save_npz, save_pngs
+
+RECONSTRUCTIONS = 50
+"""Images that --reconstruct shows."""
 
 
 def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
@@ -27,8 +34,22 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--per-class", type=int, default=8, help="samples of each class (8)")
     parser.add_argument("--seed", type=int, default=0, help="keys every draw (0)")
-    parser.add_argument("--weights", choices=("ema", "raw"), help="averaged weights (ema), or a run's own (raw)")
+    parser.add_argument("--weights", help="averaged weights (ema), a run's own (raw), or the name of a further average")
     parser.add_argument("--batch-size", type=int, default=64, help="samples drawn at a time (64)")
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        default=1,
+        help="rejection sampling: keep the best of so many for each sample (1: all)",
+    )
+    parser.add_argument(
+        "--classifier",
+        default="classifier",
+        help="what selects among them: `classifier`, trained on the spot on the data's labels, or a TorchScript file",
+    )
+    parser.add_argument(
+        "--reconstruct", metavar="SPLIT", help="the index of a split (or `digits`) whose images are reconstructed"
+    )
     if options is not None:
         add_flags(parser, options)
     return parser
@@ -45,19 +66,25 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser_of(model.family.sampling_class).parse_args(argv)
     if arguments.out is None and arguments.npz is None:
         raise UserMistake("give --out FILE.png, --out FOLDER or --npz FILE: there is nowhere to put the samples")
-    for flag in ("per_class", "batch_size"):
+    for flag in ("per_class", "batch_size", "candidates"):
         if getattr(arguments, flag) < 1:
             raise UserMistake(f"--{flag.replace('_', '-')}: must be at least 1 (given: {getattr(arguments, flag)})")
 
     suffix = "" if arguments.out is None else arguments.out.suffix.lower()
     if suffix not in ("", ".png"):
         raise UserMistake(f"--out: {arguments.out}: pictures are written as FILE.png, or into a folder")
+    if arguments.reconstruct is not None:
+        reconstruct(model, arguments)
+        return
+    model.require("sample", arguments.what)
     as_grid = arguments.npz is None and suffix == ".png"
     chosen = model.family.problem.find_classes(arguments.classes)
     if arguments.classes is None and as_grid:
         chosen = chosen[:10]
     labels = [label for label in chosen for _ in range(arguments.per_class)]
-    sampler = model.sampler(arguments.seed, from_flags(model.family.sampling, arguments))
+    sampling = from_flags(model.family.sampling, arguments)
+    selection = model.selection(arguments.candidates, arguments.classifier)
+    sampler = model.sampler(arguments.seed, sampling, selection)
     images = sampler.draw_all(labels, arguments.batch_size)
     if suffix == ".png":
         save_grid(arguments.out, images, columns=arguments.per_class)
@@ -67,6 +94,17 @@ def main(argv: Sequence[str]) -> None:
         save_npz(arguments.npz, images, labels)
     written = " and ".join(str(path) for path in (arguments.out, arguments.npz) if path is not None)
     say(f"{len(labels)} samples of step {model.provenance['step']}: {written}")
+
+
+def reconstruct(model: Model, arguments: argparse.Namespace) -> None:
+    """--reconstruct: pairs as a grid."""
+    model.require("reconstruct", arguments.what)
+    if arguments.npz is not None or arguments.out.suffix.lower() != ".png":
+        raise UserMistake("--reconstruct: pairs are written as one grid; give --out FILE.png, and no --npz")
+    images = find_index(arguments.reconstruct, "validation", model.family.problem.image_size)
+    pairs = reconstruction_pairs(model.reconstruct, images, RECONSTRUCTIONS, model.device)
+    save_grid(arguments.out, pairs.cpu(), columns=GRID_PER_CLASS)
+    say(f"{len(pairs) // 2} images and their reconstructions at step {model.provenance['step']}: {arguments.out}")
 
 
 if __name__ == "__main__":

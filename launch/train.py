@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.doors import door, open_run, say
-from bigtrain.families.family import Problem, find_family
-from bigtrain.model import find_splits
-from bigtrain.observers import EvaluationObserver, SampleObserver
+from bigtrain.families.family import Problem
+from bigtrain.model import find_splits, make_family
+from bigtrain.observers import observers_of
 from bigtrain.recipe import load_recipe
 from bigtrain.training.trainer import Trainer, check_batch, describe
 
@@ -26,10 +26,9 @@ def main(argv: Sequence[str]) -> None:
     device = join_world(recipe.train.precision)
     check_batch(recipe.train, world.size())
     train, validation = find_splits(recipe.data)
-    family = find_family(recipe.family.kind)(recipe.family, Problem.of(describe(train)))
+    family = make_family(recipe, Problem.of(describe(train)))
     folder = open_run(recipe)
-    samples = SampleObserver(family, folder, recipe.run.seed, device)
-    evaluations = EvaluationObserver(family, folder, recipe, train, validation, device)
+    observers = observers_of(family, folder, recipe, train, validation, device)
     trainer = Trainer(
         family,
         train,
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
         ema=recipe.ema,
         engine=recipe.engine,
         device=device,
-        observers={"sample": samples, "evaluate": evaluations},
+        observers=observers,
     )
     say(f"run folder: {folder.path}")
     signal = trainer.run()
@@ -50,11 +49,9 @@ def main(argv: Sequence[str]) -> None:
         )
         return
     say(f"trained {trainer.step} steps: {folder.path}")
-    if samples.has(trainer.step):
+    if folder.samples(trainer.step).exists():
         say(f"the picture: {folder.samples(trainer.step)}")
-    say(
-        f"next: python launch/sample.py {folder.path} --out samples.png    python launch/export.py {folder.path} export"
-    )
+    say(f"next: {family.next_step(str(folder.path), recipe.data.train)}")
 
 
 if __name__ == "__main__":

@@ -16,15 +16,19 @@ order. The JSON holds one column per property and shard, which keeps a million s
         "members": {"jpg": {"offsets": [512, 3584], "sizes": [1893, 2210]}, "cls": {...}}}]}
 
 A sample that has no member of some extension has offset -1 there. Nothing in an index is ever executed or unpickled.
+
+Shards of codes (launch/encode.py) have one npy member per level of their tokenizer in the place of the image, and before
+"shards" the key "codes": a `CodesManifest`. "size" is then that of the images that were encoded.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -36,6 +40,8 @@ FORMAT_VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 """The members of a shard that are read as images; content is checked again when it is decoded."""
 HOW_TO_MAKE = "make the shards with `python launch/shard.py SOURCE OUT --size N`"
+LARGEST_CODEBOOK = 2**16
+"""Codes are stored as uint16."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +99,86 @@ def _column(values: Any, samples: int) -> np.ndarray:
     return column
 
 
+class Level(TypedDict):
+    """One level of a tokenizer, as JSON. `grid`: [height, width] in codes."""
+
+    codebook_size: int
+    grid: list[int]
+
+
+class EncodedImages(TypedDict):
+    """The image index that codes were made from, as JSON. `path` is absolute."""
+
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class CodesManifest:
+    """What codes are codes of. Raises ValueError for levels that cannot be stored.
+
+    tokenizer: fingerprint of its weights; levels: by name, the coarsest first; views: 1, or 2 where the codes of each
+    mirrored image are stored beside its own; transform: what became of the pixels before they were encoded.
+    """
+
+    tokenizer: str
+    levels: Mapping[str, Level]
+    views: int
+    transform: str
+    images: EncodedImages
+
+    def __post_init__(self) -> None:
+        if self.views not in (1, 2) or not self.levels:
+            raise ValueError(f"codes have 1 or 2 views of at least one level, not {self.views} of {len(self.levels)}")
+        for name, level in self.levels.items():
+            if not re.fullmatch(r"\w+", name, re.ASCII):
+                raise ValueError(f"level {name!r} cannot name a member; a name is letters, digits and underscores")
+            if not 0 < level["codebook_size"] <= LARGEST_CODEBOOK:
+                raise ValueError(f"level {name} has {level['codebook_size']} codes; uint16 holds {LARGEST_CODEBOOK}")
+            if len(level["grid"]) != 2 or min(level["grid"]) < 1:
+                raise ValueError(f"level {name} has the grid {level['grid']}, which is not [height, width]")
+
+    def shape(self, level: str) -> tuple[int, int, int]:
+        """(views, height, width) of a sample's codes."""
+        height, width = self.levels[level]["grid"]
+        return self.views, height, width
+
+    def identity(self) -> dict[str, Any]:
+        """As JSON, but for where the images lie: equal for codes that are the same."""
+        return self.to_json() | {"images": self.images["fingerprint"]}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tokenizer": self.tokenizer,
+            "levels": {name: dict(level) for name, level in self.levels.items()},
+            "views": self.views,
+            "transform": self.transform,
+            "images": dict(self.images),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "CodesManifest":
+        """Raises KeyError, TypeError or ValueError if `value` is not what `to_json` gives."""
+        levels = {
+            str(name): Level(codebook_size=int(level["codebook_size"]), grid=[int(side) for side in level["grid"]])
+            for name, level in value["levels"].items()
+        }
+        images = EncodedImages(path=str(value["images"]["path"]), fingerprint=str(value["images"]["fingerprint"]))
+        return cls(str(value["tokenizer"]), levels, int(value["views"]), str(value["transform"]), images)
+
+
+def codes_extension(level: str) -> str:
+    """The extension of a level's members: of the level `codes` just that, so that the usual tokenizer of one level has
+    KEY.codes.npy."""
+    return "codes.npy" if level == "codes" else f"{level}.codes.npy"
+
+
 @dataclass(frozen=True, eq=False)
 class Index:
-    """One split: its classes by number, its shards in order. `image_size`: pixels, None if images differ in size."""
+    """One split: its classes by number, its shards in order. `image_size`: pixels, None if images differ in size.
+
+    `made`: what bigtrain's shard door made image shards from; `codes`: of what the codes are, None for shards of images.
+    """
 
     path: Path
     split: str
@@ -103,10 +186,16 @@ class Index:
     image_size: int | None
     shards: tuple[Shard, ...]
     made: Mapping[str, Any] | None = None
+    codes: CodesManifest | None = None
 
     @property
     def folder(self) -> Path:
         return self.path.parent
+
+    @property
+    def door(self) -> str:
+        """The script that makes such shards, for messages."""
+        return "launch/shard.py" if self.codes is None else "launch/encode.py"
 
     @cached_property
     def samples(self) -> int:
@@ -126,7 +215,8 @@ class Index:
     def fingerprint(self) -> str:
         """A hash of what the samples are and how they are numbered; where the files lie does not matter."""
         shards = [[shard.sha256, shard.samples] for shard in self.shards]
-        text = json.dumps([FORMAT_VERSION, shards, list(self.classes)])
+        codes = [] if self.codes is None else [self.codes.identity()]
+        text = json.dumps([FORMAT_VERSION, shards, list(self.classes), *codes])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
@@ -159,7 +249,8 @@ class Index:
     def _from_json(cls, path: Path, value: dict[str, Any]) -> "Index":
         shards = tuple(Shard.from_json(shard) for shard in value["shards"])
         size = None if value["size"] is None else int(value["size"])
-        index = cls(path, str(value["split"]), tuple(map(str, value["classes"])), size, shards, value["made"])
+        codes = CodesManifest.from_json(value["codes"]) if "codes" in value else None
+        index = cls(path, str(value["split"]), tuple(map(str, value["classes"])), size, shards, value["made"], codes)
         if index.samples == 0:
             raise ValueError("it has no samples")
         if index.labels.min() < 0 or index.labels.max() >= len(index.classes):
@@ -176,6 +267,8 @@ class Index:
             "size": self.image_size,
             "made": self.made,
         }
+        if self.codes is not None:
+            head["codes"] = self.codes.to_json()
         shards = ",\n".join(json.dumps(shard.to_json(), separators=(",", ":")) for shard in self.shards)
         data = f'{json.dumps(head)[:-1]}, "shards": [\n{shards}\n]}}\n'.encode()
         if not self.path.exists() or self.path.read_bytes() != data:
@@ -183,6 +276,7 @@ class Index:
 
     def check_files(self) -> None:
         """Raises UserMistake, naming the shard, unless every shard lies where the index says, with the size it says."""
+        door = self.door
         for shard in self.shards:
             path = self.folder / shard.name
             try:
@@ -190,10 +284,10 @@ class Index:
             except OSError as error:
                 raise UserMistake(
                     f"{path}: the shard cannot be opened ({error.strerror}) but {self.path} lists it; "
-                    "copy it here again, or run launch/shard.py again, which completes what is missing"
+                    f"copy it here again, or run {door} again, which completes what is missing"
                 ) from None
             if found != shard.size:
                 raise UserMistake(
                     f"{path}: the shard has {found} bytes where {self.path} expects {shard.size}: it is truncated or "
-                    "another file; copy it here again, or run launch/shard.py again, which replaces damaged shards"
+                    f"another file; copy it here again, or run {door} again, which replaces damaged shards"
                 )

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import tarfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -81,7 +81,7 @@ def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: i
     """
     with disk_troubles(out):
         out.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
+        remove_leftovers(out)
         tasks = {split: _plan(source, split, out, options) for split in source.splits}
         todo = [task for split in tasks.values() for task in split]
         total = sum(len(task.samples) for task in todo)
@@ -90,7 +90,7 @@ def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: i
         records = iter(done)
         indexes = [_write_index(source, split, out, [next(records) for _ in tasks[split]]) for split in tasks]
         for task in todo:
-            _record_path(task.path).unlink(missing_ok=True)
+            record_path(task.path).unlink(missing_ok=True)
     for picture in (picture for record in done for picture in record.mended):
         tqdm.write(f"{picture}: this picture is damaged; it is in its shard as Pillow reads it", file=sys.stderr)
     return indexes
@@ -139,12 +139,7 @@ def _records(out: Path, split: str) -> dict[str, Record]:
     A run at the same time writes record, tar and index in this order and then drops the records; so they are looked at
     here in such an order that a tar without record and index was there before any run of this door.
     """
-    tars = _names(out, rf"{re.escape(split)}-\d+\.tar")
-    records = {}
-    for name in _names(out, rf"\.{re.escape(split)}-\d+\.json"):
-        record = _read_record(out / name)
-        if record is not None:
-            records[record.shard.name] = record
+    tars, records = left_behind(out, split)
     index = out / f"{split}.json"
     if index.exists():
         whole = Index.read(index)
@@ -159,11 +154,18 @@ def _records(out: Path, split: str) -> dict[str, Record]:
     return records
 
 
+def left_behind(out: Path, split: str) -> tuple[set[str], dict[str, Record]]:
+    """The split's tars, by name, and then the records beside them: what a run that was stopped has left."""
+    tars = _names(out, rf"{re.escape(split)}-\d+\.tar")
+    records = [_read_record(out / name) for name in _names(out, rf"\.{re.escape(split)}-\d+\.json")]
+    return tars, {record.shard.name: record for record in records if record is not None}
+
+
 def _names(folder: Path, pattern: str) -> set[str]:
     return {path.name for path in folder.iterdir() if re.fullmatch(pattern, path.name)}
 
 
-def _record_path(tar: Path) -> Path:
+def record_path(tar: Path) -> Path:
     return tar.with_name(f".{tar.stem}.json")
 
 
@@ -180,11 +182,19 @@ def _read_record(path: Path) -> Record | None:
 
 def _complete(task: _Task, progress: Progress) -> Record:
     """The shard, as it is if it is whole, else made anew."""
-    for record in (task.record, _read_record(_record_path(task.path))):
-        if record is not None and record.made == task.made and _is_whole(task.path, record.shard):
-            progress(len(task.samples))
+    record = whole_record(task.path, task.made, task.record)
+    if record is not None:
+        progress(len(task.samples))
+        return record
+    return write_shard(task.path, len(task.samples), lambda writer: _write_samples(task, writer, progress))
+
+
+def whole_record(path: Path, made: Mapping[str, Any], known: Record | None) -> Record | None:
+    """The record, `known` or the file beside it, of a shard that was made from the same and is whole; None if it is not."""
+    for record in (known, _read_record(record_path(path))):
+        if record is not None and record.made == made and _is_whole(path, record.shard):
             return record
-    return _make(task, progress)
+    return None
 
 
 def _is_whole(path: Path, shard: Shard) -> bool:
@@ -194,39 +204,35 @@ def _is_whole(path: Path, shard: Shard) -> bool:
         return False
 
 
-def _make(task: _Task, progress: Progress) -> Record:
-    with disk_troubles(task.path):
-        temporary, file = _open_aside(task.path)
+def write_shard(path: Path, samples: int, fill: "Callable[[ShardWriter], Record]") -> Record:
+    """Writes a shard and its record whole or not at all; `fill` adds `samples` samples and finishes.
+
+    Raises UserMistake if the disk does not take it, and whatever `fill` raises.
+    """
+    with disk_troubles(path):
+        temporary, file = _open_aside(path)
         try:
             with file:
-                record = _write_samples(task, TarWriter(file), progress)
+                record = fill(ShardWriter(TarWriter(file), path.name, samples))
                 file.flush()
                 os.fsync(file.fileno())
-                write_json(_record_path(task.path), record.to_json(), indent=None)
-                temporary.replace(task.path)
-            sync_folder(task.path.parent)
+                write_json(record_path(path), record.to_json(), indent=None)
+                temporary.replace(path)
+            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     return record
 
 
-def _write_samples(task: _Task, tar: "TarWriter", progress: Progress) -> Record:
-    places: dict[str, np.ndarray] = {}
+def _write_samples(task: _Task, writer: "ShardWriter", progress: Progress) -> Record:
     shapes, mended = set(), []
-    for number, (key, picture, label) in enumerate(task.samples):
+    for key, picture, label in task.samples:
         member = _converted(picture, task.options)
         shapes.add(member.shape)
         mended += [str(picture)] if member.mended else []
-        for extension, content in ((member.extension, member.data), ("cls", str(label).encode())):
-            column = places.setdefault(extension, np.tile(np.array([[-1], [0]]), len(task.samples)))
-            column[:, number] = tar.add(f"{key}.{extension}", content)
+        writer.add(key, label, {member.extension: member.data})
         progress(1)
-    size, digest = tar.finish()
-    keys = tuple(key for key, _, _ in task.samples)
-    labels = np.array([label for _, _, label in task.samples], dtype=np.int64)
-    members = {extension: (column[0], column[1]) for extension, column in places.items()}
-    shard = Shard(task.path.name, size, digest, keys, labels, members)
-    return Record(shard, common_size(shapes), task.made, tuple(mended))
+    return Record(writer.finish(), common_size(shapes), task.made, tuple(mended))
 
 
 def common_size(shapes: Collection[tuple[int, int]]) -> int | None:
@@ -272,6 +278,31 @@ class TarWriter:
         self._end += len(data)
 
 
+class ShardWriter:
+    """A shard in the making: its tar, and where each member lies in it."""
+
+    def __init__(self, tar: TarWriter, name: str, samples: int) -> None:
+        self._tar, self._name, self._samples = tar, name, samples
+        self._keys: list[str] = []
+        self._labels: list[int] = []
+        self._places: dict[str, np.ndarray] = {}
+
+    def add(self, key: str, label: int, members: Mapping[str, bytes]) -> None:
+        """Writes a sample: `members` by extension, then its .cls."""
+        for extension, content in {**members, "cls": str(label).encode()}.items():
+            column = self._places.setdefault(extension, np.tile(np.array([[-1], [0]]), self._samples))
+            column[:, len(self._keys)] = self._tar.add(f"{key}.{extension}", content)
+        self._keys.append(key)
+        self._labels.append(label)
+
+    def finish(self) -> Shard:
+        """Ends the tar and describes it."""
+        assert len(self._keys) == self._samples, f"{self._name}: {len(self._keys)} samples, not {self._samples}"
+        size, digest = self._tar.finish()
+        members = {extension: (column[0], column[1]) for extension, column in self._places.items()}
+        return Shard(self._name, size, digest, tuple(self._keys), np.array(self._labels, dtype=np.int64), members)
+
+
 def _write_index(source: Source, split: str, out: Path, records: Sequence[Record]) -> Path:
     sizes = {(record.image_size or 0, record.image_size or 0) for record in records}
     shards = tuple(record.shard for record in records)
@@ -292,7 +323,7 @@ def _open_aside(path: Path) -> tuple[Path, IO[bytes]]:
         file.close()
 
 
-def _remove_leftovers(out: Path) -> None:
+def remove_leftovers(out: Path) -> None:
     for name in _names(out, r"\..+\.tar\.[0-9a-f]+\.tmp"):
         with contextlib.suppress(OSError), (out / name).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,14 +6,15 @@ comes once an epoch. Step k of a stream that starts at P consumes positions P + 
 takes the r-th slice of them, a worker its share of the steps. Ranks, workers and restarts therefore never change what
 is seen, prefetching cannot lose a sample, and there is no loader state to save: the trainer owns the position.
 
-Images travel as uint8 [n, H, W, 3], built whole in the worker; flips and normalisation happen on the device.
+Images travel as uint8 [n, H, W, 3], built whole in the worker; flips and normalisation happen on the device. Codes travel
+as int32 [n, h, w] by level, those of the mirrored image where the position is flipped.
 Do not hand a Stream to `accelerator.prepare`: that would shard it a second time.
 """
 
 import itertools
 import signal
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,28 +27,30 @@ from torch.utils.data import DataLoader, Dataset
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import HOW_TO_MAKE, Index
-from bigtrain.data.reader import Reader
+from bigtrain.data.reader import CodeReader, Reader
 from bigtrain.errors import UserMistake
 from bigtrain.options import Options
 from bigtrain.randomness import generator
 
+TRANSFORM = "uint8 / 127.5 - 1"
+"""What `to_images` makes of pixels, for those who note it."""
 FLIP_BLOCK = 1024
 """Positions whose flips are drawn together: a draw of its own for each position would cost as much as decoding it."""
 
 
 class DataOptions(Options):
-    """Where the images are and how they are read."""
+    """Where the images, or the codes of images, are and how they are read."""
 
     train: str
-    """Index of the training split (`OUT/train.json` of launch/shard.py), or `digits`."""
+    """Index of the training split (`OUT/train.json` of launch/shard.py, or of launch/encode.py for codes), or `digits`."""
     validation: str | None = None
     """Index of the held-out split, or `digits`; null where there is none."""
     image_size: int = Field(gt=0)
-    """Side of the square images, in pixels; the shards must have been made at this size."""
+    """Side of the square images, in pixels; the shards must have been made at this size, or be codes of such images."""
     workers: int = Field(default=2, ge=0)
     """Processes per rank that read and decode; 0 does it in the training process."""
     flip: bool = False
-    """Mirror each training image left to right with probability 1/2."""
+    """Mirror each training image left to right with probability 1/2; of codes, made with --flip, take the mirrored image's."""
     window_shards: int = Field(default=16, ge=1)
     """Shards whose samples are shuffled together: more mixes better, fewer reads more locally."""
     undecodable: Literal["error", "replace"] = "error"
@@ -58,32 +61,28 @@ class DataOptions(Options):
 class Batch:
     """One rank's slice of one global microbatch, on the CPU.
 
-    images: uint8 [n, H, W, 3]; labels: int64 [n]; flips: bool [n], which images to mirror (not yet done);
-    replaced: "SHARD/KEY: reason" for each undecodable sample that another one stands in for.
+    images: uint8 [n, H, W, 3], or None where the data are codes; labels: int64 [n]; flips: bool [n], which samples to
+    mirror (of images: not yet done); replaced: "SHARD/KEY: reason" for each undecodable sample that another one stands in
+    for; codes: int32 [n, h, w] by level, the coarsest first, or None where the data are images.
     """
 
-    images: Tensor
+    images: Tensor | None
     labels: Tensor
     flips: Tensor
     replaced: list[str]
+    codes: dict[str, Tensor] | None = None
 
     def pin_memory(self) -> "Batch":
         """The same in page-locked memory; torch's loader calls this."""
-        pinned = (self.images.pin_memory(), self.labels.pin_memory(), self.flips.pin_memory())
-        return Batch(*pinned, self.replaced)
+        images = None if self.images is None else self.images.pin_memory()
+        codes = self.codes and {level: codes.pin_memory() for level, codes in self.codes.items()}
+        return Batch(images, self.labels.pin_memory(), self.flips.pin_memory(), self.replaced, codes)
 
 
 def find_index(where: str, split: str, image_size: int) -> Index:
     """The index that `data.SPLIT` names, its shards present and its images of `image_size` pixels, or a UserMistake."""
     key = f"data.{split}"
-    if where == "digits":
-        return _checked(digits_index(split, image_size), key, "remove the folder, it is made again")
-    if "://" in where:
-        raise UserMistake(f"{key}: {where}: remote shards are not supported yet; copy them to a local or shared folder")
-    if Path(where).is_dir():
-        found = ", ".join(sorted(map(str, Path(where).glob("*.json")))) or f"none here: {HOW_TO_MAKE}"
-        raise UserMistake(f"{key}: {where} is a folder; give the index within it ({found})")
-    index = _checked(Path(where), key)
+    index = open_index(where, split, key, image_size)
     if index.image_size != image_size:
         has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
         raise UserMistake(
@@ -92,6 +91,21 @@ def find_index(where: str, split: str, image_size: int) -> Index:
             f"make shards of that size with `python launch/shard.py SOURCE OUT --size {image_size}`"
         )
     return index
+
+
+def open_index(where: str, split: str, key: str, digits_size: int) -> Index:
+    """The index at a path, whatever its images' size, or that of the digits' `split`; its shards are present.
+
+    Raises UserMistake, which names the `key` that said where.
+    """
+    if where == "digits":
+        return _checked(digits_index(split, digits_size), key, "remove the folder, it is made again")
+    if "://" in where:
+        raise UserMistake(f"{key}: {where}: remote shards are not supported yet; copy them to a local or shared folder")
+    if Path(where).is_dir():
+        found = ", ".join(sorted(map(str, Path(where).glob("*.json")))) or f"none here: {HOW_TO_MAKE}"
+        raise UserMistake(f"{key}: {where} is a folder; give the index within it ({found})")
+    return _checked(Path(where), key)
 
 
 def _checked(path: Path, key: str, remedy: str = "") -> Index:
@@ -130,6 +144,7 @@ def to_images(batch: Batch, device: Any, dtype: torch.dtype | None = None) -> Te
 
     The copy is uint8 and asynchronous where the batch is pinned.
     """
+    assert batch.images is not None, "codes are not images: to_codes"
     pixels = batch.images.to(device, non_blocking=True)
     if batch.flips.any():
         mirrored = batch.flips.to(device, non_blocking=True)[:, None, None, None]
@@ -137,13 +152,19 @@ def to_images(batch: Batch, device: Any, dtype: torch.dtype | None = None) -> Te
     return pixels.permute(0, 3, 1, 2).to(dtype or torch.get_default_dtype()).div_(127.5).sub_(1)
 
 
+def to_codes(batch: Batch, device: Any) -> dict[str, Tensor]:
+    """The batch's codes on the device, int64 [n, h, w] by level; the copy is int32 and asynchronous from pinned memory."""
+    assert batch.codes is not None, "images are not codes: to_images"
+    return {level: codes.to(device, non_blocking=True).long() for level, codes in batch.codes.items()}
+
+
 class Stream:
     """An endless iterator of this rank's batches.
 
     `microbatch` is the global one; with n = microbatch / world, item k holds the positions
-    position + k * microbatch + rank * n + [0, n). Raises UserMistake for a missing or truncated shard and, unless
-    options.undecodable is `replace`, for an undecodable image. `close()` it: its workers ignore the signals that the
-    training process handles.
+    position + k * microbatch + rank * n + [0, n). Raises UserMistake for a missing or truncated shard, for flips that the
+    codes do not have and, unless options.undecodable is `replace`, for an undecodable sample. `close()` it: its workers
+    ignore the signals that the training process handles.
     """
 
     def __init__(
@@ -159,6 +180,11 @@ class Stream:
         pin_memory: bool = False,
     ) -> None:
         assert microbatch % world == 0, f"a global microbatch of {microbatch} does not divide over {world} ranks"
+        if options.flip and index.codes is not None and index.codes.views == 1:
+            raise UserMistake(
+                f"data.flip: {index.path} holds no codes of mirrored images; set data.flip=false, or encode the images again "
+                "into another folder with `launch/encode.py RUN INDEX OUT --flip`"
+            )
         local = microbatch // world
         steps = _Steps(index, options, seed, first=position + rank * local, stride=microbatch, count=local)
         self._batches = _Loader(steps, itertools.count(), options.workers, pin_memory)
@@ -180,7 +206,7 @@ class Sweep:
     Iterating gives (sample numbers int64 [n], Batch) with n <= batch: this rank's numbers are every world-th of the
     index's order, so ranks may get different counts. With `limit`, the pass is over the first `limit` samples of a
     fixed permutation (a fair subset, whatever the shards' order), still in the index's order. Raises UserMistake for a
-    shard or an image that cannot be read.
+    shard or a sample that cannot be read.
     """
 
     def __init__(
@@ -206,18 +232,25 @@ class Sweep:
         return len(self._chunks)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, Batch]]:
-        batches = _Loader(_Chunks(self._index), iter(self._chunks), self._workers, self._pin_memory)
-        try:
-            yield from batches
-        finally:
-            batches.close()
+        return read_chunks(self._index, self._chunks, workers=self._workers, pin_memory=self._pin_memory)
+
+
+def read_chunks(
+    index: Index, chunks: Iterable[np.ndarray], *, workers: int, pin_memory: bool = False
+) -> Generator[tuple[np.ndarray, Batch], None, None]:
+    """(sample numbers, Batch) for each of `chunks` (int64 [n]), without flips. Raises UserMistake as a Sweep does."""
+    batches = _Loader(_Chunks(index), iter(chunks), workers, pin_memory)
+    try:
+        yield from batches
+    finally:
+        batches.close()
 
 
 class _Steps(Dataset[Any]):
     """Batches by step of the stream: `count` positions from first + step * stride."""
 
     def __init__(self, index: Index, options: DataOptions, seed: int, *, first: int, stride: int, count: int) -> None:
-        self._reader = Reader(index, options.image_size)
+        self._reader = _reader(index, options.image_size)
         self._shard_sizes = [shard.samples for shard in index.shards]
         self._options, self._seed = options, seed
         self._first, self._stride, self._count = first, stride, count
@@ -225,10 +258,8 @@ class _Steps(Dataset[Any]):
 
     def __getitem__(self, step: int) -> Batch:
         first = self._first + step * self._stride
-        batch = _read(self._reader, (self._candidates(first + place) for place in range(self._count)), self._count)
-        if self._options.flip:
-            batch = replace(batch, flips=torch.from_numpy(flips(self._seed, first, self._count)))
-        return batch
+        mirrored = flips(self._seed, first, self._count) if self._options.flip else np.zeros(self._count, dtype=bool)
+        return _read(self._reader, (self._candidates(first + place) for place in range(self._count)), mirrored)
 
     def _candidates(self, position: int) -> Iterator[int]:
         """The sample of a position and, where undecodable ones are replaced, its successors in the epoch's order."""
@@ -251,34 +282,51 @@ class _Chunks(Dataset[Any]):
 
     def __init__(self, index: Index) -> None:
         assert index.image_size is not None, f"{index.path}: a sweep needs images of one size"
-        self._reader = Reader(index, index.image_size)
+        self._reader = _reader(index, index.image_size)
 
     def __getitem__(self, numbers: np.ndarray) -> tuple[np.ndarray, Batch]:
-        return numbers, _read(self._reader, (iter([number]) for number in numbers.tolist()), len(numbers))
+        candidates = (iter([number]) for number in numbers.tolist())
+        return numbers, _read(self._reader, candidates, np.zeros(len(numbers), dtype=bool))
 
 
-def _read(reader: Reader, candidates: Iterable[Iterator[int]], count: int) -> Batch:
-    """Reads `count` images, each the first of its candidates that can be decoded."""
-    images = np.empty((count, reader.image_size, reader.image_size, 3), dtype=np.uint8)
-    numbers, replaced = np.empty(count, dtype=np.int64), []
+def _reader(index: Index, image_size: int) -> Reader | CodeReader:
+    return Reader(index, image_size) if index.codes is None else CodeReader(index)
+
+
+def _read(reader: Reader | CodeReader, candidates: Iterable[Iterator[int]], mirrored: np.ndarray) -> Batch:
+    """Reads a sample for each place of `mirrored`, bool [n]: the first of its candidates that can be decoded."""
+    count = len(mirrored)
+    numbers, samples, replaced = np.empty(count, dtype=np.int64), [], []
     for place, choices in enumerate(candidates):
-        reasons: list[str] = []
-        for number in choices:
-            try:
-                images[place] = reader.image(number)
-            except Undecodable as error:
-                reasons.append(f"{reader.name(number)}: {error}")
-            else:
-                numbers[place] = number
-                break
-        else:
-            raise UserMistake(
-                f"{reader.index.folder}/{reasons[0]}; this image cannot be decoded: remake the shard from a whole one, "
-                "or train without it by data.undecodable=replace (an evaluation needs every image)"
-            )
+        numbers[place], sample, reasons = _first_sound(reader, choices)
+        samples.append(sample)
         replaced += reasons[:1]
-    labels = torch.from_numpy(reader.index.labels[numbers])
-    return Batch(torch.from_numpy(images), labels, torch.zeros(count, dtype=torch.bool), replaced)
+    labels, flipped = torch.from_numpy(reader.index.labels[numbers]), torch.from_numpy(mirrored)
+    if isinstance(reader, Reader):
+        return Batch(torch.from_numpy(np.stack(samples)), labels, flipped, replaced)
+    views = mirrored.astype(int).tolist()
+    codes = {
+        level: np.stack([sample[level][view] for sample, view in zip(samples, views, strict=True)]).astype(np.int32)
+        for level in samples[0]
+    }
+    return Batch(None, labels, flipped, replaced, {level: torch.from_numpy(grid) for level, grid in codes.items()})
+
+
+def _first_sound(reader: Reader | CodeReader, choices: Iterator[int]) -> tuple[int, Any, list[str]]:
+    """The first sample that can be decoded: its number, the sample, and why those before it could not."""
+    reasons: list[str] = []
+    for number in choices:
+        try:
+            sample = reader.image(number) if isinstance(reader, Reader) else reader.codes(number)
+        except Undecodable as error:
+            reasons.append(f"{reader.name(number)}: {error}")
+        else:
+            return number, sample, reasons
+    what, whole = ("image", "a whole one") if isinstance(reader, Reader) else ("sample of codes", "the images")
+    raise UserMistake(
+        f"{reader.index.folder}/{reasons[0]}; this {what} cannot be decoded: remake the shard from {whole}, "
+        "or train without it by data.undecodable=replace (an evaluation or an encoding needs every one)"
+    )
 
 
 class _Loader:

@@ -1,7 +1,8 @@
 """Small classifiers that are trained on the spot, on the data's own labels, so that evaluation needs no download.
 
-They serve two roles, which are two architectures and two seeds: the one that gives FID and recall their features must
-not be the one that judges whether a sample shows the class that was asked for. A FID in such features says how two
+They serve three roles: the one that gives FID and recall their features must not be the one that judges whether a sample
+shows the class that was asked for (another architecture and another seed), and neither may be the one that selects among
+candidates (rejection sampling), or the numbers would praise the selection. A FID in such features says how two
 models trained on the same data compare; it is not the published FID of Inception features, and the protocol's name and
 fingerprint say so.
 """
@@ -20,11 +21,11 @@ from bigtrain.data.index import Index
 from bigtrain.data.stream import DataOptions, Stream, Sweep
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.cache import Cache, Entry, fingerprint
-from bigtrain.evaluation.features import Features, full_float32
+from bigtrain.evaluation.features import Features, full_float32, pictures
 from bigtrain.evaluation.ranks import Progress, Reading, on_main
 from bigtrain.randomness import generator, torch_seed
 
-Role = Literal["features", "judge"]
+Role = Literal["features", "judge", "selector"]
 
 TRUNK_SIDE = 16
 """Positions a side after the stem, whatever the images' size, which bounds the work per image."""
@@ -54,7 +55,11 @@ class Training:
         return max(1, images // self.batch)
 
 
-TRAININGS: dict[Role, Training] = {"features": Training(seed=0), "judge": Training(seed=1)}
+TRAININGS: dict[Role, Training] = {
+    "features": Training(seed=0),
+    "judge": Training(seed=1),
+    "selector": Training(seed=2),
+}
 
 
 def _stem(image_size: int, channels: int, least_stride: int) -> nn.Conv2d:
@@ -66,7 +71,7 @@ def _stem(image_size: int, channels: int, least_stride: int) -> nn.Conv2d:
 def build_network(role: Role, classes: int, image_size: int) -> nn.Module:
     """A network from images [n, 3, H, W] in [-1, 1] to logits [n, classes], with timm's forward_features/forward_head.
 
-    features: a residual network with 4 blocks (He et al. 2016), 128 features. judge: a DenseNet-BC with 12 layers
+    features and selector: a residual network with 4 blocks (He et al. 2016), 128 features. judge: a DenseNet-BC with 12 layers
     (Huang et al. 2017), 108 features. Both with a stem for small images in place of the one for 224 pixels.
     """
     # timm takes seconds to import, and recipes import this package for its options.
@@ -74,7 +79,7 @@ def build_network(role: Role, classes: int, image_size: int) -> nn.Module:
     from timm.models.resnet import BasicBlock, ResNet
 
     network: Any
-    if role == "features":
+    if role != "judge":
         block: Any = BasicBlock
         widths = (24, 48, 96, 128)
         network = ResNet(block, (1, 1, 1, 1), classes, channels=widths, stem_type="deep", stem_width=widths[0] // 2)
@@ -104,6 +109,12 @@ class Classifier(Features):
         with full_float32(self.device):
             return self._network(_normalised(images)).argmax(1)
 
+    def score(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The log-probability of each image's label, float32 [n]; images uint8 [n, 3, H, W], labels int64 [n]."""
+        with full_float32(self.device):
+            logits = self._network(_normalised(images))
+            return logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+
     def _features(self, images: Tensor) -> Tensor:
         network: Any = self._network
         return network.forward_head(network.forward_features(_normalised(images)), pre_logits=True)
@@ -112,6 +123,10 @@ class Classifier(Features):
 def _normalised(images: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1], channels_last."""
     return images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+
+
+_KEYS: dict[Role, str] = {"features": "features", "judge": "metrics", "selector": "candidates"}
+"""The keys that ask for each."""
 
 
 def find_classifier(
@@ -125,7 +140,7 @@ def find_classifier(
     """
     if len(index.classes) < 2:
         raise UserMistake(
-            f"evaluation.{'features' if role == 'features' else 'metrics'}: {index.path} has one class, so no "
+            f"evaluation.{_KEYS[role]}: {index.path} has one class, so no "
             "classifier can be trained on its labels; give evaluation.features a TorchScript network, and leave out "
             "accuracy"
         )
@@ -187,7 +202,7 @@ def measure_accuracy(classifier: Classifier, index: Index, reading: Reading) -> 
     sweep = Sweep(index, rank=0, world=1, batch=reading.batch, workers=reading.workers, limit=HELD_OUT_IMAGES)
     for _, batch in sweep:
         reading.check_stop()
-        images = batch.images.to(classifier.device).permute(0, 3, 1, 2)
+        images = pictures(batch, classifier.device)
         right += (classifier.predict(images) == batch.labels.to(classifier.device)).sum()
         total += len(images)
     return int(right) / total
@@ -212,7 +227,7 @@ def train_classifier(index: Index, role: Role, reading: Reading, device: torch.d
         for step in range(steps):
             reading.check_stop()
             batch = next(batches)
-            images = _normalised(batch.images.to(device).permute(0, 3, 1, 2))
+            images = _normalised(pictures(batch, device))
             with full_float32(device), torch.enable_grad():
                 logits = network(shifted(images, _shifts(training, step, images)))
                 loss = F.cross_entropy(logits, batch.labels.to(device), label_smoothing=training.label_smoothing)

@@ -20,7 +20,7 @@ from bigtrain.data.index import Index
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.classifier import Classifier, find_classifier, side_of
 from bigtrain.evaluation.features import Features, TorchScriptFeatures
-from bigtrain.evaluation.metrics import METRICS, Evidence, EvidenceName, MetricName
+from bigtrain.evaluation.metrics import METRICS, Evidence, EvidenceName, SampleMetricName
 from bigtrain.evaluation.moments import Moments
 from bigtrain.evaluation.ranks import Progress, Reading, Stopped, gather_by_number, on_main, together
 from bigtrain.evaluation.reference import check_finite, reference_features, reference_moments
@@ -29,17 +29,27 @@ from bigtrain.options import Options
 LEAST_REFERENCE = 4
 """Images of the smallest reference: a covariance of each half needs two."""
 
+MetricName = SampleMetricName | Literal["bits_per_dim", "reconstruction"]
+HELD_OUT: Mapping[str, Literal["likelihood", "reconstruct"]] = {
+    "bits_per_dim": "likelihood",
+    "reconstruction": "reconstruct",
+}
+"""Metrics of real data, by what a family must be able to do for them; all others need its samples."""
+
 log = logging.getLogger(__name__)
 
 
 class EvaluationOptions(Options):
     """What is measured and against what. Larger `samples` lower the bias of a FID: compare only at equal `samples`."""
 
-    metrics: tuple[MetricName, ...] = Field(default=("fid", "recall", "accuracy", "real_fid"), min_length=1)
-    """fid: of the samples against the whole reference (Heusel et al. 2017). recall: share of the reference that the
-    samples cover (Kynkäänniemi et al. 2019). accuracy: share of the samples in which an independent classifier sees the
-    class that was asked for. real_fid: of real images against other real images, as many as samples: what a perfect
-    model would score at this number (the scale of a fid in features of one's own)."""
+    metrics: tuple[MetricName, ...] | None = Field(default=None, min_length=1)
+    """What to measure; null: fid, recall, accuracy and real_fid of a family that draws images, else what it can.
+
+    fid: of the samples against the whole reference (Heusel et al. 2017). recall: share of the reference that the samples
+    cover (Kynkäänniemi et al. 2019). accuracy: share of the samples in which an independent classifier sees the class
+    that was asked for. real_fid: of real images against other real images, as many as samples: what a perfect model
+    would score at this number (the scale of a fid in features of one's own). bits_per_dim: negative log-likelihood of
+    `split` per dimension, or a bound of it. reconstruction: error of the images of `split` after encoding and decoding."""
     samples: int = Field(default=10_000, ge=2)
     """Images to generate."""
     features: str = "classifier"
@@ -48,30 +58,52 @@ class EvaluationOptions(Options):
     d]."""
     reference: Literal["train", "validation"] = "train"
     """Split that samples are compared with."""
+    split: Literal["train", "validation"] = "validation"
+    """Split that bits_per_dim and reconstruction are measured on."""
+    split_samples: int | None = Field(default=None, gt=0)
+    """Measure them on so many samples of the split, in a fair order; null: on all of it."""
     batch_size: int = Field(default=100, gt=0)
     """Images at a time on each rank; does not change the result."""
     seed: int = Field(default=0, ge=0)
     """Keys the samples' noise and labels, whatever run.seed is."""
+    candidates: int = Field(default=1, ge=1)
+    """Rejection sampling: of so many candidates for each sample, the one whose class `classifier` is surest of; 1: none."""
+    classifier: str = "classifier"
+    """What selects among candidates: `classifier`, a network trained on the spot and used for nothing else; or the path of a
+    TorchScript network from uint8 [n, 3, H, W] to logits [n, classes]."""
     recall_neighbours: int = Field(default=3, ge=1)
     """The k of recall's k-nearest-neighbour balls."""
 
     @model_validator(mode="after")
     def _enough_samples_for_neighbours(self) -> "EvaluationOptions":
-        if "recall" in self.metrics and self.samples <= self.recall_neighbours:
+        if "recall" in self.sample_metrics and self.samples <= self.recall_neighbours:
             raise ValueError(
                 f"evaluation.samples: recall needs more samples than neighbours, not {self.samples} with "
                 f"recall_neighbours={self.recall_neighbours}; raise it, or leave recall out of evaluation.metrics"
             )
         return self
 
+    def chosen(self, capabilities: frozenset[str]) -> tuple[MetricName, ...]:
+        """The metrics to measure of a family with these capabilities."""
+        if self.metrics is not None:
+            return self.metrics
+        if "sample" in capabilities:
+            return self.sample_metrics
+        return tuple(name for name, capability in HELD_OUT.items() if capability in capabilities)  # type: ignore[misc]
+
+    @property
+    def sample_metrics(self) -> tuple[SampleMetricName, ...]:
+        """Those of `metrics` that look at samples; all there are if `metrics` is null."""
+        return tuple(name for name in METRICS if self.metrics is None or name in self.metrics)
+
     def needs(self, evidence: EvidenceName) -> bool:
         """Whether some chosen metric looks at it."""
-        return any(evidence in METRICS[metric].needs for metric in self.metrics)
+        return any(evidence in METRICS[metric].needs for metric in self.sample_metrics)
 
     @property
     def needs_features(self) -> bool:
         """Whether some chosen metric looks at images through the feature network, not only through the judge."""
-        return any(METRICS[metric].needs - {"recognised"} for metric in self.metrics)
+        return any(METRICS[metric].needs - {"recognised"} for metric in self.sample_metrics)
 
 
 Draw = Callable[[np.ndarray, Tensor], Tensor]
@@ -90,7 +122,7 @@ def evaluate(
     protocol: Mapping[str, Any],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
-    """Measures `options.metrics`; every rank calls it, and every rank gets the same result.
+    """Measures `options.sample_metrics`; every rank calls it, and every rank gets the same result.
 
     `label_of` gives the class asked for by sample index, int64 [n]; `workers` is the number of reading processes per
     rank; `protocol` holds what the caller knows of how the samples are drawn (JSON values). The result is a JSON dict:
@@ -120,7 +152,7 @@ def evaluate(
 
     def measure() -> dict[str, Any]:
         evidence = samples.evidence(real_moments, real_features)
-        result: dict[str, Any] = {metric: METRICS[metric].value(evidence) for metric in options.metrics}
+        result: dict[str, Any] = {metric: METRICS[metric].value(evidence) for metric in options.sample_metrics}
         result["protocol"] = _protocol(options, reference, features, judge, protocol)
         return result
 
@@ -220,7 +252,7 @@ def _find_features(
 
 def _warn_of_few_samples(options: EvaluationOptions, reference: Index, features: Features) -> None:
     fewest = min(options.samples, reference.samples)
-    distances = {"fid", "real_fid"}.intersection(options.metrics)
+    distances = {"fid", "real_fid"}.intersection(options.sample_metrics)
     if world.is_main() and distances and fewest <= features.dimensions:
         log.warning(
             "evaluation.samples: a distance from %d images in %d feature dimensions has a singular covariance and a "
@@ -254,13 +286,13 @@ def _protocol(
         }
     if judge is not None:
         facts["judge"] = judge.protocol()
-    if "recall" in options.metrics:
+    if "recall" in options.sample_metrics:
         facts["recall"] = {
             "neighbours": options.recall_neighbours,
             "real": min(options.samples, reference.samples),
             "fake": options.samples,
         }
-    if "real_fid" in options.metrics:
+    if "real_fid" in options.sample_metrics:
         facts["real_fid"] = {"images_a_side": min(options.samples, reference.samples // 2)}
     clash = facts.keys() & drawing.keys()
     assert not clash, f"the caller's protocol has keys of the evaluation's: {sorted(clash)}"

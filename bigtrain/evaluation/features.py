@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigtrain.data.stream import Batch
 from bigtrain.errors import UserMistake
 
 HOW_TO_CHOOSE = (
@@ -38,6 +39,12 @@ def full_float32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(matmul)
+
+
+def pictures(batch: Batch, device: torch.device) -> Tensor:
+    """The batch's images as feature networks take them: uint8 [n, 3, H, W] on the device, not flipped."""
+    assert batch.images is not None, "features are those of images, and this split holds codes"
+    return batch.images.to(device).permute(0, 3, 1, 2)
 
 
 class Features(ABC):

@@ -1,6 +1,7 @@
 """What is measured. Each metric is a function of evidence that one pass over the samples gathers for all of them.
 
-To add one: write the function, say in `METRICS` what evidence it needs, and give its name to `MetricName`.
+To add one: write the function, say in `METRICS` what evidence it needs, and give its name to `SampleMetricName`. What is
+measured on real data without any sample is in held_out.py.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from bigtrain.evaluation.moments import Moments
 
-MetricName = Literal["fid", "recall", "accuracy", "real_fid"]
+SampleMetricName = Literal["fid", "recall", "accuracy", "real_fid"]
 EvidenceName = Literal["fake_moments", "fake_features", "recognised", "real_moments", "real_features"]
 
 BLOCK_ELEMENTS = 2**23
@@ -130,7 +131,7 @@ def _accuracy(evidence: Evidence) -> float:
     return evidence.recognised
 
 
-METRICS: dict[MetricName, Metric] = {
+METRICS: dict[SampleMetricName, Metric] = {
     "fid": Metric(_fid, frozenset({"fake_moments", "real_moments"})),
     "recall": Metric(_recall, frozenset({"fake_features", "real_features"})),
     "accuracy": Metric(_accuracy, frozenset({"recognised"})),

@@ -14,7 +14,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.stream import Sweep
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.cache import Cache, Entry
-from bigtrain.evaluation.features import Features
+from bigtrain.evaluation.features import Features, pictures
 from bigtrain.evaluation.moments import Moments
 from bigtrain.evaluation.ranks import Progress, Reading, gather_by_number, on_main, together
 from bigtrain.randomness import generator
@@ -72,7 +72,7 @@ def _sweep(index: Index, features: Features, reading: Reading, limit: int | None
     with Progress(limit or index.samples, f"features of {index.split} images") as progress:
         for numbers, batch in sweep:
             reading.check_stop()
-            take(numbers, features(batch.images.to(features.device).permute(0, 3, 1, 2)))
+            take(numbers, features(pictures(batch, features.device)))
             progress.add(len(numbers))
 
 

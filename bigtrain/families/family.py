@@ -42,15 +42,19 @@ class OptimizerOptions(Options):
     """Largest global norm of the gradient; null: not clipped."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from zero."""
-    decay: Literal["none", "linear", "cosine"] = "none"
-    """Shape of the decay to zero after warm-up."""
+    decay: Literal["none", "linear", "cosine", "exponential"] = "none"
+    """Shape of the decay after warm-up: to zero, or by the same factor at every step."""
     decay_steps: int | None = Field(default=None, gt=0)
     """Step at which a linear or cosine decay reaches zero (not train.steps, which a resumed run may change)."""
+    decay_factor: float | None = Field(default=None, gt=0, lt=1)
+    """What an exponential decay multiplies the rate by at every step."""
 
     @model_validator(mode="after")
-    def _decay_has_an_end(self) -> "OptimizerOptions":
-        if (self.decay == "none") != (self.decay_steps is None):
+    def _decay_has_its_number(self) -> "OptimizerOptions":
+        if (self.decay in ("linear", "cosine")) != (self.decay_steps is not None):
             raise ValueError("decay_steps goes with decay: linear or cosine, and only with it")
+        if (self.decay == "exponential") != (self.decay_factor is not None):
+            raise ValueError("decay_factor goes with decay: exponential, and only with it")
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError("decay_steps must be larger than warmup_steps")
         return self
@@ -69,12 +73,21 @@ class Player:
 
 
 @dataclass(frozen=True)
+class CodeLevel:
+    """One level of a tokenizer: how many codes there are, and how many of them an image has, as (height, width)."""
+
+    codebook_size: int
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Microbatch:
     """One rank's slice of one global microbatch, on the device.
 
-    images: [n, 3, H, W] in [-1, 1], or None in a phase that reads no data; labels: int64 [n], or None likewise;
-    indices: the places of these n samples in the global batch, which key every draw; draws: the keyed draws of this
-    step and repeat; device: where new tensors go.
+    images: [n, 3, H, W] in [-1, 1], or None where the data are codes; codes: int64 [n, h, w] by level, or None where the
+    data are images; labels: int64 [n]. All three are None in a phase that reads no data.
+    indices: the places of these n samples in the global batch, which key every draw; whole: the size of that batch;
+    draws: the keyed draws of this step and repeat; device: where new tensors go.
     """
 
     images: Tensor | None
@@ -82,6 +95,8 @@ class Microbatch:
     indices: Sequence[int]
     draws: Draws
     device: torch.device
+    whole: int
+    codes: Mapping[str, Tensor] | None = None
 
     def place(self, drawn: Tensor) -> Tensor:
         """A draw from the CPU on the device, by way of pinned memory: from pageable memory the host would wait."""
@@ -112,6 +127,8 @@ class Phase:
     reads_data: bool = True
     weight_penalty: Callable[[nn.Module], Tensor] | None = None
     """A loss on the player's weights alone, added once per update, outside autocast."""
+    reports: Callable[[nn.Module], Mapping[str, Tensor]] | None = None
+    """Scalars on the device that the player holds after its update, equal on all ranks, to be logged as `PHASE/NAME`."""
 
     @property
     def needs_whole_weights(self) -> bool:
@@ -121,17 +138,47 @@ class Phase:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a family must know of the data: square RGB images of `image_size` pixels in named classes."""
+    """What a family must know of the data: square RGB images of `image_size` pixels in named classes, or their codes."""
 
     image_size: int
     classes: tuple[str, ...]
     class_counts: tuple[int, ...]
     """Training images of each class: the distribution that labels of samples are drawn from."""
+    codes: Mapping[str, CodeLevel] | None = None
+    """Where the data are codes: their levels, the coarsest first."""
+    tokenizer: str | None = None
+    """Where the data are codes: the fingerprint of the tokenizer that made them."""
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Problem":
         """The problem that a checkpoint's or an export's description of its data poses."""
-        return cls(data["image_size"], tuple(data["classes"]), tuple(data["class_counts"]))
+        codes = data.get("codes")
+        levels = codes and {
+            name: CodeLevel(level["codebook_size"], (level["grid"][0], level["grid"][1]))
+            for name, level in codes["levels"].items()
+        }
+        tokenizer = codes["tokenizer"] if codes else None
+        return cls(data["image_size"], tuple(data["classes"]), tuple(data["class_counts"]), levels, tokenizer)
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of `of`."""
+        facts: dict[str, Any] = {
+            "image_size": self.image_size,
+            "classes": list(self.classes),
+            "class_counts": list(self.class_counts),
+        }
+        if self.codes is not None:
+            levels = {
+                name: {"codebook_size": level.codebook_size, "grid": list(level.grid)}
+                for name, level in self.codes.items()
+            }
+            facts["codes"] = {"tokenizer": self.tokenizer, "levels": levels}
+        return facts
+
+    @property
+    def images(self) -> int:
+        """Training images in all: the length of an epoch."""
+        return sum(self.class_counts)
 
     def find_classes(self, asked: str | None) -> list[int]:
         """Class indices of a comma-separated list of indices or names; all of them for None. Raises UserMistake."""
@@ -153,24 +200,57 @@ class Problem:
         return torch.from_numpy(np.searchsorted(bounds, ranks, side="right"))
 
 
+Capability = Literal["sample", "likelihood", "reconstruct", "encode"]
+
+
+@dataclass(frozen=True)
+class Follow:
+    """A trained model that another family stands on when it samples: `place` is a run or an export."""
+
+    place: str
+    roles: tuple[str, ...] = ()
+    """Those of the models that it follows itself which it needs in this part."""
+    at_start: bool = False
+    """Whether it must be there, and fit, before training begins."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A followed model: its family, its networks ready to be used, and the fingerprint of their weights."""
+
+    family: "Family"
+    networks: Networks
+    fingerprint: str
+
+
 class Family(ABC):
     """One kind of generative model, built for one problem.
 
     A subclass names its kind (`class GAN(Family, kind="gan")`), which is what `family.kind` says in a recipe, and its
     `options_class`. Making a family is cheap: networks are built by `build_network`, one by one, where they are needed.
+    Raises ValueError, naming the key, for options that do not fit the problem.
+
+    What a family can do beyond training is in `capabilities`; the methods of the others are never called.
     """
 
     kind: ClassVar[str]
     options_class: ClassVar[type[Options]]
     sampling_class: ClassVar[type[Options]]
+    capabilities: frozenset[Capability] = frozenset({"sample"})
+    initialisation_images: int = 0
+    """How many images `initialise` is to see before step 0, at least; 0: it is not called."""
 
+    options: Any
+    """The recipe's section, an `options_class`; with `problem` all that it takes to make this family again."""
     problem: Problem
     players: Mapping[str, Player]
     phases: Sequence[Phase]
     sampling: Any
     """The recipe's own options of sampling, a `sampling_class`."""
     sampled_players: Sequence[str]
-    """The players whose networks `prepare_sampling` needs."""
+    """The players whose networks `prepare_sampling`, `likelihood`, `reconstruct`, `encode` and `decode` need."""
+    followed: Mapping[str, Trained] = {}
+    """The models that `follow` took over, by role."""
 
     def __init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -181,17 +261,92 @@ class Family(ABC):
     @abstractmethod
     def __init__(self, options: Any, problem: Problem) -> None: ...
 
-    @abstractmethod
+    def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
+        """Data-dependent initialisation, before step 0, on every rank with its slices of the first global microbatches.
+
+        Must leave the same weights on every rank, whatever their number.
+        """
+        raise NotImplementedError
+
+    def why_not(self, capability: Capability) -> str:
+        """The sentence that tells a user why a model of this family lacks a capability, and what to do instead."""
+        able = {"sample": "draw images", "likelihood": "give likelihoods", "reconstruct": "reconstruct images"}
+        return f"a {self.kind} cannot {able.get(capability, 'encode images')}"
+
+    def next_step(self, run: str, data: str) -> str:
+        """The commands that a user may want once `run` is trained on the split `data`."""
+        return f"python launch/sample.py {run} --out samples.png    python launch/export.py {run} export"
+
+    @property
+    def follows(self) -> Mapping[str, Follow]:
+        """The trained models that this one stands on when it samples, by role."""
+        return {}
+
+    def follow(self, trained: Mapping[str, Trained]) -> None:
+        """Takes over models that `follows` names, all of them before `sample`. Raises UserMistake if one does not fit."""
+        assert trained.keys() <= self.follows.keys(), f"{self.kind} does not follow {sorted(trained)}"
+        self.followed = {**self.followed, **trained}
+
+    # -- sample -----------------------------------------------------------------------------------------------------
+
     def prepare_sampling(self, networks: Networks, sampling: Any, seed: int) -> Networks:
         """The networks ready to sample (eval mode, standing statistics where asked for); the given ones stay as they are."""
+        raise NotImplementedError
 
-    @abstractmethod
     def sample(self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: Any) -> Tensor:
         """Images [n, 3, H, W] in [-1, 1] for int64 `labels` [n] on the networks' device.
 
         `networks` come from `prepare_sampling`. Sample `indices[k]` depends on (weights, seed, index, label, sampling)
         alone: not on the batch that it is drawn in.
         """
+        raise NotImplementedError
+
+    def sampling_name(self, sampling: Any) -> str:
+        """What a metric's name must say of the way of sampling, where that is a cheaper one than the published protocol's;
+        else nothing."""
+        return ""
+
+    def plain_pipeline(self, networks: Networks) -> Any:
+        """A pipeline of diffusers' own that samples this model without bigtrain, where there is one; else None."""
+        return None
+
+    def plain_networks(self, pipeline: Any) -> Networks:
+        """The networks that `plain_pipeline` made the pipeline of."""
+        raise NotImplementedError
+
+    # -- likelihood -------------------------------------------------------------------------------------------------
+
+    @property
+    def dimensions(self) -> int:
+        """Dimensions of a sample, by which its nats are divided for bits per dimension."""
+        raise NotImplementedError
+
+    def likelihood(self, networks: Networks, batch: Microbatch) -> dict[str, Tensor]:
+        """Float64 tensors whose leading dimension is n: "nats", the negative log-likelihood (or its bound) of each
+        sample, and the terms that it is made of.
+
+        Networks are in eval mode; `batch.indices` are the samples' numbers in their split, which key any draw.
+        """
+        raise NotImplementedError
+
+    # -- reconstruct, encode ----------------------------------------------------------------------------------------
+
+    def reconstruct(self, networks: Networks, images: Tensor) -> Tensor:
+        """Images [n, 3, H, W] in [-1, 1] as the model gives them back."""
+        raise NotImplementedError
+
+    @property
+    def code_levels(self) -> Mapping[str, CodeLevel]:
+        """A tokenizer's levels, the coarsest first."""
+        raise NotImplementedError
+
+    def encode(self, networks: Networks, images: Tensor) -> dict[str, Tensor]:
+        """Codes int64 [n, h, w] by level, of images [n, 3, H, W] in [-1, 1]."""
+        raise NotImplementedError
+
+    def decode(self, networks: Networks, codes: Mapping[str, Tensor]) -> Tensor:
+        """Images [n, 3, H, W] in [-1, 1] of codes, all levels of them."""
+        raise NotImplementedError
 
 
 _FAMILIES: dict[str, type[Family]] = {}

@@ -1,5 +1,6 @@
 """A trained family as a diffusers pipeline. One class serves every family: what differs is the family's own to say."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,21 +11,26 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from PIL import Image
 from torch import Tensor, nn
 
-from bigtrain.families.family import Family, Problem, build_network, find_family
+from bigtrain.families.family import Family, Problem, Trained, build_network, find_family
 from bigtrain.pictures import to_uint8
 
 
 class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own models do so
-    """The networks that a family samples with, as one diffusers model; its configuration is enough to build them."""
+    """The networks that a family samples with, those of the models that it follows included, as one diffusers model.
+
+    Its configuration is enough to build them all.
+    """
 
     @register_to_config
-    def __init__(self, family: Mapping[str, Any], problem: Mapping[str, Any]) -> None:
-        """`family`: the recipe's section, resolved; `problem`: image_size, classes and class_counts."""
+    def __init__(self, model: str) -> None:
+        """`model`: JSON text (diffusers sorts the keys of its configurations, and the order of a tokenizer's levels matters) of
+        family: the recipe's section, resolved; problem: Problem.to_json; followed: by role, the same of each followed model,
+        and its fingerprint."""
         super().__init__()
-        self.family = described_family(family, problem)
-        self.networks = nn.ModuleDict(
-            {player: build_network(self.family, player, seed=0) for player in self.family.sampled_players}
-        )
+        described = json.loads(model)
+        self.family = described_family(described["family"], described["problem"])
+        self.networks = _networks(self.family)
+        self.others = _follow(self.family, described["followed"])
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
@@ -39,10 +45,45 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         return super().from_pretrained(*arguments, **(options | {"low_cpu_mem_usage": False, "device_map": None}))
 
 
+class _Other(nn.Module):
+    """A followed model's networks, and those of the models that it follows in turn."""
+
+    def __init__(
+        self, family: Mapping[str, Any], problem: Mapping[str, Any], fingerprint: str, followed: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        described = described_family(family, problem)
+        self.networks = _networks(described)
+        self.others = _follow(described, followed)
+        self.trained = Trained(described, dict(self.networks.items()), fingerprint)
+
+
+def _networks(family: Family) -> nn.ModuleDict:
+    return nn.ModuleDict({player: build_network(family, player, seed=0) for player in family.sampled_players})
+
+
+def _follow(family: Family, followed: Mapping[str, Any]) -> nn.ModuleDict:
+    others = {role: _Other(**description) for role, description in followed.items()}
+    family.follow({role: other.trained for role, other in others.items()})
+    return nn.ModuleDict(others)
+
+
 def described_family(family: Mapping[str, Any], problem: Mapping[str, Any]) -> Family:
-    """The family that JSON describes: a recipe's `family` section and what a checkpoint says of its data."""
+    """The family that JSON describes: a recipe's `family` section and Problem.to_json."""
     kind = find_family(family["kind"])
     return kind(kind.options_class.model_validate(dict(family)), Problem.of(problem))
+
+
+def description(family: Family) -> dict[str, Any]:
+    """What ExportedModel takes, as JSON text, to build the family's networks and those of the models that it follows."""
+    others = {
+        role: {**description(other.family), "fingerprint": other.fingerprint} for role, other in family.followed.items()
+    }
+    return {
+        "family": family.options.model_dump(mode="json"),
+        "problem": family.problem.to_json(),
+        "followed": others,
+    }
 
 
 class FamilyPipeline(DiffusionPipeline):

@@ -1,7 +1,7 @@
 """Backward passes and updates of one player under a strategy. The trainer sees `TrainedPlayer` and no more.
 
 `ddp` replicates every player on every rank. A strategy that shards (ZeRO) is another class with the same five methods
-(`backward`, `update`, `tensors`, `load` and `average`); what a checkpoint holds is the same under each.
+(`backward`, `update`, `tensors`, `load` and `averages`); what a checkpoint holds is the same under each.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class TrainedPlayer:
     """One player under `ddp`: its network on the device, its optimizer, its gradients, its average.
 
     Tensors of a checkpoint are named by parameter: `weights` (parameters and buffers), `optimizer` (NAME/exp_avg and so
-    on) and, for an averaged player, `average`.
+    on) and, for an averaged player, `average` and `average_NAME` for each further average.
     """
 
     def __init__(
@@ -43,7 +43,11 @@ class TrainedPlayer:
         """`network`: freshly built, equal on every rank, on the CPU; it is moved to the device."""
         self.options = player.optimizer
         self.network = network.train().to(device).to(memory_format=torch.channels_last)
-        self.average = Average(self.network, ema) if player.averaged else None
+        self.averages: dict[str, Average] = {}
+        if player.averaged:
+            self.averages["average"] = Average(self.network, ema)
+            for name, further in ema.further.items():
+                self.averages[f"average_{name}"] = Average(self.network, further)
         self._named = dict(self.network.named_parameters())
         self._parameters = list(self._named.values())
         self._optimizer = build_optimizer(player.optimizer, self._parameters)
@@ -99,16 +103,14 @@ class TrainedPlayer:
             if isinstance(value, Tensor)
         }
         groups = {"weights": self.network.state_dict(), "optimizer": moments}
-        if self.average is not None:
-            groups["average"] = self.average.network.state_dict()
-        return groups
+        return groups | {name: average.network.state_dict() for name, average in self.averages.items()}
 
     @torch.no_grad()
     def load(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Takes over what `tensors` gave, in place, in the memory layout of this device."""
         self.network.load_state_dict(groups["weights"])
-        if self.average is not None:
-            self.average.network.load_state_dict(groups["average"])
+        for name, average in self.averages.items():
+            average.network.load_state_dict(groups[name])
         self._optimizer.state.clear()
         for name, value in groups["optimizer"].items():
             parameter_name, _, key = name.rpartition("/")

@@ -25,6 +25,7 @@ class PhaseMeter:
         self.first_skipped = -1
         """The step of the first of them, or -1."""
         self._names: list[str] = []
+        self._reported: list[str] = []
         self._pieces: list[Tensor] = []
         self._current = torch.zeros(0)
         self._sums: Tensor | None = None
@@ -45,12 +46,16 @@ class PhaseMeter:
         self._current = world.sum_over_ranks(mean)
         return torch.isfinite(self._current).all()
 
-    def add(self, finite: Tensor, norm: Tensor, step: int) -> None:
-        """Adds the update to the averages if it was made, to the skipped ones if not."""
-        values = torch.cat([self._current, norm.detach().double().reshape(1)])
+    def add(self, finite: Tensor, norm: Tensor, reports: Mapping[str, Tensor], step: int) -> None:
+        """Adds the update to the averages if it was made, to the skipped ones if not.
+
+        `reports`: what the player says of itself after it (Phase.reports), equal on all ranks.
+        """
+        self._reported = [f"{self.phase}/{name}" for name in reports]
+        own = [value.detach().double().reshape(()) for value in (norm, *reports.values())]
+        values = torch.cat([self._current, torch.stack(own)])
         if self._sums is None:
-            names = [*self._names, f"gradient_norm/{self.phase}"]
-            kept = [self._saved.get(name, 0.0) for name in names]
+            kept = [self._saved.get(name, 0.0) for name in self._all_names()]
             self._sums = torch.tensor(kept, dtype=torch.float64, device=values.device)
         self._sums += torch.where(finite, values, torch.zeros_like(values))
         self._updates += finite
@@ -72,8 +77,11 @@ class PhaseMeter:
         self.skipped, self.first_skipped = self._skips.tolist()
         sums = dict(self._saved)
         if self._sums is not None:
-            sums = dict(zip([*self._names, f"gradient_norm/{self.phase}"], self._sums.tolist(), strict=True))
+            sums = dict(zip(self._all_names(), self._sums.tolist(), strict=True))
         return {"sums": sums, "updates": float(self._updates), "skips": [self.skipped, self.first_skipped]}
+
+    def _all_names(self) -> list[str]:
+        return [*self._names, f"gradient_norm/{self.phase}", *self._reported]
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._saved = state["sums"]

@@ -4,6 +4,7 @@
 continues as if it had not been. To resume, run the same command again.
 """
 
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
-from bigtrain.data.stream import Batch, DataOptions, Stream, to_images
+from bigtrain.data.stream import Batch, DataOptions, Stream, to_codes, to_images
 from bigtrain.errors import OneRanksMistake, TrainingDiverged, UserMistake
 from bigtrain.families.family import Family, Microbatch, Phase, build_network
 from bigtrain.options import Options
@@ -126,7 +127,8 @@ class Trainer:
         Returns the signal on which it left early with a checkpoint written, or None when it is complete. Raises
         TrainingDiverged after more non-finite updates than the recipe allows.
         """
-        self._resume()
+        if not self._resume():
+            self._initialise()
         interruption = Interruption()
         stream = self._open_stream()
         tracker = None
@@ -163,8 +165,8 @@ class Trainer:
                 for repeat in range(phase.repeats):
                     finite[phase.player] = self._update(phase, repeat)
         for name, player in self.players.items():
-            if player.average is not None:
-                player.average.update(self.step, finite[name])
+            for average in player.averages.values():
+                average.update(self.step, finite[name])
         self.step += 1
 
     def _update(self, phase: Phase, repeat: int) -> Tensor:
@@ -185,7 +187,7 @@ class Trainer:
             meter.note(losses)
         sound = meter.share(self.train.accumulate)
         finite, norm = player.update(self.step, sound)
-        meter.add(finite, norm, self.step)
+        meter.add(finite, norm, phase.reports(player.network) if phase.reports is not None else {}, self.step)
         return finite
 
     def _focus(self, player: str) -> None:
@@ -208,23 +210,56 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
 
-    def _microbatch(self, phase: Phase, repeat: int, piece: int) -> Microbatch:
-        """This rank's slice of one global microbatch; a phase that reads no data gets the same places without images."""
+    def _initialise(self) -> None:
+        """Data-dependent initialisation on the stream's first images, which training then reads again from its start."""
+        if not self.family.initialisation_images:
+            return
         whole = self.train.batch_size // self.train.accumulate
-        share = whole // world.size()
-        first = piece * whole + world.rank() * share
+        stream = self._open_stream()
+        self._batches = iter(stream)
+        try:
+            pieces = range(math.ceil(self.family.initialisation_images / whole))
+            batches = [self._placed(self._next_batch(), piece, Draws(self.seed)) for piece in pieces]
+        finally:
+            stream.close()
+        with torch.no_grad():
+            self.family.initialise(self.networks, batches)
+        for player in self.players.values():
+            for average in player.averages.values():
+                average.copy()
+
+    def _microbatch(self, phase: Phase, repeat: int, piece: int) -> Microbatch:
+        """This rank's slice of one global microbatch; a phase that reads no data gets the same places without samples."""
         draws = Draws(self.seed, self.step, repeat)
         # The one draw that may depend on the rank: dropout masks (HOUSE, promise 1).
         self._dropout.manual_seed(
-            torch_seed(self.seed, f"{phase.name}/dropout", step=self.step, repeat=repeat, index=first)
+            torch_seed(
+                self.seed, f"{phase.name}/dropout", step=self.step, repeat=repeat, index=self._places(piece).start
+            )
         )
-        images = labels = None
-        if phase.reads_data:
-            batch = self._next_batch()
-            self.position += whole
-            images = to_images(batch, self.device)
+        if not phase.reads_data:
+            return self._placed(None, piece, draws)
+        batch = self._next_batch()
+        self.position += self.train.batch_size // self.train.accumulate
+        return self._placed(batch, piece, draws)
+
+    def _places(self, piece: int) -> range:
+        """The places in the global batch of this rank's slice of its `piece`-th microbatch."""
+        whole = self.train.batch_size // self.train.accumulate
+        share = whole // world.size()
+        first = piece * whole + world.rank() * share
+        return range(first, first + share)
+
+    def _placed(self, batch: Batch | None, piece: int, draws: Draws) -> Microbatch:
+        """The batch on the device, normalised."""
+        images = labels = codes = None
+        if batch is not None:
             labels = batch.labels.to(self.device, non_blocking=True)
-        return Microbatch(images, labels, range(first, first + share), draws, self.device)
+            if batch.codes is None:
+                images = to_images(batch, self.device)
+            else:
+                codes = to_codes(batch, self.device)
+        return Microbatch(images, labels, self._places(piece), draws, self.device, self.train.batch_size, codes)
 
     def _next_batch(self) -> Batch:
         begin = time.perf_counter()
@@ -257,9 +292,9 @@ class Trainer:
                     )
 
     def averaged_networks(self) -> dict[str, nn.Module]:
-        """The average of each player that has one, the network itself of the others."""
+        """The main average of each player that has one, the network itself of the others."""
         return {
-            name: player.average.network if player.average is not None else player.network
+            name: player.averages["average"].network if player.averages else player.network
             for name, player in self.players.items()
         }
 
@@ -334,11 +369,11 @@ class Trainer:
 
         world.on_main(write)
 
-    def _resume(self) -> None:
-        """Takes over the newest whole checkpoint; without one the run begins at step 0."""
+    def _resume(self) -> bool:
+        """Takes over the newest whole checkpoint; without one (False) the run begins at step 0."""
         found = world.on_main(self._newest_path)
         if found is None:
-            return
+            return False
         saved = checkpoint.opened(found)
         if saved.state["data"]["fingerprint"] != self.index.fingerprint:
             raise UserMistake(
@@ -351,6 +386,7 @@ class Trainer:
             meter.load(saved.state["meters"][name])
         self.step, self.position = saved.step, saved.state["position"]
         self.wall_s, self.replaced = saved.state["wall"], saved.state["replaced"]
+        return True
 
     def _newest_path(self) -> Path | None:
         checkpoint.clean(self.folder.checkpoints)
@@ -359,12 +395,15 @@ class Trainer:
 
 def describe(index: Index) -> dict[str, Any]:
     """What a checkpoint says of the data, enough to sample from the weights without it."""
-    return {
+    facts: dict[str, Any] = {
         "fingerprint": index.fingerprint,
         "image_size": index.image_size,
         "classes": list(index.classes),
         "class_counts": list(index.class_counts),
     }
+    if index.codes is not None:
+        facts["codes"] = {"tokenizer": index.codes.tokenizer, "levels": dict(index.codes.levels)}
+    return facts
 
 
 def check_batch(train: TrainOptions, ranks: int) -> None:

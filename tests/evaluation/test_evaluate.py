@@ -20,7 +20,7 @@ from bigtrain.errors import UserMistake
 from bigtrain.evaluation import classifier
 from bigtrain.evaluation.evaluate import EvaluationOptions, evaluate
 from bigtrain.evaluation.features import TorchScriptFeatures
-from bigtrain.evaluation.metrics import METRICS, MetricName
+from bigtrain.evaluation.metrics import METRICS, SampleMetricName
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -231,4 +231,6 @@ def test_recall_needs_more_samples_than_neighbours():
 def test_an_unknown_metric_is_refused_and_every_known_one_can_be_asked_for():
     with pytest.raises(ValidationError, match="real_fid"):
         EvaluationOptions(metrics=("fjd",))
-    assert set(METRICS) == set(MetricName.__args__) == set(EvaluationOptions().metrics)
+    assert set(METRICS) == set(SampleMetricName.__args__) == set(EvaluationOptions().sample_metrics)
+    assert set(EvaluationOptions().chosen(frozenset({"sample", "likelihood"}))) == set(METRICS)
+    assert EvaluationOptions().chosen(frozenset({"likelihood"})) == ("bits_per_dim",)

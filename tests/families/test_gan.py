@@ -21,7 +21,7 @@ def networks_of(gan: GAN) -> dict:
 
 def microbatch(n: int = 6) -> Microbatch:
     images = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(0)).tanh()
-    return Microbatch(images, torch.arange(n) % 3, range(n), Draws(0, step=5), torch.device("cpu"))
+    return Microbatch(images, torch.arange(n) % 3, range(n), Draws(0, step=5), torch.device("cpu"), n)
 
 
 def test_the_hinge_losses_are_the_papers() -> None:

@@ -1,8 +1,11 @@
+import math
+
+import pytest
 import torch
 from torch import nn
 
 from bigtrain.networks.normalisation import SNLinear, SyncedBatchNorm
-from bigtrain.training.averaging import Average, EmaOptions
+from bigtrain.training.averaging import Average, EmaOptions, FurtherAverage, power_exponent
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -73,3 +76,42 @@ def test_a_constant_is_averaged_to_itself_in_float32() -> None:
     for step in range(20000):
         average.update(step, YES)
     assert abs(average.network.weight.item() - 1.0) < 1e-4
+
+
+@pytest.mark.parametrize("width", [0.05, 0.10, 0.2])
+def test_a_power_function_average_has_the_relative_width_that_was_asked_for(width: float) -> None:
+    """Its weights over past steps, read off from the survivals, have this standard deviation over the training so far."""
+    steps = 4000
+    average = FurtherAverage(relative_width=width)
+    weights = torch.zeros(steps, dtype=torch.float64)
+    for step in range(steps):
+        survival = average.survival(step)
+        weights *= survival
+        weights[step] = 1 - survival
+    assert float(weights.sum()) == pytest.approx(1.0)
+    times = (torch.arange(steps, dtype=torch.float64) + 1) / steps
+    mean = (weights * times).sum()
+    deviation = math.sqrt(float((weights * (times - mean) ** 2).sum()))
+    assert deviation == pytest.approx(width, rel=2e-3)
+
+
+def test_the_published_exponents_of_two_relative_widths() -> None:
+    """Karras et al. 2024, section 3.1: widths of 0.05 and 0.10 are exponents of about 16.97 and 6.94."""
+    assert power_exponent(0.05) == pytest.approx(16.97, abs=0.01)
+    assert power_exponent(0.10) == pytest.approx(6.94, abs=0.01)
+
+
+def test_a_further_average_is_of_one_form_and_has_a_free_name() -> None:
+    with pytest.raises(ValueError, match="either decay or relative_width"):
+        FurtherAverage(decay=0.9, relative_width=0.1)
+    with pytest.raises(ValueError, match="cannot name an average"):
+        EmaOptions(further={"raw": FurtherAverage(decay=0.9)})
+
+
+def test_a_copy_begins_the_average_anew() -> None:
+    net = network()
+    average = Average(net, EmaOptions(decay=0.9))
+    move(net, 1)
+    average.copy()
+    for name, value in net.state_dict().items():
+        assert torch.equal(average.network.state_dict()[name], value), name

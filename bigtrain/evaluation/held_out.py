@@ -1,0 +1,109 @@
+"""What is measured on real data rather than on samples: the likelihood of a split, and how well it is reconstructed.
+
+Every rank looks at its share of the split, each sample once, and float64 sums are added up over ranks.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtrain.cluster import world
+from bigtrain.data.index import Index
+from bigtrain.data.stream import Batch, Sweep, to_images
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation.ranks import Progress, Reading, together
+
+Likelihood = Callable[[Any, Batch], Mapping[str, Tensor]]
+"""(sample numbers int64 [n], batch on the CPU) to float64 tensors whose leading dimension is n: "nats" and its terms."""
+
+
+def measure_likelihood(
+    likelihood: Likelihood, dimensions: int, index: Index, limit: int | None, device: torch.device, reading: Reading
+) -> dict[str, Any]:
+    """Bits per dimension of a split (or of the first `limit` of a fair order of it) with its standard error.
+
+    `dimensions`: those of one sample. Returns bits_per_dim, bits_per_dim_standard_error, nats (a sample's, on average)
+    and, under bits_per_dim_terms, every further term of `likelihood`, in bits per dimension: a number, or a list where a
+    term has parts. Every rank gets the same. Raises UserMistake and Stopped.
+    """
+    sums: dict[str, Tensor] = {}
+    squares = torch.zeros((), dtype=torch.float64, device=device)
+
+    def sweep() -> None:
+        for numbers, batch, progress in _batches(index, limit, reading, "likelihood"):
+            terms = likelihood(numbers, batch)
+            for name, values in terms.items():
+                assert values.dtype == torch.float64, f"the term {name} is {values.dtype}, not float64"
+                sums[name] = sums[name] + values.sum(0) if name in sums else values.sum(0)
+            squares.add_(terms["nats"].square().sum())
+            progress.add(len(numbers))
+
+    together(sweep)
+    count = min(limit or index.samples, index.samples)
+    shapes = [{name: tuple(total.shape) for name, total in sums.items()}]
+    shapes = [found for found in world.gather_objects(shapes[0]) if found]  # a rank may have had no sample at all
+    means = {
+        name: world.sum_over_ranks(sums.get(name, torch.zeros(shape, dtype=torch.float64, device=device))) / count
+        for name, shape in sorted(shapes[0].items())
+    }
+    nats = float(means.pop("nats"))
+    if not math.isfinite(nats):
+        raise UserMistake(f"evaluation.metrics: bits_per_dim of {index.path} is not finite: the weights have diverged")
+    variance = max(float(world.sum_over_ranks(squares)) / count - nats**2, 0.0) * count / max(count - 1, 1)
+    scale = dimensions * math.log(2)
+    result: dict[str, Any] = {
+        "bits_per_dim": nats / scale,
+        "bits_per_dim_standard_error": math.sqrt(variance / count) / scale,
+        "nats": nats,
+    }
+    if means:
+        result["bits_per_dim_terms"] = {name: (mean / scale).tolist() for name, mean in means.items()}
+    return result
+
+
+def measure_reconstruction(
+    reconstruct: Callable[[Tensor], Tensor], index: Index, limit: int | None, device: torch.device, reading: Reading
+) -> dict[str, float]:
+    """How far reconstructions are from the images of a split, as the 8-bit pictures that both would be saved as.
+
+    Returns reconstruction_mse (in units of [-1, 1]), reconstruction_nmse (divided by the variance of the split's
+    pixels, all channels together) and reconstruction_psnr (dB, of the mean error). Every rank gets the same. Raises
+    UserMistake and Stopped.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def sweep() -> None:
+        for numbers, batch, progress in _batches(index, limit, reading, "reconstruction"):
+            images = to_images(batch, device)
+            again = ((reconstruct(images).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+            exact = images.double()
+            sums.add_(torch.stack([(again.double() - exact).square().sum(), exact.sum(), exact.square().sum()]))
+            progress.add(len(numbers))
+
+    together(sweep)
+    assert index.image_size is not None
+    pixels = min(limit or index.samples, index.samples) * 3 * index.image_size**2
+    error, total, square = (float(value) / pixels for value in world.sum_over_ranks(sums))
+    if not math.isfinite(error):
+        raise UserMistake(
+            f"evaluation.metrics: reconstructions of {index.path} are not finite: the weights have diverged"
+        )
+    return {
+        "reconstruction_mse": error,
+        "reconstruction_nmse": error / max(square - total**2, 1e-12),
+        "reconstruction_psnr": 10 * math.log10(4 / max(error, 1e-12)),
+    }
+
+
+def _batches(index: Index, limit: int | None, reading: Reading, what: str) -> Any:
+    """(numbers, batch, progress bar) of this rank's share."""
+    sweep = Sweep(
+        index, rank=world.rank(), world=world.size(), batch=reading.batch, workers=reading.workers, limit=limit
+    )
+    with Progress(min(limit or index.samples, index.samples), f"{what} of {index.split}") as progress:
+        for numbers, batch in sweep:
+            reading.check_stop()
+            yield numbers, batch, progress

@@ -1,0 +1,141 @@
+"""Turns shards of images into shards of codes: accelerate launch launch/encode.py RUN INDEX OUT [--flip]
+
+RUN is a trained tokenizer, INDEX an index of images (or the word digits, for both of their splits). Writes
+OUT/SPLIT-000000.tar ... with an index OUT/SPLIT.json, each shard with the number, the keys and the labels of its shard of
+images. All ranks share the work. Running it again completes what is missing and changes nothing that is whole.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bigtrain.cluster import world
+from bigtrain.cluster.launch import join_world
+from bigtrain.data.codes import count_codes, encode_shards, index_codes
+from bigtrain.data.digits import SPLITS
+from bigtrain.data.index import CodesManifest, EncodedImages, Index, Level
+from bigtrain.data.stream import TRANSFORM, Batch, open_index, to_images
+from bigtrain.doors import door, say
+from bigtrain.errors import OneRanksMistake, UserMistake
+from bigtrain.evaluation.features import full_float32
+from bigtrain.model import Model, open_model
+
+BATCH_SIZE = 128
+
+
+def main(argv: Sequence[str]) -> None:
+    asked = _parser().parse_args(argv)
+    if asked.batch_size < 1:
+        raise UserMistake("--batch-size: must be at least 1")
+    device = join_world()
+    model = open_model(asked.run, device)
+    if "encode" not in model.family.capabilities:
+        raise UserMistake(f"{asked.run}: is a {model.family.kind}, which has no codes; give a VQ-VAE's run")
+    for split in SPLITS if asked.index == "digits" else [""]:
+        index = world.main_first(partial(_find_images, asked.index, split, model.family.problem.image_size))
+        codes = _encode(model, index, asked)
+        say(f"{codes.path}: codes of {codes.samples} images; {_usage(codes, device)}")
+    say(f"next: train a prior of these codes: accelerate launch launch/train.py {_what_to_train(model, asked, codes)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a tokenizer's run folder or export")
+    parser.add_argument("index", metavar="INDEX", help="index of a split of images, or the word digits")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of the shards of codes")
+    parser.add_argument(
+        "--flip", action="store_true", help="store the codes of each mirrored image too, for priors with data.flip"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=BATCH_SIZE,
+        help="images encoded at a time on each rank (default: %(default)s)",
+    )
+    return parser
+
+
+def _find_images(where: str, split: str, size: int) -> Index:
+    index = open_index(where, split, "INDEX", size)
+    if index.codes is not None:
+        raise UserMistake(
+            f"INDEX: {where} is an index of codes; give that of the images ({index.codes.images['path']})"
+        )
+    if index.image_size != size:
+        has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
+        raise UserMistake(
+            f"INDEX: {where} has {has}, but the tokenizer takes {size}; make shards of that size with "
+            f"`python launch/shard.py SOURCE OUT --size {size}`"
+        )
+    return index
+
+
+def _encode(model: Model, index: Index, asked: argparse.Namespace) -> Index:
+    levels = {
+        name: Level(codebook_size=level.codebook_size, grid=list(level.grid))
+        for name, level in model.family.code_levels.items()
+    }
+    images = EncodedImages(path=str(index.path.resolve()), fingerprint=index.fingerprint)
+    manifest = CodesManifest(model.fingerprint, levels, 2 if asked.flip else 1, TRANSFORM, images)
+    mine = sum(shard.samples for shard in index.shards[world.rank() :: world.size()])
+    share = f"{index.split} (this rank's share)" if world.size() > 1 else index.split
+    try:
+        with tqdm(total=mine, unit=" images", desc=share, disable=not world.is_main(), smoothing=0.1) as bar:
+            records = encode_shards(
+                index,
+                asked.out,
+                manifest,
+                _encoder(model),
+                rank=world.rank(),
+                world=world.size(),
+                batch=asked.batch_size,
+                workers=model.recipe.data.workers,
+                progress=bar.update,
+            )
+    except OneRanksMistake:
+        if not world.is_main():
+            print(file=sys.stderr)  # the main rank's bar stands on this line: the sentence gets one of its own
+        raise
+    everyones = [record for records in world.gather_objects(records) for record in records]
+    return world.on_main(lambda: index_codes(index, asked.out, manifest, everyones))
+
+
+def _encoder(model: Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    def encode(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        nothing = torch.zeros(len(pixels), dtype=torch.bool)
+        batch = Batch(torch.from_numpy(pixels), nothing.long(), nothing, [])
+        with full_float32(model.device):
+            codes = model.family.encode(model.weights, to_images(batch, model.device))
+        return {level: grid.cpu().numpy() for level, grid in codes.items()}
+
+    return encode
+
+
+def _usage(codes: Index, device: torch.device) -> str:
+    """The share of each level's codes that come at all, counted over all ranks."""
+    words = []
+    for level, count in count_codes(codes, rank=world.rank(), world=world.size()).items():
+        used = int((world.sum_over_ranks(torch.from_numpy(count).to(device)) > 0).sum())
+        words.append(f"level {level}: {used} of {len(count)} codes are used ({used / len(count):.0%})")
+    return ", ".join(words)
+
+
+def _what_to_train(model: Model, asked: argparse.Namespace, codes: Index) -> str:
+    train, validation = asked.out / "train.json", asked.out / "validation.json"
+    words = [f"data.train={train if train.exists() else codes.path}"]
+    words += [f"data.validation={validation if validation.exists() else 'null'}", f"data.image_size={codes.image_size}"]
+    words += ["data.flip=true"] if asked.flip else []
+    words += [f"family.tokenizer={asked.run}"]
+    levels = list(model.family.code_levels)
+    words += [f"family.level={levels[0]}"] if len(levels) > 1 else []
+    return " ".join(["recipes/pixelcnn_digits.yaml", *words])
+
+
+if __name__ == "__main__":
+    door(main)
