@@ -1,5 +1,6 @@
 """Starting runs as a user would, for the tests of the promises."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -27,7 +28,39 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "generator_optimizer": _ADAM,
         "discriminator_optimizer": _ADAM,
     },
-}
+    "vqvae": {
+        "kind": "vqvae",
+        "autoencoder": {
+            "levels": {"bottom": 2, "top": 2}, "channels": 8, "residual_channels": 4, "residual_layers": 1, "code_size": 4,
+            "codebook_size": 16, "restart_below": 0.5,
+        },
+        "optimizer": _ADAM,
+    },
+    "pixel_prior": {
+        "kind": "prior",
+        "level": "pixels",
+        "network": {"channels": 8, "layers": 2, "mixtures": 2, "attention_every": 2, "attention_heads": 2},
+        "optimizer": _ADAM,
+    },
+    "diffusion": {
+        "kind": "diffusion",
+        "unet": {"channels": 8, "multipliers": [1, 2], "blocks_per_level": 1, "attention_resolutions": [8], "norm_groups": 4},
+        "timesteps": 20,
+        "loss": "hybrid",
+        "variance": "learned",
+        "class_conditional": True,
+        "label_dropping": 0.2,
+        "optimizer": _ADAM,
+    },
+    "code_prior": {
+        "kind": "prior",
+        "level": "bottom",
+        "tokenizer": "TOKENIZER",
+        "condition": "not-there-yet",
+        "network": {"channels": 8, "layers": 2, "condition_channels": 8, "condition_layers": 1, "output_layers": 1},
+        "optimizer": _ADAM,
+    },
+}  # fmt: skip
 """Every family, as small as it gets: the promise tests run over these."""
 
 
@@ -37,10 +70,15 @@ def optimizers_of(family: Mapping[str, Any], optimizer: Mapping[str, Any]) -> di
 
 
 def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
-    """A small recipe on the digits; `train` are keys of its train section."""
+    """A small recipe on the digits, or on their codes for a family with a tokenizer; `train` are keys of its train section."""
+    data = {"train": "digits", "validation": "digits"}
+    if family.get("tokenizer") == "TOKENIZER":
+        tokenizer = digits_tokenizer()
+        family = dict(family, tokenizer=str(tokenizer / "run"))
+        data = {split: str(tokenizer / "codes" / f"{split}.json") for split in data}
     recipe = {
         "run": {"name": "small", "dir": str(folder / "run")},
-        "data": {"train": "digits", "validation": "digits", "image_size": 16, "workers": 0, "flip": True},
+        "data": data | {"image_size": 16, "workers": 0, "flip": True},
         "family": dict(family),
         "train": {"steps": 20, "batch_size": 8, "log_every": 5, "save_every": 100} | train,
         "ema": {"decay": 0.9, "start_step": 2},
@@ -50,6 +88,18 @@ def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def digits_tokenizer() -> Path:
+    """The folder of a tokenizer that was trained for four steps (`run`) and of the digits' codes (`codes`), made once."""
+    folder = Path(os.environ["BIGTRAIN_CACHE"]) / "tokenizer"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "tokenizer.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not (folder / "codes" / "validation.json").exists():
+            run(ROOT / "launch" / "train.py", write_recipe(folder, FAMILIES["vqvae"], steps=4, batch_size=64))
+            run(ROOT / "launch" / "encode.py", folder / "run", "digits", folder / "codes", "--flip")
+    return folder
 
 
 def command(*arguments: str | Path, processes: int = 1, launcher: bool = False) -> list[str]:

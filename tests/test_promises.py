@@ -46,7 +46,8 @@ def weights_at_world_sizes(folder: Path, family: str, optimizer: dict, accumulat
 @families
 def test_world_size_does_not_change_the_experiment(family: str, tmp_path: Path) -> None:
     one, two = weights_at_world_sizes(tmp_path, family, ADAM, accumulate=2, sizes=(1, 2))
-    assert all(tensor.dtype == torch.float64 for name, tensor in one.items() if "weights" in name)
+    floating = [t for name, t in one.items() if "weights" in name and t.is_floating_point()]
+    assert {tensor.dtype for tensor in floating} == {torch.float64}
     assert largest_difference(one, two) < 1e-9
 
 
@@ -63,13 +64,20 @@ def test_world_size_does_not_change_the_experiment_under_any_optimizer_and_accum
 
 
 @families
-def test_accumulation_steps_both_players_once_per_update(family: str, tmp_path: Path) -> None:
+def test_accumulation_steps_every_player_once_per_update(family: str, tmp_path: Path) -> None:
     """Two microbatches make one update of each player, no matter how phases alternate (Accelerate's counter would not)."""
     recipe = write_recipe(tmp_path, FAMILIES[family], accumulate=2, steps=6)
     train(recipe)
     steps = {name: float(t) for name, t in final_tensors(tmp_path / "run").items() if name.endswith("/step")}
     by_player = {name.split("/")[0]: value for name, value in steps.items()}
-    expected = {"toy": {"critic": 12, "maker": 3}, "gan": {"discriminator": 12, "generator": 6}}[family]
+    expected = {
+        "toy": {"critic": 12, "maker": 3},
+        "gan": {"discriminator": 12, "generator": 6},
+        "vqvae": {"autoencoder": 6},
+        "pixel_prior": {"pixelcnn": 6},
+        "code_prior": {"pixelcnn": 6},
+        "diffusion": {"unet": 6},
+    }[family]
     assert by_player == expected
 
 
@@ -96,7 +104,7 @@ def assert_same_run(whole: Path, parts: Path) -> None:
 @families
 def test_sigkill_at_ten_random_moments_changes_no_bit(family: str, tmp_path: Path) -> None:
     """Every other one of the moments is the sight of a checkpoint that is being written."""
-    steps = {"toy": 1200, "gan": 240}[family]
+    steps = 1200 if family == "toy" else 240
     intervals = {"steps": steps, "log_every": 10, "save_every": 2}
     whole = write_recipe(tmp_path / "whole", FAMILIES[family], **intervals)
     train(whole)
@@ -169,7 +177,7 @@ def test_bf16_touches_neither_weights_nor_averages_nor_statistics(family: str, t
         recipe = write_recipe(tmp_path / precision, FAMILIES[family], steps=4, precision=precision)
         train(recipe)
         finals.append(final_tensors(tmp_path / precision / "run"))
-    assert {tensor.dtype for tensor in finals[1].values()} == {torch.float32}
+    assert {tensor.dtype for tensor in finals[1].values() if tensor.is_floating_point()} == {torch.float32}
     assert all(torch.isfinite(tensor).all() for tensor in finals[1].values())
     assert largest_difference(*finals) > 0
 
