@@ -1,0 +1,138 @@
+"""Samplers: from noise to images along a process, with every coefficient known before the first step.
+
+ancestral (Ho et al. 2020, algorithm 2; respaced as in iDDPM, section 4), DDIM (Song, Meng & Ermon 2021, arXiv:2010.02502, eq.
+12 with eta 0) and DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2). They are what diffusers' schedulers
+compute, step for step, but those look tables up on the host by a time that lies on the device, and so wait for it at every
+step; here nothing waits.
+
+Which times are visited is part of a sampler. ancestral: evenly from the first to the last (OpenAI's "250"; diffusers'
+linspace). ddim: every k-th from 0 (OpenAI's "ddim50"; diffusers' leading), as published. dpmpp: evenly in the logarithm of
+alpha / sigma, as its authors do for small images (Lu et al. 2022, DPM-Solver, arXiv:2206.00927), but no further down than
+NOISE: the cosine schedule ends at -10, and a third of the steps would be spent on noise. With the exact denoiser of 600
+digits, on 32 samples, at T = 1000, 20 steps of it end within 0.032 (root mean square) of 1000 steps under either schedule,
+diffusers' trailing within 0.062 (linear) and 0.036 (cosine), and even steps over the whole range within 0.032 and 0.057.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bigtrain.families.diffusion.process import Process, Variance
+from bigtrain.options import Options
+
+NOISE = -5.0
+"""log(alpha / sigma) at which x_t holds next to nothing of an image; the linear schedule ends there."""
+
+Denoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""(x_t [n, 3, h, w], t int64 [n], a step of the process) -> (the predicted x_0 in [-1, 1], what interpolates the variance
+where it is learned), at least float32."""
+
+SamplerName = Literal["ancestral", "ddim", "dpmpp"]
+
+
+class DiffusionSamplingOptions(Options):
+    """How a trained diffusion model is sampled; the sample door has a flag for each."""
+
+    sampler: SamplerName = "ancestral"
+    """ancestral: the stochastic one of DDPM; ddim: deterministic; dpmpp: DPM-Solver++(2M), for 10 to 50 steps."""
+    steps: int | None = Field(default=None, ge=2)
+    """Evaluations of the network per sample (twice as wide with guidance); null: one for each of the timesteps."""
+    guidance: float | None = Field(default=None, ge=0)
+    """Classifier-free guidance w: (1 + w) prediction(class) - w prediction(none) (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
+    0 and null: none. Others write s = 1 + w."""
+
+
+def visited_timesteps(sampler: SamplerName, process: Process, steps: int | None) -> list[int]:
+    """The steps of the whole `process` that a sampler visits, increasing; `steps` many, or all of them for None.
+
+    Raises ValueError, naming the key, if there are no such steps.
+    """
+    timesteps = process.steps
+    steps = timesteps if steps is None else steps
+    if steps > timesteps:
+        raise ValueError(
+            f"sampling.steps: {steps} is more than the model's {timesteps} timesteps; take at most so many"
+        )
+    if sampler == "ancestral":
+        return [round(step * (timesteps - 1) / (steps - 1)) for step in range(steps)]
+    if sampler == "dpmpp":
+        return _even_in_log_snr(process, steps)
+    stride = next(stride for stride in range(1, timesteps + 1) if len(range(0, timesteps, stride)) <= steps)
+    if len(range(0, timesteps, stride)) != steps:
+        near = [len(range(0, timesteps, k)) for k in (stride, stride - 1)]
+        raise ValueError(
+            f"sampling.steps: ddim visits every k-th of the {timesteps} timesteps, which {steps} steps cannot be; "
+            f"{near[0]} or {near[1]} can"
+        )
+    return list(range(0, timesteps, stride))
+
+
+def _even_in_log_snr(process: Process, steps: int) -> list[int]:
+    lambdas = torch.log(process.alpha_bar / (1 - process.alpha_bar)) / 2
+    wanted = torch.linspace(float(lambdas[0]), max(float(lambdas[-1]), NOISE), steps, dtype=torch.float64)
+    nearest = (wanted[:, None] - lambdas).abs().argmin(1).tolist()
+    nearest[-1] = process.steps - 1
+    chosen: list[int] = []
+    for step, time in enumerate(nearest):
+        # Near t = 0 the times are further apart than the steps: those that would fall together move up.
+        after = max(time, chosen[-1] + 1) if chosen else time
+        chosen.append(min(after, process.steps - steps + step))
+    return chosen
+
+
+def ancestral(
+    process: Process, denoise: Denoiser, x: Tensor, variance: Variance, noise: Callable[[int], Tensor]
+) -> Tensor:
+    """Draws x_{t-1} from p(x_{t-1} | x_t) for every step of `process`, whose tables lie on the device of x [n, 3, h, w].
+
+    `noise`: standard normal in the shape of x, for the step that leads to x_{t-1}, t > 0.
+    """
+    for t, times in _backwards(process, x):
+        x0, interpolation = denoise(x, times)
+        mean = process.posterior_mean(x0, x, times)
+        if t == 0:
+            return mean
+        x = mean + (process.log_variance(variance, interpolation, times, x) / 2).exp() * noise(t)
+    raise AssertionError("a process has a step 0")
+
+
+def ddim(process: Process, denoise: Denoiser, x: Tensor) -> Tensor:
+    """The deterministic sampler: x_{t-1} holds the noise that x_0 implies at x_t. `process` has its tables on the host."""
+    signal, deviation = process.alpha_bar.sqrt().tolist(), (1 - process.alpha_bar).sqrt().tolist()
+    for t, times in _backwards(process, x):
+        x0, _ = denoise(x, times)
+        if t == 0:
+            return x0
+        epsilon = (x - signal[t] * x0) / deviation[t]
+        x = signal[t - 1] * x0 + deviation[t - 1] * epsilon
+    raise AssertionError("a process has a step 0")
+
+
+def dpmpp(process: Process, denoise: Denoiser, x: Tensor) -> Tensor:
+    """DPM-Solver++(2M), the midpoint form: first order in its first step and in its last, which ends without noise. `process`
+    has its tables on the host."""
+    signal, deviation = process.alpha_bar.sqrt().tolist(), (1 - process.alpha_bar).sqrt().tolist()
+    lambdas = [math.log(a / s) for a, s in zip(signal, deviation, strict=True)]
+    before: Tensor | None = None
+    for t, times in _backwards(process, x):
+        x0, _ = denoise(x, times)
+        if t == 0:
+            return x0
+        h = lambdas[t - 1] - lambdas[t]
+        direction = x0
+        if before is not None:
+            ratio = (lambdas[t] - lambdas[t + 1]) / h
+            direction = x0 + (x0 - before) / (2 * ratio)
+        x = deviation[t - 1] / deviation[t] * x - signal[t - 1] * math.expm1(-h) * direction
+        before = x0
+    raise AssertionError("a process has a step 0")
+
+
+def _backwards(process: Process, x: Tensor) -> list[tuple[int, Tensor]]:
+    """Every step, the last first, as a number and as int64 [n] on the device of x."""
+    steps = torch.arange(process.steps, device=x.device)
+    return [(t, steps[t].expand(len(x))) for t in reversed(range(process.steps))]

@@ -1,0 +1,69 @@
+"""Few steps beside a thousand: python tests/benchmarks/diffusion_sampling.py RUN [SAMPLES] [PAIRS]
+
+Draws the same samples of a trained digits run in two ways, in turns within one process: 20 evaluations of DPM-Solver++ and 1000
+ancestral steps. Prints for each the time, the FID against the training images, the recall and the share that a judge
+recognises as the asked class, with the range over the pairs (each with a seed of its own), and the ratio of the times.
+"""
+
+import statistics as stats
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bigtrain.cluster.launch import join_world
+from bigtrain.data.stream import Sweep
+from bigtrain.evaluation.classifier import find_classifier
+from bigtrain.evaluation.metrics import frechet_distance, recall
+from bigtrain.evaluation.ranks import Reading
+from bigtrain.families.diffusion.samplers import DiffusionSamplingOptions
+from bigtrain.model import find_splits, open_model
+
+WAYS = {
+    "dpmpp, 20": DiffusionSamplingOptions(sampler="dpmpp", steps=20),
+    "ancestral, all": DiffusionSamplingOptions(sampler="ancestral"),
+}
+
+
+def main() -> None:
+    device = join_world()
+    model = open_model(Path(sys.argv[1]), device)
+    samples = int(sys.argv[2]) if len(sys.argv) > 2 else 1497
+    pairs = int(sys.argv[3]) if len(sys.argv) > 3 else 3
+    train, validation = find_splits(model.recipe.data)
+    reading = Reading(batch=100, workers=0)
+    features = find_classifier(train, validation, "features", reading, device)
+    judge = find_classifier(train, validation, "judge", reading, device)
+    sweep = Sweep(train, rank=0, world=1, batch=100, workers=0)
+    real = torch.cat([features(batch.images.permute(0, 3, 1, 2)) for _, batch in sweep]).double().cpu()
+
+    results: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}
+    for pair in range(pairs):
+        for way, sampling in WAYS.items():
+            sampler = model.sampler(pair, sampling)
+            labels = sampler.labels_of(range(samples))
+            begin = time.perf_counter()
+            images = sampler.draw_all(labels.tolist(), 128)
+            seconds = time.perf_counter() - begin
+            fake = torch.cat([features(part) for part in images.split(128)]).double().cpu()
+            recognised = torch.cat([judge.predict(part).cpu() for part in images.split(128)]) == labels
+            moments = [
+                torch.from_numpy(value) for rows in (real, fake) for value in (rows.mean(0).numpy(), np.cov(rows.T))
+            ]
+            results[way].append(
+                (seconds, frechet_distance(*moments), recall(real, fake), float(recognised.float().mean()))
+            )
+    print(f"step {model.provenance['step']}, {samples} samples, {pairs} pairs, {device}")
+    for way, rows in results.items():
+        columns = zip(("seconds", "FID", "recall", "recognised"), zip(*rows, strict=True), strict=True)
+        print(
+            f"{way}: " + "  ".join(f"{name} {stats.mean(v):.4g} ({min(v):.4g} to {max(v):.4g})" for name, v in columns)
+        )
+    ratios = [slow[0] / fast[0] for fast, slow in zip(*results.values(), strict=True)]
+    print(f"ratio of the times {stats.mean(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
+
+
+if __name__ == "__main__":
+    main()
