@@ -89,7 +89,7 @@ class Model:
         if candidates == 1:
             return None
         reading = Reading(self.recipe.evaluation.batch_size, self.recipe.data.workers)
-        return find_selection(candidates, classifier, self._images, reading, self.device)
+        return find_selection(candidates, classifier, self.family.problem, self._images, reading, self.device)
 
     def _images(self) -> tuple[Index, Index | None]:
         train, validation = find_splits(self.recipe.data)
@@ -101,8 +101,9 @@ class Model:
         with full_float32(self.device):
             return self.family.reconstruct(self.weights, images.to(self.device))
 
-    def likelihood(self, seed: int) -> Callable[[np.ndarray, Batch], Mapping[str, Tensor]]:
-        """What `measure_likelihood` asks for; `seed` keys the draws of families whose bound needs any."""
+    def likelihood(self, seed: int, evaluations: int | None) -> Callable[[np.ndarray, Batch], Mapping[str, Tensor]]:
+        """What `measure_likelihood` asks for; `seed` keys the draws of families whose bound needs any, `evaluations` bounds
+        the work where it can be estimated."""
 
         def of(numbers: np.ndarray, batch: Batch) -> Mapping[str, Tensor]:
             images = to_images(batch, self.device) if batch.codes is None else None
@@ -111,7 +112,7 @@ class Model:
             labels = batch.labels.to(self.device)
             microbatch = Microbatch(images, labels, places, Draws(seed), self.device, len(places), codes)
             with full_float32(self.device):
-                return self.family.likelihood(self.weights, microbatch)
+                return self.family.likelihood(self.weights, microbatch, evaluations)
 
         return of
 
@@ -136,8 +137,9 @@ class Sampler:
         if self.selection is None:
             return self._draw(places, labels)
         each = self.selection.candidates
-        candidates = [place * each + candidate for place in places for candidate in range(each)]
-        return self.selection.best(self._draw(candidates, labels.repeat_interleave(each)), labels.to(self.device))
+        # One candidate of every sample at a time: memory does not grow with their number.
+        draws = (self._draw([place * each + k for place in places], labels) for k in range(each))
+        return self.selection.best(draws, labels.to(self.device))
 
     def _draw(self, places: Sequence[int], labels: Tensor) -> Tensor:
         images = self.family.sample(self.networks, labels.to(self.device), places, self.seed, self.sampling)
@@ -159,7 +161,8 @@ class Sampler:
 
     def protocol(self) -> dict[str, Any]:
         """What of a sample's making belongs beside a number measured on it."""
-        facts: dict[str, Any] = {"sampling": self.sampling.model_dump(mode="json")}
+        # Whether a GPU replays its work changes no sample.
+        facts: dict[str, Any] = {"sampling": self.sampling.model_dump(mode="json", exclude={"capture"})}
         if self.family.followed:
             facts["followed"] = {role: trained.fingerprint for role, trained in self.family.followed.items()}
         if self.selection is not None:
@@ -219,8 +222,13 @@ def open_model(path: Path, device: torch.device, *, weights: str | None = None, 
 
 def make_family(recipe: Recipe, problem: Problem) -> Family:
     """The recipe's family for a problem. Raises UserMistake where its options do not fit the data."""
+    kind = find_family(recipe.family.kind)
+    if problem.codes is not None and not kind.reads_codes:
+        raise UserMistake(
+            f"data.train: {recipe.data.train} holds codes, but a {kind.kind} learns images; give their index"
+        )
     try:
-        return find_family(recipe.family.kind)(recipe.family, problem)
+        return kind(recipe.family, problem)
     except ValueError as error:
         raise UserMistake(str(error)) from None
 

@@ -15,7 +15,7 @@ from bigtrain.data.stream import Sweep, to_images
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.evaluate import HELD_OUT, EvaluationOptions, evaluate
 from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction
-from bigtrain.evaluation.ranks import Reading, Stopped
+from bigtrain.evaluation.ranks import Reading, Stopped, gather_rows
 from bigtrain.families.family import Capability, Family
 from bigtrain.model import Model, Sampler, follow_others, images_behind
 from bigtrain.pictures import save_grid, to_uint8
@@ -30,7 +30,7 @@ GRID_PER_CLASS = 10
 
 
 class SampleObserver:
-    """Draws a grid, one class a row, on the main rank. The same noise every time, so that pictures show the progress."""
+    """Draws a grid, one class a row, on all ranks. The same noise every time, so that pictures show the progress."""
 
     def __init__(self, family: Family, folder: RunFolder, seed: int, device: torch.device) -> None:
         self.family, self.folder, self.seed, self.device = family, folder, seed, device
@@ -41,14 +41,18 @@ class SampleObserver:
     def observe(
         self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
     ) -> Mapping[str, float]:
-        if not world.is_main():
-            return {}
-        options = self.family.sampling
+        options, problem = self.family.sampling, self.family.problem
         prepared = self.family.prepare_sampling(networks, options, self.seed)
         sampler = Sampler(self.family, prepared, self.seed, options, self.device)
-        rows = min(GRID_CLASSES, len(self.family.problem.classes))
-        labels = torch.arange(rows).repeat_interleave(GRID_PER_CLASS)
-        save_grid(self.folder.samples(step), sampler.draw(range(len(labels)), labels), GRID_PER_CLASS)
+        rows = min(GRID_CLASSES, len(problem.classes)) if "by_class" in self.family.capabilities else GRID_CLASSES
+        labels = torch.arange(rows).repeat_interleave(GRID_PER_CLASS) % len(problem.classes)
+        share = range(len(labels) * world.rank() // world.size(), len(labels) * (world.rank() + 1) // world.size())
+        images = torch.empty(0, 3, problem.image_size, problem.image_size, dtype=torch.uint8, device=self.device)
+        if share:
+            images = sampler.draw(share, labels[share.start : share.stop])
+        drawn = gather_rows(images)
+        if drawn is not None:
+            save_grid(self.folder.samples(step), drawn, GRID_PER_CLASS)
         return {}
 
 
@@ -78,12 +82,13 @@ def reconstruction_pairs(
     reconstruct: Callable[[torch.Tensor], torch.Tensor], images: Index, count: int, device: torch.device
 ) -> torch.Tensor:
     """The first `count` images of a fair order of the split, uint8 [n, 3, H, W]: a row of GRID_PER_CLASS originals, then
-    the row of their reconstructions, and so on; a last row that is not full is left out."""
+    the row of their reconstructions, and so on; what the last row lacks is white."""
     rows = []
     for _, batch in Sweep(images, rank=0, world=1, batch=GRID_PER_CLASS, workers=0, limit=count):
-        if len(batch.labels) == GRID_PER_CLASS:
-            real = to_images(batch, device)
-            rows += [to_uint8(real), to_uint8(reconstruct(real).clamp(-1, 1))]
+        real = to_images(batch, device)
+        for row in (to_uint8(real), to_uint8(reconstruct(real).clamp(-1, 1))):
+            missing = row.new_full((GRID_PER_CLASS - len(row), *row.shape[1:]), 255)
+            rows.append(torch.cat([row, missing]))
     return torch.cat(rows)
 
 
@@ -134,7 +139,7 @@ def observers_of(
     observers: dict[str, Observer] = {}
     samples = False
     if recipe.train.evaluate_every is not None:
-        check_metrics(family, recipe.evaluation)
+        check_metrics(family, recipe.evaluation, validation)
         samples = any(metric not in HELD_OUT for metric in recipe.evaluation.chosen(family.capabilities))
         observers["evaluate"] = EvaluationObserver(family, folder, recipe, train, validation, device)
     if recipe.train.sample_every is not None:
@@ -150,12 +155,20 @@ def observers_of(
     return observers
 
 
-def check_metrics(family: Family, options: EvaluationOptions) -> None:
-    """Raises UserMistake for a metric of evaluation.metrics that needs what the family cannot do."""
+def check_metrics(family: Family, options: EvaluationOptions, validation: Index | None) -> None:
+    """Raises UserMistake for a metric that needs what the family cannot do, or data that are not there."""
     for metric in options.chosen(family.capabilities):
-        capability: Capability = HELD_OUT.get(metric, "sample")
-        if capability not in family.capabilities:
-            raise UserMistake(f"evaluation.metrics: {metric} cannot be measured: {family.why_not(capability)}")
+        needed: list[Capability] = [HELD_OUT[metric]] if metric in HELD_OUT else ["sample"]
+        needed += ["by_class"] if metric == "accuracy" else []
+        for capability in needed:
+            if capability not in family.capabilities:
+                raise UserMistake(f"evaluation.metrics: {metric} cannot be measured: {family.why_not(capability)}")
+        key = "split" if metric in HELD_OUT else "reference"
+        if getattr(options, key) == "validation" and validation is None:
+            raise UserMistake(
+                f"evaluation.{key}: {metric} is measured on the validation split, but data.validation names none; give one, "
+                f"or set evaluation.{key}=train"
+            )
 
 
 def evaluate_model(
@@ -163,7 +176,7 @@ def evaluate_model(
 ) -> dict[str, Any] | None:
     """The recipe's metrics of a model, as JSON with the protocol in it; called on every rank. None if stopped."""
     family, options = model.family, model.recipe.evaluation
-    check_metrics(family, options)
+    check_metrics(family, options, validation)
     chosen = options.chosen(family.capabilities)
     facts = {"weights": model.provenance["weights"], "step": model.provenance["step"]}
     result: dict[str, Any] = {}
@@ -203,18 +216,15 @@ def _measure_held_out(
     """(values, protocol) of one metric of real data."""
     options = model.recipe.evaluation
     split = train if options.split == "train" else validation
-    if split is None:
-        raise UserMistake(
-            f"evaluation.split: {metric} is measured on the validation split, but data.validation names none; give one, "
-            "or set evaluation.split=train"
-        )
+    assert split is not None, "check_metrics has seen to it"
     reading = Reading(options.batch_size, model.recipe.data.workers, should_stop)
     samples = min(options.split_samples or split.samples, split.samples)
     protocol: dict[str, Any] = {"split": options.split, "samples": samples, "fingerprint": split.fingerprint}
     if metric == "reconstruction":
         return measure_reconstruction(model.reconstruct, split, options.split_samples, model.device, reading), protocol
     protocol["dimensions"] = model.family.dimensions
-    likelihood = model.likelihood(options.seed)
+    protocol |= model.family.likelihood_protocol(options.likelihood_evaluations, options.seed)
+    likelihood = model.likelihood(options.seed, options.likelihood_evaluations)
     return measure_likelihood(
         likelihood, model.family.dimensions, split, options.split_samples, model.device, reading
     ), protocol

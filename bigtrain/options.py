@@ -6,4 +6,6 @@ from pydantic import BaseModel, ConfigDict
 class Options(BaseModel):
     """A frozen set of options: unknown keys are refused, and the string under a field is its documentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )

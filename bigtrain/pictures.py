@@ -47,10 +47,11 @@ def save_pngs(folder: Path, images: Tensor) -> None:
         _save_png(folder / f"{number:06d}.png", Image.fromarray(image.permute(1, 2, 0).numpy()))
 
 
-def save_npz(path: Path, images: Tensor, labels: Sequence[int]) -> None:
-    """guided-diffusion's sample file: arr_0 uint8 [n, H, W, 3], arr_1 int64 [n]."""
+def save_npz(path: Path, images: Tensor, labels: Sequence[int] | None) -> None:
+    """guided-diffusion's sample file: arr_0 uint8 [n, H, W, 3] and, where the samples have classes, arr_1 int64 [n]."""
     stream = io.BytesIO()
-    np.savez(stream, images.cpu().permute(0, 2, 3, 1).numpy(), np.asarray(labels, dtype=np.int64))
+    classes = [] if labels is None else [np.asarray(labels, dtype=np.int64)]
+    np.savez(stream, images.cpu().permute(0, 2, 3, 1).numpy(), *classes)
     _save(path, stream.getvalue())
 
 

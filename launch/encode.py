@@ -20,7 +20,7 @@ from bigtrain.cluster.launch import join_world
 from bigtrain.data.codes import count_codes, encode_shards, index_codes
 from bigtrain.data.digits import SPLITS
 from bigtrain.data.index import CodesManifest, EncodedImages, Index, Level
-from bigtrain.data.stream import TRANSFORM, Batch, open_index, to_images
+from bigtrain.data.stream import TRANSFORM, Batch, find_images, to_images
 from bigtrain.doors import door, say
 from bigtrain.errors import OneRanksMistake, UserMistake
 from bigtrain.evaluation.features import full_float32
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     if "encode" not in model.family.capabilities:
         raise UserMistake(f"{asked.run}: is a {model.family.kind}, which has no codes; give a VQ-VAE's run")
     for split in SPLITS if asked.index == "digits" else [""]:
-        index = world.main_first(partial(_find_images, asked.index, split, model.family.problem.image_size))
+        index = world.main_first(partial(find_images, asked.index, split, "INDEX", model.family.problem.image_size))
         codes = _encode(model, index, asked)
         say(f"{codes.path}: codes of {codes.samples} images; {_usage(codes, device)}")
     say(f"next: train a prior of these codes: accelerate launch launch/train.py {_what_to_train(model, asked, codes)}")
@@ -59,21 +59,6 @@ def _parser() -> argparse.ArgumentParser:
         help="images encoded at a time on each rank (default: %(default)s)",
     )
     return parser
-
-
-def _find_images(where: str, split: str, size: int) -> Index:
-    index = open_index(where, split, "INDEX", size)
-    if index.codes is not None:
-        raise UserMistake(
-            f"INDEX: {where} is an index of codes; give that of the images ({index.codes.images['path']})"
-        )
-    if index.image_size != size:
-        has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
-        raise UserMistake(
-            f"INDEX: {where} has {has}, but the tokenizer takes {size}; make shards of that size with "
-            f"`python launch/shard.py SOURCE OUT --size {size}`"
-        )
-    return index
 
 
 def _encode(model: Model, index: Index, asked: argparse.Namespace) -> Index:
@@ -127,14 +112,17 @@ def _usage(codes: Index, device: torch.device) -> str:
 
 
 def _what_to_train(model: Model, asked: argparse.Namespace, codes: Index) -> str:
-    train, validation = asked.out / "train.json", asked.out / "validation.json"
-    words = [f"data.train={train if train.exists() else codes.path}"]
-    words += [f"data.validation={validation if validation.exists() else 'null'}", f"data.image_size={codes.image_size}"]
-    words += ["data.flip=true"] if asked.flip else []
+    """What to put behind the train door's name: a prior of the coarsest level."""
+    there = {path.stem: path for path in sorted(asked.out.glob("*.json"))}
+    train = there.pop("train", None)
+    held_out = next((there[name] for name in ("validation", "val", "test") if name in there), None)
+    words = [f"data.train={train or codes.path}", f"data.validation={held_out or 'null'}"]
+    words += [f"data.image_size={codes.image_size}"] + (["data.flip=true"] if asked.flip else [])
     words += [f"family.tokenizer={asked.run}"]
     levels = list(model.family.code_levels)
-    words += [f"family.level={levels[0]}"] if len(levels) > 1 else []
-    return " ".join(["recipes/pixelcnn_digits.yaml", *words])
+    if len(levels) > 1:  # whose codes alone are no picture
+        words += [f"family.level={levels[0]}", "evaluation.metrics=[bits_per_dim]", "train.sample_every=null"]
+    return " ".join(["RECIPE.yaml", *words, "(recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from bigtrain.observers import evaluate_model, write_evaluation
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", metavar="WHAT", type=Path, help="a run folder or an export")
+    parser.add_argument(
+        "--weights", help="averaged weights (ema), a run's own (raw), or the name of a further average; default: ema"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args(argv)
     for override in arguments.overrides:
@@ -28,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
             )
 
     device = join_world()
-    model = open_model(arguments.what, device, overrides=arguments.overrides)
+    model = open_model(arguments.what, device, weights=arguments.weights, overrides=arguments.overrides)
     recipe = model.recipe
     train, validation = find_splits(recipe.data)
     model.check_data(train, "data.train")

@@ -24,22 +24,16 @@ def main(argv: Sequence[str]) -> None:
         raise UserMistake(f"{arguments.run}: is an export already; give the run folder")
     model = open_model(arguments.run, torch.device("cpu"), weights=arguments.weights)
     follow_others(model.family, model.device)
-    plain = export(
+    ways = export(
         arguments.out,
         model.family,
         model.weights,
         recipe_yaml=model.recipe.to_yaml(),
         provenance=model.provenance,
     )
-    out = str(arguments.out)
-    say(f"{arguments.weights} weights of step {model.provenance['step']}: {out}")
-    if plain:
-        say(f"use: DiffusionPipeline.from_pretrained({out!r})().images (plain diffusers, without bigtrain)")
-    elif "sample" in model.family.capabilities:
-        say(
-            f"use: DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
-            "(class_labels=[0], seed=0).images"
-        )
+    say(f"{arguments.weights} weights of step {model.provenance['step']}: {arguments.out}")
+    for way in ways:
+        say(f"use: {way}")
 
 
 if __name__ == "__main__":

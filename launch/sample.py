@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigtrain.cluster.launch import join_world
-from bigtrain.data.stream import find_index
+from bigtrain.data.stream import find_images
 from bigtrain.doors import add_flags, door, from_flags, say
 from bigtrain.errors import UserMistake
 from bigtrain.model import Model, open_model
@@ -20,6 +20,7 @@ from bigtrain.observers import GRID_PER_CLASS, reconstruction_pairs
 from bigtrain.options import Options
 from bigtrain.pictures import save_grid, save_npz, save_pngs
 
+CLASSIFIER = "classifier"
 RECONSTRUCTIONS = 50
 """Images that --reconstruct shows."""
 
@@ -44,7 +45,7 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--classifier",
-        default="classifier",
+        default=CLASSIFIER,
         help="what selects among them: `classifier`, trained on the spot on the data's labels, or a TorchScript file",
     )
     parser.add_argument(
@@ -77,6 +78,12 @@ def main(argv: Sequence[str]) -> None:
         reconstruct(model, arguments)
         return
     model.require("sample", arguments.what)
+    by_class = "by_class" in model.family.capabilities
+    if arguments.classes is not None or arguments.candidates > 1:
+        flag = "--classes" if arguments.classes is not None else "--candidates"
+        model.require("by_class", f"{flag}: {arguments.what}")
+    if arguments.classifier != CLASSIFIER and arguments.candidates == 1:
+        raise UserMistake("--classifier selects among candidates; give --candidates N as well")
     as_grid = arguments.npz is None and suffix == ".png"
     chosen = model.family.problem.find_classes(arguments.classes)
     if arguments.classes is None and as_grid:
@@ -91,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     elif arguments.out is not None:
         save_pngs(arguments.out, images)
     if arguments.npz is not None:
-        save_npz(arguments.npz, images, labels)
+        save_npz(arguments.npz, images, labels if by_class else None)
     written = " and ".join(str(path) for path in (arguments.out, arguments.npz) if path is not None)
     say(f"{len(labels)} samples of step {model.provenance['step']}: {written}")
 
@@ -101,7 +108,10 @@ def reconstruct(model: Model, arguments: argparse.Namespace) -> None:
     model.require("reconstruct", arguments.what)
     if arguments.npz is not None or arguments.out.suffix.lower() != ".png":
         raise UserMistake("--reconstruct: pairs are written as one grid; give --out FILE.png, and no --npz")
-    images = find_index(arguments.reconstruct, "validation", model.family.problem.image_size)
+    for flag in ("classes", "per_class", "seed", "candidates"):
+        if getattr(arguments, flag) != parser_of().get_default(flag):
+            raise UserMistake(f"--{flag.replace('_', '-')} is for samples, and --reconstruct draws none; leave it out")
+    images = find_images(arguments.reconstruct, "validation", "--reconstruct", model.family.problem.image_size)
     pairs = reconstruction_pairs(model.reconstruct, images, RECONSTRUCTIONS, model.device)
     save_grid(arguments.out, pairs.cpu(), columns=GRID_PER_CLASS)
     say(f"{len(pairs) // 2} images and their reconstructions at step {model.provenance['step']}: {arguments.out}")

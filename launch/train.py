@@ -51,7 +51,8 @@ def main(argv: Sequence[str]) -> None:
     say(f"trained {trainer.step} steps: {folder.path}")
     if folder.samples(trainer.step).exists():
         say(f"the picture: {folder.samples(trainer.step)}")
-    say(f"next: {family.next_step(str(folder.path), recipe.data.train)}")
+    data = recipe.data
+    say(f"next: {family.next_step(str(folder.path), data.train, data.validation, data.flip)}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "kind": "diffusion",
         "unet": {"channels": 8, "multipliers": [1, 2], "blocks_per_level": 1, "attention_resolutions": [8], "norm_groups": 4},
         "timesteps": 20,
+        "schedule": "cosine",
         "loss": "hybrid",
         "variance": "learned",
         "class_conditional": True,

@@ -30,7 +30,7 @@ from bigtrain.data.index import HOW_TO_MAKE, Index
 from bigtrain.data.reader import CodeReader, Reader
 from bigtrain.errors import UserMistake
 from bigtrain.options import Options
-from bigtrain.randomness import generator
+from bigtrain.randomness import BLOCK, generator
 
 TRANSFORM = "uint8 / 127.5 - 1"
 """What `to_images` makes of pixels, for those who note it."""
@@ -106,6 +106,25 @@ def open_index(where: str, split: str, key: str, digits_size: int) -> Index:
         found = ", ".join(sorted(map(str, Path(where).glob("*.json")))) or f"none here: {HOW_TO_MAKE}"
         raise UserMistake(f"{key}: {where} is a folder; give the index within it ({found})")
     return _checked(Path(where), key)
+
+
+def find_images(where: str, split: str, key: str, size: int) -> Index:
+    """The index of images of `size` pixels at a path, or that of the digits' `split`.
+
+    Raises UserMistake, which names the `key` that said where, if it is none.
+    """
+    index = open_index(where, split, key, size)
+    if index.codes is not None:
+        raise UserMistake(
+            f"{key}: {where} is an index of codes; give that of the images ({index.codes.images['path']})"
+        )
+    if index.image_size != size:
+        has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
+        raise UserMistake(
+            f"{key}: {where} has {has}, but the model takes {size}; make shards of that size with "
+            f"`python launch/shard.py SOURCE OUT --size {size}`"
+        )
+    return index
 
 
 def _checked(path: Path, key: str, remedy: str = "") -> Index:
@@ -200,11 +219,19 @@ class Stream:
         self._batches.close()
 
 
+def dealt(numbers: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """A rank's share of `numbers` [n]: blocks of BLOCK consecutive ones, every world-th.
+
+    One by one they would be shared more evenly, but keyed draws are made by the block, and each rank would throw most away.
+    """
+    return numbers[np.arange(len(numbers)) // BLOCK % world == rank]
+
+
 class Sweep:
     """One finite pass over a split: each sample once, over all ranks together, without flips.
 
-    Iterating gives (sample numbers int64 [n], Batch) with n <= batch: this rank's numbers are every world-th of the
-    index's order, so ranks may get different counts. With `limit`, the pass is over the first `limit` samples of a
+    Iterating gives (sample numbers int64 [n], Batch) with n <= batch: this rank's are `dealt` to it in the index's order, so
+    ranks may get different counts. With `limit`, the pass is over the first `limit` samples of a
     fixed permutation (a fair subset, whatever the shards' order), still in the index's order. Raises UserMistake for a
     shard or a sample that cannot be read.
     """
@@ -223,7 +250,7 @@ class Sweep:
         numbers = np.arange(index.samples)
         if limit is not None and limit < index.samples:
             numbers = np.sort(generator(0, "data/sweep").permutation(index.samples)[:limit])
-        mine = numbers[rank::world]
+        mine = dealt(numbers, rank, world)
         self._chunks = [mine[begin : begin + batch] for begin in range(0, len(mine), batch)]
         self._index, self._workers, self._pin_memory = index, workers, pin_memory
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
+from bigtrain.data.stream import dealt
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.classifier import Classifier, find_classifier, side_of
 from bigtrain.evaluation.features import Features, TorchScriptFeatures
@@ -43,7 +44,8 @@ class EvaluationOptions(Options):
     """What is measured and against what. Larger `samples` lower the bias of a FID: compare only at equal `samples`."""
 
     metrics: tuple[MetricName, ...] | None = Field(default=None, min_length=1)
-    """What to measure; null: fid, recall, accuracy and real_fid of a family that draws images, else what it can.
+    """What to measure; null: fid, recall, real_fid and, where classes can be asked for, accuracy of a family that draws
+    images, else what it can.
 
     fid: of the samples against the whole reference (Heusel et al. 2017). recall: share of the reference that the samples
     cover (Kynkäänniemi et al. 2019). accuracy: share of the samples in which an independent classifier sees the class
@@ -62,6 +64,9 @@ class EvaluationOptions(Options):
     """Split that bits_per_dim and reconstruction are measured on."""
     split_samples: int | None = Field(default=None, gt=0)
     """Measure them on so many samples of the split, in a fair order; null: on all of it."""
+    likelihood_evaluations: int | None = Field(default=None, ge=2)
+    """Evaluations of the network for each sample's bits_per_dim, where that is a bound that fewer can estimate (diffusion:
+    right in the mean, noisy for each sample); null: all that it takes."""
     batch_size: int = Field(default=100, gt=0)
     """Images at a time on each rank; does not change the result."""
     seed: int = Field(default=0, ge=0)
@@ -88,7 +93,7 @@ class EvaluationOptions(Options):
         if self.metrics is not None:
             return self.metrics
         if "sample" in capabilities:
-            return self.sample_metrics
+            return tuple(name for name in self.sample_metrics if name != "accuracy" or "by_class" in capabilities)
         return tuple(name for name, capability in HELD_OUT.items() if capability in capabilities)  # type: ignore[misc]
 
     @property
@@ -172,7 +177,7 @@ class _Samples:
     ) -> None:
         self._options, self._features, self._judge = options, features, judge
         self._side, self._device = side, device
-        self._indices = np.arange(world.rank(), options.samples, world.size())
+        self._indices = dealt(np.arange(options.samples), world.rank(), world.size())
         self._recognised = torch.zeros((), dtype=torch.float64, device=device)
         dimensions = features.dimensions if features is not None else 0
         self._moments = Moments(dimensions, device)

@@ -5,7 +5,7 @@ It trades diversity for fidelity, as truncation does for GANs, so the protocol o
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from bigtrain.errors import UserMistake
 from bigtrain.evaluation.classifier import find_classifier
 from bigtrain.evaluation.features import full_float32
 from bigtrain.evaluation.ranks import Reading, together
+from bigtrain.families.family import Problem
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,23 @@ class Selection:
     facts: dict[str, Any]
     """What of it belongs in a protocol."""
 
-    def best(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Of images [n * candidates, 3, H, W], candidates of one sample after each other, the best of each: [n, 3, H, W]."""
-        scores = self.score(images, labels.repeat_interleave(self.candidates)).view(-1, self.candidates)
-        rows = torch.arange(len(labels), device=images.device)
-        return images.view(-1, self.candidates, *images.shape[1:])[rows, scores.argmax(1)]
+    def best(self, candidates: Iterable[Tensor], labels: Tensor) -> Tensor:
+        """Of images [n, 3, H, W], given as often as there are candidates, the best of each sample, the first of equals."""
+        kept: Tensor | None = None
+        highest = torch.full((len(labels),), -torch.inf, device=labels.device)
+        for images in candidates:
+            scores = self.score(images, labels)
+            better = scores > highest
+            kept = images if kept is None else torch.where(better[:, None, None, None], images, kept)
+            highest = torch.where(better, scores, highest)
+        assert kept is not None, "there are no candidates"
+        return kept
 
 
 def find_selection(
     candidates: int,
     classifier: str,
+    problem: Problem,
     train: Callable[[], tuple[Index, Index | None]],
     reading: Reading,
     device: torch.device,
@@ -51,7 +59,7 @@ def find_selection(
     if classifier == "classifier":
         trained = find_classifier(*train(), "selector", reading, device)
         return Selection(candidates, trained.score, {"candidates": candidates, "classifier": trained.protocol()})
-    data, network = together(lambda: _load(classifier, device))
+    data, network = together(lambda: _load(classifier, problem, device))
 
     def score(images: Tensor, labels: Tensor) -> Tensor:
         with full_float32(device):
@@ -61,13 +69,21 @@ def find_selection(
     return Selection(candidates, score, {"candidates": candidates, "classifier": facts})
 
 
-def _load(path: str, device: torch.device) -> tuple[bytes, Any]:
+def _load(path: str, problem: Problem, device: torch.device) -> tuple[bytes, Any]:
+    classes, size = len(problem.classes), problem.image_size
+    what = (
+        f"give `classifier`, or a TorchScript network from uint8 images [n, 3, {size}, {size}] to logits [n, {classes}]"
+    )
+    gray = torch.full((2, 3, size, size), 128, dtype=torch.uint8, device=device)
     try:
         data = Path(path).read_bytes()
-        return data, torch.jit.load(io.BytesIO(data), map_location=device).eval()
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserMistake(
-            f"the classifier {path} cannot be read: {reason}; give `classifier`, or a TorchScript network from uint8 images "
-            "[n, 3, H, W] to logits"
-        ) from None
+        network = torch.jit.load(io.BytesIO(data), map_location=device).eval()
+        with full_float32(device):
+            logits = network(gray)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserMistake(f"the classifier {path} cannot be used: {reason}; {what}") from None
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes) or not logits.is_floating_point():
+        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserMistake(f"the classifier {path} gives {given} for 2 images of {classes} classes; {what}")
+    return data, network

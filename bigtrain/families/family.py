@@ -200,7 +200,8 @@ class Problem:
         return torch.from_numpy(np.searchsorted(bounds, ranks, side="right"))
 
 
-Capability = Literal["sample", "likelihood", "reconstruct", "encode"]
+Capability = Literal["sample", "by_class", "likelihood", "reconstruct", "encode"]
+"""What a trained model may be asked for; `by_class`: that its samples are of the classes that are asked for."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,9 @@ class Family(ABC):
     kind: ClassVar[str]
     options_class: ClassVar[type[Options]]
     sampling_class: ClassVar[type[Options]]
-    capabilities: frozenset[Capability] = frozenset({"sample"})
+    reads_codes: ClassVar[bool] = False
+    """Whether the data may be a tokenizer's codes."""
+    capabilities: frozenset[Capability] = frozenset({"sample", "by_class"})
     initialisation_images: int = 0
     """How many images `initialise` is to see before step 0, at least; 0: it is not called."""
 
@@ -270,11 +273,17 @@ class Family(ABC):
 
     def why_not(self, capability: Capability) -> str:
         """The sentence that tells a user why a model of this family lacks a capability, and what to do instead."""
-        able = {"sample": "draw images", "likelihood": "give likelihoods", "reconstruct": "reconstruct images"}
-        return f"a {self.kind} cannot {able.get(capability, 'encode images')}"
+        able = {
+            "sample": "draw images",
+            "by_class": "draw images of a class that is asked for, as it was not trained to",
+            "likelihood": "give likelihoods",
+            "reconstruct": "reconstruct images",
+            "encode": "encode images",
+        }
+        return f"a {self.kind} cannot {able[capability]}"
 
-    def next_step(self, run: str, data: str) -> str:
-        """The commands that a user may want once `run` is trained on the split `data`."""
+    def next_step(self, run: str, train: str, validation: str | None, flip: bool) -> str:
+        """The commands that a user may want once `run` is trained, on data.train, data.validation and data.flip."""
         return f"python launch/sample.py {run} --out samples.png    python launch/export.py {run} export"
 
     @property
@@ -321,13 +330,18 @@ class Family(ABC):
         """Dimensions of a sample, by which its nats are divided for bits per dimension."""
         raise NotImplementedError
 
-    def likelihood(self, networks: Networks, batch: Microbatch) -> dict[str, Tensor]:
+    def likelihood(self, networks: Networks, batch: Microbatch, evaluations: int | None) -> dict[str, Tensor]:
         """Float64 tensors whose leading dimension is n: "nats", the negative log-likelihood (or its bound) of each
         sample, and the terms that it is made of.
 
         Networks are in eval mode; `batch.indices` are the samples' numbers in their split, which key any draw.
+        `evaluations`: of the network for each sample, where a bound can be estimated from fewer than it takes; None: all.
         """
         raise NotImplementedError
+
+    def likelihood_protocol(self, evaluations: int | None, seed: int) -> dict[str, Any]:
+        """What the likelihood depends on beside the weights and the data: nothing, if it is exact."""
+        return {}
 
     # -- reconstruct, encode ----------------------------------------------------------------------------------------
 

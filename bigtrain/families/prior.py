@@ -49,7 +49,7 @@ class PriorSamplingOptions(Options):
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Draw only among the likeliest values that together have this probability (Holtzman et al. 2020); null: all."""
     capture: bool = False
-    """On a GPU: record a row's work as a CUDA graph and replay it, which spares the host; the same samples."""
+    """On GPUs: record a row's work as a CUDA graph and replay it, which spares the host; the same samples."""
 
 
 class PriorOptions(Options):
@@ -77,6 +77,7 @@ class Prior(Family, kind="prior"):
     A dimension is one code, or one channel of one pixel.
     """
 
+    reads_codes = True
     options_class = PriorOptions
     sampling_class = PriorSamplingOptions
     sampled_players = ("pixelcnn",)
@@ -87,7 +88,10 @@ class Prior(Family, kind="prior"):
         self.coarser, level = _place(options, problem)
         self.grid = level.grid if level is not None else (problem.image_size, problem.image_size)
         finest = problem.codes is None or options.level == list(problem.codes)[-1]
-        self.capabilities = frozenset({"sample", "likelihood"}) if finest else frozenset({"likelihood"})
+        able: list[Capability] = ["likelihood"]
+        able += ["sample"] if finest else []
+        able += ["by_class"] if finest and options.class_conditional else []
+        self.capabilities = frozenset(able)
         condition = problem.codes[self.coarser] if problem.codes is not None and self.coarser is not None else None
         network = partial(
             PixelCNN,
@@ -124,7 +128,7 @@ class Prior(Family, kind="prior"):
         return math.prod(self.grid) * (3 if self.options.level == PIXELS else 1)
 
     @torch.no_grad()
-    def likelihood(self, networks: Networks, batch: Microbatch) -> dict[str, Tensor]:
+    def likelihood(self, networks: Networks, batch: Microbatch, evaluations: int | None) -> dict[str, Tensor]:
         return {"nats": self._nats(networks, batch).double().sum((1, 2))}
 
     # -- sampling ---------------------------------------------------------------------------------------------------
@@ -137,15 +141,15 @@ class Prior(Family, kind="prior"):
             )
         return super().why_not(capability)
 
-    def next_step(self, run: str, data: str) -> str:
+    def next_step(self, run: str, train: str, validation: str | None, flip: bool) -> str:
         if "sample" in self.capabilities:
-            return super().next_step(run, data)
+            return super().next_step(run, train, validation, flip)
         assert self.problem.codes is not None
         levels = list(self.problem.codes)
         below = levels[levels.index(self.options.level) + 1]
         return (
             f"train the prior of level {below}: accelerate launch launch/train.py RECIPE.yaml family.level={below} "
-            f"family.tokenizer={self.options.tokenizer} family.condition={run} data.train={data}"
+            f"family.tokenizer={self.options.tokenizer} family.condition={run} data.train={train}"
         )
 
     @property
@@ -183,16 +187,20 @@ class Prior(Family, kind="prior"):
             )
         if condition.problem.tokenizer != self.problem.tokenizer:
             raise UserMistake(f"{where} was trained on codes of another tokenizer; train it on those of this one")
+        theirs = condition.problem.classes if condition.options.class_conditional else ()
+        ours = self.problem.classes if self.options.class_conditional else ()
+        if theirs != ours:
+            raise UserMistake(
+                f"{where} knows {len(theirs)} classes and this prior {len(ours)}, or others: together they would draw none of "
+                "them; train both on the same classes, and with the same family.class_conditional"
+            )
 
     def prepare_sampling(self, networks: Networks, sampling: PriorSamplingOptions, seed: int) -> Networks:
-        if self.options.network.mixtures is not None and (sampling.top_k is not None or sampling.top_p is not None):
-            raise UserMistake(
-                "top_k and top_p: a mixture of logistics has no list of values to choose among; use temperature"
-            )
-        network = copy.deepcopy(networks["pixelcnn"]).requires_grad_(False).eval()
-        if sampling.capture and next(network.parameters()).device.type != "cuda":
-            raise UserMistake("capture: graphs are captured on a GPU, and this is none; leave it out")
-        return {"pixelcnn": network}
+        _check_sampling(self.options, sampling)
+        if not all(bool(parameter.isfinite().all()) for parameter in networks["pixelcnn"].parameters()):
+            # What is drawn from logits that are not numbers would be codes like any others.
+            raise FloatingPointError("the prior's weights are not finite: it has diverged")
+        return {"pixelcnn": copy.deepcopy(networks["pixelcnn"]).requires_grad_(False).eval()}
 
     @torch.no_grad()
     def sample(
@@ -222,13 +230,15 @@ class Prior(Family, kind="prior"):
             uniforms,
             labels if self.options.class_conditional else None,
             values[self.coarser] if self.coarser is not None else None,
-            **sampling.model_dump(),
+            **sampling.model_dump(exclude={"capture"}),
+            capture=sampling.capture and labels.device.type == "cuda",
         )
         return values
 
 
 def _check(options: PriorOptions, problem: Problem) -> None:
-    """Raises ValueError, naming the key, for options that contradict each other or the data."""
+    """Raises ValueError (or UserMistake), naming the key, for options that contradict each other or the data."""
+    _check_sampling(options, options.sampling)
     if options.class_conditional and len(problem.classes) < 2:
         raise ValueError(
             "family.class_conditional: the data have one class only; set it to false, or give shards with labels"
@@ -255,6 +265,14 @@ def _check(options: PriorOptions, problem: Problem) -> None:
     if options.network.mixtures is not None:
         raise ValueError(
             "family.network.mixtures: codes have no order that a mixture could use; it is for level pixels"
+        )
+
+
+def _check_sampling(options: PriorOptions, sampling: PriorSamplingOptions) -> None:
+    if options.network.mixtures is not None and (sampling.top_k is not None or sampling.top_p is not None):
+        raise UserMistake(
+            "family.sampling: top_k and top_p choose among a list of values, which a mixture of logistics has not; use "
+            "temperature"
         )
 
 

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -84,13 +83,14 @@ class VQVAE(Family, kind="vqvae"):
         autoencoder = _autoencoder(networks)
         reconstruction = autoencoder(batch.images)
         images = reconstruction.images
-        mse = F.mse_loss(images.to(statistics_dtype(images.dtype)), batch.images)
+        errors = (images.to(statistics_dtype(images.dtype)) - batch.images).square().flatten(1).mean(1)
+        mse = errors.mean()
         nmse = mse / autoencoder.pixel_variance
         total = nmse + self.options.commitment_weight * reconstruction.commitment
         if self.options.autoencoder.codebook == "gradient":
             total = total + reconstruction.codebook_loss
-        # Of values in [-1, 1]: the peak is 2.
-        psnr = 10 * torch.log10(4 / mse.detach().clamp_min(1e-12))
+        # Of values in [-1, 1] the peak is 2. The mean over images, because that of a batch would depend on its size.
+        psnr = (10 * torch.log10(4 / errors.detach().clamp_min(1e-12))).mean()
         return Losses(total, {"mse": mse, "nmse": nmse, "psnr": psnr, "commitment": reconstruction.commitment})
 
     def _readings(self, autoencoder: nn.Module) -> dict[str, Tensor]:
@@ -110,10 +110,11 @@ class VQVAE(Family, kind="vqvae"):
             )
         return super().why_not(capability)
 
-    def next_step(self, run: str, data: str) -> str:
-        return (
-            f"accelerate launch launch/encode.py {run} {data} codes    and train a prior on them (family.kind: prior)"
-        )
+    def next_step(self, run: str, train: str, validation: str | None, flip: bool) -> str:
+        mirrored = " --flip" if flip else ""
+        splits = dict.fromkeys(split for split in (train, validation) if split is not None)
+        commands = [f"accelerate launch launch/encode.py {run} {split} {run}/codes{mirrored}" for split in splits]
+        return "encode the images, and train a prior on the codes: " + "    ".join(commands)
 
     # -- reconstruct, encode ----------------------------------------------------------------------------------------
 

@@ -48,8 +48,8 @@ class Sampling:
 
     def sharpen(self, logits: Tensor) -> Tensor:
         """[..., values] -> the same shape, with -inf for what is excluded."""
-        if self.temperature != 1:
-            logits = logits / self.temperature
+        if self.temperature != 1:  # the largest becomes 0, so that no temperature is too low
+            logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits = logits.masked_fill(logits < logits.topk(self.top_k).values[..., -1:], -math.inf)
         if self.top_p is not None and self.top_p < 1:

@@ -149,10 +149,13 @@ class Quantiser(StatisticsModule):
     @torch.no_grad()
     def _nearest(self, flat: Tensor) -> Tensor:
         """Of each row of [V, code_size] the code at the smallest distance, the first of several; int64 [V]."""
-        # |z - e|^2 = |z|^2 + |e|^2 - 2 z.e, of which |z|^2 is the same for every code.
-        squares, columns = self.codebook.square().sum(1), self.codebook.t()
-        rows = max(1, BLOCK_ELEMENTS // len(self.codebook))
-        return torch.cat([torch.addmm(squares, block, columns, alpha=-2).argmin(1) for block in flat.split(rows)])
+        # |z - e|^2 = |z|^2 + |e|^2 - 2 z.e, of which |z|^2 is the same for every code. Around the codebook's mean, because
+        # of vectors that share an offset the small differences would drown in the rounding of large products.
+        centre = self.codebook.mean(0)
+        codebook = self.codebook - centre
+        squares, columns = codebook.square().sum(1), codebook.t()
+        blocks = (flat - centre).split(max(1, BLOCK_ELEMENTS // len(codebook)))
+        return torch.cat([torch.addmm(squares, block, columns, alpha=-2).argmin(1) for block in blocks])
 
     # -- statistics -------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,8 @@ class UNetOptions(Options):
     attention_resolutions: tuple[int, ...] = (16,)
     """Sizes of the maps (pixels) that have self-attention after each block; the middle always has it."""
     head_channels: int | None = Field(default=None, gt=0)
-    """Channels of an attention head; null: one head."""
+    """Channels of an attention head, which divide those of every level that has attention and of the last one, where the
+    middle has it; null: one head."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the second convolution of each residual block."""
     scale_shift: bool = False
@@ -51,19 +52,18 @@ class UNetOptions(Options):
 
     @model_validator(mode="after")
     def _widths_divide(self) -> "UNetOptions":
-        if self.channels * self.multipliers[0] % 2:
-            raise ValueError(f"channels: {self.channels} is odd, but the time embedding has sines and cosines in pairs")
+        first = self.channels * self.multipliers[0]
+        if first % 2 or first < 4:
+            raise ValueError(
+                f"channels: {self.channels} gives the first level {first}, but the time embedding has sines and cosines in "
+                "pairs, of two frequencies at least; take an even number of 4 or more"
+            )
         for multiplier in self.multipliers:
             width = self.channels * multiplier
             if width % self.norm_groups:
                 raise ValueError(
                     f"norm_groups: {self.norm_groups} does not divide the {width} channels of multiplier {multiplier}; "
                     f"{math.gcd(width, self.norm_groups)} would"
-                )
-            if self.head_channels is not None and width % self.head_channels:
-                raise ValueError(
-                    f"head_channels: {self.head_channels} does not divide the {width} channels of multiplier {multiplier}; "
-                    f"{math.gcd(width, self.head_channels)} would"
                 )
         return self
 
@@ -110,7 +110,7 @@ class TimeFrequencies(nn.Module):
     """
 
     def __init__(self, channels: int, cosine_first: bool, shift: int) -> None:
-        """`channels`: even, more than 2; `shift`: 1 if the last frequency is 1/10000, 0 if the one after it would be."""
+        """`channels`: even, at least 4; `shift`: 1 if the last frequency is 1/10000, 0 if the one after it would be."""
         super().__init__()
         self.pairs = channels // 2
         self.cosine_first = cosine_first
@@ -176,6 +176,14 @@ def unet_config(
             f"{', '.join(map(str, sizes))}"
         )
     attends = [size in options.attention_resolutions for size in sizes]
+    widths = [options.channels * multiplier for multiplier in options.multipliers]
+    if options.head_channels is not None:
+        attending = [width for width, here in zip(widths, attends, strict=True) if here] + widths[-1:]
+        if any(width % options.head_channels for width in attending):
+            raise ValueError(
+                f"head_channels: {options.head_channels} does not divide the {' and '.join(map(str, attending))} channels "
+                f"where there is attention (the last is the middle's); {math.gcd(*attending, options.head_channels)} would"
+            )
     plain_down = "ResnetDownsampleBlock2D" if options.resnet_resampling else "DownBlock2D"
     plain_up = "ResnetUpsampleBlock2D" if options.resnet_resampling else "UpBlock2D"
     resampling = "resnet" if options.resnet_resampling else "conv"
@@ -185,7 +193,7 @@ def unet_config(
         "in_channels": 3,
         "out_channels": outputs,
         "layers_per_block": options.blocks_per_level,
-        "block_out_channels": tuple(options.channels * multiplier for multiplier in options.multipliers),
+        "block_out_channels": tuple(widths),
         "down_block_types": tuple("AttnDownBlock2D" if here else plain_down for here in attends),
         "up_block_types": tuple("AttnUpBlock2D" if here else plain_up for here in reversed(attends)),
         "downsample_type": resampling,

@@ -18,7 +18,8 @@ class FurtherAverage(Options):
     """An exponential average: the share of it that survives one step."""
     relative_width: float | None = Field(default=None, gt=0, lt=0.28)
     """A power-function average (Karras et al. 2024, arXiv:2312.02696, section 3.1): the standard deviation of its weights
-    over past steps, as a share of the training so far. From two such (0.05 and 0.10 there) others follow after training."""
+    over past steps, as a share of the training so far. (From snapshots of two such others can be put together after
+    training, section 3.2 there; bigtrain keeps the averages, and does not put them together.)"""
 
     @model_validator(mode="after")
     def _one_form(self) -> "FurtherAverage":

@@ -222,6 +222,7 @@ class Trainer:
             batches = [self._placed(self._next_batch(), piece, Draws(self.seed)) for piece in pieces]
         finally:
             stream.close()
+        self._replaced_names, self._wait_s = [], 0.0  # training reads these samples again, and counts them
         with torch.no_grad():
             self.family.initialise(self.networks, batches)
         for player in self.players.values():

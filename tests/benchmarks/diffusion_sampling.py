@@ -16,6 +16,7 @@ import torch
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.stream import Sweep
 from bigtrain.evaluation.classifier import find_classifier
+from bigtrain.evaluation.features import pictures
 from bigtrain.evaluation.metrics import frechet_distance, recall
 from bigtrain.evaluation.ranks import Reading
 from bigtrain.families.diffusion.samplers import DiffusionSamplingOptions
@@ -37,7 +38,7 @@ def main() -> None:
     features = find_classifier(train, validation, "features", reading, device)
     judge = find_classifier(train, validation, "judge", reading, device)
     sweep = Sweep(train, rank=0, world=1, batch=100, workers=0)
-    real = torch.cat([features(batch.images.permute(0, 3, 1, 2)) for _, batch in sweep]).double().cpu()
+    real = torch.cat([features(pictures(batch, device)) for _, batch in sweep]).double().cpu()
 
     results: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}
     for pair in range(pairs):

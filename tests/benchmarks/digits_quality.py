@@ -14,9 +14,10 @@ import torch
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.stream import Sweep
 from bigtrain.evaluation.classifier import find_classifier
+from bigtrain.evaluation.features import pictures
 from bigtrain.evaluation.metrics import frechet_distance, recall
 from bigtrain.evaluation.ranks import Reading
-from bigtrain.model import find_splits, open_model
+from bigtrain.model import find_splits, images_behind, open_model
 
 
 def main() -> None:
@@ -24,12 +25,14 @@ def main() -> None:
     model = open_model(Path(sys.argv[1]), device)
     splits = int(sys.argv[2]) if len(sys.argv) > 2 else 10
     train, validation = find_splits(model.recipe.data)
+    assert validation is not None
+    train, validation = images_behind(train), images_behind(validation)
     reading = Reading(batch=100, workers=0)
     features = find_classifier(train, validation, "features", reading, device)
     judge = find_classifier(train, validation, "judge", reading, device)
 
     sweeps = (Sweep(index, rank=0, world=1, batch=100, workers=0) for index in (train, validation))
-    real = torch.cat([features(batch.images.permute(0, 3, 1, 2)) for sweep in sweeps for _, batch in sweep]).numpy()
+    real = torch.cat([features(pictures(batch, device)) for sweep in sweeps for _, batch in sweep]).numpy()
     half = len(real) // 2
     sampler = model.sampler(seed=0)
     labels = sampler.labels_of(range(half))

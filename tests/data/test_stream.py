@@ -19,8 +19,20 @@ from torch import Tensor
 
 from bigtrain.data.existing import index_shards
 from bigtrain.data.index import Index
-from bigtrain.data.stream import FLIP_BLOCK, Batch, DataOptions, Stream, Sweep, find_index, flips, order, to_images
+from bigtrain.data.stream import (
+    FLIP_BLOCK,
+    Batch,
+    DataOptions,
+    Stream,
+    Sweep,
+    dealt,
+    find_index,
+    flips,
+    order,
+    to_images,
+)
 from bigtrain.errors import UserMistake
+from bigtrain.randomness import BLOCK
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 
 Make = Callable[..., Index]
@@ -341,14 +353,15 @@ def test_workers_outlive_the_signals_that_the_main_process_handles(numbered_shar
 # Sweep
 
 
+@pytest.mark.parametrize("limit", [None, 37])
 @pytest.mark.parametrize(("world", "batch", "workers"), [(1, 4, 0), (3, 4, 0), (4, 100, 0), (2, 3, 2), (12, 2, 0)])
 def test_a_sweep_sees_each_sample_once_over_all_ranks(
-    numbered_shards: Make, world: int, batch: int, workers: int
+    numbered_shards: Make, world: int, batch: int, workers: int, limit: int | None
 ) -> None:
-    index = numbered_shards([7, 3])
+    index = numbered_shards([40, 13])
     seen = []
     for rank in range(world):
-        sweep = Sweep(index, rank=rank, world=world, batch=batch, workers=workers)
+        sweep = Sweep(index, rank=rank, world=world, batch=batch, workers=workers, limit=limit)
         batches = list(sweep)
         assert len(batches) == len(sweep)
         for numbers, part in batches:
@@ -358,7 +371,17 @@ def test_a_sweep_sees_each_sample_once_over_all_ranks(
             assert part.labels.tolist() == [number % 5 for number in numbers]
             assert not part.flips.any()
             seen += numbers.tolist()
-    assert sorted(seen) == list(range(10))
+    assert len(seen) == len(set(seen)) == (limit or 53)
+    assert set(seen) <= set(range(53))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_samples_whose_draws_are_made_together_stay_on_one_rank(world: int) -> None:
+    shares = [dealt(np.arange(1000), rank, world) for rank in range(world)]
+    blocks = [set((share // BLOCK).tolist()) for share in shares]
+    assert sum(map(len, blocks)) == len(set().union(*blocks)) == -(-1000 // BLOCK)
+    assert np.array_equal(np.sort(np.concatenate(shares)), np.arange(1000))
+    assert max(map(len, shares)) - min(map(len, shares)) <= BLOCK
 
 
 def test_a_limited_sweep_is_a_fair_subset_that_grows(numbered_shards: Make) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from bigtrain.data.index import Index
+from bigtrain.data.stream import dealt
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation import classifier
 from bigtrain.evaluation.evaluate import EvaluationOptions, evaluate
@@ -80,9 +81,9 @@ def test_every_rank_has_the_same_result_and_the_same_classifier(ranks):
 
 
 def test_each_sample_is_drawn_once(ranks):
-    assert sorted(index for seen in ranks for index in seen["drawn"][: -(-SAMPLES // len(ranks))]) == list(
-        range(SAMPLES)
-    )
+    shares = [len(dealt(np.arange(SAMPLES), rank, len(ranks))) for rank in range(len(ranks))]
+    drawn = [index for seen, share in zip(ranks, shares, strict=True) for index in seen["drawn"][:share]]
+    assert sorted(drawn) == list(range(SAMPLES))
 
 
 def test_one_ranks_wish_to_stop_stops_all(ranks):
@@ -232,5 +233,6 @@ def test_an_unknown_metric_is_refused_and_every_known_one_can_be_asked_for():
     with pytest.raises(ValidationError, match="real_fid"):
         EvaluationOptions(metrics=("fjd",))
     assert set(METRICS) == set(SampleMetricName.__args__) == set(EvaluationOptions().sample_metrics)
-    assert set(EvaluationOptions().chosen(frozenset({"sample", "likelihood"}))) == set(METRICS)
+    assert set(EvaluationOptions().chosen(frozenset({"sample", "by_class", "likelihood"}))) == set(METRICS)
+    assert set(EvaluationOptions().chosen(frozenset({"sample"}))) == set(METRICS) - {"accuracy"}
     assert EvaluationOptions().chosen(frozenset({"likelihood"})) == ("bits_per_dim",)

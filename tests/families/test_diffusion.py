@@ -20,6 +20,7 @@ from bigtrain.families.diffusion import (
     scheduler_of,
     stratified_timesteps,
 )
+from bigtrain.families.diffusion.samplers import visited_timesteps
 from bigtrain.families.family import Microbatch, Problem, build_network
 from bigtrain.networks.unet import UNet
 from bigtrain.randomness import Draws
@@ -77,7 +78,6 @@ class Spy(nn.Module):
         ({"variance": "learned"}, "variance: learned cannot be learned by loss: simple.* set loss: hybrid"),
         ({"label_dropping": 0.1}, "label_dropping: there are no labels to drop; set class_conditional: true"),
         ({"timesteps": 20}, "timesteps: the linear schedule"),
-        ({"likelihood_timesteps": 26}, "likelihood_timesteps: 26 is more than timesteps, 25"),
         ({"sampling": {"guidance": 1.0}}, "sampling.guidance: 1.0 needs .* unconditional"),
         ({"sampling": {"guidance": 1.0}, "class_conditional": True}, "guidance: .* trained without label_dropping"),
         ({"sampling": {"steps": 26}}, "sampling.steps: 26 is more than the model's 25 timesteps"),
@@ -97,7 +97,12 @@ def test_a_size_that_the_unet_cannot_halve_is_refused_before_a_network_is_built(
 
 @pytest.mark.parametrize(
     ("sampling", "message"),
-    [({"guidance": 2.0}, "sampling.guidance"), ({"sampler": "ddim", "steps": 24}, "ddim visits every k-th of the 25")],
+    [
+        ({"guidance": 2.0}, "sampling.guidance"),
+        ({"sampler": "ddim", "steps": 24}, "ddim visits every k-th of the 25"),
+        ({"sampler": "ddim", "steps": 2}, "set sampling.spacing: trailing"),
+        ({"sampler": "ancestral", "spacing": "trailing"}, "sampling.spacing: trailing is a spacing of ddim"),
+    ],
 )
 def test_the_doors_sampling_options_are_checked_too(sampling: dict[str, Any], message: str) -> None:
     diffusion = family()
@@ -211,7 +216,7 @@ def test_the_bound_as_a_loss_is_in_the_mean_the_likelihoods_own_without_its_prio
     batch = Microbatch(levels, None, range(25), Draws(0), torch.device("cpu"), 25)
     networks = {"unet": Spy(lambda x: torch.full_like(x, levels[0, 0, 0, 0]) + 0.1)}
     loss = diffusion.denoising_loss(networks, batch).total
-    bound = diffusion.likelihood(networks, batch)
+    bound = diffusion.likelihood(networks, batch, None)
     bits = (bound["nats"] - bound["prior"]).mean() / diffusion.dimensions / math.log(2)
     assert float(loss) == pytest.approx(float(bits), rel=0.02)
 
@@ -240,6 +245,11 @@ def test_labels_are_dropped_sample_by_sample_into_the_null_class() -> None:
     dropped = torch.stack(seen)
     assert 0.18 < dropped.float().mean() < 0.32
     assert any(0 < int(row.sum()) < 8 for row in dropped)
+
+
+def test_only_a_model_that_is_told_the_class_samples_by_class() -> None:
+    assert family().capabilities == {"sample", "likelihood"}
+    assert family(class_conditional=True).capabilities == {"sample", "likelihood", "by_class"}
 
 
 def test_an_unconditional_network_is_told_no_class() -> None:
@@ -271,6 +281,7 @@ SAMPLINGS: list[dict[str, Any]] = [
     {"sampler": "ancestral"},
     {"sampler": "ancestral", "steps": 7, "guidance": 1.5},
     {"sampler": "ddim", "steps": 9},
+    {"sampler": "ddim", "steps": 4, "spacing": "trailing"},
     {"sampler": "dpmpp", "steps": 10, "guidance": 0.5},
 ]
 
@@ -278,7 +289,8 @@ SAMPLINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("options", [{}, HYBRID], ids=["fixed", "learned"])
 def test_a_sample_depends_on_its_index_and_not_on_its_batch(sampling: dict[str, Any], options: dict[str, Any]) -> None:
-    """With a learned variance too, on which diffusers' DDIM fails."""
+    """With a learned variance too, on which diffusers' DDIM fails. In float64: the first step magnifies roundings."""
+    torch.set_default_dtype(torch.float64)
     diffusion, how = family(**GUIDED | options), DiffusionSamplingOptions(**sampling)
     prepared = diffusion.prepare_sampling(network_of(diffusion), how, seed=3)
     labels = torch.tensor([0, 1, 2])
@@ -286,7 +298,7 @@ def test_a_sample_depends_on_its_index_and_not_on_its_batch(sampling: dict[str, 
     assert whole.shape == (3, 3, 16, 16)
     assert whole.abs().max() <= 1
     parts = torch.cat([diffusion.sample(prepared, labels[i : i + 1], [i], 3, how) for i in range(3)])
-    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-4)
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-9)
     assert not torch.allclose(whole, diffusion.sample(prepared, labels, range(3), 4, how), atol=1e-2)
 
 
@@ -327,15 +339,15 @@ def test_guidance_is_one_call_of_twice_the_batch_and_pushes_away_from_no_class()
     diffusion = family(**GUIDED, prediction="x0")
     unet = network_of(diffusion)["unet"].eval()
     spy = Spy(lambda x: torch.cat([torch.full_like(x[:4], 0.3), torch.full_like(x[:4], 0.1)]))
-    how = DiffusionSamplingOptions(sampler="ddim", steps=2, guidance=2.0)
+    few = {"sampler": "ddim", "steps": 2, "spacing": "trailing"}
+    how = DiffusionSamplingOptions(**few, guidance=2.0)
     labels = torch.tensor([0, 1, 2, 0])
     images = diffusion.sample({"unet": spy}, labels, range(4), 0, how)
     assert len(spy.asked) == 2
     assert all(asked[2].tolist() == [0, 1, 2, 0, 3, 3, 3, 3] for asked in spy.asked)
     # (1 + w) 0.3 - w 0.1
     torch.testing.assert_close(images, torch.full_like(images, 0.7))
-    none = DiffusionSamplingOptions(sampler="ddim", steps=2)
-    zero = DiffusionSamplingOptions(sampler="ddim", steps=2, guidance=0.0)
+    none, zero = DiffusionSamplingOptions(**few), DiffusionSamplingOptions(**few, guidance=0.0)
     assert torch.equal(*(diffusion.sample({"unet": unet}, labels, range(4), 0, way) for way in (none, zero)))
 
 
@@ -345,7 +357,7 @@ def test_guidance_is_one_call_of_twice_the_batch_and_pushes_away_from_no_class()
 def test_the_bound_is_its_prior_and_its_terms_by_time() -> None:
     diffusion = family(**HYBRID)
     batch = replace(microbatch(), draws=Draws(0))
-    found = diffusion.likelihood({"unet": network_of(diffusion)["unet"].eval()}, batch)
+    found = diffusion.likelihood({"unet": network_of(diffusion)["unet"].eval()}, batch, None)
     assert {name: (tuple(value.shape), value.dtype) for name, value in found.items()} == {
         "nats": ((8,), torch.float64), "prior": ((8,), torch.float64), "decoder": ((8,), torch.float64),
         "vlb_by_timestep": ((8, 25), torch.float64),
@@ -357,31 +369,47 @@ def test_the_bound_is_its_prior_and_its_terms_by_time() -> None:
 
 
 def test_a_samples_bound_depends_on_its_number_alone() -> None:
-    diffusion = family(**HYBRID, likelihood_timesteps=10)
+    diffusion = family(**HYBRID)
     networks = {"unet": network_of(diffusion)["unet"].eval()}
-    whole = diffusion.likelihood(networks, replace(microbatch(), draws=Draws(0)))
-    parts = [diffusion.likelihood(networks, replace(microbatch([place]), draws=Draws(0))) for place in range(8)]
+    whole = diffusion.likelihood(networks, replace(microbatch(), draws=Draws(0)), 10)
+    parts = [diffusion.likelihood(networks, replace(microbatch([place]), draws=Draws(0)), 10) for place in range(8)]
     for name, value in whole.items():
         torch.testing.assert_close(value, torch.cat([part[name] for part in parts]), rtol=1e-4, atol=1e-3)
 
 
 def test_fewer_evaluations_estimate_the_same_bound() -> None:
-    exact, estimated = family(), family(likelihood_timesteps=9)
-    networks = {"unet": network_of(exact)["unet"].eval()}
+    diffusion = family()
+    networks = {"unet": network_of(diffusion)["unet"].eval()}
     batch = replace(microbatch(whole=32, indices=range(32)), draws=Draws(0))
-    whole, parts = exact.likelihood(networks, batch), estimated.likelihood(networks, batch)
+    whole, parts = diffusion.likelihood(networks, batch, None), diffusion.likelihood(networks, batch, 9)
     difference = parts["nats"] - whole["nats"]
     assert difference.mean().abs() < 4 * difference.std() / math.sqrt(32)
     assert torch.equal((parts["vlb_by_timestep"] > 0).sum(1), torch.full((32,), 9))
-    every = family(likelihood_timesteps=25).likelihood(networks, batch)
+    every = diffusion.likelihood(networks, batch, 25)
     torch.testing.assert_close(every["nats"], whole["nats"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("evaluations", [1, 26])
+def test_a_bound_of_evaluations_that_there_are_not_is_refused_by_its_key(evaluations: int) -> None:
+    diffusion = family()
+    message = f"evaluation.likelihood_evaluations: .* 25 timesteps .* 2 .. 25 evaluations, not {evaluations}"
+    with pytest.raises(UserMistake, match=message):
+        diffusion.likelihood(network_of(diffusion), microbatch(), evaluations)
+    with pytest.raises(UserMistake, match=message):
+        diffusion.likelihood_protocol(evaluations, seed=0)
+
+
+def test_the_protocol_says_how_the_bound_was_estimated() -> None:
+    whole = {"bound": "variational", "evaluations": 25, "timesteps": 25, "seed": 7}
+    assert family().likelihood_protocol(None, seed=7) == whole
+    assert family().likelihood_protocol(9, seed=7) == whole | {"evaluations": 9}
 
 
 def test_a_network_that_knows_the_image_pays_for_its_last_step_alone() -> None:
     diffusion = family(timesteps=100, schedule="cosine", prediction="x0")
     level = 200 / 127.5 - 1
     batch = Microbatch(torch.full((2, 3, 16, 16), level), None, range(2), Draws(0), torch.device("cpu"), 2)
-    found = diffusion.likelihood({"unet": Spy(lambda x: torch.full_like(x, level))}, batch)
+    found = diffusion.likelihood({"unet": Spy(lambda x: torch.full_like(x, level))}, batch, None)
     assert found["vlb_by_timestep"][:, 1:].abs().max() < 1e-6
     deviation = float((diffusion.process.log_posterior_variance[0] / 2).exp())
     inside = math.erf(1 / 255 / deviation / math.sqrt(2))
@@ -413,6 +441,38 @@ def test_plain_diffusers_loads_and_samples_an_unconditional_model(options: dict[
     torch.testing.assert_close(pipeline.scheduler.alphas_cumprod, ours, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, None),
+        ({"variance": "fixed_large", "timesteps": 100}, None),
+        (HYBRID | {"timesteps": 100, "schedule": "cosine", "rescale_timesteps": True}, None),
+        ({"timesteps": 100, "schedule": "cosine", "prediction": "v"}, 20),
+    ],
+    ids=["ddpm", "fixed_large", "iddpm", "v"],
+)
+def test_plain_diffusers_given_our_noise_draws_our_images(
+    options: dict[str, Any], steps: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diffusion, how = family(**options), DiffusionSamplingOptions(steps=steps)
+    networks = {"unet": network_of(diffusion)["unet"].eval()}
+    ours = diffusion.sample(networks, torch.zeros(2, dtype=torch.int64), range(2), 3, how)
+    pipeline = diffusion.plain_pipeline(networks)
+    assert pipeline is not None
+    pipeline.set_progress_bar_config(disable=True)
+    chosen = visited_timesteps("ancestral", diffusion.process, steps)
+    times = iter([0, *chosen[::-1]])
+
+    def noise(*arguments: Any, **how: Any) -> Tensor:
+        return Draws(3, step=next(times)).normal("sample/noise", range(2), (3, 16, 16))
+
+    monkeypatch.setattr("diffusers.pipelines.ddpm.pipeline_ddpm.randn_tensor", noise)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", noise)
+    images = pipeline(batch_size=2, num_inference_steps=len(chosen), output_type="pt").images
+    assert images.flatten(1).std() > 0.1
+    torch.testing.assert_close(images * 2 - 1, ours, rtol=0, atol=2e-2)
+
+
 def test_a_class_conditional_model_is_nothing_for_the_plain_pipeline() -> None:
     diffusion = family(**GUIDED)
     assert diffusion.plain_pipeline(network_of(diffusion)) is None
@@ -424,7 +484,9 @@ def test_a_class_conditional_model_is_nothing_for_the_plain_pipeline() -> None:
         ({}, ""),
         ({"sampler": "ancestral", "steps": 25}, ""),
         ({"sampler": "ancestral", "steps": 10}, "ancestral_10"),
-        ({"sampler": "dpmpp", "steps": 5, "guidance": 1.0}, "dpmpp_5_guided"),
+        ({"sampler": "dpmpp", "steps": 5, "guidance": 1.0}, "dpmpp_5_guided_1"),
+        ({"sampler": "ddim", "steps": 5, "spacing": "trailing", "guidance": 0.25}, "ddim_5_trailing_guided_0.25"),
+        ({"guidance": 3.0}, "guided_3"),
     ],
 )
 def test_a_cheaper_way_of_sampling_is_in_the_name_of_what_is_measured(sampling: dict[str, Any], name: str) -> None:

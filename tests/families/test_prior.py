@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,7 +87,7 @@ def whole_model() -> tuple[Prior, dict[str, Any]]:
 def test_the_loss_is_the_mean_likelihood_in_nats_per_code(family: Prior) -> None:
     networks, batch = networks_of(family), microbatch(4, codes=True)
     losses = family.loss(networks, batch)
-    nats = family.likelihood(networks, batch)["nats"]
+    nats = family.likelihood(networks, batch, None)["nats"]
     assert nats.dtype == torch.float64
     assert nats.shape == (4,)
     torch.testing.assert_close(losses.total.double(), nats.mean() / family.dimensions)
@@ -100,7 +101,7 @@ def test_bits_per_dim_of_pixels_count_three_channels(mixtures: int | None) -> No
     networks, batch = networks_of(family), microbatch(4, codes=False)
     losses = family.loss(networks, batch)
     torch.testing.assert_close(
-        losses.total.double(), family.likelihood(networks, batch)["nats"].mean() / family.dimensions
+        losses.total.double(), family.likelihood(networks, batch, None)["nats"].mean() / family.dimensions
     )
 
 
@@ -110,7 +111,9 @@ def test_the_classes_of_a_conditional_prior_matter_and_those_of_another_do_not()
         networks, batch = networks_of(family), microbatch(3, codes=True)
         assert batch.labels is not None
         other = Microbatch(None, batch.labels.roll(1), batch.indices, batch.draws, batch.device, 3, batch.codes)
-        same = torch.equal(family.likelihood(networks, batch)["nats"], family.likelihood(networks, other)["nats"])
+        same = torch.equal(
+            family.likelihood(networks, batch, None)["nats"], family.likelihood(networks, other, None)["nats"]
+        )
         assert same is not conditional
 
 
@@ -152,9 +155,10 @@ def test_pixels_are_drawn_as_8_bit_values() -> None:
 
 def test_the_prior_of_an_upper_level_is_no_image() -> None:
     assert top().capabilities == {"likelihood"}
-    assert bottom().capabilities == {"sample", "likelihood"}
+    assert bottom().capabilities == {"sample", "by_class", "likelihood"}
+    assert prior(PIXELS, level="pixels", class_conditional=False).capabilities == {"sample", "likelihood"}
     assert "no image" in top().why_not("sample")
-    assert "family.level=bottom" in top().next_step("runs/top", "codes/train.json")
+    assert "family.level=bottom" in top().next_step("runs/top", "codes/train.json", None, False)
 
 
 def test_codes_of_another_tokenizer_are_refused() -> None:
@@ -170,6 +174,15 @@ def test_a_condition_of_another_level_or_of_other_codes_is_refused() -> None:
     others = prior(Problem(8, CODES.classes, CODES.class_counts, LEVELS, "e" * 64), level="top", tokenizer="runs/other")
     with pytest.raises(UserMistake, match="codes of another tokenizer"):
         bottom().follow({"condition": Trained(others, {}, "0" * 64)})
+
+
+@pytest.mark.parametrize("classes", [("c", "b", "a"), ("x", "y"), None])
+def test_a_condition_of_other_classes_is_refused(classes: tuple[str, ...] | None) -> None:
+    """Its codes would be those of other classes than the ones that are asked for, and nothing would show it."""
+    problem = CODES if classes is None else replace(CODES, classes=classes, class_counts=(1,) * len(classes))
+    other = prior(problem, level="top", tokenizer="runs/tokenizer", class_conditional=classes is not None)
+    with pytest.raises(UserMistake, match=r"family.condition: runs/top knows"):
+        bottom().follow({"condition": Trained(other, {}, "0" * 64)})
 
 
 @pytest.mark.parametrize(
@@ -191,10 +204,33 @@ def test_options_that_do_not_fit_the_data_name_their_key(problem: Problem, optio
         prior(problem, **options)
 
 
-def test_a_mixture_refuses_a_list_of_values() -> None:
-    family = prior(PIXELS, level="pixels", network=NETWORK | {"mixtures": 2})
+def test_a_mixture_refuses_a_list_of_values_before_it_trains_and_when_it_samples() -> None:
+    network = NETWORK | {"mixtures": 2}
+    with pytest.raises(UserMistake, match="top_k and top_p"):
+        prior(PIXELS, level="pixels", network=network, sampling={"top_k": 3})
+    family = prior(PIXELS, level="pixels", network=network)
     with pytest.raises(UserMistake, match="top_k and top_p"):
         family.prepare_sampling(networks_of(family), PriorSamplingOptions(top_k=3), 0)
+
+
+def test_weights_that_are_not_finite_draw_nothing() -> None:
+    family = top()
+    networks = networks_of(family)
+    with torch.no_grad():
+        next(networks["pixelcnn"].parameters())[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        family.prepare_sampling(networks, PriorSamplingOptions(), 0)
+
+
+def test_the_lowest_temperature_draws_the_likeliest_value() -> None:
+    family = top()
+    networks, labels = networks_of(family), torch.tensor([0, 1])
+    cold, coldest = (
+        family.sample_values(networks, labels, range(2), 0, PriorSamplingOptions(temperature=t)) for t in (1e-3, 1e-40)
+    )
+    assert torch.equal(cold["top"], coldest["top"])
+    with pytest.raises(ValueError, match="finite"):
+        PriorSamplingOptions(temperature=math.inf)
 
 
 def test_the_bottom_levels_own_codes_do_not_reach_it_through_its_condition() -> None:

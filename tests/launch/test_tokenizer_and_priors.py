@@ -39,8 +39,9 @@ def exported(bottom: Path) -> Path:
 
 
 def test_each_stage_says_the_next(top: Path, tmp_path: Path) -> None:
-    said = run(LAUNCH / "train.py", digits_tokenizer() / "run" / "recipe.yaml").stderr
-    assert f"accelerate launch launch/encode.py {digits_tokenizer() / 'run'} digits" in said
+    tokenizer = digits_tokenizer() / "run"
+    said = run(LAUNCH / "train.py", tokenizer / "recipe.yaml").stderr
+    assert f"accelerate launch launch/encode.py {tokenizer} digits {tokenizer}/codes --flip" in said
     said = run(LAUNCH / "train.py", top / "recipe.yaml").stderr
     assert f"family.level=bottom family.tokenizer={digits_tokenizer() / 'run'} family.condition={top}" in said
 
@@ -137,9 +138,19 @@ def test_a_candidate_is_kept_because_the_classifier_is_surer_of_it() -> None:
 
     images = torch.randint(0, 255, (6, 3, 4, 4), dtype=torch.uint8)
     selection = Selection(3, lambda these, labels: -(these.float().mean((1, 2, 3)) - 50 * labels).abs(), {})
-    best = selection.best(images, torch.tensor([1, 3]))
-    scores = selection.score(images, torch.tensor([1, 1, 1, 3, 3, 3])).view(2, 3)
-    assert torch.equal(best, torch.stack([images[int(scores[0].argmax())], images[3 + int(scores[1].argmax())]]))
+    best = selection.best(iter(images.split(2)), torch.tensor([1, 3]))
+    scores = selection.score(images, torch.tensor([1, 3] * 3)).view(3, 2)
+    assert torch.equal(best, torch.stack([images[2 * int(scores[:, k].argmax()) + k] for k in range(2)]))
+
+
+def test_what_the_encode_door_says_next_can_be_done(tmp_path: Path) -> None:
+    said = run(
+        LAUNCH / "encode.py", digits_tokenizer() / "run", "digits", digits_tokenizer() / "codes", "--flip"
+    ).stderr
+    recipe, *overrides = said.split("launch/train.py ")[1].split(" (recipes")[0].split()
+    assert recipe == "RECIPE.yaml"
+    small = ["train.steps=1", f"run.dir={tmp_path / 'run'}", "family.network={channels: 8, layers: 1}"]
+    run(LAUNCH / "train.py", ROOT / "recipes" / "pixelcnn_digits.yaml", *overrides, *small)
 
 
 MISTAKES = {
@@ -150,6 +161,9 @@ MISTAKES = {
     "a likelihood that there is not": (("evaluate.py", "TOKENIZER", "evaluation.metrics=[bits_per_dim]"), "cannot be"),
     "no list of values in temperature": (("sample.py", "BOTTOM", "--out", "x.png", "--temperature", "0"), "--temperature"),
     "codes where images are asked for": (("encode.py", "TOKENIZER", "CODES", "out"), "codes"),
+    "reconstructions of codes": (("sample.py", "TOKENIZER", "--reconstruct", "CODES", "--out", "x.png"), "index of codes"),
+    "a classifier with nothing to choose among": (("sample.py", "BOTTOM", "--out", "x.png", "--classifier", "c"), "candidates"),
+    "a seed of reconstructions": (("sample.py", "TOKENIZER", "--reconstruct", "digits", "--out", "x.png", "--seed", "1"), "seed"),
     "a prior encodes nothing": (("encode.py", "TOP", "digits", "out"), "has no codes"),
 }  # fmt: skip
 
@@ -172,6 +186,37 @@ def test_a_prior_refuses_codes_of_another_tokenizer_before_it_trains(tmp_path: P
     recipe = write_recipe(tmp_path, FAMILIES["code_prior"], steps=2)
     result = run(LAUNCH / "train.py", recipe, f"family.tokenizer={tmp_path / 'other' / 'run'}", expect=2)
     assert "is not the tokenizer that made the codes" in result.stderr
+
+
+def test_an_export_of_the_tokenizer_serves_as_well_as_its_run(tmp_path: Path) -> None:
+    run(LAUNCH / "export.py", digits_tokenizer() / "run", tmp_path / "export")
+    recipe = write_recipe(tmp_path, FAMILIES["code_prior"], steps=1)
+    run(LAUNCH / "train.py", recipe, f"family.tokenizer={tmp_path / 'export'}")
+
+
+def test_codes_are_refused_by_a_family_of_images(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, FAMILIES["vqvae"], steps=2)
+    result = run(LAUNCH / "train.py", recipe, f"data.train={digits_tokenizer() / 'codes' / 'train.json'}",
+                 f"data.validation={digits_tokenizer() / 'codes' / 'validation.json'}", expect=2)  # fmt: skip
+    assert "holds codes, but a vqvae learns images" in result.stderr
+
+
+def test_a_validation_split_that_an_evaluation_will_need_is_missed_before_training(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, FAMILIES["vqvae"], steps=2, evaluate_every=2)
+    result = run(LAUNCH / "train.py", recipe, "data.validation=null", expect=2)
+    assert "evaluation.split: reconstruction is measured on the validation split" in result.stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
+
+
+def test_a_selecting_classifier_of_other_classes_is_refused(bottom: Path, tmp_path: Path) -> None:
+    class Other(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().mean((1, 2, 3))[:, None].expand(-1, 1000)
+
+    torch.jit.script(Other()).save(str(tmp_path / "other.pt"))
+    flags = ["--candidates", "2", "--classifier", str(tmp_path / "other.pt")]
+    result = run(LAUNCH / "sample.py", bottom, "--out", tmp_path / "x.png", *flags, expect=2)
+    assert "gives [2, 1000] for 2 images of 10 classes" in result.stderr
 
 
 def test_pictures_of_a_prior_whose_condition_is_not_there_are_refused_before_it_trains(tmp_path: Path) -> None:

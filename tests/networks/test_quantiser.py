@@ -324,3 +324,17 @@ def test_options_that_cannot_be_are_refused_with_their_keys() -> None:
     with pytest.raises(ValueError, match="codebook_size is 65537"):
         build(codebook_size=65537)
     assert QuantiserOptions(codebook_size=65536).codebook_size == 65536
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
+def test_the_nearest_code_is_the_nearest_wherever_the_vectors_lie(offset: float) -> None:
+    """In float32 the products of vectors that share a large offset round away what tells the codes apart."""
+    torch.manual_seed(0)
+    quantiser = build(code_size=64, codebook_size=512)
+    quantiser.codebook.copy_(0.3 * torch.randn(512, 64) + offset)
+    z = 0.3 * torch.randn(1, 64, 16, 16) + offset
+    codes = quantiser(z).codes.flatten()
+    distances = torch.cdist(z.flatten(2)[0].t().double(), quantiser.codebook.double())
+    near = distances.gather(1, codes[:, None])[:, 0] - distances.min(1).values
+    assert float(near.max()) < 1e-4 * max(1.0, offset)
+    assert (codes == distances.argmin(1)).double().mean() > 0.99

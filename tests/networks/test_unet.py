@@ -110,12 +110,31 @@ def test_the_null_class_is_one_class_more() -> None:
         ({"multipliers": (1, 2, 2, 2, 2, 2)}, "multipliers: 6 levels .* data.image_size 16 is not divisible by 32"),
         ({"attention_resolutions": (7,)}, "attention_resolutions: no level works at 7 pixels.* 16, 8"),
         ({"norm_groups": 12}, "norm_groups: 12 does not divide the 16 channels"),
-        ({"head_channels": 12}, "head_channels: 12 does not divide the 16 channels"),
+        ({"head_channels": 12}, "head_channels: 12 does not divide the 32 and 32 channels.* 4 would"),
+        (
+            {"head_channels": 32, "attention_resolutions": (16,)},
+            "head_channels: 32 does not divide the 16 and 32 channels",
+        ),
+        ({"head_channels": 12, "attention_resolutions": ()}, "head_channels: 12 does not divide the 32 channels"),
+        ({"channels": 2, "norm_groups": 2, "details": "ho"}, "channels: 2 gives the first level 2.* 4 or more"),
+        ({"channels": 9, "norm_groups": 9}, "channels: 9 gives the first level 9"),
     ],
 )
 def test_a_size_that_does_not_fit_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UNet(UNetOptions(**SMALL | options), 16, 3)
+
+
+def test_a_heads_channels_divide_only_where_there_is_attention() -> None:
+    network = woken(UNet(UNetOptions(**SMALL | {"head_channels": 32}), 16, 3))
+    assert {module.heads for module in network.modules() if isinstance(module, Attention)} == {1}
+    assert network(*inputs()[:2]).isfinite().all()
+
+
+@pytest.mark.parametrize("details", ["ho", "openai"])
+def test_the_narrowest_network_sees_the_time_in_finite_numbers(details: str) -> None:
+    options = {"channels": 4, "multipliers": (1,), "attention_resolutions": (), "norm_groups": 4, "details": details}
+    assert woken(UNet(UNetOptions(**SMALL | options), 16, 3))(*inputs()[:2]).isfinite().all()
 
 
 # ---------------------------------------------------------------------------- the originals, from their descriptions

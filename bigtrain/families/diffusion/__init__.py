@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -22,9 +22,11 @@ from bigtrain.families.diffusion.samplers import (
     ancestral,
     ddim,
     dpmpp,
+    visited_process,
     visited_timesteps,
 )
 from bigtrain.families.family import (
+    Capability,
     Family,
     Losses,
     Microbatch,
@@ -33,6 +35,7 @@ from bigtrain.families.family import (
     Phase,
     Player,
     Problem,
+    build_network,
 )
 from bigtrain.networks.normalisation import statistics_dtype
 from bigtrain.networks.unet import UNet, UNetOptions, to_diffusers, unet_config
@@ -73,9 +76,6 @@ class DiffusionOptions(Options):
     """Share of the samples whose class is withheld in training; above 0, the model can be guided (0.1 is usual)."""
     rescale_timesteps: bool = False
     """Whether the network sees t x 1000 / T (OpenAI's rescale_timesteps) instead of t."""
-    likelihood_timesteps: int | None = Field(default=None, ge=2)
-    """Network evaluations per image for the variational bound; null: all `timesteps`, exactly. Fewer: t = 0 and a stratified
-    draw of the others, which is right in the mean over images and noisy in each."""
     optimizer: OptimizerOptions
     sampling: DiffusionSamplingOptions = DiffusionSamplingOptions()
     """How pictures and evaluations sample the averaged network."""
@@ -96,10 +96,6 @@ class DiffusionOptions(Options):
             raise ValueError(
                 "label_dropping: there are no labels to drop; set class_conditional: true, or leave it out"
             )
-        if self.likelihood_timesteps is not None and self.likelihood_timesteps > self.timesteps:
-            raise ValueError(
-                f"likelihood_timesteps: {self.likelihood_timesteps} is more than timesteps, {self.timesteps}; null means all"
-            )
         check_sampling(self, self.sampling, make_process(self.schedule, self.timesteps))
         return self
 
@@ -113,7 +109,7 @@ def check_sampling(options: DiffusionOptions, sampling: DiffusionSamplingOptions
             f"is {why}; leave guidance out, or train with class_conditional: true and label_dropping: 0.1"
         )
     try:
-        visited_timesteps(sampling.sampler, process, sampling.steps)
+        visited_timesteps(sampling.sampler, process, sampling.steps, sampling.spacing)
     except ValueError as error:
         raise UserMistake(str(error)) from None
 
@@ -123,12 +119,13 @@ class Diffusion(Family, kind="diffusion"):
 
     options_class = DiffusionOptions
     sampling_class = DiffusionSamplingOptions
-    capabilities = frozenset({"sample", "likelihood"})
     sampled_players = ("unet",)
 
     def __init__(self, options: DiffusionOptions, problem: Problem) -> None:
         self.options, self.problem = options, problem
         self.sampling = options.sampling
+        by_class: frozenset[Capability] = frozenset({"by_class"} if options.class_conditional else ())
+        self.capabilities = by_class | {"sample", "likelihood"}
         self.process = make_process(options.schedule, options.timesteps)
         self._placed = {torch.device("cpu"): self.process}
         network = (
@@ -234,12 +231,15 @@ class Diffusion(Family, kind="diffusion"):
         return {"unet": copy.deepcopy(unet).eval() if unet.training else unet}
 
     def sampling_name(self, sampling: DiffusionSamplingOptions) -> str:
-        """Nothing for ancestral sampling of every step, which is what is published; else such as dpmpp_20."""
+        """Nothing for ancestral sampling of every step, which is what is published; else such as dpmpp_20, ddim_20_trailing
+        or dpmpp_20_guided_1.5."""
         steps = sampling.steps or self.options.timesteps
         words = (
             [] if (sampling.sampler, steps) == ("ancestral", self.options.timesteps) else [sampling.sampler, str(steps)]
         )
-        return "_".join([*words, *(["guided"] if sampling.guidance else [])])
+        words += ["trailing"] if sampling.spacing == "trailing" else []
+        words += ["guided", f"{sampling.guidance:g}"] if sampling.guidance else []
+        return "_".join(words)
 
     @torch.no_grad()
     def sample(
@@ -247,9 +247,9 @@ class Diffusion(Family, kind="diffusion"):
     ) -> Tensor:
         size = self.problem.image_size
         places = Microbatch(None, labels, indices, Draws(seed), labels.device, len(indices))
-        chosen = visited_timesteps(sampling.sampler, self.process, sampling.steps)
-        on_host = self.process.respaced(chosen)
-        process = on_host.on(labels.device)
+        way = (self.options.schedule, self.options.timesteps, sampling.sampler, sampling.steps, sampling.spacing)
+        on_host, process = visited_process(*way, torch.device("cpu")), visited_process(*way, labels.device)
+        chosen = on_host.timesteps.tolist()
         denoise = self._denoiser(networks["unet"], process, labels, sampling.guidance or 0.0)
         x = places.place(places.draws.normal("sample/noise", indices, (3, size, size)))
 
@@ -297,10 +297,11 @@ class Diffusion(Family, kind="diffusion"):
         unet = networks["unet"]
         assert isinstance(unet, UNet)
         times = self._network_time(self.process.timesteps) if self.options.rescale_timesteps else None
-        return DDPMPipeline(to_diffusers(unet, times), scheduler_of(self.options))
+        scheduler: Any = scheduler_of(self.options)  # mypy takes diffusers' stand-ins for the classes themselves
+        return DDPMPipeline(to_diffusers(unet, times), scheduler)
 
     def plain_networks(self, pipeline: "DDPMPipeline") -> Networks:
-        unet = self.players["unet"].build()
+        unet = build_network(self, "unet", seed=0)
         assert isinstance(unet, UNet)
         unet.take(pipeline.unet)
         return {"unet": unet}
@@ -311,16 +312,38 @@ class Diffusion(Family, kind="diffusion"):
     def dimensions(self) -> int:
         return 3 * self.problem.image_size**2
 
+    def likelihood_protocol(self, evaluations: int | None, seed: int) -> dict[str, Any]:
+        return {
+            "bound": "variational",
+            "evaluations": self._likelihood_evaluations(evaluations),
+            "timesteps": self.options.timesteps,
+            "seed": seed,
+        }
+
+    def _likelihood_evaluations(self, evaluations: int | None) -> int:
+        timesteps = self.options.timesteps
+        if evaluations is not None and not 2 <= evaluations <= timesteps:
+            raise UserMistake(
+                f"evaluation.likelihood_evaluations: the bound of a model with {timesteps} timesteps is estimated from 2 .. "
+                f"{timesteps} evaluations, not {evaluations}; null takes them all, exactly"
+            )
+        return timesteps if evaluations is None else evaluations
+
     @torch.no_grad()
-    def likelihood(self, networks: Networks, batch: Microbatch) -> dict[str, Tensor]:
+    def likelihood(self, networks: Networks, batch: Microbatch, evaluations: int | None) -> dict[str, Tensor]:
         """The variational bound on the negative log-likelihood of 8-bit images, given their classes where the network knows
         them (Ho et al. 2020, eq. 5), with one draw of x_t for each t. Float64, in nats: `nats`, the bound; of which `prior` is
-        L_T and `decoder` L_0, [n] each; `vlb_by_timestep` [n, T]: L_0 at 0, L_{t-1} at t."""
+        L_T and `decoder` L_0, [n] each; `vlb_by_timestep` [n, T]: L_0 at 0, L_{t-1} at t.
+
+        `evaluations` of the network per image; None: one for each t. Fewer: t = 0 and a stratified draw of the others, which
+        is right in the mean over images and noisy in each. Raises UserMistake, a ValueError, for fewer than 2 and for more
+        than T.
+        """
         assert batch.images is not None
+        evaluations = self._likelihood_evaluations(evaluations)
         process = self._process_on(batch.device)
         x0 = batch.images.double()
         denoise = self._denoiser(networks["unet"], process, batch.labels, guidance=0.0)
-        evaluations = self.options.likelihood_timesteps or process.steps
         terms = x0.new_zeros(len(x0), process.steps)
         for number in range(evaluations):
             draws = replace(batch.draws, step=number)
