@@ -163,7 +163,7 @@ MISTAKES = {
     "codes where images are asked for": (("encode.py", "TOKENIZER", "CODES", "out"), "codes"),
     "reconstructions of codes": (("sample.py", "TOKENIZER", "--reconstruct", "CODES", "--out", "x.png"), "index of codes"),
     "a classifier with nothing to choose among": (("sample.py", "BOTTOM", "--out", "x.png", "--classifier", "c"), "candidates"),
-    "a seed of reconstructions": (("sample.py", "TOKENIZER", "--reconstruct", "digits", "--out", "x.png", "--seed", "1"), "seed"),
+    "a seed without a draw": (("sample.py", "TOKENIZER", "--reconstruct", "digits", "--out", "x.png", "--seed", "1"), "seed"),
     "a prior encodes nothing": (("encode.py", "TOP", "digits", "out"), "has no codes"),
 }  # fmt: skip
 
