@@ -32,6 +32,9 @@ families = pytest.mark.parametrize("family", FAMILIES)
 most_families_quickly = pytest.mark.parametrize(
     "family", [pytest.param(name, marks=[pytest.mark.slow] * (name == "pixel_prior")) for name in FAMILIES]
 )
+two_families_quickly = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("toy", "gan"))) for name in FAMILIES]
+)
 
 
 def weights_at_world_sizes(folder: Path, family: str, optimizer: dict, accumulate: int, sizes: tuple[int, ...]) -> list:
@@ -152,7 +155,7 @@ def test_a_signal_to_the_launcher_leaves_a_checkpoint_and_no_orphan(processes: i
     assert final_tensors(tmp_path / "run")
 
 
-@most_families_quickly
+@two_families_quickly
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_is_used(family: str, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, FAMILIES[family], steps=8, save_every=4)
     train(recipe)
@@ -175,7 +178,7 @@ def test_without_a_whole_checkpoint_nothing_begins_anew_in_silence(tmp_path: Pat
     assert "none of its checkpoints is whole" in result.stderr
 
 
-@most_families_quickly
+@two_families_quickly
 def test_bf16_touches_neither_weights_nor_averages_nor_statistics(family: str, tmp_path: Path) -> None:
     """And it changes the numbers, or it would not be on."""
     finals = []

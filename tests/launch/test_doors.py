@@ -259,6 +259,7 @@ def test_an_export_is_evaluated_as_its_recipe_is_overridden(trained: Path, expor
     assert results[0]["protocol"]["sampling"]["truncation"] == 0.1
 
 
+@pytest.mark.slow
 def test_results_of_two_protocols_stand_side_by_side(trained: Path) -> None:
     before = set((trained / "evaluations").glob("*")) if (trained / "evaluations").exists() else set()
     for samples in (32, 48, 48):

@@ -143,9 +143,9 @@ def test_the_digits_become_codes_in_both_splits(tokenizer: Path, encoded: tuple)
 def test_the_door_says_how_to_train_a_prior(tokenizer: Path, encoded: tuple) -> None:
     out, result = encoded
     assert result.stderr.rstrip().endswith(
-        "next: train a prior of these codes: accelerate launch launch/train.py recipes/pixelcnn_digits.yaml "
+        "next: train a prior of these codes: accelerate launch launch/train.py RECIPE.yaml "
         f"data.train={out}/train.json data.validation={out}/validation.json data.image_size=16 data.flip=true "
-        f"family.tokenizer={tokenizer}"
+        f"family.tokenizer={tokenizer} (recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"
     )
 
 
@@ -160,7 +160,7 @@ def test_of_several_levels_the_coarsest_comes_first(
     assert set(codes.shards[0].members) == {"top.codes.npy", "bottom.codes.npy", "cls"}
     said = capsys.readouterr().err
     assert "level top: " in said
-    assert said.rstrip().endswith("family.level=top")
+    assert "family.level=top evaluation.metrics=[bits_per_dim] train.sample_every=null (recipes" in said
 
 
 def test_two_ranks_write_the_same_files_and_report_the_same_usage(
@@ -201,7 +201,7 @@ MISTAKES = [
     (["nowhere", "digits", "OUT"], "nowhere: is neither a run folder nor an export"),
     (["RUN", "nowhere.json", "OUT"], "INDEX: nowhere.json: there is no index here"),
     (["RUN", "DIGITS", "OUT"], "is a folder; give the index within it ("),
-    (["RUN", "LARGE", "OUT"], "has images of 24 pixels, but the tokenizer takes 16; make shards of that size with"),
+    (["RUN", "LARGE", "OUT"], "has images of 24 pixels, but the model takes 16; make shards of that size with"),
     (["RUN", "CODES", "OUT"], "is an index of codes; give that of the images ("),
     (["RUN", "digits", "DONE"], "its train shards were made with --flip, not without; run again with it"),
     (["OTHER", "digits", "DONE", "--flip"], "its train shards are codes of another tokenizer; choose another folder"),

@@ -123,6 +123,7 @@ def test_the_evaluate_door_measures_reconstructions(tmp_path: Path) -> None:
     assert 0 < values["reconstruction_nmse"] < 2
 
 
+@pytest.mark.slow
 def test_evaluating_samples_of_codes_compares_them_with_the_images_behind_them(bottom: Path) -> None:
     words = ["evaluation.metrics=[fid,bits_per_dim]", "evaluation.samples=40", "evaluation.candidates=2"]
     result = run(LAUNCH / "evaluate.py", bottom, *words)
