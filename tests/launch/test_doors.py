@@ -247,6 +247,7 @@ def test_a_signal_during_an_evaluation_ends_it(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "evaluations" / "step_00000005.json").exists()
 
 
+@pytest.mark.slow
 def test_an_export_is_evaluated_as_its_recipe_is_overridden(trained: Path, exported: Path) -> None:
     results = [
         json.loads(
@@ -285,6 +286,7 @@ def test_a_models_own_data_is_asked_for(trained: Path, tmp_path: Path) -> None:
     assert "not the classes and size of the model's own data" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_raw_export_is_sampled_without_saying_so_again(trained: Path, tmp_path: Path) -> None:
     run(LAUNCH / "export.py", trained, tmp_path / "raw", "--weights", "raw")
     run(LAUNCH / "sample.py", tmp_path / "raw", "--npz", tmp_path / "export.npz")
