@@ -82,7 +82,7 @@ def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
         "data": data | {"image_size": 16, "workers": 0, "flip": True},
         "family": dict(family),
         "train": {"steps": 20, "batch_size": 8, "log_every": 5, "save_every": 100} | train,
-        "ema": {"decay": 0.9, "start_step": 2},
+        "ema": {"decay": 0.9, "start_step": 2, "further": {"wide": {"relative_width": 0.2}}},
         "evaluation": {"samples": 64},
     }
     path = folder / "small.yaml"
