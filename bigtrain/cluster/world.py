@@ -37,6 +37,14 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def ensure_group(device: torch.device) -> None:
+    """Makes a process group of one where no launcher made a larger one, for a library that cannot do without."""
+    if not _initialised():
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum over ranks, in place."""
     if size() > 1:

@@ -15,7 +15,12 @@ def aside(path: Path) -> Path:
 
 def sync_folder(folder: Path) -> None:
     """Makes renames within the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Makes what stands in a file survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -83,31 +84,30 @@ def write(
     try:
         temporary.mkdir(parents=True)
         manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": {}}
-        for name, data in _serialised(players, state):
-            atomic.write_flushed(temporary / name, data)
-            manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for player, groups in players.items():
+            for group, tensors in groups.items():
+                name = f"{player}.{group}.safetensors"
+                # Straight to the file: bytes in between would hold up a training that goes on beside this.
+                on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+                safetensors.torch.save_file(on_cpu, temporary / name)
+        atomic.write_flushed(temporary / "state.json", json.dumps(state, indent=2).encode())
+        for path in sorted(temporary.iterdir()):
+            atomic.sync(path)
+            manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": atomic.sha256_of(path)}
         atomic.write_flushed(temporary / "manifest.json", json.dumps(manifest, indent=2).encode())
         atomic.sync_folder(temporary)
         if final.exists():  # damaged, or this call would not have been made
             discard(final)
         os.rename(temporary, final)
         atomic.sync_folder(folder)
-    except OSError as error:
+    except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserMistake(
-            f"{final}: cannot write the checkpoint ({error.strerror}); earlier checkpoints are untouched: make room and "
+            f"{final}: cannot write the checkpoint ({reason}); earlier checkpoints are untouched: make room and "
             "run the same command again"
         ) from error
     return final
-
-
-def _serialised(players: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
-    """(file name, bytes) one by one, so that only one player's bytes are in memory twice."""
-    for player, groups in players.items():
-        for group, tensors in groups.items():
-            on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            yield f"{player}.{group}.safetensors", safetensors.torch.save(on_cpu)
-    yield "state.json", json.dumps(state, indent=2).encode()
 
 
 def newest_whole(folder: Path) -> Checkpoint | None:

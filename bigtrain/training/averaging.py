@@ -59,6 +59,10 @@ class EmaOptions(Options):
         """The share of the main average that survives step `step`, which counts from 0."""
         return self.decay if step >= self.start_step else 0.0
 
+    def by_name(self) -> "dict[str, EmaOptions | FurtherAverage]":
+        """Every average by its name in a checkpoint: `average`, and `average_NAME` for each further one."""
+        return {"average": self, **{f"average_{name}": further for name, further in self.further.items()}}
+
 
 def power_exponent(relative_width: float) -> float:
     """The exponent gamma of the power-function average of a relative width (Karras et al. 2024, appendix C.2).
@@ -70,25 +74,22 @@ def power_exponent(relative_width: float) -> float:
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
-class Average:
-    """One average of one network's parameters and floating buffers; integers and directions are copied.
+class MovingAverage:
+    """Tensors that follow others: some as their average, integers and directions as copies.
 
-    It has at least the network's own float32, is a network itself (`network`, in eval mode) and is never wrapped by a
-    strategy.
+    They have at least float32, and are updated without the host looking at the device.
     """
 
-    def __init__(self, network: nn.Module, options: EmaOptions | FurtherAverage) -> None:
+    def __init__(
+        self,
+        options: EmaOptions | FurtherAverage,
+        averaged: tuple[list[Tensor], list[Tensor]],
+        copied: tuple[list[Tensor], list[Tensor]],
+    ) -> None:
+        """`averaged` and `copied`: (the followers, those that they follow), in the same order."""
         self.options = options
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        copied = copied_buffer_names(network)
-        theirs = dict(network.named_parameters()) | dict(network.named_buffers())
-        ours = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
-        persistent = set(network.state_dict())
-        averaged = [n for n in ours if n in persistent and ours[n].is_floating_point() and n not in copied]
-        self._averaged = [ours[name] for name in averaged], [theirs[name] for name in averaged]
-        rest = sorted(persistent - set(averaged))
-        self._copied = [ours[name] for name in rest], [theirs[name] for name in rest]
-        assert all(t.dtype.itemsize >= 4 for t in self._averaged[0]), "an average must have at least float32"
+        self._averaged, self._copied = averaged, copied
+        assert all(tensor.dtype.itemsize >= 4 for tensor in averaged[0]), "an average must have at least float32"
 
     @torch.no_grad()
     def update(self, step: int, finite: Tensor) -> None:
@@ -103,15 +104,33 @@ class Average:
             change = torch._foreach_sub([tensor.detach() for tensor in theirs], ours)
             torch._foreach_mul_(change, weight)
             torch._foreach_add_(ours, change)
-        self._copy_rest()
-
-    @torch.no_grad()
-    def copy(self) -> None:
-        """Begins anew from the weights as they are."""
-        ours, theirs = self._averaged
-        torch._foreach_copy_(ours, [tensor.detach() for tensor in theirs])
-        self._copy_rest()
-
-    def _copy_rest(self) -> None:
         for mine, its in zip(*self._copied, strict=True):
             mine.copy_(its)
+
+
+class Average(MovingAverage):
+    """One average of a whole network's parameters and floating buffers; itself a network (`network`, in eval mode)."""
+
+    def __init__(self, network: nn.Module, options: EmaOptions | FurtherAverage) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        averaged, copied = averaged_and_copied_names(network)
+        theirs = dict(network.named_parameters()) | dict(network.named_buffers())
+        ours = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        super().__init__(
+            options,
+            ([ours[name] for name in averaged], [theirs[name] for name in averaged]),
+            ([ours[name] for name in copied], [theirs[name] for name in copied]),
+        )
+
+    @classmethod
+    def all_of(cls, network: nn.Module, averaged: bool, ema: EmaOptions) -> dict[str, "Average"]:
+        """Every average that a player keeps, by its name in a checkpoint; none for a player that is not averaged."""
+        return {name: cls(network, options) for name, options in ema.by_name().items()} if averaged else {}
+
+
+def averaged_and_copied_names(network: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the tensors of its state dict that an average averages, and of those that it copies."""
+    state = network.state_dict()
+    never = copied_buffer_names(network)
+    averaged = [name for name, tensor in state.items() if tensor.is_floating_point() and name not in never]
+    return averaged, sorted(state.keys() - set(averaged))

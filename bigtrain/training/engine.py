@@ -1,138 +1,154 @@
-"""Backward passes and updates of one player under a strategy. The trainer sees `TrainedPlayer` and no more.
+"""What the trainer sees of one player under a strategy, and what every strategy shares.
 
-`ddp` replicates every player on every rank. A strategy that shards (ZeRO) is another class with the same five methods
-(`backward`, `update`, `tensors`, `load` and `averages`); what a checkpoint holds is the same under each.
+`ddp` (replicated.py) holds every player whole on every rank; `zero1`, `zero2` and `zero3` (zero.py) shard it with DeepSpeed.
+What a checkpoint holds is the same under each, so a run may go on under another strategy and another number of processes.
 """
 
 import contextlib
 import os
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from bigtrain.cluster import world
-from bigtrain.families.family import OptimizerOptions, Player
+from bigtrain.errors import UserMistake
+from bigtrain.families.family import Family, OptimizerOptions, Player
 from bigtrain.networks import statistics
 from bigtrain.options import Options
-from bigtrain.training.averaging import Average, EmaOptions
-from bigtrain.training.gradients import GradientSum
-from bigtrain.training.schedule import learning_rate
+from bigtrain.training.averaging import EmaOptions
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+"""A checkpoint's tensors of one player, on the CPU, by parameter name: `weights` (parameters and buffers), `optimizer`
+(NAME/exp_avg and so on) and, for an averaged player, `average` and `average_NAME` for each further average."""
 
 
 class EngineOptions(Options):
     """How the work is spread over devices; never what is computed."""
 
-    strategy: Literal["ddp"] = "ddp"
-    """ddp: every rank holds every player, gradients are summed over ranks."""
+    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
+    """ddp: every rank holds every player whole. zero1: optimizer moments are sharded over ranks; zero2: gradients too;
+    zero3: weights and averages too (Rajbhandari et al. 2020, arXiv:1910.02054; DeepSpeed)."""
+    offload_optimizer: bool = False
+    """Under zero1 to zero3: keep optimizer moments, and make the update, in host memory."""
     compile: bool = False
-    """Compile each player's network with torch.compile."""
+    """Compile each player's network with torch.compile; not under zero3, whose gathering of weights it would cut apart."""
+
+    @model_validator(mode="after")
+    def _fit_the_strategy(self) -> "EngineOptions":
+        if self.offload_optimizer and self.strategy == "ddp":
+            raise ValueError(
+                "engine.offload_optimizer: needs a sharding strategy; set engine.strategy: zero1 (or zero2, zero3)"
+            )
+        if self.compile and self.strategy == "zero3":
+            raise ValueError("engine.compile: cannot go with engine.strategy: zero3; take zero2, or compile: false")
+        return self
 
 
-class TrainedPlayer:
-    """One player under `ddp`: its network on the device, its optimizer, its gradients, its average.
+class TrainedPlayer(ABC):
+    """One player while it is trained: its network, its optimizer, its gradients, its averages."""
 
-    Tensors of a checkpoint are named by parameter: `weights` (parameters and buffers), `optimizer` (NAME/exp_avg and so
-    on) and, for an averaged player, `average` and `average_NAME` for each further average.
-    """
-
-    def __init__(
-        self, network: nn.Module, player: Player, ema: EmaOptions, engine: EngineOptions, device: torch.device
-    ) -> None:
-        """`network`: freshly built, equal on every rank, on the CPU; it is moved to the device."""
-        self.options = player.optimizer
-        self.network = network.train().to(device).to(memory_format=torch.channels_last)
-        self.averages: dict[str, Average] = {}
-        if player.averaged:
-            self.averages["average"] = Average(self.network, ema)
-            for name, further in ema.further.items():
-                self.averages[f"average_{name}"] = Average(self.network, further)
-        self._named = dict(self.network.named_parameters())
-        self._parameters = list(self._named.values())
-        self._optimizer = build_optimizer(player.optimizer, self._parameters)
-        self._gradients = GradientSum(self._parameters, world.size())
-        if engine.compile:
-            self.network.compile()
-
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the last update."""
-        return self._optimizer.param_groups[0]["lr"]
+    def __init__(self, network: nn.Module, options: OptimizerOptions) -> None:
+        self.network = network
+        self.options = options
+        self._parameters = dict(network.named_parameters())
 
     def focus(self, on: bool) -> None:
         """Whether the current phase trains this player: gradients flow into it and its statistics take notes."""
-        for parameter in self._parameters:
+        for parameter in self._parameters.values():
             parameter.requires_grad_(on)
         statistics.set_recording(self.network, on)
 
-    def start_update(self) -> None:
-        self._gradients.reset()
+    @property
+    @abstractmethod
+    def learning_rate(self) -> float:
+        """The rate of the last update."""
 
+    @abstractmethod
+    def start_update(self) -> None:
+        """Forgets the gradients of the last update."""
+
+    @abstractmethod
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradient of `loss`, this rank's share of the update's loss; `last`: no other backward follows."""
-        if last:
-            self._gradients.arm()
-        (loss / world.size()).backward()
 
+    @abstractmethod
     def update(self, step: int, sound: Tensor) -> tuple[Tensor, Tensor]:
         """Clips, steps and commits statistics, unless a gradient is not finite or `sound` (bool scalar) is False.
 
         Returns (whether the update was made, the gradient's norm before clipping): scalars on the device.
         """
-        gradients = self._gradients.wait()
-        norm = torch.nn.utils.get_total_norm(gradients)
-        finite = sound & torch.isfinite(norm)
-        if self.options.clip_norm is not None:
-            torch._foreach_mul_(gradients, (self.options.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.options, step)
-        # Fused optimizers make no update, and count none, where found_inf is 1: no host has to look at the flag.
-        self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        self._optimizer.step()
-        statistics.commit(self.network, finite)
-        return finite, norm
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds of this player, whole on every rank."""
-        state = self._optimizer.state
-        moments = {
-            f"{name}/{key}": value
-            for name, parameter in self._named.items()
-            for key, value in state.get(parameter, {}).items()
-            if isinstance(value, Tensor)
-        }
-        groups = {"weights": self.network.state_dict(), "optimizer": moments}
-        return groups | {name: average.network.state_dict() for name, average in self.averages.items()}
+    @abstractmethod
+    def update_averages(self, step: int, finite: Tensor) -> None:
+        """After the updates of `step`; where `finite` (a bool scalar on the device) is False the averages stay."""
 
-    @torch.no_grad()
-    def load(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Takes over what `tensors` gave, in place, in the memory layout of this device."""
-        self.network.load_state_dict(groups["weights"])
-        for name, average in self.averages.items():
-            average.network.load_state_dict(groups[name])
-        self._optimizer.state.clear()
-        for name, value in groups["optimizer"].items():
-            parameter_name, _, key = name.rpartition("/")
-            parameter = self._named[parameter_name]
-            moment = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else value
-            self._optimizer.state[parameter][key] = moment.to(parameter.device).copy_(value)
+    @abstractmethod
+    def averaged_network(self) -> nn.Module:
+        """The main average, or the network itself of a player that has none, whole; called on every rank."""
+
+    @abstractmethod
+    def snapshot(self) -> Groups:
+        """What a checkpoint holds of this player, copied to host memory, on the main rank; called on every rank, empty on
+        the others. Later updates do not change it."""
 
 
-def build_optimizer(options: OptimizerOptions, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def place(network: nn.Module, device: torch.device, engine: EngineOptions) -> nn.Module:
+    """The network on its device, in train mode and in the memory layout of its strategy."""
+    network = network.train().to(device)
+    # DeepSpeed lays all parameters into one flat buffer, in their logical order.
+    return network.to(memory_format=torch.channels_last) if engine.strategy == "ddp" else network
+
+
+def make_player(
+    network: nn.Module, player: Player, ema: EmaOptions, engine: EngineOptions, precision: str, saved: Groups | None
+) -> TrainedPlayer:
+    """Puts a network into training under the strategy; called on every rank, with equal networks.
+
+    `network` comes from `place` and has the weights to begin with; `saved`: what a checkpoint holds of the player, whose
+    optimizer and averages are taken over. Averages begin at the weights where there is none.
+    """
+    if engine.compile:
+        network.compile()
+    if engine.strategy == "ddp":
+        from bigtrain.training.replicated import ReplicatedPlayer
+
+        return ReplicatedPlayer(network, player, ema, saved)
+    from bigtrain.training.zero import ZeroPlayer  # imports DeepSpeed, which takes seconds
+
+    return ZeroPlayer(network, player, ema, engine, precision, saved)
+
+
+def check_strategy(family: Family, engine: EngineOptions) -> None:
+    """Raises UserMistake if a phase of the family cannot be trained under the strategy."""
+    for phase in family.phases:
+        if engine.strategy == "zero3" and phase.needs_whole_weights:
+            raise UserMistake(
+                f"engine.strategy: zero3 cannot train this recipe, because phase {phase.name} adds a penalty on whole weights "
+                f"of the {phase.player}, which zero3 never holds; take zero2, or turn the penalty off (it is a key of family)"
+            )
+
+
+def optimizer_of(player: Player, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """A fused optimizer: one kernel, and a device flag (`found_inf`) that turns its step into nothing."""
+    options = player.optimizer
     if options.kind == "sgd":
-        sgd = torch.optim.SGD(
+        return torch.optim.SGD(
             parameters, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
         )
-        if options.momentum:  # else a skipped first update would leave the buffer that it allocates unwritten
-            for parameter in parameters:
-                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return sgd
     kind = torch.optim.Adam if options.kind == "adam" else torch.optim.AdamW
     return kind(
         parameters, options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay, fused=True
     )
+
+
+def allocate_momentum(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    """SGD would leave the momentum buffer, which it allocates at its first update, unwritten if that is skipped."""
+    if optimizer.defaults.get("momentum"):
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def configure_kernels(deterministic: bool) -> None:

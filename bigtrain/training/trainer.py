@@ -26,9 +26,18 @@ from bigtrain.randomness import Draws, torch_seed
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.averaging import EmaOptions
-from bigtrain.training.engine import EngineOptions, TrainedPlayer, autocast, configure_kernels
+from bigtrain.training.engine import (
+    EngineOptions,
+    TrainedPlayer,
+    autocast,
+    check_strategy,
+    configure_kernels,
+    make_player,
+    place,
+)
 from bigtrain.training.interruption import Interruption
 from bigtrain.training.meters import Interval, PhaseMeter
+from bigtrain.training.saving import CheckpointWriter
 from bigtrain.training.tracking import Tracker
 
 
@@ -95,15 +104,14 @@ class Trainer:
     ) -> None:
         """`observers`: by what runs them: "sample" (train.sample_every) and "evaluate" (train.evaluate_every)."""
         check_batch(train, world.size())
+        check_strategy(family, engine)
         configure_kernels(train.deterministic)
         self.family, self.index, self.folder = family, index, folder
         self.seed, self.data, self.train, self.device = seed, data, train, device
         self.observers = observers
-        self.players = {
-            name: TrainedPlayer(build_network(family, name, seed), player, ema, engine, device)
-            for name, player in family.players.items()
-        }
-        self.networks = {name: player.network for name, player in self.players.items()}
+        self.ema, self.engine = ema, engine
+        self.networks = {name: place(build_network(family, name, seed), device, engine) for name in family.players}
+        self.players: dict[str, TrainedPlayer] = {}
         self.meters = {phase.name: PhaseMeter(phase.name, device) for phase in family.phases}
         self.step = 0
         self.position = 0
@@ -112,6 +120,7 @@ class Trainer:
         self._replaced_names: list[str] = []
         self._batches: Iterator[Batch] = iter(())
         self._interval = Interval(0)
+        self._writer = CheckpointWriter(folder.checkpoints, train.keep)
         self._focused: str | None = None
         # The device's own default generator: torch.manual_seed would visit those of every backend, step after step.
         self._dropout = (
@@ -127,8 +136,7 @@ class Trainer:
         Returns the signal on which it left early with a checkpoint written, or None when it is complete. Raises
         TrainingDiverged after more non-finite updates than the recipe allows.
         """
-        if not self._resume():
-            self._initialise()
+        self._begin()
         interruption = Interruption()
         stream = self._open_stream()
         tracker = None
@@ -136,6 +144,7 @@ class Trainer:
             tracker = Tracker(self.folder.metrics, self.folder.tensorboard, step=self.step, steps=self.train.steps)
         self._batches = iter(stream)
         self._interval = Interval(self.step)
+        signal = None
         try:
             self._observe(tracker, interruption, only_missing=True)
             while self.step < self.train.steps:
@@ -149,10 +158,12 @@ class Trainer:
                 if signal:
                     if not self._due(self.train.save_every):
                         self._save(tracker)
-                    return signal
-            return None
+                    break
+            world.on_main(self._writer.finish)
+            return signal
         finally:
             stream.close()
+            self._writer.wait()
             if tracker is not None:
                 tracker.close()
             interruption.close()
@@ -165,8 +176,7 @@ class Trainer:
                 for repeat in range(phase.repeats):
                     finite[phase.player] = self._update(phase, repeat)
         for name, player in self.players.items():
-            for average in player.averages.values():
-                average.update(self.step, finite[name])
+            player.update_averages(self.step, finite[name])
         self.step += 1
 
     def _update(self, phase: Phase, repeat: int) -> Tensor:
@@ -225,9 +235,6 @@ class Trainer:
         self._replaced_names, self._wait_s = [], 0.0  # training reads these samples again, and counts them
         with torch.no_grad():
             self.family.initialise(self.networks, batches)
-        for player in self.players.values():
-            for average in player.averages.values():
-                average.copy()
 
     def _microbatch(self, phase: Phase, repeat: int, piece: int) -> Microbatch:
         """This rank's slice of one global microbatch; a phase that reads no data gets the same places without samples."""
@@ -293,11 +300,8 @@ class Trainer:
                     )
 
     def averaged_networks(self) -> dict[str, nn.Module]:
-        """The main average of each player that has one, the network itself of the others."""
-        return {
-            name: player.averages["average"].network if player.averages else player.network
-            for name, player in self.players.items()
-        }
+        """What the family samples with: the main average of each player that has one, else the network itself."""
+        return {name: self.players[name].averaged_network() for name in self.family.sampled_players}
 
     def _log(self, tracker: Tracker | None) -> None:
         """Fetches what the device has gathered since the last row: the only time that the host waits for it."""
@@ -307,6 +311,7 @@ class Trainer:
         for meter in self.meters.values():
             values |= meter.fetch(reset=regular)
         self._stop_if_diverged()
+        world.on_main(self._writer.check)
         self._count_replaced(tracker)
         seconds, steps = self._interval.read(self.step)
         self.wall_s += seconds
@@ -350,7 +355,7 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self, tracker: Tracker | None) -> None:
-        """Writes a checkpoint on the main rank; every rank learns whether the disk took it."""
+        """Has the main rank write a checkpoint beside the next steps; every rank learns whether the disk took the last one."""
         meters = {name: meter.state() for name, meter in self.meters.items()}
         self._stop_if_diverged()
         self._count_replaced(tracker)
@@ -363,31 +368,36 @@ class Trainer:
             "data": describe(self.index),
         }
 
-        def write() -> None:
-            players = {name: player.tensors() for name, player in self.players.items()}
-            checkpoint.write(self.folder.checkpoints, self.step, players, state)
-            checkpoint.keep_newest(self.folder.checkpoints, self.step, self.train.keep)
+        players = {name: player.snapshot() for name, player in self.players.items()}
+        world.on_main(lambda: self._writer.start(self.step, players, state))
 
-        world.on_main(write)
-
-    def _resume(self) -> bool:
-        """Takes over the newest whole checkpoint; without one (False) the run begins at step 0."""
+    def _begin(self) -> None:
+        """Puts the players into training as the newest whole checkpoint has them; without one the run begins at step 0."""
         found = world.on_main(self._newest_path)
-        if found is None:
-            return False
-        saved = checkpoint.opened(found)
+        saved = checkpoint.opened(found) if found is not None else None
+        if saved is None:
+            self._initialise()
+        else:
+            self._take_over(saved)
+        for name, player in self.family.players.items():
+            groups = saved.tensors(name) if saved is not None else None
+            if groups is not None:
+                self.networks[name].load_state_dict(groups["weights"])
+            self.players[name] = make_player(
+                self.networks[name], player, self.ema, self.engine, self.train.precision, groups
+            )
+
+    def _take_over(self, saved: checkpoint.Checkpoint) -> None:
+        """The clocks and the meters of a checkpoint."""
         if saved.state["data"]["fingerprint"] != self.index.fingerprint:
             raise UserMistake(
                 f"{self.index.path}: data.train is not the data that {self.folder.path} was trained on (its shards' "
                 "contents differ); restore them, or train in another folder with run.dir=PATH"
             )
-        for name, player in self.players.items():
-            player.load(saved.tensors(name))
         for name, meter in self.meters.items():
             meter.load(saved.state["meters"][name])
         self.step, self.position = saved.step, saved.state["position"]
         self.wall_s, self.replaced = saved.state["wall"], saved.state["replaced"]
-        return True
 
     def _newest_path(self) -> Path | None:
         checkpoint.clean(self.folder.checkpoints)

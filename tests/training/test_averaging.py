@@ -106,12 +106,3 @@ def test_a_further_average_is_of_one_form_and_has_a_free_name() -> None:
         FurtherAverage(decay=0.9, relative_width=0.1)
     with pytest.raises(ValueError, match="cannot name an average"):
         EmaOptions(further={"raw": FurtherAverage(decay=0.9)})
-
-
-def test_a_copy_begins_the_average_anew() -> None:
-    net = network()
-    average = Average(net, EmaOptions(decay=0.9))
-    move(net, 1)
-    average.copy()
-    for name, value in net.state_dict().items():
-        assert torch.equal(average.network.state_dict()[name], value), name

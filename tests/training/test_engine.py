@@ -6,7 +6,7 @@ from torch import nn
 
 from bigtrain.families.family import OptimizerOptions, Player
 from bigtrain.training.averaging import EmaOptions
-from bigtrain.training.engine import EngineOptions, TrainedPlayer
+from bigtrain.training.engine import EngineOptions, Groups, TrainedPlayer, make_player, place
 
 CPU = torch.device("cpu")
 YES = torch.tensor(True)
@@ -17,10 +17,13 @@ OPTIMIZERS = {
 }
 
 
-def player(options: OptimizerOptions) -> TrainedPlayer:
+def player(options: OptimizerOptions, saved: Groups | None = None) -> TrainedPlayer:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
-    return TrainedPlayer(network, Player(lambda: network, options), EmaOptions(), EngineOptions(), CPU)
+    if saved is not None:
+        network.load_state_dict(saved["weights"])
+    network = place(network, CPU, EngineOptions())
+    return make_player(network, Player(lambda: network, options), EmaOptions(), EngineOptions(), "fp32", saved)
 
 
 def loss_of(network: nn.Module, step: int) -> torch.Tensor:
@@ -52,11 +55,11 @@ def test_an_update_is_plain_pytorchs(kind: str, clip: float | None) -> None:
 def test_a_non_finite_gradient_changes_nothing(kind: str) -> None:
     ours = player(OPTIMIZERS[kind][0])
     for step, scale in enumerate([1.0, float("inf"), 1.0]):
-        before = {f"{g}/{n}": t.clone() for g, tensors in ours.tensors().items() for n, t in tensors.items()}
+        before = {f"{g}/{n}": t for g, tensors in ours.snapshot().items() for n, t in tensors.items()}
         ours.start_update()
         ours.backward(loss_of(ours.network, step) * scale, last=True)
         finite, _ = ours.update(step, YES)
-        after = {f"{g}/{n}": t for g, tensors in ours.tensors().items() for n, t in tensors.items()}
+        after = {f"{g}/{n}": t for g, tensors in ours.snapshot().items() for n, t in tensors.items()}
         assert bool(finite) == (scale == 1.0)
         if scale != 1.0:
             assert all(torch.equal(after[name], before[name]) for name in before)
@@ -79,11 +82,12 @@ def test_a_non_finite_first_update_leaves_nothing_unwritten(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_loading_what_was_saved_continues_bit_for_bit(kind: str) -> None:
-    one, other = player(OPTIMIZERS[kind][0]), player(OPTIMIZERS[kind][0])
+    one = player(OPTIMIZERS[kind][0])
+    other = None
     for step in range(6):
         if step == 3:
-            other.load({group: {n: t.clone() for n, t in tensors.items()} for group, tensors in one.tensors().items()})
-        for each in (one, other) if step >= 3 else (one,):
+            other = player(OPTIMIZERS[kind][0], saved=one.snapshot())
+        for each in (one, other) if other is not None else (one,):
             each.start_update()
             each.backward(loss_of(each.network, step), last=True)
             each.update(step, YES)
