@@ -13,8 +13,9 @@ import torch
 from bigtrain.cluster import world
 from bigtrain.errors import UserMistake
 
-TIMEOUT_S = 1800
-"""How long a collective may wait for a rank before the job is brought down with an error."""
+TIMEOUT_S = 3600
+"""How long a collective may wait for a rank before it fails by itself, with an error that names nobody: longer than any
+limit of the watchdog (cluster/watchdog.py), which names the rank. It is the only limit outside the training loop."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
