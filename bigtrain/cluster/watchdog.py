@@ -307,7 +307,7 @@ class Watchdog:
         Not in a world of one, where nobody waits for it: a process stopped at the shell must be able to go on.
         """
         if self._peers is not None:
-            faulthandler.dump_traceback_later(limit_s + 2 * self._silence_s, exit=True)
+            faulthandler.dump_traceback_later(limit_s + 2 * self._silence_s + 4 * SPEAKER_FIRST_S, exit=True)
 
     def _verdict(self, own: Beat) -> Verdict | None:
         """Reads all beats twice, some beats apart; None while there is nothing to say yet."""

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
-from bigtrain.cluster.launch import TIMEOUT_S
+from bigtrain.cluster.watchdog import START_S
 from bigtrain.families.family import OptimizerOptions, Player
 from bigtrain.networks import statistics
 from bigtrain.options import Options
@@ -30,7 +30,7 @@ class EngineOptions(Options):
     """ddp: every rank holds every player, gradients are summed over ranks."""
     compile: bool = False
     """Compile each player's network with torch.compile."""
-    hang_timeout_s: float | None = Field(default=300.0, gt=0, le=TIMEOUT_S / 2)
+    hang_timeout_s: float | None = Field(default=300.0, gt=0, le=START_S)
     """Seconds without progress after which a rank that hangs is named and the job ended; null never ends it (for a
     debugger). What may take long has half an hour: a first step, checkpoints, pictures, evaluations."""
 
