@@ -245,6 +245,8 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self._limit_s is not None:
+            if self._peers is not None:
+                self._peers.publish(self._own_beat(0.0))  # so that a rank which stops at once has a name
             self._thread.start()
         return self
 
