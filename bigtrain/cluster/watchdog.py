@@ -103,9 +103,14 @@ def _describe(behind: Sequence[Beat], beats: Sequence[Beat]) -> str:
     if len(beats) == 1:
         return f"it has been at {first.place} for {first.idle_s:.0f} s"
     if len(behind) == len(beats):
+        first, last = max(beats, key=lambda beat: beat.idle_s), min(beats, key=lambda beat: beat.idle_s)
+        apart_s = first.idle_s - last.idle_s
+        sooner = (
+            f". {first.name} stood still first, {apart_s:.0f} s before the last" if apart_s > first.limit_s / 10 else ""
+        )
         return (
-            f"all {len(beats)} ranks have been at the same place for {first.idle_s:.0f} s ({first.place}): none is behind "
-            "the others, so the network between them, a device or a file system hangs; the stacks tell more"
+            f"all {len(beats)} ranks have been at the same place for {last.idle_s:.0f} s ({first.place}): none is behind "
+            f"the others, so the network between them, a device or a file system hangs; the stacks tell more{sooner}"
         )
     furthest = max(beats, key=lambda beat: beat.marks)
     words = [
@@ -132,13 +137,13 @@ class Peers:
     def __init__(self, store: Store, rank: int, size: int, node: str = "0") -> None:
         self.rank, self.size = rank, size
         self._store, self._node = store, node
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._published: Future[None] | None = None
         threading.Thread(target=self._serve, name="watchdog's peers", daemon=True).start()
 
     def _serve(self) -> None:
-        while True:
-            self._calls.get()()
+        while (call := self._calls.get()) is not None:
+            call()
 
     def _ask(self, call: Callable[[], T]) -> "Future[T]":
         future: Future[T] = Future()
@@ -151,6 +156,10 @@ class Peers:
 
         self._calls.put(answer)
         return future
+
+    def close(self) -> None:
+        """Ends the thread, after the calls that are under way."""
+        self._calls.put(None)
 
     def publish(self, beat: Beat) -> "Future[None]":
         """Sends this rank's beat, unless the one before it is still on its way."""
@@ -241,6 +250,15 @@ class Watchdog:
         """A sign of life in the middle of something; ranks need not agree on how many."""
         self._pulses += 1
 
+    def polled(self, question: Callable[[], T]) -> Callable[[], T]:
+        """The same question; that it is asked is a sign of life."""
+
+        def ask() -> T:
+            self.pulse()
+            return question()
+
+        return ask
+
     # -- its own thread ---------------------------------------------------------------------------------------------
 
     def __enter__(self) -> "Watchdog":
@@ -257,21 +275,25 @@ class Watchdog:
         place = self._place
         self.mark("leaves the loop" if error is None else f"ended with {type(error).__name__}")
         if error is not None:
-            rank = f"rank {self._peers.rank}" if self._peers else "the run"
-            error.add_note(f"{rank} was at {place}")
+            error.add_note(f"rank {world.rank()} was at {place}")
+            if "connection" in str(error).lower():
+                error.add_note(
+                    "where a connection was lost, the rank at its other end has gone first: see what it said"
+                )
         if self._thread.is_alive():
             self._closing.set()
             self._thread.join(2 * SPEAKER_FIRST_S)
             faulthandler.cancel_dump_traceback_later()
+        if self._peers is not None:
+            self._peers.close()
 
     def _watch(self) -> None:
         seen, since = -1, time.monotonic()
         looked = since
         while not self._closing.wait(self._beat_s):
             now, moved = time.monotonic(), self._marks + self._pulses
-            if (
-                moved != seen or now - looked > self._silence_s
-            ):  # the latter: this whole process was stopped, and goes on
+            stopped = now - looked > self._silence_s  # this whole process was, and goes on now
+            if moved != seen or stopped:
                 seen, since = moved, now
             own = self._own_beat(now - since)
             self._guard(own.limit_s)

@@ -298,17 +298,14 @@ class Trainer:
                 if only_missing and world.on_main(partial(observer.has, self.step)):
                     continue
                 begin = time.perf_counter()
-                values = observer.observe(self.step, self.averaged_networks(), lambda: self._asked(interruption))
+                values = observer.observe(
+                    self.step, self.averaged_networks(), self.watchdog.polled(interruption.requested)
+                )
                 self._interval.pause(time.perf_counter() - begin)
                 if tracker is not None and values:
                     tracker.say(
                         f"step {self.step}: " + "  ".join(f"{key} {value:.4g}" for key, value in values.items())
                     )
-
-    def _asked(self, interruption: Interruption) -> bool:
-        """Whether this rank has been told to leave; observers ask it at every batch, which shows that they are alive."""
-        self.watchdog.pulse()
-        return interruption.requested()
 
     def averaged_networks(self) -> dict[str, nn.Module]:
         """The main average of each player that has one, the network itself of the others."""

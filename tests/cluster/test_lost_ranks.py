@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from tests.cluster.two_hosts import Host, possible, two_hosts
+from tests.cluster.two_hosts import Host, two_hosts
 from tests.runs_of import (
     FAMILIES,
     ROOT,
@@ -146,9 +146,6 @@ def assert_same_bits(whole: Path, other: Path) -> None:
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
-needs_hosts = pytest.mark.skipif(not possible(), reason="network namespaces need Linux, root and iproute2")
-
-
 @contextlib.contextmanager
 def launched(
     hosts: tuple[Host, ...], folder: Path, *arguments: str | Path
@@ -163,7 +160,6 @@ def launched(
             job.wait(timeout=60)
 
 
-@needs_hosts
 def test_two_launchers_on_two_hosts_train_as_one_launcher_on_one(tmp_path: Path) -> None:
     train(write_recipe(tmp_path / "one", FAMILIES["toy"]), processes=2)
     recipe = write_recipe(tmp_path / "two", FAMILIES["toy"])
@@ -173,7 +169,6 @@ def test_two_launchers_on_two_hosts_train_as_one_launcher_on_one(tmp_path: Path)
     assert_same_bits(tmp_path / "one" / "run", tmp_path / "two" / "run")
 
 
-@needs_hosts
 def test_when_the_link_is_cut_both_hosts_end_and_say_why(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, FAMILIES["toy"], steps=100000)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -191,7 +186,6 @@ def test_when_the_link_is_cut_both_hosts_end_and_say_why(tmp_path: Path) -> None
     assert "has been at step " in other
 
 
-@needs_hosts
 @pytest.mark.parametrize(
     ("host", "cause"), [(0, "1/2 clients joined"), (1, "timed out after 5000ms while trying to connect to (10.77.0.1")]
 )

@@ -105,6 +105,26 @@ def test_no_rank_is_blamed_where_all_are_at_the_same_place() -> None:
     assert verdict is not None
     assert "none is behind the others" in verdict.text
     assert verdict.ranks == {0, 1}
+    assert "stood still first" not in verdict.text
+
+
+def test_where_ranks_make_no_marks_the_first_to_stand_still_is_named() -> None:
+    """In an evaluation: one rank hangs in its share, the others finish theirs and wait."""
+    verdict = judge([beat(0, number=8), beat(1, number=8)], [beat(0, idle_s=310), beat(1, idle_s=390)], 20)
+    assert verdict is not None
+    assert "rank 1 (process 101 on node1) stood still first, 80 s before the last" in verdict.text
+
+
+def test_asking_whether_to_stop_is_a_sign_of_life(store: Dictionary) -> None:
+    rank = Rank(0, store, start_s=60)
+    with rank.watchdog:
+        rank.watchdog.enter(0, "critic")
+        rank.watchdog.enter(1, None)
+        asked = rank.watchdog.polled(lambda: False)
+        for _ in range(10):
+            assert not asked()
+            time.sleep(LIMIT_S / 5)
+    assert not rank.codes
 
 
 def test_a_thousand_ranks_make_a_message_that_can_be_read() -> None:
@@ -144,7 +164,7 @@ def test_a_meeting_point_that_does_not_answer_is_said_so(store: Dictionary, capf
     assert "step 3, phase critic" in said
 
 
-@pytest.mark.parametrize("sign", ["mark", "pulse", "patient", "first step"])
+@pytest.mark.parametrize("sign", ["mark", "patient", "first step"])
 def test_whoever_moves_or_may_take_long_is_left_alone(sign: str, store: Dictionary) -> None:
     rank = Rank(0, store, start_s=60)
     with rank.watchdog:
@@ -152,9 +172,9 @@ def test_whoever_moves_or_may_take_long_is_left_alone(sign: str, store: Dictiona
             rank.watchdog.enter(0, "critic")
             rank.watchdog.enter(1, "critic")
         rank.watchdog.mark("evaluates", patient=sign == "patient")
-        for _ in range(20):
-            if sign in ("mark", "pulse"):
-                getattr(rank.watchdog, sign)(*(["moves"] if sign == "mark" else []))
+        for _ in range(10):
+            if sign == "mark":
+                rank.watchdog.mark("evaluates")
             time.sleep(LIMIT_S / 5)
     assert not rank.codes
 
@@ -187,7 +207,10 @@ def test_an_error_says_where_its_rank_was() -> None:
 
     with pytest.raises(RuntimeError) as caught:
         lose_a_connection()
-    assert caught.value.__notes__ == ["the run was at step 4, phase maker: begins"]
+    assert caught.value.__notes__ == [
+        "rank 0 was at step 4, phase maker: begins",
+        "where a connection was lost, the rank at its other end has gone first: see what it said",
+    ]
 
 
 @pytest.mark.slow
