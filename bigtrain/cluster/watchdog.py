@@ -243,7 +243,7 @@ class Watchdog:
 
     def mark(self, activity: str, patient: bool = False) -> None:
         """What this rank does now, as every rank does at this place; `patient`: it may take long."""
-        self._place = self._place._replace(activity=activity, patient=patient)
+        self._place = _Place(self._place.step, self._place.phase, activity, patient)
         self._marks += 1
 
     def pulse(self) -> None:

@@ -6,8 +6,11 @@ Every rank reads its data for itself in all of these; tests/data/test_stream.py 
 import contextlib
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ import psutil
 import pytest
 import torch
 
+from bigtrain.data.digits import digits_index
 from tests.cluster.two_hosts import Host, two_hosts
 from tests.runs_of import (
     FAMILIES,
@@ -138,6 +142,23 @@ def test_sigkill_of_a_random_rank_at_random_moments_ends_the_job_and_changes_no_
     train(parts, processes=2)
     assert logged(tmp_path / "parts" / "run") == logged(tmp_path / "whole" / "run")
     assert_same_bits(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+
+
+def test_a_rank_that_fails_alone_says_why_and_the_job_ends(tmp_path: Path) -> None:
+    data = shutil.copytree(Path(digits_index("train", 16)).parent, tmp_path / "data")
+    for shard in data.glob("train-*.tar"):
+        with tarfile.open(shard) as tar:
+            images = [member for member in tar if not member.name.endswith(".cls")]
+        with shard.open("r+b") as file:
+            for member in images[20::40]:
+                file.seek(member.offset_data)
+                file.write(bytes(member.size))
+    recipe = write_recipe(tmp_path, FAMILIES["toy"], steps=100000, log_every=1)
+    with Job(recipe, f"data.train={data / 'train.json'}") as job:
+        job.wait_for_new_row()
+        job.ranks()
+        said = job.end(within_s=60)
+    assert re.search(r"error: rank [01]: .*train-\d+\.tar/.*: .*cannot be decoded", said)
 
 
 def assert_same_bits(whole: Path, other: Path) -> None:
