@@ -177,8 +177,11 @@ class Peers:
         return Beat(**json.loads(self._store.get(key))) if self._store.check([key]) else None
 
     def claim(self, timeout_s: float) -> bool:
-        """Whether this rank is the one to speak for its node. Raises Unreachable."""
-        return self._answer(lambda: self._store.add(f"watchdog/speaker/{self._node}", 1) == 1, timeout_s)
+        """Whether this rank is the one to speak for its node; true where no one can be asked."""
+        try:
+            return self._answer(lambda: self._store.add(f"watchdog/speaker/{self._node}", 1) == 1, timeout_s)
+        except Unreachable:
+            return True
 
     def _answer(self, call: Callable[[], T], timeout_s: float) -> T:
         try:
@@ -361,12 +364,7 @@ class Watchdog:
         last = threading.Timer(2 * SPEAKER_FIRST_S, self._leave, (1,))  # where nobody reads what is written
         last.daemon = True
         last.start()
-        speaks = True
-        if self._peers is not None and verdict.ranks:
-            try:
-                speaks = self._peers.claim(SPEAKER_FIRST_S)
-            except Unreachable:
-                speaks = True
+        speaks = self._peers is None or not verdict.ranks or self._peers.claim(SPEAKER_FIRST_S)
         if speaks:
             _write(
                 f"\nerror: the job hangs, and is ended: {verdict.text}\n"
