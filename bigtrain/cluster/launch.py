@@ -1,20 +1,24 @@
 """Joining the world that a launcher made, and refusing one that asks for something other than the recipe."""
 
 import ctypes
+import ipaddress
 import os
 import platform
 import signal
+import socket
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import torch
 
 from bigtrain.cluster import world
 from bigtrain.errors import UserMistake
 
-TIMEOUT_S = 1800
-"""How long a collective may wait for a rank before the job is brought down with an error."""
+TIMEOUT_S = 2400
+"""How long a collective may wait for a rank before it fails by itself, with an error that names nobody: longer than any
+limit of the watchdog (cluster/watchdog.py), which names the rank. It is the only limit outside the training loop."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
@@ -26,6 +30,7 @@ def join_world(precision: str = "no") -> torch.device:
     launcher's flags contradict the recipe.
     """
     _refuse_contradictions(precision)
+    _choose_network()
     from accelerate import InitProcessGroupKwargs, PartialState  # a heavy import, not needed to refuse
 
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true")
@@ -46,12 +51,18 @@ def follow_launcher() -> None:
     """
     if sys.platform != "linux" or "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    die_with_parent(signal.SIGTERM)
     adopted = os.getppid() == 1 and not any(
         word in Path("/proc/1/cmdline").read_bytes() for word in (b"accelerate", b"torch")
     )
     if adopted:
         raise UserMistake("the launcher has died while this process was starting; start it again")
+
+
+def die_with_parent(number: int) -> None:
+    """Asks the kernel for this signal when the thread that made this process ends, however it ends. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
 def _refuse_contradictions(precision: str) -> None:
@@ -81,6 +92,27 @@ def _refuse_contradictions(precision: str) -> None:
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ... "
             "(if MASTER_ADDR is set in your shell and you want one process, unset it)"
         )
+
+
+def _choose_network() -> None:
+    """Between several nodes, has gloo use the network on which they meet, unless GLOO_SOCKET_IFNAME names another.
+
+    Gloo joins CPU ranks, and carries the small exchanges between GPU ranks. By itself it offers the other nodes the address
+    behind this node's own name: 127.0.1.1 on a plain Debian or Ubuntu, and often nothing at all in a container.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not several or "GLOO_SOCKET_IFNAME" in os.environ or "MASTER_ADDR" not in os.environ:
+        return
+    try:
+        meeting = socket.getaddrinfo(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], type=socket.SOCK_DGRAM)[0]
+        with socket.socket(meeting[0], socket.SOCK_DGRAM) as probe:
+            probe.connect(meeting[4])  # sends nothing: the kernel chooses the way there
+            own = probe.getsockname()[0]
+    except OSError:
+        return  # torch.distributed will say what is wrong with the address
+    names = [name for name, addresses in psutil.net_if_addrs().items() if own in (a.address for a in addresses)]
+    if names and not ipaddress.ip_address(own).is_loopback:
+        os.environ["GLOO_SOCKET_IFNAME"] = names[0]
 
 
 def _share_cores() -> None:

@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bigtrain.cluster.launch import die_with_parent
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import HOW_TO_MAKE, Index
@@ -367,7 +368,7 @@ class _Loader:
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=_follow_main_process,
             generator=torch.Generator(),  # else every loader would advance torch's global generator
         )
         self._iterator: Any = iter(loader)
@@ -411,7 +412,9 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Slurm and Ctrl-C signal every process of a job; workers must outlive the checkpoint that is then written."""
+def _follow_main_process(worker: int) -> None:
+    """Slurm and Ctrl-C signal every process of a job; workers must outlive the checkpoint that is then written. But not
+    the process that reads from them: torch's own workers look for it only between two batches, and one may hang in one."""
+    die_with_parent(signal.SIGKILL)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from bigtrain.cluster.watchdog import START_S
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import Family, OptimizerOptions, Player
 from bigtrain.networks import statistics
@@ -35,6 +36,9 @@ class EngineOptions(Options):
     """Under zero1 to zero3: keep optimizer moments, and make the update, in host memory."""
     compile: bool = False
     """Compile each player's network with torch.compile; not under zero3, whose gathering of weights it would cut apart."""
+    hang_timeout_s: float | None = Field(default=300.0, gt=0, le=START_S)
+    """Seconds without progress after which a rank that hangs is named and the job ended; null never ends it (for a
+    debugger). What may take long has half an hour: a first step, checkpoints, pictures, evaluations."""
 
     @model_validator(mode="after")
     def _fit_the_strategy(self) -> "EngineOptions":

@@ -1,6 +1,7 @@
 """Leaving on a signal: every rank agrees on the step, the trainer writes a checkpoint, the process ends."""
 
 import signal
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from bigtrain.cluster import world
+from bigtrain.cluster.launch import TIMEOUT_S
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -23,7 +25,9 @@ class Interruption:
     def __init__(self) -> None:
         self._signal = 0
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
-        self._group: Any = dist.new_group(backend="gloo") if world.size() > 1 else None
+        self._group: Any = None
+        if world.size() > 1:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S))
         self._exchange: tuple[Any, torch.Tensor] | None = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
+from bigtrain.cluster.watchdog import Watchdog, peers_of_world
 from bigtrain.data.index import Index
 from bigtrain.data.stream import Batch, DataOptions, Stream, to_codes, to_images
 from bigtrain.errors import OneRanksMistake, TrainingDiverged, UserMistake
@@ -109,6 +110,7 @@ class Trainer:
         self.family, self.index, self.folder = family, index, folder
         self.seed, self.data, self.train, self.device = seed, data, train, device
         self.observers = observers
+        self.watchdog = Watchdog(engine.hang_timeout_s, peers_of_world())
         self.ema, self.engine = ema, engine
         self.networks = {name: place(build_network(family, name, seed), device, engine) for name in family.players}
         self.players: dict[str, TrainedPlayer] = {}
@@ -136,6 +138,10 @@ class Trainer:
         Returns the signal on which it left early with a checkpoint written, or None when it is complete. Raises
         TrainingDiverged after more non-finite updates than the recipe allows.
         """
+        with self.watchdog:
+            return self._run()
+
+    def _run(self) -> str | None:
         self._begin()
         interruption = Interruption()
         stream = self._open_stream()
@@ -154,11 +160,13 @@ class Trainer:
                 if self._due(self.train.save_every):
                     self._save(tracker)
                 self._observe(tracker, interruption)
+                self.watchdog.mark("agrees with the other ranks to go on")
                 signal = interruption.agreed()
                 if signal:
                     if not self._due(self.train.save_every):
                         self._save(tracker)
                     break
+            self.watchdog.mark("writes a checkpoint", patient=True)
             world.on_main(self._writer.finish)
             return signal
         finally:
@@ -178,16 +186,19 @@ class Trainer:
         for name, player in self.players.items():
             player.update_averages(self.step, finite[name])
         self.step += 1
+        self.watchdog.enter(self.step, None)
 
     def _update(self, phase: Phase, repeat: int) -> Tensor:
         """One update of one player; returns on the device whether it was finite and so was made."""
         player = self.players[phase.player]
+        self.watchdog.enter(self.step, phase.name)
         self._focus(phase.player)
         player.start_update()
         meter = self.meters[phase.name]
         for piece in range(self.train.accumulate):
             last = piece == self.train.accumulate - 1
             microbatch = self._microbatch(phase, repeat, piece)
+            self.watchdog.mark("forward and backward")
             with autocast(self.train.precision, self.device):
                 losses = phase.loss(self.networks, microbatch)
             loss = losses.total / self.train.accumulate
@@ -195,6 +206,7 @@ class Trainer:
                 loss = loss + phase.weight_penalty(player.network)
             player.backward(loss, last)
             meter.note(losses)
+        self.watchdog.mark("sums losses and gradients over the ranks")
         sound = meter.share(self.train.accumulate)
         finite, norm = player.update(self.step, sound)
         meter.add(finite, norm, phase.reports(player.network) if phase.reports is not None else {}, self.step)
@@ -270,6 +282,7 @@ class Trainer:
         return Microbatch(images, labels, self._places(piece), draws, self.device, self.train.batch_size, codes)
 
     def _next_batch(self) -> Batch:
+        self.watchdog.mark("waits for data")
         begin = time.perf_counter()
         try:
             batch = next(self._batches)
@@ -289,10 +302,13 @@ class Trainer:
         for name, every in (("sample", self.train.sample_every), ("evaluate", self.train.evaluate_every)):
             if name in self.observers and self.step > 0 and self._due(every):
                 observer = self.observers[name]
+                self.watchdog.mark({"sample": "draws pictures", "evaluate": "evaluates"}[name], patient=True)
                 if only_missing and world.on_main(partial(observer.has, self.step)):
                     continue
                 begin = time.perf_counter()
-                values = observer.observe(self.step, self.averaged_networks(), interruption.requested)
+                values = observer.observe(
+                    self.step, self.averaged_networks(), self.watchdog.polled(interruption.requested)
+                )
                 self._interval.pause(time.perf_counter() - begin)
                 if tracker is not None and values:
                     tracker.say(
@@ -305,6 +321,7 @@ class Trainer:
 
     def _log(self, tracker: Tracker | None) -> None:
         """Fetches what the device has gathered since the last row: the only time that the host waits for it."""
+        self.watchdog.mark("waits for the device, to log")
         values: dict[str, float] = {}
         # A row at the last step alone ends no interval: a run that is resumed with more steps goes on with it.
         regular = self.step % self.train.log_every == 0
@@ -356,6 +373,7 @@ class Trainer:
 
     def _save(self, tracker: Tracker | None) -> None:
         """Has the main rank write a checkpoint beside the next steps; every rank learns whether the disk took the last one."""
+        self.watchdog.mark("writes a checkpoint", patient=True)
         meters = {name: meter.state() for name, meter in self.meters.items()}
         self._stop_if_diverged()
         self._count_replaced(tracker)

@@ -1,0 +1,233 @@
+"""The watchdog in one process, with small limits, over a store that is a dictionary."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from bigtrain.cluster import watchdog
+from bigtrain.cluster.watchdog import Beat, Peers, Watchdog, judge
+from tests.runs_of import ROOT, environment
+
+LIMIT_S = 0.5
+
+
+class Dictionary:
+    """A store; `answers` is cleared where the network to it is cut: then no call returns."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def set(self, key: str, value: str) -> None:
+        self.answers.wait()
+        self.values[key] = value
+
+    def get(self, key: str) -> bytes:
+        self.answers.wait()
+        return self.values[key].encode()
+
+    def check(self, keys: list[str]) -> bool:
+        self.answers.wait()
+        return all(key in self.values for key in keys)
+
+    def add(self, key: str, amount: int) -> int:
+        self.answers.wait()
+        self.values[key] = str(int(self.values.get(key, "0")) + amount)
+        return int(self.values[key])
+
+
+class Rank:
+    """One rank's watchdog, and the exit codes with which it would have left."""
+
+    def __init__(self, number: int, store: Dictionary, start_s: float = LIMIT_S) -> None:
+        self.codes: list[int] = []
+        self.watchdog = Watchdog(LIMIT_S, Peers(store, number, 2), start_s=start_s, leave=self.codes.append)
+
+
+@pytest.fixture
+def short_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "SPEAKER_FIRST_S", 0.5)
+
+
+@pytest.fixture
+def store() -> Iterator[Dictionary]:
+    store = Dictionary()
+    yield store
+    store.answers.set()
+
+
+def eventually(true: Callable[[], object], within_s: float = 20.0) -> bool:
+    end = time.monotonic() + within_s
+    while not true() and time.monotonic() < end:
+        time.sleep(0.02)
+    return bool(true())
+
+
+def beat(rank: int, *, number: int = 9, marks: int = 5, idle_s: float = 400.0, place: str = "step 7: logs") -> Beat:
+    return Beat(rank, f"node{rank}", 100 + rank, number, marks, place, idle_s, limit_s=300.0)
+
+
+def test_the_rank_with_the_least_progress_is_named_with_its_place() -> None:
+    behind = beat(1, marks=4, place="step 7, phase critic: waits for data")
+    beats = [beat(0), behind, beat(2)]
+    verdict = judge([beat(rank, number=8) for rank in range(3)], beats, 20)
+    assert verdict is not None
+    assert verdict.ranks == {1}
+    assert "rank 1 (process 101 on node1) is behind" in verdict.text
+    assert "step 7, phase critic: waits for data for 400 s" in verdict.text
+
+
+def test_a_rank_that_waits_for_one_within_its_own_limit_waits_on() -> None:
+    """That one compiles, or evaluates: it has the long limit, the others wait for it at a place with the short one."""
+    assert judge([beat(0, number=8), beat(1, number=8)], [beat(0), beat(1, marks=4, idle_s=200)], 20) is None
+
+
+def test_a_rank_whose_beat_stands_still_is_named_whatever_its_progress() -> None:
+    verdict = judge([beat(0, number=8), beat(1, marks=6)], [beat(0), beat(1, marks=6, idle_s=1)], 20)
+    assert verdict is not None
+    assert verdict.ranks == {1}
+    assert "no sign of life for at least 20 s" in verdict.text
+
+
+def test_a_rank_that_never_came_is_named() -> None:
+    verdict = judge([beat(0, number=8), None], [beat(0), None], 20)
+    assert verdict is not None
+    assert verdict.text == "rank 1 has not come to the training loop"
+
+
+def test_no_rank_is_blamed_where_all_are_at_the_same_place() -> None:
+    verdict = judge([beat(0, number=8), beat(1, number=8)], [beat(0), beat(1)], 20)
+    assert verdict is not None
+    assert "none is behind the others" in verdict.text
+    assert verdict.ranks == {0, 1}
+    assert "stood still first" not in verdict.text
+
+
+def test_where_ranks_make_no_marks_the_first_to_stand_still_is_named() -> None:
+    """In an evaluation: one rank hangs in its share, the others finish theirs and wait."""
+    verdict = judge([beat(0, number=8), beat(1, number=8)], [beat(0, idle_s=310), beat(1, idle_s=390)], 20)
+    assert verdict is not None
+    assert "rank 1 (process 101 on node1) stood still first, 80 s before the last" in verdict.text
+
+
+def test_asking_whether_to_stop_is_a_sign_of_life(store: Dictionary) -> None:
+    rank = Rank(0, store, start_s=60)
+    with rank.watchdog:
+        rank.watchdog.enter(0, "critic")
+        rank.watchdog.enter(1, None)
+        asked = rank.watchdog.polled(lambda: False)
+        for _ in range(10):
+            assert not asked()
+            time.sleep(LIMIT_S / 5)
+    assert not rank.codes
+
+
+def test_a_thousand_ranks_make_a_message_that_can_be_read() -> None:
+    before = [beat(0, number=8), *(beat(rank) for rank in range(1, 1000))]
+    verdict = judge(before, [beat(rank) for rank in range(1000)], 20)
+    assert verdict is not None
+    assert verdict.text.count("\n") == 8
+    assert verdict.text.endswith("and 991 more")
+
+
+@pytest.mark.usefixtures("short_last_words")
+def test_both_ranks_leave_and_one_of_them_says_who_hangs(store: Dictionary, capfd: pytest.CaptureFixture[str]) -> None:
+    one, other = Rank(0, store), Rank(1, store)
+    with one.watchdog, other.watchdog:
+        for rank in (one, other):
+            rank.watchdog.enter(7, "critic")
+            rank.watchdog.mark("waits for data")
+        one.watchdog.mark("forward and backward")
+        assert eventually(lambda: one.codes and other.codes)
+    assert (one.codes[0], other.codes[0]) == (1, 1)
+    said = capfd.readouterr().err
+    assert said.count("the job hangs") == 1
+    assert "rank 1" in said.split("is behind the others")[0]
+    assert "step 7, phase critic: waits for data" in said
+    assert "test_both_ranks_leave_and_one_of_them_says_who_hangs" in said, "the main thread's stack"
+
+
+@pytest.mark.usefixtures("short_last_words")
+def test_a_meeting_point_that_does_not_answer_is_said_so(store: Dictionary, capfd: pytest.CaptureFixture[str]) -> None:
+    rank = Rank(1, store)
+    with rank.watchdog:
+        rank.watchdog.enter(3, "critic")
+        store.answers.clear()
+        assert eventually(lambda: rank.codes)
+    said = capfd.readouterr().err
+    assert "main rank's host does not answer" in said
+    assert "step 3, phase critic" in said
+
+
+@pytest.mark.parametrize("sign", ["mark", "patient", "first step"])
+def test_whoever_moves_or_may_take_long_is_left_alone(sign: str, store: Dictionary) -> None:
+    rank = Rank(0, store, start_s=60)
+    with rank.watchdog:
+        if sign != "first step":
+            rank.watchdog.enter(0, "critic")
+            rank.watchdog.enter(1, "critic")
+        rank.watchdog.mark("evaluates", patient=sign == "patient")
+        for _ in range(10):
+            if sign == "mark":
+                rank.watchdog.mark("evaluates")
+            time.sleep(LIMIT_S / 5)
+    assert not rank.codes
+
+
+def test_one_process_is_watched_too_and_its_first_steps_alone_may_take_long(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    codes: list[int] = []
+    with Watchdog(LIMIT_S, start_s=60, leave=codes.append) as alone:
+        alone.enter(0, "critic")
+        assert not eventually(lambda: codes, within_s=3 * LIMIT_S)
+        alone.enter(1, "critic")
+        alone.mark("waits for data")
+        assert eventually(lambda: codes)
+    assert "it has been at step 1, phase critic: waits for data for" in capfd.readouterr().err
+
+
+def test_without_a_limit_nobody_watches() -> None:
+    before = threading.active_count()
+    with Watchdog(None) as none:
+        none.mark("waits for data")
+        assert threading.active_count() == before
+
+
+def test_an_error_says_where_its_rank_was() -> None:
+    def lose_a_connection() -> None:
+        with Watchdog(60.0) as dog:
+            dog.enter(4, "maker")
+            raise RuntimeError("connection closed by peer")
+
+    with pytest.raises(RuntimeError) as caught:
+        lose_a_connection()
+    assert caught.value.__notes__ == [
+        "rank 0 was at step 4, phase maker: begins",
+        "where a connection was lost, the rank at its other end has gone first: see what it said",
+    ]
+
+
+@pytest.mark.slow
+def test_a_rank_whose_interpreter_is_held_by_other_code_ends_too() -> None:
+    """A C function that never gives the interpreter back: no Python thread runs any more, the watchdog's included."""
+    script = (
+        "import ctypes; from bigtrain.cluster import watchdog; from tests.cluster.test_watchdog import *\n"
+        "watchdog.SPEAKER_FIRST_S = 0.2\n"
+        "with Watchdog(1.0, Peers(Dictionary(), 0, 2), start_s=1.0):\n"
+        "    time.sleep(1)\n"
+        "    ctypes.PyDLL(None).sleep(100)\n"
+    )
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 1
+    assert time.monotonic() - begin < 60
+    assert "Timeout" in done.stderr
+    assert 'File "<string>", line 5' in done.stderr
