@@ -168,6 +168,8 @@ class GeneratorBlock(nn.Module):
 class Generator(nn.Module):
     """z and a class -> an image. z is cut into chunks: the first feeds the first layer, the others one block each."""
 
+    recomputed_blocks = (GeneratorBlock, SelfAttention)
+
     def __init__(self, options: GeneratorOptions, resolution: int, classes: int) -> None:
         """Weights are drawn from torch's global generator. Raises UserMistake for sizes that no table or block fits."""
         super().__init__()
@@ -232,6 +234,8 @@ class DiscriminatorBlock(nn.Module):
 
 class Discriminator(nn.Module):
     """An image and a class -> a logit: linear(h) + <embedding(class), h> (Miyato & Koyama 2018, figure 1d)."""
+
+    recomputed_blocks = (DiscriminatorBlock, SelfAttention)
 
     def __init__(self, options: DiscriminatorOptions, resolution: int, classes: int) -> None:
         """Weights are drawn from torch's global generator. Raises UserMistake for sizes that no table or block fits."""
