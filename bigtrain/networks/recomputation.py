@@ -30,7 +30,7 @@ def recompute_blocks(network: nn.Module) -> None:
         )
     for block in blocks:
         # On the instance, around its own forward: a wrapper module would change the names of weights.
-        block.forward = _Recomputed(block.forward, _draws(block))  # type: ignore[method-assign]
+        block.forward = _Recomputed(block.forward, _draws(block))
 
 
 class _Recomputed:

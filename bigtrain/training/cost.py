@@ -6,20 +6,21 @@ values (BigGAN's) is fused there, and here written out as a matrix of logits; cu
 """
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bigtrain.families.family import Family, Microbatch, OptimizerOptions, Phase, build_network
 from bigtrain.networks import statistics
+from bigtrain.networks.normalisation import SyncedBatchNorm
 from bigtrain.networks.recomputation import recompute_blocks
 from bigtrain.randomness import Draws
 from bigtrain.training.engine import autocast
@@ -93,7 +94,7 @@ def step_cost(
     `recompute`: with activation checkpointing. `memory` False: FLOPs alone, in half the time; `kept` and `peak` are 0 then.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        networks = {name: _channels_last(build_network(family, name, 0).train()) for name in family.players}
+        networks = {name: _prepared(build_network(family, name, 0)) for name in family.players}
         microbatch = _microbatch(family, samples, accumulate)
         flops = {phase.name: _flops(phase, networks, microbatch, precision) for phase in family.phases}
         bytes_ = {phase.name: (0, 0) for phase in family.phases}
@@ -114,30 +115,37 @@ def step_cost(
     return StepCost(samples, accumulate, players, phases, sum(t.nbytes for t in data if t is not None))
 
 
+def flops_of_all_ranks(family: Family, batch_size: int, accumulate: int, precision: str) -> float:
+    """FLOPs of one step over all ranks together: those of one rank that does all of it."""
+    return step_cost(family, batch_size // accumulate, precision, accumulate=accumulate, memory=False).flops
+
+
+def parameters_of(family: Family) -> int:
+    """The number of weights of all players."""
+    with FakeTensorMode():
+        networks = [build_network(family, name, 0) for name in family.players]
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
+
 class _NoDraws(Draws):
-    """Zeros for every draw. They are made outside of the fake world, because families look at integers on the host."""
+    """Shapes in the place of draws: where nothing is computed nothing need be drawn."""
 
-    def _rows(self, *args: Any) -> Any:
-        raise AssertionError("nothing is drawn where nothing is computed")
+    def normal(self, stream: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(len(indices), *shape)
 
-    def normal(self, stream: str, indices: Any, shape: tuple[int, ...]) -> Tensor:
-        return self._zeros(torch.get_default_dtype(), len(indices), *shape)
+    def uniform(self, stream: str, indices: Sequence[int], shape: tuple[int, ...] = ()) -> Tensor:
+        return torch.empty(len(indices), *shape, dtype=torch.float64)
 
-    def uniform(self, stream: str, indices: Any, shape: tuple[int, ...] = ()) -> Tensor:
-        return self._zeros(torch.float64, len(indices), *shape)
-
-    def integers(self, stream: str, indices: Any, high: int) -> Tensor:
-        return self._zeros(torch.int64, len(indices))
-
-    @staticmethod
-    def _zeros(dtype: torch.dtype, *shape: int) -> Tensor:
-        with unset_fake_temporarily():
-            return torch.zeros(shape, dtype=dtype)
+    def integers(self, stream: str, indices: Sequence[int], high: int) -> Tensor:
+        return torch.empty(len(indices), dtype=torch.int64)
 
 
-def _channels_last(network: nn.Module) -> nn.Module:
-    """The layout of training. `Module.to` cannot change fake tensors in place, so they are replaced."""
-    for module in network.modules():
+def _prepared(network: nn.Module) -> nn.Module:
+    """As in training, but alone: a rank that counts must not wait for others."""
+    for module in network.train().modules():
+        if isinstance(module, SyncedBatchNorm):
+            module.synchronised = False
+        # The layout of training. `Module.to` cannot change fake tensors in place, so they are replaced.
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() == 4:
                 setattr(module, name, nn.Parameter(parameter.detach().contiguous(memory_format=torch.channels_last)))

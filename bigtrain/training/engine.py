@@ -66,6 +66,13 @@ class TrainedPlayer:
         """The rate of the last update."""
         return self._optimizer.param_groups[0]["lr"]
 
+    def waited_s(self) -> float | None:
+        """Seconds since the last call that this rank waited for the sum of gradients; waits for the device.
+
+        A strategy that waits within DeepSpeed, where nobody can see it, returns None.
+        """
+        return self._gradients.waits.read()
+
     def focus(self, on: bool) -> None:
         """Whether the current phase trains this player: gradients flow into it and its statistics take notes."""
         for parameter in self._parameters:

@@ -13,7 +13,7 @@ from bigtrain.networks.recomputation import recompute_blocks
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.cost import LiveBytes
 from bigtrain.training.engine import EngineOptions, TrainedPlayer
-from tests.runs_of import FAMILIES, final_tensors, largest_difference, train, write_recipe
+from tests.runs_of import FAMILIES, final_tensors, train, write_recipe
 from tests.training.small_steps import CPU, focus, microbatch, run_phase, small_family, small_networks
 
 NAMES = sorted(set(FAMILIES) - {"toy"})
@@ -25,7 +25,7 @@ def recomputing(networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
     return networks
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32", "bf16"])
+@pytest.mark.parametrize("precision", ["float64", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_it_changes_no_bit_of_losses_gradients_statistics_and_later_draws(name: str, precision: str) -> None:
     if precision == "float64":
@@ -93,7 +93,7 @@ def test_nothing_is_kept_to_be_computed_again_where_there_is_no_gradient(monkeyp
 
 
 def test_a_network_that_names_no_blocks_is_refused() -> None:
-    with pytest.raises(UserMistake, match="engine.activation_checkpointing: a Linear does not say"):
+    with pytest.raises(UserMistake, match="activation_checkpointing: a Linear does not say"):
         recompute_blocks(nn.Linear(2, 2))
 
 
@@ -110,10 +110,14 @@ def test_batch_norm_over_two_ranks_exchanges_its_moments_again(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_it_goes_together_with_compilation(tmp_path: Path) -> None:
-    tensors = []
-    for asked in ("false", "true"):
-        recipe = write_recipe(tmp_path / asked, FAMILIES["gan"], steps=2)
-        train(recipe, "engine.compile=true", f"engine.activation_checkpointing={asked}")
-        tensors.append(final_tensors(tmp_path / asked / "run"))
-    assert largest_difference(*tensors) < 1e-3
+def test_it_goes_together_with_compilation() -> None:
+    family = small_family("gan")
+    phase = family.phases[1]
+    plain, compiled = small_networks(family), recomputing(small_networks(family))
+    torch.compiler.reset()
+    for network in compiled.values():
+        network.compile(backend="aot_eager")
+    expected, actual = (run_phase(family, networks, phase) for networks in (plain, compiled))
+    torch.compiler.reset()
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-4, msg=name)
