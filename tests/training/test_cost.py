@@ -70,7 +70,7 @@ def test_players_are_weighed_as_they_are() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"toy"}))
 def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> None:
-    """Beside autograd's own account of what it saves, on real tensors."""
+    """Beside the bytes that live after a real forward pass, and beside autograd's own account of what it saves."""
     family = small_family(name)
     counted = {phase.name: phase for phase in step_cost(family, 8, precision).phases}
     networks = small_networks(family)
@@ -88,17 +88,22 @@ def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> No
                 saved[storage._cdata] = storage.nbytes()
             return tensor
 
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
-        ):
-            loss = phase.loss(networks, batch).total
-        # Real kernels on a CPU lay some results out in another way and then copy them.
-        assert counted[phase.name].kept == pytest.approx(sum(saved.values()), rel=0.1), phase.name
-        assert counted[phase.name].peak >= counted[phase.name].kept
-        del loss
+        bf16 = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+        with LiveBytes() as live:
+            with bf16:
+                loss = phase.loss(networks, batch).total
+            kept = live.bytes
+            loss.backward()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), bf16:
+            phase.loss(networks, batch)
+        assert counted[phase.name].kept == pytest.approx(kept, rel=0.01), phase.name
+        # The hooks also see branches that lead nowhere (PixelCNN's last vertical stack), which are then dropped.
+        assert 0.85 < kept / sum(saved.values()) < 1.01, phase.name
+        if phase.weight_penalty is None:
+            assert counted[phase.name].peak == pytest.approx(live.peak, rel=0.05), phase.name
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_and_falls_with_recomputation_and_flops_do_not_change() -> None:
     family = small_family("gan")
     small, large = step_cost(family, 8, "fp32"), step_cost(family, 16, "fp32")
@@ -124,7 +129,7 @@ def test_bytes_of_live_tensors_are_counted_once_and_given_back() -> None:
 
 
 def test_a_rank_counts_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    family = small_family("gan")
+    family = small_family("toy")
     alone = flops_of_all_ranks(family, 16, 2, "fp32")
     monkeypatch.setattr("bigtrain.cluster.world.size", lambda: 2)
     monkeypatch.setattr(dist, "all_gather_into_tensor", None)
@@ -134,7 +139,7 @@ def test_a_rank_counts_without_the_others(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_counting_makes_nothing_real(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counted family stays as it was, and no generator moves."""
-    family = small_family("diffusion")
+    family = small_family("toy")
     state = torch.get_rng_state()
     assert parameters_of(family) == sum(player.parameters for player in step_cost(family, 4, "bf16").players.values())
     assert torch.equal(torch.get_rng_state(), state)
