@@ -70,7 +70,7 @@ def test_another_form_is_a_mistake(text: str) -> None:
 
 def test_classes_that_contradict_the_data_are_a_mistake(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["toy"]))
-    with pytest.raises(UserMistake, match="classes=3, but .* has 10"):
+    with pytest.raises(UserMistake, match=r"classes=3, but .* has 10"):
         plan(recipe, Cluster.parse("nodes=1,gpus=1,classes=3"))
 
 
