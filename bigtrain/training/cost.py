@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from bigtrain.families.family import Family, Microbatch, OptimizerOptions, Phase, build_network
 from bigtrain.networks import statistics
@@ -165,6 +164,8 @@ def _microbatch(family: Family, samples: int, accumulate: int) -> Microbatch:
 
 def _flops(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> tuple[int, int]:
     """(of one microbatch, of the loss on weights alone)."""
+    from torch.utils.flop_counter import FlopCounterMode  # half a second, and only a count needs it
+
     with _focused(phase, networks), FlopCounterMode(display=False) as counter:
         _total(phase, networks, microbatch, precision).backward()
         flops = counter.get_total_flops()
