@@ -64,10 +64,10 @@ class Throughput:
         other ranks (None: it cannot tell). A collective: every rank calls it.
 
         `throughput/`: images of all ranks and of one GPU a second; `mfu`; shares of the time that ranks waited, on average,
-        without `communication_wait_share` if a player cannot tell; `rank_s`, seconds of a step in which a rank worked and did
-        not wait, of the fastest, the mean and the slowest rank, and which that was. Batch statistics are exchanged within the
-        forward pass and count as work. `memory/`: the largest of any rank's, since its start: by tensors on the GPU (by the
-        process on a CPU), by the allocator, by the process.
+        without `communication_wait_share` if a player cannot tell or there is one rank alone; `rank_s`, seconds of a step in
+        which a rank worked and did not wait, of the fastest, the mean and the slowest rank, and which that was. Batch
+        statistics are exchanged within the forward pass and count as work. `memory/`: the largest of any rank's, since its
+        start: by tensors on the GPU (by the process on a CPU), by the allocator, by the process.
         """
         seconds, steps = max(seconds, 1e-9), max(steps, 1)
         told = [wait for wait in waited_s if wait is not None]
@@ -80,7 +80,7 @@ class Throughput:
         if self.ideal_s is not None:
             row["throughput/mfu"] = self.ideal_s * steps / seconds
         row["throughput/data_wait_share"] = _mean_share([rank.data_s for rank in ranks], seconds)
-        if len(told) == len(waited_s):
+        if len(ranks) > 1 and len(told) == len(waited_s):
             waited = [rank.communication_s for rank in ranks]
             row["throughput/communication_wait_share"] = _mean_share(waited, seconds)
         row |= {

@@ -38,9 +38,14 @@ def test_a_row_holds_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "throughput/mfu" not in row
 
 
-def test_a_player_that_cannot_tell_leaves_the_share_out() -> None:
-    row = Throughput(CPU, 64, "fp32", lambda: 1.0).read(1.0, 1, 0.0, [None, 0.1])
-    assert "throughput/communication_wait_share" not in row
+def test_one_rank_alone_or_a_player_that_cannot_tell_leaves_the_share_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "throughput/communication_wait_share" not in Throughput(CPU, 64, "fp32", lambda: 1.0).read(
+        1.0, 1, 0.0, [0.0]
+    )
+    as_a_world_of(monkeypatch, 2, lambda mine: [mine, mine])
+    for waited, told in (([None, 0.1], False), ([0.2, 0.1], True)):
+        row = Throughput(CPU, 64, "fp32", lambda: 1.0).read(1.0, 1, 0.0, waited)
+        assert ("throughput/communication_wait_share" in row) == told
 
 
 def test_utilisation_is_of_all_devices_and_only_of_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
