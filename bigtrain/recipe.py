@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "train.save_every",
     "train.evaluate_every",
     "train.keep",
+    "train.profile",
     "data.workers",
     "engine.",
     "evaluation.",

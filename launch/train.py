@@ -1,6 +1,10 @@
 """Trains a recipe: accelerate launch launch/train.py RECIPE.yaml [section.key=value ...]
 
 The run folder is runs/NAME (run.dir=PATH to move it). The same command again resumes from the newest whole checkpoint.
+
+    python launch/train.py RECIPE.yaml --plan nodes=4,gpus=8
+
+trains nothing: it says what a step is made of on such a cluster and what memory each strategy takes, without data or GPUs.
 """
 
 import argparse
@@ -12,6 +16,7 @@ from bigtrain.doors import door, open_run, say
 from bigtrain.families.family import Problem
 from bigtrain.model import find_splits, make_family
 from bigtrain.observers import observers_of
+from bigtrain.plan import Cluster, plan
 from bigtrain.recipe import load_recipe
 from bigtrain.training.trainer import Trainer, check_batch, describe
 
@@ -20,9 +25,15 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args(argv)
+    parser.add_argument(
+        "--plan", metavar="nodes=N,gpus=G[,classes=C]", help="say what it would cost, and train nothing"
+    )
+    arguments = parser.parse_intermixed_args(argv)  # so that overrides may follow --plan
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.plan is not None:
+        print(plan(recipe, Cluster.parse(arguments.plan)))
+        return
     device = join_world(recipe.train.precision)
     check_batch(recipe.train, world.size())
     train, validation = find_splits(recipe.data)

@@ -25,6 +25,7 @@ ALLOWED = {
     "doors": BOTTOM | MIDDLE | {"families", "recipe"},
     "model": BOTTOM | MIDDLE | {"families", "recipe"},
     "observers": BOTTOM | MIDDLE | {"families", "recipe", "model"},
+    "plan": BOTTOM | MIDDLE | {"families", "recipe", "model"},
 }
 
 

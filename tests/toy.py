@@ -4,6 +4,7 @@ It has what a family can have: batch statistics, power iteration, two phases of 
 phase that reads no data, class labels.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigtrain.cluster import world
 from bigtrain.families.family import Family, Losses, Microbatch, Networks, OptimizerOptions, Phase, Player, Problem
 from bigtrain.networks.normalisation import SNLinear, SyncedBatchNorm
 from bigtrain.options import Options
@@ -50,6 +52,8 @@ class ToyOptions(Options):
     optimizer: OptimizerOptions = OptimizerOptions(lr=0.01)
     explode_at: int | None = None
     """Step at which the critic's loss becomes NaN, for the tests of what happens then."""
+    dawdling_rank: int | None = None
+    """A rank that sleeps for a twentieth of a second in each of the critic's losses, for the test that finds it."""
     sampling: ToySamplingOptions = ToySamplingOptions()
 
 
@@ -77,6 +81,8 @@ class Toy(Family, kind="toy"):
             fake = self._make(networks, batch, "critic")
         real, made = networks["critic"](torch.cat([batch.images, fake])).split(len(fake))
         loss = F.softplus(-real).mean() + F.softplus(made).mean()
+        if world.rank() == self.options.dawdling_rank:
+            time.sleep(0.05)
         if batch.draws.step == self.options.explode_at and batch.draws.repeat == 1:
             loss = loss * float("nan")
         return Losses(loss, {"real": real.mean()})

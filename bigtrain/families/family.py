@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -195,9 +194,8 @@ class Problem:
 
     def draw_labels(self, draws: Draws, stream: str, indices: Sequence[int]) -> Tensor:
         """Labels from the data's own distribution, int64 [len(indices)], on the CPU."""
-        bounds = np.cumsum(self.class_counts)
-        ranks = draws.integers(stream, indices, int(bounds[-1])).numpy()
-        return torch.from_numpy(np.searchsorted(bounds, ranks, side="right"))
+        bounds = torch.tensor(self.class_counts).cumsum(0)
+        return torch.searchsorted(bounds, draws.integers(stream, indices, self.images), right=True)
 
 
 Capability = Literal["sample", "by_class", "likelihood", "reconstruct", "encode"]

@@ -168,6 +168,8 @@ class GeneratorBlock(nn.Module):
 class Generator(nn.Module):
     """z and a class -> an image. z is cut into chunks: the first feeds the first layer, the others one block each."""
 
+    recomputed_blocks = (GeneratorBlock, SelfAttention)
+
     def __init__(self, options: GeneratorOptions, resolution: int, classes: int) -> None:
         """Weights are drawn from torch's global generator. Raises UserMistake for sizes that no table or block fits."""
         super().__init__()
@@ -233,6 +235,8 @@ class DiscriminatorBlock(nn.Module):
 class Discriminator(nn.Module):
     """An image and a class -> a logit: linear(h) + <embedding(class), h> (Miyato & Koyama 2018, figure 1d)."""
 
+    recomputed_blocks = (DiscriminatorBlock, SelfAttention)
+
     def __init__(self, options: DiscriminatorOptions, resolution: int, classes: int) -> None:
         """Weights are drawn from torch's global generator. Raises UserMistake for sizes that no table or block fits."""
         super().__init__()
@@ -273,10 +277,18 @@ def orthogonal_penalty(network: nn.Module, strength: float) -> Tensor:
     penalty = weights[0].new_zeros((), dtype=statistics_dtype(weights[0].dtype))
     with without_autocast(weights[0]):
         for weight in weights:
-            rows = weight.flatten(1).to(penalty.dtype)
-            gram = rows @ rows.t()
-            penalty = penalty + (gram - gram.diagonal().diag_embed()).square().sum()
+            penalty = penalty + _off_diagonal(weight.flatten(1).to(penalty.dtype))
     return strength / 2 * penalty
+
+
+def _off_diagonal(rows: Tensor) -> Tensor:
+    """|W W^T o (1 - I)|^2 of W [out, rest], a scalar."""
+    if len(rows) <= 2 * rows.shape[1]:
+        gram = rows @ rows.t()
+        return (gram - gram.diagonal().diag_embed()).square().sum()
+    # |W W^T| = |W^T W|, which is small where W is tall: the generator's first layer at 128x128 is [24576, 20]. So tall, the
+    # diagonal is the lesser part of the sum, and little is lost by subtracting it.
+    return (rows.t() @ rows).square().sum() - rows.square().sum(1).square().sum()
 
 
 def _check_resolution(resolution: int) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
-from bigtrain.networks.statistics import StatisticsModule
+from bigtrain.networks.statistics import StatisticsModule, recomputing
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -204,8 +204,9 @@ class SyncedBatchNorm(StatisticsModule):
         return out
 
     def _note(self, moments: Tensor) -> None:
-        self.noted_moments.add_(moments)
-        self.notes.add_(1)
+        if not recomputing():
+            self.noted_moments.add_(moments)
+            self.notes.add_(1)
 
     def commit(self, finite: Tensor) -> None:
         self._move(self.momentum, finite)

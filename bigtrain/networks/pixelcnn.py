@@ -229,6 +229,8 @@ class PixelCNN(nn.Module):
     - VQ-VAE-2: the condition's stack ends in a transposed convolution; the output stack is gated.
     """
 
+    recomputed_blocks = (GatedLayer, CausalAttention, OutputLayer, ResidualBlock)
+
     def __init__(
         self,
         options: PixelCNNOptions,

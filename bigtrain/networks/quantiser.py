@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bigtrain.cluster import world
 from bigtrain.networks.normalisation import statistics_dtype, without_autocast
-from bigtrain.networks.statistics import StatisticsModule
+from bigtrain.networks.statistics import StatisticsModule, recomputing
 from bigtrain.options import Options
 
 BLOCK_ELEMENTS = 2**26
@@ -132,7 +132,7 @@ class Quantiser(StatisticsModule):
             z = z.to(statistics_dtype(z.dtype))
             flat = as_rows(z)
             codes = self._nearest(flat)
-            if self.training and self.recording and not _recomputing():
+            if self.training and self.recording and not recomputing():
                 self._note(flat.detach(), codes)
             codes = codes.view(z.shape[0], *z.shape[2:])
             vectors = self.vectors_of(codes)
@@ -276,11 +276,3 @@ def _own_rows(flat: Tensor, places: Tensor, first: int) -> Tensor:
     own = places - first
     rows = flat[own.clamp(0, len(flat) - 1)]
     return torch.where(((own >= 0) & (own < len(flat)))[:, None], rows, 0)
-
-
-def _recomputing() -> bool:
-    """Whether this forward runs inside a backward: activation checkpointing computes again what has been noted already.
-
-    torch.utils.checkpoint tells it in the same way. A compiled graph notes once in any case: it recomputes values only.
-    """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -50,3 +50,11 @@ def copied_buffer_names(network: nn.Module) -> set[str]:
         if isinstance(module, StatisticsModule)
         for name in module.copied_buffers
     }
+
+
+def recomputing() -> bool:
+    """Whether this forward runs inside a backward: activation checkpointing computes again what has been noted already.
+
+    torch.utils.checkpoint tells it in the same way. A compiled graph notes once in any case: it recomputes values only.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -71,6 +71,9 @@ class UNetOptions(Options):
 class UNet(nn.Module):
     """What a diffusion model predicts of a noised image. The `UNet2DModel` itself is the attribute `unet`."""
 
+    # Not diffusers' own enable_gradient_checkpointing, which leaves the attention out.
+    recomputed_blocks = (ResnetBlock2D, Attention)
+
     def __init__(
         self, options: UNetOptions, image_size: int, outputs: int, classes: int | None = None, null_class: bool = False
     ) -> None:

@@ -173,6 +173,9 @@ class Reconstruction(NamedTuple):
 class Autoencoder(nn.Module):
     """Images to codes and back."""
 
+    # Whole stacks: their strided convolutions keep most, a residual block little.
+    recomputed_blocks = (Encoder, Decoder, Upsampler)
+
     pixel_variance: Tensor
 
     def __init__(self, options: AutoencoderOptions, image_size: int, images: int) -> None:

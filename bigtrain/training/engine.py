@@ -18,6 +18,7 @@ from bigtrain.cluster.watchdog import START_S
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import Family, OptimizerOptions, Player
 from bigtrain.networks import statistics
+from bigtrain.networks.recomputation import recompute_blocks
 from bigtrain.options import Options
 from bigtrain.training.averaging import EmaOptions
 
@@ -36,6 +37,9 @@ class EngineOptions(Options):
     """Under zero1 to zero3: keep optimizer moments, and make the update, in host memory."""
     compile: bool = False
     """Compile each player's network with torch.compile; not under zero3, whose gathering of weights it would cut apart."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of each block of a network, and compute its activations again in the backward pass: less memory
+    for about a third more work, and the same result."""
     hang_timeout_s: float | None = Field(default=300.0, gt=0, le=START_S)
     """Seconds without progress after which a rank that hangs is named and the job ended; null never ends it (for a
     debugger). What may take long has half an hour: a first step, checkpoints, pictures, evaluations."""
@@ -69,6 +73,13 @@ class TrainedPlayer(ABC):
     @abstractmethod
     def learning_rate(self) -> float:
         """The rate of the last update."""
+
+    @abstractmethod
+    def waited_s(self) -> float | None:
+        """Seconds since the last call that this rank waited for the sum of gradients; waits for the device.
+
+        A strategy that waits within DeepSpeed, where nobody can see it, returns None.
+        """
 
     @abstractmethod
     def start_update(self) -> None:
@@ -114,15 +125,21 @@ def make_player(
     `network` comes from `place` and has the weights to begin with; `saved`: what a checkpoint holds of the player, whose
     optimizer and averages are taken over. Averages begin at the weights where there is none.
     """
-    if engine.compile:
-        network.compile()
     if engine.strategy == "ddp":
         from bigtrain.training.replicated import ReplicatedPlayer
 
-        return ReplicatedPlayer(network, player, ema, saved)
+        return ReplicatedPlayer(network, player, ema, engine, saved)
     from bigtrain.training.zero import ZeroPlayer  # imports DeepSpeed, which takes seconds
 
     return ZeroPlayer(network, player, ema, engine, precision, saved)
+
+
+def prepare_forward(network: nn.Module, engine: EngineOptions) -> None:
+    """Activation checkpointing and compilation, in place; after averages were copied, which have no backward pass."""
+    if engine.activation_checkpointing:
+        recompute_blocks(network)
+    if engine.compile:
+        network.compile()
 
 
 def check_strategy(family: Family, engine: EngineOptions) -> None:

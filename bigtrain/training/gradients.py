@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bigtrain.training.waits import WaitClock
+
 BUCKET_BYTES = 25 * 2**20
 """Large enough to fill the links, small enough to start early; what DistributedDataParallel uses."""
 
@@ -45,6 +47,8 @@ class GradientSum:
         self._armed = False
         self._buckets = [_Bucket(group) for group in _groups(parameters)] if world > 1 else []
         self._next = 0
+        self.waits = WaitClock(parameters[0].device)
+        """What of the sum was not hidden behind the backward pass."""
         for bucket in self._buckets:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._arrived(bucket))
@@ -67,8 +71,9 @@ class GradientSum:
         """The summed gradients, once all have arrived; zero for a parameter that had no part in the loss."""
         self._send(everything=True)
         self._armed = False
-        for bucket in self._buckets:
-            bucket.work.wait()
+        with self.waits.waiting():
+            for bucket in self._buckets:
+                bucket.work.wait()
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -9,7 +9,14 @@ from bigtrain.cluster import world
 from bigtrain.families.family import Player
 from bigtrain.networks import statistics
 from bigtrain.training.averaging import Average, EmaOptions
-from bigtrain.training.engine import Groups, TrainedPlayer, allocate_momentum, optimizer_of
+from bigtrain.training.engine import (
+    EngineOptions,
+    Groups,
+    TrainedPlayer,
+    allocate_momentum,
+    optimizer_of,
+    prepare_forward,
+)
 from bigtrain.training.gradients import GradientSum
 from bigtrain.training.schedule import learning_rate
 
@@ -17,9 +24,12 @@ from bigtrain.training.schedule import learning_rate
 class ReplicatedPlayer(TrainedPlayer):
     """One player under `ddp`."""
 
-    def __init__(self, network: nn.Module, player: Player, ema: EmaOptions, saved: Groups | None) -> None:
+    def __init__(
+        self, network: nn.Module, player: Player, ema: EmaOptions, engine: EngineOptions, saved: Groups | None
+    ) -> None:
         super().__init__(network, player.optimizer)
         self._averages = Average.all_of(network, player.averaged, ema)
+        prepare_forward(network, engine)
         parameters = list(self._parameters.values())
         self._optimizer = optimizer_of(player, parameters)
         allocate_momentum(self._optimizer, parameters)
@@ -30,6 +40,9 @@ class ReplicatedPlayer(TrainedPlayer):
     @property
     def learning_rate(self) -> float:
         return self._optimizer.param_groups[0]["lr"]
+
+    def waited_s(self) -> float:
+        return self._gradients.waits.read()
 
     def start_update(self) -> None:
         self._gradients.reset()

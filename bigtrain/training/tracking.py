@@ -39,9 +39,15 @@ class Tracker:
     def line(self, values: Mapping[str, float], eta_s: float) -> None:
         """The progress line: rewritten in place on a terminal, a line of its own in a log file."""
         losses = "  ".join(f"{name.split('/')[1]} {v:.3f}" for name, v in values.items() if _is_phase_loss(name))
+        shares = {"MFU": "mfu", "data wait": "data_wait_share", "communication wait": "communication_wait_share"}
+        said = "  ".join(
+            f"{word} {100 * values[f'throughput/{key}']:.0f} %"
+            for word, key in shares.items()
+            if f"throughput/{key}" in values
+        )
         text = (
-            f"step {values['step']}/{self._steps}  {losses}  {values['throughput/images_per_s']:.0f} images/s  "
-            f"data wait {100 * values['throughput/data_wait_share']:.0f} %  ETA {_clock(eta_s)}"
+            f"step {values['step']}/{self._steps}  {losses}  {values['throughput/images_per_s']:.0f} images/s  {said}  "
+            f"ETA {_clock(eta_s)}"
         )
         print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
 

@@ -5,7 +5,6 @@ continues as if it had not been. To resume, run the same command again.
 """
 
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -27,6 +26,7 @@ from bigtrain.randomness import Draws, torch_seed
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.averaging import EmaOptions
+from bigtrain.training.cost import flops_of_all_ranks
 from bigtrain.training.engine import (
     EngineOptions,
     TrainedPlayer,
@@ -38,7 +38,9 @@ from bigtrain.training.engine import (
 )
 from bigtrain.training.interruption import Interruption
 from bigtrain.training.meters import Interval, PhaseMeter
+from bigtrain.training.profiling import ProfileOptions, ProfilerWindow
 from bigtrain.training.saving import CheckpointWriter
+from bigtrain.training.throughput import Throughput
 from bigtrain.training.tracking import Tracker
 
 
@@ -67,6 +69,8 @@ class TrainOptions(Options):
     """Steps between evaluations of the averaged weights; null: none."""
     nonfinite_updates: int = Field(default=0, ge=0)
     """Updates with a non-finite loss or gradient that are skipped, in the whole run, before it stops."""
+    profile: ProfileOptions | None = None
+    """A window of steps under the profiler, into RUN/profile/; null: none."""
 
 
 class Observer(Protocol):
@@ -129,6 +133,8 @@ class Trainer:
             torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
         )
         self._wait_s = 0.0
+        flops = partial(flops_of_all_ranks, family, train.batch_size, train.accumulate, train.precision)
+        self._throughput = Throughput(device, train.batch_size, train.precision, flops)
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
@@ -151,10 +157,13 @@ class Trainer:
         self._batches = iter(stream)
         self._interval = Interval(self.step)
         signal = None
+        window = ProfilerWindow(self.train.profile, self.folder.path / "profile", self.device)
         try:
             self._observe(tracker, interruption, only_missing=True)
             while self.step < self.train.steps:
+                window.before(self.step)
                 self._take_step()
+                window.after(self.step)
                 if self._due(self.train.log_every):
                     self._log(tracker)
                 if self._due(self.train.save_every):
@@ -175,6 +184,7 @@ class Trainer:
             if tracker is not None:
                 tracker.close()
             interruption.close()
+            window.close()
 
     def _take_step(self) -> None:
         """Every phase that is due, every repeat of it; then the averages."""
@@ -207,7 +217,8 @@ class Trainer:
             player.backward(loss, last)
             meter.note(losses)
         self.watchdog.mark("sums losses and gradients over the ranks")
-        sound = meter.share(self.train.accumulate)
+        with self._throughput.waits.waiting():  # the first to meet the other ranks after the backward pass
+            sound = meter.share(self.train.accumulate)
         finite, norm = player.update(self.step, sound)
         meter.add(finite, norm, phase.reports(player.network) if phase.reports is not None else {}, self.step)
         return finite
@@ -335,9 +346,8 @@ class Trainer:
         row: dict[str, Any] = {"step": self.step, "images": self.step * self.train.batch_size}
         row |= {"wall": round(self.wall_s, 3)} | values
         row |= {f"lr/{name}": player.learning_rate for name, player in self.players.items()}
-        row["throughput/images_per_s"] = steps * self.train.batch_size / max(seconds, 1e-9)
-        row["throughput/data_wait_share"] = min(1.0, self._wait_s / max(seconds, 1e-9))
-        row["memory/peak_gib"] = peak_memory_gib(self.device)
+        waited = [player.waited_s() for player in self.players.values()]
+        row |= self._throughput.read(seconds, steps, self._wait_s, waited)
         if self.replaced:
             row["data/replaced"] = self.replaced
         self._wait_s = 0.0
@@ -445,10 +455,3 @@ def check_batch(train: TrainOptions, ranks: int) -> None:
             f"train.batch_size: {train.batch_size} does not divide into {train.accumulate} microbatches (train.accumulate) "
             f"x {ranks} ranks; {near} would"
         )
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Most memory held so far: by tensors on a GPU, by this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -30,7 +30,14 @@ from bigtrain.training.averaging import (
     MovingAverage,
     averaged_and_copied_names,
 )
-from bigtrain.training.engine import EngineOptions, Groups, TrainedPlayer, allocate_momentum, optimizer_of
+from bigtrain.training.engine import (
+    EngineOptions,
+    Groups,
+    TrainedPlayer,
+    allocate_momentum,
+    optimizer_of,
+    prepare_forward,
+)
 from bigtrain.training.partition import Piece, cut, pieces_end_to_end, pieces_of_each, place
 from bigtrain.training.replicated import copied_to_host
 from bigtrain.training.schedule import learning_rate
@@ -69,6 +76,7 @@ class ZeroPlayer(TrainedPlayer):
             self._empty = _without_parameters(network)
             for parameter in self._parameters.values():  # zero3 sends them nevertheless
                 parameter.data = parameter.data.reshape(parameter.shape or (1,))
+        prepare_forward(network, options)
         self._optimizer = optimizer_of(player, list(self._parameters.values()))
         self._guard = _Guard(self._optimizer, player.optimizer.clip_norm, self._device)
         self._engine = _start_engine(network, self._optimizer, options, precision, self._device)
@@ -99,6 +107,9 @@ class ZeroPlayer(TrainedPlayer):
     @property
     def learning_rate(self) -> float:
         return self._optimizer.param_groups[0]["lr"]
+
+    def waited_s(self) -> None:
+        return None
 
     def start_update(self) -> None:
         """DeepSpeed forgets gradients at the end of an update."""

@@ -16,6 +16,7 @@ from bigtrain.networks.biggan import (
     GeneratorBlock,
     GeneratorOptions,
     SelfAttention,
+    _off_diagonal,
     latent_size,
     orthogonal_penalty,
 )
@@ -324,6 +325,16 @@ def test_orthogonal_penalty_has_the_gradient_of_the_reference_code(build) -> Non
         w = parameter.detach().flatten(1)
         expected = 1e-4 * 2 * ((w @ w.t()) * (1 - torch.eye(len(w), dtype=w.dtype))) @ w
         torch.testing.assert_close(parameter.grad.flatten(1), expected, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (9, 4), (5, 40)])
+def test_the_short_way_to_the_penalty_of_a_tall_weight_is_exact(shape: tuple[int, int]) -> None:
+    rows = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    gram = rows @ rows.t()
+    plain = (gram * (1 - torch.eye(len(rows), dtype=torch.float64))).square().sum()
+    short = _off_diagonal(rows)
+    torch.testing.assert_close(short, plain)
+    torch.testing.assert_close(torch.autograd.grad(short, rows), torch.autograd.grad(plain, rows))
 
 
 def test_orthogonal_penalty_ignores_autocast() -> None:

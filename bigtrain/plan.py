@@ -1,0 +1,200 @@
+"""What a recipe would cost on a cluster, said without data, GPUs or a process group: `launch/train.py RECIPE --plan ...`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigtrain.data.digits import digits_index
+from bigtrain.data.index import Index
+from bigtrain.errors import UserMistake
+from bigtrain.families.family import CodeLevel, Family, Problem
+from bigtrain.model import make_family
+from bigtrain.recipe import Recipe, load_recipe
+from bigtrain.training.cost import StepCost, parameters_of, step_cost
+from bigtrain.training.memory import STRATEGIES, residents
+from bigtrain.training.throughput import GIB, peak_flops
+from bigtrain.training.trainer import check_batch, describe
+
+CLASSES = 1000
+"""What is assumed where nothing says how many classes there are, and said so."""
+UTILISATION = 0.4
+"""Share of the peak that the plan's times are worked out for."""
+DEVICES = ("NVIDIA H200", "NVIDIA A100-SXM4-80GB")
+NOT_COUNTED = """\
+Not counted: the CUDA context and libraries (0.5 to 2 GiB), workspaces of cuDNN and NCCL, what the allocator cannot use of its
+blocks, a second set of averages' size while they are updated, batches that wait their turn, pictures and evaluations; under
+zero1 to zero3 DeepSpeed's buckets, and under zero3 the weights that are gathered for the moment."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What is planned for: nodes, GPUs on each, and classes where the data cannot say."""
+
+    nodes: int
+    gpus: int
+    classes: int | None
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.gpus
+
+    @classmethod
+    def parse(cls, text: str) -> "Cluster":
+        """nodes=N,gpus=G or nodes=N,gpus=G,classes=C. Raises UserMistake."""
+        said = dict(part.partition("=")[::2] for part in text.split(","))
+        sound = {"nodes", "gpus"} <= said.keys() <= {"nodes", "gpus", "classes"}
+        if not sound or not all(value.isdecimal() and int(value) > 0 for value in said.values()):
+            raise UserMistake(f"--plan: {text!r} is not of the form nodes=4,gpus=8 or nodes=4,gpus=8,classes=1000")
+        return cls(int(said["nodes"]), int(said["gpus"]), int(said["classes"]) if "classes" in said else None)
+
+
+def plan(recipe: Recipe, cluster: Cluster) -> str:
+    """The plan as a text for people. Raises UserMistake where the recipe could not run on such a cluster."""
+    train = recipe.train
+    check_batch(train, cluster.ranks)
+    problem, images, remarks = _find_problem(recipe, cluster.classes)
+    family = make_family(recipe, problem)
+    if images is None and cluster.classes is None:
+        remarks.append(_how_much_a_class_weighs(recipe, problem))
+    samples = train.batch_size // train.accumulate // cluster.ranks
+    cost = step_cost(
+        family,
+        samples,
+        train.precision,
+        accumulate=train.accumulate,
+        recompute=recipe.engine.activation_checkpointing,
+    )
+    head = f"{recipe.run.name} on {cluster.nodes} x {cluster.gpus} = {cluster.ranks} GPUs, {train.precision}"
+    parts = [
+        head,
+        *remarks,
+        "",
+        *_composition(recipe, family, cost, cluster, images),
+        "",
+        *_memory(recipe, cost, cluster),
+    ]
+    return "\n".join([*parts, "", NOT_COUNTED])
+
+
+# -- the problem, without data ----------------------------------------------------------------------------------------
+
+
+def _find_problem(recipe: Recipe, classes: int | None) -> tuple[Problem, int | None, list[str]]:
+    """The problem, the images of an epoch if they are known, and what the reader must know of both."""
+    where, size = recipe.data.train, recipe.data.image_size
+    if where == "digits" or Path(where).is_file():
+        # An index alone will do: its shards may lie elsewhere.
+        index = Index.read(digits_index("train", size) if where == "digits" else where)
+        if index.image_size != size:
+            raise UserMistake(
+                f"data.train: {where} has images of {index.image_size} pixels, not of data.image_size, {size}"
+            )
+        if classes not in (None, len(index.classes)):
+            raise UserMistake(f"--plan: classes={classes}, but data.train has {len(index.classes)}; leave it out")
+        return Problem.of(describe(index)), index.samples, []
+    number = classes or CLASSES
+    names = tuple(map(str, range(number)))
+    codes = _codes(recipe, names)
+    remark = f"data.train ({where}) is not there: {number} classes are {'given' if classes else 'ASSUMED'}"
+    return Problem(size, names, (1,) * number, codes, "planned" if codes else None), None, [remark]
+
+
+def _codes(recipe: Recipe, classes: Sequence[str]) -> Mapping[str, CodeLevel] | None:
+    """The levels that the recipe's tokenizer, if it has one, would give; from its recipe alone."""
+    place = getattr(recipe.family, "tokenizer", None)
+    if place is None:
+        return None
+    source = Path(place) if Path(place).is_file() else Path(place) / "recipe.yaml"
+    if not source.is_file():
+        raise UserMistake(
+            f"family.tokenizer: {place} is not there, so that nobody knows how many codes there are; for a plan its recipe is "
+            "enough: family.tokenizer=recipes/TOKENIZER.yaml"
+        )
+    other = load_recipe(source)
+    family = make_family(other, Problem(other.data.image_size, tuple(classes), (1,) * len(classes)))
+    if "encode" not in family.capabilities:
+        raise UserMistake(f"family.tokenizer: {source} is the recipe of a {family.kind}, not of a tokenizer")
+    return family.code_levels
+
+
+def _how_much_a_class_weighs(recipe: Recipe, problem: Problem) -> str:
+    """What the assumption is worth: how the number of weights changes with that of classes."""
+    more = Problem(
+        problem.image_size, (*problem.classes, "more"), (*problem.class_counts, 1), problem.codes, problem.tokenizer
+    )
+    change = parameters_of(make_family(recipe, more)) - parameters_of(make_family(recipe, problem))
+    if change == 0:
+        return "  which changes nothing here: the networks are not told the class"
+    return f"  (each class more or less changes the weights by {change:,}; say --plan nodes=N,gpus=G,classes=C)"
+
+
+# -- what a step is made of -------------------------------------------------------------------------------------------
+
+
+def _composition(recipe: Recipe, family: Family, cost: StepCost, cluster: Cluster, images: int | None) -> list[str]:
+    train = recipe.train
+    lines = [f"{'player':24}{'parameters':>14}"]
+    lines += [f"{name:24}{player.parameters:>14,}" for name, player in cost.players.items()]
+    lines += [
+        "",
+        f"an update: batch {train.batch_size} = {train.accumulate} (train.accumulate) x {cluster.ranks} GPUs x {cost.samples} "
+        "images",
+        f"{'phase':24}{'updates a step':>14}{'reads data':>12}{'TFLOP an update and GPU':>25}",
+    ]
+    reading = 0.0
+    for phase, counted in zip(family.phases, cost.phases, strict=True):
+        work = (train.accumulate * counted.flops + counted.update_flops) / 1e12
+        lines.append(f"{phase.name:24}{counted.runs:>14.4g}{'yes' if phase.reads_data else 'no':>12}{work:>25.3f}")
+        reading += counted.runs * phase.reads_data
+    read = reading * train.batch_size
+    if images is None:
+        epoch = "steps of an epoch are not known without the data"
+    else:
+        epochs = train.steps * read / images
+        epoch = f"{images / read:,.1f} steps are an epoch of {images:,}; {train.steps:,} steps are {epochs:,.1f}"
+    whole = cost.flops * cluster.ranks
+    lines += [
+        f"a step reads {read:,.0f} images: {epoch}",
+        f"{cost.flops_per_image / 1e9:,.1f} GFLOP for each image of the batch, {whole / 1e12:,.1f} TFLOP a step, "
+        f"{whole * train.steps:.2e} FLOP for {train.steps:,} steps (without what is computed again)",
+    ]
+    for device in DEVICES:
+        peak = peak_flops(device, train.precision)
+        assert peak is not None
+        seconds = cost.flops / (UTILISATION * peak)
+        days = seconds * train.steps / 86400
+        lines.append(
+            f"at {UTILISATION:.0%} of the peak of {device} ({peak / 1e12:.4g} TFLOP/s {train.precision}): {seconds:.3g} s a "
+            f"step, {train.batch_size / seconds:,.0f} images/s, {days:,.2f} days in all (arithmetic, not a measurement)"
+        )
+    return lines
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def _memory(recipe: Recipe, cost: StepCost, cluster: Cluster) -> list[str]:
+    """The table: a row for each part, a column for each strategy; the recipe's own has a star."""
+    averages = ["average", *(f"average {name}" for name in recipe.ema.further)]
+    ways = [(strategy, False) for strategy in STRATEGIES]
+    ways += [(strategy, True) for strategy in STRATEGIES if strategy != "ddp"]
+    own = (recipe.engine.strategy, getattr(recipe.engine, "offload_optimizer", False))
+    columns, heads = [], []
+    for strategy, offload in ways:
+        rest = residents(cost.players, averages, strategy, offload=offload, ranks=cluster.ranks)
+        column = {**rest.gpu, "batch": cost.batch, "activations": cost.peak}
+        columns.append(column | {"all of it": sum(column.values()), "(in host memory)": rest.host})
+        heads.append(strategy + ("+off" if offload else "") + ("*" if (strategy, offload) == own else ""))
+    recomputed = "computed again" if recipe.engine.activation_checkpointing else "kept"
+    lines = [
+        f"GiB on each GPU, by strategy (* the recipe's; +off: with engine.offload_optimizer); activations are {recomputed}",
+        f"{'':24}" + "".join(f"{head:>11}" for head in heads),
+    ]
+    for part in columns[0]:
+        lines.append(f"{part:24}" + "".join(f"{column[part] / GIB:>11.3f}" for column in columns))
+    largest = max(cost.phases, key=lambda phase: phase.peak)
+    lines.append(
+        f"activations: of the largest phase, {largest.name}: {largest.kept / GIB:.3f} GiB kept for the backward pass, "
+        f"{largest.peak / GIB:.3f} at most at one time; counted with a CPU's kernels"
+    )
+    return lines

@@ -1,0 +1,53 @@
+"""What a strategy leaves of a family on each GPU: arithmetic on sizes, for `launch/train.py --plan`.
+
+ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054, section 5) spreads over the ranks: stage 1 what the optimizer keeps, stage 2
+gradients too, stage 3 weights too, and with them their averages. Weights are float32 under every strategy, but DeepSpeed's
+optimizer works on a flat copy of the weights that it updates, which is spread in the same way from stage 1 on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from bigtrain.training.cost import PlayerCost
+
+Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+@dataclass(frozen=True)
+class Residents:
+    """Bytes that stay on each GPU from step to step, by part, and in the memory of its host."""
+
+    gpu: Mapping[str, int]
+    host: int
+
+
+def residents(
+    players: Mapping[str, PlayerCost], averages: Sequence[str], strategy: Strategy, *, offload: bool, ranks: int
+) -> Residents:
+    """`averages`: the names of those that each averaged player keeps. `offload`: the optimizer's part lies on the host.
+
+    Raises ValueError for `offload` under ddp, whose optimizer has no part of its own to move.
+    """
+    if offload and strategy == "ddp":
+        raise ValueError("engine.offload_optimizer needs engine.strategy zero1, zero2 or zero3")
+    stage = STRATEGIES.index(strategy)
+
+    def share(size: int, from_stage: int) -> int:
+        return -(-size // ranks) if stage >= from_stage else size
+
+    weights = sum(player.weights for player in players.values())
+    moments = share(sum(player.moments for player in players.values()), 1)
+    master = share(weights, 1) if stage else 0
+    gpu = {
+        "weights": share(weights, 3),
+        "statistics": sum(player.buffers for player in players.values()),
+        "gradients": share(weights, 2),
+        "optimizer moments": 0 if offload else moments,
+        "optimizer's weights": 0 if offload else master,
+    }
+    averaged = [player for player in players.values() if player.average]
+    each = sum(share(player.weights, 3) + player.average - player.weights for player in averaged)
+    gpu |= {name: each for name in averages if averaged}
+    return Residents(gpu, moments + master if offload else 0)

@@ -1,0 +1,104 @@
+"""`launch/train.py RECIPE --plan ...`: the door's own function, in this process."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bigtrain.errors import UserMistake
+from bigtrain.plan import Cluster, plan
+from bigtrain.recipe import load_recipe
+from launch.train import main
+from tests.runs_of import FAMILIES, ROOT, write_recipe
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+TOKENIZERS = {
+    "pixelcnn_digits": "vqvae_digits",
+    "pixelcnn_cifar10": "vqvae_cifar10",
+    "prior_top_imagenet": "vqvae2_imagenet",
+    "prior_bottom_imagenet": "vqvae2_imagenet",
+}
+COLUMNS = ("ddp", "zero1", "zero2", "zero3", "zero1+off", "zero2+off", "zero3+off")
+
+
+def row(text: str, name: str) -> dict[str, float]:
+    (line,) = (line for line in text.splitlines() if line.startswith(name + " "))
+    return dict(zip(COLUMNS, map(float, line[len(name) :].split()), strict=True))
+
+
+def test_the_door_prints_a_plan_and_makes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path, FAMILIES["toy"])
+    monkeypatch.chdir(tmp_path)
+    main([str(recipe), "--plan", "nodes=2,gpus=2", "train.accumulate=2"])
+    text = capsys.readouterr().out
+    assert "2 x 2 = 4 GPUs, fp32" in text
+    assert "batch 8 = 2 (train.accumulate) x 4 GPUs x 1 images" in text
+    assert re.search(r"a step reads 16 images: [\d.]+ steps are an epoch of 1,\d\d\d;", text)
+    assert "ASSUMED" not in text
+    assert "average wide" in text
+    assert " ddp* " in text
+    weights = row(text, "weights")
+    assert weights["ddp"] == weights["zero2"] >= weights["zero3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.yaml"]
+
+
+def test_assumed_classes_are_said_with_what_they_weigh(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, FAMILIES["toy"]), ["data.train=elsewhere/train.json"])
+    text = plan(recipe, Cluster.parse("nodes=1,gpus=1"))
+    # One row of the maker's embedding.
+    assert "1000 classes are ASSUMED\n  (each class more or less changes the weights by 4;" in text
+    assert "steps of an epoch are not known" in text
+    given = plan(recipe, Cluster.parse("nodes=1,gpus=1,classes=10"))
+    assert "10 classes are given" in given
+    assert "ASSUMED" not in given
+
+
+def test_a_batch_that_does_not_divide_is_a_mistake_that_says_which_would(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]))
+    with pytest.raises(UserMistake, match="8 does not divide into 1 microbatches"):
+        plan(recipe, Cluster.parse("nodes=4,gpus=8"))
+
+
+@pytest.mark.parametrize("text", ["", "nodes=4", "nodes=4,gpus=0", "nodes=4,gpus=8,ranks=3", "nodes=4,gpus=x", "4,8"])
+def test_another_form_is_a_mistake(text: str) -> None:
+    with pytest.raises(UserMistake, match="--plan"):
+        Cluster.parse(text)
+
+
+def test_classes_that_contradict_the_data_are_a_mistake(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, FAMILIES["toy"]))
+    with pytest.raises(UserMistake, match=r"classes=3, but .* has 10"):
+        plan(recipe, Cluster.parse("nodes=1,gpus=1,classes=3"))
+
+
+def test_a_prior_needs_its_tokenizers_recipe_and_no_more(tmp_path: Path) -> None:
+    tokenizer = write_recipe(tmp_path / "tokenizer", FAMILIES["vqvae"])
+    content = yaml.safe_load(write_recipe(tmp_path, FAMILIES["pixel_prior"]).read_text())
+    prior = dict(FAMILIES["code_prior"], tokenizer=str(tmp_path / "run_that_is_not_there"))
+    path = tmp_path / "prior.yaml"
+    path.write_text(yaml.safe_dump(content | {"family": prior, "data": {"train": "not/there.json", "image_size": 16}}))
+    with pytest.raises(UserMistake, match=r"family\.tokenizer: .* is not there"):
+        plan(load_recipe(path), Cluster.parse("nodes=1,gpus=1"))
+    text = plan(load_recipe(path, [f"family.tokenizer={tokenizer}"]), Cluster.parse("nodes=1,gpus=1"))
+    assert "pixelcnn" in text
+    with pytest.raises(UserMistake, match="not of a tokenizer"):
+        plan(load_recipe(path, [f"family.tokenizer={tmp_path / 'small.yaml'}"]), Cluster.parse("nodes=1,gpus=1"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_planned(name: str) -> None:
+    overrides = [f"family.tokenizer={ROOT / 'recipes' / TOKENIZERS[name]}.yaml"] if name in TOKENIZERS else []
+    text = plan(load_recipe(ROOT / "recipes" / f"{name}.yaml", overrides), Cluster.parse("nodes=1,gpus=2"))
+    assert row(text, "all of it")["ddp"] > row(text, "activations")["ddp"] > 0
+    assert all(value >= row(text, "all of it")["zero3+off"] for value in row(text, "all of it").values())
+
+
+@pytest.mark.slow
+def test_parameters_are_the_published_ones() -> None:
+    text = plan(load_recipe(ROOT / "recipes" / "biggan_imagenet.yaml"), Cluster.parse("nodes=4,gpus=8"))
+    assert re.search(r"generator +70,433,988", text)
+    assert re.search(r"discriminator +87,982,370", text)

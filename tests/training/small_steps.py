@@ -1,0 +1,82 @@
+"""Every family's phases on small microbatches within the test's process, for tests of what a step does and costs."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from bigtrain.families.family import CodeLevel, Family, Microbatch, Phase, Problem, build_network, find_family
+from bigtrain.networks import statistics
+from bigtrain.randomness import Draws
+from tests.runs_of import FAMILIES
+
+CPU = torch.device("cpu")
+SIZE = 16
+CODES = {"top": CodeLevel(16, (4, 4)), "bottom": CodeLevel(16, (8, 8))}
+
+
+def small_family(name: str) -> Family:
+    """One of runs_of.FAMILIES, with dropout wherever its network has any."""
+    section = {key: dict(value) if isinstance(value, Mapping) else value for key, value in FAMILIES[name].items()}
+    for part in {"unet", "network"} & section.keys():
+        section[part]["dropout"] = 0.3
+    kind = find_family(section["kind"])
+    codes = CODES if "tokenizer" in section else None
+    problem = Problem(SIZE, tuple("0123456789"), (100,) * 10, codes, "tokenizer" if codes else None)
+    return kind(kind.options_class.model_validate(section), problem)
+
+
+def small_networks(family: Family) -> dict[str, nn.Module]:
+    """Freshly built; where an untrained network has zeros, that would hide what lies behind them, it has numbers."""
+    networks = {}
+    for name in family.players:
+        networks[name] = build_network(family, name, 0).train()
+        with torch.no_grad():
+            for parameter in networks[name].parameters():
+                if not parameter.any():
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return networks
+
+
+def microbatch(family: Family, phase: Phase, samples: int = 4, step: int = 0) -> Microbatch:
+    generator = torch.Generator().manual_seed(step)
+    empty = Microbatch(None, None, range(samples), Draws(0, step), CPU, samples)
+    if not phase.reads_data:
+        return empty
+    labels = torch.randint(len(family.problem.classes), (samples,), generator=generator)
+    if family.problem.codes is None:
+        images = torch.rand(samples, 3, SIZE, SIZE, generator=generator) * 2 - 1
+        return replace(empty, images=images, labels=labels)
+    codes = {
+        name: torch.randint(level.codebook_size, (samples, *level.grid), generator=generator)
+        for name, level in family.problem.codes.items()
+    }
+    return replace(empty, codes=codes, labels=labels)
+
+
+def focus(networks: Mapping[str, nn.Module], player: str) -> None:
+    for name, network in networks.items():
+        network.requires_grad_(name == player)
+        statistics.set_recording(network, name == player)
+
+
+def run_phase(
+    family: Family, networks: Mapping[str, nn.Module], phase: Phase, *, bf16: bool = False
+) -> dict[str, Tensor]:
+    """Two accumulated microbatches and the commit of the statistics: losses, gradients and state afterwards, by name."""
+    focus(networks, phase.player)
+    network = networks[phase.player]
+    network.zero_grad()
+    results = {}
+    for piece in range(2):
+        torch.manual_seed(piece)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses = phase.loss(networks, microbatch(family, phase, step=piece))
+        losses.total.backward()
+        results[f"loss {piece}"] = losses.total.detach()
+        # What was drawn after the phase must not depend on what was computed again.
+        results[f"generator {piece}"] = torch.rand(())
+    results |= {f"gradient of {n}": p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+    statistics.commit(network, torch.tensor(True))
+    return results | {name: value.clone() for name, value in network.state_dict().items()}
