@@ -292,7 +292,8 @@ rm -f -- "$BIGTRAIN_REQUEUE_MARKER"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$SIGNAL_BEFORE_S"
 if ((GPUS_PER_NODE == 0)); then export ACCELERATE_USE_CPU=true; fi
 
-start='exec "$0" "$@"'
+# What each node runs. USR1 is ignored by all that has not asked for it: a launcher would die of it, training listens.
+node='trap "" USR1; exec "$0" "$@"'
 flags=()
 world=$((SLURM_NNODES * PROCESSES_PER_NODE))
 if ((world > 1)); then
@@ -304,15 +305,20 @@ if ((world > 1)); then
       address="$(scontrol show node "$address" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
     fi
   fi
-  start='exec "$0" -m accelerate.commands.launch --machine_rank "$SLURM_NODEID" "$@"'
+  # A launcher makes each rank a session of its own, which Slurm loses sight of where it follows groups of processes.
+  node='trap "" USR1
+    "$0" -m accelerate.commands.launch --machine_rank "$SLURM_NODEID" "$@" &
+    launcher=$!
+    trap "kill -USR1 \$(< /proc/$launcher/task/$launcher/children)" USR1
+    trap : TERM
+    while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; done
+    wait "$launcher"'
   flags=(--config_file "$LAUNCHER" --num_machines "$SLURM_NNODES" --num_processes "$world"
     --main_process_ip "$address" --main_process_port "$((20000 + SLURM_JOB_ID % 20000))")
 fi
 
-# Slurm signals every process of a step. A launcher would die of USR1, so it is told to ignore it, and so is what it starts;
-# training then listens again.
 srun --kill-on-bad-exit=1 --label ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
-  bash -c "trap '' USR1; $start" "$PYTHON" "${flags[@]}" "$TRAIN" "$RECIPE" "${OVERRIDES[@]}" &
+  bash -c "$node" "$PYTHON" "${flags[@]}" "$TRAIN" "$RECIPE" "${OVERRIDES[@]}" &
 step=$!
 
 # Again and again: a process that is still starting does not listen yet.

@@ -38,8 +38,9 @@ class TwoNodes:
             self.environment = {"SLURM_CONF": str(self._configure())}
             self._start_munge()
             self._start("slurmctld", "-D")
-            for node in ("n1", "n2"):
-                self._start("slurmd", "-D", "-N", node)
+            cores = sorted(os.sched_getaffinity(0))
+            for node, core in (("n1", cores[0]), ("n2", cores[-1])):  # a node of one core, as the configuration says
+                self._start("slurmd", "-D", "-N", node, core=core)
             self.wait(lambda: self.ask("sinfo", "-h", "-o", "%D %t") == "2 idle", 30)
         except BaseException:
             self.stop()
@@ -52,7 +53,7 @@ class TwoNodes:
             "ClusterName=test", f"SlurmctldHost={name}(127.0.0.1)", f"SlurmctldPort={control}",
             "SlurmUser=root", "SlurmdUser=root", "AuthType=auth/munge", "CryptoType=crypto/munge",
             # A job that is queued again waits until its credential has expired, by default for two minutes.
-            f"AuthInfo=socket={self.folder}/munge.socket,cred_expire=3",
+            f"AuthInfo=socket={self.folder}/munge.socket,cred_expire=5",
             "ProctrackType=proctrack/pgid", "TaskPlugin=task/none", "MpiDefault=none", "ReturnToService=2", "JobRequeue=1",
             "SelectType=select/cons_tres", "SelectTypeParameters=CR_Core", "SchedulerParameters=sched_interval=1",
             "AccountingStorageType=accounting_storage/none", "JobAcctGatherType=jobacct_gather/none", "KillWait=20",
@@ -79,13 +80,16 @@ class TwoNodes:
         self._start("munged", "--foreground", "--force", *(f"--{flag}={path}" for flag, path in names.items()))
         self.wait(place.exists, 10)
 
-    def _start(self, program: str, *arguments: str) -> None:
+    def _start(self, program: str, *arguments: str, core: int | None = None) -> None:
         found = _found(program)
         assert found is not None
         with (self.folder / "daemons.out").open("ab") as out:
-            self._daemons.append(
-                subprocess.Popen([found, *arguments], env=self.all(), stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+            daemon = subprocess.Popen(
+                [found, *arguments], env=self.all(), stdout=out, stderr=out, stdin=subprocess.DEVNULL
             )
+        self._daemons.append(daemon)
+        if core is not None:
+            os.sched_setaffinity(daemon.pid, {core})
 
     def all(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """This process's environment with Slurm's."""
