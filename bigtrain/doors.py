@@ -40,7 +40,10 @@ class Signalled(KeyboardInterrupt):
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    for again in (signal.SIGTERM, signal.SIGUSR1):  # Slurm and launchers repeat themselves: nothing disturbs the way out
+    for again in (
+        signal.SIGTERM,
+        signal.SIGUSR1,
+    ):  # Slurm and launchers repeat themselves: nothing disturbs the way out
         signal.signal(again, signal.SIG_IGN)
     raise Signalled(number)
 

@@ -66,7 +66,11 @@ def _parser() -> argparse.ArgumentParser:
             default = "" if field.is_required() or field.default is None else f" ({field.default})"
             parser.add_argument(f"--{name.replace('_', '-')}", help=" ".join(text.split()) + default)
     parser.add_argument(
-        "--directive", action="append", default=[], metavar="NAME=VALUE", help="a further directive of sbatch, such as constraint=a100"
+        "--directive",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a further directive of sbatch, such as constraint=a100",
     )
     return parser
 

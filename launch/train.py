@@ -5,6 +5,7 @@ The run folder is runs/NAME (run.dir=PATH to move it). The same command again re
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
@@ -28,8 +29,9 @@ def main(argv: Sequence[str]) -> None:
         if is_first():
             ask_for_requeue(signalled.name)
         raise
-    if signal is not None and is_first():
-        ask_for_requeue(signal)
+    if signal is not None:
+        # No rank leaves before the mark is there: a launcher that was told to end says 1, at which Slurm ends the others.
+        world.on_main(partial(ask_for_requeue, signal))
 
 
 def train(recipe: Recipe) -> str | None:

@@ -103,8 +103,8 @@ class SlurmOptions(Options):
     def _one_process_a_gpu(self) -> "SlurmOptions":
         if self.gpus_per_node and self.processes_per_node not in (None, self.gpus_per_node):
             raise ValueError(
-                f"processes_per_node: is for jobs without GPUs; with gpus_per_node: {self.gpus_per_node} there is one process a "
-                "GPU; leave it out"
+                f"processes_per_node: is for jobs without GPUs; with gpus_per_node: {self.gpus_per_node} there is one "
+                "process a GPU; leave it out"
             )
         return self
 

@@ -71,8 +71,8 @@ def _collect(readers: dict[Connection, Any], count: int, progress: Progress) -> 
 
 def _serve(work: Work[Any, Any], tasks: Sequence[tuple[int, Any]], writer: Connection) -> None:
     """The life of a worker process: its tasks one by one. Signals are for the parent, which then ends this process."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    for for_parent in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(for_parent, signal.SIG_IGN)
     report = _Reports(writer)
     with contextlib.suppress(BrokenPipeError):  # the parent is gone, and nobody wants the rest
         try:
