@@ -194,7 +194,9 @@ class Job:
 
 def render(job: Job, options: SlurmOptions) -> str:
     """The script. Raises UserMistake for a value that cannot stand on one line, or that Slurm would not take as a file name."""
-    return "\n".join(["#!/bin/bash", *_directives(job, options), *_assignments(job, options), _SCRIPT])
+    return "\n".join(
+        ["#!/bin/bash", *_directives(job, options), *_preparation(job, options), *_assignments(job, options), _SCRIPT]
+    )
 
 
 def _directives(job: Job, options: SlurmOptions) -> list[str]:
@@ -237,15 +239,24 @@ def _directive(name: str, value: str) -> str:
     return f"#SBATCH --{name}={value}"
 
 
+def _preparation(job: Job, options: SlurmOptions) -> list[str]:
+    """What comes before the names that the script relies on, which a site's file might use for something else."""
+    lines = [
+        "",
+        "told=0",
+        "trap 'told=1' USR1",
+        f"cd -- {shlex.quote(_checked('the folder', str(job.directory)))} || exit 1",
+    ]
+    return lines if options.setup is None else [*lines, f"source {shlex.quote(options.setup)}"]
+
+
 def _assignments(job: Job, options: SlurmOptions) -> list[str]:
     values: dict[str, Any] = {
-        "DIRECTORY": job.directory,
         "FOLDER": job.folder,
         "PYTHON": job.python,
         "TRAIN": job.launch / "train.py",
         "LAUNCHER": job.launch / "accelerate" / "many_nodes.yaml",
         "RECIPE": job.recipe,
-        "SETUP": options.setup or "",
         "GPUS_PER_NODE": options.gpus_per_node,
         "PROCESSES_PER_NODE": options.ranks_per_node,
         "SIGNAL_BEFORE_S": options.signal_before_s,
@@ -270,12 +281,6 @@ def _checked(name: str, text: str) -> str:
 
 
 _SCRIPT = r"""
-set -o pipefail
-told=0
-trap 'told=1' USR1
-cd -- "$DIRECTORY" || exit 1
-if [[ -n "$SETUP" ]]; then source "$SETUP"; fi
-
 # The first task of an array bears the number of the whole array, and what is done to that number is done to all tasks.
 job="$SLURM_JOB_ID"
 if [[ -n "${SLURM_ARRAY_TASK_ID:-}" ]]; then job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
@@ -290,7 +295,8 @@ export BIGTRAIN_REQUEUE_MARKER="$FOLDER/requeue-$SLURM_JOB_ID"
 rm -f -- "$BIGTRAIN_REQUEUE_MARKER"
 # How long a launcher leaves its ranks between SIGTERM and SIGKILL: a checkpoint takes longer than its own 30 s.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$SIGNAL_BEFORE_S"
-if ((GPUS_PER_NODE == 0)); then export ACCELERATE_USE_CPU=true; fi
+# Said either way: sbatch hands the whole environment of the submission on.
+if ((GPUS_PER_NODE == 0)); then export ACCELERATE_USE_CPU=true; else unset ACCELERATE_USE_CPU; fi
 
 # What each node runs. USR1 is ignored by all that has not asked for it: a launcher would die of it, training listens.
 node='trap "" USR1; exec "$0" "$@"'
@@ -309,7 +315,7 @@ if ((world > 1)); then
   node='trap "" USR1
     "$0" -m accelerate.commands.launch --machine_rank "$SLURM_NODEID" "$@" &
     launcher=$!
-    trap "kill -USR1 \$(< /proc/$launcher/task/$launcher/children)" USR1
+    trap "kill -USR1 \$(< /proc/$launcher/task/$launcher/children) 2>/dev/null" USR1
     trap : TERM
     while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; done
     wait "$launcher"'

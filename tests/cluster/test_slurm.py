@@ -169,12 +169,13 @@ def test_several_processes_get_one_launcher_a_node(stand_ins: Path, tmp_path: Pa
 def test_ranks_on_the_cpu_are_asked_for_by_accelerates_variable(stand_ins: Path, tmp_path: Path) -> None:
     act = 'echo "cpu: ${ACCELERATE_USE_CPU:-no}, grace: $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"'
     for options, said in ((ONE, "cpu: true, grace: 300"), (SlurmOptions(gpus_per_node=1), "cpu: no, grace: 300")):
-        assert said in execute(render(job_in(tmp_path, stand_ins), options), tmp_path, stand_ins, ACT=act).stdout
+        script = render(job_in(tmp_path, stand_ins), options)
+        assert said in execute(script, tmp_path, stand_ins, ACT=act, ACCELERATE_USE_CPU="1").stdout
 
 
 def test_the_setup_file_is_read_first(stand_ins: Path, tmp_path: Path) -> None:
     setup = tmp_path / "my modules.sh"
-    setup.write_text("export FROM_SETUP=yes\nfalse\n")
+    setup.write_text("export FROM_SETUP=yes PYTHON=/gone\nfalse\n")
     script = render(job_in(tmp_path, stand_ins), SlurmOptions(gpus_per_node=0, setup=str(setup)))
     assert "setup: yes" in execute(script, tmp_path, stand_ins, ACT='echo "setup: $FROM_SETUP"').stdout
 
