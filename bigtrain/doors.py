@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -29,26 +31,49 @@ MAIN_RANK_FIRST_S = 10.0
 """How long the other ranks give the main one to print a mistake that all of them have met."""
 
 
+class Signalled(KeyboardInterrupt):
+    """SIGTERM or SIGUSR1 has come; what is under way ends as it does on Ctrl-C, and leaves nothing half-written."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.name = number, signal.Signals(number).name
+        super().__init__(self.name)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    for again in (
+        signal.SIGTERM,
+        signal.SIGUSR1,
+    ):  # Slurm and launchers repeat themselves: nothing disturbs the way out
+        signal.signal(again, signal.SIG_IGN)
+    raise Signalled(number)
+
+
 def door(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)`: exit code 0, or 2 with one clear sentence for a user's mistake, or 1 with a traceback
-    (130 where Ctrl-C ends something that has nothing to save).
+    (128 + n where signal n ends something that has nothing to save: Ctrl-C, SIGTERM, SIGUSR1).
 
     Leaves by `os._exit`, so that a rank that fails never waits for one that still works: the launcher sees it go and
     brings the job down.
     """
     code = 0
     try:
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # USR1 comes ignored from a job script, for the launcher's sake
+            signal.signal(number, _leave)
         follow_launcher()
         main(sys.argv[1:])
         if world.size() > 1:
             dist.destroy_process_group()
     except UserMistake as mistake:
         code = 2
-        if isinstance(mistake, OneRanksMistake) or int(os.environ.get("RANK", "0")) == 0:
+        if isinstance(mistake, OneRanksMistake) or is_first():
             print(f"error: {mistake}", file=sys.stderr)
         else:
             # The first rank to leave has the others killed: let the one that speaks go first.
             time.sleep(MAIN_RANK_FIRST_S)
+    except Signalled as signalled:
+        code = 128 + signalled.number
+        if is_first():
+            print(f"ended by {signalled.name}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
         print("interrupted", file=sys.stderr)
@@ -61,6 +86,11 @@ def door(main: Callable[[Sequence[str]], None]) -> None:
     sys.stderr.flush()
     if code or world.size() > 1:
         os._exit(code)
+
+
+def is_first() -> bool:
+    """Whether this is the main rank, by the launcher's word: known before the ranks have met."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(text: str) -> None:

@@ -84,11 +84,16 @@ class Model:
         prepared = self.family.prepare_sampling(self.weights, options, seed)
         return Sampler(self.family, prepared, seed, options, self.device, selection)
 
-    def selection(self, candidates: int, classifier: str) -> Selection | None:
-        """What selects among `candidates` for each sample (evaluation.classifier says what may be given); None for one."""
+    def selection(
+        self, candidates: int, classifier: str, should_stop: Callable[[], bool] = lambda: False
+    ) -> Selection | None:
+        """What selects among `candidates` for each sample (evaluation.classifier says what may be given); None for one.
+
+        Raises Stopped if `should_stop` says so while a classifier is trained.
+        """
         if candidates == 1:
             return None
-        reading = Reading(self.recipe.evaluation.batch_size, self.recipe.data.workers)
+        reading = Reading(self.recipe.evaluation.batch_size, self.recipe.data.workers, should_stop)
         return find_selection(candidates, classifier, self.family.problem, self._images, reading, self.device)
 
     def _images(self) -> tuple[Index, Index | None]:

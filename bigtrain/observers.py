@@ -15,7 +15,7 @@ from bigtrain.data.stream import Sweep, to_images
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.evaluate import HELD_OUT, EvaluationOptions, evaluate
 from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction
-from bigtrain.evaluation.ranks import Reading, Stopped, gather_rows
+from bigtrain.evaluation.ranks import Reading, Stopped, gather_rows, stoppable, together
 from bigtrain.families.family import Capability, Family
 from bigtrain.model import Model, Sampler, follow_others, images_behind
 from bigtrain.pictures import save_grid, to_uint8
@@ -47,9 +47,17 @@ class SampleObserver:
         rows = min(GRID_CLASSES, len(problem.classes)) if "by_class" in self.family.capabilities else GRID_CLASSES
         labels = torch.arange(rows).repeat_interleave(GRID_PER_CLASS) % len(problem.classes)
         share = range(len(labels) * world.rank() // world.size(), len(labels) * (world.rank() + 1) // world.size())
-        images = torch.empty(0, 3, problem.image_size, problem.image_size, dtype=torch.uint8, device=self.device)
-        if share:
-            images = sampler.draw(share, labels[share.start : share.stop])
+
+        def draw() -> torch.Tensor:
+            if not share:
+                return torch.empty(0, 3, problem.image_size, problem.image_size, dtype=torch.uint8, device=self.device)
+            return sampler.draw(share, labels[share.start : share.stop])
+
+        try:
+            with stoppable(should_stop):
+                images = together(draw)
+        except Stopped:
+            return {}  # the run that goes on makes up for it
         drawn = gather_rows(images)
         if drawn is not None:
             save_grid(self.folder.samples(step), drawn, GRID_PER_CLASS)
@@ -175,13 +183,23 @@ def evaluate_model(
     model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Any] | None:
     """The recipe's metrics of a model, as JSON with the protocol in it; called on every rank. None if stopped."""
+    check_metrics(model.family, model.recipe.evaluation, validation)
+    try:
+        return _evaluated(model, train, validation, should_stop)
+    except Stopped:
+        return None
+
+
+def _evaluated(model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """`evaluate_model`, or Stopped."""
     family, options = model.family, model.recipe.evaluation
-    check_metrics(family, options, validation)
     chosen = options.chosen(family.capabilities)
     facts = {"weights": model.provenance["weights"], "step": model.provenance["step"]}
     result: dict[str, Any] = {}
     if any(metric not in HELD_OUT for metric in chosen):
-        sampler = model.sampler(options.seed, selection=model.selection(options.candidates, options.classifier))
+        sampler = model.sampler(
+            options.seed, selection=model.selection(options.candidates, options.classifier, should_stop)
+        )
         measured = evaluate(
             sampler.draw,
             sampler.labels_of,
@@ -194,19 +212,16 @@ def evaluate_model(
             should_stop=should_stop,
         )
         if measured is None:
-            return None
+            raise Stopped
         facts = measured.pop("protocol")
         name = family.sampling_name(sampler.sampling)
         # What is measured on real images alone has nothing to do with the way of sampling.
         result = {f"{key}_{name}" if name and key != "real_fid" else key: value for key, value in measured.items()}
-    try:
-        for metric in chosen:
-            if metric in HELD_OUT:
-                values, protocol = _measure_held_out(metric, model, train, validation, should_stop)
-                result |= values
-                facts[metric] = protocol
-    except Stopped:
-        return None
+    for metric in chosen:
+        if metric in HELD_OUT:
+            values, protocol = _measure_held_out(metric, model, train, validation, should_stop)
+            result |= values
+            facts[metric] = protocol
     return {"step": model.provenance["step"]} | result | {"protocol": facts}
 
 

@@ -9,15 +9,17 @@ trains nothing: it says what a step is made of on such a cluster and what memory
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
-from bigtrain.doors import door, open_run, say
+from bigtrain.cluster.slurm import ask_for_requeue
+from bigtrain.doors import Signalled, door, is_first, open_run, say
 from bigtrain.families.family import Problem
 from bigtrain.model import find_splits, make_family
 from bigtrain.observers import observers_of
 from bigtrain.plan import Cluster, plan
-from bigtrain.recipe import load_recipe
+from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.training.trainer import Trainer, check_batch, describe
 
 
@@ -34,15 +36,28 @@ def main(argv: Sequence[str]) -> None:
     if arguments.plan is not None:
         print(plan(recipe, Cluster.parse(arguments.plan)))
         return
+    try:
+        signal = train(recipe)
+    except Signalled as signalled:  # while it was starting: there is nothing to save yet
+        if is_first():
+            ask_for_requeue(signalled.name)
+        raise
+    if signal is not None:
+        # No rank leaves before the mark is there: a launcher that was told to end says 1, at which Slurm ends the others.
+        world.on_main(partial(ask_for_requeue, signal))
+
+
+def train(recipe: Recipe) -> str | None:
+    """Trains to the end, or to a checkpoint on a signal, whose name is returned."""
     device = join_world(recipe.train.precision)
     check_batch(recipe.train, world.size())
-    train, validation = find_splits(recipe.data)
-    family = make_family(recipe, Problem.of(describe(train)))
+    images, validation = find_splits(recipe.data)
+    family = make_family(recipe, Problem.of(describe(images)))
     folder = open_run(recipe)
-    observers = observers_of(family, folder, recipe, train, validation, device)
+    observers = observers_of(family, folder, recipe, images, validation, device)
     trainer = Trainer(
         family,
-        train,
+        images,
         folder,
         seed=recipe.run.seed,
         data=recipe.data,
@@ -58,12 +73,13 @@ def main(argv: Sequence[str]) -> None:
         say(
             f"stopped by {signal} at step {trainer.step} of {recipe.train.steps}, with a checkpoint: the same command resumes"
         )
-        return
+        return signal
     say(f"trained {trainer.step} steps: {folder.path}")
     if folder.samples(trainer.step).exists():
         say(f"the picture: {folder.samples(trainer.step)}")
     data = recipe.data
     say(f"next: {family.next_step(str(folder.path), data.train, data.validation, data.flip)}")
+    return None
 
 
 if __name__ == "__main__":

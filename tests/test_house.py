@@ -13,7 +13,7 @@ ALLOWED = {
     "options": set(),
     "randomness": set(),
     "runs": {"errors"},
-    "cluster": {"errors"},
+    "cluster": {"errors", "options", "runs"},
     "pictures": {"errors", "runs"},
     "networks": {"errors", "options", "cluster"},
     "data": {"errors", "options", "randomness", "runs", "cluster"},

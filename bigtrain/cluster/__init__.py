@@ -1,1 +1,2 @@
-"""Where it runs: this process among its ranks, and the launcher that started it. Everyone may import `world`."""
+"""Where it runs: this process among its ranks, the launcher that started it, and Slurm. Everyone may import `world`; `slurm`
+and `sweep` are for the doors."""

@@ -70,8 +70,9 @@ def _collect(readers: dict[Connection, Any], count: int, progress: Progress) -> 
 
 
 def _serve(work: Work[Any, Any], tasks: Sequence[tuple[int, Any]], writer: Connection) -> None:
-    """The life of a worker process: its tasks one by one. Ctrl-C is for the parent, which then ends this process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The life of a worker process: its tasks one by one. Signals are for the parent, which then ends this process."""
+    for for_parent in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(for_parent, signal.SIG_IGN)
     report = _Reports(writer)
     with contextlib.suppress(BrokenPipeError):  # the parent is gone, and nobody wants the rest
         try:

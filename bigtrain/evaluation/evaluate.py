@@ -23,7 +23,7 @@ from bigtrain.evaluation.classifier import Classifier, find_classifier, side_of
 from bigtrain.evaluation.features import Features, TorchScriptFeatures
 from bigtrain.evaluation.metrics import METRICS, Evidence, EvidenceName, SampleMetricName
 from bigtrain.evaluation.moments import Moments
-from bigtrain.evaluation.ranks import Progress, Reading, Stopped, gather_by_number, on_main, together
+from bigtrain.evaluation.ranks import Progress, Reading, Stopped, gather_by_number, on_main, stoppable, together
 from bigtrain.evaluation.reference import check_finite, reference_features, reference_moments
 from bigtrain.options import Options
 
@@ -133,8 +133,8 @@ def evaluate(
     rank; `protocol` holds what the caller knows of how the samples are drawn (JSON values). The result is a JSON dict:
     each metric by name and, under "protocol", all that the numbers depend on, the number of ranks not being among it.
 
-    None if `should_stop` (asked between batches, on every rank) said so on any rank. Raises UserMistake, on all ranks
-    alike. Networks, generators and precision settings of the run are left as they were.
+    None if `should_stop` (asked at every call of a network, on every rank) said so on any rank. Raises UserMistake, on all
+    ranks alike. Networks, generators and precision settings of the run are left as they were.
     """
     reading = Reading(options.batch_size, workers, should_stop)
     reference = _reference_split(train, validation, options)
@@ -187,7 +187,7 @@ class _Samples:
 
     def draw(self, draw: Draw, label_of: Callable[[np.ndarray], Tensor], reading: Reading) -> None:
         """Draws and looks at them, without a collective or a wait for the device."""
-        with Progress(self._options.samples, "samples") as progress:
+        with Progress(self._options.samples, "samples") as progress, stoppable(reading.should_stop):
             for start in range(0, len(self._indices), reading.batch):
                 reading.check_stop()
                 indices = self._indices[start : start + reading.batch]

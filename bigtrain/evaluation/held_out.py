@@ -14,7 +14,7 @@ from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.data.stream import Batch, Sweep, to_images
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.ranks import Progress, Reading, together
+from bigtrain.evaluation.ranks import Progress, Reading, stoppable, together
 
 Likelihood = Callable[[Any, Batch], Mapping[str, Tensor]]
 """(sample numbers int64 [n], batch on the CPU) to float64 tensors whose leading dimension is n: "nats" and its terms."""
@@ -41,7 +41,8 @@ def measure_likelihood(
             squares.add_(terms["nats"].square().sum())
             progress.add(len(numbers))
 
-    together(sweep)
+    with stoppable(reading.should_stop):
+        together(sweep)
     count = min(limit or index.samples, index.samples)
     shapes = [{name: tuple(total.shape) for name, total in sums.items()}]
     shapes = [found for found in world.gather_objects(shapes[0]) if found]  # a rank may have had no sample at all
@@ -83,7 +84,8 @@ def measure_reconstruction(
             sums.add_(torch.stack([(again.double() - exact).square().sum(), exact.sum(), exact.square().sum()]))
             progress.add(len(numbers))
 
-    together(sweep)
+    with stoppable(reading.should_stop):
+        together(sweep)
     assert index.image_size is not None
     pixels = min(limit or index.samples, index.samples) * 3 * index.image_size**2
     error, total, square = (float(value) / pixels for value in world.sum_over_ranks(sums))

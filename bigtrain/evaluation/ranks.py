@@ -1,7 +1,8 @@
 """How the ranks of an evaluation stay together: nothing collective within a pass, one agreement at its end."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 from tqdm import tqdm
 
 from bigtrain.cluster import world
@@ -36,6 +38,22 @@ class Reading:
         """Raises Stopped if the caller wishes; only within `together`, or the other ranks would wait for this one."""
         if self.should_stop():
             raise Stopped
+
+
+@contextmanager
+def stoppable(should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Within it, the next call of any network raises Stopped once the caller wishes: one batch of samples, or of bounds on a
+    likelihood, may take a thousand calls. Only within `together`."""
+
+    def check(*_: object) -> None:
+        if should_stop():
+            raise Stopped
+
+    hook = register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def together(work: Callable[[], T]) -> T:

@@ -57,7 +57,11 @@ class Interruption:
         return int(flag)
 
     def close(self) -> None:
-        """Gives the signals back, and waits for the exchange that is still under way."""
+        """Waits for the exchange that is still under way, and gives the signals back.
+
+        Not where one has come: Slurm repeats it, and nothing is to end the process before the door has had its last word.
+        """
         self._finish_exchange()
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        if not self._signal:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)

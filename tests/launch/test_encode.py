@@ -185,7 +185,8 @@ def test_a_killed_run_goes_on_where_it_was(tokenizer: Path, encoded: tuple, tmp_
     while process.poll() is None and time.time() < begin + 120 and not list(out.glob("train-000001.tar")):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == -signal.SIGTERM
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not list(out.glob(".*.tmp"))
     before = {path.name: path.stat().st_ino for path in out.glob("*.tar")}
     assert before
     assert not (out / "train.json").exists()

@@ -1,0 +1,389 @@
+"""Slurm: what a job may ask for, the script that sbatch takes, and the mark by which a job asks to be queued again.
+
+The script is one fixed text under assignments that are quoted word by word, so nothing that a user wrote is ever read as
+shell. A job trains until its time limit is near or it is preempted, leaves a checkpoint on that signal, and goes back to
+the queue; the same command resumes it. It goes back because of a mark that the trainer leaves and never because of an exit
+code: a launcher's code cannot tell a signal from a failure, and what fails for a reason of its own would fail again.
+"""
+
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from bigtrain.errors import UserMistake
+from bigtrain.options import Options
+from bigtrain.runs import atomic
+
+DIRECTIVES = (
+    "begin", "comment", "constraint", "cpus-per-gpu", "dependency", "exclude", "exclusive", "gres", "hint", "licenses",
+    "mail-type", "mail-user", "mem-per-cpu", "mem-per-gpu", "nice", "nodelist", "reservation", "switches", "tmp", "wckey",
+)  # fmt: skip
+"""What else sbatch may be asked for: none of them changes what the script itself relies on."""
+
+MARKER = "BIGTRAIN_REQUEUE_MARKER"
+"""The environment variable in which the script tells the trainer where to leave its mark."""
+
+
+def one_line(value: Any) -> str:
+    """The value, if it is printable text on one line; raises ValueError for anything else.
+
+    `#SBATCH` knows nothing but lines: what follows a newline would be a directive, or a command, of its own.
+    """
+    if not isinstance(value, str):
+        raise ValueError("must be text; in a YAML file, put it in quotes (12:00:00 without them is a number)")
+    if not value or not value.isprintable():
+        raise ValueError("must be printable text on one line, without control characters")
+    return value
+
+
+def _one_line_or_none(value: Any) -> str:
+    return "" if value == "" else one_line(value)
+
+
+Text = Annotated[str, BeforeValidator(one_line)]
+
+
+class SlurmOptions(Options):
+    """What a job asks Slurm for. A site's YAML file gives defaults under these names; flags go before it."""
+
+    nodes: int = Field(default=1, gt=0)
+    """Nodes of the job."""
+    gpus_per_node: int = Field(ge=0)
+    """GPUs of each node, with one process each; 0: processes on the CPU, as many as processes_per_node says."""
+    processes_per_node: int | None = Field(default=None, gt=0)
+    """Processes on each node of a job without GPUs (1); with GPUs there are as many as GPUs."""
+    partition: Text | None = None
+    """Partition (queue); null: the site's default."""
+    time: Text | None = None
+    """Time limit of each life of the job, as Slurm writes it: 12:00:00, 2-00:00:00, or minutes; null: the partition's."""
+    account: Text | None = None
+    """Account that is charged."""
+    qos: Text | None = None
+    """Quality of service."""
+    cpus_per_task: int | None = Field(default=None, gt=0)
+    """Cores of each node, for all of its processes and their data workers together; null: what the site gives with a GPU or
+    a node, on many of them one core."""
+    mem: Text | None = None
+    """Memory of each node, such as 400G."""
+    signal_before_s: int = Field(default=300, ge=1, le=65535)
+    """Seconds before the time limit at which training is told to save and to leave; longer than start, step and save take."""
+    max_restarts: int = Field(default=100, ge=0)
+    """Restarts, for whatever reason, after which the job is not queued again."""
+    setup: Text | None = None
+    """Shell file that each life of the job reads first (module load ..., export NCCL_...); it must not call srun."""
+    directives: Mapping[str, Annotated[str, BeforeValidator(_one_line_or_none)]] = {}
+    """Further directives of sbatch from an allow-list, such as constraint: a100; those without a value: exclusive: ""."""
+
+    @field_validator("setup")
+    @classmethod
+    def _there(cls, setup: str | None) -> str | None:
+        path = Path(setup).expanduser().absolute() if setup is not None else None
+        if path is not None and not path.is_file():
+            raise ValueError("is not a file that a job could read")
+        return str(path) if path is not None else None
+
+    @field_validator("directives")
+    @classmethod
+    def _allowed(cls, directives: Mapping[str, str]) -> Mapping[str, str]:
+        for name in directives:
+            if name not in DIRECTIVES:
+                raise ValueError(f"{name!r} is not among those that may be given: {', '.join(DIRECTIVES)}")
+        return directives
+
+    @model_validator(mode="after")
+    def _one_process_a_gpu(self) -> "SlurmOptions":
+        if self.gpus_per_node and self.processes_per_node not in (None, self.gpus_per_node):
+            raise ValueError(
+                f"processes_per_node: is for jobs without GPUs; with gpus_per_node: {self.gpus_per_node} there is one "
+                "process a GPU; leave it out"
+            )
+        return self
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.gpus_per_node or self.processes_per_node or 1
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+def site_file(given: Path | None) -> Path | None:
+    """The site's defaults: the file given, else $BIGTRAIN_SITE, else ~/.config/bigtrain/site.yaml if it is there."""
+    if given is not None:
+        return given
+    if os.environ.get("BIGTRAIN_SITE"):
+        return Path(os.environ["BIGTRAIN_SITE"])
+    usual = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "bigtrain" / "site.yaml"
+    return usual if usual.is_file() else None
+
+
+def read_options(site: Path | None, flags: Mapping[str, Any]) -> SlurmOptions:
+    """Options from a site's file and from flags (by field name, those that were given), which go before it.
+
+    Directives of both are merged. Raises UserMistake that names the file or the flag.
+    """
+    content = _read_site(site) if site is not None else {}
+    inherited = content.get("directives", {}) if isinstance(content.get("directives", {}), dict) else {}
+    directives = {**inherited, **flags.get("directives", {})}
+    values = {**content, **flags} | ({"directives": directives} if directives else {})
+    try:
+        return SlurmOptions.model_validate(values)
+    except ValidationError as error:
+        raise UserMistake(_sentence(error.errors()[0], site, flags)) from None
+
+
+def _read_site(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserMistake(
+            f"{path}: cannot read the site's defaults ({error.strerror}); see --site and $BIGTRAIN_SITE"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserMistake(f"{path}: not a YAML file that can be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserMistake(f"{path}: a site's file is a mapping, such as `partition: gpu`")
+    return content
+
+
+def _sentence(error: Any, site: Path | None, flags: Mapping[str, Any]) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    location = [str(part) for part in error["loc"] if part != "[key]"]
+    if not location:
+        return message
+    key = location[0]
+    flag = f"--{key.replace('_', '-')}"
+    if error["type"] == "missing":
+        return f"{flag} is missing (0: processes on the CPU); give it here, or {key} in a site's file (--site)"
+    if error["type"] == "extra_forbidden":
+        return f"{site}: {key} is not a key; there are {', '.join(SlurmOptions.model_fields)}"
+    if key == "directives" and location[1:]:
+        given = location[1] in flags.get("directives", {})
+        where = f"--directive {location[1]}" if given else f"{site}: directives.{location[1]}"
+    else:
+        where = ("--directive" if key == "directives" else flag) if key in flags else f"{site}: {key}"
+    return f"{where}: {message} (given: {error['input']!r})"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a script is to run. Paths are absolute; `tasks` holds the overrides of each task of an array, or is empty."""
+
+    name: str
+    folder: Path
+    """Where the script, what the job prints and its marks are: `slurm/` in the run folder."""
+    directory: Path
+    """Where the job works: the paths in a recipe are relative to it."""
+    python: Path
+    launch: Path
+    """The folder of the doors."""
+    recipe: Path
+    overrides: Sequence[str]
+    tasks: Sequence[Sequence[str]] = ()
+
+
+def render(job: Job, options: SlurmOptions) -> str:
+    """The script. Raises UserMistake for a value that cannot stand on one line, or that Slurm would not take as a file name."""
+    return "\n".join(
+        ["#!/bin/bash", *_directives(job, options), *_preparation(job, options), *_assignments(job, options), _SCRIPT]
+    )
+
+
+def _directives(job: Job, options: SlurmOptions) -> list[str]:
+    if "\\" in str(job.folder):
+        raise UserMistake(
+            f"run.dir: {job.folder} holds a backslash, which Slurm does not take in the name of a file; choose another"
+        )
+    output = "%A_%a.out" if job.tasks else "%j.out"
+    values: dict[str, Any] = {
+        "job-name": job.name,
+        "nodes": options.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": options.gpus_per_node or None,
+        "cpus-per-task": options.cpus_per_task,
+        "mem": options.mem,
+        "partition": options.partition,
+        "time": options.time,
+        "account": options.account,
+        "qos": options.qos,
+        "array": f"0-{len(job.tasks) - 1}" if job.tasks else None,
+        # To the script alone, which tells the training processes, again and again.
+        "signal": f"B:USR1@{options.signal_before_s}",
+        "open-mode": "append",
+        "output": str(job.folder).replace("%", "%%") + f"/{output}",
+        **options.directives,
+    }
+    lines = [_directive(name, str(value)) for name, value in values.items() if value is not None]
+    return [*lines, "#SBATCH --requeue"]
+
+
+def _directive(name: str, value: str) -> str:
+    """A line as sbatch reads it: the value in double quotes, a backslash before each of its own and each quote.
+
+    (shlex.quote is for shells: within single quotes sbatch still takes a backslash for an escape.)
+    """
+    if not value:
+        return f"#SBATCH --{name}"
+    if not re.fullmatch(r"[A-Za-z0-9@%:,.=_/+-]+", value):
+        value = '"' + _checked(name, value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"#SBATCH --{name}={value}"
+
+
+def _preparation(job: Job, options: SlurmOptions) -> list[str]:
+    """What comes before the names that the script relies on, which a site's file might use for something else."""
+    lines = [
+        "",
+        "told=0",
+        "trap 'told=1' USR1",
+        f"cd -- {shlex.quote(_checked('the folder', str(job.directory)))} || exit 1",
+    ]
+    return lines if options.setup is None else [*lines, f"source {shlex.quote(options.setup)}"]
+
+
+def _assignments(job: Job, options: SlurmOptions) -> list[str]:
+    values: dict[str, Any] = {
+        "FOLDER": job.folder,
+        "PYTHON": job.python,
+        "TRAIN": job.launch / "train.py",
+        "LAUNCHER": job.launch / "accelerate" / "many_nodes.yaml",
+        "RECIPE": job.recipe,
+        "GPUS_PER_NODE": options.gpus_per_node,
+        "PROCESSES_PER_NODE": options.ranks_per_node,
+        "SIGNAL_BEFORE_S": options.signal_before_s,
+        "MAX_RESTARTS": options.max_restarts,
+    }
+    lines = [f"{name}={shlex.quote(_checked(name.lower(), str(value)))}" for name, value in values.items()]
+    lines.append(f"OVERRIDES=({_words(job.overrides)})")
+    if job.tasks:
+        cases = [f"  {number}) OVERRIDES+=({_words(task)}) ;;" for number, task in enumerate(job.tasks)]
+        lines += ['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"]
+    return ["", *lines]
+
+
+def _words(overrides: Sequence[str]) -> str:
+    return shlex.join(_checked("command line", override) for override in overrides)
+
+
+def _checked(name: str, text: str) -> str:
+    if text and not text.isprintable():
+        raise UserMistake(f"{name}: {text!r} holds a newline or a control character, which a job script cannot hold")
+    return text
+
+
+_SCRIPT = r"""
+# The first task of an array bears the number of the whole array, and what is done to that number is done to all tasks.
+job="$SLURM_JOB_ID"
+if [[ -n "${SLURM_ARRAY_TASK_ID:-}" ]]; then job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
+restarts="${SLURM_RESTART_COUNT:-0}"
+if ((restarts > MAX_RESTARTS)); then
+  echo "job $job: was restarted $restarts times, and at most $MAX_RESTARTS (--max-restarts) are allowed; not run again" >&2
+  exit 1
+fi
+
+# A mark of an earlier life must not speak for this one.
+export BIGTRAIN_REQUEUE_MARKER="$FOLDER/requeue-$SLURM_JOB_ID"
+rm -f -- "$BIGTRAIN_REQUEUE_MARKER"
+# How long a launcher leaves its ranks between SIGTERM and SIGKILL: a checkpoint takes longer than its own 30 s.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$SIGNAL_BEFORE_S"
+# Said either way: sbatch hands the whole environment of the submission on.
+if ((GPUS_PER_NODE == 0)); then export ACCELERATE_USE_CPU=true; else unset ACCELERATE_USE_CPU; fi
+
+# What each node runs. USR1 is ignored by all that has not asked for it: a launcher would die of it, training listens.
+node='trap "" USR1; exec "$0" "$@"'
+flags=()
+world=$((SLURM_NNODES * PROCESSES_PER_NODE))
+if ((world > 1)); then
+  address="${MASTER_ADDR:-}"
+  if [[ -z "$address" ]]; then
+    address="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+    # A node's name need not resolve everywhere; Slurm itself knows the address.
+    if ! getent hosts "$address" >/dev/null; then
+      address="$(scontrol show node "$address" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
+    fi
+  fi
+  # A launcher makes each rank a session of its own, which Slurm loses sight of where it follows groups of processes.
+  node='trap "" USR1
+    "$0" -m accelerate.commands.launch --machine_rank "$SLURM_NODEID" "$@" &
+    launcher=$!
+    trap "kill -USR1 \$(< /proc/$launcher/task/$launcher/children) 2>/dev/null" USR1
+    trap : TERM
+    while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; done
+    wait "$launcher"'
+  flags=(--config_file "$LAUNCHER" --num_machines "$SLURM_NNODES" --num_processes "$world"
+    --main_process_ip "$address" --main_process_port "$((20000 + SLURM_JOB_ID % 20000))")
+fi
+
+srun --kill-on-bad-exit=1 --label ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+  bash -c "$node" "$PYTHON" "${flags[@]}" "$TRAIN" "$RECIPE" "${OVERRIDES[@]}" &
+step=$!
+
+# Again and again: a process that is still starting does not listen yet.
+tell() { while kill -0 "$step" 2>/dev/null; do scancel --quiet --signal=USR1 "$job.0"; sleep 5; done; }
+trap 'tell &' USR1
+if ((told)); then tell & fi
+while kill -0 "$step" 2>/dev/null; do wait "$step"; done
+wait "$step"
+code=$?
+
+if [[ -e "$BIGTRAIN_REQUEUE_MARKER" ]]; then
+  rm -f -- "$BIGTRAIN_REQUEUE_MARKER"
+  if ((restarts >= MAX_RESTARTS)); then
+    echo "job $job: stopped by a signal with a checkpoint; not queued again after $restarts restarts (--max-restarts)" >&2
+    exit 1
+  fi
+  # Where it is no longer running, Slurm is ending it or queueing it again by itself, and that is enough.
+  if [[ "$(squeue --noheader --format=%T --jobs="$job")" == RUNNING ]]; then
+    echo "job $job: stopped by a signal with a checkpoint; queued again"
+    scontrol requeue "$job"
+    code=$?
+  fi
+fi
+exit "$code"
+"""
+
+
+def write_script(job: Job, script: str) -> Path:
+    """Writes the script under a name that follows from its contents. Raises UserMistake where the disk does not take it."""
+    path = job.folder / f"job-{hashlib.sha256(script.encode()).hexdigest()[:8]}.sh"
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(path, script.encode())
+    except OSError as error:
+        raise UserMistake(
+            f"{path}: cannot write the job script ({error.strerror}); choose another folder with run.dir=PATH"
+        ) from error
+    return path
+
+
+def submit(script: Path) -> str:
+    """Hands the script to sbatch; returns the job's number. Raises UserMistake where there is no sbatch, or it refuses."""
+    try:
+        done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserMistake(
+            f"sbatch cannot be run here ({error.strerror}): submit from a machine of the cluster that has Slurm's commands, "
+            "or print the script with --dry-run"
+        ) from error
+    if done.returncode:
+        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise UserMistake(f"sbatch refuses {script}: {reason}")
+    return done.stdout.strip().split(";")[0]
+
+
+def ask_for_requeue(signal: str) -> None:
+    """Marks that a signal, and no failure, ended training. For the main rank, once the checkpoint is on the disk.
+
+    Does nothing outside of a job script of `render`.
+    """
+    if MARKER in os.environ:
+        atomic.write_json(Path(os.environ[MARKER]), {"signal": signal})

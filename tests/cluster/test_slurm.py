@@ -1,0 +1,304 @@
+"""The job script without a Slurm: what it quotes and refuses, and what it does when its commands are stand-ins."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bigtrain.cluster.slurm import (
+    MARKER,
+    Job,
+    SlurmOptions,
+    ask_for_requeue,
+    read_options,
+    render,
+    submit,
+    write_script,
+)
+from bigtrain.cluster.sweep import combinations, run_folder
+from bigtrain.errors import UserMistake
+
+NASTY = "\"'`$;|&<>(){}[]*?!#~%\\=: é"
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Commands that write down how they were called, and a python that does what $ACT says."""
+    folder = tmp_path_factory.mktemp("commands")
+    commands = {
+        "srun": 'while [[ "$1" == --* ]]; do shift; done; echo $$ > "$SEEN.node"; SLURM_NODEID=1 exec "$@"',
+        "python": 'printf "%s\\0" "$@" > "$SEEN"; eval "$ACT"',
+        "scontrol": 'echo "$*" >> "$SEEN.scontrol"; case "$2" in hostnames) echo nowhere-1; echo nowhere-2 ;; '
+        'node) echo "NodeName=nowhere-1 NodeAddr=10.1.2.3 NodeHostName=x" ;; esac',
+        "squeue": 'echo "${STATE:-RUNNING}"',
+        "scancel": 'echo "$*" >> "$SEEN.scancel"; kill -USR1 "$(< "$SEEN.node")"',
+        "sbatch": 'echo "$*" >> "$SEEN.sbatch"; [[ -z "$REFUSE" ]] || { echo "$REFUSE" >&2; exit 1; }; echo "17;east"',
+    }
+    for name, body in commands.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def job_in(base: Path, commands: Path, **other: Any) -> Job:
+    values: dict[str, Any] = {
+        "name": "small", "folder": base / "run" / "slurm", "directory": base, "python": commands / "python",
+        "launch": Path("/doors"), "recipe": base / "recipe.yaml", "overrides": [],
+    }  # fmt: skip
+    (base / "run" / "slurm").mkdir(parents=True, exist_ok=True)
+    return Job(**(values | other))
+
+
+def execute(script: str, folder: Path, commands: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "PATH": f"{commands}:{os.environ['PATH']}", "SEEN": str(folder / "seen"), "ACT": ":", "SLURM_JOB_ID": "25",
+        "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "nowhere-[1-2]",
+    }  # fmt: skip
+    return subprocess.run(
+        ["bash"], input=script, env=environment | more, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def seen(folder: Path) -> list[str]:
+    """The words that python was called with."""
+    return (folder / "seen").read_text().split("\0")[:-1]
+
+
+ONE = SlurmOptions(gpus_per_node=0)
+MARK = f'echo > "${MARKER}"'
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.sampled_from(NASTY + "ab/-"), min_size=1, max_size=12), min_size=3, max_size=3))
+def test_whatever_is_written_arrives_as_it_was_written(stand_ins: Path, tmp_path: Path, texts: list[str]) -> None:
+    recipe, value, partition = texts
+    job = job_in(tmp_path, stand_ins, recipe=Path(f"/{recipe}"), overrides=[f"run.name={value}"])
+    script = render(job, SlurmOptions(gpus_per_node=0, partition=partition))
+    assert [line for line in script.splitlines() if line.startswith("#SBATCH --partition=")]
+    assert subprocess.run(["bash", "-n"], input=script.encode(), check=False).returncode == 0
+    done = execute(script, tmp_path, stand_ins)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert seen(tmp_path) == ["/doors/train.py", str(job.recipe), f"run.name={value}"]
+
+
+def test_a_value_that_slurm_could_misread_stands_in_its_own_kind_of_quotes(tmp_path: Path) -> None:
+    script = render(job_in(tmp_path, tmp_path), SlurmOptions(gpus_per_node=0, account='a "b\\c" #d'))
+    assert '#SBATCH --account="a \\"b\\\\c\\" #d"' in script.splitlines()
+    percent = render(job_in(tmp_path, tmp_path, folder=Path("/runs/100%j/slurm")), ONE)
+    assert "#SBATCH --output=/runs/100%%j/slurm/%j.out" in percent.splitlines()
+    with pytest.raises(UserMistake, match=r"run\.dir.*backslash"):
+        render(job_in(tmp_path, tmp_path, folder=Path("/runs/a\\b/slurm")), ONE)
+
+
+@pytest.mark.parametrize("field", ["partition", "time", "account", "qos", "mem"])
+@pytest.mark.parametrize("value", ["a\n#SBATCH --uid=0", "a\x1b[2J", "a\r", ""])
+def test_a_newline_or_a_control_character_is_refused_with_the_flag(field: str, value: str) -> None:
+    with pytest.raises(UserMistake, match=f"^--{field}: must be printable text on one line"):
+        read_options(None, {"gpus_per_node": 1, field: value})
+
+
+def test_newlines_in_paths_and_overrides_are_refused(tmp_path: Path) -> None:
+    for changed in ({"recipe": Path("/a\nb.yaml")}, {"overrides": ["a.b=1\n2"]}, {"tasks": [["a.b=1\n2"]]}):
+        with pytest.raises(UserMistake, match="newline or a control character"):
+            render(job_in(tmp_path, tmp_path, **changed), ONE)
+
+
+def test_only_directives_of_the_list_are_taken(tmp_path: Path) -> None:
+    options = read_options(None, {"gpus_per_node": 1, "directives": {"constraint": "a100&ib", "exclusive": ""}})
+    lines = render(job_in(tmp_path, tmp_path), options).splitlines()
+    assert '#SBATCH --constraint="a100&ib"' in lines
+    assert "#SBATCH --exclusive" in lines
+    with pytest.raises(UserMistake, match="'wrap' is not among those that may be given: begin"):
+        read_options(None, {"gpus_per_node": 1, "directives": {"wrap": "rm"}})
+    with pytest.raises(UserMistake, match=r"^--directive comment: must be printable"):
+        read_options(None, {"gpus_per_node": 1, "directives": {"comment": "a\nb"}})
+
+
+def test_a_sites_defaults_stand_behind_the_flags_and_are_checked(tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    (tmp_path / "modules.sh").touch()
+    site.write_text(
+        f"partition: slow\ngpus_per_node: 8\nsetup: {tmp_path}/modules.sh\ndirectives: {{constraint: a100, nice: '5'}}\n"
+    )
+    options = read_options(site, {"nodes": "2", "partition": "fast", "directives": {"constraint": "h100"}})
+    assert (options.partition, options.ranks, dict(options.directives)) == (
+        "fast",
+        16,
+        {"constraint": "h100", "nice": "5"},
+    )
+    for text, sentence in {
+        "partitoin: x": f"^{site}: partitoin is not a key; there are nodes",
+        "time: 12:00:00": f"^{site}: time: must be text; in a YAML file, put it in quotes",
+        "setup: gone.sh": f"^{site}: setup: is not a file",
+        "- a": f"^{site}: a site's file is a mapping",
+        "a: [": f"^{site}: not a YAML file",
+    }.items():
+        site.write_text(text)
+        with pytest.raises(UserMistake, match=sentence):
+            read_options(site, {"gpus_per_node": 1})
+    with pytest.raises(UserMistake, match="cannot read the site's defaults"):
+        read_options(tmp_path / "gone.yaml", {})
+    with pytest.raises(UserMistake, match="--gpus-per-node is missing"):
+        read_options(None, {})
+    with pytest.raises(UserMistake, match="one process a GPU; leave it out"):
+        read_options(None, {"gpus_per_node": 2, "processes_per_node": 4})
+
+
+def test_several_processes_get_one_launcher_a_node(stand_ins: Path, tmp_path: Path) -> None:
+    """Node names do not resolve here: the address is Slurm's. $MASTER_ADDR goes before it."""
+    options = SlurmOptions(nodes=2, gpus_per_node=4)
+    script = render(job_in(tmp_path, stand_ins), options)
+    assert "#SBATCH --gpus-per-node=4" in script.splitlines()
+    for more, address in (({}, "10.1.2.3"), ({"MASTER_ADDR": "10.9.9.9"}, "10.9.9.9")):
+        assert execute(script, tmp_path, stand_ins, SLURM_NNODES="2", **more).returncode == 0
+        assert seen(tmp_path) == [
+            "-m", "accelerate.commands.launch", "--machine_rank", "1", "--config_file", "/doors/accelerate/many_nodes.yaml",
+            "--num_machines", "2", "--num_processes", "8", "--main_process_ip", address, "--main_process_port", "20025",
+            "/doors/train.py", str(tmp_path / "recipe.yaml"),
+        ]  # fmt: skip
+
+
+def test_ranks_on_the_cpu_are_asked_for_by_accelerates_variable(stand_ins: Path, tmp_path: Path) -> None:
+    act = 'echo "cpu: ${ACCELERATE_USE_CPU:-no}, grace: $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"'
+    for options, said in ((ONE, "cpu: true, grace: 300"), (SlurmOptions(gpus_per_node=1), "cpu: no, grace: 300")):
+        script = render(job_in(tmp_path, stand_ins), options)
+        assert said in execute(script, tmp_path, stand_ins, ACT=act, ACCELERATE_USE_CPU="1").stdout
+
+
+def test_the_setup_file_is_read_first(stand_ins: Path, tmp_path: Path) -> None:
+    setup = tmp_path / "my modules.sh"
+    setup.write_text("export FROM_SETUP=yes PYTHON=/gone\nfalse\n")
+    script = render(job_in(tmp_path, stand_ins), SlurmOptions(gpus_per_node=0, setup=str(setup)))
+    assert "setup: yes" in execute(script, tmp_path, stand_ins, ACT='echo "setup: $FROM_SETUP"').stdout
+
+
+@pytest.mark.parametrize(
+    ("act", "more", "code", "requeued"),
+    [
+        ("exit 0", {}, 0, False),
+        ("exit 2", {}, 2, False),  # a failure of its own
+        (f"{MARK}; exit 0", {}, 0, True),  # a signal, and a launcher that says 0
+        (f"{MARK}; exit 1", {}, 0, True),  # a signal, and a launcher that says 1
+        (f"{MARK}; exit 1", {"STATE": "COMPLETING"}, 1, False),  # Slurm is ending it, or queueing it again by itself
+        (f"{MARK}; exit 0", {"SLURM_RESTART_COUNT": "3"}, 1, False),  # the cap
+        (f"{MARK}; exit 0", {"SLURM_RESTART_COUNT": "2"}, 0, True),
+        ("exit 0", {"SLURM_RESTART_COUNT": "3"}, 0, False),
+    ],
+)
+def test_a_job_goes_back_to_the_queue_by_its_mark_alone(
+    stand_ins: Path, tmp_path: Path, act: str, more: dict[str, str], code: int, requeued: bool
+) -> None:
+    job = job_in(tmp_path, stand_ins)
+    (job.folder / "requeue-25").touch()  # of an earlier life
+    script = render(job, SlurmOptions(gpus_per_node=0, max_restarts=3))
+    assert execute(script, tmp_path, stand_ins, ACT=act, **more).returncode == code
+    asked = (tmp_path / "seen.scontrol").read_text() if (tmp_path / "seen.scontrol").exists() else ""
+    assert asked == ("requeue 25\n" if requeued else "")
+    assert not list(job.folder.glob("requeue-*"))
+
+
+def test_a_job_that_slurm_restarted_too_often_does_not_run_at_all(stand_ins: Path, tmp_path: Path) -> None:
+    script = render(job_in(tmp_path, stand_ins), SlurmOptions(gpus_per_node=0, max_restarts=3))
+    done = execute(script, tmp_path, stand_ins, SLURM_RESTART_COUNT="4")
+    assert done.returncode == 1
+    assert "--max-restarts" in done.stderr
+    assert not (tmp_path / "seen").exists()
+
+
+def test_a_task_of_an_array_is_named_by_the_array_and_its_place(stand_ins: Path, tmp_path: Path) -> None:
+    """Its first task bears the number of the whole array: requeueing that would restart every task."""
+    job = job_in(tmp_path, stand_ins, overrides=["a.b=1"], tasks=[["run.seed=0"], ["run.seed=1", "run.dir=x y"]])
+    script = render(job, ONE)
+    assert "#SBATCH --array=0-1" in script.splitlines()
+    assert any(line.startswith("#SBATCH --output=") and line.endswith("/%A_%a.out") for line in script.splitlines())
+    task = {"SLURM_ARRAY_JOB_ID": "25", "SLURM_ARRAY_TASK_ID": "1"}
+    assert execute(script, tmp_path, stand_ins, ACT=MARK, **task).returncode == 0
+    assert seen(tmp_path)[2:] == ["a.b=1", "run.seed=1", "run.dir=x y"]
+    assert (tmp_path / "seen.scontrol").read_text() == "requeue 25_1\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Slurm's nodes run Linux: /proc, setsid")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_usr1_reaches_training_even_in_a_session_of_its_own(stand_ins: Path, tmp_path: Path, ranks: int) -> None:
+    """A launcher makes each rank such a session; and USR1 reaches that rank's own handler, the launcher being deaf to it."""
+    rank = tmp_path / "rank.py"
+    rank.write_text(
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(3))\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(20)\n"
+    )
+    act = f'exec {sys.executable} {rank} "$SEEN.up"' if ranks == 1 else f'setsid {sys.executable} {rank} "$SEEN.up"'
+    script = tmp_path / "job.sh"
+    script.write_text(render(job_in(tmp_path, stand_ins), SlurmOptions(gpus_per_node=0, processes_per_node=ranks)))
+    environment = {"PATH": f"{stand_ins}:{os.environ['PATH']}", "SEEN": str(tmp_path / "seen"), "ACT": act}
+    environment |= {"SLURM_JOB_ID": "25", "SLURM_NNODES": "1", "MASTER_ADDR": "127.0.0.1"}
+    with subprocess.Popen(["bash", script], env=environment, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 20
+        while not (tmp_path / "seen.up").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(20) == 3  # training's own code, not that of an interrupted wait
+    assert set((tmp_path / "seen.scancel").read_text().splitlines()) == {"--quiet --signal=USR1 25.0"}
+
+
+def test_sbatch_gets_the_script_and_its_refusal_is_handed_on(
+    stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_in(tmp_path, stand_ins)
+    script = write_script(job, "#!/bin/bash\n")
+    assert write_script(job, "#!/bin/bash\n") == script
+    monkeypatch.setenv("PATH", f"{stand_ins}:{os.environ['PATH']}")
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    monkeypatch.setenv("REFUSE", "")
+    assert submit(script) == "17"
+    assert (tmp_path / "seen.sbatch").read_text() == f"--parsable {script}\n"
+    monkeypatch.setenv("REFUSE", "sbatch: error: invalid partition specified: x")
+    with pytest.raises(UserMistake, match=r"sbatch refuses .*: sbatch: error: invalid partition specified: x"):
+        submit(script)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserMistake, match=r"sbatch cannot be run here.*--dry-run"):
+        submit(script)
+
+
+def test_the_mark_is_left_only_within_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MARKER, raising=False)
+    ask_for_requeue("SIGUSR1")
+    monkeypatch.setenv(MARKER, str(tmp_path / "requeue-1"))
+    ask_for_requeue("SIGUSR1")
+    assert json.loads((tmp_path / "requeue-1").read_text()) == {"signal": "SIGUSR1"}
+
+
+def test_a_sweep_is_every_combination_in_a_folder_of_its_own() -> None:
+    assert combinations(["run.seed=0,1", "a.b=[1,2],[3, 4],'x,y'"]) == [
+        [f"run.seed={seed}", f"a.b={value}"] for seed in (0, 1) for value in ("[1,2]", "[3, 4]", "'x,y'")
+    ]
+    folders = {run_folder(Path("/runs/a"), words) for words in combinations(["run.seed=0,1", "a.b='x y',x/y,1e-4"])}
+    assert len(folders) == 6
+    assert 'run.dir="/runs/a/run.seed=0,a.b=1e-4"' in folders
+    assert all("/" not in folder.removeprefix('run.dir="/runs/a/') for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "sentence"),
+    [
+        (["seed=1"], "not of the form"),
+        (["run.seed"], "not of the form"),
+        (["run.seed="], "names no value"),
+        (["run.seed=1,1"], "names a value twice"),
+        (["run.seed=1", "run.seed=2"], "stands twice"),
+        (["run.dir=a,b"], "cannot be swept"),
+        (["run.seed=[1"], "not a list of YAML values"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused(sweeps: list[str], sentence: str) -> None:
+    with pytest.raises(UserMistake, match=f"^--sweep: .*{sentence}"):
+        combinations(sweeps)

@@ -1,0 +1,75 @@
+"""Doors under a signal: training saves first, everything else ends promptly and leaves nothing half-written."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.runs_of import FAMILIES, ROOT, command, environment, final_tensors, run, train_and_signal, write_recipe
+
+LAUNCH = ROOT / "launch"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusion model after two steps; a thousand more a sample would be hours of drawing."""
+    folder = tmp_path_factory.mktemp("trained")
+    family = dict(FAMILIES["diffusion"], timesteps=1000, sampling={"sampler": "ancestral", "steps": 1000})
+    run(LAUNCH / "train.py", write_recipe(folder, family, steps=2))
+    return folder / "run"
+
+
+def signalled(number: int, words: list[str], until: Callable[[str], bool], log: Path) -> tuple[int, str, float]:
+    """Starts a command, sends the signal once `until` likes what it says: its code, what it said, seconds it then took."""
+    with log.open("w") as out:
+        process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=out, stderr=out)
+        end = time.monotonic() + 90
+        while process.poll() is None and not until(log.read_text()) and time.monotonic() < end:
+            time.sleep(0.05)
+        begin = time.monotonic()
+        process.send_signal(number)
+        return process.wait(60), log.read_text(), time.monotonic() - begin
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*")}
+
+
+@pytest.mark.slow
+def test_sampling_ends_on_usr1_without_a_file(trained: Path, tmp_path: Path) -> None:
+    words = command(LAUNCH / "sample.py", trained, "--out", tmp_path / "out" / "grid.png", "--per-class", "100")
+    code, said, seconds = signalled(signal.SIGUSR1, words, lambda text: "sampling" in text, tmp_path / "log")
+    assert code == 128 + signal.SIGUSR1, said
+    assert said.rstrip().endswith("ended by SIGUSR1")
+    assert "Traceback" not in said
+    assert seconds < 20
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_ends_on_all_ranks_without_a_file(trained: Path, tmp_path: Path) -> None:
+    before = names_in(trained)
+    words = command(LAUNCH / "evaluate.py", trained, "evaluation.metrics=[fid]", processes=2)
+    code, said, seconds = signalled(signal.SIGTERM, words, lambda text: "samples:" in text, tmp_path / "log")
+    assert code != 0, said
+    assert said.count("ended by SIGTERM") == 1, said
+    assert seconds < 40
+    assert names_in(trained) == before
+    time.sleep(0.5)
+    left = subprocess.run(["pgrep", "-f", f"{LAUNCH / 'evaluate.py'} {trained}"], capture_output=True, check=False)
+    assert left.stdout == b"", "a rank outlived the evaluation"
+
+
+@pytest.mark.slow
+def test_training_gives_an_evaluation_up_and_saves(tmp_path: Path) -> None:
+    """Of a million samples, it would take minutes."""
+    recipe = write_recipe(tmp_path, FAMILIES["toy"], steps=1000, log_every=5, evaluate_every=5)
+    recipe.write_text(recipe.read_text().replace("samples: 64", "samples: 1000000"))
+    begin = time.monotonic()
+    assert train_and_signal(recipe, signal.SIGTERM, rest_s=3) == 0
+    assert time.monotonic() - begin < 60
+    assert final_tensors(tmp_path / "run")
+    assert not (tmp_path / "run" / "evaluations").exists()

@@ -1,0 +1,62 @@
+"""The submit door: what it checks before the queue, what it prints and what it writes."""
+
+from pathlib import Path
+
+import pytest
+
+from bigtrain.errors import UserMistake
+from launch.submit import main
+from tests.runs_of import FAMILIES, write_recipe
+
+
+@pytest.fixture(autouse=True)
+def no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("BIGTRAIN_SITE", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path, FAMILIES["toy"])
+
+
+def test_a_dry_run_prints_the_script_and_writes_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(recipe), "--nodes", "2", "--gpus-per-node", "4", "--time", "1:00:00", "--dry-run", "train.steps=9"])
+    script = capsys.readouterr().out
+    assert script.startswith("#!/bin/bash\n#SBATCH --job-name=small\n")
+    assert "#SBATCH --time=1:00:00\n" in script
+    assert f"RECIPE={recipe}\n" in script
+    assert "OVERRIDES=(train.steps=9)\n" in script
+    assert not (recipe.parent / "run").exists()
+
+
+def test_a_submission_leaves_its_script_in_the_run_folder_and_says_the_jobs_number(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 17\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    main([str(recipe), "--gpus-per-node", "1", "--sweep", "run.seed=0,1"])
+    printed = capsys.readouterr()
+    assert printed.out == "17\n"
+    assert f"(2 runs): job 17, what it prints: {recipe.parent}/run/slurm/17_*.out" in printed.err
+    (script,) = (recipe.parent / "run" / "slurm").iterdir()
+    assert "run.seed=1" in script.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--nodes", "3", "--gpus-per-node", "1"], r"train\.batch_size: 8 does not divide .* x 3 ranks; 6 or 9 would"),
+        (["--gpus-per-node", "1", "train.stepz=3"], r"train\.stepz is not a key; did you mean train\.steps"),
+        (["--gpus-per-node", "1", "--sweep", "train.batch_size=4,-1"], r"train\.batch_size: .*greater than 0"),
+        (["--gpus-per-node", "1", "--partition", "a\tb"], "--partition: must be printable text on one line"),
+        (["--gpus-per-node", "x"], "--gpus-per-node: .*integer"),
+        (["--gpus-per-node", "1", "--site", "gone.yaml"], "gone.yaml: cannot read the site's defaults"),
+        ([], "--gpus-per-node is missing"),
+    ],
+)
+def test_a_mistake_is_found_before_the_queue(recipe: Path, arguments: list[str], sentence: str) -> None:
+    with pytest.raises(UserMistake, match=sentence):
+        main([str(recipe), *arguments])
+    assert not (recipe.parent / "run").exists()

@@ -1,0 +1,36 @@
+"""Signals during training."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from bigtrain.training.interruption import SIGNALS, Interruption
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_handlers_are_given_back_where_no_signal_has_come() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    interruption = Interruption()
+    assert interruption.agreed() is None
+    interruption.close()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_is_repeated_does_not_end_a_process_that_is_leaving(number: signal.Signals) -> None:
+    """Slurm and the job script say it again and again, and the mark for the requeue is still to be written."""
+    interruption = Interruption()
+    os.kill(os.getpid(), number)
+    assert interruption.requested()
+    assert interruption.agreed() == number.name
+    interruption.close()
+    os.kill(os.getpid(), number)
