@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bigtrain.cluster import world
+from bigtrain.data import views
 from bigtrain.data.index import Index
-from bigtrain.data.stream import Batch, DataOptions, find_index, to_codes, to_images
+from bigtrain.data.stream import Batch, DataOptions, find_split, to_codes, to_images
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.cache import fingerprint
 from bigtrain.evaluation.features import full_float32
@@ -175,11 +176,11 @@ def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
 
     Raises UserMistake if one is missing, or if they do not have the same classes.
     """
-    train = world.main_first(lambda: find_index(data.train, "train", data.image_size))
+    train = world.main_first(lambda: find_split(data, "train"))
     where = data.validation
     if where is None:
         return train, None
-    validation = world.main_first(lambda: find_index(where, "validation", data.image_size))
+    validation = world.main_first(lambda: find_split(data, "validation"))
     if validation.classes != train.classes:
         raise UserMistake(f"data.validation: {where} has other classes than data.train; give splits of the same data")
     if (train.codes and train.codes.tokenizer) != (validation.codes and validation.codes.tokenizer):
@@ -199,11 +200,14 @@ def images_behind(index: Index) -> Index:
         images.check_files()
     except UserMistake as mistake:
         raise UserMistake(f"{index.path}: the images that its codes were made from cannot be read: {mistake}") from None
+    if "resize" in source:
+        assert index.image_size is not None, f"{index.path}: codes are of images of one size"
+        images = views.resized(images, index.image_size, source["resize"])
     if images.fingerprint != source["fingerprint"]:
         raise UserMistake(
             f"{index.path}: its codes were made from {images.path}, which holds other images now; encode them again"
         )
-    return images
+    return views.subset(images, index.view["classes"]) if "classes" in index.view else images
 
 
 def open_model(path: Path, device: torch.device, *, weights: str | None = None, overrides: Sequence[str] = ()) -> Model:

@@ -38,7 +38,9 @@ def main(argv: Sequence[str]) -> None:
     if "encode" not in model.family.capabilities:
         raise UserMistake(f"{asked.run}: is a {model.family.kind}, which has no codes; give a VQ-VAE's run")
     for split in SPLITS if asked.index == "digits" else [""]:
-        index = world.main_first(partial(find_images, asked.index, split, "INDEX", model.family.problem.image_size))
+        index = world.main_first(
+            partial(find_images, asked.index, split, "INDEX", model.family.problem.image_size, model.recipe.data.resize)
+        )
         codes = _encode(model, index, asked)
         say(f"{codes.path}: codes of {codes.samples} images; {_usage(codes, device)}")
     say(f"next: train a prior of these codes: accelerate launch launch/train.py {_what_to_train(model, asked, codes)}")
@@ -67,6 +69,8 @@ def _encode(model: Model, index: Index, asked: argparse.Namespace) -> Index:
         for name, level in model.family.code_levels.items()
     }
     images = EncodedImages(path=str(index.path.resolve()), fingerprint=index.fingerprint)
+    if "resize" in index.view:
+        images["resize"] = index.view["resize"]
     manifest = CodesManifest(model.fingerprint, levels, 2 if asked.flip else 1, TRANSFORM, images)
     mine = sum(shard.samples for shard in index.shards[world.rank() :: world.size()])
     share = f"{index.split} (this rank's share)" if world.size() > 1 else index.split

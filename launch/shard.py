@@ -1,4 +1,4 @@
-"""Pictures to shards: python launch/shard.py SOURCE OUT [--size N] [--samples-per-shard N] [--format jpg|png|webp]"""
+"""Pictures to shards: python launch/shard.py SOURCE OUT [--size N] [--samples-per-shard N] [--format jpg|png|webp|npy]"""
 
 import argparse
 import os
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bigtrain.data.convert import FORMATS
 from bigtrain.data.digits import write_digits
-from bigtrain.data.existing import index_shards
+from bigtrain.data.existing import LABELS_FROM, index_shards
 from bigtrain.data.index import Index
 from bigtrain.data.shards import ShardOptions, write_shards
-from bigtrain.data.sources import list_folder
+from bigtrain.data.sources import list_folder, list_unlabelled
 from bigtrain.errors import UserMistake
 
 DIGITS_SIZE = 16
@@ -45,19 +45,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        help="format of the pictures in the shards: jpg is quality 95, 4:4:4; png and webp lose nothing "
-        "(default: jpg with --size, each picture's own without; digits: png)",
+        help="format of the pictures in the shards: jpg is quality 95, 4:4:4; png and webp lose nothing; npy is pixels that "
+        "need no decoding, the largest and the fastest (default: jpg with --size, each picture's own without; digits: png)",
     )
     parser.add_argument(
         "--workers", type=_positive, default=cores, help="processes (default: the cores, here %(default)s)"
     )
     parser.add_argument(
+        "--labels",
+        type=_labels,
+        help="where classes come from: none (all pictures are one class, in folders or not) or, with --index-only, cls "
+        "(KEY.cls), json:FIELD (a number or a name in KEY.json) or none (default: the class folders; cls)",
+    )
+    parser.add_argument(
         "--index-only",
         action="store_true",
         help="SOURCE is a folder of webdataset tars SPLIT-000000.tar ... (KEY.jpg|jpeg|png|webp, KEY.cls): index them "
-        "in place, or into OUT. Class names are the lines of SOURCE/classes.txt where there is one",
+        "in place, or into OUT; KEY.npy is pixels, uint8 [H, W, 3], where there is no picture. "
+        "Class names are the lines of SOURCE/classes.txt where there is one",
     )
     return parser
+
+
+def _labels(text: str) -> str:
+    if not LABELS_FROM.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of cls, json:FIELD, none")
+    return text
 
 
 def _positive(text: str) -> int:
@@ -77,9 +90,13 @@ def _write(asked: argparse.Namespace) -> list[Path]:
     size = asked.size or (DIGITS_SIZE if digits else None)
     form = asked.format or ("png" if digits else "jpg" if size else None)
     options = ShardOptions(size, form, asked.samples_per_shard or SAMPLES_PER_SHARD)
+    if asked.labels not in (None, "none") or (digits and asked.labels):
+        raise UserMistake(
+            f"--labels {asked.labels} goes with --index-only; folders of pictures are the classes, or none"
+        )
     if digits:
         return write_digits(asked.out, options, workers=asked.workers)
-    source = list_folder(Path(asked.source))
+    source = (list_unlabelled if asked.labels else list_folder)(Path(asked.source))
     if source.left_out:
         print(
             f"{source.folder}: {source.left_out} files are left out: not pictures by their extension", file=sys.stderr
@@ -93,7 +110,7 @@ def _index(asked: argparse.Namespace) -> list[Path]:
         raise UserMistake(
             f"--{given[0].replace('_', '-')} does not go with --index-only, which leaves shards as they are"
         )
-    return index_shards(Path(asked.source), asked.out, workers=asked.workers)
+    return index_shards(Path(asked.source), asked.out, workers=asked.workers, labels=asked.labels or "cls")
 
 
 def _what_to_train_with(indexes: Sequence[Path]) -> str:
@@ -103,7 +120,10 @@ def _what_to_train_with(indexes: Sequence[Path]) -> str:
     words += [f"data.validation={by_split[name]}" for name in ("validation", "val", "test") if name in by_split][:1]
     size = Index.read(train).image_size
     if size is None:
-        return "other shards: these pictures differ in size; run again with --size and another OUT"
+        return (
+            f"data.train={train} data.resize=exact data.image_size=N: these pictures differ in size, and are resized as they "
+            "are read; to do that once, run again with --size and another OUT"
+        )
     return " ".join([*words, f"data.image_size={size}"])
 
 

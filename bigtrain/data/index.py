@@ -15,7 +15,8 @@ order. The JSON holds one column per property and shard, which keeps a million s
         "labels": [1, 0],             numbers of classes, as in the .cls members
         "members": {"jpg": {"offsets": [512, 3584], "sizes": [1893, 2210]}, "cls": {...}}}]}
 
-A sample that has no member of some extension has offset -1 there. Nothing in an index is ever executed or unpickled.
+A sample that has no member of some extension has offset -1 there. "labels_from" (behind "made") says where labels come
+from if that is not a .cls member. Nothing in an index is ever executed or unpickled.
 
 Shards of codes (launch/encode.py) have one npy member per level of their tokenizer in the place of the image, and before
 "shards" the key "codes": a `CodesManifest`. "size" is then that of the images that were encoded.
@@ -25,10 +26,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 
@@ -37,9 +38,14 @@ from bigtrain.runs.atomic import write_bytes
 
 FORMAT = "bigtrain-index"
 FORMAT_VERSION = 1
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-"""The members of a shard that are read as images; content is checked again when it is decoded."""
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
+"""The members of a shard that are read as images, the first there is; content is checked again when it is decoded. npy
+holds pixels only where there is no picture: others keep features beside pictures so."""
 HOW_TO_MAKE = "make the shards with `python launch/shard.py SOURCE OUT --size N`"
+Resize = Literal["never", "exact", "scaled"]
+"""How images become squares of one size as they are read: bigtrain.data.resize."""
+UNLABELLED = "unlabelled"
+"""The name of the one class of data without labels."""
 LARGEST_CODEBOOK = 2**16
 """Codes are stored as uint16."""
 
@@ -107,10 +113,12 @@ class Level(TypedDict):
 
 
 class EncodedImages(TypedDict):
-    """The image index that codes were made from, as JSON. `path` is absolute."""
+    """The image index that codes were made from, as JSON. `path` is absolute; `resize`: how its images were made square, if
+    they were not."""
 
     path: str
     fingerprint: str
+    resize: NotRequired[Resize]
 
 
 @dataclass(frozen=True)
@@ -164,6 +172,10 @@ class CodesManifest:
             for name, level in value["levels"].items()
         }
         images = EncodedImages(path=str(value["images"]["path"]), fingerprint=str(value["images"]["fingerprint"]))
+        if "resize" in value["images"]:
+            images["resize"] = value["images"]["resize"]
+            if images["resize"] not in get_args(Resize):
+                raise ValueError(f"{images['resize']!r} is no way to resize images")
         return cls(str(value["tokenizer"]), levels, int(value["views"]), str(value["transform"]), images)
 
 
@@ -177,7 +189,8 @@ def codes_extension(level: str) -> str:
 class Index:
     """One split: its classes by number, its shards in order. `image_size`: pixels, None if images differ in size.
 
-    `made`: what bigtrain's shard door made image shards from; `codes`: of what the codes are, None for shards of images.
+    `made`: what bigtrain's shard door made image shards from; `codes`: of what the codes are, None for shards of images;
+    `labels_from`: cls, json:FIELD or none; `view`: how the split is looked at (bigtrain.data.views), which is never written.
     """
 
     path: Path
@@ -187,6 +200,8 @@ class Index:
     shards: tuple[Shard, ...]
     made: Mapping[str, Any] | None = None
     codes: CodesManifest | None = None
+    labels_from: str = "cls"
+    view: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -208,15 +223,26 @@ class Index:
 
     @cached_property
     def class_counts(self) -> tuple[int, ...]:
-        """Samples of each class."""
-        return tuple(np.bincount(self.labels, minlength=len(self.classes)).tolist())
+        """How often each class comes in an epoch: as often as it has samples, or as the largest class has if balanced."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        if self.is_balanced:
+            counts[:] = counts.max()
+        return tuple(counts.tolist())
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether every class comes equally often in an epoch."""
+        return bool(self.view.get("balance"))
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of what the samples are and how they are numbered; where the files lie does not matter."""
         shards = [[shard.sha256, shard.samples] for shard in self.shards]
         codes = [] if self.codes is None else [self.codes.identity()]
-        text = json.dumps([FORMAT_VERSION, shards, list(self.classes), *codes])
+        labels = [] if self.labels_from == "cls" else [self.labels_from]
+        # The size is the recipe's affair as long as it is that of the images in the shards.
+        view = [{**self.view, "image_size": self.image_size}] if self.view else []
+        text = json.dumps([FORMAT_VERSION, shards, list(self.classes), *codes, *labels, *view])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
@@ -250,7 +276,8 @@ class Index:
         shards = tuple(Shard.from_json(shard) for shard in value["shards"])
         size = None if value["size"] is None else int(value["size"])
         codes = CodesManifest.from_json(value["codes"]) if "codes" in value else None
-        index = cls(path, str(value["split"]), tuple(map(str, value["classes"])), size, shards, value["made"], codes)
+        classes, labels_from = tuple(map(str, value["classes"])), str(value.get("labels_from", "cls"))
+        index = cls(path, str(value["split"]), classes, size, shards, value["made"], codes, labels_from)
         if index.samples == 0:
             raise ValueError("it has no samples")
         if index.labels.min() < 0 or index.labels.max() >= len(index.classes):
@@ -259,6 +286,7 @@ class Index:
 
     def write(self) -> None:
         """Writes `self.path` whole or not at all, and not at all if it holds just this already."""
+        assert not self.view, f"{self.path}: a view of a split is not an index of its own"
         head = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -267,6 +295,8 @@ class Index:
             "size": self.image_size,
             "made": self.made,
         }
+        if self.labels_from != "cls":
+            head["labels_from"] = self.labels_from
         if self.codes is not None:
             head["codes"] = self.codes.to_json()
         shards = ",\n".join(json.dumps(shard.to_json(), separators=(",", ":")) for shard in self.shards)

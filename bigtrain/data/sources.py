@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigtrain.data.index import UNLABELLED
 from bigtrain.errors import UserMistake
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Files taken as pictures, in any case; others are left out and counted."""
 _LAYOUTS = "SOURCE/CLASS/*.jpg or SOURCE/SPLIT/CLASS/*.jpg"
 _DEEPEST = 3
+SPLITS = frozenset({"train", "validation", "val", "test"})
+"""Names of folders that are taken as splits where pictures have no classes."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,10 @@ def list_folder(folder: Path) -> Source:
     for depth, names in by_depth.items():
         if depth not in (1, 2):
             where = "outside a class folder" if depth == 0 else "deeper than SPLIT/CLASS"
-            raise UserMistake(f"{folder}: {names[0]} lies {where}; lay the folder out as {_LAYOUTS}")
+            raise UserMistake(
+                f"{folder}: {names[0]} lies {where}; lay the folder out as {_LAYOUTS}, or take the pictures without classes "
+                "by --labels none"
+            )
     if len(by_depth) == 2:
         raise UserMistake(
             f"{folder}: {by_depth[1][0]} is laid out as CLASS/picture but {by_depth[2][0]} as SPLIT/CLASS/picture; "
@@ -61,6 +67,22 @@ def list_folder(folder: Path) -> Source:
         )
     depth, names = by_depth.popitem()
     return _source(folder, names, has_splits=depth == 2, left_out=left_out)
+
+
+def list_unlabelled(folder: Path) -> Source:
+    """Lists all pictures as one class. Folders that are called as splits are (SPLITS) are splits; else all is `train`."""
+    if not folder.is_dir():
+        raise UserMistake(f"{folder}: there is no such folder; give a folder of pictures")
+    found = list(_files(folder, "", 0))
+    names = [name for name in found if name.lower().endswith(PICTURE_EXTENSIONS)]
+    if not names:
+        raise UserMistake(f"{folder}: no pictures here ({', '.join(PICTURE_EXTENSIONS)})")
+    tops = {name.partition("/")[0] for name in names}
+    by_split: dict[str, list[tuple[str, int]]] = {}
+    for name in sorted(names):
+        by_split.setdefault(name.partition("/")[0] if tops <= SPLITS else "train", []).append((name, 0))
+    splits = {split: tuple(samples) for split, samples in sorted(by_split.items())}
+    return Source(folder, (UNLABELLED,), splits, len(found) - len(names))
 
 
 def _files(folder: Path, prefix: str, depth: int) -> Iterator[str]:

@@ -19,16 +19,14 @@ from torch import Tensor
 
 from bigtrain.data.existing import index_shards
 from bigtrain.data.index import Index
+from bigtrain.data.order import FLIP_BLOCK, flips, order
 from bigtrain.data.stream import (
-    FLIP_BLOCK,
     Batch,
     DataOptions,
     Stream,
     Sweep,
     dealt,
     find_index,
-    flips,
-    order,
     to_images,
 )
 from bigtrain.errors import UserMistake
