@@ -1,6 +1,8 @@
 """torch's DataLoader as this house needs it: items in order, errors as one sentence, workers that end when asked to."""
 
+import gc
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +23,9 @@ class Loader:
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=_settle,
+            # A forked worker shares the index with this process; one that is started anew would hold a copy of it.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # else every loader would advance torch's global generator
         )
         self._iterator: Any = iter(loader)
@@ -65,7 +69,13 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def _settle(worker: int) -> None:
+    """What a worker does first. A collection would write to every object that it shares with the main process, and so copy them."""
+    gc.freeze()
+    _leave_signals_to_the_main_process()
+
+
+def _leave_signals_to_the_main_process() -> None:
     """Slurm and Ctrl-C signal every process of a job; workers must outlive the checkpoint that is then written."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -34,17 +34,18 @@ def order(shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, window
 def balanced_counts(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """How often each sample comes in an epoch in which every class comes as often as the largest one, int64 [N].
 
-    labels: int64 [N], every class 0 .. max among them. With n samples in a class and m in the largest, the class is an
-    endless row of permutations of its n samples, and epoch e takes the places e * m .. (e + 1) * m of it. So over the first
-    e epochs every sample has come e * m / n times, rounded up or down, and at least once in each.
+    labels: int64 [N], every class 0 .. max among them. With n samples in a class and m in the largest, each comes m div n
+    times; the r = m mod n that are then missing are the places e * r .. (e + 1) * r of an endless row of permutations of the
+    class. So every sample comes at least once an epoch, and over the first e epochs e * m / n times, rounded up or down.
     """
     sizes = np.bincount(labels)
     most = int(sizes.max())
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
     counts = np.empty(len(labels), dtype=np.int64)
     for number, members in enumerate(by_class):
-        before, after = (_times(len(members), place, seed, number) for place in (epoch * most, (epoch + 1) * most))
-        counts[members] = after - before
+        each, missing = divmod(most, len(members))
+        before, after = (_times(len(members), missing * end, seed, number) for end in (epoch, epoch + 1))
+        counts[members] = each + after - before
     return counts
 
 

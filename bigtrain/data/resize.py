@@ -32,7 +32,7 @@ def centre_square(pixels: np.ndarray, size: int, extent: tuple[float, float]) ->
     """
     height, width = square_shape(*extent, size)
     if (height, width) != pixels.shape[:2]:
-        planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        planes = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
         factors = [side / full + 1e-9 for side, full in zip((height, width), extent, strict=True)]  # it rounds down
         planes = F.interpolate(planes, scale_factor=factors, mode="bicubic", antialias=True)
         pixels = planes[0].permute(1, 2, 0).numpy()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bigtrain.data.sources import list_folder
+from bigtrain.data.sources import list_folder, list_unlabelled
 from bigtrain.errors import UserMistake
 
 
@@ -56,3 +56,14 @@ def test_the_fingerprint_is_of_names_and_classes(tmp_path: Path) -> None:
     others = [["cat/1.jpg", "dog/2.jpg"], ["cat/1.jpg", "eel/1.jpg"], ["cat/1.jpg", "dog/1.jpg", "dog/2.jpg"]]
     for number, names in enumerate(others):
         assert list_folder(touch(tmp_path / str(number), *names)).fingerprint("train") != first
+
+
+def test_pictures_without_classes_are_taken_from_any_folders(tmp_path: Path) -> None:
+    source = list_unlabelled(touch(tmp_path / "a", "1.jpg", "b/2.png", "b/c/3.jpg", "notes.txt"))
+    assert source.classes == ("unlabelled",)
+    assert source.splits == {"train": (("1.jpg", 0), ("b/2.png", 0), ("b/c/3.jpg", 0))}
+    assert source.left_out == 1
+    source = list_unlabelled(touch(tmp_path / "b", "train/1.jpg", "val/x/2.png"))
+    assert source.splits == {"train": (("train/1.jpg", 0),), "val": (("val/x/2.png", 0),)}
+    with pytest.raises(UserMistake, match="no pictures here"):
+        list_unlabelled(touch(tmp_path / "c", "notes.txt"))
