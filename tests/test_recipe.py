@@ -90,6 +90,8 @@ def test_what_a_resumed_run_may_change() -> None:
     may += ["evaluation.samples=5", "run.dir=x", "train.save_every=4", "train.sample_every=4", "train.evaluate_every=4"]
     assert differences(load_recipe(path), load_recipe(path, may)) == []
     assert differences(load_recipe(path), load_recipe(path, ["ema.decay=0.5"])) == ["ema.decay: 0.99 -> 0.5"]
+    for other in ("data.classes=[3]", "data.balance=true", "data.resize=exact"):
+        assert len(differences(load_recipe(path), load_recipe(path, [other]))) == 1
 
 
 def test_an_empty_section_means_its_defaults_and_anchors_merge(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _settle(worker: int) -> None:
-    """What a worker does first. A collection would write to every object that it shares with the main process, and so copy them."""
+    """What a worker does first. A collection would write to all objects that it shares with the main process: copy them."""
     gc.freeze()
     _leave_signals_to_the_main_process()
 

@@ -1,7 +1,9 @@
-"""A set of ImageNet's length: loading its index, an epoch's order, and memory while it streams: python tests/benchmarks/large_set.py [SAMPLES]
+"""A set of ImageNet's length: loading its index, an epoch's order, and memory while it streams.
 
-The images are raw 8x8 pixels, so that the samples and not their sizes are what is measured: one shard of them, linked under many
-names. Memory is resident memory: of this process, and of its workers the part that is theirs alone (USS).
+    python tests/benchmarks/large_set.py [SAMPLES]
+
+The images are raw 8x8 pixels, so that the samples and not their sizes are what is measured: one shard of them, linked under
+many names. Memory is resident memory: of this process, and of its workers the part that is theirs alone (USS).
 """
 
 import os
@@ -61,7 +63,9 @@ def main() -> None:
         read_s = time.perf_counter() - begin
         index.check_files()
         print(f"{samples} samples, index of {path.stat().st_size / 2**20:.0f} MiB: read in {read_s:.1f} s")
-        print(f"  memory {started:.0f} -> {resident_mib('self', 'VmRSS'):.0f} MiB, {resident_mib('self', 'VmHWM'):.0f} at most")
+        print(
+            f"  memory {started:.0f} -> {resident_mib('self', 'VmRSS'):.0f} MiB, {resident_mib('self', 'VmHWM'):.0f} at most"
+        )
         for name, view in (("an epoch's order", index), ("a balanced epoch's order", balanced(index))):
             begin = time.perf_counter()
             Epochs(view, 0, 16).order(0)

@@ -63,7 +63,9 @@ def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:
         main(words)
 
 
-@pytest.mark.parametrize("words", [["--size", "0"], ["--workers", "-1"], ["--format", "gif"], ["--labels", "json:"], ["--unknown"]])
+@pytest.mark.parametrize(
+    "words", [["--size", "0"], ["--workers", "-1"], ["--format", "gif"], ["--labels", "json:"], ["--unknown"]]
+)
 def test_an_impossible_flag_ends_with_code_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["nowhere", "out", *words])

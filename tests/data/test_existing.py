@@ -252,7 +252,11 @@ def with_json(folder: Path, **contents: list[object]) -> Path:
     folder.mkdir(exist_ok=True)
     for split, values in contents.items():
         samples = [
-            {"__key__": f"{n}", "png": numbered_png(n), "json": value if isinstance(value, bytes) else json.dumps(value).encode()}
+            {
+                "__key__": f"{n}",
+                "png": numbered_png(n),
+                "json": value if isinstance(value, bytes) else json.dumps(value).encode(),
+            }
             for n, value in enumerate(values)
         ]
         write_tar(folder / f"{split}-0.tar", samples)

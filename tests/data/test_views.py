@@ -8,17 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bigtrain.data.codes import encode_shards, index_codes
 from bigtrain.data.existing import index_shards
 from bigtrain.data.index import Index
 from bigtrain.data.order import balanced_counts
 from bigtrain.data.stream import Stream, Sweep, find_images, find_split
 from bigtrain.data.views import balanced, resized, subset
 from bigtrain.errors import UserMistake
+from bigtrain.families.family import Problem
+from bigtrain.model import images_behind
+from bigtrain.training.trainer import describe
+from launch.shard import main
 from tests.data.conftest import make_numbered_shards, write_tar
+from tests.data.test_codes import encode, manifest_of, write
 from tests.data.test_resize import photograph
 from tests.data.test_stream import WORLDS, numbers_of, options, read, same
 
@@ -128,14 +135,10 @@ def test_photographs_are_streamed_as_squares_where_the_recipe_allows_it(tmp_path
 
 
 def test_pixels_that_were_decoded_beforehand_are_read_as_they_are(tmp_path: Path) -> None:
-    import webdataset as wds
-
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     for number, image in enumerate(pixels):
         (tmp_path / f"in/{number}").mkdir(parents=True)
         Image.fromarray(image).save(tmp_path / f"in/{number}/0.png")
-    from launch.shard import main
-
     main([str(tmp_path / "in"), str(tmp_path / "out"), "--format", "npy", "--workers", "1"])
     index = Index.read(tmp_path / "out/train.json")
     stream = Stream(index, options(image_size=8), 0, rank=0, world=1, microbatch=3)
@@ -144,3 +147,37 @@ def test_pixels_that_were_decoded_beforehand_are_read_as_they_are(tmp_path: Path
     assert np.array_equal(batch.images.numpy(), pixels[batch.labels.numpy()])
     theirs = list(wds.WebDataset(str(tmp_path / "out/train-000000.tar"), shardshuffle=False).decode())
     assert all(np.array_equal(sample["npy"], pixels[sample["cls"]]) for sample in theirs)
+
+
+def test_labels_of_samples_are_drawn_as_training_drew_its_own(numbered_shards: Make) -> None:
+    whole = numbered_shards([6])
+    problem = Problem.of(describe(whole))
+    assert (problem.class_counts, problem.images) == ((2, 1, 1, 1, 1), 6)
+    problem = Problem.of(describe(balanced(subset(whole, [4, 0]))))
+    assert (problem.classes, problem.class_counts, problem.images) == (("4", "0"), (2, 2), 4)
+
+
+def test_what_was_done_to_the_data_goes_into_the_checkpoint(numbered_shards: Make) -> None:
+    whole = numbered_shards([6])
+    assert "view" not in describe(whole)
+    view = describe(balanced(subset(resized(whole, 8, "scaled"), ["4", 0])))["view"]
+    assert view == {"resize": "scaled", "classes": [4, 0], "balance": True}
+
+
+def test_the_images_behind_a_subset_of_codes_are_the_same_subset(tmp_path: Path) -> None:
+    images = make_numbered_shards([5, 3], tmp_path / "images")
+    codes = subset(write(images, tmp_path / "codes"), [2, 3])
+    behind = images_behind(codes)
+    assert (behind.classes, behind.labels.tolist()) == (codes.classes, codes.labels.tolist())
+
+
+def test_images_that_were_resized_to_be_encoded_are_found_again(tmp_path: Path) -> None:
+    images = resized(make_numbered_shards([5, 3], tmp_path / "images", size=8), 4, "exact")
+    manifest = manifest_of(images)
+    manifest.images["resize"] = "exact"
+    records = encode_shards(
+        images, tmp_path / "codes", manifest, encode, rank=0, world=1, batch=4, workers=0, progress=lambda done: None
+    )
+    codes = index_codes(images, tmp_path / "codes", manifest, records)
+    behind = images_behind(Index.read(codes.path))
+    assert (behind.image_size, behind.fingerprint) == (4, images.fingerprint)
