@@ -67,13 +67,13 @@ class Model:
         data = self.provenance["data"]
         if (index.image_size, list(index.classes)) != (data["image_size"], data["classes"]):
             raise UserMistake(
-                f"{key}: {index.path} has {len(index.classes)} classes at {index.image_size} pixels, and not the classes and "
+                f"{key}: {index.where} has {len(index.classes)} classes at {index.image_size} pixels, and not the classes and "
                 f"size of the model's own data ({len(data['classes'])} at {data['image_size']}); give a split of that data"
             )
         theirs = data["codes"]["tokenizer"] if data.get("codes") else None
         if (index.codes.tokenizer if index.codes else None) != theirs:
             raise UserMistake(
-                f"{key}: {index.path} does not hold what the model was trained on ("
+                f"{key}: {index.where} does not hold what the model was trained on ("
                 f"{'codes of another tokenizer, or images' if theirs else 'codes, where the model takes images'}); give a "
                 "split of that data"
             )
@@ -196,16 +196,18 @@ def images_behind(index: Index) -> Index:
         return index
     source = index.codes.images
     try:
-        images = Index.read(source["path"])
+        images = Index.read(source["path"], index.origin)
         images.check_files()
     except UserMistake as mistake:
-        raise UserMistake(f"{index.path}: the images that its codes were made from cannot be read: {mistake}") from None
+        raise UserMistake(
+            f"{index.where}: the images that its codes were made from cannot be read: {mistake}"
+        ) from None
     if "resize" in source:
         assert index.image_size is not None, f"{index.path}: codes are of images of one size"
         images = views.resized(images, index.image_size, source["resize"])
     if images.fingerprint != source["fingerprint"]:
         raise UserMistake(
-            f"{index.path}: its codes were made from {images.path}, which holds other images now; encode them again"
+            f"{index.where}: its codes were made from {images.where}, which holds other images now; encode them again"
         )
     return views.subset(images, index.view["classes"]) if "classes" in index.view else images
 

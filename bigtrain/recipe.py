@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "train.evaluate_every",
     "train.keep",
     "data.workers",
+    "data.remote.",
     "engine.",
     "evaluation.",
 )

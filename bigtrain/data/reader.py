@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bigtrain.data.cache import ShardCache
 from bigtrain.data.decode import Undecodable, decode_into
 from bigtrain.data.index import IMAGE_EXTENSIONS, Index, codes_extension
 from bigtrain.data.npy import npy_header, read_npy_header
@@ -29,6 +30,7 @@ class _ShardReader:
         self.index = index
         self._starts = np.cumsum([0] + [shard.samples for shard in index.shards]).tolist()
         self._descriptors: OrderedDict[int, int] = OrderedDict()
+        self._cache = ShardCache(index)
 
     def name(self, number: int) -> str:
         """ "SHARD/KEY" of a sample."""
@@ -56,10 +58,10 @@ class _ShardReader:
         try:
             data = os.pread(self._descriptor(position), size, offset)
         except OSError as error:
-            raise UserMistake(f"{self._path(position)}: the shard cannot be read: {error.strerror}") from None
+            raise UserMistake(f"{self.index.location(position)}: the shard cannot be read: {error.strerror}") from None
         if len(data) != size:
             raise UserMistake(
-                f"{self._path(position)}: the shard ends within sample {self.name(number)}: it is truncated; "
+                f"{self.index.location(position)}: the shard ends within sample {self.name(number)}: it is truncated; "
                 f"run {self.index.door} again, which replaces damaged shards"
             )
         return data
@@ -68,14 +70,19 @@ class _ShardReader:
         if position in self._descriptors:
             self._descriptors.move_to_end(position)
             return self._descriptors[position]
-        descriptor = os.open(self._path(position), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = self._open(position)
         self._descriptors[position] = descriptor
         if len(self._descriptors) > OPEN_SHARDS:
             os.close(self._descriptors.popitem(last=False)[1])
         return descriptor
 
-    def _path(self, position: int) -> str:
-        return str(self.index.folder / self.index.shards[position].name)
+    def _open(self, position: int) -> int:
+        if not self.index.is_remote(position):
+            return os.open(self.index.location(position), os.O_RDONLY | os.O_CLOEXEC)
+        opened = self._cache.open(position)
+        for held in [held for held, descriptor in self._descriptors.items() if os.fstat(descriptor).st_nlink == 0]:
+            os.close(self._descriptors.pop(held))  # evicted, and its space is not free before this
+        return opened
 
 
 class Reader(_ShardReader):

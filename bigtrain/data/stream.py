@@ -13,8 +13,10 @@ Do not hand a Stream to `accelerator.prepare`: that would shard it a second time
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +25,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
+from tqdm import tqdm
 
+from bigtrain.cluster.world import is_main
 from bigtrain.data import views
+from bigtrain.data.cache import ShardCache
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import HOW_TO_MAKE, Index, Resize
 from bigtrain.data.loader import Loader
 from bigtrain.data.order import Epochs, flips
+from bigtrain.data.prefetch import Prefetch
 from bigtrain.data.reader import CodeReader, Reader
+from bigtrain.data.remote import DEFAULTS, HERE, Origin, RemoteOptions, is_remote
 from bigtrain.errors import UserMistake
 from bigtrain.options import Options
 from bigtrain.randomness import BLOCK, generator
@@ -42,7 +49,8 @@ class DataOptions(Options):
     """Where the images, or the codes of images, are and how they are read."""
 
     train: str
-    """Index of the training split (`OUT/train.json` of launch/shard.py, or of launch/encode.py for codes), or `digits`."""
+    """Index of the training split (`OUT/train.json` of launch/shard.py, or of launch/encode.py for codes), or `digits`: a path,
+    or a URL (http://, https://, hf://datasets/OWNER/NAME/..., s3://), with the shards beside it."""
     validation: str | None = None
     """Index of the held-out split, or `digits`; null where there is none."""
     image_size: int = Field(gt=0)
@@ -63,6 +71,8 @@ class DataOptions(Options):
     """Shards whose samples are shuffled together: more mixes better, fewer reads more locally."""
     undecodable: Literal["error", "replace"] = "error"
     """What an image that cannot be decoded is: an error, or replaced by the next of the epoch, counted and named."""
+    remote: RemoteOptions = DEFAULTS
+    """How shards at URLs are fetched and kept."""
 
 
 @dataclass
@@ -91,7 +101,7 @@ def find_split(data: DataOptions, split: Literal["train", "validation"]) -> Inde
     """The index that `data.SPLIT` names, as `data` would have it looked at, or a UserMistake."""
     where = data.train if split == "train" else data.validation
     assert where is not None, f"data.{split} names no index"
-    index = find_index(where, split, data.image_size, data.resize)
+    index = find_index(where, split, data.image_size, data.resize, data.remote)
     if data.classes is not None:
         with _naming("data.classes"):
             index = views.subset(index, data.classes)
@@ -101,10 +111,12 @@ def find_split(data: DataOptions, split: Literal["train", "validation"]) -> Inde
     return index
 
 
-def find_index(where: str, split: str, image_size: int, resize: Resize = "never") -> Index:
+def find_index(
+    where: str, split: str, image_size: int, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
+) -> Index:
     """The index that `data.SPLIT` names, its shards present and its images of `image_size` pixels, or a UserMistake."""
     key = f"data.{split}"
-    index = open_index(where, split, key, image_size)
+    index = open_index(where, split, key, image_size, remote)
     if index.image_size == image_size:
         return index
     if index.codes is None and resize != "never":
@@ -118,27 +130,37 @@ def find_index(where: str, split: str, image_size: int, resize: Resize = "never"
     )
 
 
-def open_index(where: str, split: str, key: str, digits_size: int) -> Index:
-    """The index at a path, whatever its images' size, or that of the digits' `split`; its shards are present.
+def open_index(where: str, split: str, key: str, digits_size: int, remote: RemoteOptions = DEFAULTS) -> Index:
+    """The index at a path or a URL, whatever its images' size, or that of the digits' `split`; shards here are present.
 
     Raises UserMistake, which names the `key` that said where.
     """
     if where == "digits":
         return _checked(digits_index(split, digits_size), key, "remove the folder, it is made again")
-    if "://" in where:
-        raise UserMistake(f"{key}: {where}: remote shards are not supported yet; copy them to a local or shared folder")
+    origin = Origin(key=key, options=remote)
+    if is_remote(where):
+        index = Index.read(where, origin)
+        index.check_files()
+        if is_main():
+            folder = ShardCache(index).folder
+            tqdm.write(
+                f"{key}: the shards of {index.where} are fetched to {folder} as they are needed", file=sys.stderr
+            )
+        return index
     if Path(where).is_dir():
         found = ", ".join(sorted(map(str, Path(where).glob("*.json")))) or f"none here: {HOW_TO_MAKE}"
         raise UserMistake(f"{key}: {where} is a folder; give the index within it ({found})")
-    return _checked(Path(where), key)
+    return _checked(Path(where), key, origin=origin)
 
 
-def find_images(where: str, split: str, key: str, size: int, resize: Resize = "never") -> Index:
+def find_images(
+    where: str, split: str, key: str, size: int, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
+) -> Index:
     """The index of images of `size` pixels at a path, or that of the digits' `split`.
 
     Raises UserMistake, which names the `key` that said where, if it is none.
     """
-    index = open_index(where, split, key, size)
+    index = open_index(where, split, key, size, remote)
     if index.codes is not None:
         raise UserMistake(
             f"{key}: {where} is an index of codes; give that of the images ({index.codes.images['path']})"
@@ -163,9 +185,9 @@ def _naming(key: str) -> Iterator[None]:
         raise UserMistake(f"{key}: {mistake}") from None
 
 
-def _checked(path: Path, key: str, remedy: str = "") -> Index:
+def _checked(path: Path, key: str, remedy: str = "", origin: Origin = HERE) -> Index:
     try:
-        index = Index.read(path)
+        index = Index.read(path, origin)
         index.check_files()
     except UserMistake as mistake:
         raise UserMistake(f"{key}: {mistake}{f'; or {remedy}' if remedy else ''}") from None
@@ -215,9 +237,10 @@ class Stream:
         assert microbatch % world == 0, f"a global microbatch of {microbatch} does not divide over {world} ranks"
         if options.flip and index.codes is not None and index.codes.views == 1:
             raise UserMistake(
-                f"data.flip: {index.path} holds no codes of mirrored images; set data.flip=false, or encode the images again "
+                f"data.flip: {index.where} holds no codes of mirrored images; set data.flip=false, or encode the images again "
                 "into another folder with `launch/encode.py RUN INDEX OUT --flip`"
             )
+        ShardCache(index).check_room(options.window_shards)
         local = microbatch // world
         steps = _Steps(index, options, seed, first=position + rank * local, stride=microbatch, count=local)
         self._batches = Loader(steps, itertools.count(), options.workers, pin_memory)
@@ -295,9 +318,11 @@ class _Steps(Dataset[Any]):
         self._epochs = Epochs(index, seed, options.window_shards)
         self._options, self._seed = options, seed
         self._first, self._stride, self._count = first, stride, count
+        self._prefetch = Prefetch(index, self._epochs.order, epochs=True)
 
     def __getitem__(self, step: int) -> Batch:
         first = self._first + step * self._stride
+        self._prefetch.reach(*divmod(first, self._epochs.length))
         numbers = self._epochs.numbers(first, self._count)
         mirrored = flips(self._seed, first, self._count) if self._options.flip else np.zeros(self._count, dtype=bool)
         return _read(self._reader, numbers, mirrored, lambda place: self._successors(first + place))
@@ -313,10 +338,16 @@ class _Chunks(Dataset[Any]):
     def __init__(self, index: Index) -> None:
         assert index.image_size is not None, f"{index.path}: a sweep needs images of one size"
         self._reader = _reader(index, index.image_size)
+        self._prefetch = Prefetch(index, partial(_as_numbered, index.samples), epochs=False)
 
     def __getitem__(self, numbers: np.ndarray) -> tuple[np.ndarray, Batch]:
+        self._prefetch.reach(0, int(numbers[0]))
         mirrored = np.zeros(len(numbers), dtype=bool)
         return numbers, _read(self._reader, numbers, mirrored, lambda _: iter(()))
+
+
+def _as_numbered(samples: int, epoch: int) -> np.ndarray:
+    return np.arange(samples)
 
 
 def _reader(index: Index, image_size: int) -> Reader | CodeReader:
@@ -368,6 +399,6 @@ def _stand_in(reader: Reader | CodeReader, successors: Iterator[int], damage: st
             return number, samples[0]
     what, whole = ("image", "a whole one") if isinstance(reader, Reader) else ("sample of codes", "the images")
     raise UserMistake(
-        f"{reader.index.folder}/{damage}; this {what} cannot be decoded: remake the shard from {whole}, "
+        f"{reader.index.home}/{damage}; this {what} cannot be decoded: remake the shard from {whole}, "
         "or train without it by data.undecodable=replace (an evaluation or an encoding needs every one)"
     )
