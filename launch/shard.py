@@ -1,4 +1,10 @@
-"""Pictures to shards: python launch/shard.py SOURCE OUT [--size N] [--samples-per-shard N] [--format jpg|png|webp|npy]"""
+"""Pictures to shards: python launch/shard.py SOURCE OUT [--size N] [--samples-per-shard N] [--format jpg|png|webp|npy]
+
+SOURCE is a folder, a .tar or a .zip of SPLIT/CLASS/*.jpg or CLASS/*.jpg, the word digits, or a set as it is handed out:
+ImageNet (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit in a folder, or Kaggle's folder), LSUN's
+CLASS_SPLIT_lmdb folders, MNIST's and Fashion-MNIST's idx files, the binary version of CIFAR-10 or CIFAR-100. For idx files
+and CIFAR, class names are the lines of SOURCE/classes.txt where there is one.
+"""
 
 import argparse
 import os
@@ -10,16 +16,24 @@ from bigtrain.data.convert import FORMATS
 from bigtrain.data.digits import write_digits
 from bigtrain.data.existing import LABELS_FROM, index_shards
 from bigtrain.data.index import Index
+from bigtrain.data.layouts import LAYOUTS, list_source
+from bigtrain.data.remote import Origin
 from bigtrain.data.shards import ShardOptions, write_shards
-from bigtrain.data.sources import list_folder, list_unlabelled
+from bigtrain.data.sources import list_unlabelled
+from bigtrain.data.verify import verify
 from bigtrain.errors import UserMistake
 
 DIGITS_SIZE = 16
 SAMPLES_PER_SHARD = 2048
+MOST_LINES = 1000
+"""Of what --verify has found: more would say nothing more."""
 
 
 def main(argv: Sequence[str]) -> None:
     asked = _parser().parse_args(argv)
+    if asked.verify:
+        _verify(asked)
+        return
     indexes = _index(asked) if asked.index_only else _write(asked)
     print(f"next: train with {_what_to_train_with(indexes)}", file=sys.stderr)
 
@@ -30,10 +44,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="launch/shard.py",
         description="Writes pictures as webdataset shards OUT/SPLIT-000000.tar ... with an index OUT/SPLIT.json. "
         "Running it again completes what is missing and changes nothing that is whole.",
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "source", metavar="SOURCE", help="a folder CLASS/*.jpg or SPLIT/CLASS/*.jpg, or the word digits"
-    )
+    parser.add_argument("source", metavar="SOURCE", help="see below")
     parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="folder of the shards")
     parser.add_argument(
         "--size",
@@ -63,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         help="SOURCE is a folder of webdataset tars SPLIT-000000.tar ... (KEY.jpg|jpeg|png|webp, KEY.cls): index them "
         "in place, or into OUT; KEY.npy is pixels, uint8 [H, W, 3], where there is no picture. "
         "Class names are the lines of SOURCE/classes.txt where there is one",
+    )
+    parser.add_argument("--layout", choices=LAYOUTS, help="what SOURCE is (default: as it looks)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="SOURCE is an index, a path or a URL: read every sample of its shards and list what is broken (exit code 2)",
     )
     return parser
 
@@ -96,7 +116,8 @@ def _write(asked: argparse.Namespace) -> list[Path]:
         )
     if digits:
         return write_digits(asked.out, options, workers=asked.workers)
-    source = (list_unlabelled if asked.labels else list_folder)(Path(asked.source))
+    where = Path(asked.source)
+    source = list_unlabelled(where) if asked.labels else list_source(where, asked.layout)
     if source.left_out:
         print(
             f"{source.folder}: {source.left_out} files are left out: not pictures by their extension", file=sys.stderr
@@ -105,12 +126,30 @@ def _write(asked: argparse.Namespace) -> list[Path]:
 
 
 def _index(asked: argparse.Namespace) -> list[Path]:
-    given = [flag for flag in ("size", "samples_per_shard", "format") if getattr(asked, flag) is not None]
-    if given:
-        raise UserMistake(
-            f"--{given[0].replace('_', '-')} does not go with --index-only, which leaves shards as they are"
-        )
+    _refuse_writing(asked, "--index-only")
     return index_shards(Path(asked.source), asked.out, workers=asked.workers, labels=asked.labels or "cls")
+
+
+def _refuse_writing(asked: argparse.Namespace, mode: str) -> None:
+    given = [flag for flag in ("size", "samples_per_shard", "format", "layout") if getattr(asked, flag) is not None]
+    if given:
+        raise UserMistake(f"--{given[0].replace('_', '-')} does not go with {mode}, which leaves shards as they are")
+
+
+def _verify(asked: argparse.Namespace) -> None:
+    _refuse_writing(asked, "--verify")
+    if asked.out is not None or asked.index_only:
+        raise UserMistake("--verify takes one index and nothing else: python launch/shard.py --verify INDEX")
+    index = Index.read(asked.source, Origin(key="--verify"))
+    broken = verify(index, workers=asked.workers)
+    if not broken:
+        print(f"{index.where}: whole: {index.samples} samples in {len(index.shards)} shards", file=sys.stderr)
+        return
+    more = [f"... and {len(broken) - MOST_LINES} more"] if len(broken) > MOST_LINES else []
+    lines = "\n".join([*broken[:MOST_LINES], *more])
+    raise UserMistake(
+        f"{index.where}: {len(broken)} things are broken; copy these shards here again, or make them again:\n{lines}"
+    )
 
 
 def _what_to_train_with(indexes: Sequence[Path]) -> str:

@@ -5,11 +5,11 @@ import hashlib
 import mmap
 import os
 import re
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
@@ -17,21 +17,17 @@ from tqdm import tqdm
 from bigtrain.data.decode import Undecodable, header_size, json_label, label
 from bigtrain.data.index import IMAGE_EXTENSIONS, UNLABELLED, Index, Shard
 from bigtrain.data.parallel import Progress, run
-from bigtrain.data.shards import BLOCK, END_OF_TAR, common_size, disk_troubles
+from bigtrain.data.shards import common_size, disk_troubles
+from bigtrain.data.tars import END_OF_TAR, NOT_COMPRESSED, TRUNCATED, members
 from bigtrain.errors import UserMistake
 
 MOST_CLASSES = 1_000_000
 LABELS_FROM = re.compile(r"cls|none|json:.+")
 """Where labels may come from: `.cls` members, nowhere, a field of `.json` members."""
 _CHUNK = 2**24
-_NOT_COMPRESSED = (
-    "compressed tars cannot be read at random places; unpack it to a plain .tar (pictures are compressed already)"
-)
-_TRUNCATED = "the shard is truncated or damaged; copy it here again"
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
 _TAR = re.compile(r"(?P<split>.+)-\d+\.tar")
 _COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)")
-_COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 
 
 def index_shards(
@@ -72,7 +68,7 @@ def _list(folder: Path) -> dict[str, list[Path]]:
         if path.name.startswith("."):
             continue
         if _COMPRESSED.fullmatch(path.name):
-            raise UserMistake(f"{path}: {_NOT_COMPRESSED}")
+            raise UserMistake(f"{path}: {NOT_COMPRESSED}")
         if path.suffix != ".tar":
             continue
         match = _TAR.fullmatch(path.name)
@@ -102,30 +98,30 @@ def _inspect(path: Path, progress: Progress, source: str) -> _Found:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size < len(END_OF_TAR):
-                raise UserMistake(f"{path}: {_TRUNCATED}")
+                raise UserMistake(f"{path}: {TRUNCATED}")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _inspect_bytes(path, data, progress, source)
+                return _inspect_bytes(path, file, data, progress, source)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
         raise UserMistake(f"{path}: the shard cannot be read: {error.strerror}") from None
 
 
-def _inspect_bytes(path: Path, data: mmap.mmap, progress: Progress, source: str) -> _Found:
+def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progress, source: str) -> _Found:
     digest = hashlib.sha256()
     for begin in range(0, len(data), _CHUNK):
         chunk = data[begin : begin + _CHUNK]
         digest.update(chunk)
         progress(len(chunk))
-    samples = _samples(path, _members(path, data), source)
+    samples = _samples(path, members(path, file, 0, len(data)), source)
     labels: list[int | str] = []
     shapes = set()
-    for key, members in samples.items():
+    for key, places in samples.items():
         try:
-            labels.append(_label(data, members, source))
+            labels.append(_label(data, places, source))
         except Undecodable as error:
             raise UserMistake(f"{path}: member {key}.{_label_member(source)}: {error}") from None
-        offset, size = next(members[extension] for extension in IMAGE_EXTENSIONS if extension in members)
+        offset, size = next(places[extension] for extension in IMAGE_EXTENSIONS if extension in places)
         with contextlib.suppress(Undecodable):  # not the index's to judge: data.undecodable says what becomes of it
             shapes.add(header_size(data[offset : offset + size]))
     names, numbers = _numbers(path, labels)
@@ -138,12 +134,12 @@ def _label_member(source: str) -> str | None:
     return None if source == "none" else source.partition(":")[0]
 
 
-def _label(data: mmap.mmap, members: Mapping[str, tuple[int, int]], source: str) -> int | str:
+def _label(data: mmap.mmap, places: Mapping[str, tuple[int, int]], source: str) -> int | str:
     """A sample's label: a number, or a name. Raises Undecodable."""
     kind, _, field = source.partition(":")
     if kind == "none":
         return 0
-    offset, size = members[kind]
+    offset, size = places[kind]
     content = data[offset : offset + size]
     return label(content) if kind == "cls" else json_label(content, field)
 
@@ -159,44 +155,11 @@ def _numbers(path: Path, labels: Sequence[int | str]) -> tuple[tuple[str, ...] |
     return tuple(names.tolist()), numbers.astype(np.int64)
 
 
-def _members(path: Path, data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of each file in the tar; checks that the tar is whole.
-
-    Python's tarfile takes an archive that stops between two members, or goes on after its end, for a whole one.
-    """
-    if data[:6].startswith(_COMPRESSED_MAGIC):
-        raise UserMistake(f"{path}: {_NOT_COMPRESSED}")
-    name, end = "its start", 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name, end = f"member {member.name}", member.offset_data + -(-member.size // BLOCK) * BLOCK
-                if member.isdir() or _is_note(member.name):
-                    continue
-                if not member.isreg() or member.issparse():
-                    raise UserMistake(f"{path}: {name} is not a plain file; write the shard with plain files")
-                yield member.name, member.offset_data, member.size
-    except tarfile.TarError as error:
-        raise UserMistake(f"{path}: after {name}: {error}: {_TRUNCATED}") from None
-    if data[end : end + len(END_OF_TAR)] != END_OF_TAR:
-        raise UserMistake(f"{path}: after {name} there is neither a member nor the archive's end: {_TRUNCATED}")
-    for begin in range(end, len(data), _CHUNK):
-        if data[begin : begin + _CHUNK].count(0) != len(data[begin : begin + _CHUNK]):
-            raise UserMistake(
-                f"{path}: there is more after the archive's end (tars joined by cat?); write it as one archive"
-            )
-
-
-def _is_note(name: str) -> bool:
-    """Names like __index__ are not samples to webdataset."""
-    return "/" not in name and name.startswith("__") and name.endswith("__")
-
-
-def _samples(path: Path, members: Iterator[tuple[str, int, int]], source: str) -> dict[str, dict[str, tuple[int, int]]]:
+def _samples(path: Path, found: Iterator[tuple[str, int, int]], source: str) -> dict[str, dict[str, tuple[int, int]]]:
     """For each key: extension -> (offset, size). Keys and extensions are told apart as webdataset does."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     last = None
-    for name, offset, size in members:
+    for name, offset, size in found:
         match = _KEY_AND_EXTENSION.fullmatch(name)
         if match is None:
             raise UserMistake(f"{path}: member {name} has no extension; every member is named KEY.EXTENSION")
@@ -230,10 +193,10 @@ def _numbered(path: Path, found: _Found, classes: Sequence[str]) -> _Found:
 
 def _columns(samples: Mapping[str, Mapping[str, tuple[int, int]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     absent = (-1, 0)
-    extensions = {extension for members in samples.values() for extension in members}
+    extensions = {extension for found in samples.values() for extension in found}
     columns = {}
     for extension in sorted(extensions):
-        places = np.array([members.get(extension, absent) for members in samples.values()], dtype=np.int64)
+        places = np.array([found.get(extension, absent) for found in samples.values()], dtype=np.int64)
         columns[extension] = (places[:, 0].copy(), places[:, 1].copy())
     return columns
 
