@@ -316,7 +316,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_no_thread_stays_when_all_that_is_wanted_is_here(there: Open) -> None:
     numbers(there(prefetch_shards=3), 2 * SHARDS)
-    wait_until(lambda: not any("prefetch" in thread.name for thread in threading.enumerate()))
+    wait_until(lambda: not prefetching())
+
+
+def prefetching() -> bool:
+    return any(thread.name == "prefetch of shards" for thread in threading.enumerate())
 
 
 def test_first_uses_are_the_first_and_in_order() -> None:
@@ -334,7 +338,7 @@ def test_prefetching_hides_the_fetching(there: Open, server: FaultyServer) -> No
     honest = cache.fetch
     cache.fetch = lambda number, **given: by_reader.append(number) or honest(number, **given)
     for _ in range(2 * SHARDS):
-        time.sleep(0.05)
+        wait_until(lambda: not prefetching())
         next(batches)
     assert not by_reader
     assert Counter(tars(server)) == {1: SHARDS}
