@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bigtrain.cluster import world
+from bigtrain.data import views
 from bigtrain.data.index import Index
-from bigtrain.data.stream import Batch, DataOptions, find_index, to_codes, to_images
+from bigtrain.data.stream import Batch, DataOptions, find_split, to_codes, to_images
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.cache import fingerprint
 from bigtrain.evaluation.features import full_float32
@@ -66,13 +67,13 @@ class Model:
         data = self.provenance["data"]
         if (index.image_size, list(index.classes)) != (data["image_size"], data["classes"]):
             raise UserMistake(
-                f"{key}: {index.path} has {len(index.classes)} classes at {index.image_size} pixels, and not the classes and "
+                f"{key}: {index.where} has {len(index.classes)} classes at {index.image_size} pixels, and not the classes and "
                 f"size of the model's own data ({len(data['classes'])} at {data['image_size']}); give a split of that data"
             )
         theirs = data["codes"]["tokenizer"] if data.get("codes") else None
         if (index.codes.tokenizer if index.codes else None) != theirs:
             raise UserMistake(
-                f"{key}: {index.path} does not hold what the model was trained on ("
+                f"{key}: {index.where} does not hold what the model was trained on ("
                 f"{'codes of another tokenizer, or images' if theirs else 'codes, where the model takes images'}); give a "
                 "split of that data"
             )
@@ -180,11 +181,11 @@ def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
 
     Raises UserMistake if one is missing, or if they do not have the same classes.
     """
-    train = world.main_first(lambda: find_index(data.train, "train", data.image_size))
+    train = world.main_first(lambda: find_split(data, "train"))
     where = data.validation
     if where is None:
         return train, None
-    validation = world.main_first(lambda: find_index(where, "validation", data.image_size))
+    validation = world.main_first(lambda: find_split(data, "validation"))
     if validation.classes != train.classes:
         raise UserMistake(f"data.validation: {where} has other classes than data.train; give splits of the same data")
     if (train.codes and train.codes.tokenizer) != (validation.codes and validation.codes.tokenizer):
@@ -200,15 +201,20 @@ def images_behind(index: Index) -> Index:
         return index
     source = index.codes.images
     try:
-        images = Index.read(source["path"])
+        images = Index.read(source["path"], index.origin)
         images.check_files()
     except UserMistake as mistake:
-        raise UserMistake(f"{index.path}: the images that its codes were made from cannot be read: {mistake}") from None
+        raise UserMistake(
+            f"{index.where}: the images that its codes were made from cannot be read: {mistake}"
+        ) from None
+    if "resize" in source:
+        assert index.image_size is not None, f"{index.path}: codes are of images of one size"
+        images = views.resized(images, index.image_size, source["resize"])
     if images.fingerprint != source["fingerprint"]:
         raise UserMistake(
-            f"{index.path}: its codes were made from {images.path}, which holds other images now; encode them again"
+            f"{index.where}: its codes were made from {images.where}, which holds other images now; encode them again"
         )
-    return images
+    return views.subset(images, index.view["classes"]) if "classes" in index.view else images
 
 
 def open_model(path: Path, device: torch.device, *, weights: str | None = None, overrides: Sequence[str] = ()) -> Model:

@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "train.keep",
     "train.profile",
     "data.workers",
+    "data.remote.",
     "engine.",
     "evaluation.",
 )

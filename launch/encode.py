@@ -37,8 +37,9 @@ def main(argv: Sequence[str]) -> None:
     model = open_model(asked.run, device)
     if "encode" not in model.family.capabilities:
         raise UserMistake(f"{asked.run}: is a {model.family.kind}, which has no codes; give a VQ-VAE's run")
+    size, data = model.family.problem.image_size, model.recipe.data
     for split in SPLITS if asked.index == "digits" else [""]:
-        index = world.main_first(partial(find_images, asked.index, split, "INDEX", model.family.problem.image_size))
+        index = world.main_first(partial(find_images, asked.index, split, "INDEX", size, data.resize, data.remote))
         codes = _encode(model, index, asked)
         say(f"{codes.path}: codes of {codes.samples} images; {_usage(codes, device)}")
     say(f"next: train a prior of these codes: accelerate launch launch/train.py {_what_to_train(model, asked, codes)}")
@@ -66,7 +67,9 @@ def _encode(model: Model, index: Index, asked: argparse.Namespace) -> Index:
         name: Level(codebook_size=level.codebook_size, grid=list(level.grid))
         for name, level in model.family.code_levels.items()
     }
-    images = EncodedImages(path=str(index.path.resolve()), fingerprint=index.fingerprint)
+    images = EncodedImages(path=index.origin.url or str(index.path.resolve()), fingerprint=index.fingerprint)
+    if "resize" in index.view:
+        images["resize"] = index.view["resize"]
     manifest = CodesManifest(model.fingerprint, levels, 2 if asked.flip else 1, TRANSFORM, images)
     mine = sum(shard.samples for shard in index.shards[world.rank() :: world.size()])
     share = f"{index.split} (this rank's share)" if world.size() > 1 else index.split

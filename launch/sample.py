@@ -111,7 +111,8 @@ def reconstruct(model: Model, arguments: argparse.Namespace) -> None:
     for flag in ("classes", "per_class", "seed", "candidates"):
         if getattr(arguments, flag) != parser_of().get_default(flag):
             raise UserMistake(f"--{flag.replace('_', '-')} is for samples, and --reconstruct draws none; leave it out")
-    images = find_images(arguments.reconstruct, "validation", "--reconstruct", model.family.problem.image_size)
+    size, data = model.family.problem.image_size, model.recipe.data
+    images = find_images(arguments.reconstruct, "validation", "--reconstruct", size, data.resize, data.remote)
     pairs = reconstruction_pairs(model.reconstruct, images, RECONSTRUCTIONS, model.device)
     save_grid(arguments.out, pairs.cpu(), columns=GRID_PER_CLASS)
     say(f"{len(pairs) // 2} images and their reconstructions at step {model.provenance['step']}: {arguments.out}")

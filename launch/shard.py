@@ -1,4 +1,10 @@
-"""Pictures to shards: python launch/shard.py SOURCE OUT [--size N] [--samples-per-shard N] [--format jpg|png|webp]"""
+"""Pictures to shards: python launch/shard.py SOURCE OUT [--size N] [--samples-per-shard N] [--format jpg|png|webp|npy]
+
+SOURCE is a folder, a .tar or a .zip of SPLIT/CLASS/*.jpg or CLASS/*.jpg, the word digits, or a set as it is handed out:
+ImageNet (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit in a folder, or Kaggle's folder), LSUN's
+CLASS_SPLIT_lmdb folders, MNIST's and Fashion-MNIST's idx files, the binary version of CIFAR-10 or CIFAR-100. For idx files
+and CIFAR, class names are the lines of SOURCE/classes.txt where there is one.
+"""
 
 import argparse
 import os
@@ -8,18 +14,26 @@ from pathlib import Path
 
 from bigtrain.data.convert import FORMATS
 from bigtrain.data.digits import write_digits
-from bigtrain.data.existing import index_shards
+from bigtrain.data.existing import LABELS_FROM, index_shards
 from bigtrain.data.index import Index
+from bigtrain.data.layouts import LAYOUTS, list_source
+from bigtrain.data.remote import Origin
 from bigtrain.data.shards import ShardOptions, write_shards
-from bigtrain.data.sources import list_folder
+from bigtrain.data.sources import list_unlabelled
+from bigtrain.data.verify import verify
 from bigtrain.errors import UserMistake
 
 DIGITS_SIZE = 16
 SAMPLES_PER_SHARD = 2048
+MOST_LINES = 1000
+"""Of what --verify has found: more would say nothing more."""
 
 
 def main(argv: Sequence[str]) -> None:
     asked = _parser().parse_args(argv)
+    if asked.verify:
+        _verify(asked)
+        return
     indexes = _index(asked) if asked.index_only else _write(asked)
     print(f"next: train with {_what_to_train_with(indexes)}", file=sys.stderr)
 
@@ -30,10 +44,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="launch/shard.py",
         description="Writes pictures as webdataset shards OUT/SPLIT-000000.tar ... with an index OUT/SPLIT.json. "
         "Running it again completes what is missing and changes nothing that is whole.",
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "source", metavar="SOURCE", help="a folder CLASS/*.jpg or SPLIT/CLASS/*.jpg, or the word digits"
-    )
+    parser.add_argument("source", metavar="SOURCE", help="see below")
     parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="folder of the shards")
     parser.add_argument(
         "--size",
@@ -45,19 +59,38 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        help="format of the pictures in the shards: jpg is quality 95, 4:4:4; png and webp lose nothing "
-        "(default: jpg with --size, each picture's own without; digits: png)",
+        help="format of the pictures in the shards: jpg is quality 95, 4:4:4; png and webp lose nothing; npy is pixels that "
+        "need no decoding, the largest and the fastest (default: jpg with --size, each picture's own without; digits: png)",
     )
     parser.add_argument(
         "--workers", type=_positive, default=cores, help="processes (default: the cores, here %(default)s)"
     )
     parser.add_argument(
+        "--labels",
+        type=_labels,
+        help="where classes come from: none (all pictures are one class, in folders or not) or, with --index-only, cls "
+        "(KEY.cls), json:FIELD (a number or a name in KEY.json) or none (default: the class folders; cls)",
+    )
+    parser.add_argument(
         "--index-only",
         action="store_true",
         help="SOURCE is a folder of webdataset tars SPLIT-000000.tar ... (KEY.jpg|jpeg|png|webp, KEY.cls): index them "
-        "in place, or into OUT. Class names are the lines of SOURCE/classes.txt where there is one",
+        "in place, or into OUT; KEY.npy is pixels, uint8 [H, W, 3], where there is no picture. "
+        "Class names are the lines of SOURCE/classes.txt where there is one",
+    )
+    parser.add_argument("--layout", choices=LAYOUTS, help="what SOURCE is (default: as it looks)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="SOURCE is an index, a path or a URL: read every sample of its shards and list what is broken (exit code 2)",
     )
     return parser
+
+
+def _labels(text: str) -> str:
+    if not LABELS_FROM.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of cls, json:FIELD, none")
+    return text
 
 
 def _positive(text: str) -> int:
@@ -77,9 +110,14 @@ def _write(asked: argparse.Namespace) -> list[Path]:
     size = asked.size or (DIGITS_SIZE if digits else None)
     form = asked.format or ("png" if digits else "jpg" if size else None)
     options = ShardOptions(size, form, asked.samples_per_shard or SAMPLES_PER_SHARD)
+    if asked.labels not in (None, "none") or (digits and asked.labels):
+        raise UserMistake(
+            f"--labels {asked.labels} goes with --index-only; folders of pictures are the classes, or none"
+        )
     if digits:
         return write_digits(asked.out, options, workers=asked.workers)
-    source = list_folder(Path(asked.source))
+    where = Path(asked.source)
+    source = list_unlabelled(where) if asked.labels else list_source(where, asked.layout)
     if source.left_out:
         print(
             f"{source.folder}: {source.left_out} files are left out: not pictures by their extension", file=sys.stderr
@@ -88,12 +126,30 @@ def _write(asked: argparse.Namespace) -> list[Path]:
 
 
 def _index(asked: argparse.Namespace) -> list[Path]:
-    given = [flag for flag in ("size", "samples_per_shard", "format") if getattr(asked, flag) is not None]
+    _refuse_writing(asked, "--index-only")
+    return index_shards(Path(asked.source), asked.out, workers=asked.workers, labels=asked.labels or "cls")
+
+
+def _refuse_writing(asked: argparse.Namespace, mode: str) -> None:
+    given = [flag for flag in ("size", "samples_per_shard", "format", "layout") if getattr(asked, flag) is not None]
     if given:
-        raise UserMistake(
-            f"--{given[0].replace('_', '-')} does not go with --index-only, which leaves shards as they are"
-        )
-    return index_shards(Path(asked.source), asked.out, workers=asked.workers)
+        raise UserMistake(f"--{given[0].replace('_', '-')} does not go with {mode}, which leaves shards as they are")
+
+
+def _verify(asked: argparse.Namespace) -> None:
+    _refuse_writing(asked, "--verify")
+    if asked.out is not None or asked.index_only:
+        raise UserMistake("--verify takes one index and nothing else: python launch/shard.py --verify INDEX")
+    index = Index.read(asked.source, Origin(key="--verify"))
+    broken = verify(index, workers=asked.workers)
+    if not broken:
+        print(f"{index.where}: whole: {index.samples} samples in {len(index.shards)} shards", file=sys.stderr)
+        return
+    more = [f"... and {len(broken) - MOST_LINES} more"] if len(broken) > MOST_LINES else []
+    lines = "\n".join([*broken[:MOST_LINES], *more])
+    raise UserMistake(
+        f"{index.where}: {len(broken)} things are broken; copy these shards here again, or make them again:\n{lines}"
+    )
 
 
 def _what_to_train_with(indexes: Sequence[Path]) -> str:
@@ -103,7 +159,10 @@ def _what_to_train_with(indexes: Sequence[Path]) -> str:
     words += [f"data.validation={by_split[name]}" for name in ("validation", "val", "test") if name in by_split][:1]
     size = Index.read(train).image_size
     if size is None:
-        return "other shards: these pictures differ in size; run again with --size and another OUT"
+        return (
+            f"data.train={train} data.resize=exact data.image_size=N: these pictures differ in size, and are resized as they "
+            "are read; to do that once, run again with --size and another OUT"
+        )
     return " ".join([*words, f"data.image_size={size}"])
 
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from bigtrain.errors import UserMistake
-from bigtrain.recipe import differences, load_recipe
+from bigtrain.recipe import Recipe, differences, load_recipe
 from tests.runs_of import FAMILIES, ROOT, write_recipe
 
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -90,6 +90,8 @@ def test_what_a_resumed_run_may_change() -> None:
     may += ["evaluation.samples=5", "run.dir=x", "train.save_every=4", "train.sample_every=4", "train.evaluate_every=4"]
     assert differences(load_recipe(path), load_recipe(path, may)) == []
     assert differences(load_recipe(path), load_recipe(path, ["ema.decay=0.5"])) == ["ema.decay: 0.99 -> 0.5"]
+    for other in ("data.classes=[3]", "data.balance=true", "data.resize=exact"):
+        assert len(differences(load_recipe(path), load_recipe(path, [other]))) == 1
 
 
 def test_an_empty_section_means_its_defaults_and_anchors_merge(tmp_path: Path) -> None:
@@ -105,3 +107,14 @@ def test_an_empty_section_means_its_defaults_and_anchors_merge(tmp_path: Path) -
     assert (recipe.train.steps, recipe.train.log_every, recipe.run.seed, recipe.ema.decay) == (3, 1, 4, 0.5)
     path.write_text("extends: small.yaml\nema:\n")
     assert load_recipe(path).run.name == "my_own_recipe"
+
+
+def test_how_shards_are_fetched_may_change_when_a_run_is_resumed_and_a_wrong_key_names_the_right_one() -> None:
+    def recipe(*words: str) -> Recipe:
+        return load_recipe(ROOT / "recipes/ddpm_digits.yaml", words)
+
+    changed = recipe("data.remote.cache_gib=7", "data.remote.retries=1", "data.remote.allow_pipe=true")
+    assert not differences(recipe(), changed)
+    assert differences(recipe(), recipe("data.train=https://host/train.json"))
+    with pytest.raises(UserMistake, match=r"data\.remote\.cache_gb.*cache_gib"):
+        recipe("data.remote.cache_gb=7")

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from bigtrain.data.index import CodesManifest, Index, Shard, codes_extension
+from bigtrain.data.npy import npy_header
 from bigtrain.data.parallel import Progress
-from bigtrain.data.reader import CODES_DTYPE, CodeReader, codes_header
+from bigtrain.data.reader import CODES_DTYPE, CodeReader
 from bigtrain.data.shards import (
     Record,
     ShardWriter,
@@ -196,7 +197,7 @@ def _members(images: Batch, encode: Encode, manifest: CodesManifest) -> list[dic
         codes = np.stack([view[name] for view in views], axis=1)
         assert codes.shape == (len(pixels), *manifest.shape(name)), f"level {name}: {codes.shape}"
         assert 0 <= codes.min() <= codes.max() < level["codebook_size"], f"level {name}: {codes.min()} .. {codes.max()}"
-        header, codes = codes_header(manifest.shape(name)), codes.astype(CODES_DTYPE)
+        header, codes = npy_header(CODES_DTYPE, manifest.shape(name)), codes.astype(CODES_DTYPE)
         for sample, member in zip(codes, members, strict=True):
             member[codes_extension(name)] = header + sample.tobytes()
     return members

@@ -4,12 +4,14 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from bigtrain.data.decode import Undecodable, decode, load, open_lazily, to_rgb
+from bigtrain.data.npy import npy_header
 
-FORMATS = ("jpg", "png", "webp")
-"""What shards may hold."""
+FORMATS = ("jpg", "png", "webp", "npy")
+"""What shards may hold; npy is pixels that need no decoding, uint8 [H, W, 3]."""
 _READ = ("JPEG", "PNG", "WEBP", "BMP")
 _FORMAT_OF = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _ENCODERS: dict[str, dict[str, Any]] = {
@@ -45,7 +47,8 @@ def convert(data: bytes, size: int | None, wanted: str | None) -> Member:
     size: pixels of a side: the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None
     leaves the size as it is. wanted: one of FORMATS; None keeps a file's own (png for one that shards cannot hold).
     A file that is whole, upright, of that size and of that format already is kept byte for byte, because encoding it
-    once more would only lose quality. JPEG is written at quality 95, 4:4:4; WebP losslessly.
+    once more would only lose quality. JPEG is written at quality 95, 4:4:4; WebP losslessly; npy is larger than both and is
+    read fastest.
     """
     header = open_lazily(data, _READ)
     own, turn = _FORMAT_OF.get(header.format or ""), _turn(header)
@@ -83,9 +86,14 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
+def square_shape(height: float, width: float, size: int) -> tuple[int, int]:
+    """(height, width) of a picture whose shorter side was made `size` pixels."""
+    shorter = min(height, width)
+    return max(size, round(height * size / shorter)), max(size, round(width * size / shorter))
+
+
 def _centre_square(image: Image.Image, size: int) -> Image.Image:
-    shorter = min(image.size)
-    width, height = (max(size, round(side * size / shorter)) for side in image.size)
+    height, width = square_shape(image.height, image.width, size)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
@@ -93,6 +101,9 @@ def _centre_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def _encode(image: Image.Image, extension: str) -> bytes:
+    if extension == "npy":
+        pixels = np.asarray(image)
+        return npy_header(pixels.dtype, pixels.shape) + pixels.tobytes()
     file = io.BytesIO()
     image.info = {}  # no colour profile, comment or EXIF of the original travels along
     image.save(file, **_ENCODERS[extension])

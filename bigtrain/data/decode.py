@@ -1,16 +1,19 @@
 """Bytes to pixels and to labels: an allow-list of formats, chosen by content, and nothing that executes.
 
 Ordinary JPEG goes through libjpeg-turbo by simplejpeg, strictly: a damaged image is an error, never half a picture. The
-rest (PNG, WebP, and JPEG in CMYK or YCCK) goes through Pillow. EXIF orientation is ignored here: shards are written
-upright.
+rest (PNG, WebP, and JPEG in CMYK or YCCK) goes through Pillow. Images that were decoded beforehand are npy: uint8
+[H, W, 3]. EXIF orientation is ignored here: shards are written upright.
 """
 
 import io
+import json
 import warnings
 
 import numpy as np
 import simplejpeg
 from PIL import Image
+
+from bigtrain.data.npy import MAGIC, npy_header, read_npy_header
 
 MAX_PIXELS = 2**27
 """Larger images are refused before any memory is taken for them (a decompression bomb, or a damaged header)."""
@@ -26,21 +29,95 @@ class Undecodable(Exception):
 
 
 def decode(data: bytes) -> np.ndarray:
-    """A JPEG, PNG or WebP file as uint8 [H, W, 3], RGB. Raises Undecodable."""
-    if data.startswith(b"\xff\xd8"):
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            _check_pixels(width, height)
-            if colours in _JPEG_COLOURS:
-                return simplejpeg.decode_jpeg(data, "RGB")
-        except ValueError as error:
-            if _UNUSUAL not in str(error):
-                raise Undecodable(str(error)) from None
+    """A JPEG, PNG, WebP or npy file as uint8 [H, W, 3], RGB. Raises Undecodable."""
+    shape = _plain_jpeg(data)
+    if shape is not None:
+        return _decode_jpeg(data, np.empty((*shape, 3), dtype=np.uint8))
+    if data.startswith(MAGIC):
+        return _raw(data)
     return np.asarray(to_rgb(load(open_lazily(data, _PILLOW_FORMATS))))
+
+
+def decode_into(data: bytes, out: np.ndarray) -> None:
+    """Decodes into `out`, uint8 [H, W, 3], contiguous. Raises Undecodable, also for a file of another size."""
+    shape = _plain_jpeg(data)
+    if shape == out.shape[:2]:
+        _decode_jpeg(data, out)
+        return
+    raw = npy_header(out.dtype, out.shape)
+    if data.startswith(raw) and len(data) == len(raw) + out.nbytes:
+        out[:] = np.frombuffer(data, np.uint8, offset=len(raw)).reshape(out.shape)
+        return
+    pixels = decode(data)
+    if pixels.shape != out.shape:
+        raise Undecodable(f"it is {pixels.shape[0]} x {pixels.shape[1]}, not {out.shape[0]} x {out.shape[1]}")
+    out[:] = pixels
+
+
+def decode_scaled(data: bytes, least: int) -> tuple[np.ndarray, tuple[float, float]]:
+    """A picture in the fewest eighths of its size whose sides are at least `least` pixels: uint8 [h, w, 3], RGB, and the
+    (height, width) that it fills of it, h and w being rounded up. Raises Undecodable.
+
+    Only JPEG can be decoded so; others, and smaller ones, come in full size.
+    """
+    shape = _plain_jpeg(data)
+    if shape is None or min(shape) < least:
+        pixels = decode(data)
+        return pixels, (pixels.shape[0], pixels.shape[1])
+    eighths = next(n for n in range(1, 9) if -(-min(shape) * n // 8) >= least)
+    out = np.empty((*(-(-side * eighths // 8) for side in shape), 3), dtype=np.uint8)
+    extent = (shape[0] * eighths / 8, shape[1] * eighths / 8)
+    return _decode_jpeg(data, out, min_height=out.shape[0], min_width=out.shape[1]), extent
+
+
+def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that libjpeg-turbo turns into RGB; None for another file. Raises Undecodable."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        if _UNUSUAL not in str(error):
+            raise Undecodable(str(error)) from None
+        return None
+    _check_pixels(width, height)
+    return (height, width) if colours in _JPEG_COLOURS else None
+
+
+def _decode_jpeg(data: bytes, out: np.ndarray, **scale: int) -> np.ndarray:
+    """Decodes into memory that is there: for small images simplejpeg's own takes as long as the decoding."""
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=out, **scale)
+    except ValueError as error:
+        raise Undecodable(str(error)) from None
+    assert pixels.shape == out.shape, f"{pixels.shape} decoded where the header announced {out.shape}"
+    return out
+
+
+def _raw(data: bytes) -> np.ndarray:
+    shape, begin = _raw_header(data)
+    if len(data) - begin != np.prod(shape):
+        raise Undecodable(f"it has {len(data) - begin} bytes of pixels, which are not {shape}")
+    return np.frombuffer(data, np.uint8, offset=begin).reshape(shape)
+
+
+def _raw_header(data: bytes) -> tuple[tuple[int, ...], int]:
+    """(shape [H, W, 3], where the pixels begin)."""
+    try:
+        dtype, shape, begin = read_npy_header(data)
+    except ValueError as error:
+        raise Undecodable(f"it {error}") from None
+    if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
+        raise Undecodable(f"its npy holds {dtype} {shape}, not pixels: uint8 [height, width, 3]")
+    _check_pixels(shape[1], shape[0])
+    return shape, begin
 
 
 def header_size(data: bytes) -> tuple[int, int]:
     """(height, width) in pixels from the header alone. Raises Undecodable."""
+    if data.startswith(MAGIC):
+        (height, width, _), _ = _raw_header(data)
+        return height, width
     width, height = open_lazily(data, _PILLOW_FORMATS).size
     return height, width
 
@@ -98,3 +175,17 @@ def label(data: bytes) -> int:
     if not text.isdigit() or len(text) > _LABEL_DIGITS:
         raise Undecodable(f"{data[:20]!r} is not a decimal class number")
     return int(text)
+
+
+def json_label(data: bytes, field: str) -> int | str:
+    """The class number or name in a field of a .json member. Raises Undecodable."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Undecodable(f"it is not JSON: {error}") from None
+    found = value.get(field) if isinstance(value, dict) else None
+    if isinstance(found, bool) or not isinstance(found, int | str):
+        raise Undecodable(f"its field {field!r} is {found!r}, not the number or the name of a class")
+    if isinstance(found, int) and not 0 <= found < 10**_LABEL_DIGITS:
+        raise Undecodable(f"its field {field!r} is {found}, which is not the number of a class")
+    return found

@@ -9,44 +9,54 @@ order. The JSON holds one column per property and shard, which keeps a million s
      "size": 32,                      pixels of a side if every image is a square of that size, else null
      "made": {...} or null,           what bigtrain's shard door made these shards from; null for shards made by others
      "shards": [
-       {"url": "train-000000.tar",    relative to the index's folder
+       {"url": "train-000000.tar",    relative to where the index lies; or a URL of its own
         "size": 1234944, "sha256": "...", "samples": 2,
         "keys": ["00000000", "00000001"],
         "labels": [1, 0],             numbers of classes, as in the .cls members
         "members": {"jpg": {"offsets": [512, 3584], "sizes": [1893, 2210]}, "cls": {...}}}]}
 
-A sample that has no member of some extension has offset -1 there. Nothing in an index is ever executed or unpickled.
+A sample that has no member of some extension has offset -1 there. "labels_from" (behind "made") says where labels come
+from if that is not a .cls member. Nothing in an index is ever executed or unpickled.
 
 Shards of codes (launch/encode.py) have one npy member per level of their tokenizer in the place of the image, and before
 "shards" the key "codes": a `CodesManifest`. "size" is then that of the images that were encoded.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 
+from bigtrain.data.remote import HERE, Origin, beside, check_url, is_remote, receive, shown
 from bigtrain.errors import UserMistake
-from bigtrain.runs.atomic import write_bytes
+from bigtrain.runs.atomic import aside, cache_folder, write_bytes
 
 FORMAT = "bigtrain-index"
 FORMAT_VERSION = 1
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-"""The members of a shard that are read as images; content is checked again when it is decoded."""
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
+"""The members of a shard that are read as images, the first there is; content is checked again when it is decoded. npy
+holds pixels only where there is no picture: others keep features beside pictures so."""
 HOW_TO_MAKE = "make the shards with `python launch/shard.py SOURCE OUT --size N`"
+Resize = Literal["never", "exact", "scaled"]
+"""How images become squares of one size as they are read: bigtrain.data.resize."""
+UNLABELLED = "unlabelled"
+"""The name of the one class of data without labels."""
 LARGEST_CODEBOOK = 2**16
 """Codes are stored as uint16."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """One tar. `name`: its path relative to the index's folder; `size` in bytes; `labels`: int64 [samples].
+    """One tar. `name`: its path relative to the index's folder, or its URL; `size` in bytes; `labels`: int64 [samples].
 
     `members`: for each extension the (offsets, sizes) of its members in bytes, int64 [samples] each, -1 where absent.
     """
@@ -89,7 +99,17 @@ class Shard:
         if len(keys) != samples:
             raise ValueError(f"{value['url']} has {samples} samples but {len(keys)} keys")
         labels = _column(value["labels"], samples)
-        return cls(str(value["url"]), int(value["size"]), str(value["sha256"]), keys, labels, members)
+        shard = cls(str(value["url"]), int(value["size"]), str(value["sha256"]), keys, labels, members)
+        shard._check()
+        return shard
+
+    def _check(self) -> None:
+        """Raises ValueError for what no tar has: an index may come from strangers."""
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"{self.name}: {self.sha256!r} is not a sha256")
+        for extension, (offsets, sizes) in self.members.items():
+            if offsets.size and (min(offsets.min() + 1, sizes.min()) < 0 or (offsets > self.size - sizes).any()):
+                raise ValueError(f"{self.name}: a {extension} member lies outside of its {self.size} bytes")
 
 
 def _column(values: Any, samples: int) -> np.ndarray:
@@ -97,6 +117,19 @@ def _column(values: Any, samples: int) -> np.ndarray:
     if column.shape != (samples,):
         raise ValueError(f"a column has shape {column.shape} where {samples} samples were announced")
     return column
+
+
+def _parsed(data: bytes) -> Any:
+    """The JSON of an index; its shards one after the other where they stand in lines of their own, as `Index.write` puts them:
+    the numbers of a million samples at once would take ten times the memory that their columns take."""
+    lines = io.BytesIO(data)
+    head = next(lines, b"").rstrip(b"\n")
+    if head.endswith(b'"shards": [') and data.endswith(b"\n]}\n"):
+        with contextlib.suppress(ValueError):
+            value = json.loads(head + b"]}")
+            value["shards"] = (json.loads(line.rstrip(b",\n")) for line in lines if line != b"]}\n")
+            return value
+    return json.loads(data)
 
 
 class Level(TypedDict):
@@ -107,10 +140,12 @@ class Level(TypedDict):
 
 
 class EncodedImages(TypedDict):
-    """The image index that codes were made from, as JSON. `path` is absolute."""
+    """The image index that codes were made from, as JSON. `path` is absolute, or a URL; `resize`: how its images were made
+    square, if they were not."""
 
     path: str
     fingerprint: str
+    resize: NotRequired[Resize]
 
 
 @dataclass(frozen=True)
@@ -164,6 +199,10 @@ class CodesManifest:
             for name, level in value["levels"].items()
         }
         images = EncodedImages(path=str(value["images"]["path"]), fingerprint=str(value["images"]["fingerprint"]))
+        if "resize" in value["images"]:
+            images["resize"] = value["images"]["resize"]
+            if images["resize"] not in get_args(Resize):
+                raise ValueError(f"{images['resize']!r} is no way to resize images")
         return cls(str(value["tokenizer"]), levels, int(value["views"]), str(value["transform"]), images)
 
 
@@ -177,7 +216,9 @@ def codes_extension(level: str) -> str:
 class Index:
     """One split: its classes by number, its shards in order. `image_size`: pixels, None if images differ in size.
 
-    `made`: what bigtrain's shard door made image shards from; `codes`: of what the codes are, None for shards of images.
+    `path`: the file; of an index from a URL its copy in the user's cache folder. `made`: what bigtrain's shard door made image
+    shards from; `codes`: of what the codes are, None for shards of images; `labels_from`: cls, json:FIELD or none; `view`: how
+    the split is looked at (bigtrain.data.views), which is never written; `origin`: where it came from.
     """
 
     path: Path
@@ -187,10 +228,35 @@ class Index:
     shards: tuple[Shard, ...]
     made: Mapping[str, Any] | None = None
     codes: CodesManifest | None = None
+    labels_from: str = "cls"
+    view: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = HERE
 
     @property
     def folder(self) -> Path:
+        """Of the index here: where what is computed from it may be kept."""
         return self.path.parent
+
+    @property
+    def where(self) -> str:
+        """The path, or the URL without a token in it, for messages."""
+        return shown(self.origin.url) if self.origin.url else str(self.path)
+
+    @property
+    def home(self) -> str:
+        """The folder, or the URL of it, that the shards' names are relative to, for messages."""
+        return self.where.rpartition("/")[0] if self.origin.url else str(self.folder)
+
+    def location(self, number: int) -> str:
+        """The path or the URL of shard `number`."""
+        name = self.shards[number].name
+        if self.origin.url is not None:
+            return beside(self.origin.url, name)
+        return name if is_remote(name) else str(self.folder / name)
+
+    def is_remote(self, number: int) -> bool:
+        """Whether shard `number` must be fetched before it can be read."""
+        return self.origin.url is not None or is_remote(self.shards[number].name)
 
     @property
     def door(self) -> str:
@@ -208,23 +274,65 @@ class Index:
 
     @cached_property
     def class_counts(self) -> tuple[int, ...]:
-        """Samples of each class."""
-        return tuple(np.bincount(self.labels, minlength=len(self.classes)).tolist())
+        """How often each class comes in an epoch: as often as it has samples, or as the largest class has if balanced."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        if self.is_balanced:
+            counts[:] = counts.max()
+        return tuple(counts.tolist())
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether every class comes equally often in an epoch."""
+        return bool(self.view.get("balance"))
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of what the samples are and how they are numbered; where the files lie does not matter."""
         shards = [[shard.sha256, shard.samples] for shard in self.shards]
         codes = [] if self.codes is None else [self.codes.identity()]
-        text = json.dumps([FORMAT_VERSION, shards, list(self.classes), *codes])
+        labels = [] if self.labels_from == "cls" else [self.labels_from]
+        # The size is the recipe's affair as long as it is that of the images in the shards.
+        view = [{**self.view, "image_size": self.image_size}] if self.view else []
+        text = json.dumps([FORMAT_VERSION, shards, list(self.classes), *codes, *labels, *view])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
-    def read(cls, path: Path | str) -> "Index":
-        """Raises UserMistake if the file is absent, is not an index, or is of another version."""
-        path = Path(path)
+    def read(cls, where: Path | str, origin: Origin = HERE) -> "Index":
+        """The index at a path, or at a URL: then `origin` says how to fetch it, and its shards stay where they are.
+
+        Raises UserMistake if it is absent, is not an index, or is of another version.
+        """
+        if is_remote(str(where)):
+            return cls._fetch(replace(origin, url=str(where)))
+        return cls._open(Path(where), replace(origin, url=None))
+
+    @classmethod
+    def _fetch(cls, origin: Origin) -> "Index":
+        assert origin.url is not None
+        check_url(origin.url, origin)
+        folder = cache_folder() / "indexes" / hashlib.sha256(origin.url.encode()).hexdigest()[:24]
+        path = folder / "index.json"
+        temporary = aside(path)
         try:
-            value = json.loads(path.read_bytes())
+            folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("x+b") as file:
+                receive(origin.url, file, origin, "the index")
+            temporary.replace(path)
+        except OSError as error:
+            raise UserMistake(
+                f"{folder}: cannot be written: {error.strerror}; set BIGTRAIN_CACHE to a folder that can be written"
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        try:
+            return cls._open(path, origin)
+        except UserMistake as mistake:
+            raise UserMistake(str(mistake).replace(str(path), shown(origin.url))) from None
+
+    @classmethod
+    def _open(cls, path: Path, origin: Origin) -> "Index":
+        try:
+            value = _parsed(path.read_bytes())
         except FileNotFoundError:
             raise UserMistake(f"{path}: there is no index here; {HOW_TO_MAKE}") from None
         except OSError as error:
@@ -239,18 +347,25 @@ class Index:
                 f"index the shards again with `python launch/shard.py {path.parent} --index-only`"
             )
         try:
-            return cls._from_json(path, value)
+            return cls._from_json(path, value, origin)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserMistake(
                 f"{path}: the index is damaged ({type(error).__name__}: {error}); {HOW_TO_MAKE}"
             ) from None
 
     @classmethod
-    def _from_json(cls, path: Path, value: dict[str, Any]) -> "Index":
+    def _from_json(cls, path: Path, value: dict[str, Any], origin: Origin) -> "Index":
         shards = tuple(Shard.from_json(shard) for shard in value["shards"])
         size = None if value["size"] is None else int(value["size"])
         codes = CodesManifest.from_json(value["codes"]) if "codes" in value else None
-        index = cls(path, str(value["split"]), tuple(map(str, value["classes"])), size, shards, value["made"], codes)
+        split, classes = str(value["split"]), tuple(map(str, value["classes"]))
+        if split in ("", "..") or Path(split).name != split or "\0" in split:
+            raise ValueError(f"{split!r} cannot name a split")  # shards of codes are written under this name
+        labels_from = str(value.get("labels_from", "cls"))
+        index = cls(path, split, classes, size, shards, value["made"], codes, labels_from, origin=origin)
+        for number in range(len(shards)):
+            if index.is_remote(number):
+                index.location(number)
         if index.samples == 0:
             raise ValueError("it has no samples")
         if index.labels.min() < 0 or index.labels.max() >= len(index.classes):
@@ -259,6 +374,7 @@ class Index:
 
     def write(self) -> None:
         """Writes `self.path` whole or not at all, and not at all if it holds just this already."""
+        assert not self.view, f"{self.path}: a view of a split is not an index of its own"
         head = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -267,6 +383,8 @@ class Index:
             "size": self.image_size,
             "made": self.made,
         }
+        if self.labels_from != "cls":
+            head["labels_from"] = self.labels_from
         if self.codes is not None:
             head["codes"] = self.codes.to_json()
         shards = ",\n".join(json.dumps(shard.to_json(), separators=(",", ":")) for shard in self.shards)
@@ -275,9 +393,15 @@ class Index:
             write_bytes(self.path, data)
 
     def check_files(self) -> None:
-        """Raises UserMistake, naming the shard, unless every shard lies where the index says, with the size it says."""
+        """Raises UserMistake, naming the shard, unless every shard lies where the index says, with the size it says.
+
+        Those that must be fetched are checked when they arrive; here only whether they may be.
+        """
         door = self.door
-        for shard in self.shards:
+        for number, shard in enumerate(self.shards):
+            if self.is_remote(number):
+                check_url(self.location(number), self.origin)
+                continue
             path = self.folder / shard.name
             try:
                 found = path.stat().st_size

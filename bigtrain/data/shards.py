@@ -27,12 +27,13 @@ from bigtrain.data.convert import Member, convert
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.index import FORMAT_VERSION, Index, Shard
 from bigtrain.data.parallel import Progress, run
-from bigtrain.data.sources import Source
+from bigtrain.data.picture_reader import PictureReader
+from bigtrain.data.sources import Pictures, Source
+from bigtrain.data.tars import BLOCK, END_OF_TAR
 from bigtrain.errors import UserMistake
 from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_json
 
-BLOCK = tarfile.BLOCKSIZE
-END_OF_TAR = bytes(2 * BLOCK)
+_PLACE_BYTES = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -64,10 +65,11 @@ class Record:
 
 @dataclass(frozen=True)
 class _Task:
-    """One shard to complete: its tar, its samples as (key, picture file, label), and its record where one exists."""
+    """One shard to complete: its tar, its pictures and the number of the first, and its record where one exists."""
 
     path: Path
-    samples: tuple[tuple[str, Path, int], ...]
+    first: int
+    pictures: Pictures
     options: ShardOptions
     made: Mapping[str, Any]
     record: Record | None
@@ -84,7 +86,7 @@ def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: i
         remove_leftovers(out)
         tasks = {split: _plan(source, split, out, options) for split in source.splits}
         todo = [task for split in tasks.values() for task in split]
-        total = sum(len(task.samples) for task in todo)
+        total = sum(len(task.pictures) for task in todo)
         with tqdm(total=total, unit=" images", desc=str(out), disable=quiet, smoothing=0.1) as bar:
             done = run(_complete, todo, workers, bar.update)
         records = iter(done)
@@ -106,18 +108,19 @@ def _plan(source: Source, split: str, out: Path, options: ShardOptions) -> list[
     records = _records(out, split)
     for record in records.values():
         _check_same(out, split, record.made, made)
-    placed = sorted(source.splits[split], key=lambda sample: _place(sample[0]))
-    samples = [(f"{n:08d}", source.folder / name, label) for n, (name, label) in enumerate(placed)]
-    chunks = [samples[n : n + options.samples_per_shard] for n in range(0, len(samples), options.samples_per_shard)]
-    names = [f"{split}-{number:06d}.tar" for number in range(len(chunks))]
-    return [
-        _Task(out / name, tuple(chunk), options, made, records.get(name))
-        for name, chunk in zip(names, chunks, strict=True)
-    ]
+    pictures = source.splits[split]
+    places = np.frombuffer(b"".join(map(_place, pictures.names)), dtype=f"S{_PLACE_BYTES}")
+    placed = np.argsort(places, kind="stable")
+    tasks = []
+    for number, first in enumerate(range(0, len(placed), options.samples_per_shard)):
+        name = f"{split}-{number:06d}.tar"
+        chunk = pictures.take(placed[first : first + options.samples_per_shard])
+        tasks.append(_Task(out / name, first, chunk, options, made, records.get(name)))
+    return tasks
 
 
 def _place(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=16).digest()
+    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=_PLACE_BYTES).digest()
 
 
 def _check_same(out: Path, split: str, found: Mapping[str, Any], made: Mapping[str, Any]) -> None:
@@ -184,9 +187,9 @@ def _complete(task: _Task, progress: Progress) -> Record:
     """The shard, as it is if it is whole, else made anew."""
     record = whole_record(task.path, task.made, task.record)
     if record is not None:
-        progress(len(task.samples))
+        progress(len(task.pictures))
         return record
-    return write_shard(task.path, len(task.samples), lambda writer: _write_samples(task, writer, progress))
+    return write_shard(task.path, len(task.pictures), lambda writer: _write_samples(task, writer, progress))
 
 
 def whole_record(path: Path, made: Mapping[str, Any], known: Record | None) -> Record | None:
@@ -226,12 +229,13 @@ def write_shard(path: Path, samples: int, fill: "Callable[[ShardWriter], Record]
 
 def _write_samples(task: _Task, writer: "ShardWriter", progress: Progress) -> Record:
     shapes, mended = set(), []
-    for key, picture, label in task.samples:
-        member = _converted(picture, task.options)
-        shapes.add(member.shape)
-        mended += [str(picture)] if member.mended else []
-        writer.add(key, label, {member.extension: member.data})
-        progress(1)
+    with contextlib.closing(PictureReader(task.pictures)) as reader:
+        for number, label in enumerate(task.pictures.labels.tolist()):
+            member = _converted(reader, number, task.options)
+            shapes.add(member.shape)
+            mended += [task.pictures.shown(number)] if member.mended else []
+            writer.add(f"{task.first + number:08d}", label, {member.extension: member.data})
+            progress(1)
     return Record(writer.finish(), common_size(shapes), task.made, tuple(mended))
 
 
@@ -241,15 +245,14 @@ def common_size(shapes: Collection[tuple[int, int]]) -> int | None:
     return sides.pop() if len(sides) == 1 else None
 
 
-def _converted(picture: Path, options: ShardOptions) -> Member:
+def _converted(reader: PictureReader, number: int, options: ShardOptions) -> Member:
+    where = reader.pictures.shown(number)
     try:
-        return convert(picture.read_bytes(), options.size, options.format)
+        return convert(reader.read(number), options.size, options.format)
     except OSError as error:
-        raise UserMistake(f"{picture}: the picture cannot be read: {error.strerror}") from None
+        raise UserMistake(f"{where}: the picture cannot be read: {error.strerror or error}") from None
     except Undecodable as error:
-        raise UserMistake(
-            f"{picture}: the picture is broken: {error}; replace it or remove it, and run again"
-        ) from None
+        raise UserMistake(f"{where}: the picture is broken: {error}; replace it or remove it, and run again") from None
 
 
 class TarWriter:

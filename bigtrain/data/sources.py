@@ -1,93 +1,252 @@
-"""A folder of pictures: its splits, its classes, its files."""
+"""Pictures before they are in shards: what there is, its splits, its classes, and how to read one.
+
+A set is a table of compact columns, not of Python objects: 1.28 million pictures take some 100 MB. `layouts` says which
+sets are known and lists them.
+"""
 
 import hashlib
+import itertools
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
+
+from bigtrain.data.index import UNLABELLED
 from bigtrain.errors import UserMistake
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Files taken as pictures, in any case; others are left out and counted."""
-_LAYOUTS = "SOURCE/CLASS/*.jpg or SOURCE/SPLIT/CLASS/*.jpg"
+LAYOUTS = "SOURCE/CLASS/*.jpg or SOURCE/SPLIT/CLASS/*.jpg"
 _DEEPEST = 3
+SPLITS = frozenset({"train", "validation", "val", "test"})
+"""Names of folders that are taken as splits where pictures have no classes."""
+STORED = -1
+"""In the place of a packed size: the bytes are not packed."""
+PLACE = 5
+"""Columns of a place: number of the file, offset, size in bytes, size as packed by deflate or STORED, CRC-32 or STORED."""
+
+
+class Names(Sequence[str]):
+    """Strings in one block of bytes. They may hold what is no UTF-8, as file names may."""
+
+    def __init__(self, names: "Iterator[str] | Sequence[str]" = ()) -> None:
+        self._text, self._ends = bytearray(), array("q", [0])
+        for name in names:
+            self.append(name)
+
+    def append(self, name: str) -> None:
+        self._text += name.encode(errors="surrogateescape")
+        self._ends.append(len(self._text))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: int) -> str:  # type: ignore[override]  # `take` is for more than one
+        begin, end = self._ends[number], self._ends[number + 1]
+        return self._text[begin:end].decode(errors="surrogateescape")
+
+    def take(self, numbers: np.ndarray) -> "Names":
+        return Names(self[number] for number in numbers.tolist())
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How raw pixels lie: (height, width, channels), and whether one channel comes after the other."""
+
+    shape: tuple[int, int, int]
+    planar: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The pictures of one split, sorted by name.
+
+    names: each once; labels: int32 [n]; kind: `files`: a file each, named relative to files[0]; `parts`: bytes of `files`,
+    by `places`, int64 [n, PLACE]; `pixels`: the same, but raw, as `pixels` says; `lmdb`: values of the databases `files`,
+    by the last part of the name. shown: where they are, for messages.
+    """
+
+    names: Names
+    labels: np.ndarray
+    files: tuple[Path, ...]
+    kind: Literal["files", "parts", "pixels", "lmdb"] = "files"
+    places: np.ndarray | None = None
+    pixels: Pixels | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return zip(self.names, self.labels.tolist(), strict=True)
+
+    def take(self, numbers: np.ndarray) -> "Pictures":
+        """These pictures in this order."""
+        places = None if self.places is None else self.places[numbers]
+        return Pictures(self.names.take(numbers), self.labels[numbers], self.files, self.kind, places, self.pixels)
+
+    def file(self, number: int) -> Path:
+        """The file that holds the picture, or is it."""
+        if self.kind == "files":
+            return self.files[0] / self.names[number]
+        assert self.places is not None
+        return self.files[self.places[number, 0]]
+
+    def shown(self, number: int) -> str:
+        """Where the picture is, for messages."""
+        if self.kind == "files":
+            return str(self.file(number))
+        return f"{self.file(number)}: {self.names[number]}"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures by split. `splits`: for each split its (path relative to `folder`, class number), sorted by path.
-
-    `classes`: names by number, sorted: the union over the splits, so that a number means one class everywhere.
-    `left_out`: files that are not pictures by their extension.
-    """
+    """Pictures by split. `classes`: names by number, one numbering for all splits; `left_out`: files that are no pictures
+    by their extension."""
 
     folder: Path
     classes: tuple[str, ...]
-    splits: Mapping[str, tuple[tuple[str, int], ...]]
+    splits: Mapping[str, Pictures]
     left_out: int
 
     def fingerprint(self, split: str) -> str:
-        """A hash of the split's file names, labels and class names (not of the files' contents)."""
+        """A hash of the split's names, labels and class names (not of the pictures' contents)."""
         digest = hashlib.sha256("\n".join(self.classes).encode(errors="surrogateescape"))
         for name, label in self.splits[split]:
             digest.update(f"\n{label} {name}".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 
+@dataclass
+class Listing:
+    """Pictures as they are found, before they have classes: names, and places where they are parts of files."""
+
+    names: Names = field(default_factory=Names)
+    places: "array[int]" = field(default_factory=lambda: array("q"))
+    left_out: int = 0
+
+    def add(self, name: str, place: Sequence[int] = ()) -> None:
+        """Takes a picture in; counts what is none by its extension."""
+        if name.lower().endswith(PICTURE_EXTENSIONS):
+            self.names.append(name)
+            self.places.extend(place)
+        else:
+            self.left_out += 1
+
+    def place_columns(self) -> np.ndarray | None:
+        return np.array(self.places, dtype=np.int64).reshape(-1, PLACE) if self.places else None
+
+
 def list_folder(folder: Path) -> Source:
     """Lists `split/class/picture` or `class/picture` (the split is then `train`); UserMistake for anything else."""
     if not folder.is_dir():
-        raise UserMistake(
-            f"{folder}: there is no such folder; give a folder laid out as {_LAYOUTS}, or the word digits"
+        raise UserMistake(f"{folder}: there is no such folder; give a folder laid out as {LAYOUTS}, or the word digits")
+    listing = Listing()
+    for name in files_below(folder):
+        listing.add(name)
+    return by_class(folder, listing, (folder,), "files")
+
+
+def by_class(
+    source: Path, listing: Listing, files: tuple[Path, ...], kind: Literal["files", "parts"], *, top: bool = False
+) -> Source:
+    """Splits and classes as the names say: SPLIT/CLASS/picture or CLASS/picture. Raises UserMistake for other names.
+
+    top: a folder that all names begin with is left away where they are one level too deep, as archives often have it.
+    """
+    skip = _common_top(listing.names) if top else 0
+    splits: dict[str, int] = {}
+    classes: dict[str, int] = {}
+    first_at: dict[int, str] = {}
+    found = np.empty((len(listing.names), 2), dtype=np.int32)
+    for number, name in enumerate(listing.names):
+        *folders, _ = name[skip:].split("/")
+        first_at.setdefault(len(folders), name)
+        *split, label = folders[-2:] or [""]
+        found[number, 0] = splits.setdefault(split[0] if split else "train", len(splits))
+        found[number, 1] = classes.setdefault(label, len(classes))
+    _check_depths(source, first_at)
+    ordered = sorted(classes)
+    numbers = np.empty(len(classes), dtype=np.int32)
+    numbers[[classes[name] for name in ordered]] = np.arange(len(classes))
+    labels, places = numbers[found[:, 1]], listing.place_columns()
+    by_split = {
+        split: sorted_by_name(
+            Pictures(listing.names, labels, files, kind, places), np.flatnonzero(found[:, 0] == splits[split]), source
         )
-    by_depth: dict[int, list[str]] = {}
-    left_out = 0
-    for name in _files(folder, "", 0):
-        if name.lower().endswith(PICTURE_EXTENSIONS):
-            by_depth.setdefault(name.count("/"), []).append(name)
-        else:
-            left_out += 1
-    if not by_depth:
-        raise UserMistake(f"{folder}: no pictures here ({', '.join(PICTURE_EXTENSIONS)}), laid out as {_LAYOUTS}")
-    for depth, names in by_depth.items():
+        for split in sorted(splits)
+    }
+    return Source(source, tuple(ordered), by_split, listing.left_out)
+
+
+def sorted_by_name(pictures: Pictures, numbers: np.ndarray, source: Path) -> Pictures:
+    """These of the pictures, sorted by name. Raises UserMistake if a name comes twice, as it may in an archive."""
+    ordered = sorted(numbers.tolist(), key=pictures.names.__getitem__)
+    for one, next_one in itertools.pairwise(ordered):
+        if pictures.names[one] == pictures.names[next_one]:
+            raise UserMistake(f"{source}: {pictures.names[one]} is there twice; leave one of them away")
+    return pictures.take(np.array(ordered, dtype=np.int64))
+
+
+def _common_top(names: Names) -> int:
+    """Characters of the folder that all names share and that is one too many, with its slash; 0 if there is none."""
+    if not len(names) or names[0].count("/") != _DEEPEST:
+        return 0
+    top = names[0].partition("/")[0] + "/"
+    return len(top) if all(name.startswith(top) for name in names) else 0
+
+
+def _check_depths(source: Path, first_at: Mapping[int, str]) -> None:
+    if not first_at:
+        raise UserMistake(f"{source}: no pictures here ({', '.join(PICTURE_EXTENSIONS)}), laid out as {LAYOUTS}")
+    for depth, name in first_at.items():
         if depth not in (1, 2):
             where = "outside a class folder" if depth == 0 else "deeper than SPLIT/CLASS"
-            raise UserMistake(f"{folder}: {names[0]} lies {where}; lay the folder out as {_LAYOUTS}")
-    if len(by_depth) == 2:
+            raise UserMistake(
+                f"{source}: {name} lies {where}; lay it out as {LAYOUTS}, or take the pictures of a folder without classes "
+                "by --labels none"
+            )
+    if len(first_at) == 2:
         raise UserMistake(
-            f"{folder}: {by_depth[1][0]} is laid out as CLASS/picture but {by_depth[2][0]} as SPLIT/CLASS/picture; "
-            f"choose one of {_LAYOUTS}"
+            f"{source}: {first_at[1]} is laid out as CLASS/picture but {first_at[2]} as SPLIT/CLASS/picture; "
+            f"choose one of {LAYOUTS}"
         )
-    depth, names = by_depth.popitem()
-    return _source(folder, names, has_splits=depth == 2, left_out=left_out)
 
 
-def _files(folder: Path, prefix: str, depth: int) -> Iterator[str]:
+def list_unlabelled(folder: Path) -> Source:
+    """Lists all pictures as one class. Folders that are called as splits are (SPLITS) are splits; else all is `train`."""
+    if not folder.is_dir():
+        raise UserMistake(f"{folder}: there is no such folder; give a folder of pictures")
+    listing = Listing()
+    for name in files_below(folder):
+        listing.add(name)
+    if not len(listing.names):
+        raise UserMistake(f"{folder}: no pictures here ({', '.join(PICTURE_EXTENSIONS)})")
+    tops = np.array([name.partition("/")[0] for name in listing.names])
+    found = sorted(set(tops.tolist()))
+    pictures = Pictures(listing.names, np.zeros(len(listing.names), dtype=np.int32), (folder,))
+    by_split = {"train": np.arange(len(tops))} if not SPLITS.issuperset(found) else {}
+    by_split = by_split or {split: np.flatnonzero(tops == split) for split in found}
+    splits = {split: sorted_by_name(pictures, numbers, folder) for split, numbers in by_split.items()}
+    return Source(folder, (UNLABELLED,), splits, listing.left_out)
+
+
+def files_below(folder: Path, deepest: int = _DEEPEST) -> Iterator[str]:
     """Paths relative to the folder, hidden ones left out, down to a depth that is enough to see that it is too deep."""
+    return _files(folder, "", 0, deepest)
+
+
+def _files(folder: Path, prefix: str, depth: int, deepest: int) -> Iterator[str]:
     try:
         with os.scandir(folder / prefix) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise UserMistake(f"{folder / prefix}: the folder cannot be read: {error.strerror}") from None
-    for entry in found:
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            yield prefix + entry.name
-        elif depth < _DEEPEST:
-            yield from _files(folder, f"{prefix}{entry.name}/", depth + 1)
-
-
-def _source(folder: Path, names: list[str], *, has_splits: bool, left_out: int) -> Source:
-    by_split: dict[str, list[tuple[str, str]]] = {}
-    for name in names:
-        *split, label, _ = name.split("/")
-        by_split.setdefault(split[0] if has_splits else "train", []).append((name, label))
-    classes = sorted({label for samples in by_split.values() for _, label in samples})
-    numbers = {label: number for number, label in enumerate(classes)}
-    splits = {
-        split: tuple(sorted((name, numbers[label]) for name, label in samples))
-        for split, samples in sorted(by_split.items())
-    }
-    return Source(folder, tuple(classes), splits, left_out)
+    for name, is_folder in found:
+        if not is_folder:
+            yield prefix + name
+        elif depth < deepest:
+            yield from _files(folder, f"{prefix}{name}/", depth + 1, deepest)

@@ -11,10 +11,12 @@ as int32 [n, h, w] by level, those of the mirrored image where the position is f
 Do not hand a Stream to `accelerator.prepare`: that would shard it a second time.
 """
 
+import contextlib
 import itertools
-import signal
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,32 +24,45 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, get_worker_info
+from tqdm import tqdm
 
-from bigtrain.cluster.launch import die_with_parent
-from bigtrain.data.decode import Undecodable
+from bigtrain.cluster.world import is_main
+from bigtrain.data import views
+from bigtrain.data.cache import ShardCache
 from bigtrain.data.digits import digits_index
-from bigtrain.data.index import HOW_TO_MAKE, Index
+from bigtrain.data.index import HOW_TO_MAKE, Index, Resize
+from bigtrain.data.loader import Loader
+from bigtrain.data.order import Epochs, flips
+from bigtrain.data.prefetch import Prefetch
 from bigtrain.data.reader import CodeReader, Reader
+from bigtrain.data.remote import DEFAULTS, HERE, Origin, RemoteOptions, is_remote
 from bigtrain.errors import UserMistake
 from bigtrain.options import Options
 from bigtrain.randomness import BLOCK, generator
 
 TRANSFORM = "uint8 / 127.5 - 1"
 """What `to_images` makes of pixels, for those who note it."""
-FLIP_BLOCK = 1024
-"""Positions whose flips are drawn together: a draw of its own for each position would cost as much as decoding it."""
 
 
 class DataOptions(Options):
     """Where the images, or the codes of images, are and how they are read."""
 
     train: str
-    """Index of the training split (`OUT/train.json` of launch/shard.py, or of launch/encode.py for codes), or `digits`."""
+    """Index of the training split (`OUT/train.json` of launch/shard.py, or of launch/encode.py for codes), or `digits`: a path,
+    or a URL (http://, https://, hf://datasets/OWNER/NAME/..., s3://), with the shards beside it."""
     validation: str | None = None
     """Index of the held-out split, or `digits`; null where there is none."""
     image_size: int = Field(gt=0)
     """Side of the square images, in pixels; the shards must have been made at this size, or be codes of such images."""
+    resize: Resize = "never"
+    """Whether images of other sizes are taken: `exact` resizes the shorter side and crops the centre as launch/shard.py --size
+    does; `scaled` decodes large JPEGs at part of their size first, which is faster and gives slightly other pixels."""
+    classes: tuple[int | str, ...] | None = Field(default=None, min_length=1)
+    """Names or numbers of the classes to use, which are numbered anew in this order, in both splits; null: all."""
+    balance: bool = False
+    """Draw each class equally often in training: as often as the largest, so a smaller one's images come several times an
+    epoch. Labels of samples are then drawn uniformly too."""
     workers: int = Field(default=2, ge=0)
     """Processes per rank that read and decode; 0 does it in the training process."""
     flip: bool = False
@@ -56,6 +71,8 @@ class DataOptions(Options):
     """Shards whose samples are shuffled together: more mixes better, fewer reads more locally."""
     undecodable: Literal["error", "replace"] = "error"
     """What an image that cannot be decoded is: an error, or replaced by the next of the epoch, counted and named."""
+    remote: RemoteOptions = DEFAULTS
+    """How shards at URLs are fetched and kept."""
 
 
 @dataclass
@@ -80,83 +97,101 @@ class Batch:
         return Batch(images, self.labels.pin_memory(), self.flips.pin_memory(), self.replaced, codes)
 
 
-def find_index(where: str, split: str, image_size: int) -> Index:
-    """The index that `data.SPLIT` names, its shards present and its images of `image_size` pixels, or a UserMistake."""
-    key = f"data.{split}"
-    index = open_index(where, split, key, image_size)
-    if index.image_size != image_size:
-        has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
-        raise UserMistake(
-            f"{key}: {where} has {has} but data.image_size is {image_size}; "
-            f"{'' if index.image_size is None else f'set data.image_size={index.image_size}, or '}"
-            f"make shards of that size with `python launch/shard.py SOURCE OUT --size {image_size}`"
-        )
+def find_split(data: DataOptions, split: Literal["train", "validation"]) -> Index:
+    """The index that `data.SPLIT` names, as `data` would have it looked at, or a UserMistake."""
+    where = data.train if split == "train" else data.validation
+    assert where is not None, f"data.{split} names no index"
+    index = find_index(where, split, data.image_size, data.resize, data.remote)
+    if data.classes is not None:
+        with _naming("data.classes"):
+            index = views.subset(index, data.classes)
+    if data.balance and split == "train":
+        with _naming("data.balance"):
+            index = views.balanced(index)
     return index
 
 
-def open_index(where: str, split: str, key: str, digits_size: int) -> Index:
-    """The index at a path, whatever its images' size, or that of the digits' `split`; its shards are present.
+def find_index(
+    where: str, split: str, image_size: int, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
+) -> Index:
+    """The index that `data.SPLIT` names, its shards present and its images of `image_size` pixels, or a UserMistake."""
+    key = f"data.{split}"
+    index = open_index(where, split, key, image_size, remote)
+    if index.image_size == image_size:
+        return index
+    if index.codes is None and resize != "never":
+        return views.resized(index, image_size, resize)
+    has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
+    exact = "" if index.codes is not None else "have them resized as they are read by data.resize=exact, or "
+    raise UserMistake(
+        f"{key}: {where} has {has} but data.image_size is {image_size}; "
+        f"{'' if index.image_size is None else f'set data.image_size={index.image_size}, or '}{exact}"
+        f"make shards of that size with `python launch/shard.py SOURCE OUT --size {image_size}`"
+    )
+
+
+def open_index(where: str, split: str, key: str, digits_size: int, remote: RemoteOptions = DEFAULTS) -> Index:
+    """The index at a path or a URL, whatever its images' size, or that of the digits' `split`; shards here are present.
 
     Raises UserMistake, which names the `key` that said where.
     """
     if where == "digits":
         return _checked(digits_index(split, digits_size), key, "remove the folder, it is made again")
-    if "://" in where:
-        raise UserMistake(f"{key}: {where}: remote shards are not supported yet; copy them to a local or shared folder")
+    origin = Origin(key=key, options=remote)
+    if is_remote(where):
+        index = Index.read(where, origin)
+        index.check_files()
+        if is_main():
+            folder = ShardCache(index).folder
+            tqdm.write(
+                f"{key}: the shards of {index.where} are fetched to {folder} as they are needed", file=sys.stderr
+            )
+        return index
     if Path(where).is_dir():
         found = ", ".join(sorted(map(str, Path(where).glob("*.json")))) or f"none here: {HOW_TO_MAKE}"
         raise UserMistake(f"{key}: {where} is a folder; give the index within it ({found})")
-    return _checked(Path(where), key)
+    return _checked(Path(where), key, origin=origin)
 
 
-def find_images(where: str, split: str, key: str, size: int) -> Index:
+def find_images(
+    where: str, split: str, key: str, size: int, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
+) -> Index:
     """The index of images of `size` pixels at a path, or that of the digits' `split`.
 
     Raises UserMistake, which names the `key` that said where, if it is none.
     """
-    index = open_index(where, split, key, size)
+    index = open_index(where, split, key, size, remote)
     if index.codes is not None:
         raise UserMistake(
             f"{key}: {where} is an index of codes; give that of the images ({index.codes.images['path']})"
         )
-    if index.image_size != size:
-        has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
-        raise UserMistake(
-            f"{key}: {where} has {has}, but the model takes {size}; make shards of that size with "
-            f"`python launch/shard.py SOURCE OUT --size {size}`"
-        )
-    return index
+    if index.image_size == size:
+        return index
+    if resize != "never":
+        return views.resized(index, size, resize)
+    has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
+    raise UserMistake(
+        f"{key}: {where} has {has}, but the model takes {size}; make shards of that size with "
+        f"`python launch/shard.py SOURCE OUT --size {size}`"
+    )
 
 
-def _checked(path: Path, key: str, remedy: str = "") -> Index:
+@contextlib.contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Puts the recipe's key before the sentence of a mistake."""
     try:
-        index = Index.read(path)
+        yield
+    except UserMistake as mistake:
+        raise UserMistake(f"{key}: {mistake}") from None
+
+
+def _checked(path: Path, key: str, remedy: str = "", origin: Origin = HERE) -> Index:
+    try:
+        index = Index.read(path, origin)
         index.check_files()
     except UserMistake as mistake:
         raise UserMistake(f"{key}: {mistake}{f'; or {remedy}' if remedy else ''}") from None
     return index
-
-
-def order(shard_sizes: Sequence[int], seed: int, epoch: int, window_shards: int) -> np.ndarray:
-    """The epoch's permutation of sample numbers, int64 [sum of shard_sizes]: a pure function of its arguments."""
-    draws = generator(seed, "data/order", step=epoch)
-    sizes = np.asarray(shard_sizes, dtype=np.int64)
-    starts = np.cumsum(sizes) - sizes
-    shards = draws.permutation(len(sizes))
-    ends = np.cumsum(sizes[shards])
-    numbers = np.arange(ends[-1]) + np.repeat(starts[shards] - (ends - sizes[shards]), sizes[shards])
-    bounds = [0, *ends[window_shards - 1 :: window_shards].tolist(), int(ends[-1])]
-    for begin, end in itertools.pairwise(bounds):
-        draws.shuffle(numbers[begin:end])
-    return numbers
-
-
-def flips(seed: int, first: int, count: int) -> np.ndarray:
-    """Whether positions first .. first + count - 1 are mirrored, bool [count]: a pure function of seed and position."""
-    blocks = range(first // FLIP_BLOCK, (first + count - 1) // FLIP_BLOCK + 1)
-    draws = [generator(seed, "data/flip", index=block).integers(0, 2, FLIP_BLOCK, dtype=bool) for block in blocks]
-    begin = first - blocks.start * FLIP_BLOCK
-    return np.concatenate(draws)[begin : begin + count]
 
 
 def to_images(batch: Batch, device: Any, dtype: torch.dtype | None = None) -> Tensor:
@@ -202,12 +237,13 @@ class Stream:
         assert microbatch % world == 0, f"a global microbatch of {microbatch} does not divide over {world} ranks"
         if options.flip and index.codes is not None and index.codes.views == 1:
             raise UserMistake(
-                f"data.flip: {index.path} holds no codes of mirrored images; set data.flip=false, or encode the images again "
+                f"data.flip: {index.where} holds no codes of mirrored images; set data.flip=false, or encode the images again "
                 "into another folder with `launch/encode.py RUN INDEX OUT --flip`"
             )
+        ShardCache(index).check_room(options.window_shards)
         local = microbatch // world
         steps = _Steps(index, options, seed, first=position + rank * local, stride=microbatch, count=local)
-        self._batches = _Loader(steps, itertools.count(), options.workers, pin_memory)
+        self._batches = Loader(steps, itertools.count(), options.workers, pin_memory)
 
     def __iter__(self) -> "Stream":
         return self
@@ -267,7 +303,7 @@ def read_chunks(
     index: Index, chunks: Iterable[np.ndarray], *, workers: int, pin_memory: bool = False
 ) -> Generator[tuple[np.ndarray, Batch], None, None]:
     """(sample numbers, Batch) for each of `chunks` (int64 [n]), without flips. Raises UserMistake as a Sweep does."""
-    batches = _Loader(_Chunks(index), iter(chunks), workers, pin_memory)
+    batches = Loader(_Chunks(index), iter(chunks), workers, pin_memory)
     try:
         yield from batches
     finally:
@@ -279,30 +315,21 @@ class _Steps(Dataset[Any]):
 
     def __init__(self, index: Index, options: DataOptions, seed: int, *, first: int, stride: int, count: int) -> None:
         self._reader = _reader(index, options.image_size)
-        self._shard_sizes = [shard.samples for shard in index.shards]
+        self._epochs = Epochs(index, seed, options.window_shards)
         self._options, self._seed = options, seed
         self._first, self._stride, self._count = first, stride, count
-        self._orders: dict[int, np.ndarray] = {}
+        self._prefetch = Prefetch(index, self._epochs.order, epochs=True)
 
     def __getitem__(self, step: int) -> Batch:
         first = self._first + step * self._stride
+        self._prefetch.reach(*divmod(first, self._epochs.length))
+        numbers = self._epochs.numbers(first, self._count)
         mirrored = flips(self._seed, first, self._count) if self._options.flip else np.zeros(self._count, dtype=bool)
-        return _read(self._reader, (self._candidates(first + place) for place in range(self._count)), mirrored)
+        return _read(self._reader, numbers, mirrored, lambda place: self._successors(first + place))
 
-    def _candidates(self, position: int) -> Iterator[int]:
-        """The sample of a position and, where undecodable ones are replaced, its successors in the epoch's order."""
-        epoch, place = divmod(position, self._reader.index.samples)
-        numbers = self._order(epoch)
-        yield int(numbers[place])
-        if self._options.undecodable == "replace":
-            yield from map(int, np.roll(numbers, -place)[1:])
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            if len(self._orders) == 2:  # a batch may straddle two epochs, and workers only go forward
-                del self._orders[min(self._orders)]
-            self._orders[epoch] = order(self._shard_sizes, self._seed, epoch, self._options.window_shards)
-        return self._orders[epoch]
+    def _successors(self, position: int) -> Iterator[int]:
+        """The samples that may stand in for that of a position, in this order."""
+        return self._epochs.after(position) if self._options.undecodable == "replace" else iter(())
 
 
 class _Chunks(Dataset[Any]):
@@ -311,27 +338,34 @@ class _Chunks(Dataset[Any]):
     def __init__(self, index: Index) -> None:
         assert index.image_size is not None, f"{index.path}: a sweep needs images of one size"
         self._reader = _reader(index, index.image_size)
+        self._prefetch = Prefetch(index, partial(_as_numbered, index.samples), epochs=False)
 
     def __getitem__(self, numbers: np.ndarray) -> tuple[np.ndarray, Batch]:
-        candidates = (iter([number]) for number in numbers.tolist())
-        return numbers, _read(self._reader, candidates, np.zeros(len(numbers), dtype=bool))
+        self._prefetch.reach(0, int(numbers[0]))
+        mirrored = np.zeros(len(numbers), dtype=bool)
+        return numbers, _read(self._reader, numbers, mirrored, lambda _: iter(()))
+
+
+def _as_numbered(samples: int, epoch: int) -> np.ndarray:
+    return np.arange(samples)
 
 
 def _reader(index: Index, image_size: int) -> Reader | CodeReader:
     return Reader(index, image_size) if index.codes is None else CodeReader(index)
 
 
-def _read(reader: Reader | CodeReader, candidates: Iterable[Iterator[int]], mirrored: np.ndarray) -> Batch:
-    """Reads a sample for each place of `mirrored`, bool [n]: the first of its candidates that can be decoded."""
-    count = len(mirrored)
-    numbers, samples, replaced = np.empty(count, dtype=np.int64), [], []
-    for place, choices in enumerate(candidates):
-        numbers[place], sample, reasons = _first_sound(reader, choices)
-        samples.append(sample)
-        replaced += reasons[:1]
+def _read(
+    reader: Reader | CodeReader, numbers: np.ndarray, mirrored: np.ndarray, successors: Callable[[int], Iterator[int]]
+) -> Batch:
+    """The samples `numbers`, int64 [n]; one that cannot be decoded gives its place to the first of its successors that can."""
+    numbers = numbers.copy()
+    samples, failed = _filled(reader, numbers)
+    replaced = [f"{reader.name(int(numbers[place]))}: {reason}" for place, reason in failed.items()]
+    for place, damage in zip(failed, replaced, strict=True):
+        numbers[place], samples[place] = _stand_in(reader, successors(place), damage)
     labels, flipped = torch.from_numpy(reader.index.labels[numbers]), torch.from_numpy(mirrored)
-    if isinstance(reader, Reader):
-        return Batch(torch.from_numpy(np.stack(samples)), labels, flipped, replaced)
+    if isinstance(samples, Tensor):
+        return Batch(samples, labels, flipped, replaced)
     views = mirrored.astype(int).tolist()
     codes = {
         level: np.stack([sample[level][view] for sample, view in zip(samples, views, strict=True)]).astype(np.int32)
@@ -340,81 +374,31 @@ def _read(reader: Reader | CodeReader, candidates: Iterable[Iterator[int]], mirr
     return Batch(None, labels, flipped, replaced, {level: torch.from_numpy(grid) for level, grid in codes.items()})
 
 
-def _first_sound(reader: Reader | CodeReader, choices: Iterator[int]) -> tuple[int, Any, list[str]]:
-    """The first sample that can be decoded: its number, the sample, and why those before it could not."""
-    reasons: list[str] = []
-    for number in choices:
-        try:
-            sample = reader.image(number) if isinstance(reader, Reader) else reader.codes(number)
-        except Undecodable as error:
-            reasons.append(f"{reader.name(number)}: {error}")
-        else:
-            return number, sample, reasons
+def _filled(reader: Reader | CodeReader, numbers: np.ndarray) -> tuple[Any, dict[int, str]]:
+    """The samples `numbers` (a tensor of images, or a list of codes by level), and why by place where one failed."""
+    if isinstance(reader, CodeReader):
+        codes: list[dict[str, np.ndarray]] = [{}] * len(numbers)
+        return codes, reader.fill(numbers, codes)
+    pixels = _new_pixels(len(numbers), reader.image_size)
+    return pixels, reader.fill(numbers, pixels.numpy())
+
+
+def _new_pixels(count: int, size: int) -> Tensor:
+    """uint8 [count, size, size, 3]; in a worker it lies where the main process will read it, as torch's own collate does."""
+    pixels = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is not None:
+        pixels.set_(torch.UntypedStorage._new_shared(count * size * size * 3))
+    return pixels.resize_(count, size, size, 3)
+
+
+def _stand_in(reader: Reader | CodeReader, successors: Iterator[int], damage: str) -> tuple[int, Any]:
+    """The first of `successors` that can be decoded, and its number."""
+    for number in successors:
+        samples, failed = _filled(reader, np.array([number]))
+        if not failed:
+            return number, samples[0]
     what, whole = ("image", "a whole one") if isinstance(reader, Reader) else ("sample of codes", "the images")
     raise UserMistake(
-        f"{reader.index.folder}/{reasons[0]}; this {what} cannot be decoded: remake the shard from {whole}, "
+        f"{reader.index.home}/{damage}; this {what} cannot be decoded: remake the shard from {whole}, "
         "or train without it by data.undecodable=replace (an evaluation or an encoding needs every one)"
     )
-
-
-class _Loader:
-    """torch's DataLoader over ready-made batches: items in order, errors clean, and an end when it is asked for."""
-
-    def __init__(self, batches: Dataset[Any], items: Iterator[Any], workers: int, pin_memory: bool) -> None:
-        loader = DataLoader(
-            _Mistakes(batches),
-            batch_size=None,
-            sampler=items,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin_memory,
-            worker_init_fn=_follow_main_process,
-            generator=torch.Generator(),  # else every loader would advance torch's global generator
-        )
-        self._iterator: Any = iter(loader)
-
-    def __iter__(self) -> "_Loader":
-        return self
-
-    def __next__(self) -> Any:
-        if self._iterator is None:
-            raise StopIteration
-        item = next(self._iterator)
-        if isinstance(item, UserMistake):
-            self.close()
-            raise item
-        return item
-
-    def close(self) -> None:
-        iterator, self._iterator = self._iterator, None
-        workers = getattr(iterator, "_workers", [])
-        if workers:
-            iterator._shutdown_workers()
-        for worker in workers:  # torch would send SIGTERM, which they ignore, to one that hangs on a dead file system
-            if worker.is_alive():
-                worker.kill()
-
-
-class _Mistakes(Dataset[Any]):
-    """Hands a UserMistake over as an item: torch would bury its sentence under the worker's traceback."""
-
-    def __init__(self, batches: Dataset[Any]) -> None:
-        self._batches = batches
-
-    def __getitem__(self, item: Any) -> Any:
-        try:
-            return self._batches[item]
-        except UserMistake as mistake:
-            return mistake
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _follow_main_process(worker: int) -> None:
-    """Slurm and Ctrl-C signal every process of a job; workers must outlive the checkpoint that is then written. But not
-    the process that reads from them: torch's own workers look for it only between two batches, and one may hang in one."""
-    die_with_parent(signal.SIGKILL)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

@@ -289,6 +289,8 @@ def _protocol(
             "samples": reference.samples,
             "fingerprint": reference.fingerprint,
         }
+        if reference.view:
+            facts["reference"]["view"] = dict(reference.view)
     if judge is not None:
         facts["judge"] = judge.protocol()
     if "recall" in options.sample_metrics:

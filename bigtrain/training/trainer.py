@@ -440,6 +440,8 @@ def describe(index: Index) -> dict[str, Any]:
         "classes": list(index.classes),
         "class_counts": list(index.class_counts),
     }
+    if index.view:
+        facts["view"] = dict(index.view)
     if index.codes is not None:
         facts["codes"] = {"tokenizer": index.codes.tokenizer, "levels": dict(index.codes.levels)}
     return facts

@@ -1,13 +1,15 @@
 """Bytes to pixels: every kind of picture becomes RGB, every kind of damage an error."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bigtrain.data import decode as module
-from bigtrain.data.decode import Undecodable, decode, header_size, label
+from bigtrain.data.decode import Undecodable, decode, decode_into, header_size, label
+from bigtrain.data.npy import npy_header
 
 
 def encoded(image: Image.Image, form: str, **given: object) -> bytes:
@@ -114,3 +116,48 @@ def test_label_refuses_everything_else(data: bytes) -> None:
 def test_label_refuses_digits_of_other_scripts() -> None:
     with pytest.raises(Undecodable):
         label("٣".encode())
+
+
+# Into memory that is there
+
+
+def raw(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "npy"])
+def test_decoding_into_memory_gives_the_same_pixels(smooth: Image.Image, form: str) -> None:
+    data = raw(np.asarray(smooth)) if form == "npy" else encoded(smooth, form)
+    out = np.empty((20, 24, 3), dtype=np.uint8)
+    decode_into(data, out)
+    assert np.array_equal(out, decode(data))
+    assert header_size(data) == (20, 24)
+    for shape in ((24, 20, 3), (20, 23, 3), (40, 24, 3)):
+        with pytest.raises(Undecodable, match=f"it is 20 x 24, not {shape[0]} x {shape[1]}"):
+            decode_into(data, np.empty(shape, dtype=np.uint8))
+
+
+def test_cmyk_is_converted_also_into_memory(smooth: Image.Image) -> None:
+    data, out = encoded(smooth.convert("CMYK"), "JPEG", quality=95), np.empty((20, 24, 3), dtype=np.uint8)
+    decode_into(data, out)
+    assert np.abs(out.astype(int) - np.asarray(smooth)).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (raw(np.zeros((4, 4), dtype=np.uint8)), r"holds uint8 \(4, 4\), not pixels"),
+        (raw(np.zeros((4, 4, 3))), "holds float64"),
+        (raw(np.zeros((4, 4, 3), dtype=np.uint8, order="F")), "Fortran"),
+        (raw(np.zeros((4, 4, 3), dtype=np.uint8))[:-1], "has 47 bytes of pixels"),
+        (raw(np.zeros((4, 4, 3), dtype=np.uint8)) + b"\0", "has 49 bytes of pixels"),
+        (npy_header(np.dtype(np.uint8), (2**14, 2**14, 3)), "more than"),
+        (raw(np.zeros((4, 4, 3), dtype=np.uint8))[:30], "is not npy"),
+        (npy_header(np.dtype(object), (1,)) + pickle.dumps([print]), r"holds object \(1,\), not pixels"),
+    ],
+)
+def test_npy_that_is_not_pixels_is_refused_and_never_unpickled(data: bytes, words: str) -> None:
+    with pytest.raises(Undecodable, match=words):
+        decode(data)

@@ -54,6 +54,8 @@ def test_digits_become_png_shards(tmp_path: Path) -> None:
         (["nowhere"], "OUT, the folder of the shards, is missing"),
         (["nowhere", "--index-only", "--size", "8"], "--size does not go with --index-only"),
         (["nowhere", "--index-only", "--format", "png"], "--format does not go with --index-only"),
+        (["nowhere", "out", "--labels", "json:kind"], "--labels json:kind goes with --index-only"),
+        (["digits", "out", "--labels", "none"], "--labels none"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:
@@ -61,7 +63,9 @@ def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:
         main(words)
 
 
-@pytest.mark.parametrize("words", [["--size", "0"], ["--workers", "-1"], ["--format", "gif"], ["--unknown"]])
+@pytest.mark.parametrize(
+    "words", [["--size", "0"], ["--workers", "-1"], ["--format", "gif"], ["--labels", "json:"], ["--unknown"]]
+)
 def test_an_impossible_flag_ends_with_code_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["nowhere", "out", *words])
@@ -83,5 +87,6 @@ def test_pictures_of_different_sizes_are_said_to_need_a_size(
     for number, side in enumerate((8, 12)):
         (tmp_path / "in/cat").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (side, side)).save(tmp_path / f"in/cat/{number}.png")
-    main([str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"])
+    main([str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1", "--labels", "none"])
+    assert Index.read(tmp_path / "out/train.json").classes == ("unlabelled",)
     assert "run again with --size" in capsys.readouterr().err.splitlines()[-1]

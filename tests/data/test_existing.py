@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import webdataset as wds
 
+from bigtrain.data.decode import decode
 from bigtrain.data.existing import index_shards
 from bigtrain.data.index import Index
+from bigtrain.data.reader import Reader
 from bigtrain.data.shards import ShardOptions, write_shards
 from bigtrain.data.sources import list_folder
 from bigtrain.errors import UserMistake
@@ -239,3 +242,84 @@ def test_an_index_is_renewed_when_its_shards_changed(tmp_path: Path) -> None:
     assert before.fingerprint != after.fingerprint
     assert after.shards[0].size == (tmp_path / "train-000000.tar").stat().st_size
     assert np.array_equal(after.labels, np.arange(5) % 5)
+
+
+# Labels from elsewhere
+
+
+def with_json(folder: Path, **contents: list[object]) -> Path:
+    """Tars of a split each, whose samples' json members are `contents`."""
+    folder.mkdir(exist_ok=True)
+    for split, values in contents.items():
+        samples = [
+            {
+                "__key__": f"{n}",
+                "png": numbered_png(n),
+                "json": value if isinstance(value, bytes) else json.dumps(value).encode(),
+            }
+            for n, value in enumerate(values)
+        ]
+        write_tar(folder / f"{split}-0.tar", samples)
+    return folder
+
+
+def test_labels_are_read_from_a_field_of_json(tmp_path: Path) -> None:
+    folder = with_json(tmp_path, train=[{"kind": 2}, {"kind": 0}], test=[{"kind": 1, "other": "x"}])
+    indices = {path.stem: Index.read(path) for path in index_shards(folder, workers=0, quiet=True, labels="json:kind")}
+    assert indices["train"].classes == indices["test"].classes == ("0", "1", "2")
+    assert (indices["train"].labels.tolist(), indices["test"].labels.tolist()) == ([2, 0], [1])
+
+
+def test_names_for_labels_have_one_number_in_all_splits(tmp_path: Path) -> None:
+    folder = with_json(tmp_path, train=[{"kind": "dog"}, {"kind": "cat"}], test=[{"kind": "eel"}, {"kind": "dog"}])
+    test, train = (Index.read(path) for path in index_shards(folder, workers=2, quiet=True, labels="json:kind"))
+    assert train.classes == test.classes == ("cat", "dog", "eel")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([1, 0], [2, 1])
+    (folder / "classes.txt").write_text("eel\ndog\ncat\n")
+    test, train = (Index.read(path) for path in index_shards(folder, workers=0, quiet=True, labels="json:kind"))
+    assert (train.classes, train.labels.tolist(), test.labels.tolist()) == (("eel", "dog", "cat"), [1, 2], [0, 1])
+    (folder / "classes.txt").write_text("eel\ndog\n")
+    with pytest.raises(UserMistake, match=r"classes\.txt: lacks the class 'cat'"):
+        index_shards(folder, workers=0, quiet=True, labels="json:kind")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([{"kind": 1}, {"sort": 1}], r"1\.json: its field 'kind' is None"),
+        ([{"kind": True}], r"0\.json: its field 'kind' is True"),
+        ([{"kind": -1}], r"0\.json: its field 'kind' is -1, which is not the number"),
+        ([b"{"], r"0\.json: it is not JSON"),
+        ([b"[" * 100_000], r"0\.json: it is not JSON"),
+        ([{"kind": "cat"}, {"kind": 1}], r"some of its labels are names \('cat'\) and others numbers"),
+    ],
+)
+def test_a_json_without_a_label_is_named(tmp_path: Path, values: list[object], words: str) -> None:
+    with pytest.raises(UserMistake, match=words):
+        index_shards(with_json(tmp_path, train=values), workers=0, quiet=True, labels="json:kind")
+
+
+def test_shards_without_labels_are_one_class_if_that_is_said(tmp_path: Path) -> None:
+    folder = with_json(tmp_path, train=[{"kind": 2}, {"kind": 0}])
+    with pytest.raises(UserMistake, match=r"needs one image .* and one \.cls \(--labels says"):
+        index_shards(folder, workers=0, quiet=True)
+    (path,) = index_shards(folder, workers=0, quiet=True, labels="none")
+    index = Index.read(path)
+    assert (index.classes, index.labels.tolist(), index.labels_from) == (("unlabelled",), [0, 0], "none")
+
+
+def test_other_labels_are_other_data(tmp_path: Path) -> None:
+    folder = with_json(tmp_path, train=[{"a": 0, "b": 1}, {"a": 1, "b": 0}])
+    fingerprints = {
+        Index.read(index_shards(folder, workers=0, quiet=True, labels=f"json:{field}")[0]).fingerprint for field in "ab"
+    }
+    assert len(fingerprints) == 2
+
+
+def test_npy_is_pixels_only_where_there_is_no_picture(tmp_path: Path) -> None:
+    pixels, features = np.zeros((4, 6, 3), dtype=np.uint8), np.zeros(7)
+    write_tar(tmp_path / "raw-0.tar", [{"__key__": "0", "npy": pixels, "cls": b"0"}])
+    write_tar(tmp_path / "train-0.tar", [{"__key__": "0", "png": numbered_png(0), "npy": features, "cls": b"0"}])
+    raw, train = (Index.read(path) for path in index_shards(tmp_path, workers=0, quiet=True))
+    assert (raw.image_size, train.image_size) == (None, 4)
+    assert Reader(train, 4).image(0).tolist() == decode(numbered_png(0)).tolist()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bigtrain.data.sources import list_folder
+from bigtrain.data.sources import list_folder, list_unlabelled
 from bigtrain.errors import UserMistake
 
 
@@ -18,15 +18,16 @@ def touch(folder: Path, *names: str) -> Path:
 def test_class_folders_are_the_training_split(tmp_path: Path) -> None:
     source = list_folder(touch(tmp_path, "dog/b.JPG", "dog/a.png", "cat/z.webp", "cat/notes.txt", ".hidden/x.jpg"))
     assert source.classes == ("cat", "dog")
-    assert source.splits == {"train": (("cat/z.webp", 0), ("dog/a.png", 1), ("dog/b.JPG", 1))}
+    assert list(source.splits) == ["train"]
+    assert list(source.splits["train"]) == [("cat/z.webp", 0), ("dog/a.png", 1), ("dog/b.JPG", 1)]
     assert source.left_out == 1
 
 
 def test_a_class_has_one_number_in_all_splits(tmp_path: Path) -> None:
     source = list_folder(touch(tmp_path, "train/cat/1.jpg", "train/eel/1.jpeg", "test/dog/1.bmp", "test/eel/2.jpg"))
     assert source.classes == ("cat", "dog", "eel")
-    assert source.splits["train"] == (("train/cat/1.jpg", 0), ("train/eel/1.jpeg", 2))
-    assert source.splits["test"] == (("test/dog/1.bmp", 1), ("test/eel/2.jpg", 2))
+    assert list(source.splits["train"]) == [("train/cat/1.jpg", 0), ("train/eel/1.jpeg", 2)]
+    assert list(source.splits["test"]) == [("test/dog/1.bmp", 1), ("test/eel/2.jpg", 2)]
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,19 @@ def test_the_fingerprint_is_of_names_and_classes(tmp_path: Path) -> None:
     others = [["cat/1.jpg", "dog/2.jpg"], ["cat/1.jpg", "eel/1.jpg"], ["cat/1.jpg", "dog/1.jpg", "dog/2.jpg"]]
     for number, names in enumerate(others):
         assert list_folder(touch(tmp_path / str(number), *names)).fingerprint("train") != first
+
+
+def test_pictures_without_classes_are_taken_from_any_folders(tmp_path: Path) -> None:
+    source = list_unlabelled(touch(tmp_path / "a", "1.jpg", "b/2.png", "b/c/3.jpg", "notes.txt"))
+    assert source.classes == ("unlabelled",)
+    assert {split: list(found) for split, found in source.splits.items()} == {
+        "train": [("1.jpg", 0), ("b/2.png", 0), ("b/c/3.jpg", 0)]
+    }
+    assert source.left_out == 1
+    source = list_unlabelled(touch(tmp_path / "b", "train/1.jpg", "val/x/2.png"))
+    assert {split: list(found) for split, found in source.splits.items()} == {
+        "train": [("train/1.jpg", 0)],
+        "val": [("val/x/2.png", 0)],
+    }
+    with pytest.raises(UserMistake, match="no pictures here"):
+        list_unlabelled(touch(tmp_path / "c", "notes.txt"))

@@ -19,16 +19,14 @@ from torch import Tensor
 
 from bigtrain.data.existing import index_shards
 from bigtrain.data.index import Index
+from bigtrain.data.order import FLIP_BLOCK, flips, order
 from bigtrain.data.stream import (
-    FLIP_BLOCK,
     Batch,
     DataOptions,
     Stream,
     Sweep,
     dealt,
     find_index,
-    flips,
-    order,
     to_images,
 )
 from bigtrain.errors import UserMistake
@@ -259,8 +257,8 @@ def test_find_index_says_what_is_wrong_and_what_to_do(numbered_shards: Make, tmp
     assert find_index(where, "train", 4).samples == 6
     with pytest.raises(UserMistake, match=r"data\.train: .*data\.image_size=4.*--size 8"):
         find_index(where, "train", 8)
-    with pytest.raises(UserMistake, match=r"data\.validation: .*not supported yet"):
-        find_index("s3://bucket/train.json", "validation", 4)
+    with pytest.raises(UserMistake, match=r"data\.validation: .*ftp:// cannot be read"):
+        find_index("ftp://host/train.json", "validation", 4)
     with pytest.raises(UserMistake, match=r"data\.train: .*nowhere.json.*launch/shard\.py SOURCE OUT"):
         find_index(str(tmp_path / "nowhere.json"), "train", 4)
     with pytest.raises(UserMistake, match=r"data\.train: .*is a folder.*train\.json"):

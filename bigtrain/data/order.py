@@ -1,0 +1,110 @@
+"""Which sample comes when, and which is mirrored: pure functions of (seed, epoch) and (seed, position).
+
+Nothing here has state that a restart could lose; ranks and workers compute the same arrays for themselves.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from bigtrain.data.index import Index
+from bigtrain.randomness import generator
+
+FLIP_BLOCK = 1024
+"""Positions whose flips are drawn together: a draw of its own for each position would cost as much as decoding it."""
+_KEPT_EPOCHS = 2
+"""A batch may straddle two epochs, and workers only go forward."""
+
+
+def order(shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, window_shards: int) -> np.ndarray:
+    """The epoch's permutation of sample numbers, int64 [sum of shard_sizes]: a pure function of its arguments."""
+    draws = generator(seed, "data/order", step=epoch)
+    sizes = np.asarray(shard_sizes, dtype=np.int64)
+    starts = np.cumsum(sizes) - sizes
+    shards = draws.permutation(len(sizes))
+    ends = np.cumsum(sizes[shards])
+    numbers = np.arange(ends[-1]) + np.repeat(starts[shards] - (ends - sizes[shards]), sizes[shards])
+    bounds = [0, *ends[window_shards - 1 :: window_shards].tolist(), int(ends[-1])]
+    for begin, end in itertools.pairwise(bounds):
+        draws.shuffle(numbers[begin:end])
+    return numbers
+
+
+def balanced_counts(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """How often each sample comes in an epoch in which every class comes as often as the largest one, int64 [N].
+
+    labels: int64 [N], every class 0 .. max among them. With n samples in a class and m in the largest, each comes m div n
+    times; the r = m mod n that are then missing are the places e * r .. (e + 1) * r of an endless row of permutations of the
+    class. So every sample comes at least once an epoch, and over the first e epochs e * m / n times, rounded up or down.
+    """
+    sizes = np.bincount(labels)
+    most = int(sizes.max())
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
+    counts = np.empty(len(labels), dtype=np.int64)
+    for number, members in enumerate(by_class):
+        each, missing = divmod(most, len(members))
+        before, after = (_times(len(members), missing * end, seed, number) for end in (epoch, epoch + 1))
+        counts[members] = each + after - before
+    return counts
+
+
+def _times(size: int, place: int, seed: int, number: int) -> np.ndarray:
+    """How often each of a class's `size` samples comes before `place` of its endless row, int64 [size]."""
+    cycle, rest = divmod(place, size)
+    times = np.full(size, cycle)
+    if rest:
+        times[generator(seed, "data/balance", step=cycle, index=number).permutation(size)[:rest]] += 1
+    return times
+
+
+def flips(seed: int, first: int, count: int) -> np.ndarray:
+    """Whether positions first .. first + count - 1 are mirrored, bool [count]: a pure function of seed and position."""
+    blocks = range(first // FLIP_BLOCK, (first + count - 1) // FLIP_BLOCK + 1)
+    draws = [generator(seed, "data/flip", index=block).integers(0, 2, FLIP_BLOCK, dtype=bool) for block in blocks]
+    begin = first - blocks.start * FLIP_BLOCK
+    return np.concatenate(draws)[begin : begin + count]
+
+
+class Epochs:
+    """The sample numbers by position: epoch after epoch, each `index.class_counts` long."""
+
+    def __init__(self, index: Index, seed: int, window_shards: int) -> None:
+        self.length = sum(index.class_counts)
+        self._shard_sizes = np.array([shard.samples for shard in index.shards])
+        self._labels = index.labels if index.is_balanced else None
+        self._seed, self._window_shards = seed, window_shards
+        self._orders: dict[int, np.ndarray] = {}
+
+    def numbers(self, first: int, count: int) -> np.ndarray:
+        """The samples at positions first .. first + count - 1, int64 [count]."""
+        pieces = []
+        while count:
+            epoch, place = divmod(first, self.length)
+            piece = self.order(epoch)[place : place + count]
+            pieces.append(piece)
+            first, count = first + len(piece), count - len(piece)
+        return np.concatenate(pieces).astype(np.int64)
+
+    def after(self, position: int) -> Iterator[int]:
+        """The samples that follow a position in its epoch, and then those from the epoch's start up to it."""
+        epoch, place = divmod(position, self.length)
+        yield from map(int, np.roll(self.order(epoch), -place)[1:])
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The sample numbers of an epoch, unsigned integers [length]."""
+        if epoch not in self._orders:
+            if len(self._orders) == _KEPT_EPOCHS:
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = self._computed(epoch)
+        return self._orders[epoch]
+
+    def _computed(self, epoch: int) -> np.ndarray:
+        smallest = np.min_scalar_type(self.length)  # every worker of every rank holds its own
+        if self._labels is None:
+            return order(self._shard_sizes, self._seed, epoch, self._window_shards).astype(smallest)
+        counts = balanced_counts(self._labels, self._seed, epoch)
+        samples = np.repeat(np.arange(len(counts)), counts)
+        starts = np.cumsum(self._shard_sizes) - self._shard_sizes
+        sizes = np.add.reduceat(counts, starts)
+        return samples[order(sizes, self._seed, epoch, self._window_shards)].astype(smallest)

@@ -1,0 +1,333 @@
+"""Files from far away: http(s), hf:// (Hugging Face Hub), s3:// (any S3-compatible store) and, where allowed, pipe: commands.
+
+A file is received in pieces into a local one, and again from where it broke off if the server can do that. Whatever may
+pass (a reset connection, an overloaded server, silence, half a file) is tried again a bounded number of times, each
+time after a longer pause; what will not pass (an absent file, a refused login) ends at once in one sentence.
+
+hf:// goes by the Hub's plain download address, $HF_ENDPOINT and $HF_TOKEN included. s3:// goes through fsspec and s3fs,
+which read the usual environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE. A login belongs
+there, or in ~/.netrc: a recipe is copied into every run folder, and a token in its URLs with it.
+"""
+
+import contextlib
+import hashlib
+import os
+import posixpath
+import random
+import re
+import select
+import shlex
+import subprocess
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import IO
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from pydantic import Field
+
+from bigtrain.errors import UserMistake
+from bigtrain.options import Options
+
+SCHEMES = ("http", "https", "hf", "s3")
+PIPE = "pipe:"
+FIRST_PAUSE_S = 1.0
+"""Before the second attempt; it doubles from attempt to attempt."""
+LONGEST_PAUSE_S = 30.0
+LEAST_BYTES = 2**16
+"""A server that sends less than this within the time-out has stalled, even if a byte comes now and then."""
+PIECE = 2**20
+_S3_PIECE = 2**23
+"""Each piece of an S3 object is a request of its own."""
+_MAY_PASS = frozenset({408, 416, 425, 429, *range(500, 600)})
+Pieces = Generator[tuple[int, bytes], None, None]
+"""(place, bytes): successive pieces of a file, each with its first byte's place in it."""
+_HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
+
+
+class RemoteOptions(Options):
+    """How shards that lie elsewhere are fetched and kept on this machine. No result depends on it."""
+
+    cache: str | None = None
+    """Folder of the fetched shards, best on a disk of the node; $VARIABLES are replaced. null: `shards` in $BIGTRAIN_CACHE,
+    else in the user's cache folder. Several ranks and jobs may share it."""
+    cache_gib: float = Field(default=64.0, gt=0)
+    """What the folder may hold, in GiB; the shards that were not used for longest are removed first."""
+    prefetch_shards: int = Field(default=16, ge=0)
+    """Shards fetched ahead of their first use, in the order of that use; as many as data.window_shards hide all waiting."""
+    retries: int = Field(default=6, ge=0)
+    """Further attempts at a download that broke off, 1, 2, 4 ... seconds apart."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds of silence after which an attempt counts as broken off."""
+    allow_pipe: bool = False
+    """Whether `pipe:COMMAND` may stand for a URL: it runs a program, so allow it only for an index that you trust."""
+
+
+DEFAULTS = RemoteOptions()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an index came from. url: None for a file here; key: the recipe's key that named it, for messages."""
+
+    url: str | None = None
+    key: str = ""
+    options: RemoteOptions = DEFAULTS
+
+
+HERE = Origin()
+
+
+class Interrupted(Exception):
+    """An attempt that broke off, for a reason that may pass; `pause_s`: what the server asks for, None if nothing."""
+
+    def __init__(self, reason: str, pause_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause_s = pause_s
+
+
+class Refused(Exception):
+    """A reason that will not pass."""
+
+
+def is_remote(where: str) -> bool:
+    """Whether `where` is a URL or a pipe rather than a path."""
+    return "://" in where or where.startswith(PIPE)
+
+
+def shown(url: str) -> str:
+    """The URL without a login or a token in it, for messages and logs."""
+    if url.startswith(PIPE):
+        return url
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+
+def check_url(url: str, origin: Origin) -> None:
+    """Raises UserMistake unless the URL is of a kind that can be fetched, and may be."""
+    if url.startswith(PIPE):
+        if not origin.options.allow_pipe:
+            raise UserMistake(
+                f"{origin.key}: {url} would run a program; set data.remote.allow_pipe=true if you trust whoever wrote it"
+            )
+        return
+    if (scheme := url.partition("://")[0].lower()) not in SCHEMES:
+        raise UserMistake(
+            f"{origin.key}: {shown(url)}: {scheme}:// cannot be read; give a path, or one of "
+            f"{', '.join(f'{known}://' for known in SCHEMES)}"
+        )
+    if scheme == "hf" and not _HUB.fullmatch(url):
+        raise UserMistake(f"{origin.key}: {url}: not of the form hf://datasets/OWNER/NAME[@REVISION]/PATH")
+
+
+def beside(index_url: str, name: str) -> str:
+    """The URL of a shard that an index at `index_url` calls `name`: relative to it, or a URL of its own.
+
+    Raises ValueError for a name that can be neither.
+    """
+    if is_remote(name):
+        return name
+    if index_url.startswith(PIPE):
+        raise ValueError(f"{name!r} is relative, but an index from a pipe has no place; its shards need whole URLs")
+    parts = urlsplit(index_url)
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(unquote(parts.path)), name))
+    if name.startswith("/") or "\0" in name or not path.strip("/."):
+        raise ValueError(f"{name!r} is not the name of a shard beside its index")
+    return urlunsplit(parts._replace(path=quote(path) if parts.scheme in ("http", "https") else path))
+
+
+def receive(
+    url: str, file: IO[bytes], origin: Origin, what: str, *, size: int | None = None, sha256: str | None = None
+) -> None:
+    """Completes `file`, open for reading and writing, with what lies at `url`; what it holds already is the beginning.
+
+    Raises UserMistake, which names the key, the URL and the last reason, after data.remote.retries further attempts or
+    at once for what will not pass; OSError if the disk does not take it. The pauses have some jitter, so that not all
+    nodes come back in one moment; it is drawn from the system, and no draw of the experiment.
+    """
+    check_url(url, origin)
+    attempts = origin.options.retries + 1
+    for attempt in range(attempts):
+        try:
+            _attempt(url, file, origin.options.timeout_s, size)
+            _check(file, size, sha256)
+            return
+        except Interrupted as error:
+            reason = str(error)
+            if attempt + 1 < attempts:
+                pause = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.SystemRandom().uniform(0.5, 1.0)
+                time.sleep(max(pause, min(error.pause_s or 0.0, LONGEST_PAUSE_S)))
+        except Refused as error:
+            raise UserMistake(f"{_named(url, origin)}: {what} cannot be fetched: {error}") from None
+    raise UserMistake(
+        f"{_named(url, origin)}: {what} could not be fetched in {attempts} attempt{'s' if attempts > 1 else ''}; the last "
+        f"ended with: {reason}; look at the server, raise data.remote.retries, or copy the shards here and name the copy"
+    )
+
+
+def _named(url: str, origin: Origin) -> str:
+    return f"{origin.key}: {shown(url)}" if origin.key else shown(url)
+
+
+def _attempt(url: str, file: IO[bytes], timeout_s: float, size: int | None) -> None:
+    """Appends to the file until the far side has no more. Raises Interrupted, Refused, or OSError of the local disk."""
+    begin = file.seek(0, os.SEEK_END)
+    if begin == size:  # whoever received it died before it was checked
+        return
+    since, received = time.monotonic(), 0
+    with contextlib.closing(_pieces(url, begin, timeout_s)) as pieces:
+        for place, piece in pieces:
+            if place != file.tell():  # the far side begins anew
+                file.seek(place)
+                file.truncate()
+            if size is not None and place + len(piece) > size:
+                file.truncate(0)
+                raise Interrupted(f"it has more than the {size} bytes that the index says")
+            file.write(piece)
+            received += len(piece)
+            if time.monotonic() - since > timeout_s:
+                if received < LEAST_BYTES:
+                    raise Interrupted(f"only {received} bytes came in {timeout_s:g} s")
+                since, received = time.monotonic(), 0
+
+
+def _check(file: IO[bytes], size: int | None, sha256: str | None) -> None:
+    file.flush()
+    found = file.seek(0, os.SEEK_END)
+    if size is not None and found != size:
+        raise Interrupted(f"{found} bytes came where the index says {size}")
+    if sha256 is not None:
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a binary file it is
+        if digest != sha256:
+            file.truncate(0)
+            raise Interrupted(f"its sha256 is {digest}, not {sha256} as in the index: another or a damaged file")
+
+
+def _pieces(url: str, begin: int, timeout_s: float) -> Pieces:
+    """What lies at the URL from byte `begin` on, or from 0 where the far side can do no other."""
+    if url.startswith(PIPE):
+        return _of_program(url.removeprefix(PIPE), timeout_s)
+    scheme = url.partition("://")[0].lower()
+    if scheme == "s3":
+        return _of_s3(url, begin, timeout_s)
+    headers = {"Accept-Encoding": "identity"}
+    if scheme == "hf":
+        url, login = _on_the_hub(url)
+        headers |= login
+    return _of_http(url, begin, timeout_s, headers)
+
+
+def _on_the_hub(url: str) -> tuple[str, dict[str, str]]:
+    """The plain address of a file on the Hub, and the headers of whoever is logged in."""
+    from huggingface_hub import get_token, hf_hub_url  # here, because local shards need none of this
+
+    match = _HUB.fullmatch(url)
+    assert match is not None, url
+    revision = unquote(match["revision"]) if match["revision"] else None
+    endpoint = os.environ.get("HF_ENDPOINT")
+    address = hf_hub_url(match["repo"], match["file"], repo_type="dataset", revision=revision, endpoint=endpoint)
+    token = get_token()
+    return address, {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _of_http(url: str, begin: int, timeout_s: float, headers: dict[str, str]) -> Pieces:
+    import requests
+    import urllib3
+
+    wanted = headers | ({"Range": f"bytes={begin}-"} if begin else {})
+    try:
+        with requests.get(url, headers=wanted, stream=True, timeout=timeout_s) as response:
+            if response.status_code == 416:  # what is here is no beginning of what is there
+                yield 0, b""
+            if response.status_code not in (200, 206):
+                _raise_for_status(response.status_code, response.reason, response.headers.get("Retry-After", ""))
+            place = _first_byte(response.headers.get("Content-Range", "")) if response.status_code == 206 else 0
+            while piece := response.raw.read1(PIECE):
+                yield place, piece
+                place += len(piece)
+    except requests.exceptions.InvalidURL as error:
+        raise Refused(str(error)) from None
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise Interrupted(_reason(error)) from None
+
+
+def _first_byte(content_range: str) -> int:
+    match = re.match(r"bytes (\d+)-", content_range)
+    if match is None:
+        raise Interrupted(f"HTTP 206 with the range {content_range!r}")
+    return int(match[1])
+
+
+def _raise_for_status(status: int, words: str, retry_after: str) -> None:
+    said = f"HTTP {status} {words}".strip()
+    if status in _MAY_PASS:
+        raise Interrupted(said, float(retry_after) if retry_after.isdecimal() else None)
+    hint = {401: " (is a login missing?)", 403: " (is a login missing?)", 404: " (is the name right?)"}
+    raise Refused(said + hint.get(status, ""))
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in a few words: libraries wrap it many times over."""
+    while (inner := error.__cause__ or error.__context__ or getattr(error, "reason", None)) is not None:
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return f"{type(error).__name__}: {error}"
+
+
+def _of_s3(url: str, begin: int, timeout_s: float) -> Pieces:
+    """Reads with ranged requests. Each has its time-out from botocore; the attempts are counted by `receive` alone."""
+    try:
+        import botocore.exceptions
+        import s3fs
+    except ImportError:
+        raise Refused("s3:// needs the package s3fs: pip install 'bigtrain[s3]'") from None
+    settings = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"max_attempts": 1}}
+    files = s3fs.S3FileSystem(config_kwargs=settings, use_listings_cache=False)
+    files.retries = 1
+    try:
+        with files.open(url, "rb", block_size=_S3_PIECE, cache_type="none") as file:
+            place = begin if begin < file.size else 0
+            while place < file.size:
+                file.seek(place)
+                piece = file.read(min(_S3_PIECE, file.size - place))
+                if not piece:
+                    raise Interrupted(f"S3 gave nothing at byte {place}")
+                yield place, piece
+                place += len(piece)
+    except FileNotFoundError:
+        raise Refused("S3 has no such object (HTTP 404; is the name right?)") from None
+    except (PermissionError, botocore.exceptions.NoCredentialsError) as error:
+        raise Refused(f"S3 refuses it: {error} (is a login missing? see AWS_ACCESS_KEY_ID, AWS_PROFILE)") from None
+    except (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, TimeoutError) as error:
+        raise Interrupted(_reason(error)) from None
+
+
+def _of_program(command: str, timeout_s: float) -> Pieces:
+    """The output of a program, which is run without a shell. It begins at 0 always."""
+    try:
+        words = shlex.split(command)
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    except (OSError, ValueError, IndexError) as error:
+        raise Refused(f"the program cannot be run: {error}") from None
+    place = 0
+    try:
+        assert process.stdout is not None
+        descriptor = process.stdout.fileno()
+        while True:
+            if not select.select([descriptor], [], [], timeout_s)[0]:
+                raise Interrupted(f"the program wrote nothing for {timeout_s:g} s")
+            if not (piece := os.read(descriptor, PIECE)):
+                break
+            yield place, piece
+            place += len(piece)
+        if code := process.wait(timeout_s):
+            raise Interrupted(f"the program ended with exit code {code}")
+    except subprocess.TimeoutExpired:
+        raise Interrupted("the program closed its output but did not end") from None
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()

@@ -1,0 +1,92 @@
+"""The members of a tar, found by its headers alone, and every doubt about it an error: it may come from strangers.
+
+Nothing is ever unpacked to disk, so a member's name is no path; but names that would leave a folder, links and devices
+are no part of an honest set, and are refused.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from typing import IO
+
+from bigtrain.errors import UserMistake
+
+BLOCK = tarfile.BLOCKSIZE
+END_OF_TAR = bytes(2 * BLOCK)
+NOT_COMPRESSED = (
+    "compressed tars cannot be read at random places; unpack it to a plain .tar (pictures are compressed already)"
+)
+TRUNCATED = "the shard is truncated or damaged; copy it here again"
+_COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+_CHUNK = 2**24
+
+
+class _Part(io.RawIOBase):
+    """Bytes begin .. end of a file as a file, for a tar within a tar."""
+
+    def __init__(self, file: IO[bytes], begin: int, end: int) -> None:
+        self._file, self._begin, self._length, self._place = file, begin, end - begin, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + (0, self._place, self._length)[whence]
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._length - self._place, 0)
+        self._file.seek(self._begin + self._place)
+        data = self._file.read(left if size < 0 else min(size, left))
+        self._place += len(data)
+        return data
+
+
+def members(path: object, file: IO[bytes], begin: int, end: int) -> Iterator[tuple[str, int, int]]:
+    """(name, offset in the file, size) of each plain file in the tar at begin .. end of `file`; checks that it is whole.
+
+    Python's tarfile takes an archive that stops between two members, or goes on after its end, for a whole one. Raises
+    UserMistake, which names `path`. Memory does not grow with the number of members.
+    """
+    part = _Part(file, begin, end)
+    if part.read(6).startswith(_COMPRESSED_MAGIC):
+        raise UserMistake(f"{path}: {NOT_COMPRESSED}")
+    part.seek(0)
+    said, after = "its start", 0
+    try:
+        with tarfile.open(fileobj=part, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all that it has seen
+                said, after = f"member {member.name}", member.offset_data + -(-member.size // BLOCK) * BLOCK
+                if member.isdir() or _is_note(member.name):
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise UserMistake(f"{path}: {said} is not a plain file; write it with plain files")
+                if member.name.startswith("/") or ".." in member.name.split("/"):
+                    raise UserMistake(f"{path}: {said} would lie outside of its folder; write it with names below it")
+                yield member.name, begin + member.offset_data, member.size
+    except tarfile.TarError as error:
+        raise UserMistake(f"{path}: after {said}: {error}: {TRUNCATED}") from None
+    _check_end(path, part, said, after)
+
+
+def _check_end(path: object, part: _Part, said: str, after: int) -> None:
+    part.seek(after)
+    if part.read(len(END_OF_TAR)) != END_OF_TAR:
+        raise UserMistake(f"{path}: after {said} there is neither a member nor the archive's end: {TRUNCATED}")
+    while chunk := part.read(_CHUNK):
+        if chunk.count(0) != len(chunk):
+            raise UserMistake(
+                f"{path}: there is more after the archive's end (tars joined by cat?); write it as one archive"
+            )
+
+
+def _is_note(name: str) -> bool:
+    """Names like __index__ are not samples to webdataset."""
+    return "/" not in name and name.startswith("__") and name.endswith("__")

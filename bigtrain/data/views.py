@@ -1,0 +1,72 @@
+"""The same split looked at otherwise: its images made square as they are read, some of its classes, or all equally often.
+
+A view is an index like any other, with sample numbers of its own, so that order, sweeps, class counts and references follow
+without knowing of it. `Index.view` notes what was asked for (JSON: resize, classes, balance), for fingerprints and protocols.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from bigtrain.data.index import Index, Resize, Shard
+from bigtrain.errors import UserMistake
+
+
+def resized(index: Index, image_size: int, how: Resize) -> Index:
+    """The same images, made squares of `image_size` pixels as they are read."""
+    return replace(index, image_size=image_size, view={**index.view, "resize": how})
+
+
+def subset(index: Index, chosen: Sequence[int | str]) -> Index:
+    """The samples of the classes `chosen` (names, or numbers), which are numbered anew in this order.
+
+    Raises UserMistake for a class that there is not, that comes twice, or if none of them has a sample.
+    """
+    numbers = [_class_number(index, word) for word in chosen]
+    if len(set(numbers)) < len(numbers):
+        raise UserMistake(f"a class stands twice in {list(chosen)}; name each once")
+    shards = [_shard_subset(shard, np.array(numbers), len(index.classes)) for shard in index.shards]
+    part = replace(
+        index,
+        classes=tuple(index.classes[number] for number in numbers),
+        shards=tuple(shard for shard in shards if shard.samples),
+        view={**index.view, "classes": numbers},
+    )
+    if part.samples == 0:
+        raise UserMistake(f"{index.path} has no sample of the classes {list(chosen)}")
+    return part
+
+
+def balanced(index: Index) -> Index:
+    """The same samples, but each class comes equally often in an epoch. Raises UserMistake for an empty class."""
+    if 0 in index.class_counts:
+        raise UserMistake(
+            f"{index.path} has no sample of the class {index.classes[index.class_counts.index(0)]!r}, which cannot come as "
+            "often as the others; leave it out by data.classes"
+        )
+    return replace(index, view={**index.view, "balance": True})
+
+
+def _class_number(index: Index, word: int | str) -> int:
+    if isinstance(word, str) and word in index.classes:
+        return index.classes.index(word)
+    if str(word).isdecimal() and int(word) < len(index.classes):
+        return int(word)
+    near = difflib.get_close_matches(str(word), index.classes, n=1)
+    raise UserMistake(
+        f"{index.path} has no class {word!r}{f'; did you mean {near[0]!r}?' if near else ''} (it has "
+        f"{len(index.classes)}, to be given by name or by number from 0)"
+    )
+
+
+def _shard_subset(shard: Shard, numbers: np.ndarray, classes: int) -> Shard:
+    """The samples whose label is among `numbers`, relabelled by their place in it."""
+    new_number = np.full(classes, -1)
+    new_number[numbers] = np.arange(len(numbers))
+    labels = new_number[shard.labels]
+    kept = np.flatnonzero(labels >= 0)
+    members = {name: (offsets[kept], sizes[kept]) for name, (offsets, sizes) in shard.members.items()}
+    keys = tuple(shard.keys[place] for place in kept.tolist())
+    return replace(shard, keys=keys, labels=labels[kept], members=members)

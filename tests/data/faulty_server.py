@@ -1,0 +1,122 @@
+"""A real HTTP server on this machine that serves a folder, and fails, stalls, cuts short and corrupts when asked to."""
+
+import os
+import random
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+FAULTS = ("error", "busy", "reset", "reset in the middle", "stall", "stall in the middle", "truncate", "corrupt")
+Choose = Callable[[str, int], str]
+"""(path, how many requests for it came before) -> one of FAULTS, "absent", "forbidden", or "" for an honest answer."""
+
+
+class FaultyServer(ThreadingHTTPServer):
+    """`requests`: how often each path was asked for; `ranges`: whether it can begin in the middle of a file."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, choose: Choose, ranges: bool) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder, self.choose, self.ranges = folder, choose, ranges
+        self.requests: Counter[str] = Counter()
+        self.bodies: Counter[str] = Counter()
+        self.logins: set[str | None] = set()
+        self.lock, self.closing = threading.Lock(), threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that gave up is nothing to print."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FaultyServer
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0].lstrip("/")
+        with self.server.lock:
+            fault = self.server.choose(path, self.server.requests[path])
+            self.server.requests[path] += 1
+            self.server.logins.add(self.headers.get("Authorization"))
+        file = self.server.folder / path
+        status = {"error": 500, "busy": 503, "absent": 404, "forbidden": 403}.get(fault, 0 if file.is_file() else 404)
+        if status:
+            self.send_error(status)
+        elif fault == "reset":
+            self._reset()
+        elif fault == "stall":
+            self.server.closing.wait(60)
+        else:
+            self._answer(file.read_bytes(), fault, path)
+
+    def _answer(self, data: bytes, fault: str, path: str) -> None:
+        begin = 0
+        asked = self.headers.get("Range")
+        if asked and self.server.ranges:
+            begin = int(asked.removeprefix("bytes=").rstrip("-"))
+            if begin >= len(data):
+                self.send_error(416)
+                return
+        if fault == "corrupt":
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        end = (begin + len(data)) // 2 if "middle" in fault or fault == "truncate" else len(data)
+        self.send_response(206 if begin else 200)
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - begin))
+        self.end_headers()
+        with self.server.lock:
+            self.server.bodies[path] += end - begin
+        self.wfile.write(data[begin:end])
+        self.wfile.flush()
+        if fault == "reset in the middle":
+            self._reset()
+        elif fault == "stall in the middle":
+            self.server.closing.wait(60)
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+
+def honest(path: str, before: int) -> str:
+    return ""
+
+
+def now_and_then(seed: int, share: float = 0.4, most: int = 4) -> Choose:
+    """Faults for a `share` of the requests, never more than `most` in a row for one path; nothing tells a corrupt index."""
+    draws, in_a_row = random.Random(seed), Counter[str]()
+
+    def choose(path: str, before: int) -> str:
+        faults = FAULTS if path.endswith(".tar") else FAULTS[:-1]
+        fault = draws.choice(faults) if draws.random() < share and in_a_row[path] < most else ""
+        in_a_row[path] = in_a_row[path] + 1 if fault else 0
+        return fault
+
+    return choose
+
+
+@contextmanager
+def serving(folder: Path, choose: Choose = honest, *, ranges: bool = True) -> Iterator[FaultyServer]:
+    os.environ["NO_PROXY"] = "127.0.0.1"  # whatever proxy this machine has, it is not for this server
+    server = FaultyServer(folder, choose, ranges)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,60 @@
+"""Making sets of pictures as they are handed out, and reading them back."""
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from bigtrain.data.layouts import list_source
+from bigtrain.data.picture_reader import PictureReader
+from bigtrain.data.shards import ShardOptions, write_shards
+from bigtrain.data.sources import Source
+
+
+def listed(where: Path, layout: str | None = None) -> Source:
+    return list_source(where, layout, quiet=True)
+
+
+def read(source: Source) -> dict[str, list[tuple[str, int, bytes]]]:
+    """(name, label, file's bytes) of every picture, by split."""
+    found = {}
+    for split, pictures in source.splits.items():
+        reader = PictureReader(pictures)
+        found[split] = [(name, label, reader.read(n)) for n, (name, label) in enumerate(pictures)]
+        reader.close()
+    return found
+
+
+def tarred(members: Sequence[tuple[str, bytes]]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+    return file.getvalue()
+
+
+def zip_of(path: Path, members: Sequence[tuple[str, bytes]], packing: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return path
+
+
+def link(header: tarfile.TarInfo) -> None:
+    header.type, header.linkname = tarfile.SYMTYPE, "/etc/passwd"
+
+
+def hard_link(header: tarfile.TarInfo) -> None:
+    header.type, header.linkname = tarfile.LNKTYPE, "/etc/passwd"
+
+
+def device(header: tarfile.TarInfo) -> None:
+    header.type, header.devmajor, header.devminor = tarfile.CHRTYPE, 1, 5
+
+
+def shard(where: Path, out: Path, layout: str | None = None) -> list[Path]:
+    options = ShardOptions(size=None, format="png", samples_per_shard=100)
+    return write_shards(listed(where, layout), out, options, workers=1, quiet=True)
