@@ -21,7 +21,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.stream import DataOptions, Stream, Sweep
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.cache import Cache, Entry, fingerprint
-from bigtrain.evaluation.features import Features, full_float32, pictures
+from bigtrain.evaluation.features import Extracted, Features, full_float32, pictures
 from bigtrain.evaluation.ranks import Progress, Reading, on_main
 from bigtrain.randomness import generator, torch_seed
 
@@ -115,9 +115,10 @@ class Classifier(Features):
             logits = self._network(_normalised(images))
             return logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _extract(self, images: Tensor) -> Extracted:
         network: Any = self._network
-        return network.forward_head(network.forward_features(_normalised(images)), pre_logits=True)
+        features = network.forward_head(network.forward_features(_normalised(images)), pre_logits=True)
+        return Extracted(features, network.get_classifier()(features))
 
 
 def _normalised(images: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ class _Samples:
     def _look(self, start: int, images: Tensor, labels: Tensor) -> None:
         assert images.shape == (len(labels), 3, self._side, self._side), (images.shape, len(labels), self._side)
         if self._features is not None:
-            values = self._features(images)
+            values = self._features(images).features
             self._moments.add(values)
             if self._options.needs("fake_features"):
                 self._kept[start : start + len(values)] = values

@@ -10,6 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,21 @@ def pictures(batch: Batch, device: torch.device) -> Tensor:
     return batch.images.to(device).permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class Extracted:
+    """What a feature network says of n images."""
+
+    features: Tensor
+    """float32 [n, d]."""
+    logits: Tensor | None
+    """float32 [n, k]: of the classes that the network was trained on, before the softmax; None if it has none."""
+
+
 class Features(ABC):
     """A feature network on one device.
 
     name: for people; fingerprint: a hash of the weights and of what is computed with them; dimensions: d;
-    facts: JSON values that belong in the protocol beside these.
+    facts: JSON values that belong in the protocol beside these, such as resize, and classes (k) where it has logits.
     """
 
     name: str
@@ -60,14 +71,14 @@ class Features(ABC):
     device: torch.device
     facts: dict[str, Any]
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [n, 3, H, W] on the device to float32 [n, d], each row a function of its image alone."""
+    def __call__(self, images: Tensor) -> Extracted:
+        """Of images uint8 [n, 3, H, W] on the device; each row is a function of its image alone."""
         assert images.dtype == torch.uint8, f"feature networks take uint8 images, not {images.dtype}"
         with full_float32(self.device):
-            return self._features(images)
+            return self._extract(images)
 
     @abstractmethod
-    def _features(self, images: Tensor) -> Tensor: ...
+    def _extract(self, images: Tensor) -> Extracted: ...
 
     def protocol(self) -> dict[str, Any]:
         """What identifies this network in a result."""
@@ -98,8 +109,8 @@ class TorchScriptFeatures(Features):
         self._network = _load(path, data, device)
         self.dimensions = self._probe(path, image_size)
 
-    def _features(self, images: Tensor) -> Tensor:
-        return self._network(images, return_features=True).float().flatten(1)
+    def _extract(self, images: Tensor) -> Extracted:
+        return Extracted(self._network(images, return_features=True).float().flatten(1), None)
 
     def _probe(self, path: str, image_size: int) -> int:
         """The width of the features of two gray images of the size that will come."""

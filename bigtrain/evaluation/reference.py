@@ -72,7 +72,7 @@ def _sweep(index: Index, features: Features, reading: Reading, limit: int | None
     with Progress(limit or index.samples, f"features of {index.split} images") as progress:
         for numbers, batch in sweep:
             reading.check_stop()
-            take(numbers, features(pictures(batch, features.device)))
+            take(numbers, features(pictures(batch, features.device)).features)
             progress.add(len(numbers))
 
 

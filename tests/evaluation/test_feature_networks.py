@@ -32,7 +32,7 @@ def test_features_are_the_networks_own_in_float32_without_gradients(script):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = torch.jit.load(script)(images(5), return_features=True)
-    values = features(images(5))
+    values = features(images(5)).features
     assert values.dtype == torch.float32
     assert not values.requires_grad
     assert torch.equal(values, expected)
@@ -41,11 +41,11 @@ def test_features_are_the_networks_own_in_float32_without_gradients(script):
 
 def test_features_do_not_depend_on_how_the_run_computes(script):
     features = TorchScriptFeatures(script, 8, CPU)
-    expected = features(images(5))
+    expected = features(images(5)).features
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(features(images(5)), expected)
+            assert torch.equal(features(images(5)).features, expected)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -99,4 +99,4 @@ def test_images_that_the_network_cannot_take_are_the_users_mistake(script):
 def test_a_real_feature_network_loads():
     features = TorchScriptFeatures(str(CIFAR_NETWORK), 32, CPU)
     assert features.dimensions == 192
-    assert features(images(3, 32)).shape == (3, 192)
+    assert features(images(3, 32)).features.shape == (3, 192)
