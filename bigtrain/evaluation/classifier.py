@@ -100,7 +100,8 @@ class Classifier(Features):
         self._network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
         self.name = f"classifier ({role})"
-        self.facts = {"kind": "trained on the data's labels", **facts}
+        classes = network.get_classifier().out_features  # type: ignore[operator]
+        self.facts = {"kind": "trained on the data's labels", "resize": "none", "classes": classes, **facts}
         self.dimensions = int(network.num_features)  # type: ignore[arg-type]
         self.fingerprint = fingerprint(network.state_dict(), [role, type(network).__name__, self.dimensions])
 

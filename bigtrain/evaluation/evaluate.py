@@ -20,7 +20,8 @@ from bigtrain.data.index import Index
 from bigtrain.data.stream import dealt
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.classifier import Classifier, find_classifier, side_of
-from bigtrain.evaluation.features import Features, TorchScriptFeatures
+from bigtrain.evaluation.feature_networks import open_features
+from bigtrain.evaluation.features import Features
 from bigtrain.evaluation.metrics import METRICS, Evidence, EvidenceName, SampleMetricName
 from bigtrain.evaluation.moments import Moments
 from bigtrain.evaluation.ranks import Progress, Reading, Stopped, gather_by_number, on_main, stoppable, together
@@ -55,9 +56,12 @@ class EvaluationOptions(Options):
     samples: int = Field(default=10_000, ge=2)
     """Images to generate."""
     features: str = "classifier"
-    """`classifier`: a small network trained on the spot on the data's labels; or the path of a TorchScript network with
-    the calling convention of the public FID Inception, net(uint8 [n, 3, H, W], return_features=True) -> float [n,
-    d]."""
+    """`classifier`: a small network trained on the spot on the data's labels. `clean`, `legacy_tensorflow`,
+    `legacy_pytorch`: FID's Inception as clean-fid's modes of these names. `timm:MODEL`: a model of timm, such as
+    timm:vit_large_patch14_dinov2.lvd142m for the FD with DINOv2. Or the path of a TorchScript network with the calling
+    convention of the public FID Inception, net(uint8 [n, 3, H, W], return_features=True) -> float [n, d]."""
+    weights: str | None = None
+    """Path of the weights of `clean`, `legacy_*` or `timm:MODEL`; null: from the cache, or fetched."""
     reference: Literal["train", "validation"] = "train"
     """Split that samples are compared with."""
     split: Literal["train", "validation"] = "validation"
@@ -249,9 +253,9 @@ def _find_features(
 ) -> Features:
     if options.features == "classifier":
         return find_classifier(train, validation, "features", reading, device)
-    features = together(lambda: TorchScriptFeatures(options.features, side_of(train), device))
+    features = together(lambda: open_features(options.features, options.weights, side_of(train), device))
     if len(set(world.gather_objects(features.fingerprint))) > 1:
-        raise UserMistake(f"evaluation.features: {options.features} is not the same file on all machines")
+        raise UserMistake(f"evaluation.features: {options.features} is not the same network on all machines")
     return features
 
 

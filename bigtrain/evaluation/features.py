@@ -21,8 +21,8 @@ from bigtrain.data.stream import Batch
 from bigtrain.errors import UserMistake
 
 HOW_TO_CHOOSE = (
-    "give `classifier`, or the path of a TorchScript network with the calling convention of the public FID Inception, "
-    "net(uint8 [n, 3, H, W], return_features=True) -> float [n, d]"
+    "give `classifier`, `clean`, `legacy_tensorflow`, `legacy_pytorch`, `timm:MODEL`, or the path of a TorchScript network "
+    "with the calling convention of the public FID Inception, net(uint8 [n, 3, H, W], return_features=True) -> float [n, d]"
 )
 
 
@@ -105,8 +105,8 @@ class TorchScriptFeatures(Features):
         self.device = device
         self.name = Path(path).name
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        self.facts = {"kind": "TorchScript"}
-        self._network = _load(path, data, device)
+        self.facts = {"kind": "TorchScript", "resize": "the network's own", "classes": None}
+        self._network = load_script(path, data, device)
         self.dimensions = self._probe(path, image_size)
 
     def _extract(self, images: Tensor) -> Extracted:
@@ -134,7 +134,7 @@ class TorchScriptFeatures(Features):
         return shape[1]
 
 
-def _load(path: str, data: bytes, device: torch.device) -> torch.jit.ScriptModule:
+def load_script(path: str, data: bytes, device: torch.device) -> torch.jit.ScriptModule:
     """From the bytes that were hashed: a file that is replaced meanwhile cannot lend its features another's name."""
     try:
         with warnings.catch_warnings():

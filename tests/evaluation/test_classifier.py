@@ -54,8 +54,8 @@ def test_takes_images_of_any_size(side, role):
     network = build_network(role, 7, side)
     made = Classifier(network, role, {}, CPU)
     images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
-    assert made(images).shape == (2, made.dimensions)
-    assert made(images).dtype == torch.float32
+    assert made(images).features.shape == (2, made.dimensions)
+    assert made(images).features.dtype == torch.float32
     assert made.predict(images).shape == (2,)
     assert network(images / 127.5 - 1).shape == (2, 7)
 
@@ -89,7 +89,7 @@ def test_is_trained_once_and_kept(digits, short_training, monkeypatch):
     monkeypatch.setattr(classifier, "measure_accuracy", lambda *_: pytest.fail("measured twice"))
     second = find_classifier(train, validation, "features", READING, CPU)
     images = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(first(images), second(images))
+    assert torch.equal(first(images).features, second(images).features)
     assert first.protocol() == second.protocol()
 
 
