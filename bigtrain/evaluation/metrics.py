@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bigtrain.evaluation.frechet import frechet_distance
 from bigtrain.evaluation.moments import Moments
 
 SampleMetricName = Literal["fid", "recall", "accuracy", "real_fid"]
@@ -18,30 +19,6 @@ EvidenceName = Literal["fake_moments", "fake_features", "recognised", "real_mome
 
 BLOCK_ELEMENTS = 2**23
 """Distances that `recall` holds at a time (64 MB)."""
-
-
-def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the FID of features with these moments (Heusel et al. 2017, eq. 6).
-
-    Means [d], covariances [d, d], symmetric, positive up to rounding; computed in float64 on the CPU.
-
-    With roots C = R R^T the trace of (C1 C2)^(1/2) is the sum of the singular values of R1^T R2. So no square root of
-    the non-symmetric product is taken, whose rounding shows where fewer samples than features make C singular, and
-    nothing becomes complex.
-    """
-    mean1, covariance1, mean2, covariance2 = (
-        moment.to("cpu", torch.float64) for moment in (mean1, covariance1, mean2, covariance2)
-    )
-    overlap = torch.linalg.svdvals(_root(covariance1).T @ _root(covariance2)).sum()
-    distance = (mean1 - mean2).square().sum() + covariance1.trace() + covariance2.trace() - 2 * overlap
-    return float(distance.clamp(min=0))  # equal moments leave rounding of either sign
-
-
-def _root(covariance: Tensor) -> Tensor:
-    """R [d, rank] with R R^T = C; directions whose variance is rounding are dropped."""
-    variances, directions = torch.linalg.eigh(covariance)
-    kept = variances > variances[-1] * len(variances) * torch.finfo(variances.dtype).eps
-    return directions[:, kept] * variances[kept].sqrt()
 
 
 def recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> float:

@@ -15,7 +15,8 @@ from bigtrain.cluster.launch import join_world
 from bigtrain.data.stream import Sweep
 from bigtrain.evaluation.classifier import find_classifier
 from bigtrain.evaluation.features import pictures
-from bigtrain.evaluation.metrics import frechet_distance, recall
+from bigtrain.evaluation.frechet import frechet_distance
+from bigtrain.evaluation.metrics import recall
 from bigtrain.evaluation.ranks import Reading
 from bigtrain.model import find_splits, images_behind, open_model
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from cleanfid.fid import fid_from_feats
 
-from bigtrain.evaluation.metrics import frechet_distance
+from bigtrain.evaluation.frechet import frechet_distance
 from bigtrain.evaluation.moments import Moments
 
 
@@ -29,6 +29,31 @@ def test_equals_clean_fid():
 def test_equals_clean_fid_with_fewer_samples_than_dimensions():
     real, fake = features(1, 40, 64), features(2, 50, 64)
     assert distance(real, fake) == pytest.approx(fid_from_feats(real.numpy(), fake.numpy()), rel=1e-3)
+
+
+def test_a_singular_side_costs_no_precision_in_either_place():
+    """Against the singular values of the product of both roots, which squares nothing."""
+    real, fake = features(1, 600, 48), features(2, 20, 48)
+    first, second = Moments.of(real), Moments.of(fake)
+    roots = []
+    for covariance in (first.covariance(), second.covariance()):
+        variances, directions = torch.linalg.eigh(covariance)
+        roots.append(directions * variances.clamp(min=0).sqrt())
+    overlap = torch.linalg.svdvals(roots[0].T @ roots[1])[:19].sum()
+    traces = first.covariance().trace() + second.covariance().trace()
+    exact = float((first.mean() - second.mean()).square().sum() + traces - 2 * overlap)
+    assert distance(real, fake) == pytest.approx(exact, rel=1e-11)
+    assert distance(fake, real) == pytest.approx(exact, rel=1e-11)
+
+
+def test_a_reference_that_changes_in_place_is_noticed():
+    first, second = Moments.of(features(1, 100, 8)), Moments.of(features(2, 100, 8))
+    reference = second.covariance()
+    frechet_distance(first.mean(), first.covariance(), second.mean(), reference)
+    reference += torch.eye(8)
+    again = frechet_distance(first.mean(), first.covariance(), second.mean(), reference)
+    swapped = frechet_distance(second.mean(), reference, first.mean(), first.covariance())
+    assert again == pytest.approx(swapped, rel=1e-10)
 
 
 def test_features_of_low_rank_are_as_far_apart_as_in_their_own_space():

@@ -1,0 +1,49 @@
+"""The Frechet distance of two Gaussians, exact and fast: no square root of a matrix that is not symmetric is taken."""
+
+import torch
+from torch import Tensor
+
+
+def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the FID of features with these moments (Heusel et al. 2017, eq. 6).
+
+    Means [d], covariances [d, d], symmetric, positive up to rounding; computed in float64 on the CPU. Give the reference
+    second: its root is kept for the next call.
+
+    With a root C2 = R R^T the eigenvalues of C1 C2 are those of the symmetric R^T C1 R, whose square roots are summed. So
+    nothing becomes complex, and where fewer samples than features make a covariance singular, R has fewer columns and the
+    zeros, whose rounding a square root would magnify, are left out.
+    """
+    mean1, covariance1, mean2, covariance2 = (
+        moment.to("cpu", torch.float64) for moment in (mean1, covariance1, mean2, covariance2)
+    )
+    root1, root2 = _root(covariance1), _reference_root(covariance2)
+    if root1.shape[1] < root2.shape[1]:
+        root, other = root1, covariance2
+    else:
+        root, other = root2, covariance1
+    product = root.T @ other @ root
+    overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    distance = (mean1 - mean2).square().sum() + covariance1.trace() + covariance2.trace() - 2 * overlap
+    return float(distance.clamp(min=0))  # equal moments leave rounding of either sign
+
+
+_kept: list[tuple[Tensor, Tensor]] = []
+"""(covariance, root) of the last reference: a run evaluates against one, again and again."""
+
+
+def _reference_root(covariance: Tensor) -> Tensor:
+    if not _kept or not torch.equal(_kept[0][0], covariance):
+        _kept[:] = [(covariance.clone(), _root(covariance))]
+    return _kept[0][1]
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """R [d, rank] with R R^T = C: Cholesky's, or where C is singular, that of the directions whose variance is not
+    rounding."""
+    triangle, failed = torch.linalg.cholesky_ex(covariance)
+    if not failed:
+        return triangle
+    variances, directions = torch.linalg.eigh(covariance)
+    kept = variances > variances[-1] * len(variances) * torch.finfo(variances.dtype).eps
+    return directions[:, kept] * variances[kept].sqrt()
