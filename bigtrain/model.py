@@ -217,18 +217,28 @@ def images_behind(index: Index) -> Index:
     return views.subset(images, index.view["classes"]) if "classes" in index.view else images
 
 
-def open_model(path: Path, device: torch.device, *, weights: str | None = None, overrides: Sequence[str] = ()) -> Model:
-    """Opens a run folder (its newest whole checkpoint) or an export; every rank calls it and opens the same.
+def open_model(
+    path: Path,
+    device: torch.device,
+    *,
+    weights: str | None = None,
+    which: str = "newest",
+    overrides: Sequence[str] = (),
+) -> Model:
+    """Opens a run folder or an export; every rank calls it and opens the same.
 
     `weights`: "ema", "raw" or the name of a further average; None: a run's main averages, or those that an export holds.
-    Raises UserMistake if the folder is neither, or has no checkpoint yet.
+    `which`: a run's checkpoint: "newest" (the newest whole one), "best" (train.keep_best) or a step. Raises UserMistake if
+    the folder is neither, or has no such checkpoint.
     """
     if not (path / "recipe.yaml").is_file():
         raise UserMistake(f"{path}: is neither a run folder nor an export (it has no recipe.yaml)")
     recipe = load_recipe(path / "recipe.yaml", overrides)
     if (path / "model_index.json").is_file():
+        if which != "newest":
+            raise UserMistake(f"--checkpoint: {path} is an export, which has no checkpoints")
         return _open_export(path, recipe, device, weights)
-    return _open_run(path, recipe, device, weights or "ema")
+    return _open_run(path, recipe, device, weights or "ema", which)
 
 
 def make_family(recipe: Recipe, problem: Problem) -> Family:
@@ -262,14 +272,12 @@ def follow_others(family: Family, device: torch.device, roles: Sequence[str] | N
     family.follow(trained)
 
 
-def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str) -> Model:
-    newest = world.on_main(lambda: checkpoint.newest_whole_path(path / "checkpoints"))
-    if newest is None:
-        raise UserMistake(f"{path}: has no checkpoint yet; train further, or lower train.save_every")
+def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, which: str) -> Model:
+    chosen = world.on_main(lambda: checkpoint.chosen_path(path / "checkpoints", which))
     if weights not in ("ema", "raw", *recipe.ema.further):
         there = ", ".join(["ema", "raw", *recipe.ema.further])
         raise UserMistake(f"--weights: {path} has no average {weights!r}; there are {there}")
-    saved = checkpoint.opened(newest)
+    saved = checkpoint.opened(chosen)
     family = make_family(recipe, Problem.of(saved.state["data"]))
     group = {"ema": "average", "raw": "weights"}.get(weights, f"average_{weights}")
     networks: dict[str, nn.Module] = {}

@@ -17,6 +17,7 @@ from bigtrain.evaluation.evaluate import HELD_OUT, EvaluationOptions, evaluate
 from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction
 from bigtrain.evaluation.ranks import Reading, Stopped, gather_rows, stoppable, together
 from bigtrain.families.family import Capability, Family
+from bigtrain.judging import in_training
 from bigtrain.model import Model, Sampler, follow_others, images_behind
 from bigtrain.pictures import save_grid, to_uint8
 from bigtrain.recipe import Recipe
@@ -149,7 +150,7 @@ def observers_of(
     if recipe.train.evaluate_every is not None:
         check_metrics(family, recipe.evaluation, validation)
         samples = any(metric not in HELD_OUT for metric in recipe.evaluation.chosen(family.capabilities))
-        observers["evaluate"] = EvaluationObserver(family, folder, recipe, train, validation, device)
+        observers["evaluate"] = EvaluationObserver(family, folder, in_training(recipe), train, validation, device)
     if recipe.train.sample_every is not None:
         if "sample" in family.capabilities:
             samples = True

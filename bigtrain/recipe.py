@@ -29,6 +29,8 @@ MAY_CHANGE = (
     "train.sample_every",
     "train.save_every",
     "train.evaluate_every",
+    "train.evaluate_samples",
+    "train.alarm_ratio",
     "train.keep",
     "train.profile",
     "data.workers",

@@ -21,6 +21,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--weights", help="averaged weights (ema), a run's own (raw), or the name of a further average; default: ema"
     )
+    parser.add_argument(
+        "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args(argv)
     for override in arguments.overrides:
@@ -31,7 +34,13 @@ def main(argv: Sequence[str]) -> None:
             )
 
     device = join_world()
-    model = open_model(arguments.what, device, weights=arguments.weights, overrides=arguments.overrides)
+    model = open_model(
+        arguments.what,
+        device,
+        weights=arguments.weights,
+        which=arguments.checkpoint,
+        overrides=arguments.overrides,
+    )
     recipe = model.recipe
     train, validation = find_splits(recipe.data)
     model.check_data(train, "data.train")

@@ -19,10 +19,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--weights", default="ema", help="averaged weights (ema), the run's own (raw), or the name of a further average"
     )
+    parser.add_argument(
+        "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
+    )
     arguments = parser.parse_args(argv)
     if (arguments.run / "model_index.json").exists():
         raise UserMistake(f"{arguments.run}: is an export already; give the run folder")
-    model = open_model(arguments.run, torch.device("cpu"), weights=arguments.weights)
+    model = open_model(arguments.run, torch.device("cpu"), weights=arguments.weights, which=arguments.checkpoint)
     follow_others(model.family, model.device)
     ways = export(
         arguments.out,

@@ -36,6 +36,9 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--per-class", type=int, default=8, help="samples of each class (8)")
     parser.add_argument("--seed", type=int, default=0, help="keys every draw (0)")
     parser.add_argument("--weights", help="averaged weights (ema), a run's own (raw), or the name of a further average")
+    parser.add_argument(
+        "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="samples drawn at a time (64)")
     parser.add_argument(
         "--candidates",
@@ -63,7 +66,9 @@ def main(argv: Sequence[str]) -> None:
     if asks_help and not places:
         parser_of().parse_args(argv)
     known = parser_of().parse_known_args([word for word in argv if word not in asks_help])[0]
-    model = open_model(Path(places[0]) if places else known.what, join_world(), weights=known.weights)
+    model = open_model(
+        Path(places[0]) if places else known.what, join_world(), weights=known.weights, which=known.checkpoint
+    )
     arguments = parser_of(model.family.sampling_class).parse_args(argv)
     if arguments.out is None and arguments.npz is None:
         raise UserMistake("give --out FILE.png, --out FOLDER or --npz FILE: there is nowhere to put the samples")

@@ -16,6 +16,7 @@ from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.slurm import ask_for_requeue
 from bigtrain.doors import Signalled, door, is_first, open_run, say
 from bigtrain.families.family import Problem
+from bigtrain.judging import best_of
 from bigtrain.model import find_splits, make_family
 from bigtrain.observers import observers_of
 from bigtrain.plan import Cluster, plan
@@ -54,6 +55,7 @@ def train(recipe: Recipe) -> str | None:
     images, validation = find_splits(recipe.data)
     family = make_family(recipe, Problem.of(describe(images)))
     folder = open_run(recipe)
+    best = best_of(family, recipe, folder)
     observers = observers_of(family, folder, recipe, images, validation, device)
     trainer = Trainer(
         family,
@@ -66,6 +68,7 @@ def train(recipe: Recipe) -> str | None:
         engine=recipe.engine,
         device=device,
         observers=observers,
+        best=best,
     )
     say(f"run folder: {folder.path}")
     signal = trainer.run()

@@ -23,8 +23,9 @@ ALLOWED = {
     "pipelines": BOTTOM | {"families"},
     "recipe": BOTTOM | MIDDLE | {"families"},
     "doors": BOTTOM | MIDDLE | {"families", "recipe"},
+    "judging": BOTTOM | MIDDLE | {"families", "recipe"},
     "model": BOTTOM | MIDDLE | {"families", "recipe"},
-    "observers": BOTTOM | MIDDLE | {"families", "recipe", "model"},
+    "observers": BOTTOM | MIDDLE | {"families", "recipe", "model", "judging"},
     "plan": BOTTOM | MIDDLE | {"families", "recipe", "model"},
 }
 

@@ -32,7 +32,7 @@ from bigtrain.networks.biggan import (
     latent_size,
     orthogonal_penalty,
 )
-from bigtrain.networks.normalisation import standing_statistics
+from bigtrain.networks.normalisation import largest_singular_value, standing_statistics
 from bigtrain.options import Options
 from bigtrain.randomness import Draws
 
@@ -98,6 +98,24 @@ LOSSES = {
 }
 
 
+def _generator_spectrum(generator: Any) -> dict[str, Tensor]:
+    """Largest singular values before normalisation: the first layers' are those that explode at collapse, while most
+    others stay well-behaved (Brock et al. 2019, section 4.1)."""
+    return {
+        "singular_value/linear": generator.linear.noted_sigma,
+        "singular_value/first_block": generator.blocks[0].conv1.noted_sigma,
+        "singular_value/largest": largest_singular_value(generator),
+    }
+
+
+def _discriminator_spectrum(discriminator: Any) -> dict[str, Tensor]:
+    """The discriminator's grow through training and jump at collapse, in all layers (Brock et al. 2019, section 4.2)."""
+    return {
+        "singular_value/first_block": discriminator.blocks[0].conv1.noted_sigma,
+        "singular_value/largest": largest_singular_value(discriminator),
+    }
+
+
 class GAN(Family, kind="gan"):
     """Players: generator (averaged), discriminator. Phases: discriminator x n, generator x 1."""
 
@@ -120,13 +138,20 @@ class GAN(Family, kind="gan"):
         }
         self._discriminator_loss, self._generator_loss = LOSSES[options.loss]
         self.phases = [
-            Phase("discriminator", "discriminator", self.discriminator_loss, repeats=options.discriminator_steps),
+            Phase(
+                "discriminator",
+                "discriminator",
+                self.discriminator_loss,
+                repeats=options.discriminator_steps,
+                reports=_discriminator_spectrum,
+            ),
             Phase(
                 "generator",
                 "generator",
                 self.generator_loss,
                 reads_data=False,
                 weight_penalty=self._orthogonal_penalty if options.orthogonal_regularisation else None,
+                reports=_generator_spectrum,
             ),
         ]
 

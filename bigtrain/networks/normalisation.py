@@ -49,6 +49,8 @@ class SpectralNorm(StatisticsModule):
     weight: Tensor
     u: Tensor
     noted_u: Tensor
+    noted_sigma: Tensor
+    """The last sigma of a recording training forward, to be reported."""
     spectral_norm_eps: float
 
     def _start_power_iteration(self, eps: float) -> None:
@@ -58,6 +60,7 @@ class SpectralNorm(StatisticsModule):
         self.register_buffer("u", u)
         # NaN says that nothing has been noted: zero would not do, as a unit vector may well hold zeros.
         self.register_buffer("noted_u", torch.full_like(u, torch.nan), persistent=False)
+        self.register_buffer("noted_sigma", torch.full_like(u[0], torch.nan), persistent=False)
 
     def normalised_weight(self) -> Tensor:
         """W / sigma, in the shape and dtype of `weight`."""
@@ -73,6 +76,7 @@ class SpectralNorm(StatisticsModule):
             sigma = torch.linalg.vector_norm(stretched)
             if self.training and self.recording:
                 self.noted_u.copy_(F.normalize(stretched.detach(), dim=0, eps=self.spectral_norm_eps))
+                self.noted_sigma.copy_(sigma.detach())
             return weight * sigma.reciprocal()
 
     def commit(self, finite: Tensor) -> None:
@@ -115,6 +119,11 @@ class SNEmbedding(SpectralNorm, nn.Embedding):
     def forward(self, index: Tensor) -> Tensor:
         """int64 [n] -> [n, size]."""
         return F.embedding(index, self.normalised_weight())
+
+
+def largest_singular_value(network: nn.Module) -> Tensor:
+    """Of all spectrally normalised weights in the last recording forward, a scalar; a NaN among them stays one."""
+    return torch.stack([m.noted_sigma for m in network.modules() if isinstance(m, SpectralNorm)]).amax()
 
 
 # ------------------------------------------------------------------------------------------------------- batch norm

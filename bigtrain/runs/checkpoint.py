@@ -29,6 +29,8 @@ from bigtrain.runs import atomic
 
 FORMAT = 1
 _NAME = "step_{step:08d}"
+BEST = "best.json"
+"""Beside the checkpoints: which of them were the best so far (runs/best.py)."""
 
 
 class Checkpoint:
@@ -136,6 +138,28 @@ def newest_whole_path(folder: Path) -> Path | None:
     return newest.path if newest is not None else None
 
 
+def chosen_path(folder: Path, which: str) -> Path:
+    """The whole checkpoint that a user asks for: "newest", "best" or a step. Raises UserMistake if there is none."""
+    if which == "newest":
+        newest = newest_whole_path(folder)
+        if newest is None:
+            raise UserMistake(f"{folder.parent}: has no checkpoint yet; train further, or lower train.save_every")
+        return newest
+    if which == "best":
+        path = best_path(folder)
+        if path is None:
+            raise UserMistake(f"--checkpoint best: {folder.parent} keeps no best checkpoint; train.keep_best=fid does")
+    elif which.isdecimal():
+        path = folder / _NAME.format(step=int(which))
+    else:
+        raise UserMistake(f"--checkpoint: {which!r} is neither newest, best nor a step")
+    try:
+        return Checkpoint(path).path
+    except ValueError as error:
+        there = ", ".join(str(int(found.name.removeprefix("step_"))) for found in listed(folder))
+        raise UserMistake(f"--checkpoint {which}: {path}: {error}; there are checkpoints of step {there}") from error
+
+
 def opened(path: Path) -> Checkpoint:
     """The checkpoint that the main rank found whole; raises OneRanksMistake where this rank's file system differs."""
     try:
@@ -155,14 +179,26 @@ def clean(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def best_path(folder: Path) -> Path | None:
+    """The checkpoint that the run keeps as its best (train.keep_best), not verified; None if it keeps none."""
+    try:
+        content = json.loads((folder / BEST).read_bytes())
+    except FileNotFoundError:
+        return None
+    paths = [folder / _NAME.format(step=record["step"]) for record in content["records"] if content["kept"]]
+    return next((path for path in reversed(paths) if path.is_dir()), None)
+
+
 def keep_newest(folder: Path, step: int, keep: int) -> None:
-    """Deletes all but the newest `keep`, once the checkpoint of `step` is whole.
+    """Deletes all but the newest `keep` and the best, once the checkpoint of `step` is whole.
 
     Later ones were damaged, or the run would have gone on from them: they go too, and do not count.
     """
     until = [path for path in listed(folder) if int(path.name.removeprefix("step_")) <= step]
+    best = best_path(folder)
     for path in [*until[:-keep], *(path for path in listed(folder) if path not in until)]:
-        discard(path)
+        if path != best:
+            discard(path)
 
 
 def discard(path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bigtrain.errors import UserMistake
 from bigtrain.runs import atomic
@@ -22,7 +23,7 @@ class Tracker:
         self._steps = steps
         self._live = sys.stderr.isatty()
 
-    def row(self, values: Mapping[str, float]) -> None:
+    def row(self, values: Mapping[str, Any]) -> None:
         """One logged step: a JSON object on a line of its own, and the same values for TensorBoard."""
         try:
             self._file.write(json.dumps(dict(values)) + "\n")
@@ -54,6 +55,11 @@ class Tracker:
     def say(self, text: str) -> None:
         """A message that stays."""
         print(f"\r\x1b[K{text}" if self._live else text, file=sys.stderr, flush=True)
+
+    def warn(self, step: int, text: str) -> None:
+        """A warning that stays on stderr, and in metrics.jsonl as a line of its own."""
+        self.say(f"warning: step {step}: {text}")
+        self.row({"step": step, "warning": text})
 
     def close(self) -> None:
         if self._live:

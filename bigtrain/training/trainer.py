@@ -24,7 +24,9 @@ from bigtrain.families.family import Family, Microbatch, Phase, build_network
 from bigtrain.options import Options
 from bigtrain.randomness import Draws, torch_seed
 from bigtrain.runs import checkpoint
+from bigtrain.runs.best import Best
 from bigtrain.runs.folder import RunFolder
+from bigtrain.training.alarm import SpectrumAlarm
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.cost import flops_of_all_ranks
 from bigtrain.training.engine import (
@@ -67,6 +69,14 @@ class TrainOptions(Options):
     """Newest checkpoints that are kept; two at least, so that a damaged one has one before it."""
     evaluate_every: int | None = Field(default=None, gt=0)
     """Steps between evaluations of the averaged weights; null: none."""
+    evaluate_samples: int | None = Field(default=None, ge=2)
+    """Samples of those evaluations; null: evaluation.samples. Fewer are cheaper, and compare with equally few only."""
+    keep_best: str | None = None
+    """Metric of those evaluations (fid, accuracy, bits_per_dim, ...) whose best checkpoint is kept beside the newest; doors
+    take it as --checkpoint best. null: none."""
+    alarm_ratio: float | None = Field(default=2.0, gt=1)
+    """Warn when that metric (fid, if keep_best is null) is so many times worse than its best, or the largest singular value of
+    a spectrally normalised weight so many times what it was in the last rows; null: never."""
     nonfinite_updates: int = Field(default=0, ge=0)
     """Updates with a non-finite loss or gradient that are skipped, in the whole run, before it stops."""
     profile: ProfileOptions | None = None
@@ -106,14 +116,16 @@ class Trainer:
         engine: EngineOptions,
         device: torch.device,
         observers: Mapping[str, Observer],
+        best: Best | None = None,
     ) -> None:
-        """`observers`: by what runs them: "sample" (train.sample_every) and "evaluate" (train.evaluate_every)."""
+        """`observers`: by what runs them: "sample" (train.sample_every) and "evaluate" (train.evaluate_every). `best`: judges
+        what the latter measures."""
         check_batch(train, world.size())
         check_strategy(family, engine)
         configure_kernels(train.deterministic)
         self.family, self.index, self.folder = family, index, folder
         self.seed, self.data, self.train, self.device = seed, data, train, device
-        self.observers = observers
+        self.observers, self.best = observers, best
         self.watchdog = Watchdog(engine.hang_timeout_s, peers_of_world())
         self.ema, self.engine = ema, engine
         self.networks = {name: place(build_network(family, name, seed), device, engine) for name in family.players}
@@ -153,7 +165,10 @@ class Trainer:
         stream = self._open_stream()
         tracker = None
         if world.is_main():
+            if self.best is not None:
+                self.best.cut_back(self.step)
             tracker = Tracker(self.folder.metrics, self.folder.tensorboard, step=self.step, steps=self.train.steps)
+            self._alarm = SpectrumAlarm(self.train.alarm_ratio, self.folder.metrics)
         self._batches = iter(stream)
         self._interval = Interval(self.step)
         signal = None
@@ -325,6 +340,16 @@ class Trainer:
                     tracker.say(
                         f"step {self.step}: " + "  ".join(f"{key} {value:.4g}" for key, value in values.items())
                     )
+                if name == "evaluate" and self.best is not None:
+                    self._judge(self.best, values, tracker, saved=only_missing or self._due(self.train.save_every))
+
+    def _judge(self, best: Best, values: Mapping[str, float], tracker: Tracker | None, saved: bool) -> None:
+        """Keeps the weights of the best evaluation so far, and warns of one that is far worse."""
+        verdict = world.on_main(partial(best.judge, self.step, values))
+        if tracker is not None and verdict.warning is not None:
+            tracker.warn(self.step, verdict.warning)
+        if verdict.best and not saved:
+            self._save(tracker)
 
     def averaged_networks(self) -> dict[str, nn.Module]:
         """What the family samples with: the main average of each player that has one, else the network itself."""
@@ -353,6 +378,8 @@ class Trainer:
         self._wait_s = 0.0
         if tracker is not None:
             tracker.row(row)
+            for warning in self._alarm.look(row):
+                tracker.warn(self.step, warning)
             tracker.line(row, eta_s=(self.train.steps - self.step) * seconds / max(steps, 1))
 
     def _stop_if_diverged(self) -> None:

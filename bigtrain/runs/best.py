@@ -1,0 +1,78 @@
+"""Which of a run's checkpoints is best by one metric, and when that metric says that the run goes wrong.
+
+`checkpoints/best.json` holds every evaluation that was better than all before it. The last of them whose checkpoint is there
+is the best one: `checkpoint.keep_newest` spares it, and doors find it. A kill at any moment leaves the one before.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigtrain.runs import atomic
+from bigtrain.runs.checkpoint import BEST
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one evaluation. `best`: its weights are to be kept; `warning`: what a user should look at, or None."""
+
+    best: bool = False
+    warning: str | None = None
+
+
+class Best:
+    """The record of one metric. Called on the main rank alone."""
+
+    def __init__(self, folder: Path, metric: str, *, higher: bool, kept: bool, alarm_ratio: float | None) -> None:
+        """`folder`: of the checkpoints; `metric`: its name among an evaluation's values; `higher`: whether more is better;
+        `kept`: whether the best checkpoint outlives train.keep; `alarm_ratio`: warn when the metric is so many times worse
+        than its best; None: never."""
+        self._path = folder / BEST
+        self._metric, self._higher, self._kept, self._alarm_ratio = metric, higher, kept, alarm_ratio
+
+    def judge(self, step: int, values: Mapping[str, float]) -> Verdict:
+        """Of the evaluation of `step`; written down before the checkpoint is, and worth nothing until that is there."""
+        value = values.get(self._metric)
+        if value is None:  # the evaluation was interrupted
+            return Verdict()
+        earlier = [record for record in self._records() if record["step"] < step]
+        if not math.isfinite(value):
+            return Verdict(warning=f"{self._metric} is {value}")
+        if not earlier or (value > earlier[-1]["value"] if self._higher else value < earlier[-1]["value"]):
+            self._write([*earlier, {"step": step, "value": value}])
+            return Verdict(best=self._kept)
+        return Verdict(warning=self._alarm(value, earlier[-1]))
+
+    def cut_back(self, step: int) -> None:
+        """Forgets what came after `step`: a run that goes on from there will evaluate it again."""
+        records = self._records()
+        kept = [record for record in records if record["step"] <= step]
+        if self._path.exists():
+            self._write(kept)
+
+    def _alarm(self, value: float, best: Mapping[str, Any]) -> str | None:
+        ratio = self._alarm_ratio
+        if ratio is None or best["value"] <= 0:
+            return None
+        worse = value < best["value"] / ratio if self._higher else value > best["value"] * ratio
+        if not worse:
+            return None
+        return (
+            f"{self._metric} is {value:.4g}, and was {best['value']:.4g} at step {best['step']}: the run may have collapsed; "
+            "look at its samples, and go back to an earlier checkpoint if they are bad"
+        )
+
+    def _records(self) -> list[dict[str, Any]]:
+        try:
+            content = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return []
+        return content["records"] if content["metric"] == self._metric else []
+
+    def _write(self, records: list[dict[str, Any]]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"metric": self._metric, "kept": self._kept, "records": records}
+        atomic.write_json(self._path, content)

@@ -1,0 +1,105 @@
+"""A run keeps the checkpoint of its best evaluation, warns of a bad one, and doors find the best."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bigtrain.data.stream import find_index
+from bigtrain.errors import UserMistake
+from bigtrain.families.family import Problem, find_family
+from bigtrain.judging import best_of, in_training
+from bigtrain.model import open_model
+from bigtrain.recipe import Recipe, load_recipe
+from bigtrain.runs import atomic, checkpoint
+from bigtrain.runs.folder import RunFolder
+from bigtrain.training.trainer import Trainer, describe
+from tests.runs_of import FAMILIES, write_recipe
+
+CPU = torch.device("cpu")
+FIDS = {2: 50.0, 4: 20.0, 6: 30.0, 8: 41.0, 10: 25.0}
+
+
+class Scripted:
+    """An evaluation whose results are known beforehand."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def has(self, step):
+        return step in self.seen
+
+    def observe(self, step, networks, should_stop):
+        self.seen.append(step)
+        return {"fid": FIDS[step]}
+
+
+def recipe_of(folder: Path, **train) -> Recipe:
+    train = {"steps": 10, "log_every": 5, "save_every": 5, "evaluate_every": 2, "keep_best": "fid"} | train
+    return load_recipe(write_recipe(folder, FAMILIES["toy"], **train))
+
+
+def trainer_of(recipe: Recipe) -> Trainer:
+    index = find_index("digits", "train", 16)
+    family = find_family("toy")(recipe.family, Problem.of(describe(index)))
+    folder = RunFolder(recipe.folder)
+    folder.make()
+    atomic.write_bytes(folder.recipe, recipe.to_yaml().encode())
+    return Trainer(
+        family, index, folder, seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema, engine=recipe.engine,
+        device=CPU, observers={"evaluate": Scripted()}, best=best_of(family, recipe, folder),
+    )  # fmt: skip
+
+
+def test_the_best_checkpoint_outlives_the_newest_and_a_bad_evaluation_is_warned_of(tmp_path, capsys):
+    trainer = trainer_of(recipe_of(tmp_path))
+    assert trainer.run() is None
+    steps = [int(path.name.removeprefix("step_")) for path in checkpoint.listed(trainer.folder.checkpoints)]
+    assert steps == [4, 5, 10]
+    assert open_model(trainer.folder.path, CPU, which="best").provenance["step"] == 4
+    assert open_model(trainer.folder.path, CPU).provenance["step"] == 10
+    assert open_model(trainer.folder.path, CPU, which="5").provenance["step"] == 5
+    rows = [json.loads(line) for line in trainer.folder.metrics.read_text().splitlines()]
+    warnings = [row for row in rows if "warning" in row]
+    assert [row["step"] for row in warnings] == [8]
+    assert "fid is 41, and was 20 at step 4" in warnings[0]["warning"]
+    assert "warning: step 8: fid is 41" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_from_before_its_best_finds_it_again(tmp_path):
+    whole = trainer_of(recipe_of(tmp_path / "whole"))
+    whole.run()
+    cut = trainer_of(recipe_of(tmp_path / "cut"))
+    cut.run()
+    for path in checkpoint.listed(cut.folder.checkpoints):
+        if path.name != "step_00000004":
+            checkpoint.discard(path)
+    checkpoint.discard(cut.folder.checkpoints / "step_00000004")
+    resumed = trainer_of(recipe_of(tmp_path / "cut"))
+    resumed.run()
+    for name in ("step_00000004", "step_00000010"):
+        (one, other) = (checkpoint.Checkpoint(t.folder.checkpoints / name).tensors("maker") for t in (whole, resumed))
+        assert all(torch.equal(one["average"][key], other["average"][key]) for key in one["average"])
+    assert checkpoint.best_path(resumed.folder.checkpoints).name == "step_00000004"
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"keep_best": "fidd"}, r"train\.keep_best: fidd is not measured.*choose one of fid, recall, accuracy"),
+        ({"keep_best": "bits_per_dim"}, r"train\.keep_best: bits_per_dim is not measured"),
+        ({"evaluate_every": None}, r"train\.keep_best: nothing is evaluated in training; set train\.evaluate_every"),
+    ],
+)
+def test_a_metric_that_cannot_decide_is_the_users_mistake(tmp_path, train, message):
+    with pytest.raises(UserMistake, match=message):
+        trainer_of(recipe_of(tmp_path, **train))
+
+
+def test_evaluations_in_training_may_be_smaller(tmp_path):
+    recipe = recipe_of(tmp_path, evaluate_samples=16)
+    assert recipe.evaluation.samples == 64
+    assert in_training(recipe).evaluation.samples == 16
+    with pytest.raises(UserMistake, match=r"train\.evaluate_samples: .*recall needs more samples"):
+        in_training(recipe_of(tmp_path / "few", evaluate_samples=3))
