@@ -37,7 +37,7 @@ STATE_DICT = Published(
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
-PIECE_ON_CPU = 16
+PIECE_ON_CPU = 8
 """Images that a CPU resizes and looks at together: more would leave its caches, and gain nothing."""
 
 

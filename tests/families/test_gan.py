@@ -4,6 +4,7 @@ import torch
 from bigtrain.families.family import Microbatch, Problem, build_network
 from bigtrain.families.gan import GAN, GANOptions, GANSamplingOptions, latents, non_saturating_generator
 from bigtrain.networks.biggan import orthogonal_penalty
+from bigtrain.networks.statistics import commit, set_recording
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws
 from tests.runs_of import FAMILIES
@@ -102,3 +103,22 @@ def test_interpolation_walks_in_equal_steps_from_one_latent_to_another() -> None
     torch.testing.assert_close(steps, steps[:1].expand(4, 4))
     assert not torch.allclose(z[4], z[5])
     assert torch.equal(latents(Draws(0), [7], 4, GANSamplingOptions(interpolate=5)), z[7:8])
+
+
+def test_the_reported_singular_values_are_those_of_the_first_layers() -> None:
+    gan = family()
+    networks = networks_of(gan)
+    for phase, loss in zip(gan.phases, (gan.discriminator_loss, gan.generator_loss), strict=True):
+        network = networks[phase.player]
+        set_recording(network, True)
+        for _ in range(60):
+            with torch.no_grad():
+                loss(networks, microbatch())
+            commit(network, torch.tensor(True))
+        set_recording(network, False)
+        reports = phase.reports(network)
+        first = network.blocks[0].conv1.weight.detach().flatten(1)
+        assert float(reports["singular_value/first_block"]) == pytest.approx(
+            float(torch.linalg.matrix_norm(first, 2)), rel=0.02
+        )
+        assert reports["singular_value/largest"] >= reports["singular_value/first_block"]

@@ -1,0 +1,164 @@
+"""Everything of a FID but its network, beside clean-fid and torch-fidelity.
+
+    python tests/benchmarks/evaluation_speed.py FOLDER [ROUNDS]      FOLDER/CLASS/*.jpg, of 32 pixels: CIFAR-10's test split
+    python tests/benchmarks/evaluation_speed.py distances [ROUNDS]   the Frechet distance beside scipy's square root
+
+All sides look at the same pictures: they decode, resize as the protocol demands, and make means and covariances of 2048
+numbers a picture, which a network that costs nothing takes from the pixels. Ours reads shards of the same files. In turns
+within one process; prints the ratio of the times of each round (above 1: ours is faster).
+"""
+
+import shutil
+import statistics as stats
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from cleanfid import fid
+from scipy import linalg
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch_fidelity.datasets import ImagesPathDataset
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+from bigtrain.cluster.launch import join_world
+from bigtrain.data.index import Index
+from bigtrain.data.stream import Sweep
+from bigtrain.evaluation import frechet
+from bigtrain.evaluation.frechet import frechet_distance
+from bigtrain.evaluation.inception import MODES, PIECE_ON_CPU, SIDE
+from bigtrain.evaluation.moments import Moments
+from bigtrain.evaluation.resize import resize
+from launch.shard import main as shard
+
+FEATURES = 2048
+PICTURES = 2000
+DIMENSIONS = 2048
+
+
+def no_network(images: Tensor) -> Tensor:
+    """2048 of the pixels that a network would see."""
+    return images[:, :, ::11, ::11].flatten(1)[:, :FEATURES]
+
+
+def ours(index: Index, mode: str, workers: int) -> float:
+    """Decoding, resize, moments; what remains of them is the trace of the covariance."""
+    rows = MODES[mode].resize(32, SIDE).float()
+    moments = Moments(FEATURES)
+    for _, batch in Sweep(index, rank=0, world=1, batch=100, workers=workers, limit=PICTURES):
+        pieces = batch.images.permute(0, 3, 1, 2).split(PIECE_ON_CPU)
+        moments.add(torch.cat([no_network(resize(piece.float(), rows, rows, 0.0, 255.0)) for piece in pieces]))
+    return float(moments.covariance().trace())
+
+
+def clean_fids(files: list[str], mode: str, workers: int) -> float:
+    features = fid.get_files_features(
+        files, no_network, num_workers=workers, batch_size=100, device=torch.device("cpu"), mode=mode, verbose=False
+    )
+    return float(np.trace(np.cov(features, rowvar=False)))
+
+
+def torch_fidelitys(files: list[str], workers: int) -> float:
+    found = []
+    for batch in DataLoader(ImagesPathDataset(files), batch_size=100, num_workers=workers):
+        found.append(
+            no_network(interpolate_bilinear_2d_like_tensorflow1x(batch.float(), (SIDE, SIDE), align_corners=False))
+        )
+    return float(np.trace(np.cov(torch.cat(found).numpy(), rowvar=False)))
+
+
+def compare(what: str, mine: Callable[[], float], theirs: Callable[[], float], rounds: int) -> None:
+    pairs = [(timed(mine), timed(theirs)) for _ in range(rounds)]
+    ratios = [their[0] / own[0] for own, their in pairs]
+    (own, trace), (other, their_trace) = pairs[-1]
+    assert abs(trace / their_trace - 1) < 1e-3, "they did not look at the same pictures in the same way"
+    print(
+        f"{what}: {stats.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f}); "
+        f"ours {PICTURES / own:.0f} pictures/s, theirs {PICTURES / other:.0f}",
+        flush=True,
+    )
+
+
+def gaussian(seed: int, count: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(DIMENSIONS, DIMENSIONS, generator=torch.Generator().manual_seed(9)) / DIMENSIONS**0.5
+    moments = Moments.of(torch.relu(torch.randn(count, DIMENSIONS, generator=generator) @ mixing + 0.01 * seed))
+    return moments.mean(), moments.covariance()
+
+
+def scipys(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
+    (mean1, covariance1), (mean2, covariance2) = ((m.numpy(), c.numpy()) for m, c in (first, second))
+    root = linalg.sqrtm(covariance1 @ covariance2)
+    return float(np.square(mean1 - mean2).sum() + np.trace(covariance1 + covariance2 - 2 * root.real))
+
+
+def copied(folder: Path, into: Path) -> Path:
+    """PICTURES of the folder's files, from all classes alike, as ROOT/test/CLASS/NAME."""
+    files = sorted(folder.glob("*/*.jpg"))
+    for file in files[:: len(files) // PICTURES][:PICTURES]:
+        place = into / "pictures" / "test" / file.parent.name / file.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    return into / "pictures"
+
+
+def passes(folder: Path, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        pictures = copied(folder, Path(temporary))
+        files = [str(path) for path in sorted(pictures.rglob("*.jpg"))]
+        shard([str(pictures), temporary + "/shards"])
+        index = Index.read(Path(temporary) / "shards" / "test.json")
+        print(f"{len(files)} pictures, {torch.get_num_threads()} threads: decode, resize, moments", flush=True)
+        for workers in (0, 2):
+            for mode in ("clean", "legacy_tensorflow"):
+                mine = partial(ours, index, mode, workers)
+                compare(
+                    f"clean-fid, {mode}, {workers} workers", mine, partial(clean_fids, files, mode, workers), rounds
+                )
+            mine = partial(ours, index, "legacy_tensorflow", workers)
+            compare(f"torch-fidelity, {workers} workers", mine, partial(torch_fidelitys, files, workers), rounds)
+
+
+def distances(rounds: int) -> None:
+    reference = gaussian(2, 4 * DIMENSIONS)
+    for count in (4 * DIMENSIONS, 1000):
+        samples = gaussian(1, count)
+        times: list[tuple[float, ...]] = []
+        for _ in range(rounds):
+            frechet._kept.clear()
+            found = [timed(partial(frechet_distance, *samples, *reference)) for _ in range(2)]
+            found.append(timed(partial(scipys, samples, reference)))
+            times.append(tuple(seconds for seconds, _ in found))
+        print(
+            f"{count} and {4 * DIMENSIONS} vectors of {DIMENSIONS}: ours {found[0][1]:.9g}, scipy's sqrtm {found[2][1]:.9g}"
+        )
+        for what, column in (("a new reference", 0), ("the same one again", 1)):
+            ratios = [row[2] / row[column] for row in times]
+            own, other = stats.median(row[column] for row in times), stats.median(row[2] for row in times)
+            print(
+                f"  {what}: {stats.median(ratios):.1f} times as fast ({min(ratios):.1f} to {max(ratios):.1f}); "
+                f"ours {own:.2f} s, scipy's {other:.2f} s",
+                flush=True,
+            )
+
+
+def timed(work: Callable[[], float]) -> tuple[float, float]:
+    begin = time.perf_counter()
+    result = work()
+    return time.perf_counter() - begin, result
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    join_world()  # as a door does: threads, and what glibc does with freed memory
+    if sys.argv[1] == "distances":
+        distances(rounds)
+    else:
+        passes(Path(sys.argv[1]), rounds)
