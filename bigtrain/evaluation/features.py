@@ -42,6 +42,18 @@ def full_float32(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(matmul)
 
 
+@contextmanager
+def building() -> Iterator[None]:
+    """A network is built in float32, and what it draws for weights that are then replaced is not the run's to miss."""
+    dtype = torch.get_default_dtype()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_default_dtype(torch.float32)
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 def pictures(batch: Batch, device: torch.device) -> Tensor:
     """The batch's images as feature networks take them: uint8 [n, 3, H, W] on the device, not flipped."""
     assert batch.images is not None, "features are those of images, and this split holds codes"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.features import Extracted, Features, load_script
+from bigtrain.evaluation.features import Extracted, Features, building, load_script
 from bigtrain.evaluation.resize import Weights, pil_bicubic, resize, tensorflow1_bilinear, torch_bilinear
 from bigtrain.evaluation.weights import Published, published_file
 
@@ -112,7 +112,8 @@ def _load(path: Path, data: bytes, device: torch.device) -> tuple[Callable[[Tens
             script: Any = load_script(str(path), data, device)
             return script.layers, script.output.weight.detach()
         state = safetensors.torch.load(data) if path.suffix == ".safetensors" else _state_dict(data)
-        network = build_inception()
+        with building():
+            network = build_inception()
         network.load_state_dict(state)
     except (AttributeError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

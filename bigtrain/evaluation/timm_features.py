@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.features import Extracted, Features
+from bigtrain.evaluation.features import Extracted, Features, building
 from bigtrain.evaluation.resize import pil_bicubic, pil_bilinear, resize_in_8_bits
 from bigtrain.evaluation.weights import existing
 
@@ -38,7 +38,8 @@ class TimmFeatures(Features):
 
         full_name, hub = _published(model)
         path = existing(weights) if weights is not None else _from_hub(full_name, hub)
-        self._network, config = _build(full_name, path)
+        with building():
+            self._network, config = _build(full_name, path)
         self._network = self._network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self._preprocessing = Preprocessing(config, device)
         classifier = self._network.get_classifier()

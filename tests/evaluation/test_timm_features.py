@@ -69,6 +69,22 @@ def test_preprocessing_is_timms_transform(size, crop):
     assert (ours - expected).abs().mean() < 2e-3
 
 
+def test_a_float64_run_keeps_its_randomness_and_gets_the_same_features(tmp_path):
+    saved(SMALL, tmp_path / "small.safetensors")
+    path = str(tmp_path / "small.safetensors")
+    expected = TimmFeatures(SMALL, path, CPU)(images(1)).features
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = TimmFeatures(SMALL, path, CPU)(images(1)).features
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found, expected)
+
+
 def test_an_unknown_model_names_its_neighbours():
     with pytest.raises(UserMistake, match=r"no weights for a model 'resnet5O'; did you mean .*resnet"):
         TimmFeatures("resnet5O", None, CPU)
