@@ -5,6 +5,9 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 
+BLOCKS = 8
+"""Blocks of rows in which outer products are added up: 56 % of the work of the whole square."""
+
 
 class Moments:
     """The count, the sum and the sum of outer products of feature vectors, in float64.
@@ -34,14 +37,23 @@ class Moments:
 
     def tensors(self) -> dict[str, Tensor]:
         """What has been added up, float64 on the CPU: count [], total [d], outer [d, d]."""
-        return {"count": self._count.cpu(), "total": self._total.cpu(), "outer": self._outer.cpu()}
+        return {"count": self._count.cpu(), "total": self._total.cpu(), "outer": self._symmetric().cpu()}
 
     def add(self, features: Tensor) -> None:
         """Counts features [n, d] of any float type. Waits for nothing: on a GPU this only queues work."""
         values = features.to(torch.float64)
         self._count += len(values)
         self._total += values.sum(0)
-        self._outer.addmm_(values.T, values)
+        # Row blocks from the diagonal on: what lies below it is the same again (`_symmetric`).
+        block = max(1, -(-len(self._total) // BLOCKS))
+        for start in range(0, len(self._total), block):
+            rows = values[:, start : start + block]
+            self._outer[start : start + block, start:].addmm_(rows.T, values[:, start:])
+
+    def _symmetric(self) -> Tensor:
+        """The sum of outer products, from its upper triangle."""
+        upper = self._outer.triu()
+        return upper + upper.triu(1).T
 
     def reduce(self) -> None:
         """Adds up over ranks, in place; every rank then has the same moments. Ranks' counts may differ."""
@@ -58,7 +70,7 @@ class Moments:
 
     def finite(self) -> bool:
         """Whether every feature so far was finite: a float64 sum of float32 values cannot overflow."""
-        return bool(self._outer.isfinite().all())
+        return bool(self._symmetric().isfinite().all())
 
     def mean(self) -> Tensor:
         """float64 [d]."""
@@ -68,4 +80,4 @@ class Moments:
         """float64 [d, d], unbiased (over count - 1), as numpy.cov. Needs a count of at least 2."""
         assert self.count >= 2, f"a covariance needs 2 feature vectors, not {self.count}"
         mean = self.mean()
-        return (self._outer - self._count * torch.outer(mean, mean)) / (self._count - 1)
+        return (self._symmetric() - self._count * torch.outer(mean, mean)) / (self._count - 1)
