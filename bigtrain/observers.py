@@ -13,15 +13,18 @@ from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.data.stream import Sweep, to_images
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.evaluate import HELD_OUT, EvaluationOptions, evaluate
-from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction
-from bigtrain.evaluation.ranks import Reading, Stopped, gather_rows, stoppable, together
+from bigtrain.evaluation.evaluate import RealData, evaluate
+from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction, measure_rfid
+from bigtrain.evaluation.images import Drawn
+from bigtrain.evaluation.measured import Measured
+from bigtrain.evaluation.metrics import METRICS
+from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
+from bigtrain.evaluation.ranks import Reading, Stopped, gather_rows
 from bigtrain.families.family import Capability, Family
 from bigtrain.judging import in_training
 from bigtrain.model import Model, Sampler, follow_others, images_behind
 from bigtrain.pictures import save_grid, to_uint8
 from bigtrain.recipe import Recipe
-from bigtrain.runs import atomic
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.trainer import Observer
 
@@ -48,17 +51,9 @@ class SampleObserver:
         rows = min(GRID_CLASSES, len(problem.classes)) if "by_class" in self.family.capabilities else GRID_CLASSES
         labels = torch.arange(rows).repeat_interleave(GRID_PER_CLASS) % len(problem.classes)
         share = range(len(labels) * world.rank() // world.size(), len(labels) * (world.rank() + 1) // world.size())
-
-        def draw() -> torch.Tensor:
-            if not share:
-                return torch.empty(0, 3, problem.image_size, problem.image_size, dtype=torch.uint8, device=self.device)
-            return sampler.draw(share, labels[share.start : share.stop])
-
-        try:
-            with stoppable(should_stop):
-                images = together(draw)
-        except Stopped:
-            return {}  # the run that goes on makes up for it
+        images = torch.empty(0, 3, problem.image_size, problem.image_size, dtype=torch.uint8, device=self.device)
+        if share:
+            images = sampler.draw(share, labels[share.start : share.stop])
         drawn = gather_rows(images)
         if drawn is not None:
             save_grid(self.folder.samples(step), drawn, GRID_PER_CLASS)
@@ -124,11 +119,11 @@ class EvaluationObserver:
     ) -> Mapping[str, float]:
         provenance = {"step": step, "weights": "ema", "data": self.family.problem.to_json()}
         model = Model(self.family, networks, self.recipe, provenance, self.device)
-        result = evaluate_model(model, self.train, self.validation, should_stop)
-        if result is None:
+        measured = evaluate_model(model, self.train, self.validation, should_stop)
+        if measured is None:
             return {}
-        write_evaluation(self.folder.path, step, result)
-        return {name: value for name, value in result.items() if isinstance(value, float)}
+        write_evaluation(self.folder.path, step, measured)
+        return {name: value for name, value in measured.result.items() if isinstance(value, float)}
 
 
 def observers_of(
@@ -168,7 +163,7 @@ def check_metrics(family: Family, options: EvaluationOptions, validation: Index 
     """Raises UserMistake for a metric that needs what the family cannot do, or data that are not there."""
     for metric in options.chosen(family.capabilities):
         needed: list[Capability] = [HELD_OUT[metric]] if metric in HELD_OUT else ["sample"]
-        needed += ["by_class"] if metric == "accuracy" else []
+        needed += ["by_class"] if metric in METRICS and "labels" in METRICS[metric].fake else []
         for capability in needed:
             if capability not in family.capabilities:
                 raise UserMistake(f"evaluation.metrics: {metric} cannot be measured: {family.why_not(capability)}")
@@ -181,49 +176,59 @@ def check_metrics(family: Family, options: EvaluationOptions, validation: Index 
 
 
 def evaluate_model(
-    model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool] = lambda: False
-) -> dict[str, Any] | None:
+    model: Model,
+    train: Index,
+    validation: Index | None,
+    should_stop: Callable[[], bool] = lambda: False,
+    *,
+    keep_moments: bool = False,
+) -> Measured | None:
     """The recipe's metrics of a model, as JSON with the protocol in it; called on every rank. None if stopped."""
-    check_metrics(model.family, model.recipe.evaluation, validation)
-    try:
-        return _evaluated(model, train, validation, should_stop)
-    except Stopped:
-        return None
-
-
-def _evaluated(model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """`evaluate_model`, or Stopped."""
     family, options = model.family, model.recipe.evaluation
+    check_metrics(family, options, validation)
     chosen = options.chosen(family.capabilities)
+    of_samples = [metric for metric in chosen if metric in METRICS]
     facts = {"weights": model.provenance["weights"], "step": model.provenance["step"]}
     result: dict[str, Any] = {}
-    if any(metric not in HELD_OUT for metric in chosen):
-        sampler = model.sampler(
-            options.seed, selection=model.selection(options.candidates, options.classifier, should_stop)
-        )
+    picture, moments = None, None
+    if of_samples or keep_moments:
+        sampler = model.sampler(options.seed, selection=model.selection(options.candidates, options.classifier))
+        problem = family.problem
+        images = Drawn(sampler.draw, sampler.labels_of, options.samples, problem.classes, problem.image_size)
         measured = evaluate(
-            sampler.draw,
-            sampler.labels_of,
-            images_behind(train),
-            images_behind(validation) if validation is not None else None,
+            images,
+            RealData.of(options, images_behind(train), images_behind(validation) if validation is not None else None),
+            of_samples,
             options,
-            device=model.device,
-            workers=model.recipe.data.workers,
+            model.device,
+            reading_workers(model),
             protocol=sampler.protocol() | facts,
             should_stop=should_stop,
+            keep_moments=keep_moments,
         )
         if measured is None:
-            raise Stopped
-        facts = measured.pop("protocol")
+            return None
+        facts, picture, moments = measured.result.pop("protocol"), measured.picture, measured.moments
         name = family.sampling_name(sampler.sampling)
         # What is measured on real images alone has nothing to do with the way of sampling.
-        result = {f"{key}_{name}" if name and key != "real_fid" else key: value for key, value in measured.items()}
-    for metric in chosen:
-        if metric in HELD_OUT:
-            values, protocol = _measure_held_out(metric, model, train, validation, should_stop)
-            result |= values
-            facts[metric] = protocol
-    return {"step": model.provenance["step"]} | result | {"protocol": facts}
+        result = {
+            f"{key}_{name}" if name and key != "real_fid" else key: value for key, value in measured.result.items()
+        }
+    try:
+        for metric in chosen:
+            if metric in HELD_OUT:
+                values, protocol = _measure_held_out(metric, model, train, validation, should_stop)
+                result |= values
+                facts[metric] = protocol
+    except Stopped:
+        return None
+    return Measured({"step": model.provenance["step"]} | result | {"protocol": facts}, picture, moments)
+
+
+def reading_workers(model: Model) -> int:
+    """Processes per rank that read images for an evaluation."""
+    asked = model.recipe.evaluation.workers
+    return model.recipe.data.workers if asked is None else asked
 
 
 def _measure_held_out(
@@ -233,9 +238,13 @@ def _measure_held_out(
     options = model.recipe.evaluation
     split = train if options.split == "train" else validation
     assert split is not None, "check_metrics has seen to it"
-    reading = Reading(options.batch_size, model.recipe.data.workers, should_stop)
+    reading = Reading(options.batch_size, reading_workers(model), should_stop)
     samples = min(options.split_samples or split.samples, split.samples)
     protocol: dict[str, Any] = {"split": options.split, "samples": samples, "fingerprint": split.fingerprint}
+    if metric == "rfid":
+        real = images_behind(train), images_behind(validation) if validation is not None else None
+        values, facts = measure_rfid(model.reconstruct, split, *real, options, model.device, reading)
+        return values, protocol | facts
     if metric == "reconstruction":
         return measure_reconstruction(model.reconstruct, split, options.split_samples, model.device, reading), protocol
     protocol["dimensions"] = model.family.dimensions
@@ -246,11 +255,13 @@ def _measure_held_out(
     ), protocol
 
 
-def write_evaluation(folder: Path, step: int, result: Mapping[str, Any]) -> Path:
-    """Writes FOLDER/evaluations/step_N.json on the main rank, or step_N_HASH.json where another protocol's result stands.
+def write_evaluation(folder: Path, step: int, measured: Measured) -> Path:
+    """Writes FOLDER/evaluations/step_N.json on the main rank, or step_N_HASH.json where another protocol's result stands,
+    and its picture beside it.
 
     Raises UserMistake where the disk does not take it.
     """
+    result = measured.result
 
     def write() -> Path:
         path = RunFolder(folder).evaluation(step)
@@ -259,9 +270,9 @@ def write_evaluation(folder: Path, step: int, result: Mapping[str, Any]) -> Path
             if path.exists() and json.loads(path.read_bytes())["protocol"] != result["protocol"]:
                 protocol = json.dumps(result["protocol"], sort_keys=True)
                 path = path.with_stem(f"{path.stem}_{hashlib.sha256(protocol.encode()).hexdigest()[:8]}")
-            atomic.write_json(path, dict(result))
         except OSError as error:
             raise UserMistake(f"{path}: cannot write the evaluation ({error.strerror})") from error
+        measured.write(path)
         return path
 
     return world.on_main(write)

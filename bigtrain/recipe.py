@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from bigtrain.data.stream import DataOptions
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.evaluate import EvaluationOptions
+from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.family import find_family
 from bigtrain.options import Options
 from bigtrain.training.averaging import EmaOptions
@@ -95,6 +95,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if isinstance(run, dict):
         run.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem).lstrip("._-") or "run")
     return _checked(content, str(path), overrides)
+
+
+class _Evaluation(Options):
+    """What may be said of an evaluation where there is no recipe."""
+
+    evaluation: EvaluationOptions = EvaluationOptions()
+
+
+def evaluation_options(overrides: Sequence[str]) -> EvaluationOptions:
+    """The defaults under `evaluation.key=value`, for images that no run made. Raises UserMistake."""
+    content: dict[str, Any] = {}
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return _Evaluation.model_validate(content).evaluation
+    except ValidationError as error:
+        overridden = {override.partition("=")[0] for override in overrides}
+        sentences = (_sentence(_Evaluation, item, "command line", overridden) for item in error.errors())
+        raise UserMistake("; ".join(sentences)) from None
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

@@ -1,38 +1,74 @@
-"""Evaluates a run or an export: accelerate launch launch/evaluate.py WHAT [section.key=value ...]
+"""Evaluates a run, an export, or images from anywhere, on all ranks; the last line of stdout is one JSON object.
 
-Samples, or reads held-out data, on all ranks with the averaged weights. The last line of stdout is one JSON object, the
-protocol in it; it is also written to WHAT/evaluations/. Only evaluation.*, data.* and family.sampling.* may be overridden.
+  accelerate launch launch/evaluate.py RUN [section.key=value ...]
+  accelerate launch launch/evaluate.py samples/ evaluation.reference=real/ evaluation.features=clean
+  python launch/evaluate.py --compare RUN_OR_JSON ...
+
+Of a run or an export the averaged weights are measured, by samples that are drawn or by held-out data; the result is also
+written to WHAT/evaluations/, and evaluation.*, data.* and family.sampling.* may be overridden. Images are a folder
+(searched through), a tar or zip of them, an npz of samples (arr_0), or an index of shards; there only evaluation.* may be.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.doors import door, print_result, say
 from bigtrain.errors import UserMistake
+from bigtrain.evaluation.compare import compare
+from bigtrain.evaluation.from_anywhere import evaluate_images
+from bigtrain.evaluation.measured import Measured
+from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.model import find_splits, open_model
 from bigtrain.observers import evaluate_model, write_evaluation
+from bigtrain.recipe import evaluation_options
 
 
 def main(argv: Sequence[str]) -> None:
+    arguments = _parser().parse_intermixed_args(argv)
+    if arguments.compare is not None:
+        return compare(arguments.compare, arguments.csv, arguments.picture)
+    if arguments.what is None:
+        raise UserMistake("evaluate.py: say what to evaluate, or --compare RUN_OR_JSON ...")
+    if (arguments.what / "recipe.yaml").is_file():
+        return _evaluate_model(arguments)
+    return _evaluate_images(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", metavar="WHAT", type=Path, help="a run folder or an export")
+    parser.add_argument("what", metavar="WHAT", type=Path, nargs="?", help="a run, an export, or images")
     parser.add_argument(
         "--weights", help="averaged weights (ema), a run's own (raw), or the name of a further average; default: ema"
     )
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
     )
+    parser.add_argument("--out", metavar="FILE.json", type=Path, help="write the result here too")
+    parser.add_argument(
+        "--save-moments",
+        metavar="FILE.npz",
+        type=Path,
+        help="write mu and sigma of WHAT's features, as FID tools read them",
+    )
+    parser.add_argument(
+        "--compare", metavar="RUN_OR_JSON", type=Path, nargs="+", help="print a table of evaluations that were made"
+    )
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="write the table of --compare here too")
+    parser.add_argument("--picture", metavar="FILE.png", type=Path, help="draw the table of --compare")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _evaluate_model(arguments: argparse.Namespace) -> None:
     for override in arguments.overrides:
         if not override.startswith(("evaluation.", "data.", "family.sampling.")):
             raise UserMistake(
                 f"command line: {override!r} would change what was trained; an evaluation may override evaluation.*, data.* "
                 "and family.sampling.*"
             )
-
     device = join_world()
     model = open_model(
         arguments.what,
@@ -41,13 +77,41 @@ def main(argv: Sequence[str]) -> None:
         which=arguments.checkpoint,
         overrides=arguments.overrides,
     )
-    recipe = model.recipe
-    train, validation = find_splits(recipe.data)
+    train, validation = find_splits(model.recipe.data)
     model.check_data(train, "data.train")
-    result = evaluate_model(model, train, validation)
-    assert result is not None, "an evaluation that nothing stops has a result"
-    print_result(result)
-    say(f"written to {write_evaluation(arguments.what, model.provenance['step'], result)}")
+    measured = evaluate_model(model, train, validation, keep_moments=arguments.save_moments is not None)
+    assert measured is not None, "an evaluation that nothing stops has a result"
+    _finish(arguments, measured)
+    say(f"written to {write_evaluation(arguments.what, model.provenance['step'], measured)}")
+
+
+def _evaluate_images(arguments: argparse.Namespace) -> None:
+    for override in arguments.overrides:
+        if not override.startswith("evaluation."):
+            raise UserMistake(
+                f"command line: {override!r}: {arguments.what} is neither a run nor an export, so only evaluation.* means "
+                "anything here"
+            )
+    for flag, given in (("--weights", arguments.weights is not None), ("--checkpoint", arguments.checkpoint != "newest")):
+        if given:
+            raise UserMistake(
+                f"{flag}: {arguments.what} is neither a run nor an export, and has no weights; leave it out"
+            )
+    options = evaluation_options(arguments.overrides)
+    keep_moments = arguments.save_moments is not None
+    _finish(arguments, evaluate_images(arguments.what, options, join_world(), keep_moments=keep_moments))
+
+
+def _finish(arguments: argparse.Namespace, measured: Measured) -> None:
+    def write() -> None:
+        if arguments.save_moments is not None:
+            assert measured.moments is not None
+            write_moments(arguments.save_moments, measured.moments, measured.result["protocol"])
+        if arguments.out is not None:
+            measured.write(arguments.out)
+
+    world.on_main(write)
+    print_result(measured.result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an evaluation keeps for the next one, beside the shards that it was computed from.
+"""What an evaluation keeps for the next one, beside the shards that it was computed from, or in the user's cache folder.
 
 An entry is one safetensors file that is whole or not there. Its name is a hash of everything that determines it; its
 header holds that key again and a hash of the contents, so a damaged file is noticed and made again. Nothing is
@@ -44,10 +44,12 @@ def fingerprint(tensors: Mapping[str, Tensor], facts: Any = None) -> str:
 
 
 class Cache:
-    """The entries of one index, in `.bigtrain` beside it, or in the user's cache folder if that is read-only."""
+    """The entries of one index, in `.bigtrain` beside it, or in the user's cache folder if that is read-only or there is no
+    index: nothing is written among images that are not shards."""
 
-    def __init__(self, index: Index) -> None:
-        self._folders = (index.folder / ".bigtrain", cache_folder() / "evaluation")
+    def __init__(self, index: Index | None) -> None:
+        beside = [] if index is None else [index.folder / ".bigtrain"]
+        self._folders = (*beside, cache_folder() / "evaluation")
 
     def read(self, kind: str, key: Mapping[str, Any]) -> Entry | None:
         """The entry, or None if there is none, which a damaged one is too."""

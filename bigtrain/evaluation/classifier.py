@@ -7,6 +7,7 @@ models trained on the same data compare; it is not the published FID of Inceptio
 fingerprint say so.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -216,23 +217,59 @@ def train_classifier(index: Index, role: Role, reading: Reading, device: torch.d
     Leaves torch's generators, its default dtype and its precision as they were.
     """
     training = TRAININGS[role]
-    steps = training.steps(index.samples)
+    with _batches(index, training, reading) as stream:
+        batches = ((pictures(batch, device), batch.labels.to(device)) for batch in stream)
+        return _trained(role, batches, index.samples, len(index.classes), side_of(index), reading, device)
+
+
+def train_on_images(
+    images: Tensor, labels: Tensor, classes: int, role: Role, reading: Reading, device: torch.device
+) -> nn.Module:
+    """The same of images that are at hand: uint8 [n, 3, H, H] and int64 [n], on the CPU."""
+    training = TRAININGS[role]
+    return _trained(
+        role, _shuffled(images, labels, training, device), len(images), classes, images.shape[-1], reading, device
+    )
+
+
+def _shuffled(
+    images: Tensor, labels: Tensor, training: Training, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end, epoch by epoch in an order that is keyed by the epoch; batches straddle epochs."""
+    waiting = torch.empty(0, dtype=torch.int64)
+    for epoch in itertools.count():
+        order = generator(training.seed, "evaluation/images", step=epoch).permutation(len(images))
+        waiting = torch.cat([waiting, torch.from_numpy(order)])
+        while len(waiting) >= training.batch:
+            chosen, waiting = waiting[: training.batch], waiting[training.batch :]
+            yield images[chosen].to(device), labels[chosen].to(device)
+
+
+def _trained(
+    role: Role,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    samples: int,
+    classes: int,
+    side: int,
+    reading: Reading,
+    device: torch.device,
+) -> nn.Module:
+    """A network of a role, trained on batches of images uint8 [n, 3, H, W] and labels int64 [n] on the device."""
+    training = TRAININGS[role]
+    steps = training.steps(samples)
     with _private_randomness(training.seed):
-        network = build_network(role, len(index.classes), side_of(index))
+        network = build_network(role, classes, side)
     network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.lr, total_steps=steps + 1, pct_start=0.2)
-    with (
-        _batches(index, training, reading) as batches,
-        Progress(steps * training.batch, f"training the {role} network") as bar,
-    ):
+    with Progress(steps * training.batch, f"training the {role} network") as bar:
         for step in range(steps):
             reading.check_stop()
-            batch = next(batches)
-            images = _normalised(pictures(batch, device))
+            pixels, labels = next(batches)
+            images = _normalised(pixels)
             with full_float32(device), torch.enable_grad():
                 logits = network(shifted(images, _shifts(training, step, images)))
-                loss = F.cross_entropy(logits, batch.labels.to(device), label_smoothing=training.label_smoothing)
+                loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()

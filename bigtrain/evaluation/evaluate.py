@@ -1,310 +1,450 @@
-"""Evaluation of a model by images: one distributed pass over its samples serves every metric.
+"""Evaluation of images: one distributed pass over them serves every metric.
 
 The protocol goes with the number: a distance means nothing without the features, the number of samples, the reference
 and the way the samples were drawn, so the result carries them, and two results compare when their protocols are equal.
-Images are compared as the uint8 that a user would save, [-1, 1] rounded to 8 bits, at their own size.
+A model's images are compared as the uint8 that a user would save, [-1, 1] rounded to 8 bits, at their own size.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from pydantic import Field, model_validator
+from PIL import Image
 from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
-from bigtrain.data.stream import dealt
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.classifier import Classifier, find_classifier, side_of
+from bigtrain.evaluation.classifier import Classifier, find_classifier, measure_accuracy, side_of, train_on_images
 from bigtrain.evaluation.feature_networks import open_features
 from bigtrain.evaluation.features import Features
-from bigtrain.evaluation.metrics import METRICS, Evidence, EvidenceName, SampleMetricName
-from bigtrain.evaluation.moments import Moments
-from bigtrain.evaluation.ranks import Progress, Reading, Stopped, gather_by_number, on_main, stoppable, together
-from bigtrain.evaluation.reference import check_finite, reference_features, reference_moments
-from bigtrain.options import Options
+from bigtrain.evaluation.images import ImageSet, Relabelled
+from bigtrain.evaluation.measured import Measured
+from bigtrain.evaluation.metrics import (
+    METRICS,
+    Evidence,
+    Need,
+    SampleMetricName,
+    Settings,
+)
+from bigtrain.evaluation.neighbour_picture import neighbour_picture
+from bigtrain.evaluation.options import EvaluationOptions
+from bigtrain.evaluation.ranks import Reading, Stopped, on_main, together
+from bigtrain.evaluation.reference import Reference, open_reference, split_of, survey_reference
+from bigtrain.evaluation.survey import Findings, Survey, Wants, nearest
 
-LEAST_REFERENCE = 4
-"""Images of the smallest reference: a covariance of each half needs two."""
-
-MetricName = SampleMetricName | Literal["bits_per_dim", "reconstruction"]
-HELD_OUT: Mapping[str, Literal["likelihood", "reconstruct"]] = {
-    "bits_per_dim": "likelihood",
-    "reconstruction": "reconstruct",
-}
-"""Metrics of real data, by what a family must be able to do for them; all others need its samples."""
+LEAST_SHARE = 20
+"""Fewer images than a twentieth of the features' dimensions are refused: nearly all of a distance would be bias."""
 
 log = logging.getLogger(__name__)
 
 
-class EvaluationOptions(Options):
-    """What is measured and against what. Larger `samples` lower the bias of a FID: compare only at equal `samples`."""
+@dataclass(frozen=True)
+class RealData:
+    """What there is of real images. `reference`: what samples are compared with, None if with nothing; `train`: whose labels
+    classifiers are trained on; `validation`: images of theirs that were held out; `test`: what a classifier that was trained
+    on samples is tested on."""
 
-    metrics: tuple[MetricName, ...] | None = Field(default=None, min_length=1)
-    """What to measure; null: fid, recall, real_fid and, where classes can be asked for, accuracy of a family that draws
-    images, else what it can.
+    reference: Reference | None
+    train: Index | None
+    validation: Index | None
+    test: Index | None
 
-    fid: of the samples against the whole reference (Heusel et al. 2017). recall: share of the reference that the samples
-    cover (Kynkäänniemi et al. 2019). accuracy: share of the samples in which an independent classifier sees the class
-    that was asked for. real_fid: of real images against other real images, as many as samples: what a perfect model
-    would score at this number (the scale of a fid in features of one's own). bits_per_dim: negative log-likelihood of
-    `split` per dimension, or a bound of it. reconstruction: error of the images of `split` after encoding and decoding."""
-    samples: int = Field(default=10_000, ge=2)
-    """Images to generate."""
-    features: str = "classifier"
-    """`classifier`: a small network trained on the spot on the data's labels. `clean`, `legacy_tensorflow`,
-    `legacy_pytorch`: FID's Inception as clean-fid's modes of these names. `timm:MODEL`: a model of timm, such as
-    timm:vit_large_patch14_dinov2.lvd142m for the FD with DINOv2. Or the path of a TorchScript network with the calling
-    convention of the public FID Inception, net(uint8 [n, 3, H, W], return_features=True) -> float [n, d]."""
-    weights: str | None = None
-    """Path of the weights of `clean`, `legacy_*` or `timm:MODEL`; null: from the cache, or fetched."""
-    reference: Literal["train", "validation"] = "train"
-    """Split that samples are compared with."""
-    split: Literal["train", "validation"] = "validation"
-    """Split that bits_per_dim and reconstruction are measured on."""
-    split_samples: int | None = Field(default=None, gt=0)
-    """Measure them on so many samples of the split, in a fair order; null: on all of it."""
-    likelihood_evaluations: int | None = Field(default=None, ge=2)
-    """Evaluations of the network for each sample's bits_per_dim, where that is a bound that fewer can estimate (diffusion:
-    right in the mean, noisy for each sample); null: all that it takes."""
-    batch_size: int = Field(default=100, gt=0)
-    """Images at a time on each rank; does not change the result."""
-    seed: int = Field(default=0, ge=0)
-    """Keys the samples' noise and labels, whatever run.seed is."""
-    candidates: int = Field(default=1, ge=1)
-    """Rejection sampling: of so many candidates for each sample, the one whose class `classifier` is surest of; 1: none."""
-    classifier: str = "classifier"
-    """What selects among candidates: `classifier`, a network trained on the spot and used for nothing else; or the path of a
-    TorchScript network from uint8 [n, 3, H, W] to logits [n, classes]."""
-    recall_neighbours: int = Field(default=3, ge=1)
-    """The k of recall's k-nearest-neighbour balls."""
-
-    @model_validator(mode="after")
-    def _enough_samples_for_neighbours(self) -> "EvaluationOptions":
-        if "recall" in self.sample_metrics and self.samples <= self.recall_neighbours:
-            raise ValueError(
-                f"evaluation.samples: recall needs more samples than neighbours, not {self.samples} with "
-                f"recall_neighbours={self.recall_neighbours}; raise it, or leave recall out of evaluation.metrics"
+    @classmethod
+    def of(cls, options: EvaluationOptions, train: Index, validation: Index | None) -> "RealData":
+        """Of a model's own data. Raises UserMistake."""
+        if validation is not None and train.classes != validation.classes:
+            raise UserMistake(
+                f"{validation.path} (data.validation) does not have the classes of {train.path} (data.train)"
             )
-        return self
-
-    def chosen(self, capabilities: frozenset[str]) -> tuple[MetricName, ...]:
-        """The metrics to measure of a family with these capabilities."""
-        if self.metrics is not None:
-            return self.metrics
-        if "sample" in capabilities:
-            return tuple(name for name in self.sample_metrics if name != "accuracy" or "by_class" in capabilities)
-        return tuple(name for name, capability in HELD_OUT.items() if capability in capabilities)  # type: ignore[misc]
-
-    @property
-    def sample_metrics(self) -> tuple[SampleMetricName, ...]:
-        """Those of `metrics` that look at samples; all there are if `metrics` is null."""
-        return tuple(name for name in METRICS if self.metrics is None or name in self.metrics)
-
-    def needs(self, evidence: EvidenceName) -> bool:
-        """Whether some chosen metric looks at it."""
-        return any(evidence in METRICS[metric].needs for metric in self.sample_metrics)
-
-    @property
-    def needs_features(self) -> bool:
-        """Whether some chosen metric looks at images through the feature network, not only through the judge."""
-        return any(METRICS[metric].needs - {"recognised"} for metric in self.sample_metrics)
-
-
-Draw = Callable[[np.ndarray, Tensor], Tensor]
-"""Samples of a model: (indices int64 [n], labels int64 [n]) to uint8 [n, 3, H, W], a function of each index and label
-alone (and of options.seed, which the caller keys its noise by), never of the batch or the rank."""
+        if options.reference not in ("train", "validation"):
+            return cls(open_reference(options.reference), train, validation, validation)
+        split = train if options.reference == "train" else validation
+        if split is None:
+            raise UserMistake(
+                "evaluation.reference: validation, but data.validation names no split; give one, or set "
+                "evaluation.reference=train"
+            )
+        return cls(Reference(split_of(split, options.reference)), train, validation, validation)
 
 
 def evaluate(
-    draw: Draw,
-    label_of: Callable[[np.ndarray], Tensor],
-    train: Index,
-    validation: Index | None,
+    images: ImageSet,
+    real: RealData,
+    metrics: Sequence[SampleMetricName],
     options: EvaluationOptions,
     device: torch.device,
     workers: int,
     protocol: Mapping[str, Any],
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any] | None:
-    """Measures `options.sample_metrics`; every rank calls it, and every rank gets the same result.
+    *,
+    keep_moments: bool = False,
+) -> Measured | None:
+    """Measures `metrics` of images; every rank calls it, and every rank gets the same result.
 
-    `label_of` gives the class asked for by sample index, int64 [n]; `workers` is the number of reading processes per
-    rank; `protocol` holds what the caller knows of how the samples are drawn (JSON values). The result is a JSON dict:
-    each metric by name and, under "protocol", all that the numbers depend on, the number of ranks not being among it.
+    `workers` is the number of reading processes per rank; `protocol` holds what the caller knows of how the images were
+    made (JSON values). The result is a JSON dict: each number by name and, under "protocol", all that the numbers depend
+    on, the number of ranks not being among it. `keep_moments`: whether the images' moments are asked for, whatever the metrics.
 
-    None if `should_stop` (asked at every call of a network, on every rank) said so on any rank. Raises UserMistake, on all
-    ranks alike. Networks, generators and precision settings of the run are left as they were.
+    None if `should_stop` (asked between batches, on every rank) said so on any rank. Raises UserMistake, on all ranks
+    alike. Networks, generators and precision settings of the run are left as they were.
     """
     reading = Reading(options.batch_size, workers, should_stop)
-    reference = _reference_split(train, validation, options)
     try:
-        features = _find_features(train, validation, options, reading, device) if options.needs_features else None
-        judge = find_classifier(train, validation, "judge", reading, device) if options.needs("recognised") else None
-        real_moments, real_features = None, None
-        if features is not None:
-            _warn_of_few_samples(options, reference, features)
-            if options.needs("real_moments"):
-                real_moments = reference_moments(reference, features, reading)
-            if options.needs("real_features"):
-                # Twice the samples, so that real_fid can compare as many real images with as many others.
-                real_features = reference_features(reference, features, 2 * options.samples, reading)
-        samples = _Samples(options, features, judge, side_of(reference), device)
-        together(lambda: samples.draw(draw, label_of, reading))
+        return _Evaluation(images, real, metrics, options, device, reading, keep_moments).run(protocol)
     except Stopped:
         return None
-    samples.gather()
-
-    def measure() -> dict[str, Any]:
-        evidence = samples.evidence(real_moments, real_features)
-        result: dict[str, Any] = {metric: METRICS[metric].value(evidence) for metric in options.sample_metrics}
-        result["protocol"] = _protocol(options, reference, features, judge, protocol)
-        return result
-
-    return on_main(measure)
 
 
-class _Samples:
-    """One pass over this rank's samples, and what the metrics need of it."""
+class _Evaluation:
+    """The steps of one evaluation, in order: networks, the real side, the images, what follows from both."""
 
     def __init__(
         self,
+        images: ImageSet,
+        real: RealData,
+        metrics: Sequence[SampleMetricName],
         options: EvaluationOptions,
-        features: Features | None,
-        judge: Classifier | None,
-        side: int,
         device: torch.device,
+        reading: Reading,
+        keep_moments: bool,
     ) -> None:
-        self._options, self._features, self._judge = options, features, judge
-        self._side, self._device = side, device
-        self._indices = dealt(np.arange(options.samples), world.rank(), world.size())
-        self._recognised = torch.zeros((), dtype=torch.float64, device=device)
-        dimensions = features.dimensions if features is not None else 0
-        self._moments = Moments(dimensions, device)
-        kept = len(self._indices) if options.needs("fake_features") else 0
-        self._kept = torch.empty(kept, dimensions, device=device, dtype=torch.float32)
-        self._gathered: Tensor | None = None
+        self.images, self.real, self.metrics, self.options = images, real, metrics, options
+        self.device, self.reading, self.keep_moments = device, reading, keep_moments
+        self._check_reference()
+        self._check_sizes()
+        self.classes = self._agree_on_classes()
+        self.features = self._find_features()
+        self.judge = self._find_judge()
+        if self.features is not None:
+            self._check_counts(self.features)
 
-    def draw(self, draw: Draw, label_of: Callable[[np.ndarray], Tensor], reading: Reading) -> None:
-        """Draws and looks at them, without a collective or a wait for the device."""
-        with Progress(self._options.samples, "samples") as progress, stoppable(reading.should_stop):
-            for start in range(0, len(self._indices), reading.batch):
-                reading.check_stop()
-                indices = self._indices[start : start + reading.batch]
-                labels = label_of(indices).to(self._device)
-                self._look(start, draw(indices, labels).to(self._device), labels)
-                progress.add(len(indices))
+    def _real_images(self) -> ImageSet | None:
+        return None if self.real.reference is None else self.real.reference.images
 
-    def _look(self, start: int, images: Tensor, labels: Tensor) -> None:
-        assert images.shape == (len(labels), 3, self._side, self._side), (images.shape, len(labels), self._side)
-        if self._features is not None:
-            values = self._features(images).features
-            self._moments.add(values)
-            if self._options.needs("fake_features"):
-                self._kept[start : start + len(values)] = values
-        if self._judge is not None:
-            self._recognised += (self._judge.predict(images) == labels).sum()
+    def needs(self, side: Literal["fake", "real"], need: Need) -> bool:
+        """Whether some chosen metric looks at it."""
+        return any(need in getattr(METRICS[metric], side) for metric in self.metrics)
 
-    def gather(self) -> None:
-        """Adds up over ranks. Raises UserMistake, on every rank, if features were not finite."""
-        world.sum_over_ranks(self._recognised)
-        if self._features is not None:
-            self._moments.reduce()
-            assert self._moments.count == self._options.samples, (self._moments.count, self._options.samples)
-            check_finite(self._moments, self._features, "the samples")
-        if self._options.needs("fake_features"):
-            self._gathered = gather_by_number(self._indices, self._kept)
+    # -- before anything is looked at -------------------------------------------------------------------------------
 
-    def evidence(self, real_moments: Moments | None, real_features: Tensor | None) -> Evidence:
-        """On rank 0, once gathered."""
-        return Evidence(
-            neighbours=self._options.recall_neighbours,
-            samples=self._options.samples,
-            fake_moments=self._moments if self._features is not None else None,
-            fake_features=self._gathered,
-            recognised=float(self._recognised) / self._options.samples if self._judge is not None else None,
-            real_moments=real_moments,
-            real_features=real_features,
+    def _check_reference(self) -> None:
+        for metric in self.metrics:
+            needs = METRICS[metric].real
+            if not needs:
+                continue
+            if self.real.reference is None:
+                raise UserMistake(
+                    f"evaluation.reference: {metric} compares images with others; give an index of shards, a folder, a tar or "
+                    "zip, an npz of samples or of moments"
+                )
+            gaussian = self.real.reference.moments
+            there = {"moments"} | ({"features"} if gaussian is not None and gaussian.features is not None else set())
+            if self.real.reference.images is None and not needs <= there:
+                raise UserMistake(
+                    f"evaluation.metrics: {metric} looks at the reference's images, and {gaussian and gaussian.path} holds "
+                    "moments alone; give the images, or set evaluation.metrics=[fid]"
+                )
+
+    def _check_sizes(self) -> None:
+        real = self._real_images()
+        ours, theirs = self.images.size(), None if real is None else real.size()
+        if ours and theirs and ours != theirs and not self.options.any_size:
+            raise UserMistake(
+                f"evaluation.reference: {self.images.name} are {ours[0]} x {ours[1]}, the reference's {theirs[0]} x "
+                f"{theirs[1]}; compare images of one size (python launch/shard.py SOURCE OUT --size {ours[0]}), or let the "
+                "feature network resize each with evaluation.any_size=true"
+            )
+
+    def _agree_on_classes(self) -> tuple[str, ...]:
+        """The names behind all labels; wraps both sides where a metric looks at labels."""
+        labelled = [metric for metric in self.metrics if "labels" in METRICS[metric].fake]
+        reference = self._real_images()
+        if not labelled:
+            return ()
+        classes = self.real.train.classes if self.real.train is not None else (reference and reference.classes)
+        if not classes:
+            raise UserMistake(
+                f"evaluation.metrics: {labelled[0]} needs a reference whose classes have names: an index of shards, or a "
+                "folder laid out as CLASS/*.png; or leave it out"
+            )
+        if self.images.classes != classes:
+            self.images = Relabelled(self.images, classes, labelled[0])
+        if self.needs("real", "labels") and reference is not None and reference.classes != classes:
+            assert self.real.reference is not None
+            relabelled = Reference(Relabelled(reference, classes, labelled[0]), self.real.reference.moments)
+            self.real = replace(self.real, reference=relabelled)
+        return classes
+
+    def _find_features(self) -> Features | None:
+        sides: tuple[Literal["fake", "real"], ...] = ("fake", "real")
+        needed: tuple[Need, ...] = ("moments", "features", "classes", "halves", "logits", "neighbours")
+        if not (self.keep_moments or any(self.needs(side, need) for side in sides for need in needed)):
+            return None
+        size = self.images.size()
+        assert size is not None
+        features = find_features(
+            self.real.train, self.real.validation, self.options, size[0], self.reading, self.device
+        )
+        if self.needs("fake", "logits") and not features.facts.get("classes"):
+            raise UserMistake(
+                f"evaluation.metrics: inception_score needs a network that predicts classes, which {features.name} "
+                "(evaluation.features) does not; choose another, or leave it out"
+            )
+        if self.real.reference is not None and self.real.reference.moments is not None:
+            self.real.reference.moments.check(features)
+        return features
+
+    def _find_judge(self) -> Classifier | None:
+        if not self.needs("fake", "judge") and not self.needs("fake", "images"):
+            return None
+        train = self.real.train
+        if train is None:
+            raise UserMistake(
+                "evaluation.metrics: accuracy and classification_accuracy_score need labelled real images; give the index of "
+                "shards as evaluation.reference, or leave them out"
+            )
+        if self.images.size() != (side_of(train), side_of(train)):
+            raise UserMistake(
+                f"evaluation.metrics: accuracy and classification_accuracy_score need images of the size of {train.path} "
+                f"({side_of(train)} pixels); leave them out"
+            )
+        if self.needs("fake", "images") and self.real.test is None:
+            raise UserMistake(
+                "evaluation.metrics: classification_accuracy_score is tested on held-out images, and data.validation names "
+                "none; give them, or leave it out"
+            )
+        return find_classifier(train, self.real.validation, "judge", self.reading, self.device)
+
+    def _check_counts(self, features: Features) -> None:
+        sides = [(self.images.count, self.images.name)]
+        real = self._real_images()
+        if real is not None:
+            sides.append((real.count, real.name))
+        for count, name in sides:
+            self._check_neighbours(count, name)
+        distances = [metric for metric in self.metrics if METRICS[metric].fake & {"moments", "classes"}]
+        if not distances:
+            return
+        count, name = min(sides)
+        if count < max(2, features.dimensions // LEAST_SHARE):
+            raise UserMistake(
+                f"evaluation.samples: {count} images ({name}) are too few for {distances[0]} in {features.dimensions} feature "
+                f"dimensions: nearly all of it would be bias; take {features.dimensions // LEAST_SHARE} at the very least, and "
+                "more than dimensions for a number that means something"
+            )
+        if world.is_main() and count <= features.dimensions:
+            log.warning(
+                "evaluation.samples: a distance from %d images in %d feature dimensions has a singular covariance and a "
+                "large bias; compare it only with others of this very protocol, or take more samples than dimensions",
+                count,
+                features.dimensions,
+            )
+
+    def _check_neighbours(self, count: int, name: str) -> None:
+        for metrics, key in (
+            ({"precision", "recall"}, "recall_neighbours"),
+            ({"density", "coverage"}, "coverage_neighbours"),
+        ):
+            wanted = metrics.intersection(self.metrics)
+            if wanted and min(count, self.options.stored) <= getattr(self.options, key):
+                raise UserMistake(
+                    f"evaluation.samples: {min(wanted)} needs more images than neighbours, not {count} ({name}) with "
+                    f"evaluation.{key}={getattr(self.options, key)}; take more, or leave it out of evaluation.metrics"
+                )
+
+    # -- the passes -------------------------------------------------------------------------------------------------
+
+    def run(self, protocol: Mapping[str, Any]) -> Measured:
+        real = self._survey_real()
+        found = Survey(self.images, self._wants(), self.features, self.judge, self.options.any_size, self.device).run(
+            self.reading
+        )
+        accuracy = self._score_classification(found) if self.needs("fake", "images") else None
+        neighbours, picture = self._find_neighbours(found) if self.needs("fake", "neighbours") else ([], None)
+
+        def measure() -> dict[str, Any]:
+            evidence = Evidence(
+                settings=self._settings(),
+                samples=self.images.count,
+                fake=found,
+                real=real,
+                real_gaussian=self._real_gaussian(real),
+                classes=self.classes,
+                classification_accuracy=accuracy,
+                neighbours=neighbours,
+            )
+            self._check_class_counts(found, real)
+            result: dict[str, Any] = {}
+            for metric in self.metrics:
+                result |= METRICS[metric].values(evidence)
+            return result | {"protocol": self._protocol(protocol, found, real)}
+
+        return Measured(on_main(measure), picture, found.moments if world.is_main() else None)
+
+    def _settings(self) -> Settings:
+        return Settings(**{name: getattr(self.options, name) for name in Settings.__dataclass_fields__})
+
+    def _survey_real(self) -> Findings:
+        reference = self.real.reference
+        if reference is None or reference.images is None:
+            return self._stored_features(reference)
+        count = reference.images.count
+        stored = min(self.options.stored, self.images.count, count)
+        wants = Wants(
+            moments=self.needs("real", "moments") and reference.moments is None,
+            by_class=len(self.classes) if self.needs("real", "classes") else 0,
+            halves=min(self.images.count, count // 2) if self.needs("real", "halves") else 0,
+            stored=stored if self.needs("real", "features") else 0,
+        )
+        if wants == Wants():
+            return Findings()
+        assert self.features is not None
+        return survey_reference(reference.images, wants, self.features, self.options.any_size, self.reading)
+
+    def _stored_features(self, reference: Reference | None) -> Findings:
+        """Of a reference that is a file of features."""
+        if reference is None or reference.moments is None or reference.moments.features is None:
+            return Findings()
+        return Findings(stored=reference.moments.features[: self.options.stored].float())
+
+    def _wants(self) -> Wants:
+        count = min(self.options.stored, self.images.count)
+        pictured = min(self.options.pictured_samples, self.images.count) if self.needs("fake", "neighbours") else 0
+        return Wants(
+            moments=self.keep_moments or self.needs("fake", "moments"),
+            by_class=len(self.classes) if self.needs("fake", "classes") else 0,
+            stored=count if self.needs("fake", "features") else pictured,
+            images=count if self.needs("fake", "images") else pictured,
+            splits=min(self.options.score_splits, self.images.count) if self.needs("fake", "logits") else 0,
+            recognised=self.needs("fake", "judge"),
+            digest=self.images.hashed,
         )
 
+    def _real_gaussian(self, real: Findings) -> tuple[Tensor, Tensor] | None:
+        if self.real.reference is not None and self.real.reference.moments is not None:
+            return self.real.reference.moments.mean, self.real.reference.moments.covariance
+        return None if real.moments is None else (real.moments.mean(), real.moments.covariance())
 
-def _reference_split(train: Index, validation: Index | None, options: EvaluationOptions) -> Index:
-    reference = train if options.reference == "train" else validation
-    if reference is None:
-        raise UserMistake(
-            "evaluation.reference: validation, but data.validation names no split; give one, or set "
-            "evaluation.reference=train"
+    def _check_class_counts(self, found: Findings, real: Findings) -> None:
+        for name, moments in ((self.images.name, found.by_class), ("the reference", real.by_class)):
+            few = [self.classes[number] for number, one in enumerate(moments) if one.count < 2]
+            if few:
+                raise UserMistake(
+                    f"evaluation.metrics: intra_fid needs 2 images of each class, and {name} have fewer of {few[0]!r}; take "
+                    "more samples, or leave it out"
+                )
+
+    def _score_classification(self, found: Findings) -> float:
+        """The held-out accuracy of a classifier trained on the samples, by rank 0."""
+
+        def score() -> float:
+            assert found.images is not None
+            assert found.image_labels is not None
+            assert self.real.test is not None
+            network = train_on_images(
+                found.images, found.image_labels, len(self.classes), "judge", self.reading, self.device
+            )
+            return measure_accuracy(Classifier(network, "judge", {}, self.device), self.real.test, self.reading)
+
+        return on_main(score)
+
+    def _find_neighbours(self, found: Findings) -> tuple[list[dict[str, Any]], Image.Image | None]:
+        """For the pictured samples the reference's nearest images, whole on rank 0."""
+        reference = self._real_images()
+        assert reference is not None
+        assert self.features is not None
+        features, device = self.features, self.device
+        pictured = min(self.options.pictured_samples, self.images.count)
+        count = min(self.options.pictured_neighbours, reference.count)
+
+        def queries() -> Tensor:
+            assert found.images is not None
+            return features(found.images[:pictured].to(device)).features.cpu()
+
+        vectors = on_main(queries).to(device)
+        nearby = nearest(reference, vectors, count, features, self.options.any_size, self.reading)
+        if nearby is None or found.images is None:
+            return [], None
+        return neighbour_picture(
+            found.images[:pictured], self.images, found.image_numbers[:pictured], reference, *nearby, self.reading
         )
-    if validation is not None and train.classes != validation.classes:
-        raise UserMistake(f"{validation.path} (data.validation) does not have the classes of {train.path} (data.train)")
-    if reference.samples < LEAST_REFERENCE:
-        raise UserMistake(
-            f"{reference.path}: {reference.samples} images are too few for a reference; {LEAST_REFERENCE} are the least"
-        )
-    return reference
+
+    # -- what the numbers depend on ---------------------------------------------------------------------------------
+
+    def _protocol(self, drawing: Mapping[str, Any], found: Findings, real: Findings) -> dict[str, Any]:
+        """Everything that the numbers depend on, and nothing that they do not."""
+        options, reference = self.options, self.real.reference
+        facts: dict[str, Any] = {
+            "samples": self.images.count,
+            "seed": options.seed,
+            "image_size": list(self.images.size() or ()) if not options.any_size else None,
+            "versions": {name: version(name) for name in ("torch", "timm", "numpy", "pillow")},
+            **self.images.describe(found.digest),
+        }
+        if self.features is not None:
+            facts["features"] = self.features.protocol()
+            if reference is not None and any(METRICS[metric].real for metric in self.metrics):
+                facts["reference"] = reference.describe(real.digest)
+        if self.judge is not None:
+            facts["judge"] = self.judge.protocol()
+        stored = [0 if side.stored is None else len(side.stored) for side in (real, found)]
+        for metric, settings in self._settings_by_metric(stored).items():
+            if metric in self.metrics:
+                facts[metric] = settings
+        clash = facts.keys() & drawing.keys()
+        assert not clash, f"the caller's protocol has keys of the evaluation's: {sorted(clash)}"
+        return {**drawing, **facts}
+
+    def _settings_by_metric(self, stored: list[int]) -> dict[str, dict[str, Any]]:
+        options = self.options
+        kept = {"real": stored[0], "fake": stored[1]}
+        return {
+            "recall": {"neighbours": options.recall_neighbours, **kept},
+            "precision": {"neighbours": options.recall_neighbours, **kept},
+            "density": {"neighbours": options.coverage_neighbours, **kept},
+            "coverage": {"neighbours": options.coverage_neighbours, **kept},
+            "kid": {
+                "subsets": options.kid_subsets,
+                "subset_size": min(options.kid_subset_size, *stored),
+                "kernel": "(x.y / d + 1)^3",
+                **kept,
+            },
+            "inception_score": {"splits": min(options.score_splits, self.images.count)},
+            "two_sample_test": {"classifier": "k nearest neighbours", **kept},
+            "classification_accuracy_score": {
+                "trained_on": min(options.stored, self.images.count),
+                "tested_on": self.real.test.fingerprint if self.real.test is not None else None,
+            },
+            "real_fid": {"images_a_side": self._half()},
+        }
+
+    def _half(self) -> int:
+        reference = self._real_images()
+        return min(self.images.count, reference.count // 2) if reference is not None else 0
 
 
-def _find_features(
-    train: Index, validation: Index | None, options: EvaluationOptions, reading: Reading, device: torch.device
+def find_features(
+    train: Index | None,
+    validation: Index | None,
+    options: EvaluationOptions,
+    image_size: int,
+    reading: Reading,
+    device: torch.device,
 ) -> Features:
+    """The network that evaluation.features names; every rank calls it. Raises UserMistake and Stopped."""
     if options.features == "classifier":
+        if train is None:
+            raise UserMistake(
+                "evaluation.features: classifier is trained on the labels of real images, and there is no index of any; "
+                "choose another network, such as evaluation.features=clean, or give the index of shards as "
+                "evaluation.reference"
+            )
         return find_classifier(train, validation, "features", reading, device)
-    features = together(lambda: open_features(options.features, options.weights, side_of(train), device))
+    features = together(lambda: open_features(options.features, options.weights, image_size, device))
     if len(set(world.gather_objects(features.fingerprint))) > 1:
         raise UserMistake(f"evaluation.features: {options.features} is not the same network on all machines")
     return features
-
-
-def _warn_of_few_samples(options: EvaluationOptions, reference: Index, features: Features) -> None:
-    fewest = min(options.samples, reference.samples)
-    distances = {"fid", "real_fid"}.intersection(options.sample_metrics)
-    if world.is_main() and distances and fewest <= features.dimensions:
-        log.warning(
-            "evaluation.samples: a distance from %d images in %d feature dimensions has a singular covariance and a "
-            "large bias; compare it only with others of this very protocol, or take more samples than dimensions",
-            fewest,
-            features.dimensions,
-        )
-
-
-def _protocol(
-    options: EvaluationOptions,
-    reference: Index,
-    features: Features | None,
-    judge: Classifier | None,
-    drawing: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Everything that the numbers depend on, and nothing that they do not."""
-    facts: dict[str, Any] = {
-        "samples": options.samples,
-        "seed": options.seed,
-        "resize": f"none: networks take uint8 images of {side_of(reference)} pixels a side",
-        "quantisation": "round",
-        "versions": {name: version(name) for name in ("torch", "timm")},
-    }
-    if features is not None:
-        facts["features"] = features.protocol()
-        facts["reference"] = {
-            "split": options.reference,
-            "samples": reference.samples,
-            "fingerprint": reference.fingerprint,
-        }
-        if reference.view:
-            facts["reference"]["view"] = dict(reference.view)
-    if judge is not None:
-        facts["judge"] = judge.protocol()
-    if "recall" in options.sample_metrics:
-        facts["recall"] = {
-            "neighbours": options.recall_neighbours,
-            "real": min(options.samples, reference.samples),
-            "fake": options.samples,
-        }
-    if "real_fid" in options.sample_metrics:
-        facts["real_fid"] = {"images_a_side": min(options.samples, reference.samples // 2)}
-    clash = facts.keys() & drawing.keys()
-    assert not clash, f"the caller's protocol has keys of the evaluation's: {sorted(clash)}"
-    return {**drawing, **facts}

@@ -14,7 +14,14 @@ from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.data.stream import Batch, Sweep, to_images
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.ranks import Progress, Reading, stoppable, together
+from bigtrain.evaluation.classifier import side_of
+from bigtrain.evaluation.evaluate import find_features
+from bigtrain.evaluation.frechet import frechet_distance
+from bigtrain.evaluation.images import Reconstructions
+from bigtrain.evaluation.options import EvaluationOptions
+from bigtrain.evaluation.ranks import Progress, Reading, on_main, together
+from bigtrain.evaluation.reference import split_of, survey_reference
+from bigtrain.evaluation.survey import Survey, Wants
 
 Likelihood = Callable[[Any, Batch], Mapping[str, Tensor]]
 """(sample numbers int64 [n], batch on the CPU) to float64 tensors whose leading dimension is n: "nats" and its terms."""
@@ -41,8 +48,7 @@ def measure_likelihood(
             squares.add_(terms["nats"].square().sum())
             progress.add(len(numbers))
 
-    with stoppable(reading.should_stop):
-        together(sweep)
+    together(sweep)
     count = min(limit or index.samples, index.samples)
     shapes = [{name: tuple(total.shape) for name, total in sums.items()}]
     shapes = [found for found in world.gather_objects(shapes[0]) if found]  # a rank may have had no sample at all
@@ -84,8 +90,7 @@ def measure_reconstruction(
             sums.add_(torch.stack([(again.double() - exact).square().sum(), exact.sum(), exact.square().sum()]))
             progress.add(len(numbers))
 
-    with stoppable(reading.should_stop):
-        together(sweep)
+    together(sweep)
     assert index.image_size is not None
     pixels = min(limit or index.samples, index.samples) * 3 * index.image_size**2
     error, total, square = (float(value) / pixels for value in world.sum_over_ranks(sums))
@@ -98,6 +103,34 @@ def measure_reconstruction(
         "reconstruction_nmse": error / max(square - total**2, 1e-12),
         "reconstruction_psnr": 10 * math.log10(4 / max(error, 1e-12)),
     }
+
+
+def measure_rfid(
+    reconstruct: Callable[[Tensor], Tensor],
+    split: Index,
+    train: Index,
+    validation: Index | None,
+    options: EvaluationOptions,
+    device: torch.device,
+    reading: Reading,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """(values, protocol): the FID of a split's images after encoding and decoding against the split itself.
+
+    Of `options.split_samples` of them, in a fair order, where that is set. Every rank gets the same. Raises UserMistake and
+    Stopped.
+    """
+    features = find_features(train, validation, options, side_of(split), reading, device)
+    real = survey_reference(split_of(split, options.split), Wants(moments=True), features, False, reading)
+    again = Reconstructions(split, options.split, reconstruct, options.split_samples)
+    found = Survey(again, Wants(moments=True), features, None, False, device).run(reading)
+
+    def distance() -> float:
+        assert found.moments is not None
+        assert real.moments is not None
+        pairs = [(moments.mean(), moments.covariance()) for moments in (found.moments, real.moments)]
+        return frechet_distance(*pairs[0], *pairs[1])
+
+    return {"rfid": on_main(distance)}, {"features": features.protocol(), "reference_samples": split.samples}
 
 
 def _batches(index: Index, limit: int | None, reading: Reading, what: str) -> Any:

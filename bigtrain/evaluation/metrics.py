@@ -6,111 +6,161 @@ measured on real data without any sample is in held_out.py.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from bigtrain.evaluation.frechet import frechet_distance
+from bigtrain.evaluation.kernel_distance import kernel_distance
 from bigtrain.evaluation.moments import Moments
+from bigtrain.evaluation.neighbourhoods import density_and_coverage, precision, recall, two_sample_test
+from bigtrain.evaluation.survey import Findings
 
-SampleMetricName = Literal["fid", "recall", "accuracy", "real_fid"]
-EvidenceName = Literal["fake_moments", "fake_features", "recognised", "real_moments", "real_features"]
-
-BLOCK_ELEMENTS = 2**23
-"""Distances that `recall` holds at a time (64 MB)."""
-
-
-def recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> float:
-    """The share of real features that lie among the fake ones (Kynkäänniemi et al. 2019, eq. 1 and 2).
-
-    A real vector counts if it lies within some fake vector's ball, which reaches to that vector's `neighbours`-th
-    nearest other fake vector. real [n, d], fake [m, d] with m > neighbours, of any float type on one device; computed
-    in float64 there, in blocks of bounded memory.
-    """
-    assert len(fake) > neighbours, f"{len(fake)} fake features have no {neighbours}-th nearest neighbour each"
-    centre = real.to(torch.float64).mean(0)  # distances are unchanged by it, and lose fewer digits
-    real, fake = real.to(torch.float64) - centre, fake.to(torch.float64) - centre
-    rows = max(1, BLOCK_ELEMENTS // len(fake))
-    radii = torch.cat([_neighbour_distances(fake, start, rows, neighbours) for start in range(0, len(fake), rows)])
-    covered = [(_squared_distances(block, fake) <= radii).any(1) for block in real.split(rows)]
-    return float(torch.cat(covered).double().mean())
+SampleMetricName = Literal[
+    "fid",
+    "recall",
+    "accuracy",
+    "real_fid",
+    "kid",
+    "inception_score",
+    "precision",
+    "density",
+    "coverage",
+    "intra_fid",
+    "classification_accuracy_score",
+    "two_sample_test",
+    "nearest_neighbours",
+]
+Need = Literal["moments", "features", "classes", "halves", "logits", "judge", "images", "neighbours", "labels"]
 
 
-def _neighbour_distances(features: Tensor, start: int, rows: int, neighbours: int) -> Tensor:
-    """Squared distance of rows start .. start + rows to their `neighbours`-th nearest other row, [rows]."""
-    block = features[start : start + rows]
-    distances = _squared_distances(block, features)
-    here = torch.arange(len(block), device=features.device)
-    distances[here, start + here] = torch.inf  # a row is not its own neighbour, but its duplicate is
-    return distances.topk(neighbours, dim=1, largest=False).values[:, -1]
+@dataclass(frozen=True)
+class Settings:
+    """What metrics can be set to."""
 
-
-def _squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
-    """[len(rows), len(columns)]."""
-    lengths = rows.square().sum(1)[:, None] + columns.square().sum(1)
-    return torch.addmm(lengths, rows, columns.T, alpha=-2).clamp_(min=0)
+    seed: int
+    recall_neighbours: int
+    coverage_neighbours: int
+    kid_subsets: int
+    kid_subset_size: int
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What metrics may look at. A field is None unless some chosen metric needs it."""
+    """What metrics may look at; what no chosen metric needs is not there."""
 
-    neighbours: int
-    """The k of k-nearest-neighbour metrics."""
+    settings: Settings
     samples: int
-    """Generated images."""
-    fake_moments: Moments | None = None
-    fake_features: Tensor | None = None
-    """float32 [samples, d], by index of the sample."""
-    recognised: float | None = None
-    """Share of the samples in which the judge sees the class that was asked for."""
-    real_moments: Moments | None = None
-    """Of the whole reference split."""
-    real_features: Tensor | None = None
-    """float32 [min(2 * samples, reference), d], in a fixed random order: any part of it is a fair sample."""
+    """Images that were evaluated."""
+    fake: Findings
+    real: Findings
+    real_gaussian: tuple[Tensor, Tensor] | None = None
+    """(mean, covariance) of the reference."""
+    classes: tuple[str, ...] = ()
+    classification_accuracy: float | None = None
+    """Of a classifier that was trained on the samples."""
+    neighbours: list[dict[str, Any]] = field(default_factory=list)
+    """For some samples, the reference's images nearest to each."""
+
+    @property
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Features (real [n, d], fake [m, d]) on one device."""
+        assert self.real.stored is not None
+        assert self.fake.stored is not None
+        return self.real.stored.to(self.fake.stored.device), self.fake.stored
+
+    @cached_property
+    def density_and_coverage(self) -> tuple[float, float]:
+        return density_and_coverage(*self.stored, self.settings.coverage_neighbours)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number from evidence. `needs`: the fields of Evidence that `value` looks at."""
+    """`values`: numbers by name from evidence; `fake` and `real`: what it needs of each side. "labels" are for both."""
 
-    value: Callable[[Evidence], float]
-    needs: frozenset[EvidenceName] = field(default_factory=frozenset)
-
-
-def _fid(evidence: Evidence) -> float:
-    assert evidence.fake_moments is not None
-    assert evidence.real_moments is not None
-    return _distance(evidence.fake_moments, evidence.real_moments)
+    values: Callable[[Evidence], dict[str, Any]]
+    fake: frozenset[Need] = frozenset()
+    real: frozenset[Need] = frozenset()
 
 
-def _real_fid(evidence: Evidence) -> float:
+def _fid(evidence: Evidence) -> dict[str, Any]:
+    assert evidence.fake.moments is not None
+    assert evidence.real_gaussian is not None
+    return {"fid": frechet_distance(*_gaussian(evidence.fake.moments), *evidence.real_gaussian)}
+
+
+def _real_fid(evidence: Evidence) -> dict[str, Any]:
     """The FID of as many real images as there are samples against as many others (at most half of the reference)."""
-    assert evidence.real_features is not None
-    half = len(evidence.real_features) // 2
-    return _distance(*(Moments.of(part) for part in evidence.real_features[: 2 * half].split(half)))
+    assert evidence.real.halves is not None
+    first, second = evidence.real.halves
+    return {"real_fid": frechet_distance(*_gaussian(first), *_gaussian(second))}
 
 
-def _distance(moments1: Moments, moments2: Moments) -> float:
-    return frechet_distance(moments1.mean(), moments1.covariance(), moments2.mean(), moments2.covariance())
+def _intra_fid(evidence: Evidence) -> dict[str, Any]:
+    """The mean over classes of the FID within each (Miyato & Koyama 2018, section 4)."""
+    pairs = zip(evidence.classes, evidence.fake.by_class, evidence.real.by_class, strict=True)
+    values = {name: frechet_distance(*_gaussian(fake), *_gaussian(real)) for name, fake, real in pairs}
+    return {"intra_fid": sum(values.values()) / len(values), "intra_fid_by_class": values}
 
 
-def _recall(evidence: Evidence) -> float:
-    assert evidence.real_features is not None
-    assert evidence.fake_features is not None
-    real = evidence.real_features[: evidence.samples].to(evidence.fake_features.device)
-    return recall(real, evidence.fake_features, evidence.neighbours)
+def _gaussian(moments: Moments) -> tuple[Tensor, Tensor]:
+    return moments.mean(), moments.covariance()
 
 
-def _accuracy(evidence: Evidence) -> float:
-    assert evidence.recognised is not None
-    return evidence.recognised
+def _kid(evidence: Evidence) -> dict[str, Any]:
+    """Binkowski et al. 2018."""
+    settings = evidence.settings
+    mean, deviation = kernel_distance(*evidence.stored, settings.kid_subsets, settings.kid_subset_size, settings.seed)
+    return {"kid": mean, "kid_std": deviation}
 
 
+def _inception_score(evidence: Evidence) -> dict[str, Any]:
+    """Salimans et al. 2016."""
+    assert evidence.fake.scores is not None
+    mean, deviation = evidence.fake.scores.score()
+    return {"inception_score": mean, "inception_score_std": deviation}
+
+
+def _two_sample_test(evidence: Evidence) -> dict[str, Any]:
+    """Lopez-Paz & Oquab 2017."""
+    test = two_sample_test(*evidence.stored, evidence.settings.seed)
+    return {"two_sample_accuracy": test.accuracy, "two_sample_p_value": test.p_value}
+
+
+def _nearest_neighbours(evidence: Evidence) -> dict[str, Any]:
+    nearest = [sample["nearest"][0]["distance"] for sample in evidence.neighbours]
+    return {"nearest_neighbour_distance": sum(nearest) / len(nearest), "nearest_neighbours": evidence.neighbours}
+
+
+_STORED = frozenset[Need]({"features"})
 METRICS: dict[SampleMetricName, Metric] = {
-    "fid": Metric(_fid, frozenset({"fake_moments", "real_moments"})),
-    "recall": Metric(_recall, frozenset({"fake_features", "real_features"})),
-    "accuracy": Metric(_accuracy, frozenset({"recognised"})),
-    "real_fid": Metric(_real_fid, frozenset({"real_features"})),
+    "fid": Metric(_fid, fake=frozenset({"moments"}), real=frozenset({"moments"})),
+    "recall": Metric(
+        lambda evidence: {"recall": recall(*evidence.stored, evidence.settings.recall_neighbours)}, _STORED, _STORED
+    ),
+    "accuracy": Metric(
+        lambda evidence: {"accuracy": evidence.fake.recognised / evidence.samples}, fake=frozenset({"judge", "labels"})
+    ),
+    "real_fid": Metric(_real_fid, real=frozenset({"halves"})),
+    "kid": Metric(_kid, _STORED, _STORED),
+    "inception_score": Metric(_inception_score, fake=frozenset({"logits"})),
+    "precision": Metric(
+        lambda evidence: {"precision": precision(*evidence.stored, evidence.settings.recall_neighbours)},
+        _STORED,
+        _STORED,
+    ),
+    "density": Metric(lambda evidence: {"density": evidence.density_and_coverage[0]}, _STORED, _STORED),
+    "coverage": Metric(lambda evidence: {"coverage": evidence.density_and_coverage[1]}, _STORED, _STORED),
+    "intra_fid": Metric(_intra_fid, fake=frozenset({"classes", "labels"}), real=frozenset({"classes", "labels"})),
+    "classification_accuracy_score": Metric(
+        lambda evidence: {"classification_accuracy_score": evidence.classification_accuracy},
+        fake=frozenset({"images", "labels"}),
+    ),
+    "two_sample_test": Metric(_two_sample_test, _STORED, _STORED),
+    "nearest_neighbours": Metric(_nearest_neighbours, fake=frozenset({"neighbours"}), real=frozenset({"neighbours"})),
 }
+DEFAULT_METRICS: tuple[SampleMetricName, ...] = ("fid", "recall", "accuracy", "real_fid")
+"""Of a model that draws images."""
+DEFAULT_METRICS_OF_IMAGES: tuple[SampleMetricName, ...] = ("fid", "kid", "precision", "recall", "density", "coverage")
+"""Of images from anywhere."""

@@ -1,85 +1,183 @@
-"""The real side of a comparison: moments of a whole split, and the features of a fair sample of it.
+"""The real side of a comparison: shards, images from anywhere, or the moments that another tool has kept of them.
 
-Computed by all ranks in one pass each, kept beside the shards under a key of everything that determines them.
+What all ranks find in one pass over the images is kept, under a key of everything that determines it.
 """
 
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
-from bigtrain.data.stream import Sweep
+from bigtrain.data.loose import open_loose
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.cache import Cache, Entry
-from bigtrain.evaluation.features import Features, pictures
+from bigtrain.evaluation.cache import Entry
+from bigtrain.evaluation.features import Features
+from bigtrain.evaluation.images import ImageSet, LooseImages, Shards
+from bigtrain.evaluation.moment_files import Gaussian, holds_moments, read_moments
 from bigtrain.evaluation.moments import Moments
-from bigtrain.evaluation.ranks import Progress, Reading, gather_by_number, on_main, together
-from bigtrain.randomness import generator
+from bigtrain.evaluation.ranks import Reading, on_main
+from bigtrain.evaluation.survey import Findings, Survey, Wants
+
+LEAST_REFERENCE = 4
+"""Images of the smallest reference: a covariance of each half needs two."""
 
 
-def reference_moments(index: Index, features: Features, reading: Reading) -> Moments | None:
-    """The moments of every image of the split, on rank 0; None on the others. Raises UserMistake and Stopped."""
-    cache, key = Cache(index), _key(index, features)
-    entry = cache.read("moments", key) if world.is_main() else None
-    if on_main(lambda: entry is not None):
-        return Moments.from_tensors(entry.tensors) if entry else None
-    moments = Moments(features.dimensions, features.device)
-    together(lambda: _sweep(index, features, reading, None, lambda _, values: moments.add(values)))
-    moments.reduce()
-    check_finite(moments, features, f"the images of {index.path}")
-    if not world.is_main():
-        return None
-    cache.write("moments", key, Entry(moments.tensors(), {}))
-    return moments
+@dataclass(frozen=True)
+class Reference:
+    """`images`: None where only moments are known; `moments`: None where they follow from the images."""
+
+    images: ImageSet | None
+    moments: Gaussian | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        if self.images is not None:
+            return self.images.name
+        assert self.moments is not None
+        return f"the moments in {self.moments.path}"
+
+    def describe(self, digest: str | None) -> dict[str, Any]:
+        """For the protocol."""
+        facts = {} if self.images is None else self.images.describe(digest)
+        return facts if self.moments is None else facts | {"moments": self.moments.describe()}
 
 
-def reference_features(index: Index, features: Features, limit: int, reading: Reading) -> Tensor | None:
-    """The features of a fair sample of min(limit, N) images, float32 [min(limit, N), d] on the CPU of rank 0; else
-    None.
-
-    The sample is fixed (the same for every model), and its rows are in a fixed random order, so that any part of them
-    is a fair sample too. Raises UserMistake and Stopped.
-    """
-    limit = min(limit, index.samples)
-    cache, key = Cache(index), {**_key(index, features), "limit": limit}
-    entry = cache.read("features", key) if world.is_main() else None
-    if on_main(lambda: entry is not None):
-        return entry.tensors["features"] if entry else None
-    chunks: list[tuple[np.ndarray, Tensor]] = []
-    together(lambda: _sweep(index, features, reading, limit, lambda numbers, values: chunks.append((numbers, values))))
-    empty = (np.empty(0, dtype=np.int64), torch.empty(0, features.dimensions, device=features.device))
-    numbers, values = zip(empty, *chunks, strict=True)
-    ordered = gather_by_number(np.concatenate(numbers), torch.cat(values))
-    if ordered is None:
-        return None
-    rows = ordered.cpu()[torch.from_numpy(generator(0, "evaluation/reference").permutation(limit))]
-    cache.write("features", key, Entry({"features": rows}, {}))
-    return rows
+def split_of(index: Index, split: str) -> Shards:
+    """A split as a reference. Raises UserMistake if it is too small to be one."""
+    images = Shards(index, split)
+    _check_count(images, str(index.path))
+    return images
 
 
-def _key(index: Index, features: Features) -> dict[str, Any]:
-    return {"index": index.fingerprint, "image_size": index.image_size, "features": features.fingerprint}
+def open_reference(where: str) -> Reference:
+    """What `evaluation.reference` names: the index of shards, a folder, a tar or zip of images, an npz of samples or of
+    moments. Raises UserMistake."""
+    path = Path(where)
+    try:
+        if path.suffix == ".json":
+            reference = Reference(_shards(path))
+        elif path.suffix == ".npz" and holds_moments(path):
+            reference = read_moments_and_samples(path)
+        else:
+            reference = Reference(LooseImages(open_loose(path)))
+    except UserMistake as mistake:
+        raise UserMistake(f"evaluation.reference: {mistake}") from None
+    if reference.images is not None:
+        _check_count(reference.images, where)
+    return reference
 
 
-def _sweep(index: Index, features: Features, reading: Reading, limit: int | None, take: Any) -> None:
-    """Hands `take` the sample numbers [n] and the features [n, d] of this rank's share of the split."""
-    sweep = Sweep(
-        index, rank=world.rank(), world=world.size(), batch=reading.batch, workers=reading.workers, limit=limit
-    )
-    with Progress(limit or index.samples, f"features of {index.split} images") as progress:
-        for numbers, batch in sweep:
-            reading.check_stop()
-            take(numbers, features(pictures(batch, features.device)).features)
-            progress.add(len(numbers))
+def open_images(path: Path) -> ImageSet:
+    """Images to be evaluated: the index of shards, a folder, a tar or zip of images, an npz of samples."""
+    return _shards(path) if path.suffix == ".json" else LooseImages(open_loose(path))
 
 
-def check_finite(moments: Moments, features: Features, what: str) -> None:
-    """Raises UserMistake, on every rank alike, unless all features in reduced moments were finite."""
-    if not moments.finite():
+def _shards(path: Path) -> Shards:
+    index = Index.read(path)
+    index.check_files()
+    if index.codes is not None:
+        raise UserMistake(f"{path}: is an index of codes; give that of the images ({index.codes.images['path']})")
+    if index.image_size is None:
         raise UserMistake(
-            f"evaluation.features: {features.name} gave features of {what} that are not finite, from which no distance "
-            "follows; choose another network"
+            f"{path}: has images of different sizes; make shards of one size with launch/shard.py --size N"
         )
+    return Shards(index, index.split)
+
+
+def read_moments_and_samples(path: Path) -> Reference:
+    """guided-diffusion's reference files hold samples beside the moments of more of them; others hold moments alone."""
+    moments = read_moments(path)
+    return Reference(LooseImages(open_loose(path)) if moments.has_samples else None, moments)
+
+
+def _check_count(images: ImageSet, where: str) -> None:
+    if images.count < LEAST_REFERENCE:
+        raise UserMistake(
+            f"{where}: {images.count} images are too few for a reference; {LEAST_REFERENCE} are the least"
+        )
+
+
+def survey_reference(images: ImageSet, wants: Wants, features: Features, any_size: bool, reading: Reading) -> Findings:
+    """What `wants` asks for, from what was kept and one pass for all the rest, which is then kept too.
+
+    Every rank calls it; Findings are whole on rank 0. Raises UserMistake and Stopped.
+    """
+    parts = {name: part for name, part in _parts(wants).items() if part != Wants()}
+    cache = images.cache
+    keys = {name: _key(name, part, images, features, any_size) for name, part in parts.items()}
+    kept = {
+        name: cache.read(name, key) if cache is not None and world.is_main() else None for name, key in keys.items()
+    }
+    there = on_main(lambda: [name for name, entry in kept.items() if entry is not None])
+    missing = [name for name in parts if name not in there]
+    found = Findings()
+    if missing:
+        asked = replace(wants, **{key: _DEFAULTS[key] for name in there for key in _FIELDS[name]}, digest=images.hashed)
+        found = Survey(images, asked, features, None, any_size, features.device).run(reading)
+    if world.is_main():
+        for name in missing:
+            entry = _entry(name, found)
+            if cache is not None:
+                cache.write(name, keys[name], entry)
+        for name in there:
+            before = kept[name]
+            assert before is not None
+            _restore(name, before, found)
+    found.digest = world.broadcast_object(found.digest)
+    return found
+
+
+_FIELDS = {
+    "moments": ("moments",),
+    "class_moments": ("by_class",),
+    "half_moments": ("halves",),
+    "features": ("stored",),
+}
+"""The wants that each kind of entry answers."""
+_DEFAULTS: dict[str, Any] = {"moments": False, "by_class": 0, "halves": 0, "stored": 0}
+
+
+def _parts(wants: Wants) -> dict[str, Wants]:
+    return {name: replace(Wants(), **{key: getattr(wants, key) for key in fields}) for name, fields in _FIELDS.items()}
+
+
+def _key(name: str, part: Wants, images: ImageSet, features: Features, any_size: bool) -> dict[str, Any]:
+    wanted = {key: getattr(part, key) for key in _FIELDS[name]}
+    return {**images.key, "features": features.fingerprint, "any_size": any_size, "wanted": wanted}
+
+
+def _entry(name: str, found: Findings) -> Entry:
+    facts = {"digest": found.digest}
+    if name == "moments":
+        assert found.moments is not None
+        return Entry(found.moments.tensors(), facts)
+    if name == "features":
+        assert found.stored is not None
+        found.stored = found.stored.cpu()
+        return Entry({"features": found.stored}, facts)
+    several = found.by_class if name == "class_moments" else found.halves or ()
+    tensors = {
+        f"{number}/{key}": value for number, moments in enumerate(several) for key, value in moments.tensors().items()
+    }
+    return Entry(tensors, facts | {"count": len(several)})
+
+
+def _restore(name: str, entry: Entry, found: Findings) -> None:
+    found.digest = found.digest or entry.facts["digest"]
+    if name == "moments":
+        found.moments = Moments.from_tensors(entry.tensors)
+    elif name == "features":
+        found.stored = entry.tensors["features"]
+    else:
+        several = [
+            Moments.from_tensors(
+                {key.partition("/")[2]: value for key, value in entry.tensors.items() if key.startswith(f"{number}/")}
+            )
+            for number in range(entry.facts["count"])
+        ]
+        if name == "class_moments":
+            found.by_class = several
+        else:
+            found.halves = (several[0], several[1])

@@ -16,7 +16,10 @@ from bigtrain.data.index import Index
 from bigtrain.data.stream import Sweep
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation import classifier
-from bigtrain.evaluation.evaluate import EvaluationOptions, evaluate
+from bigtrain.evaluation.evaluate import RealData, evaluate
+from bigtrain.evaluation.images import Drawn
+from bigtrain.evaluation.metrics import DEFAULT_METRICS
+from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.ranks import gather_by_number, gather_rows, on_main, together
 
 SAMPLES = 131
@@ -53,7 +56,17 @@ def measure(train: str, features: str, **options: Any) -> dict[str, Any] | None:
     index = Index.read(train)
     chosen = EvaluationOptions(samples=SAMPLES, features=features, batch_size=20, **options)
     validation = Index.read(index.folder / "validation.json")
-    return evaluate(RealDigits(index, darker=30), label_of, index, validation, chosen, CPU, 0, {"weights": "none"})
+    return evaluate_draws(RealDigits(index, darker=30), index, validation, chosen, {"weights": "none"})
+
+
+def evaluate_draws(
+    draw: Any, train: Index, validation: Index | None, options: EvaluationOptions, protocol: Any = None, **how: Any
+) -> dict[str, Any] | None:
+    """The result of evaluating a model that draws what `draw` gives."""
+    images = Drawn(draw, label_of, options.samples, train.classes, train.image_size)
+    real = RealData.of(options, train, validation)
+    measured = evaluate(images, real, options.metrics or DEFAULT_METRICS, options, CPU, 0, protocol or {}, **how)
+    return measured and measured.result
 
 
 def scenarios(train: str, features: str) -> dict[str, Any]:
@@ -63,7 +76,7 @@ def scenarios(train: str, features: str) -> dict[str, Any]:
 
     def evaluation(draw: Any, should_stop: Any = lambda: False) -> Any:
         options = EvaluationOptions(metrics=("fid",), samples=SAMPLES, features=features, batch_size=20)
-        return evaluate(draw, label_of, index, None, options, CPU, 0, {}, should_stop)
+        return evaluate_draws(draw, index, None, options, should_stop=should_stop)
 
     def mistaken(indices: np.ndarray, labels: Tensor) -> Tensor:
         raise UserMistake("the last rank is mistaken")

@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from cleanfid.fid import compute_fid
 from evaluation_scripts import NotFinite
-from evaluation_worlds import CPU, SAMPLES, RealDigits, label_of, measure, shorten_training, work
+from evaluation_worlds import CPU, SAMPLES, RealDigits, evaluate_draws, label_of, measure, shorten_training, work
 from PIL import Image
 from pydantic import ValidationError
 
@@ -19,9 +19,9 @@ from bigtrain.data.index import Index
 from bigtrain.data.stream import dealt
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation import classifier
-from bigtrain.evaluation.evaluate import EvaluationOptions, evaluate
 from bigtrain.evaluation.features import TorchScriptFeatures
-from bigtrain.evaluation.metrics import METRICS, SampleMetricName
+from bigtrain.evaluation.metrics import DEFAULT_METRICS, METRICS, SampleMetricName
+from bigtrain.evaluation.options import EvaluationOptions
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +56,7 @@ def ranks(request, pristine_digits, script, tmp_path_factory):
 
 def run(train: str, options: EvaluationOptions, draw=None, validation=None, **how):
     index = Index.read(train)
-    return evaluate(draw or RealDigits(index), label_of, index, validation, options, CPU, 0, {}, **how)
+    return evaluate_draws(draw or RealDigits(index), index, validation, options, **how)
 
 
 def test_several_ranks_measure_what_one_process_measures(ranks, alone):
@@ -117,7 +117,7 @@ def test_fid_equals_clean_fid_on_the_same_images(alone, train, script, tmp_path)
         str(tmp_path / "real"),
         str(tmp_path / "fake"),
         mode="legacy_tensorflow",  # the one in which the network is given images as they are
-        custom_feat_extractor=lambda images: network(images.round().to(torch.uint8)),
+        custom_feat_extractor=lambda images: network(images.round().to(torch.uint8)).features,
         num_workers=0,
         device=CPU,
         verbose=False,
@@ -223,16 +223,16 @@ def test_few_samples_are_warned_of(train, script, caplog):
     assert "10 images in 10 feature dimensions" in caplog.text
 
 
-def test_recall_needs_more_samples_than_neighbours():
-    with pytest.raises(ValidationError, match=r"evaluation\.samples: recall needs more samples than neighbours"):
-        EvaluationOptions(samples=3)
-    EvaluationOptions(samples=3, metrics=("fid",))
+def test_recall_needs_more_samples_than_neighbours(train, script):
+    with pytest.raises(UserMistake, match=r"evaluation\.samples: recall needs more images than neighbours"):
+        run(train, EvaluationOptions(samples=3, metrics=("recall",), features=script))
+    run(train, EvaluationOptions(samples=3, metrics=("fid",), features=script))
 
 
 def test_an_unknown_metric_is_refused_and_every_known_one_can_be_asked_for():
     with pytest.raises(ValidationError, match="real_fid"):
         EvaluationOptions(metrics=("fjd",))
-    assert set(METRICS) == set(SampleMetricName.__args__) == set(EvaluationOptions().sample_metrics)
-    assert set(EvaluationOptions().chosen(frozenset({"sample", "by_class", "likelihood"}))) == set(METRICS)
-    assert set(EvaluationOptions().chosen(frozenset({"sample"}))) == set(METRICS) - {"accuracy"}
+    assert set(METRICS) == set(SampleMetricName.__args__)
+    assert EvaluationOptions().chosen(frozenset({"sample", "by_class", "likelihood"})) == DEFAULT_METRICS
+    assert set(EvaluationOptions().chosen(frozenset({"sample"}))) == set(DEFAULT_METRICS) - {"accuracy"}
     assert EvaluationOptions().chosen(frozenset({"likelihood"})) == ("bits_per_dim",)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from bigtrain.evaluation import metrics
-from bigtrain.evaluation.metrics import recall
+from bigtrain.evaluation import neighbourhoods
+from bigtrain.evaluation.neighbourhoods import recall
 
 
 def by_definition(real: torch.Tensor, fake: torch.Tensor, neighbours: int) -> float:
@@ -39,7 +39,7 @@ def test_equals_the_definition(real, fake, neighbours):
 def test_does_not_depend_on_the_size_of_its_blocks(monkeypatch):
     real, fake = clouds(150, 70)
     whole = recall(real, fake)
-    monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 70 * 13)
+    monkeypatch.setattr(neighbourhoods, "BLOCK_ELEMENTS", 70 * 13)
     assert recall(real, fake) == whole
 
 

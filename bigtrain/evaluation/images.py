@@ -1,0 +1,219 @@
+"""The sets of images that an evaluation looks at: drawn by a model, reconstructed by one, in shards, or lying loose.
+
+Every set numbers its images; image i is the same on whichever rank and in whichever batch it is seen.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bigtrain.data.index import Index
+from bigtrain.data.loose import Loose, read_loose
+from bigtrain.data.stream import read_chunks, to_images
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation.cache import Cache
+from bigtrain.evaluation.features import pictures
+from bigtrain.evaluation.ranks import Reading
+from bigtrain.pictures import to_uint8
+from bigtrain.randomness import generator
+
+Draw = Callable[[np.ndarray, Tensor], Tensor]
+"""Samples of a model: (indices int64 [n], labels int64 [n]) to uint8 [n, 3, H, W], a function of each index and label
+alone (and of options.seed, which the caller keys its noise by), never of the batch or the rank."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Images `numbers`, int64 [n], of a set, by size: (their places among the n, uint8 [m, 3, H, W] on the device).
+
+    `labels`: int64 [n] on the CPU where the set has any; `digests`: a hash of each one's pixels, where the set has no
+    fingerprint of its contents.
+    """
+
+    numbers: np.ndarray
+    groups: list[tuple[np.ndarray, Tensor]]
+    labels: Tensor | None
+    digests: list[bytes] = field(default_factory=list)
+
+
+class ImageSet(ABC):
+    """`classes`: the names behind the labels, None where there are no labels, empty where labels are bare numbers."""
+
+    count: int
+    name: str
+    """For messages."""
+    classes: tuple[str, ...] | None = None
+    cache: Cache | None = None
+    """Where work on this set is kept; None where it is not to be."""
+    key: dict[str, Any]
+    """What determines the set, for the cache."""
+    hashed = False
+    """Whether only its pixels can say what it holds, so that views carry digests."""
+
+    @abstractmethod
+    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
+        """Images `numbers` (int64 [n], ascending), reading.batch at a time. Raises UserMistake for one that is broken."""
+
+    @abstractmethod
+    def describe(self, digest: str | None) -> dict[str, Any]:
+        """What a protocol says of the set; `digest`: the hash of all its images' pixels, where it has looked at them."""
+
+    def name_of(self, number: int) -> str:
+        return str(number)
+
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of its images, as far as the first one tells; None if nothing can be told yet."""
+        return None
+
+
+def fair_order(count: int) -> np.ndarray:
+    """A fixed random order of a set of `count`: any part of it is a fair sample, whatever order the set lies in."""
+    return generator(0, "evaluation/fair").permutation(count)
+
+
+def _chunks(numbers: np.ndarray, reading: Reading) -> list[np.ndarray]:
+    return [numbers[begin : begin + reading.batch] for begin in range(0, len(numbers), reading.batch)]
+
+
+class Drawn(ImageSet):
+    """What a model draws; `label_of` gives the class asked for by sample index, int64 [n]."""
+
+    def __init__(
+        self, draw: Draw, label_of: Callable[[np.ndarray], Tensor], count: int, classes: tuple[str, ...], side: int
+    ) -> None:
+        self._draw, self._label_of = draw, label_of
+        self.count, self.name, self.classes = count, "the samples", classes
+        self._side = side
+        self.key = {}
+
+    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
+        for chunk in _chunks(numbers, reading):
+            labels = self._label_of(chunk)
+            images = self._draw(chunk, labels.to(device)).to(device)
+            assert images.shape == (len(chunk), 3, self._side, self._side), (images.shape, len(chunk), self._side)
+            yield View(chunk, [(np.arange(len(chunk)), images)], labels)
+
+    def describe(self, digest: str | None) -> dict[str, Any]:
+        return {"quantisation": "round"}
+
+    def size(self) -> tuple[int, int]:
+        return self._side, self._side
+
+
+class Shards(ImageSet):
+    """A split."""
+
+    def __init__(self, index: Index, split: str) -> None:
+        assert index.image_size is not None, f"{index.path}: evaluation needs images of one size"
+        self.index, self.split = index, split
+        self.count, self.name, self.classes = index.samples, f"the images of {index.path}", index.classes
+        self.cache, self.key = Cache(index), {"index": index.fingerprint, "image_size": index.image_size}
+
+    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
+        for chunk, batch in read_chunks(self.index, _chunks(numbers, reading), workers=reading.workers):
+            yield View(chunk, [(np.arange(len(chunk)), pictures(batch, device))], batch.labels)
+
+    def describe(self, digest: str | None) -> dict[str, Any]:
+        return {"split": self.split, "samples": self.count, "fingerprint": self.index.fingerprint}
+
+    def size(self) -> tuple[int, int]:
+        assert self.index.image_size is not None
+        return self.index.image_size, self.index.image_size
+
+
+class Reconstructions(Shards):
+    """A split, or `limit` images of it in a fair order, as a model gives them back: `reconstruct` takes and gives
+    [n, 3, H, W] in [-1, 1]."""
+
+    def __init__(
+        self, index: Index, split: str, reconstruct: Callable[[Tensor], Tensor], limit: int | None = None
+    ) -> None:
+        super().__init__(index, split)
+        self._reconstruct = reconstruct
+        self._numbers = np.sort(fair_order(index.samples)[:limit])
+        self.count, self.name, self.cache = len(self._numbers), f"the reconstructions of {index.path}", None
+
+    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
+        chunks = _chunks(numbers, reading)
+        batches = read_chunks(self.index, [self._numbers[chunk] for chunk in chunks], workers=reading.workers)
+        for chunk, (_, batch) in zip(chunks, batches, strict=True):
+            images = to_uint8(self._reconstruct(to_images(batch, device)).clamp(-1, 1))
+            yield View(chunk, [(np.arange(len(chunk)), images)], batch.labels)
+
+
+class LooseImages(ImageSet):
+    """A folder, an archive or an npz, from anywhere."""
+
+    def __init__(self, loose: Loose) -> None:
+        self._loose = loose
+        self.count, self.name = loose.count, f"the images of {loose.path}"
+        if loose.labels is not None:
+            self.classes = loose.classes or ()
+        self.cache, self.key, self.hashed = Cache(None), {"loose": loose.key}, True
+
+    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
+        labels = self._loose.labels
+        for seen in read_loose(self._loose, _chunks(numbers, reading), reading.workers):
+            groups = [(places, images.to(device).permute(0, 3, 1, 2)) for places, images in seen.groups]
+            asked = None if labels is None else torch.from_numpy(labels[seen.numbers])
+            yield View(seen.numbers, groups, asked, seen.digests)
+
+    def describe(self, digest: str | None) -> dict[str, Any]:
+        height, width = self.size()
+        facts: dict[str, Any] = {"kind": self._loose.kind, "samples": self.count, "size": [height, width]}
+        return facts | ({"pixels_sha256": digest} if digest else {})
+
+    def name_of(self, number: int) -> str:
+        return self._loose.name(number)
+
+    def size(self) -> tuple[int, int]:
+        (first,) = read_loose(self._loose, [np.zeros(1, dtype=np.int64)], workers=0)
+        _, height, width, _ = first.groups[0][1].shape
+        return height, width
+
+
+class Relabelled(ImageSet):
+    """A set whose labels are the numbers of `classes`: by name where it has names, else as they are."""
+
+    def __init__(self, images: ImageSet, classes: tuple[str, ...], metric: str) -> None:
+        if images.classes is None:
+            raise UserMistake(
+                f"evaluation.metrics: {metric} needs the class of each image, and {images.name} have none; lay them out as "
+                "CLASS/*.png, give an npz with arr_1 or shards, or leave the metric out"
+            )
+        unknown = sorted(set(images.classes) - set(classes))
+        if unknown:
+            raise UserMistake(
+                f"evaluation.metrics: {metric} compares class by class, and {images.name} have the class {unknown[0]!r}, "
+                f"which the other side does not ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''})"
+            )
+        self._images = images
+        self._numbers = torch.tensor([classes.index(name) for name in images.classes], dtype=torch.int64)
+        self.count, self.name, self.classes = images.count, images.name, classes
+        self.cache, self.key = images.cache, {**images.key, "classes": list(classes)}
+        self.hashed = images.hashed
+
+    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
+        for view in self._images.views(numbers, reading, device):
+            assert view.labels is not None
+            labels = self._numbers[view.labels] if len(self._numbers) else view.labels
+            if int(labels.max()) >= len(self.classes or ()):
+                raise UserMistake(
+                    f"{self.name}: the label {int(labels.max())} is out of range: the other side has "
+                    f"{len(self.classes or ())} classes, numbered from 0"
+                )
+            yield View(view.numbers, view.groups, labels, view.digests)
+
+    def describe(self, digest: str | None) -> dict[str, Any]:
+        return self._images.describe(digest)
+
+    def name_of(self, number: int) -> str:
+        return self._images.name_of(number)
+
+    def size(self) -> tuple[int, int] | None:
+        return self._images.size()

@@ -1,0 +1,110 @@
+"""Moments and features of images in the npz files that FID tools exchange; read without unpickling anything.
+
+pytorch-fid and clean-fid: `mu` [d] and `sigma` [d, d]. guided-diffusion: those, `mu_s` and `sigma_s` of spatial features,
+which are left alone, and often `arr_0`, a part of the images. clean-fid's KID files: `feats` [n, d]. Ours have `mu` and
+`sigma`, which all of these tools read, and `protocol`, JSON text that says of what.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation.cache import fingerprint
+from bigtrain.evaluation.features import Features
+from bigtrain.evaluation.moments import Moments
+from bigtrain.runs import atomic
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """mean float64 [d], covariance float64 [d, d] (over count - 1), and where the file came with them the features [n, d].
+
+    `protocol`: what a file of ours says of its making, else None; `has_samples`: whether images lie beside the moments.
+    """
+
+    path: Path
+    mean: Tensor
+    covariance: Tensor
+    features: Tensor | None
+    protocol: dict[str, Any] | None
+    has_samples: bool
+
+    def describe(self) -> dict[str, Any]:
+        """For the protocol of what is compared with these."""
+        made = {} if self.protocol is None else {"made": self.protocol}
+        return {"fingerprint": fingerprint({"mean": self.mean, "covariance": self.covariance}), **made}
+
+    def check(self, features: Features) -> None:
+        """Raises UserMistake if these cannot be moments of what this network gives."""
+        if len(self.mean) != features.dimensions:
+            raise UserMistake(
+                f"evaluation.reference: {self.path} holds moments of {len(self.mean)} dimensions, but {features.name} "
+                f"(evaluation.features) gives {features.dimensions}; choose the network that they were made with"
+            )
+        theirs = (self.protocol or {}).get("features", {}).get("fingerprint", features.fingerprint)
+        if theirs != features.fingerprint:
+            raise UserMistake(
+                f"evaluation.reference: {self.path} was made with {(self.protocol or {})['features']['name']} of other "
+                f"weights or another resize than {features.name} (evaluation.features); choose the same"
+            )
+
+
+def holds_moments(path: Path) -> bool:
+    """Whether an npz has moments or features in it. Raises UserMistake if it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserMistake(f"{path}: not an npz that can be read: {error}") from None
+    return {"mu.npy", "sigma.npy"} <= names or "feats.npy" in names
+
+
+def read_moments(path: Path) -> Gaussian:
+    """Raises UserMistake for arrays that are not moments, and for pickled ones, which are never read."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            features = torch.from_numpy(arrays["feats"]) if "feats" in arrays else None
+            if "mu" in arrays:
+                mean, covariance = (torch.from_numpy(np.asarray(arrays[name])) for name in ("mu", "sigma"))
+            else:
+                assert features is not None, f"{path}: holds_moments has seen to it"
+                moments = Moments.of(features)
+                mean, covariance = moments.mean(), moments.covariance()
+            protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else None
+            has_samples = "arr_0" in arrays
+    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
+        raise UserMistake(
+            f"{path}: its moments cannot be read ({error}); save mu [d] and sigma [d, d] as floats"
+        ) from None
+    mean, covariance = mean.double(), covariance.double()
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise UserMistake(
+            f"{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, where moments are [d] and [d, d]"
+        )
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise UserMistake(f"{path}: its moments are not finite; make them again")
+    return Gaussian(path, mean, covariance, features, protocol, has_samples)
+
+
+def write_moments(path: Path, moments: Moments, protocol: Mapping[str, Any]) -> None:
+    """Writes `mu`, `sigma` (float64) and `protocol`, whole or not at all. Raises UserMistake where the disk refuses."""
+    stream = io.BytesIO()
+    np.savez(
+        stream,
+        mu=moments.mean().cpu().numpy(),
+        sigma=moments.covariance().cpu().numpy(),
+        protocol=np.array(json.dumps(protocol, sort_keys=True)),
+    )
+    try:
+        atomic.write_bytes(path, stream.getvalue())
+    except OSError as error:
+        raise UserMistake(f"--save-moments: {path}: cannot be written ({error.strerror})") from None

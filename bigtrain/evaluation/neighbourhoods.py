@@ -1,0 +1,145 @@
+"""What is measured by nearest neighbours in feature space: precision, recall, density, coverage, a two-sample test.
+
+Distances are computed in float64, in blocks of bounded memory, from features [n, d] of any float type on one device.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bigtrain.randomness import generator
+
+BLOCK_ELEMENTS = 2**23
+"""Distances that are held at a time (64 MB)."""
+
+
+def precision(real: Tensor, fake: Tensor, neighbours: int = 3) -> float:
+    """The share of fake features that lie among the real ones (Kynkäänniemi et al. 2019, eq. 1 and 2)."""
+    return recall(fake, real, neighbours)
+
+
+def recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> float:
+    """The share of real features that lie among the fake ones (Kynkäänniemi et al. 2019, eq. 1 and 2).
+
+    A real vector counts if it lies within some fake vector's ball, which reaches to that vector's `neighbours`-th
+    nearest other fake vector. real [n, d], fake [m, d] with m > neighbours.
+    """
+    real, fake = _centred(real, fake)
+    radii = _radii(fake, neighbours)
+    covered = [(_squared_distances(block, fake) <= radii).any(1) for block in real.split(_rows(fake))]
+    return float(torch.cat(covered).double().mean())
+
+
+def density_and_coverage(real: Tensor, fake: Tensor, neighbours: int = 5) -> tuple[float, float]:
+    """(density, coverage) by the real vectors' balls (Naeem et al. 2020, eq. 3 and 4).
+
+    Density: in how many real balls a fake vector lies, on average, over `neighbours`; its expectation is 1 for equal
+    distributions and it may be larger. Coverage: the share of real balls with some fake vector in them. A ball
+    reaches to the `neighbours`-th nearest other real vector. real [n, d] with n > neighbours, fake [m, d].
+    """
+    real, fake = _centred(real, fake)
+    radii = _radii(real, neighbours)
+    within = torch.zeros((), dtype=torch.float64, device=real.device)
+    reached = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for block in fake.split(_rows(real)):
+        inside = _squared_distances(block, real) <= radii
+        within += inside.sum()
+        reached |= inside.any(0)
+    return float(within) / (neighbours * len(fake)), float(reached.double().mean())
+
+
+@dataclass(frozen=True)
+class TwoSampleTest:
+    """`accuracy`: of telling real from fake on held-out vectors, 0.5 for equal distributions; `p_value`: the chance of so
+    high a one if they are equal; `tested`: held-out vectors; `neighbours`: that vote."""
+
+    accuracy: float
+    p_value: float
+    tested: int
+    neighbours: int
+
+
+def two_sample_test(real: Tensor, fake: Tensor, seed: int) -> TwoSampleTest:
+    """C2ST-KNN (Lopez-Paz & Oquab 2017, sections 3 and 5): a classifier by the vote of k neighbours in one half of the
+    vectors, tested on the other half. k is the root of the training vectors' number, made odd so that no vote is a tie.
+
+    As many real as fake vectors are taken (the first min(n, m) of each); `seed` keys the halves. Under equality the
+    accuracy is near N(1/2, 1 / (4 tested)), from which the p-value follows.
+    """
+    count = min(len(real), len(fake))
+    assert count >= 4, f"a two-sample test needs 4 vectors of each side, not {count}"
+    real, fake = _centred(real[:count], fake[:count])
+    half = count // 2
+    order = [torch.from_numpy(generator(seed, "evaluation/c2st", index=side).permutation(count)) for side in (0, 1)]
+    sides = [values[places.to(values.device)] for values, places in zip((real, fake), order, strict=True)]
+    train = torch.cat([values[:half] for values in sides])
+    test = torch.cat([values[half:] for values in sides])
+    root = math.isqrt(len(train))
+    neighbours = max(1, root if root % 2 else root - 1)
+    votes = [
+        (_squared_distances(block, train).topk(neighbours, dim=1, largest=False).indices >= half).double().mean(1)
+        for block in test.split(_rows(train))
+    ]
+    told_fake = torch.cat(votes) > 0.5
+    is_fake = torch.arange(len(test), device=test.device) >= count - half
+    accuracy = float((told_fake == is_fake).double().mean())
+    z = (accuracy - 0.5) * 2 * math.sqrt(len(test))
+    return TwoSampleTest(accuracy, 0.5 * math.erfc(z / math.sqrt(2)), len(test), neighbours)
+
+
+class Nearest:
+    """The `count` nearest vectors of a stream to each of `queries` [q, d], without keeping the stream."""
+
+    def __init__(self, queries: Tensor, count: int) -> None:
+        self._queries = queries.double()
+        self._count = count
+        self.distances = torch.full((len(queries), count), torch.inf, dtype=torch.float64, device=queries.device)
+        """Squared, float64 [q, count], ascending."""
+        self.numbers = torch.full((len(queries), count), -1, dtype=torch.int64, device=queries.device)
+        """int64 [q, count]."""
+
+    def add(self, numbers: Tensor, features: Tensor) -> None:
+        """Vectors [n, d] and the numbers to know them by, int64 [n]."""
+        # By differences, not by products: a copy of a training image must be at 0, not at rounding's root.
+        distances = torch.stack([(features.double() - query).square().sum(1) for query in self._queries])
+        self.merge(distances, numbers.to(distances.device).expand(len(distances), -1))
+
+    def merge(self, distances: Tensor, numbers: Tensor) -> None:
+        """Further candidates, [q, n] each; of equal distances the lower number is nearer."""
+        distances, numbers = torch.cat([self.distances, distances], 1), torch.cat([self.numbers, numbers], 1)
+        by_number = numbers.argsort(dim=1, stable=True)
+        by_distance = distances.gather(1, by_number).argsort(dim=1, stable=True)[:, : self._count]
+        chosen = by_number.gather(1, by_distance)
+        self.distances, self.numbers = distances.gather(1, chosen), numbers.gather(1, chosen)
+
+
+def _centred(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    centre = real.to(torch.float64).mean(0)  # distances are unchanged by it, and lose fewer digits
+    return real.to(torch.float64) - centre, fake.to(torch.float64) - centre
+
+
+def _rows(columns: Tensor) -> int:
+    return max(1, BLOCK_ELEMENTS // len(columns))
+
+
+def _radii(features: Tensor, neighbours: int) -> Tensor:
+    """Squared distance of each row to its `neighbours`-th nearest other row, [n]."""
+    assert len(features) > neighbours, f"{len(features)} features have no {neighbours}-th nearest neighbour each"
+    rows = _rows(features)
+    return torch.cat([_block_radii(features, start, rows, neighbours) for start in range(0, len(features), rows)])
+
+
+def _block_radii(features: Tensor, start: int, rows: int, neighbours: int) -> Tensor:
+    block = features[start : start + rows]
+    distances = _squared_distances(block, features)
+    here = torch.arange(len(block), device=features.device)
+    distances[here, start + here] = torch.inf  # a row is not its own neighbour, but its duplicate is
+    return distances.topk(neighbours, dim=1, largest=False).values[:, -1]
+
+
+def _squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
+    """[len(rows), len(columns)]."""
+    lengths = rows.square().sum(1)[:, None] + columns.square().sum(1)
+    return torch.addmm(lengths, rows, columns.T, alpha=-2).clamp_(min=0)

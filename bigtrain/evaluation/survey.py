@@ -1,0 +1,278 @@
+"""One pass over a set of images, which serves every metric that looks at them; every rank sees its share once."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bigtrain.cluster import world
+from bigtrain.data.loose import DIGEST_BYTES
+from bigtrain.data.stream import dealt
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation.classifier import Classifier
+from bigtrain.evaluation.features import Features
+from bigtrain.evaluation.images import ImageSet, View, fair_order
+from bigtrain.evaluation.inception_score import ScoreSums
+from bigtrain.evaluation.moments import Moments
+from bigtrain.evaluation.neighbourhoods import Nearest
+from bigtrain.evaluation.ranks import Progress, Reading, gather_by_number, together
+
+MOST_CLASS_MOMENTS = 2**34
+"""Bytes of moments by class that a rank will hold: 500 classes of 2048 features, or 1000 of 1448."""
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a pass is to find; each costs memory that does not grow with the number of images."""
+
+    moments: bool = False
+    """Of all features."""
+    by_class: int = 0
+    """Moments by class, of so many classes."""
+    halves: int = 0
+    """Moments of so many images, and of so many others."""
+    stored: int = 0
+    """Feature vectors to keep, of a fair sample of the images."""
+    images: int = 0
+    """Images to keep, of a fair sample, with their labels."""
+    splits: int = 0
+    """Splits of an inception score."""
+    recognised: bool = False
+    """Whether the judge is asked for each image's class."""
+    digest: bool = False
+    """Whether the whole set's pixels are to be hashed, where the set does not say itself what it holds."""
+
+    def numbers(self, count: int) -> np.ndarray:
+        """The images of a set of `count` that must be looked at, ascending."""
+        if self.moments or self.by_class or self.splits or self.recognised or self.digest:
+            return np.arange(count)
+        return np.sort(fair_order(count)[: max(2 * self.halves, self.stored, self.images)])
+
+    @property
+    def features(self) -> bool:
+        return bool(self.moments or self.by_class or self.halves or self.stored or self.splits)
+
+
+@dataclass
+class Findings:
+    """What one pass found, or several that were kept; on rank 0, and the same numbers at any world size."""
+
+    moments: Moments | None = None
+    by_class: list[Moments] = field(default_factory=list)
+    halves: tuple[Moments, Moments] | None = None
+    stored: Tensor | None = None
+    """float32 [n, d], by number of the image."""
+    images: Tensor | None = None
+    """uint8 [n, 3, H, W] on the CPU, by number of the image."""
+    image_numbers: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    image_labels: Tensor | None = None
+    """int64 [n] on the CPU."""
+    scores: ScoreSums | None = None
+    recognised: int = 0
+    digest: str | None = None
+    """sha256 over the hashes of all images' pixels, by number."""
+
+
+class Survey:
+    """Raises UserMistake, on every rank alike, for features that are not finite, images of several sizes, or whatever the
+    set finds broken."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        wants: Wants,
+        features: Features | None,
+        judge: Classifier | None,
+        any_size: bool,
+        device: torch.device,
+    ) -> None:
+        self._set, self._wants, self._features, self._judge = images, wants, features, judge
+        self._any_size, self._device = any_size, device
+        self._chosen = wants.numbers(images.count)
+        self._mine = dealt(self._chosen, world.rank(), world.size())
+        self._size: tuple[int, int] | None = None
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._recognised = torch.zeros((), dtype=torch.float64, device=device)
+        dimensions = features.dimensions if features is not None and wants.features else 0
+        self._moments = Moments(dimensions, device) if wants.moments else None
+        _check_memory(wants.by_class, dimensions)
+        self._by_class = [Moments(dimensions, device) for _ in range(wants.by_class)]
+        self._halves = (Moments(dimensions, device), Moments(dimensions, device)) if wants.halves else None
+        self._place = np.empty(images.count, dtype=np.int64)
+        self._place[fair_order(images.count)] = np.arange(images.count)
+        self._stored = _Rows(self._here(wants.stored), dimensions, device)
+        self._images: list[Tensor] = []
+        self._image_labels: list[Tensor] = []
+        self._scores = ScoreSums(wants.splits, features.facts["classes"], device) if features and wants.splits else None
+        self._digests: list[bytes] = []
+
+    def _here(self, first: int) -> np.ndarray:
+        """The numbers of this rank's images among the `first` of the fair order."""
+        return self._mine[self._place[self._mine] < first]
+
+    def run(self, reading: Reading) -> Findings:
+        """Looks at everything, without a collective or a wait for the device until the end. Raises Stopped."""
+
+        def look() -> None:
+            with Progress(len(self._chosen), self._set.name) as progress:
+                for view in self._set.views(self._mine, reading, self._device):
+                    reading.check_stop()
+                    self._look(view)
+                    progress.add(len(view.numbers))
+
+        together(look)
+        return self._gathered()
+
+    def _look(self, view: View) -> None:
+        self._check_sizes(view)
+        if self._features is not None and self._wants.features:
+            self._take(view, self._features)
+        if self._judge is not None and self._wants.recognised:
+            assert view.labels is not None
+            (_, images), *_ = view.groups
+            self._recognised += (self._judge.predict(images) == view.labels.to(self._device)).sum()
+        if self._wants.images:
+            self._keep_images(view)
+        if self._wants.digest:
+            self._digests += view.digests
+
+    def _check_sizes(self, view: View) -> None:
+        for places, images in view.groups:
+            size = (images.shape[2], images.shape[3])
+            self._size = self._size or self._set.size() or size
+            if size != self._size and not self._any_size:
+                raise UserMistake(
+                    f"{self._set.name} differ in size: {self._set.name_of(0)} is {self._size[0]} x {self._size[1]}, "
+                    f"{self._set.name_of(int(view.numbers[places[0]]))} is {size[0]} x {size[1]}; make them one size, or "
+                    "let the feature network resize each with evaluation.any_size=true"
+                )
+
+    def _take(self, view: View, network: Features) -> None:
+        parts = [(places, network(images)) for places, images in view.groups]
+        order = torch.from_numpy(np.concatenate([places for places, _ in parts]).argsort()).to(self._device)
+        features = torch.cat([extracted.features for _, extracted in parts])[order]
+        self._finite &= features.isfinite().all()
+        place = self._place[view.numbers]
+        if self._moments is not None:
+            self._moments.add(features)
+        if self._by_class:
+            assert view.labels is not None
+            for number in view.labels.unique().tolist():
+                self._by_class[number].add(features[(view.labels == number).to(self._device)])
+        if self._halves is not None:
+            for side, moments in enumerate(self._halves):
+                moments.add(features[torch.from_numpy(place // self._wants.halves == side).to(self._device)])
+        self._stored.add(features, place < self._wants.stored)
+        if self._scores is not None:
+            logits = torch.cat([extracted.logits for _, extracted in parts if extracted.logits is not None])[order]
+            # Bounds like i * N // splits, so that splits differ by one image at most.
+            split = ((place + 1) * self._wants.splits - 1) // self._set.count
+            self._scores.add(logits, torch.from_numpy(split).to(self._device))
+
+    def _keep_images(self, view: View) -> None:
+        wanted = self._place[view.numbers] < self._wants.images
+        (_, images), *_ = view.groups
+        self._images.append(images[torch.from_numpy(wanted).to(images.device)].cpu())
+        if view.labels is not None:
+            self._image_labels.append(view.labels[torch.from_numpy(wanted)])
+
+    def _gathered(self) -> Findings:
+        world.sum_over_ranks(self._recognised)
+        halves = self._halves or ()
+        for moments in (*([self._moments] if self._moments else []), *self._by_class, *halves):
+            moments.reduce()
+        if self._scores is not None:
+            self._scores.reduce()
+        broken = world.sum_over_ranks((~self._finite).double())
+        if bool(broken):
+            name = self._features.name if self._features else ""
+            raise UserMistake(
+                f"evaluation.features: {name} gave features of {self._set.name} that are not finite, from which no distance "
+                "follows; choose another network"
+            )
+        if self._moments is not None:
+            assert self._moments.count == self._set.count, (self._moments.count, self._set.count)
+        findings = Findings(
+            moments=self._moments,
+            by_class=self._by_class,
+            halves=self._halves,
+            scores=self._scores,
+            recognised=int(self._recognised),
+        )
+        if self._wants.stored:
+            findings.stored = gather_by_number(self._here(self._wants.stored), self._stored.rows)
+        if self._wants.images:
+            self._gather_images(findings)
+        if self._wants.digest:
+            findings.digest = self._gather_digest()
+        return findings
+
+    def _gather_images(self, findings: Findings) -> None:
+        numbers = self._here(self._wants.images)
+        height, width = self._set.size() or (0, 0)
+        images = torch.cat([torch.empty(0, 3, height, width, dtype=torch.uint8), *self._images]).to(self._device)
+        gathered = gather_by_number(numbers, images)
+        findings.images = None if gathered is None else gathered.cpu()
+        order = gather_by_number(numbers, torch.from_numpy(numbers).to(self._device))
+        findings.image_numbers = findings.image_numbers if order is None else order.cpu().numpy()
+        if self._set.classes is not None:
+            labels = torch.cat([torch.empty(0, dtype=torch.int64), *self._image_labels]).to(self._device)
+            asked = gather_by_number(numbers, labels)
+            findings.image_labels = None if asked is None else asked.cpu()
+
+    def _gather_digest(self) -> str | None:
+        rows = np.frombuffer(b"".join(self._digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES).copy()
+        every = gather_by_number(self._mine, torch.from_numpy(rows).to(self._device))
+        return None if every is None else hashlib.sha256(every.cpu().numpy().tobytes()).hexdigest()
+
+
+class _Rows:
+    """Feature vectors that are kept, in memory that is taken at once."""
+
+    def __init__(self, numbers: np.ndarray, dimensions: int, device: torch.device) -> None:
+        self.rows = torch.empty(len(numbers), dimensions, device=device, dtype=torch.float32)
+        self._filled = 0
+
+    def add(self, features: Tensor, wanted: np.ndarray) -> None:
+        count = int(wanted.sum())
+        if count:
+            chosen = features if count == len(features) else features[torch.from_numpy(wanted).to(features.device)]
+            self.rows[self._filled : self._filled + count] = chosen
+            self._filled += count
+
+
+def _check_memory(classes: int, dimensions: int) -> None:
+    needed = classes * dimensions**2 * 8
+    if needed > MOST_CLASS_MOMENTS:
+        raise UserMistake(
+            f"evaluation.metrics: intra_fid keeps the moments of {classes} classes of {dimensions} features, which is "
+            f"{needed / 2**30:.0f} GiB a rank, more than {MOST_CLASS_MOMENTS // 2**30}; choose a smaller feature network, or "
+            "leave it out"
+        )
+
+
+def nearest(
+    images: ImageSet, queries: Tensor, count: int, features: Features, any_size: bool, reading: Reading
+) -> tuple[Tensor, Tensor] | None:
+    """On rank 0 (distances float64 [q, count], numbers int64 [q, count]) of the images nearest to the vectors `queries`
+    [q, d], which every rank gives; None on the others. Raises UserMistake and Stopped."""
+    found = Nearest(queries, count)
+    mine = dealt(np.arange(images.count), world.rank(), world.size())
+
+    def look() -> None:
+        with Progress(images.count, f"neighbours in {images.name}") as progress:
+            for view in images.views(mine, reading, features.device):
+                reading.check_stop()
+                for places, group in view.groups:
+                    found.add(torch.from_numpy(view.numbers[places]), features(group).features)
+                progress.add(len(view.numbers))
+
+    together(look)
+    parts: list[Any] = world.gather_objects((found.distances.cpu(), found.numbers.cpu()))
+    merged = Nearest(queries.cpu(), count)
+    for distances, numbers in parts:
+        merged.merge(distances, numbers)
+    return (merged.distances.sqrt(), merged.numbers) if world.is_main() else None
