@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from bigtrain.errors import UserMistake
 from bigtrain.runs import atomic
 
-OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "kind", "pixels_sha256", "image_size", "size")
+OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images", "image_size")
 """Keys of a protocol that say what was evaluated rather than how."""
 SHARES = {"accuracy": lambda protocol: protocol["samples"]}
 """Metrics that are shares of so many images."""

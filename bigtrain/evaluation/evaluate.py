@@ -383,7 +383,7 @@ class _Evaluation:
             "seed": options.seed,
             "image_size": list(self.images.size() or ()) if not options.any_size else None,
             "versions": {name: version(name) for name in ("torch", "timm", "numpy", "pillow")},
-            **self.images.describe(found.digest),
+            "images": self.images.describe(found.digest),
         }
         if self.features is not None:
             facts["features"] = self.features.protocol()

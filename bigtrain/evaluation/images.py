@@ -99,7 +99,7 @@ class Drawn(ImageSet):
             yield View(chunk, [(np.arange(len(chunk)), images)], labels)
 
     def describe(self, digest: str | None) -> dict[str, Any]:
-        return {"quantisation": "round"}
+        return {"kind": "drawn", "quantisation": "round"}
 
     def size(self) -> tuple[int, int]:
         return self._side, self._side

@@ -174,7 +174,7 @@ def test_the_protocol_says_what_the_numbers_depend_on(alone, train, script):
     assert 0.5 < protocol["judge"]["held_out_accuracy"] <= 1
     assert protocol["recall"] == {"neighbours": 3, "real": SAMPLES, "fake": SAMPLES}
     assert protocol["real_fid"] == {"images_a_side": SAMPLES}
-    assert protocol["quantisation"] == "round"
+    assert protocol["images"] == {"kind": "drawn", "quantisation": "round"}
     assert protocol["weights"] == "none", "the caller's part"
     assert json.loads(json.dumps(alone)) == alone
 
