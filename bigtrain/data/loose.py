@@ -7,10 +7,12 @@ announces too many bytes or pixels is refused before memory is taken for it.
 
 import hashlib
 import itertools
+import lzma
 import math
 import os
 import tarfile
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ MOST_BYTES = 2**28
 """Of one member: no picture that decode.MAX_PIXELS allows takes more, and a zip bomb does."""
 DIGEST_BYTES = 16
 """Of the hash of one image's pixels."""
+_ZIP_TROUBLES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError, RuntimeError)
+"""What zipfile raises for a damaged or an encrypted member."""
 _SAMPLES, _LABELS = "arr_0.npy", "arr_1.npy"
 _ZIP_HEADER = 30
 """Bytes of a zip member's local header before its name (APPNOTE 4.3.7)."""
@@ -191,7 +195,7 @@ class _Zip(_Files):
     def _bytes(self, member: Member) -> bytes:
         try:
             return self._archive.open().read(member.name)
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+        except _ZIP_TROUBLES as error:
             raise UserMistake(
                 f"{self.path}: {member.name}: {error}; pack it again, whole and without a password"
             ) from None
@@ -242,6 +246,8 @@ class Npz(Loose):
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
                 labels = arrays["arr_1"]
+        except _ZIP_TROUBLES as error:
+            raise UserMistake(f"{self.path}: arr_1 is damaged: {error}; copy it here again") from None
         except ValueError:
             raise UserMistake(
                 f"{self.path}: arr_1 holds pickled objects, which are never read; save labels as integers"
@@ -267,7 +273,7 @@ class Npz(Loose):
         try:
             self._stream[1].seek(self._begin + number * self._row)
             return self._stream[1].read(self._row)
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
+        except _ZIP_TROUBLES as error:
             raise UserMistake(f"{self.path}: arr_0 is damaged: {error}; copy it here again") from None
 
     def name(self, number: int) -> str:
@@ -280,7 +286,7 @@ def _npy_header(member: Any, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(member)
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, *_ZIP_TROUBLES) as error:
         raise UserMistake(f"{path}: arr_0 is damaged: {error}; copy it here again") from None
     if dtype.hasobject:
         raise UserMistake(f"{path}: arr_0 holds pickled objects, which are never read; save uint8 [N, H, W, 3]")

@@ -16,7 +16,7 @@ from bigtrain.data.stream import Sweep
 from bigtrain.evaluation.classifier import find_classifier
 from bigtrain.evaluation.features import pictures
 from bigtrain.evaluation.frechet import frechet_distance
-from bigtrain.evaluation.metrics import recall
+from bigtrain.evaluation.neighbourhoods import recall
 from bigtrain.evaluation.ranks import Reading
 from bigtrain.model import find_splits, images_behind, open_model
 
@@ -33,12 +33,12 @@ def main() -> None:
     judge = find_classifier(train, validation, "judge", reading, device)
 
     sweeps = (Sweep(index, rank=0, world=1, batch=100, workers=0) for index in (train, validation))
-    real = torch.cat([features(pictures(batch, device)) for sweep in sweeps for _, batch in sweep]).numpy()
+    real = torch.cat([features(pictures(batch, device)).features for sweep in sweeps for _, batch in sweep]).numpy()
     half = len(real) // 2
     sampler = model.sampler(seed=0)
     labels = sampler.labels_of(range(half))
     images = sampler.draw_all(labels.tolist(), 128)
-    fake = torch.cat([features(part) for part in images.split(128)]).numpy()
+    fake = torch.cat([features(part).features for part in images.split(128)]).numpy()
     recognised = torch.cat([judge.predict(part) for part in images.split(128)]) == labels
 
     scale, ours = [], []

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor
 
 from bigtrain.cluster import world
@@ -17,6 +18,7 @@ from bigtrain.data.stream import Sweep
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation import classifier
 from bigtrain.evaluation.evaluate import RealData, evaluate
+from bigtrain.evaluation.from_anywhere import evaluate_images
 from bigtrain.evaluation.images import Drawn
 from bigtrain.evaluation.metrics import DEFAULT_METRICS
 from bigtrain.evaluation.options import EvaluationOptions
@@ -69,6 +71,43 @@ def evaluate_draws(
     return measured and measured.result
 
 
+def write_images(folder: Path, index: Index, count: int, darker: int = 0) -> Path:
+    """CLASS/NUMBER.png of darkened digits, of class 0 to 9 in turn, begun with the last."""
+    images = RealDigits(index, darker)(np.arange(count), label_of(np.arange(count)))
+    for number in reversed(range(count)):
+        path = folder / index.classes[number % 10] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[number].permute(1, 2, 0).numpy()).save(path)
+    return folder
+
+
+IMAGE_METRICS = (
+    "fid",
+    "kid",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "intra_fid",
+    "two_sample_test",
+    "nearest_neighbours",
+    "real_fid",
+)
+
+
+def measure_images(folder: str, reference: str, features: str, **options: Any) -> dict[str, Any]:
+    """All that can be measured of images from anywhere without their classes' names."""
+    chosen = {
+        "metrics": IMAGE_METRICS,
+        "batch_size": 20,
+        "workers": 0,
+        "kid_subsets": 3,
+        "kid_subset_size": 50,
+    } | options
+    known = EvaluationOptions(features=features, reference=reference, **chosen)
+    return evaluate_images(Path(folder), known, CPU).result
+
+
 def scenarios(train: str, features: str) -> dict[str, Any]:
     """What this rank sees of each."""
     index = Index.read(train)
@@ -90,6 +129,7 @@ def scenarios(train: str, features: str) -> dict[str, Any]:
     return {
         "result": measure(train, features),
         "with classifier": measure(train, "classifier", metrics=("fid", "accuracy")),
+        "images": measure_images(str(index.folder / "images"), train, features),
         "drawn": digits.drawn,
         "stopped on the last rank": evaluation(digits, should_stop=lambda: last) is None,
         "mistake on the last rank": message_of(lambda: evaluation(mistaken if last else digits)),

@@ -11,7 +11,19 @@ import torch
 import torch.multiprocessing as mp
 from cleanfid.fid import compute_fid
 from evaluation_scripts import NotFinite
-from evaluation_worlds import CPU, SAMPLES, RealDigits, evaluate_draws, label_of, measure, shorten_training, work
+from evaluation_worlds import (
+    CPU,
+    IMAGE_METRICS,
+    SAMPLES,
+    RealDigits,
+    evaluate_draws,
+    label_of,
+    measure,
+    measure_images,
+    shorten_training,
+    work,
+    write_images,
+)
 from PIL import Image
 from pydantic import ValidationError
 
@@ -50,6 +62,7 @@ def ranks(request, pristine_digits, script, tmp_path_factory):
     """What each rank of a world saw, beginning with nothing kept."""
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(pristine_digits, folder / "digits")
+    write_images(folder / "digits" / "images", Index.read(folder / "digits" / "train.json"), SAMPLES, darker=30)
     mp.spawn(work, (request.param, str(folder / "digits" / "train.json"), script, str(folder)), nprocs=request.param)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(request.param)]
 
@@ -66,6 +79,21 @@ def test_several_ranks_measure_what_one_process_measures(ranks, alone):
         assert result["real_fid"] == pytest.approx(alone["real_fid"], rel=1e-6)
         assert result["recall"] == alone["recall"]
         assert result["accuracy"] == alone["accuracy"]
+
+
+def test_several_ranks_find_in_a_folder_what_one_process_finds(ranks, train, script, tmp_path):
+    folder = write_images(tmp_path / "images", Index.read(train), SAMPLES, darker=30)
+    alone = measure_images(str(folder), train, script)
+    assert set(IMAGE_METRICS) - {"nearest_neighbours", "two_sample_test"} <= set(alone)
+    for seen in ranks:
+        result = seen["images"]
+        assert result["protocol"] == alone["protocol"]
+        for metric, value in alone.items():
+            if isinstance(value, float):
+                assert result[metric] == pytest.approx(value, rel=1e-6), metric
+        assert [row["sample"] for row in result["nearest_neighbours"]] == [
+            row["sample"] for row in alone["nearest_neighbours"]
+        ]
 
 
 def test_the_protocol_does_not_depend_on_the_world(ranks, alone):

@@ -1,10 +1,11 @@
-"""Recall is the share of real features within the fake ones' k-nearest-neighbour balls."""
+"""What nearest neighbours say of two sets: by the definitions, as torch-fidelity, and on sets whose answer is known."""
 
 import pytest
 import torch
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from bigtrain.evaluation import neighbourhoods
-from bigtrain.evaluation.neighbourhoods import recall
+from bigtrain.evaluation.neighbourhoods import Nearest, density_and_coverage, precision, recall, two_sample_test
 
 
 def by_definition(real: torch.Tensor, fake: torch.Tensor, neighbours: int) -> float:
@@ -69,3 +70,73 @@ def test_fewer_samples_than_neighbours_are_refused():
     real, fake = clouds(10, 3)
     with pytest.raises(AssertionError, match="3-th nearest"):
         recall(real, fake, neighbours=3)
+
+
+@pytest.mark.parametrize("neighbours", [1, 2])
+def test_precision_and_recall_equal_torch_fidelity(neighbours):
+    real, fake = clouds(160, 130)
+    theirs = prc_features_to_metric(fake, real, prc_neighborhood=neighbours, verbose=False)
+    assert precision(real, fake, neighbours) == pytest.approx(theirs["precision"], rel=1e-6)
+    assert recall(real, fake, neighbours) == pytest.approx(theirs["recall"], rel=1e-6)
+    assert 0.1 < theirs["recall"] < theirs["precision"] < 1, "a case that tells nothing"
+
+
+@pytest.mark.parametrize(("real", "fake"), [(90, 60), (30, 110)])
+def test_density_and_coverage_equal_the_definition(real, fake, monkeypatch):
+    real_features, fake_features = clouds(real, fake)
+    radii = torch.stack([(real_features - vector).norm(dim=1).sort().values[5] for vector in real_features])
+    inside = torch.cdist(real_features, fake_features) <= radii[:, None]
+    expected = float(inside.sum()) / (5 * fake), float(inside.any(1).double().mean())
+    monkeypatch.setattr(neighbourhoods, "BLOCK_ELEMENTS", 7 * real)
+    assert density_and_coverage(real_features, fake_features, 5) == pytest.approx(expected, abs=1e-12)
+
+
+def test_equal_distributions_have_density_one_and_high_coverage():
+    generator = torch.Generator().manual_seed(5)
+    real, fake = (torch.randn(800, 6, generator=generator) for _ in range(2))
+    density, coverage = density_and_coverage(real, fake)
+    assert density == pytest.approx(1.0, abs=0.06)
+    assert coverage == pytest.approx(1 - 2**-5, abs=0.03)  # Naeem et al. 2020, eq. 7
+
+
+def test_a_dropped_mode_lowers_coverage_and_recall_but_not_precision_or_density():
+    generator = torch.Generator().manual_seed(6)
+    modes = torch.tensor([[20.0, 0.0], [-20.0, 0.0]])
+    real = torch.randn(600, 2, generator=generator) + modes[torch.arange(600) % 2]
+    fake = torch.randn(600, 2, generator=generator) + modes[0]
+    density, coverage = density_and_coverage(real, fake)
+    assert (precision(real, fake), density) == (pytest.approx(1.0, abs=0.05), pytest.approx(1.0, abs=0.15))
+    assert (recall(real, fake), coverage) == (pytest.approx(0.5, abs=0.05), pytest.approx(0.5, abs=0.05))
+
+
+def test_the_two_sample_test_holds_its_level_and_finds_a_shift():
+    def drawn(seed, shift=0.0):
+        return torch.randn(300, 5, generator=torch.Generator().manual_seed(seed)) + shift
+
+    equal = [two_sample_test(drawn(2 * seed), drawn(2 * seed + 1), seed).p_value for seed in range(40)]
+    assert sum(p < 0.1 for p in equal) <= 9
+    assert 0.3 < sum(equal) / len(equal) < 0.7
+    shifted = two_sample_test(drawn(0), drawn(1, 1.0), 0)
+    assert shifted.accuracy > 0.75
+    assert shifted.p_value < 1e-6
+    assert (shifted.tested, shifted.neighbours) == (300, 17)
+
+
+def test_the_two_sample_test_sees_a_scale_that_no_mean_tells():
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(400, 8, generator=generator), 0.5 * torch.randn(400, 8, generator=generator)
+    assert two_sample_test(real, fake, 0).p_value < 1e-4
+
+
+def test_the_nearest_of_a_stream_are_those_of_all_at_once():
+    generator = torch.Generator().manual_seed(0)
+    stream, queries = torch.randn(100, 3, generator=generator), torch.randn(4, 3, generator=generator)
+    stream[70] = queries[2]
+    stream[33] = stream[12]
+    found = Nearest(queries, 6)
+    for numbers in torch.arange(100).flip(0).split(7):
+        found.add(numbers, stream[numbers])
+    distances, numbers = torch.cdist(queries.double(), stream.double()).sort(dim=1, stable=True)
+    torch.testing.assert_close(found.distances.sqrt(), distances[:, :6], rtol=1e-9, atol=1e-9)
+    assert torch.equal(found.numbers, numbers[:, :6])
+    assert (found.numbers[2, 0], found.distances[2, 0]) == (70, 0.0), "a copy is at no distance"

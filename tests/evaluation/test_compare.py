@@ -1,0 +1,88 @@
+"""The table of evaluations: intervals only where they are sound, and no quiet comparison across protocols."""
+
+import csv
+import json
+import statistics
+
+import pytest
+from PIL import Image
+
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation.compare import Cell, compare, repeated, share
+
+
+def write(path, *, seed=0, features="a", step=10, weights="ema", **numbers):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    protocol = {"weights": weights, "step": step, "samples": 100, "seed": seed, "features": {"fingerprint": features}}
+    path.write_text(json.dumps({"step": step, **numbers, "protocol": protocol}))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Three seeds at the newest step, and an older one."""
+    for seed, fid in enumerate((4.0, 5.0, 6.0)):
+        name = "step_00000020" + (f"_{seed}" if seed else "")
+        write(tmp_path / "run" / "evaluations" / f"{name}.json", seed=seed, step=20, fid=fid, accuracy=0.9)
+    write(tmp_path / "run" / "evaluations" / "step_00000010.json", fid=50.0)
+    return tmp_path / "run"
+
+
+def test_a_run_is_the_mean_over_its_seeds_at_the_newest_step(run, tmp_path, capsys):
+    other = write(tmp_path / "other.json", fid=7.25, weights="raw")
+    compare([run, other], tmp_path / "table.csv", tmp_path / "table.png")
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    half = 4.302652729749464 / 3**0.5  # Student's, of 2 degrees of freedom, times a deviation of 1
+    assert lines[0].split() == ["fid", "accuracy", "seeds"]
+    assert f"5 ± {half:.2g}" in lines[1]
+    assert lines[1].split()[-1] == "3"
+    assert "7.25" in lines[2]
+    assert "±" not in lines[2], "a FID of one seed has no interval"
+    assert err == "", "other weights are no other protocol"
+    table = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert float(table[0]["fid_low"]) == pytest.approx(5 - half)
+    assert table[1]["fid_low"] == ""
+    assert Image.open(tmp_path / "table.png").width > 200
+
+
+def test_rows_of_another_protocol_are_marked_and_what_differs_is_told(run, tmp_path, capsys):
+    other = write(tmp_path / "other.json", fid=1.0, features="b")
+    compare([run, other], None, None)
+    out, err = capsys.readouterr()
+    assert "!A" in out.splitlines()[1]
+    assert "!B" in out.splitlines()[2]
+    assert err.startswith("WARNING: rows B were not measured as rows A were")
+    assert 'features.fingerprint ("a" / "b")' in err
+
+
+def test_a_standard_error_that_is_known_gives_an_interval(tmp_path, capsys):
+    place = write(tmp_path / "a.json", bits_per_dim=3.0, bits_per_dim_standard_error=0.1)
+    compare([place], None, None)
+    assert "3 ± 0.2" in capsys.readouterr().out
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    cell = share(0.9, 100)
+    assert (0.9 - cell.half[0], 0.9 + cell.half[1]) == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    assert share(1.0, 10).half[1] == pytest.approx(0, abs=1e-12)
+
+
+def test_repetitions_have_students_interval():
+    values = [1.0, 2.0, 4.0, 4.5]
+    cell = repeated(values)
+    assert cell.value == statistics.fmean(values)
+    assert cell.half[0] == pytest.approx(3.182446 * statistics.stdev(values) / 2, rel=1e-6)
+    assert str(Cell(1.5)) == "1.5"
+
+
+def test_what_is_no_evaluation_is_refused(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.json").write_text("[]")
+    (tmp_path / "b.json").write_text("nonsense")
+    for place, sentence in (("empty", "has no evaluations"), ("a.json", "no protocol"), ("b.json", "not the JSON")):
+        with pytest.raises(UserMistake, match=sentence):
+            compare([tmp_path / place], None, None)
+    write(run / "evaluations" / "step_00000020_x.json", features="c", step=20, fid=1.0)
+    with pytest.raises(UserMistake, match="differ in more than the seed"):
+        compare([run], None, None)
