@@ -18,7 +18,7 @@ from bigtrain.data.stream import Sweep
 from bigtrain.evaluation.classifier import find_classifier
 from bigtrain.evaluation.features import pictures
 from bigtrain.evaluation.frechet import frechet_distance
-from bigtrain.evaluation.metrics import recall
+from bigtrain.evaluation.neighbourhoods import recall
 from bigtrain.evaluation.ranks import Reading
 from bigtrain.families.diffusion.samplers import DiffusionSamplingOptions
 from bigtrain.model import find_splits, open_model
@@ -39,7 +39,7 @@ def main() -> None:
     features = find_classifier(train, validation, "features", reading, device)
     judge = find_classifier(train, validation, "judge", reading, device)
     sweep = Sweep(train, rank=0, world=1, batch=100, workers=0)
-    real = torch.cat([features(pictures(batch, device)) for _, batch in sweep]).double().cpu()
+    real = torch.cat([features(pictures(batch, device)).features for _, batch in sweep]).double().cpu()
 
     results: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}
     for pair in range(pairs):
@@ -49,7 +49,7 @@ def main() -> None:
             begin = time.perf_counter()
             images = sampler.draw_all(labels.tolist(), 128)
             seconds = time.perf_counter() - begin
-            fake = torch.cat([features(part) for part in images.split(128)]).double().cpu()
+            fake = torch.cat([features(part).features for part in images.split(128)]).double().cpu()
             recognised = torch.cat([judge.predict(part).cpu() for part in images.split(128)]) == labels
             moments = [
                 torch.from_numpy(value) for rows in (real, fake) for value in (rows.mean(0).numpy(), np.cov(rows.T))

@@ -32,8 +32,10 @@ from bigtrain.data.stream import dealt
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation import classifier
 from bigtrain.evaluation.features import TorchScriptFeatures
+from bigtrain.evaluation.held_out import measure_rfid
 from bigtrain.evaluation.metrics import DEFAULT_METRICS, METRICS, SampleMetricName
 from bigtrain.evaluation.options import EvaluationOptions
+from bigtrain.evaluation.ranks import Reading
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -264,3 +266,17 @@ def test_an_unknown_metric_is_refused_and_every_known_one_can_be_asked_for():
     assert EvaluationOptions().chosen(frozenset({"sample", "by_class", "likelihood"})) == DEFAULT_METRICS
     assert set(EvaluationOptions().chosen(frozenset({"sample"}))) == set(DEFAULT_METRICS) - {"accuracy"}
     assert EvaluationOptions().chosen(frozenset({"likelihood"})) == ("bits_per_dim",)
+
+
+def test_rfid_is_the_fid_of_reconstructions(train, script):
+    index = Index.read(train)
+    validation = Index.read(index.folder / "validation.json")
+    options = EvaluationOptions(features=script, split_samples=200)
+    reading = Reading(batch=50, workers=0)
+
+    def rfid(reconstruct, **change):
+        chosen = options.model_copy(update=change)
+        return measure_rfid(reconstruct, validation, index, validation, chosen, CPU, reading)[0]["rfid"]
+
+    assert rfid(lambda images: images, split_samples=None) < 1e-9
+    assert rfid(lambda images: 0.5 * images) > 10 * rfid(lambda images: images)

@@ -1,0 +1,76 @@
+"""Peak memory of the evaluate door: python tests/benchmarks/evaluation_memory.py FOLDER REFERENCE
+
+Evaluates 200, 1,000 and 10,000 images of FOLDER (copied aside) against REFERENCE with a tiny TorchScript network of 2,048
+features, each in a process of its own, and prints the peak resident memory of the largest process of each, and the images per
+second over its whole life. The first row, 200 images, is what it takes to start and to hold the moments of 2,048 features.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[2]
+ALL = "[fid,kid,precision,recall,density,coverage,two_sample_test]"
+
+
+class Tiny(nn.Module):
+    """2,048 rectified random combinations of the image at 8 x 8 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(192, 2048)
+
+    def forward(self, images: Tensor, return_features: bool = False) -> Tensor:
+        small = nn.functional.adaptive_avg_pool2d(images.float() / 127.5 - 1, (8, 8))
+        return torch.relu(self.mix(small.flatten(1)))
+
+
+def main() -> None:
+    source, reference = Path(sys.argv[1]), sys.argv[2]
+    paths = sorted(path for path in source.rglob("*") if path.suffix in (".png", ".jpg"))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        torch.jit.script(Tiny()).save(f"{folder}/tiny.pt")
+        for count, metrics in ((200, "[fid]"), (1_000, "[fid]"), (10_000, "[fid]"), (10_000, ALL)):
+            chosen = Path(folder, f"{count}")
+            for number, path in enumerate(paths[:: len(paths) // count][:count]):
+                chosen.mkdir(exist_ok=True)
+                shutil.copy(path, chosen / f"{number:06d}{path.suffix}")
+            peak, seconds, result = measure(folder, chosen, reference, metrics)
+            fid = json.loads(result)["fid"]
+            print(
+                f"{count:6d} images  {metrics:60s}  peak {peak:6.0f} MiB  {seconds:6.1f} s  (fid {fid:.4f})", flush=True
+            )
+
+
+def measure(folder: str, images: Path, reference: str, metrics: str) -> tuple[float, float, str]:
+    """(peak resident MiB of the largest process, seconds, the JSON)."""
+    command = [sys.executable, str(ROOT / "launch" / "evaluate.py"), str(images), f"evaluation.reference={reference}"]
+    command += [f"evaluation.features={folder}/tiny.pt", f"evaluation.metrics={metrics}"]
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "BIGTRAIN_CACHE": folder},
+    )
+    assert process.stdout is not None
+    result = process.stdout.read().splitlines()[-1]
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, status
+    return usage.ru_maxrss / 1024, time.monotonic() - begin, result
+
+
+if __name__ == "__main__":
+    main()

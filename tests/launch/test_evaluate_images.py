@@ -1,0 +1,52 @@
+"""The evaluate door on images that no run made."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bigtrain.data.digits import digits_index
+from tests.runs_of import ROOT, run
+
+EVALUATE = ROOT / "launch" / "evaluate.py"
+
+
+def samples(path: Path, count: int) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    np.savez(path, images, np.arange(count) % 10)
+    return path
+
+
+@pytest.mark.slow
+def test_one_command_evaluates_images_from_anywhere_alike_at_any_world_size(tmp_path: Path) -> None:
+    place = samples(tmp_path / "a.npz", 301)
+    reference = f"evaluation.reference={digits_index('validation', 16)}"
+    flags = ["--out", tmp_path / "a.json", "--save-moments", tmp_path / "moments.npz"]
+    one = run(EVALUATE, place, *flags, reference, "evaluation.workers=0")
+    again = run(EVALUATE, place, reference, "evaluation.workers=0")
+    assert one.stdout == again.stdout
+    result = json.loads(one.stdout.splitlines()[-1])
+    assert json.loads((tmp_path / "a.json").read_text()) == result
+    assert {"fid", "kid", "precision", "recall", "density", "coverage"} <= set(result)
+    assert np.load(tmp_path / "moments.npz")["sigma"].shape == (128, 128)
+    two = json.loads(run(EVALUATE, place, reference, processes=2).stdout.splitlines()[-1])
+    assert two["protocol"] == result["protocol"]
+    for metric in ("fid", "kid", "precision", "coverage"):
+        assert two[metric] == pytest.approx(result[metric], rel=1e-6)
+    table = run(EVALUATE, "--compare", tmp_path / "a.json", tmp_path / "a.json", "--csv", tmp_path / "table.csv")
+    assert len(table.stdout.splitlines()) == len((tmp_path / "table.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_a_mistake_about_images_is_one_sentence(tmp_path: Path) -> None:
+    place = samples(tmp_path / "a.npz", 30)
+    for words, sentence in (
+        ((), "evaluation.reference: say what the images are compared with"),
+        (("train.steps=3",), "only evaluation.* means anything here"),
+        (("evaluation.referense=a",), "did you mean evaluation.reference?"),
+        (("--weights", "raw"), "has no weights"),
+    ):
+        result = run(EVALUATE, place, *words, expect=2)
+        assert sentence in result.stderr
+        assert "Traceback" not in result.stderr
