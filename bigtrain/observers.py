@@ -13,13 +13,14 @@ from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.data.stream import Sweep, to_images
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.evaluate import RealData, evaluate
+from bigtrain.evaluation.evaluate import evaluate
 from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction, measure_rfid
 from bigtrain.evaluation.images import Drawn
 from bigtrain.evaluation.measured import Measured
 from bigtrain.evaluation.metrics import METRICS
 from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
 from bigtrain.evaluation.ranks import Reading, Stopped, gather_rows
+from bigtrain.evaluation.reference import RealData
 from bigtrain.families.family import Capability, Family
 from bigtrain.judging import in_training
 from bigtrain.model import Model, Sampler, follow_others, images_behind
@@ -167,6 +168,11 @@ def check_metrics(family: Family, options: EvaluationOptions, validation: Index 
         for capability in needed:
             if capability not in family.capabilities:
                 raise UserMistake(f"evaluation.metrics: {metric} cannot be measured: {family.why_not(capability)}")
+        if metric == "classification_accuracy_score" and validation is None:
+            raise UserMistake(
+                "evaluation.metrics: classification_accuracy_score is tested on held-out images, but data.validation names "
+                "none; give one, or leave it out"
+            )
         key = "split" if metric in HELD_OUT else "reference"
         if getattr(options, key) == "validation" and validation is None:
             raise UserMistake(

@@ -7,21 +7,21 @@ A model's images are compared as the uint8 that a user would save, [-1, 1] round
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from bigtrain.cluster import world
-from bigtrain.data.index import Index
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.classifier import Classifier, find_classifier, measure_accuracy, side_of, train_on_images
-from bigtrain.evaluation.feature_networks import open_features
 from bigtrain.evaluation.features import Features
-from bigtrain.evaluation.images import ImageSet, Relabelled
+from bigtrain.evaluation.finding import find_features
+from bigtrain.evaluation.images import ImageSet, Relabelled, fair_order
 from bigtrain.evaluation.measured import Measured
 from bigtrain.evaluation.metrics import (
     METRICS,
@@ -32,43 +32,14 @@ from bigtrain.evaluation.metrics import (
 )
 from bigtrain.evaluation.neighbour_picture import neighbour_picture
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.evaluation.ranks import Reading, Stopped, on_main, together
-from bigtrain.evaluation.reference import Reference, open_reference, split_of, survey_reference
+from bigtrain.evaluation.ranks import Reading, Stopped, on_main
+from bigtrain.evaluation.reference import RealData, Reference, survey_reference
 from bigtrain.evaluation.survey import Findings, Survey, Wants, nearest
 
 LEAST_SHARE = 20
 """Fewer images than a twentieth of the features' dimensions are refused: nearly all of a distance would be bias."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RealData:
-    """What there is of real images. `reference`: what samples are compared with, None if with nothing; `train`: whose labels
-    classifiers are trained on; `validation`: images of theirs that were held out; `test`: what a classifier that was trained
-    on samples is tested on."""
-
-    reference: Reference | None
-    train: Index | None
-    validation: Index | None
-    test: Index | None
-
-    @classmethod
-    def of(cls, options: EvaluationOptions, train: Index, validation: Index | None) -> "RealData":
-        """Of a model's own data. Raises UserMistake."""
-        if validation is not None and train.classes != validation.classes:
-            raise UserMistake(
-                f"{validation.path} (data.validation) does not have the classes of {train.path} (data.train)"
-            )
-        if options.reference not in ("train", "validation"):
-            return cls(open_reference(options.reference), train, validation, validation)
-        split = train if options.reference == "train" else validation
-        if split is None:
-            raise UserMistake(
-                "evaluation.reference: validation, but data.validation names no split; give one, or set "
-                "evaluation.reference=train"
-            )
-        return cls(Reference(split_of(split, options.reference)), train, validation, validation)
 
 
 def evaluate(
@@ -116,6 +87,7 @@ class _Evaluation:
         self.device, self.reading, self.keep_moments = device, reading, keep_moments
         self._check_reference()
         self._check_sizes()
+        self._check_everywhere()
         self.classes = self._agree_on_classes()
         self.features = self._find_features()
         self.judge = self._find_judge()
@@ -157,6 +129,21 @@ class _Evaluation:
                 f"evaluation.reference: {self.images.name} are {ours[0]} x {ours[1]}, the reference's {theirs[0]} x "
                 f"{theirs[1]}; compare images of one size (python launch/shard.py SOURCE OUT --size {ours[0]}), or let the "
                 "feature network resize each with evaluation.any_size=true"
+            )
+
+        if self.options.any_size and (self.needs("fake", "judge") or self.needs("fake", "images") or self._pictured()):
+            raise UserMistake(
+                "evaluation.any_size: accuracy, classification_accuracy_score and nearest_neighbours look at the images "
+                "themselves, which must be of one size; leave them out, or make the images one size"
+            )
+
+    def _check_everywhere(self) -> None:
+        real = self._real_images()
+        counts = world.gather_objects((self.images.count, 0 if real is None else real.count))
+        if len(set(counts)) > 1:
+            raise UserMistake(
+                f"{self.images.name}, or the reference's, are not the same on all machines ({sorted(set(counts))} files); "
+                "evaluate from a folder that all share"
             )
 
     def _agree_on_classes(self) -> tuple[str, ...]:
@@ -313,16 +300,19 @@ class _Evaluation:
 
     def _wants(self) -> Wants:
         count = min(self.options.stored, self.images.count)
-        pictured = min(self.options.pictured_samples, self.images.count) if self.needs("fake", "neighbours") else 0
         return Wants(
             moments=self.keep_moments or self.needs("fake", "moments"),
             by_class=len(self.classes) if self.needs("fake", "classes") else 0,
-            stored=count if self.needs("fake", "features") else pictured,
-            images=count if self.needs("fake", "images") else pictured,
+            stored=count if self.needs("fake", "features") else 0,
+            images=count if self.needs("fake", "images") else self._pictured(),
             splits=min(self.options.score_splits, self.images.count) if self.needs("fake", "logits") else 0,
             recognised=self.needs("fake", "judge"),
             digest=self.images.hashed,
         )
+
+    def _pictured(self) -> int:
+        """Samples that are shown with their neighbours."""
+        return min(self.options.pictured_samples, self.images.count) if self.needs("fake", "neighbours") else 0
 
     def _real_gaussian(self, real: Findings) -> tuple[Tensor, Tensor] | None:
         if self.real.reference is not None and self.real.reference.moments is not None:
@@ -358,20 +348,19 @@ class _Evaluation:
         assert reference is not None
         assert self.features is not None
         features, device = self.features, self.device
-        pictured = min(self.options.pictured_samples, self.images.count)
         count = min(self.options.pictured_neighbours, reference.count)
+        shown = np.isin(found.image_numbers, fair_order(self.images.count)[: self._pictured()])
+        samples = None if found.images is None else found.images[torch.from_numpy(shown)]
 
         def queries() -> Tensor:
-            assert found.images is not None
-            return features(found.images[:pictured].to(device)).features.cpu()
+            assert samples is not None
+            return features(samples.to(device)).features.cpu()
 
         vectors = on_main(queries).to(device)
-        nearby = nearest(reference, vectors, count, features, self.options.any_size, self.reading)
-        if nearby is None or found.images is None:
+        nearby = nearest(reference, vectors, count, features, self.reading)
+        if nearby is None or samples is None:
             return [], None
-        return neighbour_picture(
-            found.images[:pictured], self.images, found.image_numbers[:pictured], reference, *nearby, self.reading
-        )
+        return neighbour_picture(samples, self.images, found.image_numbers[shown], reference, *nearby, self.reading)
 
     # -- what the numbers depend on ---------------------------------------------------------------------------------
 
@@ -425,26 +414,3 @@ class _Evaluation:
     def _half(self) -> int:
         reference = self._real_images()
         return min(self.images.count, reference.count // 2) if reference is not None else 0
-
-
-def find_features(
-    train: Index | None,
-    validation: Index | None,
-    options: EvaluationOptions,
-    image_size: int,
-    reading: Reading,
-    device: torch.device,
-) -> Features:
-    """The network that evaluation.features names; every rank calls it. Raises UserMistake and Stopped."""
-    if options.features == "classifier":
-        if train is None:
-            raise UserMistake(
-                "evaluation.features: classifier is trained on the labels of real images, and there is no index of any; "
-                "choose another network, such as evaluation.features=clean, or give the index of shards as "
-                "evaluation.reference"
-            )
-        return find_classifier(train, validation, "features", reading, device)
-    features = together(lambda: open_features(options.features, options.weights, image_size, device))
-    if len(set(world.gather_objects(features.fingerprint))) > 1:
-        raise UserMistake(f"evaluation.features: {options.features} is not the same network on all machines")
-    return features

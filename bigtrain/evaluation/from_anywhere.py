@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.evaluate import RealData, evaluate
+from bigtrain.evaluation.evaluate import evaluate
 from bigtrain.evaluation.images import ImageSet, Shards
 from bigtrain.evaluation.measured import Measured
 from bigtrain.evaluation.metrics import DEFAULT_METRICS_OF_IMAGES, METRICS, SampleMetricName
 from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
-from bigtrain.evaluation.reference import Reference, open_images, open_reference
+from bigtrain.evaluation.reference import RealData, Reference, open_images, open_reference
 
 OF_MODELS = ("samples", "split", "split_samples", "likelihood_evaluations", "candidates", "classifier")
 """Options that say how a model is asked, which mean nothing where there is none."""

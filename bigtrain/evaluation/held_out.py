@@ -15,7 +15,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.stream import Batch, Sweep, to_images
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.classifier import side_of
-from bigtrain.evaluation.evaluate import find_features
+from bigtrain.evaluation.finding import find_features
 from bigtrain.evaluation.frechet import frechet_distance
 from bigtrain.evaluation.images import Reconstructions
 from bigtrain.evaluation.options import EvaluationOptions

@@ -16,6 +16,7 @@ from bigtrain.evaluation.features import Features
 from bigtrain.evaluation.images import ImageSet, LooseImages, Shards
 from bigtrain.evaluation.moment_files import Gaussian, holds_moments, read_moments
 from bigtrain.evaluation.moments import Moments
+from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.ranks import Reading, on_main
 from bigtrain.evaluation.survey import Findings, Survey, Wants
 
@@ -42,6 +43,35 @@ class Reference:
         """For the protocol."""
         facts = {} if self.images is None else self.images.describe(digest)
         return facts if self.moments is None else facts | {"moments": self.moments.describe()}
+
+
+@dataclass(frozen=True)
+class RealData:
+    """What there is of real images. `reference`: what samples are compared with, None if with nothing; `train`: whose labels
+    classifiers are trained on; `validation`: images of theirs that were held out; `test`: what a classifier that was trained
+    on samples is tested on."""
+
+    reference: Reference | None
+    train: Index | None
+    validation: Index | None
+    test: Index | None
+
+    @classmethod
+    def of(cls, options: EvaluationOptions, train: Index, validation: Index | None) -> "RealData":
+        """Of a model's own data. Raises UserMistake."""
+        if validation is not None and train.classes != validation.classes:
+            raise UserMistake(
+                f"{validation.path} (data.validation) does not have the classes of {train.path} (data.train)"
+            )
+        if options.reference not in ("train", "validation"):
+            return cls(open_reference(options.reference), train, validation, validation)
+        split = train if options.reference == "train" else validation
+        if split is None:
+            raise UserMistake(
+                "evaluation.reference: validation, but data.validation names no split; give one, or set "
+                "evaluation.reference=train"
+            )
+        return cls(Reference(split_of(split, options.reference)), train, validation, validation)
 
 
 def split_of(index: Index, split: str) -> Shards:

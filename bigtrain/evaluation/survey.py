@@ -161,10 +161,10 @@ class Survey:
         if self._by_class:
             assert view.labels is not None
             for number in view.labels.unique().tolist():
-                self._by_class[number].add(features[(view.labels == number).to(self._device)])
+                self._by_class[number].add(_chosen(features, (view.labels == number).numpy()))
         if self._halves is not None:
             for side, moments in enumerate(self._halves):
-                moments.add(features[torch.from_numpy(place // self._wants.halves == side).to(self._device)])
+                moments.add(_chosen(features, place // self._wants.halves == side))
         self._stored.add(features, place < self._wants.stored)
         if self._scores is not None:
             logits = torch.cat([extracted.logits for _, extracted in parts if extracted.logits is not None])[order]
@@ -175,7 +175,7 @@ class Survey:
     def _keep_images(self, view: View) -> None:
         wanted = self._place[view.numbers] < self._wants.images
         (_, images), *_ = view.groups
-        self._images.append(images[torch.from_numpy(wanted).to(images.device)].cpu())
+        self._images.append(_chosen(images, wanted).cpu())
         if view.labels is not None:
             self._image_labels.append(view.labels[torch.from_numpy(wanted)])
 
@@ -239,9 +239,13 @@ class _Rows:
     def add(self, features: Tensor, wanted: np.ndarray) -> None:
         count = int(wanted.sum())
         if count:
-            chosen = features if count == len(features) else features[torch.from_numpy(wanted).to(features.device)]
-            self.rows[self._filled : self._filled + count] = chosen
+            self.rows[self._filled : self._filled + count] = _chosen(features, wanted)
             self._filled += count
+
+
+def _chosen(rows: Tensor, wanted: np.ndarray) -> Tensor:
+    """Those of rows [n, ...] where `wanted`, bool [n]: by number, since a mask would make the host wait for a GPU."""
+    return rows[torch.from_numpy(np.flatnonzero(wanted)).to(rows.device)]
 
 
 def _check_memory(classes: int, dimensions: int) -> None:
@@ -255,7 +259,7 @@ def _check_memory(classes: int, dimensions: int) -> None:
 
 
 def nearest(
-    images: ImageSet, queries: Tensor, count: int, features: Features, any_size: bool, reading: Reading
+    images: ImageSet, queries: Tensor, count: int, features: Features, reading: Reading
 ) -> tuple[Tensor, Tensor] | None:
     """On rank 0 (distances float64 [q, count], numbers int64 [q, count]) of the images nearest to the vectors `queries`
     [q, d], which every rank gives; None on the others. Raises UserMistake and Stopped."""

@@ -17,12 +17,13 @@ from bigtrain.data.index import Index
 from bigtrain.data.stream import Sweep
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation import classifier
-from bigtrain.evaluation.evaluate import RealData, evaluate
+from bigtrain.evaluation.evaluate import evaluate
 from bigtrain.evaluation.from_anywhere import evaluate_images
 from bigtrain.evaluation.images import Drawn
 from bigtrain.evaluation.metrics import DEFAULT_METRICS
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.ranks import gather_by_number, gather_rows, on_main, together
+from bigtrain.evaluation.reference import RealData
 
 SAMPLES = 131
 """Divides over neither two nor three ranks, nor into batches of 20."""
