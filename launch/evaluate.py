@@ -28,6 +28,7 @@ from bigtrain.recipe import evaluation_options
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_intermixed_args(argv)
+    _check_flags(arguments)
     if arguments.compare is not None:
         return compare(arguments.compare, arguments.csv, arguments.picture)
     if arguments.what is None:
@@ -62,6 +63,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Raises UserMistake for a flag that would go unheard."""
+    alone = {"--out": arguments.out, "--save-moments": arguments.save_moments, "--weights": arguments.weights}
+    of_tables = {"--csv": arguments.csv, "--picture": arguments.picture}
+    unheard = of_tables if arguments.compare is None else {**alone, "WHAT": arguments.what}
+    for flag, given in unheard.items():
+        if given is not None:
+            raise UserMistake(
+                f"{flag}: does not go {'without' if flag in of_tables else 'with'} --compare; leave it out"
+            )
+
+
 def _evaluate_model(arguments: argparse.Namespace) -> None:
     for override in arguments.overrides:
         if not override.startswith(("evaluation.", "data.", "family.sampling.")):
@@ -92,7 +105,10 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
                 f"command line: {override!r}: {arguments.what} is neither a run nor an export, so only evaluation.* means "
                 "anything here"
             )
-    for flag, given in (("--weights", arguments.weights is not None), ("--checkpoint", arguments.checkpoint != "newest")):
+    for flag, given in (
+        ("--weights", arguments.weights is not None),
+        ("--checkpoint", arguments.checkpoint != "newest"),
+    ):
         if given:
             raise UserMistake(
                 f"{flag}: {arguments.what} is neither a run nor an export, and has no weights; leave it out"
