@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from bigtrain.data.decode import Undecodable, decode, label
 from bigtrain.data.index import IMAGE_EXTENSIONS
-from bigtrain.data.stream import _Loader
+from bigtrain.data.loader import Loader
 from bigtrain.errors import UserMistake
 
 Kind = Literal["folder", "tar", "zip", "npz"]
@@ -358,7 +358,7 @@ def read_loose(loose: Loose, chunks: Iterable[np.ndarray], workers: int) -> Gene
 
     Raises UserMistake, naming the image, for one that cannot be read.
     """
-    batches = _Loader(_Chunks(loose), iter(chunks), workers, pin_memory=False)
+    batches = Loader(_Chunks(loose), iter(chunks), workers, pin_memory=False)
     try:
         yield from batches
     finally:

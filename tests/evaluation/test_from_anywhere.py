@@ -118,6 +118,7 @@ def test_moments_stand_for_their_images(images, real, script, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_public_tools_read_our_moments_and_we_read_theirs(images, real, script, tmp_path):
     from cleanfid.fid import frechet_distance
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
 
     network = TorchScriptFeatures(script, 8, CPU)
     real_features = network(torch.from_numpy(pixels_of(real)).permute(0, 3, 1, 2)).features.numpy()
@@ -126,6 +127,9 @@ def test_public_tools_read_our_moments_and_we_read_theirs(images, real, script, 
     with np.load(tmp_path / "ours.npz") as file:  # as pytorch-fid and clean-fid do
         mean, covariance = file["mu"][:], file["sigma"][:]
     theirs = frechet_distance(mean, covariance, real_features.mean(0), np.cov(real_features, rowvar=False))
+    real_moments = {"mu": real_features.mean(0).astype(np.float64), "sigma": np.cov(real_features, rowvar=False)}
+    fidelity = fid_statistics_to_metric({"mu": mean, "sigma": covariance}, real_moments, verbose=False)
+    assert fidelity["frechet_inception_distance"] == pytest.approx(theirs, rel=1e-5)
     np.savez(tmp_path / "theirs.npz", mu=real_features.mean(0), sigma=np.cov(real_features, rowvar=False))
     np.savez(tmp_path / "kid.npz", feats=real_features)
     np.savez(
