@@ -255,6 +255,7 @@ class _Evaluation:
 
         def measure() -> dict[str, Any]:
             evidence = Evidence(
+                metrics=self.metrics,
                 settings=self._settings(),
                 samples=self.images.count,
                 fake=found,

@@ -4,7 +4,7 @@ To add one: write the function, say in `METRICS` what evidence it needs, and giv
 measured on real data without any sample is in held_out.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from torch import Tensor
 from bigtrain.evaluation.frechet import frechet_distance
 from bigtrain.evaluation.kernel_distance import kernel_distance
 from bigtrain.evaluation.moments import Moments
-from bigtrain.evaluation.neighbourhoods import density_and_coverage, precision, recall, two_sample_test
+from bigtrain.evaluation.neighbourhoods import NeighbourMetric, measure_neighbourhoods, two_sample_test
 from bigtrain.evaluation.survey import Findings
 
 SampleMetricName = Literal[
@@ -32,6 +32,7 @@ SampleMetricName = Literal[
     "two_sample_test",
     "nearest_neighbours",
 ]
+_NEIGHBOUR_METRICS = frozenset[NeighbourMetric](("precision", "recall", "density", "coverage"))
 Need = Literal["moments", "features", "classes", "halves", "logits", "judge", "images", "neighbours", "labels"]
 
 
@@ -50,6 +51,8 @@ class Settings:
 class Evidence:
     """What metrics may look at; what no chosen metric needs is not there."""
 
+    metrics: Sequence[SampleMetricName]
+    """What is measured."""
     settings: Settings
     samples: int
     """Images that were evaluated."""
@@ -71,8 +74,11 @@ class Evidence:
         return self.real.stored.to(self.fake.stored.device), self.fake.stored
 
     @cached_property
-    def density_and_coverage(self) -> tuple[float, float]:
-        return density_and_coverage(*self.stored, self.settings.coverage_neighbours)
+    def neighbourhoods(self) -> dict[NeighbourMetric, float]:
+        """Those that are measured, found together: they look at the same distances."""
+        wanted = _NEIGHBOUR_METRICS.intersection(self.metrics)
+        settings = self.settings
+        return measure_neighbourhoods(*self.stored, wanted, settings.recall_neighbours, settings.coverage_neighbours)
 
 
 @dataclass(frozen=True)
@@ -134,24 +140,24 @@ def _nearest_neighbours(evidence: Evidence) -> dict[str, Any]:
 
 
 _STORED = frozenset[Need]({"features"})
+
+
+def _neighbour_metric(name: NeighbourMetric) -> Metric:
+    return Metric(lambda evidence: {name: evidence.neighbourhoods[name]}, _STORED, _STORED)
+
+
 METRICS: dict[SampleMetricName, Metric] = {
     "fid": Metric(_fid, fake=frozenset({"moments"}), real=frozenset({"moments"})),
-    "recall": Metric(
-        lambda evidence: {"recall": recall(*evidence.stored, evidence.settings.recall_neighbours)}, _STORED, _STORED
-    ),
+    "recall": _neighbour_metric("recall"),
     "accuracy": Metric(
         lambda evidence: {"accuracy": evidence.fake.recognised / evidence.samples}, fake=frozenset({"judge", "labels"})
     ),
     "real_fid": Metric(_real_fid, real=frozenset({"halves"})),
     "kid": Metric(_kid, _STORED, _STORED),
     "inception_score": Metric(_inception_score, fake=frozenset({"logits"})),
-    "precision": Metric(
-        lambda evidence: {"precision": precision(*evidence.stored, evidence.settings.recall_neighbours)},
-        _STORED,
-        _STORED,
-    ),
-    "density": Metric(lambda evidence: {"density": evidence.density_and_coverage[0]}, _STORED, _STORED),
-    "coverage": Metric(lambda evidence: {"coverage": evidence.density_and_coverage[1]}, _STORED, _STORED),
+    "precision": _neighbour_metric("precision"),
+    "density": _neighbour_metric("density"),
+    "coverage": _neighbour_metric("coverage"),
     "intra_fid": Metric(_intra_fid, fake=frozenset({"classes", "labels"}), real=frozenset({"classes", "labels"})),
     "classification_accuracy_score": Metric(
         lambda evidence: {"classification_accuracy_score": evidence.classification_accuracy},

@@ -4,7 +4,9 @@ Distances are computed in float64, in blocks of bounded memory, from features [n
 """
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,39 +17,59 @@ BLOCK_ELEMENTS = 2**23
 """Distances that are held at a time (64 MB)."""
 
 
-def precision(real: Tensor, fake: Tensor, neighbours: int = 3) -> float:
-    """The share of fake features that lie among the real ones (Kynkäänniemi et al. 2019, eq. 1 and 2)."""
-    return recall(fake, real, neighbours)
+NeighbourMetric = Literal["precision", "recall", "density", "coverage"]
+
+
+def measure_neighbourhoods(
+    real: Tensor,
+    fake: Tensor,
+    wanted: Collection[NeighbourMetric],
+    recall_neighbours: int = 3,
+    coverage_neighbours: int = 5,
+) -> dict[NeighbourMetric, float]:
+    """The `wanted` ones of real features [n, d] and fake ones [m, d], from one pass over the distances between them.
+
+    A vector's ball reaches to its k-th nearest other vector of its own side; a side whose balls are looked at needs more
+    vectors than k.
+
+    precision: the share of fake vectors in some real ball; recall: of real vectors in some fake ball (Kynkäänniemi et al.
+    2019, eq. 1 and 2; k = `recall_neighbours`). density: in how many real balls a fake vector lies, on average, over k, which
+    is 1 in expectation for equal distributions and may be larger; coverage: the share of real balls with some fake vector in
+    them (Naeem et al. 2020, eq. 3 and 4; k = `coverage_neighbours`).
+    """
+    real, fake = _centred(real, fake)
+    depths = [recall_neighbours] if "precision" in wanted else []
+    depths += [coverage_neighbours] if {"density", "coverage"}.intersection(wanted) else []
+    real_radii = _radii(real, depths)
+    fake_radii = _radii(fake, [recall_neighbours] if "recall" in wanted else [])
+    inside = torch.zeros((), dtype=torch.float64, device=real.device)
+    precise = torch.zeros(len(fake), dtype=torch.bool, device=real.device)
+    recalled, reached = [], []
+    rows = _rows(fake)
+    for start in range(0, len(real), rows):
+        distances = _squared_distances(real[start : start + rows], fake)
+        if "recall" in wanted:
+            recalled.append((distances <= fake_radii[recall_neighbours]).any(1))
+        if "precision" in wanted:
+            precise |= (distances <= real_radii[recall_neighbours][start : start + rows, None]).any(0)
+        if "density" in wanted or "coverage" in wanted:
+            within = distances <= real_radii[coverage_neighbours][start : start + rows, None]
+            inside += within.sum()
+            reached.append(within.any(1))
+    found: dict[NeighbourMetric, float] = {}
+    if "precision" in wanted:
+        found["precision"] = float(precise.double().mean())
+    if recalled:
+        found["recall"] = float(torch.cat(recalled).double().mean())
+    if reached:
+        found["density"] = float(inside) / (coverage_neighbours * len(fake))
+        found["coverage"] = float(torch.cat(reached).double().mean())
+    return found
 
 
 def recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> float:
-    """The share of real features that lie among the fake ones (Kynkäänniemi et al. 2019, eq. 1 and 2).
-
-    A real vector counts if it lies within some fake vector's ball, which reaches to that vector's `neighbours`-th
-    nearest other fake vector. real [n, d], fake [m, d] with m > neighbours.
-    """
-    real, fake = _centred(real, fake)
-    radii = _radii(fake, neighbours)
-    covered = [(_squared_distances(block, fake) <= radii).any(1) for block in real.split(_rows(fake))]
-    return float(torch.cat(covered).double().mean())
-
-
-def density_and_coverage(real: Tensor, fake: Tensor, neighbours: int = 5) -> tuple[float, float]:
-    """(density, coverage) by the real vectors' balls (Naeem et al. 2020, eq. 3 and 4).
-
-    Density: in how many real balls a fake vector lies, on average, over `neighbours`; its expectation is 1 for equal
-    distributions and it may be larger. Coverage: the share of real balls with some fake vector in them. A ball
-    reaches to the `neighbours`-th nearest other real vector. real [n, d] with n > neighbours, fake [m, d].
-    """
-    real, fake = _centred(real, fake)
-    radii = _radii(real, neighbours)
-    within = torch.zeros((), dtype=torch.float64, device=real.device)
-    reached = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for block in fake.split(_rows(real)):
-        inside = _squared_distances(block, real) <= radii
-        within += inside.sum()
-        reached |= inside.any(0)
-    return float(within) / (neighbours * len(fake)), float(reached.double().mean())
+    """`measure_neighbourhoods`' recall alone."""
+    return measure_neighbourhoods(real, fake, ["recall"], neighbours)["recall"]
 
 
 @dataclass(frozen=True)
@@ -124,19 +146,24 @@ def _rows(columns: Tensor) -> int:
     return max(1, BLOCK_ELEMENTS // len(columns))
 
 
-def _radii(features: Tensor, neighbours: int) -> Tensor:
-    """Squared distance of each row to its `neighbours`-th nearest other row, [n]."""
-    assert len(features) > neighbours, f"{len(features)} features have no {neighbours}-th nearest neighbour each"
+def _radii(features: Tensor, depths: Sequence[int]) -> dict[int, Tensor]:
+    """By each k of `depths`, the squared distance of each row to its k-th nearest other row, [n]."""
+    if not depths:
+        return {}
+    deepest = max(depths)
+    assert len(features) > deepest, f"{len(features)} features have no {deepest}-th nearest neighbour each"
     rows = _rows(features)
-    return torch.cat([_block_radii(features, start, rows, neighbours) for start in range(0, len(features), rows)])
+    nearest = torch.cat([_nearest_in(features, start, rows, deepest) for start in range(0, len(features), rows)])
+    return {depth: nearest[:, depth - 1] for depth in depths}
 
 
-def _block_radii(features: Tensor, start: int, rows: int, neighbours: int) -> Tensor:
+def _nearest_in(features: Tensor, start: int, rows: int, count: int) -> Tensor:
+    """Ascending squared distances of rows start .. start + rows to the `count` other rows nearest to each."""
     block = features[start : start + rows]
     distances = _squared_distances(block, features)
     here = torch.arange(len(block), device=features.device)
     distances[here, start + here] = torch.inf  # a row is not its own neighbour, but its duplicate is
-    return distances.topk(neighbours, dim=1, largest=False).values[:, -1]
+    return distances.topk(count, dim=1, largest=False).values
 
 
 def _squared_distances(rows: Tensor, columns: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from bigtrain.evaluation import neighbourhoods
-from bigtrain.evaluation.neighbourhoods import Nearest, density_and_coverage, precision, recall, two_sample_test
+from bigtrain.evaluation.neighbourhoods import Nearest, measure_neighbourhoods, recall, two_sample_test
 
 
 def by_definition(real: torch.Tensor, fake: torch.Tensor, neighbours: int) -> float:
@@ -18,6 +18,15 @@ def by_definition(real: torch.Tensor, fake: torch.Tensor, neighbours: int) -> fl
         any((vector - other).norm() <= radius for other, radius in zip(fake, radii, strict=True)) for vector in real
     ]
     return sum(covered) / len(covered)
+
+
+def precision(real: torch.Tensor, fake: torch.Tensor, neighbours: int = 3) -> float:
+    return measure_neighbourhoods(real, fake, ["precision"], neighbours)["precision"]
+
+
+def density_and_coverage(real: torch.Tensor, fake: torch.Tensor, neighbours: int = 5) -> tuple[float, float]:
+    found = measure_neighbourhoods(real, fake, ["density", "coverage"], 3, neighbours)
+    return found["density"], found["coverage"]
 
 
 def clouds(real: int, fake: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,3 +149,11 @@ def test_the_nearest_of_a_stream_are_those_of_all_at_once():
     torch.testing.assert_close(found.distances.sqrt(), distances[:, :6], rtol=1e-9, atol=1e-9)
     assert torch.equal(found.numbers, numbers[:, :6])
     assert (found.numbers[2, 0], found.distances[2, 0]) == (70, 0.0), "a copy is at no distance"
+
+
+def test_together_they_are_what_they_are_alone(monkeypatch):
+    real, fake = clouds(150, 70)
+    monkeypatch.setattr(neighbourhoods, "BLOCK_ELEMENTS", 70 * 13)
+    together = measure_neighbourhoods(real, fake, ["precision", "recall", "density", "coverage"], 2, 4)
+    alone = {name: measure_neighbourhoods(real, fake, [name], 2, 4)[name] for name in together}
+    assert together == alone
