@@ -16,7 +16,7 @@ from bigtrain.errors import UserMistake
 from bigtrain.evaluation.evaluate import evaluate
 from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction, measure_rfid
 from bigtrain.evaluation.images import Drawn
-from bigtrain.evaluation.measured import Measured
+from bigtrain.evaluation.measured import Measured, versions
 from bigtrain.evaluation.metrics import METRICS
 from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
 from bigtrain.evaluation.ranks import Reading, Stopped, gather_rows
@@ -194,7 +194,7 @@ def evaluate_model(
     check_metrics(family, options, validation)
     chosen = options.chosen(family.capabilities)
     of_samples = [metric for metric in chosen if metric in METRICS]
-    facts = {"weights": model.provenance["weights"], "step": model.provenance["step"]}
+    facts: dict[str, Any] = {"weights": model.provenance["weights"], "step": model.provenance["step"]}
     result: dict[str, Any] = {}
     picture, moments = None, None
     if of_samples or keep_moments:
@@ -228,6 +228,7 @@ def evaluate_model(
                 facts[metric] = protocol
     except Stopped:
         return None
+    facts.setdefault("versions", versions())
     return Measured({"step": model.provenance["step"]} | result | {"protocol": facts}, picture, moments)
 
 

@@ -8,7 +8,6 @@ A model's images are compared as the uint8 that a user would save, [-1, 1] round
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ from bigtrain.evaluation.classifier import Classifier, find_classifier, measure_
 from bigtrain.evaluation.features import Features
 from bigtrain.evaluation.finding import find_features
 from bigtrain.evaluation.images import ImageSet, Relabelled, fair_order
-from bigtrain.evaluation.measured import Measured
+from bigtrain.evaluation.measured import Measured, versions
 from bigtrain.evaluation.metrics import (
     METRICS,
     Evidence,
@@ -372,7 +371,7 @@ class _Evaluation:
             "samples": self.images.count,
             "seed": options.seed,
             "image_size": list(self.images.size() or ()) if not options.any_size else None,
-            "versions": {name: version(name) for name in ("torch", "timm", "numpy", "pillow")},
+            "versions": versions(),
             "images": self.images.describe(found.digest),
         }
         if self.features is not None:

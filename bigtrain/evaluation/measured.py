@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ from PIL import Image
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.moments import Moments
 from bigtrain.runs import atomic
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decode images and compute features, for the protocol."""
+    return {name: version(name) for name in ("torch", "timm", "numpy", "pillow")}
 
 
 @dataclass(frozen=True)
