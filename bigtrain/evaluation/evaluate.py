@@ -296,7 +296,9 @@ class _Evaluation:
         """Of a reference that is a file of features."""
         if reference is None or reference.moments is None or reference.moments.features is None:
             return Findings()
-        return Findings(stored=reference.moments.features[: self.options.stored].float())
+        features = reference.moments.features
+        count = min(self.options.stored, self.images.count)
+        return Findings(stored=features[torch.from_numpy(np.sort(fair_order(len(features))[:count]))].float())
 
     def _wants(self) -> Wants:
         count = min(self.options.stored, self.images.count)

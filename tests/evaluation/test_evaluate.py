@@ -280,3 +280,15 @@ def test_rfid_is_the_fid_of_reconstructions(train, script):
 
     assert rfid(lambda images: images, split_samples=None) < 1e-9
     assert rfid(lambda images: 0.5 * images) > 10 * rfid(lambda images: images)
+
+
+@pytest.mark.slow
+def test_every_metric_can_be_measured_of_a_model(train):
+    validation = Index.read(Index.read(train).folder / "validation.json")
+    options = EvaluationOptions(metrics=tuple(METRICS), samples=300)
+    result = run(train, options, validation=validation)
+    assert set(METRICS) - {"two_sample_test", "nearest_neighbours"} <= set(result)
+    assert result["classification_accuracy_score"] > 0.3
+    assert result["two_sample_p_value"] > 1e-3, "the digits are real"
+    assert len(result["nearest_neighbours"]) == 10
+    assert all(row["nearest"][0]["distance"] < 1e-3 for row in result["nearest_neighbours"]), "learnt by heart"
