@@ -42,7 +42,7 @@ class Cell:
         if self.half is None:
             return f"{self.value:.4g}"
         below, above = self.half
-        if abs(above - below) < 0.05 * max(above, below):
+        if abs(above - below) <= 0.05 * max(above, below):
             return f"{self.value:.4g} ± {(above + below) / 2:.2g}"
         return f"{self.value:.4g} (-{below:.2g} +{above:.2g})"
 
