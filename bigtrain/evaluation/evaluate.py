@@ -35,8 +35,8 @@ from bigtrain.evaluation.ranks import Reading, Stopped, on_main
 from bigtrain.evaluation.reference import RealData, Reference, survey_reference
 from bigtrain.evaluation.survey import Findings, Survey, Wants, nearest
 
-LEAST_SHARE = 20
-"""Fewer images than a twentieth of the features' dimensions are refused: nearly all of a distance would be bias."""
+LEAST_SHARE = 50
+"""Fewer images than a fiftieth of the features' dimensions are refused: nearly all of a distance would be bias."""
 
 log = logging.getLogger(__name__)
 
