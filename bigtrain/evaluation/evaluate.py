@@ -331,7 +331,7 @@ class _Evaluation:
                 )
 
     def _score_classification(self, found: Findings) -> float:
-        """The held-out accuracy of a classifier trained on the samples, by rank 0."""
+        """The held-out accuracy of a classifier trained on the samples (Ravuri & Vinyals 2019), by rank 0."""
 
         def score() -> float:
             assert found.images is not None
