@@ -1,8 +1,8 @@
-"""Peak memory of the evaluate door: python tests/benchmarks/evaluation_memory.py FOLDER REFERENCE
+"""Peak memory of the evaluate door: python tests/benchmarks/evaluation_memory.py FOLDER REFERENCE METRICS COUNT...
 
-Evaluates 5,000, 10,000 and 50,000 images of FOLDER (copied aside) against REFERENCE with a tiny TorchScript network of 2,048
+Evaluates COUNT images of FOLDER (copied aside), for each COUNT, against REFERENCE with a tiny TorchScript network of 2,048
 features, each in a process of its own, and prints the peak resident memory of the largest process of each and the seconds that
-it lived. The last row measures what needs features stored too.
+it lived. METRICS as a recipe has them: [fid,kid].
 """
 
 import json
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[2]
-ALL = "[fid,kid,precision,recall,density,coverage,two_sample_test]"
 
 
 class Tiny(nn.Module):
@@ -35,13 +34,13 @@ class Tiny(nn.Module):
 
 
 def main() -> None:
-    source, reference = Path(sys.argv[1]), sys.argv[2]
+    source, reference, metrics, *counts = Path(sys.argv[1]), *sys.argv[2:]
     paths = sorted(path for path in source.rglob("*") if path.suffix in (".png", ".jpg"))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         torch.jit.script(Tiny()).save(f"{folder}/tiny.pt")
-        for count, metrics in ((5_000, "[fid]"), (10_000, "[fid]"), (50_000, "[fid]"), (10_000, ALL)):
+        for count in map(int, counts):
             chosen = Path(folder, f"{count}")
             for number, path in enumerate(paths[:: len(paths) // count][:count]):
                 chosen.mkdir(exist_ok=True)
