@@ -19,7 +19,7 @@ from bigtrain.evaluation.images import Drawn
 from bigtrain.evaluation.measured import Measured, versions
 from bigtrain.evaluation.metrics import METRICS
 from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
-from bigtrain.evaluation.ranks import Reading, Stopped, gather_rows
+from bigtrain.evaluation.ranks import Reading, Stopped, gather_rows, stoppable, together
 from bigtrain.evaluation.reference import RealData
 from bigtrain.families.family import Capability, Family
 from bigtrain.judging import in_training
@@ -52,9 +52,17 @@ class SampleObserver:
         rows = min(GRID_CLASSES, len(problem.classes)) if "by_class" in self.family.capabilities else GRID_CLASSES
         labels = torch.arange(rows).repeat_interleave(GRID_PER_CLASS) % len(problem.classes)
         share = range(len(labels) * world.rank() // world.size(), len(labels) * (world.rank() + 1) // world.size())
-        images = torch.empty(0, 3, problem.image_size, problem.image_size, dtype=torch.uint8, device=self.device)
-        if share:
-            images = sampler.draw(share, labels[share.start : share.stop])
+
+        def draw() -> torch.Tensor:
+            if not share:
+                return torch.empty(0, 3, problem.image_size, problem.image_size, dtype=torch.uint8, device=self.device)
+            return sampler.draw(share, labels[share.start : share.stop])
+
+        try:
+            with stoppable(should_stop):
+                images = together(draw)
+        except Stopped:
+            return {}  # the run that goes on makes up for it
         drawn = gather_rows(images)
         if drawn is not None:
             save_grid(self.folder.samples(step), drawn, GRID_PER_CLASS)
@@ -190,15 +198,27 @@ def evaluate_model(
     keep_moments: bool = False,
 ) -> Measured | None:
     """The recipe's metrics of a model, as JSON with the protocol in it; called on every rank. None if stopped."""
+    check_metrics(model.family, model.recipe.evaluation, validation)
+    try:
+        return _evaluated(model, train, validation, should_stop, keep_moments)
+    except Stopped:
+        return None
+
+
+def _evaluated(
+    model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool], keep_moments: bool
+) -> Measured:
+    """`evaluate_model`, or Stopped."""
     family, options = model.family, model.recipe.evaluation
-    check_metrics(family, options, validation)
     chosen = options.chosen(family.capabilities)
     of_samples = [metric for metric in chosen if metric in METRICS]
     facts: dict[str, Any] = {"weights": model.provenance["weights"], "step": model.provenance["step"]}
     result: dict[str, Any] = {}
     picture, moments = None, None
     if of_samples or keep_moments:
-        sampler = model.sampler(options.seed, selection=model.selection(options.candidates, options.classifier))
+        sampler = model.sampler(
+            options.seed, selection=model.selection(options.candidates, options.classifier, should_stop)
+        )
         problem = family.problem
         images = Drawn(sampler.draw, sampler.labels_of, options.samples, problem.classes, problem.image_size)
         measured = evaluate(
@@ -213,21 +233,18 @@ def evaluate_model(
             keep_moments=keep_moments,
         )
         if measured is None:
-            return None
+            raise Stopped
         facts, picture, moments = measured.result.pop("protocol"), measured.picture, measured.moments
         name = family.sampling_name(sampler.sampling)
         # What is measured on real images alone has nothing to do with the way of sampling.
         result = {
             f"{key}_{name}" if name and key != "real_fid" else key: value for key, value in measured.result.items()
         }
-    try:
-        for metric in chosen:
-            if metric in HELD_OUT:
-                values, protocol = _measure_held_out(metric, model, train, validation, should_stop)
-                result |= values
-                facts[metric] = protocol
-    except Stopped:
-        return None
+    for metric in chosen:
+        if metric in HELD_OUT:
+            values, protocol = _measure_held_out(metric, model, train, validation, should_stop)
+            result |= values
+            facts[metric] = protocol
     facts.setdefault("versions", versions())
     return Measured({"step": model.provenance["step"]} | result | {"protocol": facts}, picture, moments)
 

@@ -59,8 +59,8 @@ def evaluate(
     made (JSON values). The result is a JSON dict: each number by name and, under "protocol", all that the numbers depend
     on, the number of ranks not being among it. `keep_moments`: whether the images' moments are asked for, whatever the metrics.
 
-    None if `should_stop` (asked between batches, on every rank) said so on any rank. Raises UserMistake, on all ranks
-    alike. Networks, generators and precision settings of the run are left as they were.
+    None if `should_stop` (asked at every call of a network, on every rank) said so on any rank. Raises UserMistake, on all
+    ranks alike. Networks, generators and precision settings of the run are left as they were.
     """
     reading = Reading(options.batch_size, workers, should_stop)
     try:

@@ -19,7 +19,7 @@ from bigtrain.evaluation.finding import find_features
 from bigtrain.evaluation.frechet import frechet_distance
 from bigtrain.evaluation.images import Reconstructions
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.evaluation.ranks import Progress, Reading, on_main, together
+from bigtrain.evaluation.ranks import Progress, Reading, on_main, stoppable, together
 from bigtrain.evaluation.reference import split_of, survey_reference
 from bigtrain.evaluation.survey import Survey, Wants
 
@@ -48,7 +48,8 @@ def measure_likelihood(
             squares.add_(terms["nats"].square().sum())
             progress.add(len(numbers))
 
-    together(sweep)
+    with stoppable(reading.should_stop):
+        together(sweep)
     count = min(limit or index.samples, index.samples)
     shapes = [{name: tuple(total.shape) for name, total in sums.items()}]
     shapes = [found for found in world.gather_objects(shapes[0]) if found]  # a rank may have had no sample at all
@@ -90,7 +91,8 @@ def measure_reconstruction(
             sums.add_(torch.stack([(again.double() - exact).square().sum(), exact.sum(), exact.square().sum()]))
             progress.add(len(numbers))
 
-    together(sweep)
+    with stoppable(reading.should_stop):
+        together(sweep)
     assert index.image_size is not None
     pixels = min(limit or index.samples, index.samples) * 3 * index.image_size**2
     error, total, square = (float(value) / pixels for value in world.sum_over_ranks(sums))

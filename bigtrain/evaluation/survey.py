@@ -18,7 +18,7 @@ from bigtrain.evaluation.images import ImageSet, View, fair_order
 from bigtrain.evaluation.inception_score import ScoreSums
 from bigtrain.evaluation.moments import Moments
 from bigtrain.evaluation.neighbourhoods import Nearest
-from bigtrain.evaluation.ranks import Progress, Reading, gather_by_number, together
+from bigtrain.evaluation.ranks import Progress, Reading, gather_by_number, stoppable, together
 
 MOST_CLASS_MOMENTS = 2**34
 """Bytes of moments by class that a rank will hold: 500 classes of 2048 features, or 1000 of 1448."""
@@ -117,7 +117,7 @@ class Survey:
         """Looks at everything, without a collective or a wait for the device until the end. Raises Stopped."""
 
         def look() -> None:
-            with Progress(len(self._chosen), self._set.name) as progress:
+            with Progress(len(self._chosen), self._set.name) as progress, stoppable(reading.should_stop):
                 for view in self._set.views(self._mine, reading, self._device):
                     reading.check_stop()
                     self._look(view)
