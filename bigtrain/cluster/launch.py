@@ -34,6 +34,11 @@ def join_world(precision: str = "no") -> torch.device:
     from accelerate import InitProcessGroupKwargs, PartialState  # a heavy import, not needed to refuse
 
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true")
+    if not cpu and world.local_size() > torch.cuda.device_count():
+        raise UserMistake(
+            f"the launcher started {world.local_size()} processes on a node with {torch.cuda.device_count()} GPUs; one process "
+            "serves one GPU: launch with --num_processes of that many (times the number of nodes)"
+        )
     state = PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT_S)).to_kwargs())
     torch.set_float32_matmul_precision("highest")  # float32 means float32, in every door alike
     torch.backends.cudnn.allow_tf32 = False

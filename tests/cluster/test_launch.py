@@ -1,4 +1,5 @@
-"""Which network gloo is told to use. tests/cluster/test_lost_ranks.py shows that two hosts find each other by it."""
+"""What a launcher may ask for, and which network gloo is told to use (tests/cluster/test_lost_ranks.py shows two hosts
+find each other by it)."""
 
 import os
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ import psutil
 import pytest
 
 from bigtrain.cluster import launch
+from bigtrain.errors import UserMistake
 
 TWO_NODES = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 
@@ -55,3 +57,13 @@ def test_gloo_uses_the_network_on_which_the_nodes_meet(
         assert os.environ.get("GLOO_SOCKET_IFNAME") == chosen
     finally:
         os.environ.pop("GLOO_SOCKET_IFNAME", None)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserMistake, match="started 4 processes on a node with 2 GPUs"):
+        launch.join_world("fp32")
