@@ -138,7 +138,7 @@ def _refuse_writing(asked: argparse.Namespace, mode: str) -> None:
 
 def _verify(asked: argparse.Namespace) -> None:
     _refuse_writing(asked, "--verify")
-    if asked.out is not None or asked.index_only:
+    if asked.out is not None or asked.index_only or asked.labels:
         raise UserMistake("--verify takes one index and nothing else: python launch/shard.py --verify INDEX")
     index = Index.read(asked.source, Origin(key="--verify"))
     broken = verify(index, workers=asked.workers)

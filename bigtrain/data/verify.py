@@ -88,7 +88,7 @@ class _Images:
         ]
         if not extensions:
             raise Undecodable(f"has no {', '.join(IMAGE_EXTENSIONS)} member")
-        for extension in extensions:
+        for extension in extensions[:1]:  # the one that is read: npy beside a picture is features
             height, width, _ = decode(_member(self._index, self._descriptor, extension, number)).shape
             if side not in (None, height) or side not in (None, width):
                 raise Undecodable(f"its {extension} is {height} x {width}, not {side} x {side}")

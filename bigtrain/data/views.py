@@ -35,7 +35,7 @@ def subset(index: Index, chosen: Sequence[int | str]) -> Index:
         view={**index.view, "classes": numbers},
     )
     if part.samples == 0:
-        raise UserMistake(f"{index.path} has no sample of the classes {list(chosen)}")
+        raise UserMistake(f"{index.where} has no sample of the classes {list(chosen)}")
     return part
 
 
@@ -43,7 +43,7 @@ def balanced(index: Index) -> Index:
     """The same samples, but each class comes equally often in an epoch. Raises UserMistake for an empty class."""
     if 0 in index.class_counts:
         raise UserMistake(
-            f"{index.path} has no sample of the class {index.classes[index.class_counts.index(0)]!r}, which cannot come as "
+            f"{index.where} has no sample of the class {index.classes[index.class_counts.index(0)]!r}, which cannot come as "
             "often as the others; leave it out by data.classes"
         )
     return replace(index, view={**index.view, "balance": True})
@@ -56,7 +56,7 @@ def _class_number(index: Index, word: int | str) -> int:
         return int(word)
     near = difflib.get_close_matches(str(word), index.classes, n=1)
     raise UserMistake(
-        f"{index.path} has no class {word!r}{f'; did you mean {near[0]!r}?' if near else ''} (it has "
+        f"{index.where} has no class {word!r}{f'; did you mean {near[0]!r}?' if near else ''} (it has "
         f"{len(index.classes)}, to be given by name or by number from 0)"
     )
 

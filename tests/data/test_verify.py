@@ -116,6 +116,12 @@ def test_a_sample_without_an_image_is_named(index: Index) -> None:
     assert door(index).endswith("train-000002.tar: 00010: has no jpg, jpeg, png, webp, npy member")
 
 
+def test_features_beside_a_picture_are_not_taken_for_pixels(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", [{"__key__": "0", "png": numbered_png(0), "npy": np.zeros(7), "cls": b"0"}])
+    index = Index.read(index_shards(tmp_path, workers=0, quiet=True)[0])
+    assert verify(index, workers=0, quiet=True) == []
+
+
 def test_labels_from_json_are_compared_too(tmp_path: Path) -> None:
     samples = [
         {"__key__": str(n), "png": numbered_png(n), "json": {"what": name}} for n, name in enumerate(("eel", "cat"))
