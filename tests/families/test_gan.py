@@ -113,7 +113,7 @@ def test_the_reported_singular_values_are_those_of_the_first_layers() -> None:
         set_recording(network, True)
         for _ in range(60):
             with torch.no_grad():
-                loss(networks, microbatch())
+                loss(networks, microbatch(3))
             commit(network, torch.tensor(True))
         set_recording(network, False)
         reports = phase.reports(network)

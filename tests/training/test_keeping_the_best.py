@@ -67,6 +67,7 @@ def test_the_best_checkpoint_outlives_the_newest_and_a_bad_evaluation_is_warned_
     assert "warning: step 8: fid is 41" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_before_its_best_finds_it_again(tmp_path):
     whole = trainer_of(recipe_of(tmp_path / "whole"))
     whole.run()
