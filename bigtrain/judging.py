@@ -1,7 +1,5 @@
 """What the train door tells the trainer about its evaluations: how cheap they are, which metric decides, and what is better."""
 
-from pydantic import ValidationError
-
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import Family
 from bigtrain.recipe import Recipe
@@ -61,12 +59,8 @@ def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
 
 
 def in_training(recipe: Recipe) -> Recipe:
-    """The recipe with the cheaper evaluation that training makes (train.evaluate_samples). Raises UserMistake."""
+    """The recipe with the cheaper evaluation that training makes (train.evaluate_samples)."""
     samples = recipe.train.evaluate_samples
     if samples is None:
         return recipe
-    try:
-        evaluation = type(recipe.evaluation).model_validate({**recipe.evaluation.model_dump(), "samples": samples})
-    except ValidationError as error:
-        raise UserMistake(f"train.evaluate_samples: {error.errors()[0]['msg']}") from None
-    return recipe.model_copy(update={"evaluation": evaluation})
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"samples": samples})})
