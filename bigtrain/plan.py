@@ -21,9 +21,9 @@ UTILISATION = 0.4
 """Share of the peak that the plan's times are worked out for."""
 DEVICES = ("NVIDIA H200", "NVIDIA A100-SXM4-80GB")
 NOT_COUNTED = """\
-Not counted: the CUDA context and libraries (0.5 to 2 GiB), workspaces of cuDNN and NCCL, what the allocator cannot use of its
-blocks, a second set of averages' size while they are updated, batches that wait their turn, pictures and evaluations; under
-zero3 the weights that are gathered for the moment, and small ones that it keeps whole."""
+Not counted: the CUDA context and libraries, workspaces of cuDNN and NCCL, what the allocator cannot use of its blocks, the
+difference that an average is moved by while it is updated, batches that wait their turn, pictures and evaluations; under zero3
+the weights that are gathered for the moment, and small ones that it keeps whole."""
 
 
 @dataclass(frozen=True)
