@@ -21,9 +21,9 @@ UTILISATION = 0.4
 """Share of the peak that the plan's times are worked out for."""
 DEVICES = ("NVIDIA H200", "NVIDIA A100-SXM4-80GB")
 NOT_COUNTED = """\
-Not counted: the CUDA context and libraries (0.5 to 2 GiB), workspaces of cuDNN and NCCL, what the allocator cannot use of its
-blocks, a second set of averages' size while they are updated, batches that wait their turn, pictures and evaluations; under
-zero1 to zero3 DeepSpeed's buckets, and under zero3 the weights that are gathered for the moment."""
+Not counted: the CUDA context and libraries, workspaces of cuDNN and NCCL, what the allocator cannot use of its blocks, the
+difference that an average is moved by while it is updated, batches that wait their turn, pictures and evaluations; under zero3
+the weights that are gathered for the moment, and small ones that it keeps whole."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _memory(recipe: Recipe, cost: StepCost, cluster: Cluster) -> list[str]:
     averages = ["average", *(f"average {name}" for name in recipe.ema.further)]
     ways = [(strategy, False) for strategy in STRATEGIES]
     ways += [(strategy, True) for strategy in STRATEGIES if strategy != "ddp"]
-    own = (recipe.engine.strategy, getattr(recipe.engine, "offload_optimizer", False))
+    own = (recipe.engine.strategy, recipe.engine.offload_optimizer)
     columns, heads = [], []
     for strategy, offload in ways:
         rest = residents(cost.players, averages, strategy, offload=offload, ranks=cluster.ranks)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from bigtrain.training.cost import PlayerCost
+from bigtrain.training.zero import BUCKET_ELEMENTS
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -46,6 +47,8 @@ def residents(
         "gradients": share(weights, 2),
         "optimizer moments": 0 if offload else moments,
         "optimizer's weights": 0 if offload else master,
+        # Under ddp the gradients themselves lie in the buckets; DeepSpeed copies them into one of each player's.
+        "buckets": 4 * BUCKET_ELEMENTS * len(players) if stage else 0,
     }
     averaged = [player for player in players.values() if player.average]
     each = sum(share(player.weights, 3) + player.average - player.weights for player in averaged)

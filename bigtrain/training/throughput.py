@@ -23,7 +23,8 @@ PEAK_FLOPS = {
     "NVIDIA H200": {"bf16": 989.4e12, "fp32": 66.9e12},
 }
 """Peaks in FLOP/s, by the name that CUDA gives the device: dense bfloat16 on tensor cores, and plain float32, as bigtrain turns
-TF32 off (cluster/launch.py). From NVIDIA's data sheets of the A100, H100 and H200. A partition (MIG) has a name of its own."""
+TF32 off (cluster/launch.py). From NVIDIA's data sheets; those of the A100 and the H100 PCIe are recalled. A partition (MIG) has
+a name of its own."""
 GIB = 2**30
 
 

@@ -121,3 +121,19 @@ def test_it_goes_together_with_compilation() -> None:
     torch.compiler.reset()
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "name"), [("zero2", "gan"), ("zero3", "pixel_prior")])
+def test_sharded_players_compute_again_what_they_computed(strategy: str, name: str, tmp_path: Path) -> None:
+    """Under zero3 a block's weights are gathered a second time, those of its own (attention's null key) too."""
+    tensors = []
+    for asked in ("false", "true"):
+        recipe = write_recipe(tmp_path / asked, FAMILIES[name], steps=2)
+        overrides = [f"engine.strategy={strategy}", f"engine.activation_checkpointing={asked}"]
+        train(recipe, *overrides, processes=2)
+        tensors.append(final_tensors(tmp_path / asked / "run"))
+        rows = (tmp_path / asked / "run" / "metrics.jsonl").read_text()
+        assert "rank_s/max" in rows
+        assert "communication_wait_share" not in rows  # DeepSpeed waits within itself
+    assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])

@@ -18,7 +18,7 @@ def on_gpu(strategy: str, ranks: int, offload: bool = False) -> dict[str, int]:
 def test_ddp_keeps_everything_everywhere() -> None:
     expected = {
         "weights": 1200, "statistics": 48, "gradients": 1200, "optimizer moments": 2400, "optimizer's weights": 0,
-        "average": 840, "average wide": 840,
+        "buckets": 0, "average": 840, "average wide": 840,
     }  # fmt: skip
     assert on_gpu("ddp", 1) == on_gpu("ddp", 8) == expected
 
@@ -26,7 +26,7 @@ def test_ddp_keeps_everything_everywhere() -> None:
 def test_each_stage_of_zero_spreads_one_part_more() -> None:
     one, two, three = (on_gpu(f"zero{stage}", 4) for stage in (1, 2, 3))
     whole = on_gpu("ddp", 4)
-    assert one == whole | {"optimizer moments": 600, "optimizer's weights": 300}
+    assert one == whole | {"optimizer moments": 600, "optimizer's weights": 300, "buckets": 2 * 2**26}
     assert two == one | {"gradients": 300}
     # Averages follow the weights; statistics stay whole.
     assert three == two | {"weights": 300, "average": 200 + 40, "average wide": 200 + 40}
