@@ -111,7 +111,7 @@ class Shards(ImageSet):
     def __init__(self, index: Index, split: str) -> None:
         assert index.image_size is not None, f"{index.path}: evaluation needs images of one size"
         self.index, self.split = index, split
-        self.count, self.name, self.classes = index.samples, f"the images of {index.path}", index.classes
+        self.count, self.name, self.classes = index.samples, f"the images of {index.where}", index.classes
         self.cache, self.key = Cache(index), {"index": index.fingerprint, "image_size": index.image_size}
 
     def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
@@ -119,7 +119,8 @@ class Shards(ImageSet):
             yield View(chunk, [(np.arange(len(chunk)), pictures(batch, device))], batch.labels)
 
     def describe(self, digest: str | None) -> dict[str, Any]:
-        return {"split": self.split, "samples": self.count, "fingerprint": self.index.fingerprint}
+        facts = {"split": self.split, "samples": self.count, "fingerprint": self.index.fingerprint}
+        return facts | ({"view": dict(self.index.view)} if self.index.view else {})
 
     def size(self) -> tuple[int, int]:
         assert self.index.image_size is not None
@@ -136,7 +137,7 @@ class Reconstructions(Shards):
         super().__init__(index, split)
         self._reconstruct = reconstruct
         self._numbers = np.sort(fair_order(index.samples)[:limit])
-        self.count, self.name, self.cache = len(self._numbers), f"the reconstructions of {index.path}", None
+        self.count, self.name, self.cache = len(self._numbers), f"the reconstructions of {index.where}", None
 
     def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
         chunks = _chunks(numbers, reading)

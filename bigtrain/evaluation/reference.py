@@ -10,6 +10,7 @@ from typing import Any
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.data.loose import open_loose
+from bigtrain.data.stream import open_index
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.cache import Entry
 from bigtrain.evaluation.features import Features
@@ -85,10 +86,12 @@ def open_reference(where: str) -> Reference:
     """What `evaluation.reference` names: the index of shards, a folder, a tar or zip of images, an npz of samples or of
     moments. Raises UserMistake."""
     path = Path(where)
+    if path.suffix == ".json":
+        images = _shards(where, "evaluation.reference")
+        _check_count(images, where)
+        return Reference(images)
     try:
-        if path.suffix == ".json":
-            reference = Reference(_shards(path))
-        elif path.suffix == ".npz" and holds_moments(path):
+        if path.suffix == ".npz" and holds_moments(path):
             reference = read_moments_and_samples(path)
         else:
             reference = Reference(LooseImages(open_loose(path)))
@@ -101,17 +104,19 @@ def open_reference(where: str) -> Reference:
 
 def open_images(path: Path) -> ImageSet:
     """Images to be evaluated: the index of shards, a folder, a tar or zip of images, an npz of samples."""
-    return _shards(path) if path.suffix == ".json" else LooseImages(open_loose(path))
+    return _shards(str(path), "WHAT") if path.suffix == ".json" else LooseImages(open_loose(path))
 
 
-def _shards(path: Path) -> Shards:
-    index = Index.read(path)
-    index.check_files()
+def _shards(where: str, key: str) -> Shards:
+    """Of an index at a path or a URL; `key` is what named it."""
+    index = open_index(where, "reference", key, 0)
     if index.codes is not None:
-        raise UserMistake(f"{path}: is an index of codes; give that of the images ({index.codes.images['path']})")
+        raise UserMistake(
+            f"{key}: {where} is an index of codes; give that of the images ({index.codes.images['path']})"
+        )
     if index.image_size is None:
         raise UserMistake(
-            f"{path}: has images of different sizes; make shards of one size with launch/shard.py --size N"
+            f"{key}: {where} has images of different sizes; make shards of one size with launch/shard.py --size N"
         )
     return Shards(index, index.split)
 
