@@ -195,6 +195,8 @@ def test_the_protocol_says_what_the_numbers_depend_on(alone, train, script):
         "fingerprint": features.fingerprint,
         "dimensions": 10,
         "kind": "TorchScript",
+        "resize": "the network's own",
+        "classes": None,
     }
     assert protocol["reference"] == {
         "split": "train",
