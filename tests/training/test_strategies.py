@@ -94,6 +94,7 @@ def test_a_run_goes_on_at_another_number_of_processes_and_under_another_strategy
         (name, family): write_recipe(
             tmp_path / name / family,
             optimizers_of(options, ADAM if name.startswith(("same-", "whole-")) else SGD),
+            accumulate=2,
             log_every=4,
         )
         for name in changes
