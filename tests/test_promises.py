@@ -92,7 +92,7 @@ def test_accumulation_steps_every_player_once_per_update(family: str, tmp_path: 
     assert by_player == expected
 
 
-@most_families_quickly
+@two_families_quickly
 def test_stopping_and_resuming_changes_no_bit(family: str, tmp_path: Path) -> None:
     whole = write_recipe(tmp_path / "whole", FAMILIES[family], steps=12, log_every=4)
     train(whole)

@@ -153,6 +153,7 @@ def test_a_damaged_export_is_a_users_mistake(damage: str, exported: tuple[Path, 
         open_model(tmp_path / "export", torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_a_class_conditional_export_draws_what_its_run_draws(conditional: Path, tmp_path: Path) -> None:
     from diffusers import DiffusionPipeline
 
@@ -167,6 +168,7 @@ def test_a_class_conditional_export_draws_what_its_run_draws(conditional: Path, 
     assert np.array_equal(as_uint8(images), ours)
 
 
+@pytest.mark.slow
 def test_further_averages_are_sampled_by_name(conditional: Path, tmp_path: Path) -> None:
     pictures = {
         name: drawn(conditional, tmp_path / f"{name}.npz", *CLASSES, "--weights", name)
@@ -178,6 +180,7 @@ def test_further_averages_are_sampled_by_name(conditional: Path, tmp_path: Path)
     assert "there are ema, raw, short, wide" in result.stderr
 
 
+@pytest.mark.slow
 def test_what_is_measured_on_few_steps_says_so_in_its_name(conditional: Path) -> None:
     few = ["family.sampling.sampler=dpmpp", "family.sampling.steps=5"]
     words = ["evaluation.metrics=[fid,bits_per_dim]", "evaluation.samples=20", "evaluation.split_samples=20"]

@@ -197,7 +197,7 @@ def test_a_broken_image_in_any_ranks_share_is_named(processes: int, tmp_path: Pa
 
     from bigtrain.data.digits import digits_index
     from bigtrain.data.index import Index
-    from bigtrain.data.stream import order
+    from bigtrain.data.order import order
 
     shutil.copytree(Path(digits_index("train", 16)).parent, tmp_path / "data")
     index = Index.read(tmp_path / "data" / "train.json")
@@ -225,6 +225,7 @@ def test_a_broken_image_in_any_ranks_share_is_named(processes: int, tmp_path: Pa
     assert logged(tmp_path / "run")[-1]["data/replaced"] >= 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_loader_workers_resumes_at_once(tmp_path: Path) -> None:
     """Its workers outlive it for seconds; the run folder's lock must not be theirs."""
     import signal
@@ -235,6 +236,7 @@ def test_a_killed_run_with_loader_workers_resumes_at_once(tmp_path: Path) -> Non
     train(recipe, "train.steps=200")
 
 
+@pytest.mark.slow
 def test_a_signal_during_an_evaluation_ends_it(tmp_path: Path) -> None:
     """The evaluation would take minutes; the run leaves with a checkpoint of that step and evaluates when it is resumed."""
     import signal
