@@ -59,7 +59,7 @@ class ShardCache:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 if os.fstat(descriptor).st_size == shard.size:
-                    with contextlib.suppress(PermissionError):  # another user's file, which is as good
+                    with contextlib.suppress(OSError):  # another user's file, or a disk to read from: as good
                         os.utime(descriptor)  # the time of use, by which the oldest is told
                     return descriptor
                 os.close(descriptor)  # no work of this module: a disk that lost data, or a stranger's hand
@@ -127,6 +127,8 @@ class ShardCache:
                 finally:  # an empty one is worth nothing, but would be counted as if it were whole
                     if os.fstat(file.fileno()).st_size == 0 and _is_still(file, path):
                         path.unlink(missing_ok=True)
+                    # A process that was forked meanwhile has the file open too: closing it here would leave it locked.
+                    fcntl.flock(file, fcntl.LOCK_UN)
                 return
 
     def _rename(self, part: IO[bytes], source: Path, target: Path) -> None:

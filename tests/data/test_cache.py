@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -220,6 +221,25 @@ def test_who_waits_for_a_part_that_is_deleted_or_finished_by_another_gets_the_wh
         os.close(opened[0])
         (part.parent / index.shards[0].sha256).unlink()
     assert tars(server)[0] == 1
+
+
+def test_a_process_forked_during_a_fetch_that_fails_does_not_keep_the_lock(
+    there: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+
+    def fork_and_fail(url: str, file: IO[bytes], *given: object, **named: object) -> None:
+        file.write(b"half")
+        kept.append(os.dup(file.fileno()))  # shares the lock, as a forked process's descriptor does
+        raise UserMistake("the server is gone")
+
+    cache = ShardCache(there())
+    with monkeypatch.context() as patch:
+        patch.setattr("bigtrain.data.cache.receive", fork_and_fail)
+        with pytest.raises(UserMistake, match="gone"):
+            cache.fetch(0)
+    assert cache.fetch(0, wait=False)
+    os.close(kept[0])
 
 
 def test_what_a_killed_run_left_half_is_completed_or_makes_room(
