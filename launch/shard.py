@@ -116,6 +116,8 @@ def _write(asked: argparse.Namespace) -> list[Path]:
         )
     if digits:
         return write_digits(asked.out, options, workers=asked.workers)
+    if asked.labels and asked.layout not in (None, "folder"):
+        raise UserMistake(f"--labels none takes a folder of pictures, and not --layout {asked.layout}")
     where = Path(asked.source)
     source = list_unlabelled(where) if asked.labels else list_source(where, asked.layout)
     if source.left_out:

@@ -111,6 +111,10 @@ def check_url(url: str, origin: Origin) -> None:
                 f"{origin.key}: {url} would run a program; set data.remote.allow_pipe=true if you trust whoever wrote it"
             )
         return
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise UserMistake(f"{origin.key}: {url}: {error}; look at the address") from None
     if (scheme := url.partition("://")[0].lower()) not in SCHEMES:
         raise UserMistake(
             f"{origin.key}: {shown(url)}: {scheme}:// cannot be read; give a path, or one of "

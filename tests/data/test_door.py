@@ -56,6 +56,7 @@ def test_digits_become_png_shards(tmp_path: Path) -> None:
         (["nowhere", "--index-only", "--format", "png"], "--format does not go with --index-only"),
         (["nowhere", "out", "--labels", "json:kind"], "--labels json:kind goes with --index-only"),
         (["digits", "out", "--labels", "none"], "--labels none"),
+        (["nowhere", "out", "--labels", "none", "--layout", "lsun"], "and not --layout lsun"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:
