@@ -35,6 +35,7 @@ def test_pictures_become_shards_and_the_last_line_says_what_next(
     index = Index.read(out / "train.json")
     assert ([shard.samples for shard in index.shards], index.image_size) == ([10, 10, 6], 16)
     assert set(index.shards[0].members) == {"jpg", "cls"}
+    assert set(Index.read(out / "test.json").shards[0].members) == {"png", "cls"}, "what was lossless became lossy"
     main([str(out), "--index-only", "--workers", "1"])
     assert capsys.readouterr().err.splitlines()[-1] == last
 
