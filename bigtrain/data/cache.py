@@ -76,6 +76,10 @@ class ShardCache:
                 f"data.remote.cache_gib: {self.limit / GIB:.3g} GiB do not hold {shown(self._index.location(number))} "
                 f"({shard.size / GIB:.3g} GiB); raise it"
             )
+        if "$" in str(self.folder):
+            raise UserMistake(
+                f"data.remote.cache: {self.folder}: this variable is not set here; set it, or name a folder"
+            )
         with contextlib.suppress(OSError):
             os.utime(path)  # it will be used soon: not the one to remove now
             return True

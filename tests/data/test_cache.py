@@ -297,6 +297,15 @@ def test_a_folder_that_cannot_be_written_is_named(there: Open, tmp_path: Path) -
         numbers(there(cache=str(tmp_path / "file/kept")), 1)
 
 
+def test_a_variable_that_is_not_set_does_not_become_a_folder(
+    there: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserMistake, match=r"data\.remote\.cache: \$NO_SUCH/kept: this variable is not set here"):
+        numbers(there(cache="$NO_SUCH/kept"), 1)
+    assert not (tmp_path / "$NO_SUCH").exists()
+
+
 def test_variables_in_the_folders_name_are_replaced(
     there: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
