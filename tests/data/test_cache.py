@@ -22,7 +22,7 @@ from bigtrain.data.order import order
 from bigtrain.data.prefetch import Prefetch, first_uses
 from bigtrain.data.remote import RemoteOptions
 from bigtrain.data.shards import ShardOptions
-from bigtrain.data.stream import DataOptions, Stream, find_index
+from bigtrain.data.stream import DataOptions, Stream, find_index, read_chunks
 from bigtrain.errors import UserMistake
 from tests.data.conftest import make_numbered_shards
 from tests.data.faulty_server import FaultyServer, serving
@@ -334,6 +334,16 @@ def test_a_run_that_starts_within_an_epoch_prefetches_what_the_rest_of_it_needs(
     prefetch._cache.fetch = lambda number, *, wait: fetched.append(number) or True  # type: ignore[method-assign]
     prefetch.reach(0, 4)
     wait_until(lambda: fetched == [1, 2])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_rank_that_reads_some_shards_fetches_no_others(there: Open, server: FaultyServer, workers: int) -> None:
+    index = there(prefetch_shards=4)
+    chunks = [np.arange(3 * shard, 3 * shard + 3) for shard in (1, 4)]
+    seen = [numbers.tolist() for numbers, _ in read_chunks(index, chunks, workers=workers)]
+    wait_until(lambda: not prefetching())
+    assert (seen, tars(server)) == ([[3, 4, 5], [12, 13, 14]], [0, 1, 0, 0, 1, *[0] * (SHARDS - 5)])
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
