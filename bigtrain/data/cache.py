@@ -146,14 +146,20 @@ class ShardCache:
         """Unlinks the shards that were not used for longest until the folder holds `wanted` besides the rest."""
         with contextlib.suppress(FileNotFoundError), open(self.folder / "lock", "ab") as lock:  # deleted: room enough
             fcntl.flock(lock, fcntl.LOCK_EX)
-            found = [entry for entry in os.scandir(self.folder) if entry.name != self._part_path(wanted).name]
-            sizes = {entry.name: _counted(entry) for entry in found}
-            total = sum(sizes.values()) + wanted.size
-            for entry in sorted(found, key=_last_use):
-                if total <= self.limit:
-                    return
-                if sizes[entry.name] and _unlink_unless_locked(Path(entry.path)):
-                    total -= sizes[entry.name]
+            try:
+                self._unlink_oldest(wanted)
+            finally:  # not by closing it: a process that was forked meanwhile has it open too
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+    def _unlink_oldest(self, wanted: Shard) -> None:
+        found = [entry for entry in os.scandir(self.folder) if entry.name != self._part_path(wanted).name]
+        sizes = {entry.name: _counted(entry) for entry in found}
+        total = sum(sizes.values()) + wanted.size
+        for entry in sorted(found, key=_last_use):
+            if total <= self.limit:
+                return
+            if sizes[entry.name] and _unlink_unless_locked(Path(entry.path)):
+                total -= sizes[entry.name]
 
 
 def _is_still(file: IO[bytes], path: Path) -> bool:
