@@ -94,7 +94,10 @@ def test_every_recipe_can_be_planned(name: str) -> None:
     overrides = [f"family.tokenizer={ROOT / 'recipes' / TOKENIZERS[name]}.yaml"] if name in TOKENIZERS else []
     text = plan(load_recipe(ROOT / "recipes" / f"{name}.yaml", overrides), Cluster.parse("nodes=1,gpus=2"))
     assert row(text, "all of it")["ddp"] > row(text, "activations")["ddp"] > 0
-    assert all(value >= row(text, "all of it")["zero3+off"] for value in row(text, "all of it").values())
+    # DeepSpeed's buckets have one size, and so weigh more than what they help to spread where a network is small.
+    buckets = row(text, "buckets")
+    rest = {way: value - buckets[way] for way, value in row(text, "all of it").items()}
+    assert all(value >= rest["zero3+off"] - 0.001 for value in rest.values())
 
 
 @pytest.mark.slow

@@ -74,6 +74,8 @@ def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> No
     family = small_family(name)
     counted = {phase.name: phase for phase in step_cost(family, 8, precision).phases}
     networks = small_networks(family)
+    for network in networks.values():
+        network.to(memory_format=torch.channels_last)
     weights = [t for network in networks.values() for t in [*network.parameters(), *network.buffers()]]
     for phase in family.phases:
         focus(networks, phase.player)
@@ -96,7 +98,8 @@ def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> No
             loss.backward()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), bf16:
             phase.loss(networks, batch)
-        assert counted[phase.name].kept == pytest.approx(kept, rel=0.01), phase.name
+        # Exact but for attention, whose real result lies in memory in another order than its shape alone tells.
+        assert counted[phase.name].kept == pytest.approx(kept, rel=0.03), phase.name
         # The hooks also see branches that lead nowhere (PixelCNN's last vertical stack), which are then dropped.
         assert 0.85 < kept / sum(saved.values()) < 1.01, phase.name
         if phase.weight_penalty is None:

@@ -1,0 +1,74 @@
+"""How long a save stops the training, beside the copy to host memory and beside a write that training waits for.
+
+    python tests/benchmarks/saving.py [RECIPE] [ROUNDS]
+
+Builds the recipe's players with their optimizers and averages, makes no step, and saves them to a temporary folder.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bigtrain.families.family import Problem, build_network
+from bigtrain.model import make_family
+from bigtrain.recipe import load_recipe
+from bigtrain.runs import checkpoint
+from bigtrain.training.engine import TrainedPlayer, make_player, place
+from bigtrain.training.saving import CheckpointWriter
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def players_of(path: str, device: torch.device) -> dict[str, TrainedPlayer]:
+    recipe = load_recipe(path)
+    family = make_family(recipe, Problem(recipe.data.image_size, ("a",) * 10, (1,) * 10))
+    players = {}
+    for name, player in family.players.items():
+        network = place(build_network(family, name, 0), device, recipe.engine)
+        players[name] = make_player(network, player, recipe.ema, recipe.engine, "fp32", None)
+        one = sum(parameter.sum() * 0 for parameter in network.parameters())
+        players[name].start_update()
+        players[name].backward(one, last=True)
+        players[name].update(0, torch.tensor(True, device=device))  # so that there are moments
+    return players
+
+
+def main(path: str, rounds: int) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    players = players_of(path, device)
+    copies, stops, writes = [], [], []
+    for step in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            writer = CheckpointWriter(Path(folder) / "beside", 2)
+            snapshots = {}
+
+            def copy(into: dict = snapshots) -> None:
+                into |= {name: player.snapshot() for name, player in players.items()}
+
+            copies.append(seconds(copy))
+            stops.append(copies[-1] + seconds(lambda w=writer, s=snapshots, n=step: w.start(n, s, {"step": n})))
+            writer.finish()
+            waited = Path(folder) / "waited-for"
+            writes.append(seconds(lambda w=waited, s=snapshots, n=step: checkpoint.write(w, n, s, {"step": n})))
+            size = sum(file.stat().st_size for file in waited.rglob("*.safetensors")) / 2**20
+    print(f"{path} on {device.type}: {size:.0f} MiB, {rounds} rounds")
+    for name, values in (("copy to host memory", copies), ("training stops", stops), ("write", writes)):
+        print(f"{name:20} median {statistics.median(values):.3f} s, {min(values):.3f} to {max(values):.3f}")
+    print(f"stop / copy {statistics.median(stops) / statistics.median(copies):.3f}")
+    print(
+        f"stop / (copy + write) {statistics.median(stops) / (statistics.median(copies) + statistics.median(writes)):.3f}"
+    )
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    main(arguments[0] if arguments else "recipes/ddpm_cifar10.yaml", int(arguments[1]) if len(arguments) > 1 else 5)
