@@ -179,13 +179,13 @@ class Sampler:
 def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
     """The indices of data.train and data.validation; the main rank first, which may have to make them.
 
-    Raises UserMistake if one is missing, or if they do not have the same classes.
+    Raises UserMistake if one is missing, is another on another rank, or if they do not have the same classes.
     """
-    train = world.main_first(lambda: find_split(data, "train"))
+    train = same_on_all(world.main_first(lambda: find_split(data, "train")), "data.train")
     where = data.validation
     if where is None:
         return train, None
-    validation = world.main_first(lambda: find_split(data, "validation"))
+    validation = same_on_all(world.main_first(lambda: find_split(data, "validation")), "data.validation")
     if validation.classes != train.classes:
         raise UserMistake(f"data.validation: {where} has other classes than data.train; give splits of the same data")
     if (train.codes and train.codes.tokenizer) != (validation.codes and validation.codes.tokenizer):
@@ -193,6 +193,18 @@ def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
             f"data.validation: {where} and data.train are not codes of one tokenizer; encode both with the same run"
         )
     return train, validation
+
+
+def same_on_all(index: Index, key: str) -> Index:
+    """The index, if every rank has the same; every rank calls it. Raises UserMistake, on all, where they differ."""
+    found = world.gather_objects(index.fingerprint)
+    if len(set(found)) > 1:
+        others = [rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]]
+        raise UserMistake(
+            f"{key}: {index.where} is not the same data on all machines: ranks {', '.join(map(str, others))} have others than "
+            "rank 0; copy the index and its shards to all of them, or put them where all see the same"
+        )
+    return index
 
 
 def images_behind(index: Index) -> Index:

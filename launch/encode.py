@@ -24,7 +24,7 @@ from bigtrain.data.stream import TRANSFORM, Batch, find_images, to_images
 from bigtrain.doors import door, say
 from bigtrain.errors import OneRanksMistake, UserMistake
 from bigtrain.evaluation.features import full_float32
-from bigtrain.model import Model, open_model
+from bigtrain.model import Model, open_model, same_on_all
 
 BATCH_SIZE = 128
 
@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserMistake(f"{asked.run}: is a {model.family.kind}, which has no codes; give a VQ-VAE's run")
     size, data = model.family.problem.image_size, model.recipe.data
     for split in SPLITS if asked.index == "digits" else [""]:
-        index = world.main_first(partial(find_images, asked.index, split, "INDEX", size, data.resize, data.remote))
+        find = partial(find_images, asked.index, split, "INDEX", size, data.resize, data.remote)
+        index = same_on_all(world.main_first(find), "INDEX")
         codes = _encode(model, index, asked)
         say(f"{codes.path}: codes of {codes.samples} images; {_usage(codes, device)}")
     say(f"next: train a prior of these codes: accelerate launch launch/train.py {_what_to_train(model, asked, codes)}")

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=FORMATS,
         help="format of the pictures in the shards: jpg is quality 95, 4:4:4; png and webp lose nothing; npy is pixels that "
-        "need no decoding, the largest and the fastest (default: jpg with --size, each picture's own without; digits: png)",
+        "need no decoding, the largest and the fastest (default: each picture's own, so that nothing lossless becomes lossy)",
     )
     parser.add_argument(
         "--workers", type=_positive, default=cores, help="processes (default: the cores, here %(default)s)"
@@ -108,7 +108,7 @@ def _write(asked: argparse.Namespace) -> list[Path]:
         raise UserMistake("OUT, the folder of the shards, is missing: python launch/shard.py SOURCE OUT")
     digits = asked.source == "digits"
     size = asked.size or (DIGITS_SIZE if digits else None)
-    form = asked.format or ("png" if digits else "jpg" if size else None)
+    form = asked.format or ("png" if digits else None)
     options = ShardOptions(size, form, asked.samples_per_shard or SAMPLES_PER_SHARD)
     if asked.labels not in (None, "none") or (digits and asked.labels):
         raise UserMistake(
@@ -116,6 +116,8 @@ def _write(asked: argparse.Namespace) -> list[Path]:
         )
     if digits:
         return write_digits(asked.out, options, workers=asked.workers)
+    if asked.labels and asked.layout not in (None, "folder"):
+        raise UserMistake(f"--labels none takes a folder of pictures, and not --layout {asked.layout}")
     where = Path(asked.source)
     source = list_unlabelled(where) if asked.labels else list_source(where, asked.layout)
     if source.left_out:

@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 
+from bigtrain.cluster import world
+from bigtrain.data.index import Index
+from bigtrain.errors import UserMistake
 from bigtrain.families.family import Problem, build_network
-from bigtrain.model import Sampler
+from bigtrain.model import Sampler, same_on_all
 from tests.toy import Toy, ToyOptions
 
 
@@ -34,3 +39,13 @@ def test_labels_of_an_evaluation_do_not_depend_on_how_many_are_asked_for() -> No
         sampler(spoil=False).labels_of(range(40))[20:].tolist()
         == sampler(spoil=False).labels_of(range(20, 40)).tolist()
     )
+
+
+def test_machines_with_other_data_at_the_same_place_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index(Path("data/train.json"), "train", ("a",), 16, ())
+    assert same_on_all(index, "data.train") is index
+    monkeypatch.setattr(world, "gather_objects", lambda value: [value, value, "another"])
+    with pytest.raises(
+        UserMistake, match=r"data\.train: data/train\.json is not the same data .*: ranks 2 have others"
+    ):
+        same_on_all(index, "data.train")

@@ -82,9 +82,10 @@ def on_main(work: Callable[[], T]) -> T:
 
 def main_first(work: Callable[[], T]) -> T:
     """Rank 0 does the work first, then the others do it too and find its traces (a warm cache)."""
-    result = _agreed(work if is_main() else None)
+    results: list[T] = []  # not sent around: an index of millions of samples takes hundreds of megabytes
+    _agreed((lambda: results.append(work())) if is_main() else None)
     if is_main():
-        return result
+        return results[0]
     try:
         return work()
     except UserMistake as mistake:

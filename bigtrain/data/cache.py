@@ -59,7 +59,7 @@ class ShardCache:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 if os.fstat(descriptor).st_size == shard.size:
-                    with contextlib.suppress(PermissionError):  # another user's file, which is as good
+                    with contextlib.suppress(OSError):  # another user's file, or a disk to read from: as good
                         os.utime(descriptor)  # the time of use, by which the oldest is told
                     return descriptor
                 os.close(descriptor)  # no work of this module: a disk that lost data, or a stranger's hand
@@ -75,6 +75,10 @@ class ShardCache:
             raise UserMistake(
                 f"data.remote.cache_gib: {self.limit / GIB:.3g} GiB do not hold {shown(self._index.location(number))} "
                 f"({shard.size / GIB:.3g} GiB); raise it"
+            )
+        if "$" in str(self.folder):
+            raise UserMistake(
+                f"data.remote.cache: {self.folder}: this variable is not set here; set it, or name a folder"
             )
         with contextlib.suppress(OSError):
             os.utime(path)  # it will be used soon: not the one to remove now
@@ -127,6 +131,8 @@ class ShardCache:
                 finally:  # an empty one is worth nothing, but would be counted as if it were whole
                     if os.fstat(file.fileno()).st_size == 0 and _is_still(file, path):
                         path.unlink(missing_ok=True)
+                    # A process that was forked meanwhile has the file open too: closing it here would leave it locked.
+                    fcntl.flock(file, fcntl.LOCK_UN)
                 return
 
     def _rename(self, part: IO[bytes], source: Path, target: Path) -> None:
@@ -140,14 +146,20 @@ class ShardCache:
         """Unlinks the shards that were not used for longest until the folder holds `wanted` besides the rest."""
         with contextlib.suppress(FileNotFoundError), open(self.folder / "lock", "ab") as lock:  # deleted: room enough
             fcntl.flock(lock, fcntl.LOCK_EX)
-            found = [entry for entry in os.scandir(self.folder) if entry.name != self._part_path(wanted).name]
-            sizes = {entry.name: _counted(entry) for entry in found}
-            total = sum(sizes.values()) + wanted.size
-            for entry in sorted(found, key=_last_use):
-                if total <= self.limit:
-                    return
-                if sizes[entry.name] and _unlink_unless_locked(Path(entry.path)):
-                    total -= sizes[entry.name]
+            try:
+                self._unlink_oldest(wanted)
+            finally:  # not by closing it: a process that was forked meanwhile has it open too
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+    def _unlink_oldest(self, wanted: Shard) -> None:
+        found = [entry for entry in os.scandir(self.folder) if entry.name != self._part_path(wanted).name]
+        sizes = {entry.name: _counted(entry) for entry in found}
+        total = sum(sizes.values()) + wanted.size
+        for entry in sorted(found, key=_last_use):
+            if total <= self.limit:
+                return
+            if sizes[entry.name] and _unlink_unless_locked(Path(entry.path)):
+                total -= sizes[entry.name]
 
 
 def _is_still(file: IO[bytes], path: Path) -> bool:

@@ -80,11 +80,11 @@ def encode_shards(
             else:
                 records.append(record)
                 progress(record.shard.samples)
-        chunks = (
+        chunks = [
             np.arange(begin, min(begin + batch, starts[number + 1]))
             for number in todo
             for begin in range(starts[number], starts[number + 1], batch)
-        )
+        ]
         with closing(read_chunks(index, chunks, workers=workers)) as batches:
             encoded = (_members(images, encode, manifest) for _, images in batches)
             for number in todo:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bigtrain.data.decode import Undecodable, decode, load, open_lazily, to_rgb
+from bigtrain.data.decode import Undecodable, check_pixels, decode, load, open_lazily, to_rgb
 from bigtrain.data.npy import npy_header
 
 FORMATS = ("jpg", "png", "webp", "npy")
@@ -87,9 +87,12 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def square_shape(height: float, width: float, size: int) -> tuple[int, int]:
-    """(height, width) of a picture whose shorter side was made `size` pixels."""
+    """(height, width) of a picture whose shorter side was made `size` pixels. Raises Undecodable for one so long that it
+    would be larger than any that is decoded: a strip of one pixel's height is a bomb too."""
     shorter = min(height, width)
-    return max(size, round(height * size / shorter)), max(size, round(width * size / shorter))
+    height, width = max(size, round(height * size / shorter)), max(size, round(width * size / shorter))
+    check_pixels(width, height)
+    return height, width
 
 
 def _centre_square(image: Image.Image, size: int) -> Image.Image:

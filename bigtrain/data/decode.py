@@ -80,7 +80,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
         if _UNUSUAL not in str(error):
             raise Undecodable(str(error)) from None
         return None
-    _check_pixels(width, height)
+    check_pixels(width, height)
     return (height, width) if colours in _JPEG_COLOURS else None
 
 
@@ -109,7 +109,7 @@ def _raw_header(data: bytes) -> tuple[tuple[int, ...], int]:
         raise Undecodable(f"it {error}") from None
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
         raise Undecodable(f"its npy holds {dtype} {shape}, not pixels: uint8 [height, width, 3]")
-    _check_pixels(shape[1], shape[0])
+    check_pixels(shape[1], shape[0])
     return shape, begin
 
 
@@ -130,7 +130,7 @@ def open_lazily(data: bytes, formats: tuple[str, ...]) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=formats)
     except Exception as error:
         raise _undecodable(error) from None
-    _check_pixels(*image.size)
+    check_pixels(*image.size)
     return image
 
 
@@ -164,7 +164,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _check_pixels(width: int, height: int) -> None:
+def check_pixels(width: int, height: int) -> None:
+    """Raises Undecodable for a picture of more than MAX_PIXELS."""
     if width * height > MAX_PIXELS:
         raise Undecodable(f"{width} x {height} is more than {MAX_PIXELS} pixels")
 

@@ -36,9 +36,10 @@ def index_shards(
     """Writes `SPLIT.json` for the tars `SPLIT-000000.tar ...` of a folder, beside them or in `out`; returns the paths.
 
     labels: `cls`, `json:FIELD` (a number or a name in each sample's .json) or `none` (one class). Classes are the lines of
-    `folder/classes.txt`, else those of an index that is there already, else the names in use, sorted, or "0" .. the largest
-    label. Raises UserMistake, naming shard and member, for compressed or truncated tars, duplicate keys, samples that
-    are not one image and its label, and labels that are not decimal or not below the number of classes.
+    `folder/classes.txt`, else those of an index that is there already and has its labels from the same place, else the
+    names in use, sorted, or "0" .. the largest label. Raises UserMistake, naming shard and member, for compressed or
+    truncated tars, duplicate keys, samples that are not one image and its label, and labels that are not decimal or not
+    below the number of classes.
     """
     by_split = _list(folder)
     tars = [tar for split in by_split.values() for tar in split]
@@ -205,6 +206,8 @@ def _classes(
     folder: Path, out: Path, splits: Sequence[str], found: Mapping[Path, _Found], source: str
 ) -> tuple[str, ...]:
     """The names of the classes; every label is below their number, or among them."""
+    if source == "none":
+        return (UNLABELLED,)
     named_labels = {name for one in found.values() for name in one.names or ()}
     if named_labels and any(one.names is None and one.shard.samples for one in found.values()):
         raise UserMistake(f"{folder}: some shards have names for labels and others numbers; make them alike")
@@ -221,10 +224,8 @@ def _classes(
     named = next((index for split in splits if (index := _readable(out / f"{split}.json")) is not None), None)
     if listed.exists():
         classes, where = tuple(listed.read_text(encoding="utf-8").splitlines()), f"{listed} has"
-    elif named is not None and most < len(named.classes):
+    elif named is not None and named.labels_from == source and most < len(named.classes):
         return named.classes
-    elif source == "none":
-        return (UNLABELLED,)
     else:
         classes, where = tuple(map(str, range(min(most + 1, MOST_CLASSES)))), "there can be"
     for path, one in found.items():

@@ -143,7 +143,8 @@ def _true_classes(folder: Path) -> dict[str, str]:
     table = _find(folder, "LOC_val_solution.csv")
     if table is not None:
         with table.open(newline="", encoding="utf-8") as file:
-            truth = {row["ImageId"]: row["PredictionString"].partition(" ")[0] for row in csv.DictReader(file)}
+            rows = [(row.get("ImageId"), row.get("PredictionString")) for row in csv.DictReader(file)]
+        truth = {name: (said or "").partition(" ")[0] for name, said in rows if name is not None}
         if wrong := next((wnid for wnid in truth.values() if not _WNID.fullmatch(wnid)), None):
             raise UserMistake(f"{table}: {wrong!r} is not a WNID such as n01440764; download it again")
         return truth

@@ -337,7 +337,7 @@ class Index:
             raise UserMistake(f"{path}: there is no index here; {HOW_TO_MAKE}") from None
         except OSError as error:
             raise UserMistake(f"{path}: the index cannot be read: {error.strerror}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserMistake(f"{path}: not an index: {error}; {HOW_TO_MAKE}") from None
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise UserMistake(f"{path}: not an index of shards (no format: {FORMAT}); {HOW_TO_MAKE}")
@@ -348,7 +348,7 @@ class Index:
             )
         try:
             return cls._from_json(path, value, origin)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise UserMistake(
                 f"{path}: the index is damaged ({type(error).__name__}: {error}); {HOW_TO_MAKE}"
             ) from None

@@ -10,7 +10,6 @@ import itertools
 import lzma
 import math
 import os
-import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -27,6 +26,7 @@ from torch.utils.data import Dataset
 from bigtrain.data.decode import Undecodable, decode, label
 from bigtrain.data.index import IMAGE_EXTENSIONS
 from bigtrain.data.loader import Loader
+from bigtrain.data.tars import members as tar_members
 from bigtrain.errors import UserMistake
 
 Kind = Literal["folder", "tar", "zip", "npz"]
@@ -76,9 +76,9 @@ class Loose(ABC):
 class _Files(Loose):
     """Encoded images, by members in sorted order."""
 
-    def __init__(self, path: Path, members: Iterable[Member], key: str) -> None:
+    def __init__(self, path: Path, found: Iterable[Member], key: str) -> None:
         self.path, self.key = path, key
-        every = sorted(members, key=lambda member: member.name)
+        every = sorted(found, key=lambda member: member.name)
         self._members = [member for member in every if member.name.lower().endswith(EXTENSIONS)]
         self.count = len(self._members)
         if not self._members:
@@ -165,16 +165,16 @@ class _Tar(_Files):
 
     def __init__(self, path: Path) -> None:
         try:
-            with tarfile.open(path, "r:") as archive:
-                members = [
-                    Member(member.name.removeprefix("./"), member.offset_data, member.size)
-                    for member in archive
-                    if member.isreg() and not member.issparse() and not _hidden(member.name)
+            with path.open("rb") as file:
+                found = [
+                    Member(name.removeprefix("./"), offset, size)
+                    for name, offset, size in tar_members(path, file, 0, path.stat().st_size)
+                    if not _hidden(name)
                 ]
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            raise UserMistake(f"{path}: the tar is compressed or damaged ({error}); give a plain, whole one") from None
+        except OSError as error:
+            raise UserMistake(f"{path}: cannot be read: {error.strerror}") from None
         self._file = _Positioned(path)
-        super().__init__(path, members, _stamp(path))
+        super().__init__(path, found, _stamp(path))
 
     def _bytes(self, member: Member) -> bytes:
         return self._file.read(member.offset, member.size)

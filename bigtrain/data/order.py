@@ -105,6 +105,6 @@ class Epochs:
             return order(self._shard_sizes, self._seed, epoch, self._window_shards).astype(smallest)
         counts = balanced_counts(self._labels, self._seed, epoch)
         samples = np.repeat(np.arange(len(counts)), counts)
-        starts = np.cumsum(self._shard_sizes) - self._shard_sizes
-        sizes = np.add.reduceat(counts, starts)
+        before = np.concatenate([[0], np.cumsum(counts)])  # a shard may be empty, for which np.add.reduceat is wrong
+        sizes = np.diff(before[np.concatenate([[0], np.cumsum(self._shard_sizes)])])
         return samples[order(sizes, self._seed, epoch, self._window_shards)].astype(smallest)

@@ -46,8 +46,8 @@ class PictureReader:
             return self._value(path, pictures.names[number].rpartition("/")[2])
         assert pictures.places is not None
         _, offset, size, packed, checksum = map(int, pictures.places[number])
-        if size > MOST_BYTES:
-            raise Undecodable(f"it unpacks to {size} bytes, and {MOST_BYTES} are the most")
+        if max(size, packed) > MOST_BYTES:
+            raise Undecodable(f"it unpacks to {size} bytes from {packed}, and {MOST_BYTES} are the most")
         if pictures.kind == "pixels":
             return self._pixels(path, offset, size)
         data = self._bytes(path, offset, size) if packed == STORED else self._zipped(path, offset, size, packed)

@@ -8,7 +8,6 @@ import numpy as np
 
 from bigtrain.data.cache import ShardCache
 from bigtrain.data.index import Index
-from bigtrain.errors import UserMistake
 
 Order = Callable[[int], np.ndarray]
 """The sample numbers of an epoch in the order of their use, int64 [n]."""
@@ -91,6 +90,6 @@ class _Fetching:
                     self._working = False
                     return
                 number = self._left.pop(0)
-            # Whoever needs the shard will meet the same trouble, and is there to hear of it.
-            with contextlib.suppress(UserMistake):
+            # Whoever needs the shard will meet the same trouble, and is there to hear of it; the rest is still wanted.
+            with contextlib.suppress(Exception):
                 self._cache.fetch(number, wait=False)

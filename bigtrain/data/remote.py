@@ -111,6 +111,11 @@ def check_url(url: str, origin: Origin) -> None:
                 f"{origin.key}: {url} would run a program; set data.remote.allow_pipe=true if you trust whoever wrote it"
             )
         return
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        bare = url.rpartition("@")[2].partition("?")[0]  # `shown` cannot take a login or a token out of what is no URL
+        raise UserMistake(f"{origin.key}: {bare}: {error}; look at the address") from None
     if (scheme := url.partition("://")[0].lower()) not in SCHEMES:
         raise UserMistake(
             f"{origin.key}: {shown(url)}: {scheme}:// cannot be read; give a path, or one of "

@@ -225,11 +225,13 @@ def list_unlabelled(folder: Path) -> Source:
         listing.add(name)
     if not len(listing.names):
         raise UserMistake(f"{folder}: no pictures here ({', '.join(PICTURE_EXTENSIONS)})")
-    tops = np.array([name.partition("/")[0] for name in listing.names])
-    found = sorted(set(tops.tolist()))
+    known = {split: number for number, split in enumerate(sorted(SPLITS))}
+    tops = np.fromiter((known.get(name.partition("/")[0], -1) for name in listing.names), np.int8, len(listing.names))
     pictures = Pictures(listing.names, np.zeros(len(listing.names), dtype=np.int32), (folder,))
-    by_split = {"train": np.arange(len(tops))} if not SPLITS.issuperset(found) else {}
-    by_split = by_split or {split: np.flatnonzero(tops == split) for split in found}
+    if tops.min() < 0:
+        by_split = {"train": np.arange(len(tops))}
+    else:
+        by_split = {split: np.flatnonzero(tops == number) for split, number in known.items() if number in tops}
     splits = {split: sorted_by_name(pictures, numbers, folder) for split, numbers in by_split.items()}
     return Source(folder, (UNLABELLED,), splits, listing.left_out)
 

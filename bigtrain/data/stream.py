@@ -14,9 +14,8 @@ Do not hand a Stream to `accelerator.prepare`: that would shard it a second time
 import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -300,10 +299,11 @@ class Sweep:
 
 
 def read_chunks(
-    index: Index, chunks: Iterable[np.ndarray], *, workers: int, pin_memory: bool = False
+    index: Index, chunks: Sequence[np.ndarray], *, workers: int, pin_memory: bool = False
 ) -> Generator[tuple[np.ndarray, Batch], None, None]:
     """(sample numbers, Batch) for each of `chunks` (int64 [n]), without flips. Raises UserMistake as a Sweep does."""
-    batches = Loader(_Chunks(index), iter(chunks), workers, pin_memory)
+    places = itertools.accumulate(map(len, chunks), initial=0)
+    batches = Loader(_Chunks(index, chunks), zip(places, chunks, strict=False), workers, pin_memory)
     try:
         yield from batches
     finally:
@@ -333,21 +333,22 @@ class _Steps(Dataset[Any]):
 
 
 class _Chunks(Dataset[Any]):
-    """Batches by sample numbers."""
+    """Batches by sample numbers, and their place among those of all `chunks`: what is fetched ahead is what these read."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, chunks: Sequence[np.ndarray]) -> None:
         assert index.image_size is not None, f"{index.path}: a sweep needs images of one size"
         self._reader = _reader(index, index.image_size)
-        self._prefetch = Prefetch(index, partial(_as_numbered, index.samples), epochs=False)
+        self._numbers = np.concatenate([np.empty(0, dtype=np.int64), *chunks])
+        self._prefetch = Prefetch(index, self._order, epochs=False)
 
-    def __getitem__(self, numbers: np.ndarray) -> tuple[np.ndarray, Batch]:
-        self._prefetch.reach(0, int(numbers[0]))
+    def _order(self, epoch: int) -> np.ndarray:
+        return self._numbers
+
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[np.ndarray, Batch]:
+        place, numbers = item
+        self._prefetch.reach(0, place)
         mirrored = np.zeros(len(numbers), dtype=bool)
         return numbers, _read(self._reader, numbers, mirrored, lambda _: iter(()))
-
-
-def _as_numbered(samples: int, epoch: int) -> np.ndarray:
-    return np.arange(samples)
 
 
 def _reader(index: Index, image_size: int) -> Reader | CodeReader:

@@ -64,6 +64,8 @@ def members(path: object, file: IO[bytes], begin: int, end: int) -> Iterator[tup
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all that it has seen
                 said, after = f"member {member.name}", member.offset_data + -(-member.size // BLOCK) * BLOCK
+                if member.size < 0:  # tarfile would go back, and read the same headers without end
+                    raise UserMistake(f"{path}: {said} has a size below zero: {TRUNCATED}")
                 if member.isdir() or _is_note(member.name):
                     continue
                 if not member.isreg() or member.issparse():

@@ -116,6 +116,18 @@ def test_a_zip_bomb_is_refused_before_it_takes_memory(tmp_path: Path, monkeypatc
         shard(path, tmp_path / "out")
 
 
+def test_a_zip_that_claims_more_packed_bytes_than_there_is_memory_is_refused(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "set.zip", [("cat/a.png", bytes(1000))])
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"PK\x01\x02")
+    data[begin + 20 : begin + 24] = (2**32 - 2).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(
+        UserMistake, match=r"cat/a.png: the picture is broken: it unpacks to 1000 bytes from 4294967294"
+    ):
+        shard(path, tmp_path / "out")
+
+
 def test_damage_within_a_zip_is_named(tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(1000)
     path = zip_of(tmp_path / "set.zip", [("cat/a.png", content)], zipfile.ZIP_STORED)

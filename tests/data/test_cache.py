@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from bigtrain.data.order import order
 from bigtrain.data.prefetch import Prefetch, first_uses
 from bigtrain.data.remote import RemoteOptions
 from bigtrain.data.shards import ShardOptions
-from bigtrain.data.stream import DataOptions, Stream, find_index
+from bigtrain.data.stream import DataOptions, Stream, find_index, read_chunks
 from bigtrain.errors import UserMistake
 from tests.data.conftest import make_numbered_shards
 from tests.data.faulty_server import FaultyServer, serving
@@ -222,6 +223,25 @@ def test_who_waits_for_a_part_that_is_deleted_or_finished_by_another_gets_the_wh
     assert tars(server)[0] == 1
 
 
+def test_a_process_forked_during_a_fetch_that_fails_does_not_keep_the_lock(
+    there: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+
+    def fork_and_fail(url: str, file: IO[bytes], *given: object, **named: object) -> None:
+        file.write(b"half")
+        kept.append(os.dup(file.fileno()))  # shares the lock, as a forked process's descriptor does
+        raise UserMistake("the server is gone")
+
+    cache = ShardCache(there())
+    with monkeypatch.context() as patch:
+        patch.setattr("bigtrain.data.cache.receive", fork_and_fail)
+        with pytest.raises(UserMistake, match="gone"):
+            cache.fetch(0)
+    assert cache.fetch(0, wait=False)
+    os.close(kept[0])
+
+
 def test_what_a_killed_run_left_half_is_completed_or_makes_room(
     there: Open, server: FaultyServer, tmp_path: Path
 ) -> None:
@@ -277,6 +297,15 @@ def test_a_folder_that_cannot_be_written_is_named(there: Open, tmp_path: Path) -
         numbers(there(cache=str(tmp_path / "file/kept")), 1)
 
 
+def test_a_variable_that_is_not_set_does_not_become_a_folder(
+    there: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserMistake, match=r"data\.remote\.cache: \$NO_SUCH/kept: this variable is not set here"):
+        numbers(there(cache="$NO_SUCH/kept"), 1)
+    assert not (tmp_path / "$NO_SUCH").exists()
+
+
 def test_variables_in_the_folders_name_are_replaced(
     there: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +334,16 @@ def test_a_run_that_starts_within_an_epoch_prefetches_what_the_rest_of_it_needs(
     prefetch._cache.fetch = lambda number, *, wait: fetched.append(number) or True  # type: ignore[method-assign]
     prefetch.reach(0, 4)
     wait_until(lambda: fetched == [1, 2])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_rank_that_reads_some_shards_fetches_no_others(there: Open, server: FaultyServer, workers: int) -> None:
+    index = there(prefetch_shards=4)
+    chunks = [np.arange(3 * shard, 3 * shard + 3) for shard in (1, 4)]
+    seen = [numbers.tolist() for numbers, _ in read_chunks(index, chunks, workers=workers)]
+    wait_until(lambda: not prefetching())
+    assert (seen, tars(server)) == ([[3, 4, 5], [12, 13, 14]], [0, 1, 0, 0, 1, *[0] * (SHARDS - 5)])
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

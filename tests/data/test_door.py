@@ -35,6 +35,7 @@ def test_pictures_become_shards_and_the_last_line_says_what_next(
     index = Index.read(out / "train.json")
     assert ([shard.samples for shard in index.shards], index.image_size) == ([10, 10, 6], 16)
     assert set(index.shards[0].members) == {"jpg", "cls"}
+    assert set(Index.read(out / "test.json").shards[0].members) == {"png", "cls"}, "what was lossless became lossy"
     main([str(out), "--index-only", "--workers", "1"])
     assert capsys.readouterr().err.splitlines()[-1] == last
 
@@ -56,6 +57,7 @@ def test_digits_become_png_shards(tmp_path: Path) -> None:
         (["nowhere", "--index-only", "--format", "png"], "--format does not go with --index-only"),
         (["nowhere", "out", "--labels", "json:kind"], "--labels json:kind goes with --index-only"),
         (["digits", "out", "--labels", "none"], "--labels none"),
+        (["nowhere", "out", "--labels", "none", "--layout", "lsun"], "and not --layout lsun"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:

@@ -308,6 +308,20 @@ def test_shards_without_labels_are_one_class_if_that_is_said(tmp_path: Path) -> 
     assert (index.classes, index.labels.tolist(), index.labels_from) == (("unlabelled",), [0, 0], "none")
 
 
+def test_class_names_are_of_the_labels_that_were_asked_for(tmp_path: Path) -> None:
+    samples = [
+        {"__key__": f"{n}", "png": numbered_png(n), "cls": b"%d" % n, "json": b'{"a": "x%d"}' % n} for n in (0, 1)
+    ]
+    write_tar(tmp_path / "train-0.tar", samples)
+
+    def classes(labels: str) -> tuple[str, ...]:
+        return Index.read(index_shards(tmp_path, workers=0, quiet=True, labels=labels)[0]).classes
+
+    assert (classes("json:a"), classes("none"), classes("cls")) == (("x0", "x1"), ("unlabelled",), ("0", "1"))
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert (classes("cls"), classes("none")) == (("cat", "dog"), ("unlabelled",))
+
+
 def test_other_labels_are_other_data(tmp_path: Path) -> None:
     folder = with_json(tmp_path, train=[{"a": 0, "b": 1}, {"a": 1, "b": 0}])
     fingerprints = {

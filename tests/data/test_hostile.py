@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigtrain.data.convert import convert
 from bigtrain.data.decode import MAX_PIXELS, Undecodable, decode
 from bigtrain.data.existing import index_shards
 from bigtrain.data.index import Index
 from bigtrain.data.layouts import list_source
+from bigtrain.data.resize import read_square
 from bigtrain.data.shards import ShardOptions, write_shards
 from bigtrain.errors import UserMistake
 from tests.data.conftest import make_numbered_shards, numbered_png
@@ -45,6 +47,17 @@ def test_a_shard_with_tricks_in_its_members_is_not_indexed(
             change(header)
         tar.addfile(header, io.BytesIO(data))
     with pytest.raises(UserMistake, match=rf"train-000000.tar: member {name} {words}"):
+        index_shards(tmp_path, workers=0, quiet=True)
+
+
+@pytest.mark.parametrize("name", ["__note__", "folder/", "a.png"])
+def test_a_member_of_less_than_no_bytes_is_refused_and_not_read_for_ever(tmp_path: Path, name: str) -> None:
+    first, second = tarfile.TarInfo("0.png"), bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    second[124:136] = b"\xff" + (-tarfile.BLOCKSIZE).to_bytes(11, "big", signed=True)
+    second[148:156] = b" " * 8
+    second[148:156] = b"%06o\0 " % sum(second)
+    (tmp_path / "train-000000.tar").write_bytes(first.tobuf(tarfile.USTAR_FORMAT) + bytes(second) + bytes(2048))
+    with pytest.raises(UserMistake, match=rf"member {name.rstrip('/')}.* has a size below zero"):
         index_shards(tmp_path, workers=0, quiet=True)
 
 
@@ -109,6 +122,16 @@ def test_a_tiny_file_of_huge_dimensions_costs_no_memory(form: str) -> None:
         decode(bomb)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("read", [lambda data: convert(data, 256, "png"), lambda data: read_square(data, 256, "exact")])
+def test_a_strip_that_would_be_huge_when_its_shorter_side_is_enlarged_costs_no_memory(
+    read: Callable[[bytes], object],
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (100_000, 1)).save(file, "PNG")
+    with pytest.raises(Undecodable, match=f"25600000 x 256 is more than {MAX_PIXELS} pixels"):
+        read(file.getvalue())
 
 
 def png_of(width: int, height: int) -> bytes:

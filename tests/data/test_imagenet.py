@@ -87,6 +87,16 @@ def test_kaggles_folder_is_read_with_its_solution(tmp_path: Path) -> None:
     check_imagenet(listed(tmp_path), NAMED, val=[0, 1, 2, 2])
 
 
+@pytest.mark.parametrize(
+    "text", ["", "id,classes\na,b", "ImageId\nILSVRC2012_val_00000001", "ImageId,PredictionString\na,"]
+)
+def test_a_solution_of_other_columns_is_one_sentence(tmp_path: Path, text: str) -> None:
+    unpack_imagenet(tmp_path, tmp_path / "ILSVRC/Data/CLS-LOC")
+    (tmp_path / "LOC_val_solution.csv").write_text(text)
+    with pytest.raises(UserMistake, match=r"is not a WNID|the list of true classes does not have it"):
+        listed(tmp_path)
+
+
 def test_imagenets_folders_are_a_plain_folder_until_something_tells_more(tmp_path: Path) -> None:
     unpack_imagenet(tmp_path, tmp_path)
     with pytest.raises(

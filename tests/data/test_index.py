@@ -76,6 +76,7 @@ def test_a_damaged_index_is_refused(numbered_shards: Make, damage: Callable[[dic
     [
         ("", "not an index"),
         ('{"format": "bigtrain-index", "ver', "not an index"),
+        ("[" * 100_000, "not an index"),
         ("[]", "not an index of shards"),
         ('{"classes": []}', "not an index of shards"),
         ("\udcff", "not an index"),

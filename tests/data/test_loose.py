@@ -166,8 +166,15 @@ def test_a_folder_without_images_is_refused(tmp_path):
         open_loose(write_folder(tmp_path / "empty", {"notes.txt": b""}))
     with pytest.raises(UserMistake, match="there is no such file or folder"):
         open_loose(tmp_path / "nowhere")
-    with pytest.raises(UserMistake, match="compressed or damaged"):
+    with pytest.raises(UserMistake, match="compressed tars cannot be read"):
         open_loose(write_tar(tmp_path / "a.tar.gz", contents(pictures(2)), "w:gz"))
+
+
+def test_a_tar_that_ends_between_two_images_is_refused(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"0.npy": b"0", "1.npy": b"1"})
+    path.write_bytes(path.read_bytes()[:1024])
+    with pytest.raises(UserMistake, match=r"after member 0\.npy there is neither a member nor the archive's end"):
+        open_loose(path)
 
 
 def test_a_bomb_is_refused_before_it_goes_off(tmp_path, monkeypatch):

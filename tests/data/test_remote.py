@@ -226,6 +226,11 @@ def test_other_schemes_are_refused_in_an_index_and_in_a_recipe(shards: Path, tmp
         open_at(f"{server.url}/train.json", options(tmp_path / "kept"))
 
 
+def test_an_address_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserMistake, match=r"data.train: http://\[::1/train.json: Invalid IPv6 URL"):
+        open_at("http://[::1/train.json", options(tmp_path / "kept"))
+
+
 def piped(shards: Path, command: str) -> None:
     """Lets every shard of the index come from `command`, in which {} is its file."""
     here = Index.read(shards / "train.json")

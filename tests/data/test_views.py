@@ -16,7 +16,7 @@ from PIL import Image
 from bigtrain.data.codes import encode_shards, index_codes
 from bigtrain.data.existing import index_shards
 from bigtrain.data.index import Index
-from bigtrain.data.order import balanced_counts
+from bigtrain.data.order import Epochs, balanced_counts
 from bigtrain.data.stream import Stream, Sweep, find_images, find_split
 from bigtrain.data.views import balanced, resized, subset
 from bigtrain.errors import UserMistake
@@ -71,6 +71,13 @@ def test_both_splits_have_the_subset_and_only_training_is_balanced(numbered_shar
     train, validation = find_split(data, "train"), find_split(data, "validation")
     assert train.classes == validation.classes == ("0", "4")
     assert (train.class_counts, validation.class_counts) == ((2, 2), (2, 1))
+
+
+@pytest.mark.parametrize("sizes", [[0, 6, 1], [3, 0, 4], [4, 3, 0]])
+def test_an_empty_shard_does_not_change_what_is_balanced(numbered_shards: Make, sizes: list[int]) -> None:
+    index = balanced(numbered_shards(sizes))
+    seen = np.bincount(Epochs(index, 7, 1).order(0), minlength=index.samples)
+    assert seen.tolist() == balanced_counts(index.labels, 7, 0).tolist()
 
 
 def test_an_empty_class_cannot_be_balanced(numbered_shards: Make) -> None:
