@@ -72,6 +72,16 @@ class Shard:
     def samples(self) -> int:
         return len(self.keys)
 
+    @cached_property
+    def places(self) -> str:
+        """A hash of the labels, and of where the members lie: two indexes of one tar may read it differently."""
+        digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
+        for extension, both in sorted(self.members.items()):
+            digest.update(extension.encode())
+            for numbers in both:
+                digest.update(numbers.astype("<i8").tobytes())
+        return digest.hexdigest()
+
     def to_json(self) -> dict[str, Any]:
         members = {
             extension: {"offsets": offsets.tolist(), "sizes": sizes.tolist()}
@@ -288,7 +298,7 @@ class Index:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of what the samples are and how they are numbered; where the files lie does not matter."""
-        shards = [[shard.sha256, shard.samples] for shard in self.shards]
+        shards = [[shard.sha256, shard.samples, shard.places] for shard in self.shards]
         codes = [] if self.codes is None else [self.codes.identity()]
         labels = [] if self.labels_from == "cls" else [self.labels_from]
         # The size is the recipe's affair as long as it is that of the images in the shards.

@@ -42,7 +42,7 @@ class EngineOptions(Options):
     for about a third more work, and the same result."""
     hang_timeout_s: float | None = Field(default=300.0, gt=0, le=START_S)
     """Seconds without progress after which a rank that hangs is named and the job ended; null never ends it (for a
-    debugger). What may take long has half an hour: a first step, checkpoints, pictures, evaluations."""
+    debugger). What may take long has half an hour: a first step, checkpoints, pictures, evaluations, data from a URL."""
 
     @model_validator(mode="after")
     def _fit_the_strategy(self) -> "EngineOptions":

@@ -124,6 +124,7 @@ class Trainer:
         check_strategy(family, engine)
         configure_kernels(train.deterministic)
         self.family, self.index, self.folder = family, index, folder
+        self._fetched = any(index.is_remote(number) for number in range(len(index.shards)))
         self.seed, self.data, self.train, self.device = seed, data, train, device
         self.observers, self.best = observers, best
         self.watchdog = Watchdog(engine.hang_timeout_s, peers_of_world())
@@ -308,7 +309,7 @@ class Trainer:
         return Microbatch(images, labels, self._places(piece), draws, self.device, self.train.batch_size, codes)
 
     def _next_batch(self) -> Batch:
-        self.watchdog.mark("waits for data")
+        self.watchdog.mark("waits for data", patient=self._fetched)
         begin = time.perf_counter()
         try:
             batch = next(self._batches)

@@ -97,3 +97,12 @@ def test_an_absent_index_says_how_to_make_one(tmp_path: Path) -> None:
         Index.read(tmp_path / "none.json")
     with pytest.raises(UserMistake, match="cannot be read: Is a directory"):
         Index.read(tmp_path)
+
+
+def test_another_index_of_the_same_tars_is_another_set(numbered_shards: Make) -> None:
+    """One that was edited by hand, say: a run must not resume on other labels."""
+    index = numbered_shards([3, 2])
+    first, *others = index.shards
+    relabelled = replace(first, labels=first.labels + 1)
+    assert replace(index, shards=(relabelled, *others)).fingerprint != index.fingerprint
+    assert replace(index, shards=(replace(first), *others)).fingerprint == index.fingerprint
