@@ -331,7 +331,7 @@ class Trainer:
             if name in self.observers and self.step > 0 and self._due(every):
                 observer = self.observers[name]
                 self.watchdog.mark({"sample": "draws pictures", "evaluate": "evaluates"}[name], patient=True)
-                if only_missing and world.on_main(partial(observer.has, self.step)):
+                if only_missing and world.on_main(partial(self._has_observed, name)):
                     continue
                 begin = time.perf_counter()
                 values = observer.observe(
@@ -344,6 +344,11 @@ class Trainer:
                     )
                 if name == "evaluate" and self.best is not None:
                     self._judge(self.best, values, tracker)
+
+    def _has_observed(self, name: str) -> bool:
+        """On the main rank: whether nothing is left of what was due at this step."""
+        judged = name != "evaluate" or self.best is None or self.best.has_judged(self.step)
+        return judged and self.observers[name].has(self.step)
 
     def _judge(self, best: Best, values: Mapping[str, float], tracker: Tracker | None) -> None:
         """Keeps the weights of the best evaluation so far, and warns of one that is far worse."""
