@@ -56,6 +56,17 @@ def test_what_comes_after_the_step_of_a_resumed_run_is_forgotten(tmp_path):
     assert best.judge(2, {"fid": 4.5}).best, "the step is evaluated again"
 
 
+def test_numbers_of_another_protocol_are_not_compared_and_their_best_stays_until_there_is_a_new_one(tmp_path):
+    evaluate(fid(tmp_path, protocol={"samples": 50000}), tmp_path, (1, 5.0), (2, 6.0))
+    fewer = fid(tmp_path, protocol={"samples": 1000})
+    fewer.cut_back(2)
+    save(tmp_path, 3)
+    save(tmp_path, 4)
+    assert checkpoint.best_path(tmp_path).name == "step_00000001"
+    assert evaluate(fewer, tmp_path, (5, 9.0))[0] == Verdict(best=True), "nothing that it could be worse than"
+    assert checkpoint.best_path(tmp_path).name == "step_00000005"
+
+
 def test_judging_a_step_again_says_the_same(tmp_path):
     best = fid(tmp_path)
     evaluate(best, tmp_path, (1, 5.0), (2, 4.0))
