@@ -26,6 +26,10 @@ HIGHER_IS_BETTER = {
 """The numbers of an evaluation that say whether one model is better than another."""
 
 
+_OF_NO_WEIGHT = {"metrics", "batch_size", "workers", "pictured_samples", "pictured_neighbours"}
+"""What may change between evaluations whose numbers are compared."""
+
+
 def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
     """The judge of the run's evaluations; None if it makes none, or none that say which weights are better.
 
@@ -55,6 +59,7 @@ def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
         higher=HIGHER_IS_BETTER[metric],
         kept=train.keep_best is not None,
         alarm_ratio=train.alarm_ratio,
+        protocol=in_training(recipe).evaluation.model_dump(mode="json", exclude=_OF_NO_WEIGHT),
     )
 
 

@@ -8,6 +8,8 @@ trains nothing: it says what a step is made of on such a cluster and what memory
 """
 
 import argparse
+import os
+import signal
 from collections.abc import Sequence
 from functools import partial
 
@@ -38,14 +40,20 @@ def main(argv: Sequence[str]) -> None:
         print(plan(recipe, Cluster.parse(arguments.plan)))
         return
     try:
-        signal = train(recipe)
+        ended_by = train(recipe)
     except Signalled as signalled:  # while it was starting: there is nothing to save yet
-        if is_first():
+        if is_first() and not _may_come_of_a_failure(signalled):
             ask_for_requeue(signalled.name)
         raise
-    if signal is not None:
+    if ended_by is not None:
         # No rank leaves before the mark is there: a launcher that was told to end says 1, at which Slurm ends the others.
-        world.on_main(partial(ask_for_requeue, signal))
+        world.on_main(partial(ask_for_requeue, ended_by))
+
+
+def _may_come_of_a_failure(signalled: Signalled) -> bool:
+    """A launcher says SIGTERM to the other ranks when one has failed. (What is preempted while it starts goes back to the
+    queue by Slurm's own PreemptMode=REQUEUE.)"""
+    return signalled.number == signal.SIGTERM and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def train(recipe: Recipe) -> str | None:
@@ -71,12 +79,12 @@ def train(recipe: Recipe) -> str | None:
         best=best,
     )
     say(f"run folder: {folder.path}")
-    signal = trainer.run()
-    if signal is not None:
+    ended_by = trainer.run()
+    if ended_by is not None:
         say(
-            f"stopped by {signal} at step {trainer.step} of {recipe.train.steps}, with a checkpoint: the same command resumes"
+            f"stopped by {ended_by} at step {trainer.step} of {recipe.train.steps}, with a checkpoint: the same command resumes"
         )
-        return signal
+        return ended_by
     say(f"trained {trainer.step} steps: {folder.path}")
     if folder.samples(trainer.step).exists():
         say(f"the picture: {folder.samples(trainer.step)}")

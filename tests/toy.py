@@ -52,6 +52,8 @@ class ToyOptions(Options):
     optimizer: OptimizerOptions = OptimizerOptions(lr=0.01)
     explode_at: int | None = None
     """Step at which the critic's loss becomes NaN, for the tests of what happens then."""
+    penalty: float = 1e-3
+    """Weight of the maker's penalty on its weights; 0: it has none, and zero3 can train it."""
     dawdling_rank: int | None = None
     """A rank that sleeps for a twentieth of a second in each of the critic's losses, for the test that finds it."""
     sampling: ToySamplingOptions = ToySamplingOptions()
@@ -72,7 +74,7 @@ class Toy(Family, kind="toy"):
             Phase("critic", "critic", self.critic_loss, repeats=2),
             Phase(
                 "maker", "maker", self.maker_loss, every=2, reads_data=False,
-                weight_penalty=lambda network: 1e-3 * network.linear.weight.square().sum(),
+                weight_penalty=self.penalty if options.penalty else None,
             ),
         ]  # fmt: skip
 
@@ -89,6 +91,9 @@ class Toy(Family, kind="toy"):
 
     def maker_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         return Losses(F.softplus(-networks["critic"](self._make(networks, batch, "maker"))).mean(), {})
+
+    def penalty(self, network: nn.Module) -> Tensor:
+        return self.options.penalty * network.linear.weight.square().sum()
 
     def _make(self, networks: Networks, batch: Microbatch, phase: str) -> Tensor:
         labels = self.problem.draw_labels(batch.draws, f"{phase}/labels", batch.indices)

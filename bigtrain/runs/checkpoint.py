@@ -68,7 +68,8 @@ def _verified(path: Path) -> dict[str, bytes]:
                 raise ValueError(f"{name} is not what was written")
             files[name] = data
     except OSError as error:
-        raise ValueError(f"{Path(error.filename).name}: {error.strerror}") from error
+        # A disk that fails in the middle of a file names none.
+        raise ValueError(f"{Path(error.filename or path).name}: {error.strerror}") from error
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError("manifest.json cannot be read") from error
     return files
@@ -98,10 +99,12 @@ def write(
             manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": atomic.sha256_of(path)}
         atomic.write_flushed(temporary / "manifest.json", json.dumps(manifest, indent=2).encode())
         atomic.sync_folder(temporary)
+        replaced = atomic.aside(final)
         if final.exists():  # damaged, or this call would not have been made
-            discard(final)
+            os.rename(final, replaced)
         os.rename(temporary, final)
         atomic.sync_folder(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else error
@@ -176,7 +179,10 @@ def listed(folder: Path) -> list[Path]:
 def clean(folder: Path) -> None:
     """Removes what killed processes left half-written or half-deleted. Only for the process that holds the run's lock."""
     for path in folder.glob(".*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:  # of best.json
+            path.unlink(missing_ok=True)
 
 
 def best_path(folder: Path) -> Path | None:

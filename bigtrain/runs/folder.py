@@ -40,6 +40,11 @@ class RunFolder:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
+            if not isinstance(error, BlockingIOError):  # a Lustre that is mounted without -o flock, say
+                raise UserMistake(
+                    f"{self.path}: its file system cannot lock files ({error.strerror}), without which two trainings could "
+                    "write here at once; mount it with locks, or choose a folder elsewhere with run.dir=PATH"
+                ) from error
             raise UserMistake(
                 f"{self.path}: another process is training in this run folder; wait for it, or choose another with "
                 "run.dir=PATH"

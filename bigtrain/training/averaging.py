@@ -88,20 +88,26 @@ class MovingAverage:
     ) -> None:
         """`averaged` and `copied`: (the followers, those that they follow), in the same order."""
         self.options = options
-        self._averaged, self._copied = averaged, copied
         assert all(tensor.dtype.itemsize >= 4 for tensor in averaged[0]), "an average must have at least float32"
+        self._copied = copied
+        # zero3 with its optimizer in host memory has the weights there, and the buffers on the GPU.
+        self._averaged = [
+            [(mine, its) for mine, its in zip(*averaged, strict=True) if mine.device == device]
+            for device in dict.fromkeys(mine.device for mine in averaged[0])
+        ]
 
     @torch.no_grad()
     def update(self, step: int, finite: Tensor) -> None:
         """After the updates of `step`; where `finite` (a bool scalar on the device) is False the average stays."""
-        ours, theirs = self._averaged
         survival = self.options.survival(step)
-        if survival == 0:
-            torch._foreach_copy_(ours, [tensor.detach() for tensor in theirs])
-        else:
+        for pairs in self._averaged:
+            ours, theirs = [mine for mine, _ in pairs], [its.detach() for _, its in pairs]
+            if survival == 0:
+                torch._foreach_copy_(ours, theirs)
+                continue
             # lerp with a weight on the device, so that a skipped update needs no host to look at the flag
-            weight = finite.to(ours[0].dtype) * (1 - survival)
-            change = torch._foreach_sub([tensor.detach() for tensor in theirs], ours)
+            weight = finite.to(ours[0].device, ours[0].dtype) * (1 - survival)
+            change = torch._foreach_sub(theirs, ours)
             torch._foreach_mul_(change, weight)
             torch._foreach_add_(ours, change)
         for mine, its in zip(*self._copied, strict=True):

@@ -27,7 +27,8 @@ class Residents:
 def residents(
     players: Mapping[str, PlayerCost], averages: Sequence[str], strategy: Strategy, *, offload: bool, ranks: int
 ) -> Residents:
-    """`averages`: the names of those that each averaged player keeps. `offload`: the optimizer's part lies on the host.
+    """`averages`: the names of those that each averaged player keeps. `offload`: the optimizer's part lies on the host,
+    and under zero3 the averages that follow its weights.
 
     Raises ValueError for `offload` under ddp, whose optimizer has no part of its own to move.
     """
@@ -51,6 +52,9 @@ def residents(
         "buckets": 4 * BUCKET_ELEMENTS * len(players) if stage else 0,
     }
     averaged = [player for player in players.values() if player.average]
-    each = sum(share(player.weights, 3) + player.average - player.weights for player in averaged)
-    gpu |= {name: each for name in averages if averaged}
-    return Residents(gpu, moments + master if offload else 0)
+    of_weights = sum(share(player.weights, 3) for player in averaged)
+    of_buffers = sum(player.average - player.weights for player in averaged)
+    # Under zero3 they follow the optimizer's weights.
+    on_host = of_weights if offload and stage == 3 else 0
+    gpu |= {name: of_weights - on_host + of_buffers for name in averages if averaged}
+    return Residents(gpu, moments + master + len(averages) * on_host if offload else 0)

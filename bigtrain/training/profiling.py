@@ -46,10 +46,13 @@ class ProfilerWindow:
         self._profiler = profile(activities=activities, record_shapes=True)
         self._profiler.start()
 
-    def after(self, step: int) -> None:
-        """So many steps have been taken: closes the window if it is full."""
-        if self._options is not None and step >= self._options.start_step + self._options.steps:
-            self.close()
+    def ends_before(self, step: int) -> bool:
+        """Whether the window is open, and full once `step` comes next: then it is to be closed, which may take minutes."""
+        return (
+            self._profiler is not None
+            and self._options is not None
+            and step >= self._options.start_step + self._options.steps
+        )
 
     def close(self) -> None:
         """Ends an open window, full or not, and writes what it has seen."""

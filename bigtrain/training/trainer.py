@@ -140,6 +140,7 @@ class Trainer:
         self._batches: Iterator[Batch] = iter(())
         self._interval = Interval(0)
         self._writer = CheckpointWriter(folder.checkpoints, train.keep)
+        self._saved_step = -1
         self._focused: str | None = None
         # The device's own default generator: torch.manual_seed would visit those of every backend, step after step.
         self._dropout = (
@@ -179,7 +180,9 @@ class Trainer:
             while self.step < self.train.steps:
                 window.before(self.step)
                 self._take_step()
-                window.after(self.step)
+                if window.ends_before(self.step):
+                    self.watchdog.mark("writes what the profiler has seen", patient=True)
+                    window.close()
                 if self._due(self.train.log_every):
                     self._log(tracker)
                 if self._due(self.train.save_every):
@@ -188,8 +191,7 @@ class Trainer:
                 self.watchdog.mark("agrees with the other ranks to go on")
                 signal = interruption.agreed()
                 if signal:
-                    if not self._due(self.train.save_every):
-                        self._save(tracker)
+                    self._save(tracker)
                     break
             self.watchdog.mark("writes a checkpoint", patient=True)
             world.on_main(self._writer.finish)
@@ -330,7 +332,7 @@ class Trainer:
             if name in self.observers and self.step > 0 and self._due(every):
                 observer = self.observers[name]
                 self.watchdog.mark({"sample": "draws pictures", "evaluate": "evaluates"}[name], patient=True)
-                if only_missing and world.on_main(partial(observer.has, self.step)):
+                if only_missing and world.on_main(partial(self._has_observed, name)):
                     continue
                 begin = time.perf_counter()
                 values = observer.observe(
@@ -342,14 +344,19 @@ class Trainer:
                         f"step {self.step}: " + "  ".join(f"{key} {value:.4g}" for key, value in values.items())
                     )
                 if name == "evaluate" and self.best is not None:
-                    self._judge(self.best, values, tracker, saved=only_missing or self._due(self.train.save_every))
+                    self._judge(self.best, values, tracker)
 
-    def _judge(self, best: Best, values: Mapping[str, float], tracker: Tracker | None, saved: bool) -> None:
+    def _has_observed(self, name: str) -> bool:
+        """On the main rank: whether nothing is left of what was due at this step."""
+        judged = name != "evaluate" or self.best is None or self.best.has_judged(self.step)
+        return judged and self.observers[name].has(self.step)
+
+    def _judge(self, best: Best, values: Mapping[str, float], tracker: Tracker | None) -> None:
         """Keeps the weights of the best evaluation so far, and warns of one that is far worse."""
         verdict = world.on_main(partial(best.judge, self.step, values))
         if tracker is not None and verdict.warning is not None:
             tracker.warn(self.step, verdict.warning)
-        if verdict.best and not saved:
+        if verdict.best:
             self._save(tracker)
 
     def averaged_networks(self) -> dict[str, nn.Module]:
@@ -410,7 +417,11 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self, tracker: Tracker | None) -> None:
-        """Has the main rank write a checkpoint beside the next steps; every rank learns whether the disk took the last one."""
+        """Has the main rank write a checkpoint beside the next steps, unless this step has one; every rank learns whether the
+        disk took the last one."""
+        if self._saved_step == self.step:
+            return
+        self._saved_step = self.step
         self.watchdog.mark("writes a checkpoint", patient=True)
         meters = {name: meter.state() for name, meter in self.meters.items()}
         self._stop_if_diverged()
@@ -453,6 +464,7 @@ class Trainer:
         for name, meter in self.meters.items():
             meter.load(saved.state["meters"][name])
         self.step, self.position = saved.step, saved.state["position"]
+        self._saved_step = saved.step
         self.wall_s, self.replaced = saved.state["wall"], saved.state["replaced"]
 
     def _newest_path(self) -> Path | None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import launch.train as train_door
+from bigtrain.cluster.slurm import MARKER
+from bigtrain.doors import Signalled
 from tests.runs_of import FAMILIES, ROOT, command, environment, final_tensors, run, train_and_signal, write_recipe
 
 LAUNCH = ROOT / "launch"
@@ -73,3 +76,20 @@ def test_training_gives_an_evaluation_up_and_saves(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 60
     assert final_tensors(tmp_path / "run")
     assert not (tmp_path / "run" / "evaluations").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "ranks", "marked"), [(signal.SIGUSR1, 2, True), (signal.SIGTERM, 1, True), (signal.SIGTERM, 2, False)]
+)
+def test_a_start_that_a_launcher_ends_because_another_rank_failed_asks_for_no_requeue(
+    number: signal.Signals, ranks: int, marked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(recipe: object) -> None:
+        raise Signalled(number)
+
+    monkeypatch.setattr(train_door, "train", start)
+    for name, value in {MARKER: str(tmp_path / "mark"), "RANK": "0", "WORLD_SIZE": str(ranks)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Signalled):
+        train_door.main([str(write_recipe(tmp_path, FAMILIES["diffusion"]))])
+    assert (tmp_path / "mark").exists() == marked

@@ -1,6 +1,8 @@
 """The best checkpoint outlives the newest ones, and a kill at any moment leaves a best one that is there."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -54,12 +56,44 @@ def test_what_comes_after_the_step_of_a_resumed_run_is_forgotten(tmp_path):
     assert best.judge(2, {"fid": 4.5}).best, "the step is evaluated again"
 
 
+def test_numbers_of_another_protocol_are_not_compared_and_their_best_stays_until_there_is_a_new_one(tmp_path):
+    evaluate(fid(tmp_path, protocol={"samples": 50000}), tmp_path, (1, 5.0), (2, 6.0))
+    fewer = fid(tmp_path, protocol={"samples": 1000})
+    fewer.cut_back(2)
+    save(tmp_path, 3)
+    save(tmp_path, 4)
+    assert checkpoint.best_path(tmp_path).name == "step_00000001"
+    assert evaluate(fewer, tmp_path, (5, 9.0))[0] == Verdict(best=True), "nothing that it could be worse than"
+    assert checkpoint.best_path(tmp_path).name == "step_00000005"
+
+
 def test_judging_a_step_again_says_the_same(tmp_path):
     best = fid(tmp_path)
     evaluate(best, tmp_path, (1, 5.0), (2, 4.0))
     before = json.loads((tmp_path / "best.json").read_text())
     assert best.judge(2, {"fid": 4.0}) == Verdict(best=True)
     assert json.loads((tmp_path / "best.json").read_text()) == before
+
+
+def test_what_was_evaluated_and_not_judged_is_still_to_be_judged(tmp_path):
+    best = fid(tmp_path)
+    assert not best.has_judged(1)
+    evaluate(best, tmp_path, (1, 5.0), (2, 6.0))
+    assert best.has_judged(2)
+    assert not best.has_judged(3), "killed after the evaluation, or made by the evaluate door"
+    best.cut_back(1)
+    assert best.has_judged(1)
+    assert not best.has_judged(2)
+    assert fid(tmp_path, kept=False).has_judged(3), "where no best is kept, nothing hangs on it"
+
+
+def test_a_full_disk_is_the_users_mistake(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserMistake, match=r"best\.json: cannot be written \(No space left on device\)"):
+        fid(tmp_path).judge(1, {"fid": 5.0})
 
 
 def test_higher_may_be_better(tmp_path):

@@ -49,6 +49,42 @@ def test_damage_to_any_part_is_noticed(name: str, damage: str, tmp_path: Path, c
     assert "step_00000002 is damaged" in capsys.readouterr().err
 
 
+def test_a_disk_that_fails_in_the_middle_of_a_file_is_noticed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Such an error names no file, other than one that comes of opening it."""
+    write(tmp_path, 1)
+    bad = write(tmp_path, 2) / "net.weights.safetensors"
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    saved = checkpoint.newest_whole(tmp_path)
+    assert saved is not None
+    assert saved.step == 1
+    assert "step_00000002 is damaged (step_00000002: Input/output error)" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_there_again_before_the_one_it_replaces_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1)
+    delete, whole = shutil.rmtree, []
+
+    def note(path: Path, ignore_errors: bool = False) -> None:
+        whole.append(checkpoint.newest_whole(tmp_path) is not None)
+        delete(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", note)
+    write(tmp_path, 1)
+    assert whole == [True]
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 1)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bigtrain.networks.normalisation import SNLinear, SyncedBatchNorm
-from bigtrain.training.averaging import Average, EmaOptions, FurtherAverage, power_exponent
+from bigtrain.training.averaging import Average, EmaOptions, FurtherAverage, MovingAverage, power_exponent
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -106,3 +106,17 @@ def test_a_further_average_is_of_one_form_and_has_a_free_name() -> None:
         FurtherAverage(decay=0.9, relative_width=0.1)
     with pytest.raises(ValueError, match="cannot name an average"):
         EmaOptions(further={"raw": FurtherAverage(decay=0.9)})
+
+
+def test_tensors_on_two_devices_are_averaged_each_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under zero3 with its optimizer in host memory; a GPU's weight cannot multiply what lies there."""
+    multiply = torch._foreach_mul_
+
+    def on_one_device(tensors: list[torch.Tensor], weight: torch.Tensor) -> None:
+        assert {tensor.device for tensor in tensors} == {weight.device}
+        multiply(tensors, weight)
+
+    monkeypatch.setattr(torch, "_foreach_mul_", on_one_device)
+    ours, theirs = ([fill(2, device=device) for device in ("cpu", "meta")] for fill in (torch.zeros, torch.ones))
+    MovingAverage(EmaOptions(decay=0.75), (ours, theirs), ([], [])).update(0, YES)
+    assert torch.equal(ours[0], torch.full((2,), 0.25))

@@ -1,6 +1,8 @@
 """A run keeps the checkpoint of its best evaluation, warns of a bad one, and doors find the best."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from bigtrain.model import open_model
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import RunFolder
+from bigtrain.training.interruption import SIGNALS
 from bigtrain.training.trainer import Trainer, describe
 from tests.runs_of import FAMILIES, write_recipe
 
@@ -26,12 +29,15 @@ class Scripted:
 
     def __init__(self) -> None:
         self.seen: list[int] = []
+        self.signal_at = -1
 
     def has(self, step):
         return step in self.seen
 
     def observe(self, step, networks, should_stop):
         self.seen.append(step)
+        if step == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         return {"fid": FIDS[step]}
 
 
@@ -65,6 +71,19 @@ def test_the_best_checkpoint_outlives_the_newest_and_a_bad_evaluation_is_warned_
     assert [row["step"] for row in warnings] == [8]
     assert "fid is 41, and was 20 at step 4" in warnings[0]["warning"]
     assert "warning: step 8: fid is 41" in capsys.readouterr().err
+
+
+def test_a_step_that_is_best_and_the_last_before_a_signal_is_saved_once(tmp_path, monkeypatch):
+    """Writing its checkpoint again would take it away for a moment in which the job may be killed."""
+    trainer = trainer_of(recipe_of(tmp_path))
+    monkeypatch.setattr(trainer.observers["evaluate"], "signal_at", 4)
+    saved = []
+    monkeypatch.setattr(trainer._writer, "start", lambda step, players, state: saved.append(step))
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    assert trainer.run() == "SIGTERM"
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert saved == [2, 4]
 
 
 @pytest.mark.slow

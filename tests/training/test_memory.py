@@ -32,11 +32,11 @@ def test_each_stage_of_zero_spreads_one_part_more() -> None:
     assert three == two | {"weights": 300, "average": 200 + 40, "average wide": 200 + 40}
 
 
-def test_offloading_moves_the_optimizers_part_to_the_host_and_nothing_else() -> None:
+def test_offloading_moves_the_optimizers_part_to_the_host_and_under_zero3_what_follows_it() -> None:
     for strategy in ("zero1", "zero2", "zero3"):
         there = residents(PLAYERS, ["average"], strategy, offload=True, ranks=4)
         without = residents(PLAYERS, ["average"], strategy, offload=False, ranks=4)
-        assert there.host == 600 + 300
+        assert there.host == 600 + 300 + (200 if strategy == "zero3" else 0)
         assert sum(without.gpu.values()) - sum(there.gpu.values()) == there.host
         assert without.host == 0
 

@@ -134,8 +134,8 @@ def assert_rows_close(folder: Path, expected: Path) -> None:
 @pytest.mark.slow
 def test_an_update_that_is_not_finite_is_left_out_under_every_strategy(tmp_path: Path) -> None:
     recipes = {
-        name: write_recipe(tmp_path / name, dict(FAMILIES["toy"], explode_at=7), nonfinite_updates=1)
-        for name in ("ddp", "zero1", "zero2")
+        name: write_recipe(tmp_path / name, dict(FAMILIES["toy"], explode_at=7, penalty=0.0), nonfinite_updates=1)
+        for name in STRATEGIES
     }
     run_all([(recipe, [f"engine.strategy={name}"]) for name, recipe in recipes.items()], processes=2)
     for name in recipes:
@@ -157,7 +157,8 @@ def test_optimizer_state_in_host_memory_recomputation_and_bf16_go_with_sharding(
         "bf16": ["train.precision=bf16"],
         "recomputing": ["engine.strategy=zero3", "engine.activation_checkpointing=true"],
     }.items():
-        runs.append((write_recipe(tmp_path / name, optimizers_of(sharded("gan"), ADAM), steps=6), overrides))
+        recipe = write_recipe(tmp_path / name, optimizers_of(sharded("gan"), ADAM), steps=6, accumulate=2)
+        runs.append((recipe, overrides))
     run_all(runs, processes=2)
     for name in ("offload1", "offload2", "offload3", "recomputing"):
         assert_close(tmp_path / name, tmp_path / "ddp", tolerance=1e-3)
