@@ -135,8 +135,10 @@ class _Folder(_Files):
 
     def __init__(self, path: Path) -> None:
         members, digest = [], hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape"))
-        for where, folders, names in os.walk(path, onerror=_unreadable):
+        for where, folders, names in os.walk(path, onerror=_unreadable, followlinks=True):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+            for folder in folders:
+                _refuse_a_circle(Path(where, folder))
             for name in sorted(name for name in names if not name.startswith(".")):
                 file = Path(where, name)
                 try:
@@ -156,6 +158,11 @@ class _Folder(_Files):
             raise UserMistake(f"{self.path / member.name}: cannot be read: {error.strerror}") from None
 
 
+def _refuse_a_circle(folder: Path) -> None:
+    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
+        raise UserMistake(f"{folder}: this link leads back to a folder that it lies in; take it away")
+
+
 def _unreadable(error: OSError) -> None:
     raise UserMistake(f"{error.filename}: the folder cannot be read: {error.strerror}")
 
@@ -173,6 +180,8 @@ class _Tar(_Files):
                 ]
         except (tarfile.TarError, EOFError, ValueError) as error:
             raise UserMistake(f"{path}: the tar is compressed or damaged ({error}); give a plain, whole one") from None
+        except OSError as error:
+            raise UserMistake(f"{path}: cannot be read: {error.strerror}") from None
         self._file = _Positioned(path)
         super().__init__(path, members, _stamp(path))
 
@@ -194,7 +203,9 @@ class _Zip(_Files):
 
     def _bytes(self, member: Member) -> bytes:
         try:
-            return self._archive.open().read(member.name)
+            # No more than the member announces: `ZipFile.read` unpacks all of it before it looks.
+            with self._archive.open().open(member.name) as file:
+                return file.read(member.size)
         except _ZIP_TROUBLES as error:
             raise UserMistake(
                 f"{self.path}: {member.name}: {error}; pack it again, whole and without a password"
@@ -232,6 +243,8 @@ class Npz(Loose):
         if self._row > 3 * 2**27:
             raise UserMistake(f"{path}: arr_0 has images of {shape[1]} x {shape[2]}, which is too many pixels")
         info = archive.getinfo(_SAMPLES)
+        if info.file_size != begin + self.count * self._row:
+            raise UserMistake(f"{path}: arr_0 announces {self.count} images and holds another number; copy it here again")
         stored = info.compress_type == zipfile.ZIP_STORED
         self._begin, self._offset = begin, self._data_offset(info) + begin if stored else None
         self._stream: tuple[int, Any] | None = None
