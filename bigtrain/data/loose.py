@@ -244,7 +244,9 @@ class Npz(Loose):
             raise UserMistake(f"{path}: arr_0 has images of {shape[1]} x {shape[2]}, which is too many pixels")
         info = archive.getinfo(_SAMPLES)
         if info.file_size != begin + self.count * self._row:
-            raise UserMistake(f"{path}: arr_0 announces {self.count} images and holds another number; copy it here again")
+            raise UserMistake(
+                f"{path}: arr_0 announces {self.count} images and holds another number; copy it here again"
+            )
         stored = info.compress_type == zipfile.ZIP_STORED
         self._begin, self._offset = begin, self._data_offset(info) + begin if stored else None
         self._stream: tuple[int, Any] | None = None

@@ -5,7 +5,6 @@ and the way the samples were drawn, so the result carries them, and two results 
 A model's images are compared as the uint8 that a user would save, [-1, 1] rounded to 8 bits, at their own size.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from bigtrain.cluster import world
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.classifier import Classifier, find_classifier, measure_accuracy, side_of, train_on_images
 from bigtrain.evaluation.features import Features
-from bigtrain.evaluation.finding import find_features
+from bigtrain.evaluation.finding import check_enough, find_features
 from bigtrain.evaluation.images import ImageSet, Relabelled, fair_order
 from bigtrain.evaluation.measured import Measured, versions
 from bigtrain.evaluation.metrics import (
@@ -35,10 +34,8 @@ from bigtrain.evaluation.ranks import Reading, Stopped, on_main
 from bigtrain.evaluation.reference import RealData, Reference, survey_reference
 from bigtrain.evaluation.survey import Findings, Survey, Wants, nearest
 
-LEAST_SHARE = 50
-"""Fewer images than a fiftieth of the features' dimensions are refused: nearly all of a distance would be bias."""
-
-log = logging.getLogger(__name__)
+LEAST: dict[SampleMetricName, int] = {"kid": 2, "two_sample_test": 4, "real_fid": 2}
+"""Images of each side without which there is no number at all."""
 
 
 def evaluate(
@@ -208,29 +205,30 @@ class _Evaluation:
     def _check_counts(self, features: Features) -> None:
         sides = [(self.images.count, self.images.name)]
         real = self._real_images()
+        reference = self.real.reference
         if real is not None:
             sides.append((real.count, real.name))
+        elif reference is not None and reference.moments is not None and reference.moments.features is not None:
+            sides.append((len(reference.moments.features), reference.name))
         for count, name in sides:
-            self._check_neighbours(count, name)
-        distances = [metric for metric in self.metrics if METRICS[metric].fake & {"moments", "classes"}]
-        if not distances:
-            return
-        count, name = min(sides)
-        if count < max(2, features.dimensions // LEAST_SHARE):
+            self._check_least(count, name)
+        if self.keep_moments and self.images.count < 2:
             raise UserMistake(
-                f"evaluation.samples: {count} images ({name}) are too few for {distances[0]} in {features.dimensions} feature "
-                f"dimensions: nearly all of it would be bias; take {features.dimensions // LEAST_SHARE} at the very least, and "
-                "more than dimensions for a number that means something"
+                f"--save-moments: a covariance needs 2 images, not {self.images.count} ({self.images.name})"
             )
-        if world.is_main() and count <= features.dimensions:
-            log.warning(
-                "evaluation.samples: a distance from %d images in %d feature dimensions has a singular covariance and a "
-                "large bias; compare it only with others of this very protocol, or take more samples than dimensions",
-                count,
-                features.dimensions,
-            )
+        distances = [metric for metric in self.metrics if METRICS[metric].fake & {"moments", "classes"}]
+        if distances:
+            count, name = min(sides)
+            check_enough(features, count, name, distances[0], "evaluation.samples")
 
-    def _check_neighbours(self, count: int, name: str) -> None:
+    def _check_least(self, count: int, name: str) -> None:
+        there = min(count, self.options.stored)
+        for metric, least in LEAST.items():
+            if metric in self.metrics and there < least:
+                raise UserMistake(
+                    f"evaluation.samples: {metric} needs {least} images of each side, not {there} ({name}); take more, or "
+                    "leave it out of evaluation.metrics"
+                )
         for metrics, key in (
             ({"precision", "recall"}, "recall_neighbours"),
             ({"density", "coverage"}, "coverage_neighbours"),

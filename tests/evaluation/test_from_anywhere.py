@@ -265,6 +265,11 @@ def test_moments_of_other_features_are_refused(images, script, tmp_path):
         ({"mu": np.array([None]), "sigma": np.eye(1)}, "cannot be read"),
         ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"mu is \[3\] and sigma \[2, 2\]"),
         ({"mu": np.full(10, np.nan), "sigma": np.eye(10)}, "not finite"),
+        ({"feats": np.zeros(10)}, r"feats is \[10\]"),
+        ({"feats": np.full((9, 10), np.nan)}, "finite features"),
+        ({"mu": np.zeros(10), "sigma": np.eye(10), "feats": np.zeros((9, 4))}, "features have 4 dimensions"),
+        ({"mu": np.zeros(10), "sigma": np.eye(10), "protocol": np.array("[]")}, "cannot be read"),
+        ({"mu": np.zeros(10), "sigma": np.eye(10), "protocol": np.array("{}")}, "names no features"),
     ],
 )
 def test_moments_that_are_none_are_refused(images, script, tmp_path, arrays, sentence):
@@ -281,9 +286,19 @@ def test_too_few_images_for_the_features_are_warned_of_and_far_too_few_refused(
     with caplog.at_level(logging.WARNING):
         measure_images(str(few), real, script, metrics=("fid",))
     assert "9 images in 10 feature dimensions" in caplog.text
-    monkeypatch.setattr("bigtrain.evaluation.evaluate.LEAST_SHARE", 1)
+    monkeypatch.setattr("bigtrain.evaluation.finding.LEAST_SHARE", 1)
     with pytest.raises(UserMistake, match=r"9 images .* are too few for fid in 10 feature dimensions"):
         measure_images(str(few), real, script, metrics=("fid",))
+
+
+@pytest.mark.parametrize(("metric", "count"), [("kid", 1), ("two_sample_test", 3), ("real_fid", 1)])
+def test_images_too_few_for_any_number_are_refused(real, script, tmp_path, metric, count):
+    np.savez(tmp_path / "few.npz", pixels_of(real)[:count])
+    with pytest.raises(UserMistake, match=f"{metric} needs . images of each side, not {count}"):
+        measure_images(str(tmp_path / "few.npz"), real, script, metrics=(metric,))
+    np.savez(tmp_path / "one.npz", pixels_of(real)[:1])
+    with pytest.raises(UserMistake, match="covariance needs 2 images"):
+        evaluate_images(tmp_path / "one.npz", EvaluationOptions(features=script, workers=0), CPU, keep_moments=True)
 
 
 def test_features_that_are_not_finite_are_an_error_whatever_is_measured(images, tmp_path):
