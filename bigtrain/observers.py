@@ -221,9 +221,10 @@ def _evaluated(
         )
         problem = family.problem
         images = Drawn(sampler.draw, sampler.labels_of, options.samples, problem.classes, problem.image_size)
+        real = images_behind(train), images_behind(validation) if validation is not None else None
         measured = evaluate(
             images,
-            RealData.of(options, images_behind(train), images_behind(validation) if validation is not None else None),
+            together(lambda: RealData.of(options, *real)),
             of_samples,
             options,
             model.device,
