@@ -5,6 +5,7 @@ and the way the samples were drawn, so the result carries them, and two results 
 A model's images are compared as the uint8 that a user would save, [-1, 1] rounded to 8 bits, at their own size.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -36,6 +37,8 @@ from bigtrain.evaluation.survey import Findings, Survey, Wants, nearest
 
 LEAST: dict[SampleMetricName, int] = {"kid": 2, "two_sample_test": 4, "real_fid": 2}
 """Images of each side without which there is no number at all."""
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -327,6 +330,15 @@ class _Evaluation:
                     f"evaluation.metrics: intra_fid needs 2 images of each class, and {name} have fewer of {few[0]!r}; take "
                     "more samples, or leave it out"
                 )
+            fewest = min((one.count for one in moments), default=0)
+            if moments and fewest <= moments[0].dimensions:
+                log.warning(
+                    "evaluation.metrics: intra_fid rests on as few as %d images of a class (%s) in %d feature dimensions: it "
+                    "has a large bias; compare it only with others of this very protocol",
+                    fewest,
+                    name,
+                    moments[0].dimensions,
+                )
 
     def _score_classification(self, found: Findings) -> float:
         """The held-out accuracy of a classifier trained on the samples (Ravuri & Vinyals 2019), by rank 0."""
@@ -380,6 +392,11 @@ class _Evaluation:
                 facts["reference"] = reference.describe(real.digest)
         if self.judge is not None:
             facts["judge"] = self.judge.protocol()
+        if "intra_fid" in self.metrics:
+            counts = {"real": real.by_class, "fake": found.by_class}
+            facts["intra_fid"] = {
+                "fewest_of_a_class": {side: min(one.count for one in counts[side]) for side in counts}
+            }
         stored = [0 if side.stored is None else len(side.stored) for side in (real, found)]
         for metric, settings in self._settings_by_metric(stored).items():
             if metric in self.metrics:

@@ -170,6 +170,7 @@ def test_intra_fid_is_the_mean_of_the_classes_own(images, real, script):
     by_class = measure_images(images, real, script, metrics=("intra_fid",))
     alone = measure_images(f"{images}/3", f"{real}/3", script, metrics=("fid",))["fid"]
     assert by_class["intra_fid_by_class"]["3"] == pytest.approx(alone, rel=1e-9)
+    assert by_class["protocol"]["intra_fid"] == {"fewest_of_a_class": {"real": 40, "fake": SAMPLES // 10}}
     assert by_class["intra_fid"] == pytest.approx(np.mean(list(by_class["intra_fid_by_class"].values())), rel=1e-12)
 
 
@@ -187,6 +188,15 @@ def test_labelled_samples_are_judged_by_class(train, images, real, monkeypatch, 
     wrong = measure_images(str(shuffled), train, "classifier", metrics=("accuracy", "classification_accuracy_score"))
     assert wrong["accuracy"] < 0.2
     assert wrong["classification_accuracy_score"] < 0.2
+
+
+def test_intra_fid_warns_of_classes_with_few_images(real, script, tmp_path, caplog):
+    labels = open_loose(Path(real)).labels
+    some = np.concatenate([np.flatnonzero(labels == number)[:6] for number in range(10)])
+    np.savez(tmp_path / "some.npz", pixels_of(real)[some], labels[some])
+    with caplog.at_level(logging.WARNING):
+        measure_images(str(tmp_path / "some.npz"), real, script, metrics=("intra_fid",))
+    assert "as few as 6 images of a class" in caplog.text
 
 
 def mixed(images: str, folder) -> str:
