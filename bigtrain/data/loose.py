@@ -31,6 +31,8 @@ from bigtrain.errors import UserMistake
 
 Kind = Literal["folder", "tar", "zip", "npz"]
 EXTENSIONS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+UNREAD = (".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif", ".heic", ".jfif")
+"""Images that other tools count: a set must not be measured without them in silence."""
 MOST_BYTES = 2**28
 """Of one member: no picture that decode.MAX_PIXELS allows takes more, and a zip bomb does."""
 DIGEST_BYTES = 16
@@ -79,8 +81,19 @@ class _Files(Loose):
     def __init__(self, path: Path, members: Iterable[Member], key: str) -> None:
         self.path, self.key = path, key
         every = sorted(members, key=lambda member: member.name)
-        self._members = [member for member in every if member.name.lower().endswith(EXTENSIONS)]
+        images = [member for member in every if member.name.lower().endswith(EXTENSIONS)]
+        pictures = {_stem(member) for member in images if not member.name.lower().endswith(".npy")}
+        # As in shards: npy holds pixels only where there is no picture, and features of it otherwise.
+        self._members = [
+            member for member in images if not member.name.lower().endswith(".npy") or _stem(member) not in pictures
+        ]
         self.count = len(self._members)
+        unread = next((member.name for member in every if member.name.lower().endswith(UNREAD)), None)
+        if unread is not None:
+            raise UserMistake(
+                f"{path}: {unread} looks like an image, of a kind that is not read ({', '.join(EXTENSIONS)} are); convert it, "
+                "or take it away"
+            )
         if not self._members:
             raise UserMistake(
                 f"{path}: no images here ({', '.join(EXTENSIONS)}), in a {self.kind} of {len(every)} files"
@@ -93,8 +106,8 @@ class _Files(Loose):
 
     def _find_labels(self, every: Sequence[Member]) -> None:
         """From KEY.cls members if every image has one, else from the folders if each image lies in a class's."""
-        stems = [str(PurePosixPath(member.name).with_suffix("")) for member in self._members]
-        marks = {str(PurePosixPath(member.name).with_suffix("")): member for member in every if _is_mark(member)}
+        stems = [_stem(member) for member in self._members]
+        marks = {_stem(member): member for member in every if _is_mark(member)}
         if marks and all(stem in marks for stem in stems):
             self.labels = np.array([self._label(marks[stem]) for stem in stems], dtype=np.int64)
             return
@@ -124,6 +137,10 @@ class _Files(Loose):
     @abstractmethod
     def _bytes(self, member: Member) -> bytes:
         """The member's content. Raises Undecodable or UserMistake."""
+
+
+def _stem(member: Member) -> str:
+    return str(PurePosixPath(member.name).with_suffix(""))
 
 
 def _is_mark(member: Member) -> bool:

@@ -116,6 +116,20 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
         open_loose(tmp_path / "set")
 
 
+def test_an_image_of_a_kind_that_is_not_read_is_told(tmp_path):
+    files = contents(pictures(4)) | {"cat/04.TIFF": b"II*"}
+    with pytest.raises(UserMistake, match=r"cat/04\.TIFF looks like an image, of a kind that is not read"):
+        open_loose(write_zip(tmp_path / "a.zip", files))
+
+
+def test_arrays_beside_their_pictures_are_no_images(tmp_path):
+    write_folder(tmp_path / "f", contents(pictures(3)))
+    np.save(tmp_path / "f" / "ant" / "00.npy", pictures(1)[0])
+    np.save(tmp_path / "f" / "ant" / "04.npy", pictures(1)[0])
+    assert [open_loose(tmp_path / "f").name(number) for number in range(2)] == ["ant/00.png", "ant/02.webp"]
+    assert open_loose(tmp_path / "f").count == 4
+
+
 def test_a_flat_folder_has_no_labels(tmp_path):
     flat = {name.replace("/", "_"): data for name, data in contents(pictures(4)).items()}
     assert open_loose(write_folder(tmp_path / "flat", flat)).labels is None
