@@ -14,6 +14,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.stream import Sweep, to_images
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.evaluate import evaluate
+from bigtrain.evaluation.finding import find_features
 from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction, measure_rfid
 from bigtrain.evaluation.images import Drawn
 from bigtrain.evaluation.measured import Measured, versions
@@ -153,6 +154,7 @@ def observers_of(
     samples = False
     if recipe.train.evaluate_every is not None:
         check_metrics(family, recipe.evaluation, validation)
+        _open_early(family, recipe.evaluation, train, validation, device)
         samples = any(metric not in HELD_OUT for metric in recipe.evaluation.chosen(family.capabilities))
         observers["evaluate"] = EvaluationObserver(family, folder, in_training(recipe), train, validation, device)
     if recipe.train.sample_every is not None:
@@ -166,6 +168,21 @@ def observers_of(
     if samples:
         follow_others(family, device)
     return observers
+
+
+def _open_early(
+    family: Family, options: EvaluationOptions, train: Index, validation: Index | None, device: torch.device
+) -> None:
+    """Raises UserMistake before the first step for a reference or a network that the first evaluation would not find."""
+    chosen = options.chosen(family.capabilities)
+    of_samples = any(metric in METRICS for metric in chosen)
+    if not of_samples and "rfid" not in chosen:
+        return
+    real = images_behind(train), images_behind(validation) if validation is not None else None
+    if of_samples:
+        together(lambda: RealData.of(options, *real))
+    if options.features != "classifier":
+        find_features(*real, options, family.problem.image_size, Reading(options.batch_size, 0), device)
 
 
 def check_metrics(family: Family, options: EvaluationOptions, validation: Index | None) -> None:
@@ -221,9 +238,10 @@ def _evaluated(
         )
         problem = family.problem
         images = Drawn(sampler.draw, sampler.labels_of, options.samples, problem.classes, problem.image_size)
+        real = images_behind(train), images_behind(validation) if validation is not None else None
         measured = evaluate(
             images,
-            RealData.of(options, images_behind(train), images_behind(validation) if validation is not None else None),
+            together(lambda: RealData.of(options, *real)),
             of_samples,
             options,
             model.device,

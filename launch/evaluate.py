@@ -64,8 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
-    """Raises UserMistake for a flag that would go unheard."""
+    """Raises UserMistake for a flag that would go unheard, or names a file that cannot be written."""
     alone = {"--out": arguments.out, "--save-moments": arguments.save_moments, "--weights": arguments.weights}
+    alone["--checkpoint"] = None if arguments.checkpoint == "newest" else arguments.checkpoint
     of_tables = {"--csv": arguments.csv, "--picture": arguments.picture}
     unheard = of_tables if arguments.compare is None else {**alone, "WHAT": arguments.what}
     for flag, given in unheard.items():
@@ -73,6 +74,9 @@ def _check_flags(arguments: argparse.Namespace) -> None:
             raise UserMistake(
                 f"{flag}: does not go {'without' if flag in of_tables else 'with'} --compare; leave it out"
             )
+    for flag, file in {**alone, **of_tables}.items():
+        if isinstance(file, Path) and not file.parent.is_dir():  # said now, and not after hours of evaluation
+            raise UserMistake(f"{flag}: {file}: there is no folder {file.parent}; make it first")
 
 
 def _evaluate_model(arguments: argparse.Namespace) -> None:

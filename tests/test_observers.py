@@ -3,17 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
+from bigtrain.errors import UserMistake
 from bigtrain.evaluation.held_out import measure_likelihood
 from bigtrain.evaluation.ranks import Reading, Stopped
-from bigtrain.observers import SampleObserver
+from bigtrain.families.family import Problem, find_family
+from bigtrain.observers import SampleObserver, observers_of
+from bigtrain.recipe import load_recipe
 from bigtrain.runs.folder import RunFolder
+from bigtrain.training.trainer import describe
 from tests.families.test_diffusion import family, network_of
+from tests.runs_of import FAMILIES, write_recipe
 
 CPU = torch.device("cpu")
 
@@ -41,6 +47,16 @@ def test_a_picture_is_given_up_between_two_steps_of_its_sampling(tmp_path: Path)
     assert short.asked == 200
     assert not observer.has(4)
     assert not torch_module._global_forward_pre_hooks  # later calls are free of it
+
+
+@pytest.mark.parametrize("key", ["features", "reference"])
+def test_what_the_first_evaluation_would_not_find_is_said_before_the_first_step(tmp_path: Path, key: str) -> None:
+    path = write_recipe(tmp_path, FAMILIES["toy"], evaluate_every=10)
+    recipe = load_recipe(path, [f"evaluation.{key}=nowhere.pt"])
+    index = Index.read(digits_index("train", 16))
+    toy = find_family("toy")(recipe.family, Problem.of(describe(index)))
+    with pytest.raises(UserMistake, match=rf"evaluation\.{key}: nowhere\.pt"):
+        observers_of(toy, RunFolder(tmp_path), recipe, index, index, CPU)
 
 
 def test_a_likelihood_is_given_up_between_two_evaluations_of_its_network(one_cache_for_all: Path) -> None:

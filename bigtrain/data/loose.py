@@ -31,6 +31,8 @@ from bigtrain.errors import UserMistake
 
 Kind = Literal["folder", "tar", "zip", "npz"]
 EXTENSIONS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+UNREAD = (".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif", ".heic", ".jfif")
+"""Images that other tools count: a set must not be measured without them in silence."""
 MOST_BYTES = 2**28
 """Of one member: no picture that decode.MAX_PIXELS allows takes more, and a zip bomb does."""
 DIGEST_BYTES = 16
@@ -79,8 +81,19 @@ class _Files(Loose):
     def __init__(self, path: Path, found: Iterable[Member], key: str) -> None:
         self.path, self.key = path, key
         every = sorted(found, key=lambda member: member.name)
-        self._members = [member for member in every if member.name.lower().endswith(EXTENSIONS)]
+        images = [member for member in every if member.name.lower().endswith(EXTENSIONS)]
+        pictures = {_stem(member) for member in images if not member.name.lower().endswith(".npy")}
+        # As in shards: npy holds pixels only where there is no picture, and features of it otherwise.
+        self._members = [
+            member for member in images if not member.name.lower().endswith(".npy") or _stem(member) not in pictures
+        ]
         self.count = len(self._members)
+        unread = next((member.name for member in every if member.name.lower().endswith(UNREAD)), None)
+        if unread is not None:
+            raise UserMistake(
+                f"{path}: {unread} looks like an image, of a kind that is not read ({', '.join(EXTENSIONS)} are); convert it, "
+                "or take it away"
+            )
         if not self._members:
             raise UserMistake(
                 f"{path}: no images here ({', '.join(EXTENSIONS)}), in a {self.kind} of {len(every)} files"
@@ -93,8 +106,8 @@ class _Files(Loose):
 
     def _find_labels(self, every: Sequence[Member]) -> None:
         """From KEY.cls members if every image has one, else from the folders if each image lies in a class's."""
-        stems = [str(PurePosixPath(member.name).with_suffix("")) for member in self._members]
-        marks = {str(PurePosixPath(member.name).with_suffix("")): member for member in every if _is_mark(member)}
+        stems = [_stem(member) for member in self._members]
+        marks = {_stem(member): member for member in every if _is_mark(member)}
         if marks and all(stem in marks for stem in stems):
             self.labels = np.array([self._label(marks[stem]) for stem in stems], dtype=np.int64)
             return
@@ -126,6 +139,10 @@ class _Files(Loose):
         """The member's content. Raises Undecodable or UserMistake."""
 
 
+def _stem(member: Member) -> str:
+    return str(PurePosixPath(member.name).with_suffix(""))
+
+
 def _is_mark(member: Member) -> bool:
     return member.name.endswith(".cls") and member.size <= 32
 
@@ -135,8 +152,10 @@ class _Folder(_Files):
 
     def __init__(self, path: Path) -> None:
         members, digest = [], hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape"))
-        for where, folders, names in os.walk(path, onerror=_unreadable):
+        for where, folders, names in os.walk(path, onerror=_unreadable, followlinks=True):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+            for folder in folders:
+                _refuse_a_circle(Path(where, folder))
             for name in sorted(name for name in names if not name.startswith(".")):
                 file = Path(where, name)
                 try:
@@ -154,6 +173,11 @@ class _Folder(_Files):
             return (self.path / member.name).read_bytes()
         except OSError as error:
             raise UserMistake(f"{self.path / member.name}: cannot be read: {error.strerror}") from None
+
+
+def _refuse_a_circle(folder: Path) -> None:
+    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
+        raise UserMistake(f"{folder}: this link leads back to a folder that it lies in; take it away")
 
 
 def _unreadable(error: OSError) -> None:
@@ -194,7 +218,9 @@ class _Zip(_Files):
 
     def _bytes(self, member: Member) -> bytes:
         try:
-            return self._archive.open().read(member.name)
+            # No more than the member announces: `ZipFile.read` unpacks all of it before it looks.
+            with self._archive.open().open(member.name) as file:
+                return file.read(member.size)
         except _ZIP_TROUBLES as error:
             raise UserMistake(
                 f"{self.path}: {member.name}: {error}; pack it again, whole and without a password"
@@ -232,6 +258,10 @@ class Npz(Loose):
         if self._row > 3 * 2**27:
             raise UserMistake(f"{path}: arr_0 has images of {shape[1]} x {shape[2]}, which is too many pixels")
         info = archive.getinfo(_SAMPLES)
+        if info.file_size != begin + self.count * self._row:
+            raise UserMistake(
+                f"{path}: arr_0 announces {self.count} images and holds another number; copy it here again"
+            )
         stored = info.compress_type == zipfile.ZIP_STORED
         self._begin, self._offset = begin, self._data_offset(info) + begin if stored else None
         self._stream: tuple[int, Any] | None = None

@@ -1,9 +1,10 @@
 """A table over evaluations that were made, with intervals, as text, CSV and a picture.
 
 A row is a JSON file, or a run's newest evaluated step. Results of one run and step whose protocols differ in nothing but
-the seed are repetitions: their row is their mean, with Student's 95 % interval over the seeds. A single result has an interval
-where its error is known without repetition: a share of n images (Wilson 1927), or a mean whose standard error the result
-carries. A FID of one seed has none: a bootstrap of its samples would add bias of the size that it is to measure.
+the seed are repetitions: their row is their mean, with Student's 95 % interval over the seeds. A single result, or a number
+that does not depend on the seed, has an interval where its error is known without repetition: a share of n images (Wilson
+1927), or a mean whose standard error the result carries. A FID of one seed has none: a bootstrap of its samples would add
+bias of the size that it is to measure.
 
 Rows whose protocols differ are marked: a difference between them may be the protocol's.
 """
@@ -12,6 +13,7 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,8 +28,10 @@ from bigtrain.runs import atomic
 
 OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images", "image_size")
 """Keys of a protocol that say what was evaluated rather than how."""
-SHARES = {"accuracy": lambda protocol: protocol["samples"]}
-"""Metrics that are shares of so many images."""
+SHARE = re.compile(r"accuracy(_.*)?")
+"""A metric that is a share of the samples; what follows its name is the way of sampling."""
+SPREAD = re.compile(r".*(_standard_error|_std)(_.*)?")
+"""What says how far another number spreads."""
 Z95 = 1.959963984540054
 
 
@@ -128,14 +132,15 @@ def _without(protocol: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]
 
 
 def _cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
-    names = [
-        key
-        for key, value in results[0].items()
-        if isinstance(value, float) and not key.endswith(("_standard_error", "_std"))
-    ]
-    if len(results) == 1:
-        return {name: _single(name, results[0]) for name in names}
-    return {name: repeated([one[name] for one in results]) for name in names if all(name in one for one in results)}
+    names = [key for key, value in results[0].items() if isinstance(value, float) and not SPREAD.fullmatch(key)]
+    cells = {}
+    for name in names:
+        values = [one[name] for one in results if name in one]
+        if len(set(values)) == 1:  # one result, or real data alone: no repetition says anything of its error
+            cells[name] = _single(name, results[0])
+        elif len(values) == len(results):
+            cells[name] = repeated(values)
+    return cells
 
 
 def repeated(values: Sequence[float]) -> Cell:
@@ -151,8 +156,8 @@ def _single(name: str, result: Mapping[str, Any]) -> Cell:
     if f"{name}_standard_error" in result:
         half = Z95 * result[f"{name}_standard_error"]
         return Cell(value, (half, half))
-    if name in SHARES:
-        return share(value, SHARES[name](result["protocol"]))
+    if SHARE.fullmatch(name):
+        return share(value, result["protocol"]["samples"])
     return Cell(value)
 
 

@@ -19,7 +19,7 @@ from bigtrain.cluster import world
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.classifier import Classifier, find_classifier, measure_accuracy, side_of, train_on_images
 from bigtrain.evaluation.features import Features
-from bigtrain.evaluation.finding import find_features
+from bigtrain.evaluation.finding import check_enough, find_features
 from bigtrain.evaluation.images import ImageSet, Relabelled, fair_order
 from bigtrain.evaluation.measured import Measured, versions
 from bigtrain.evaluation.metrics import (
@@ -35,8 +35,8 @@ from bigtrain.evaluation.ranks import Reading, Stopped, on_main
 from bigtrain.evaluation.reference import RealData, Reference, survey_reference
 from bigtrain.evaluation.survey import Findings, Survey, Wants, nearest
 
-LEAST_SHARE = 50
-"""Fewer images than a fiftieth of the features' dimensions are refused: nearly all of a distance would be bias."""
+LEAST: dict[SampleMetricName, int] = {"kid": 2, "two_sample_test": 4, "real_fid": 2}
+"""Images of each side without which there is no number at all."""
 
 log = logging.getLogger(__name__)
 
@@ -208,29 +208,30 @@ class _Evaluation:
     def _check_counts(self, features: Features) -> None:
         sides = [(self.images.count, self.images.name)]
         real = self._real_images()
+        reference = self.real.reference
         if real is not None:
             sides.append((real.count, real.name))
+        elif reference is not None and reference.moments is not None and reference.moments.features is not None:
+            sides.append((len(reference.moments.features), reference.name))
         for count, name in sides:
-            self._check_neighbours(count, name)
-        distances = [metric for metric in self.metrics if METRICS[metric].fake & {"moments", "classes"}]
-        if not distances:
-            return
-        count, name = min(sides)
-        if count < max(2, features.dimensions // LEAST_SHARE):
+            self._check_least(count, name)
+        if self.keep_moments and self.images.count < 2:
             raise UserMistake(
-                f"evaluation.samples: {count} images ({name}) are too few for {distances[0]} in {features.dimensions} feature "
-                f"dimensions: nearly all of it would be bias; take {features.dimensions // LEAST_SHARE} at the very least, and "
-                "more than dimensions for a number that means something"
+                f"--save-moments: a covariance needs 2 images, not {self.images.count} ({self.images.name})"
             )
-        if world.is_main() and count <= features.dimensions:
-            log.warning(
-                "evaluation.samples: a distance from %d images in %d feature dimensions has a singular covariance and a "
-                "large bias; compare it only with others of this very protocol, or take more samples than dimensions",
-                count,
-                features.dimensions,
-            )
+        distances = [metric for metric in self.metrics if METRICS[metric].fake & {"moments", "classes"}]
+        if distances:
+            count, name = min(sides)
+            check_enough(features, count, name, distances[0], "evaluation.samples")
 
-    def _check_neighbours(self, count: int, name: str) -> None:
+    def _check_least(self, count: int, name: str) -> None:
+        there = min(count, self.options.stored)
+        for metric, least in LEAST.items():
+            if metric in self.metrics and there < least:
+                raise UserMistake(
+                    f"evaluation.samples: {metric} needs {least} images of each side, not {there} ({name}); take more, or "
+                    "leave it out of evaluation.metrics"
+                )
         for metrics, key in (
             ({"precision", "recall"}, "recall_neighbours"),
             ({"density", "coverage"}, "coverage_neighbours"),
@@ -329,6 +330,15 @@ class _Evaluation:
                     f"evaluation.metrics: intra_fid needs 2 images of each class, and {name} have fewer of {few[0]!r}; take "
                     "more samples, or leave it out"
                 )
+            fewest = min((one.count for one in moments), default=0)
+            if moments and fewest <= moments[0].dimensions:
+                log.warning(
+                    "evaluation.metrics: intra_fid rests on as few as %d images of a class (%s) in %d feature dimensions: it "
+                    "has a large bias; compare it only with others of this very protocol",
+                    fewest,
+                    name,
+                    moments[0].dimensions,
+                )
 
     def _score_classification(self, found: Findings) -> float:
         """The held-out accuracy of a classifier trained on the samples (Ravuri & Vinyals 2019), by rank 0."""
@@ -382,6 +392,11 @@ class _Evaluation:
                 facts["reference"] = reference.describe(real.digest)
         if self.judge is not None:
             facts["judge"] = self.judge.protocol()
+        if "intra_fid" in self.metrics:
+            counts = {"real": real.by_class, "fake": found.by_class}
+            facts["intra_fid"] = {
+                "fewest_of_a_class": {side: min(one.count for one in counts[side]) for side in counts}
+            }
         stored = [0 if side.stored is None else len(side.stored) for side in (real, found)]
         for metric, settings in self._settings_by_metric(stored).items():
             if metric in self.metrics:

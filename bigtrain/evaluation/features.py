@@ -122,7 +122,8 @@ class TorchScriptFeatures(Features):
         self.dimensions = self._probe(path, image_size)
 
     def _extract(self, images: Tensor) -> Extracted:
-        return Extracted(self._network(images, return_features=True).float().flatten(1), None)
+        # Contiguous, as networks of one's own may take for granted, and as `_probe` has tried it.
+        return Extracted(self._network(images.contiguous(), return_features=True).float().flatten(1), None)
 
     def _probe(self, path: str, image_size: int) -> int:
         """The width of the features of two gray images of the size that will come."""

@@ -11,6 +11,7 @@ from bigtrain.evaluation.images import ImageSet, Shards
 from bigtrain.evaluation.measured import Measured
 from bigtrain.evaluation.metrics import DEFAULT_METRICS_OF_IMAGES, METRICS, SampleMetricName
 from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
+from bigtrain.evaluation.ranks import together
 from bigtrain.evaluation.reference import RealData, Reference, open_images, open_reference
 
 OF_MODELS = ("samples", "split", "split_samples", "likelihood_evaluations", "candidates", "classifier")
@@ -31,8 +32,9 @@ def evaluate_images(
                 f"evaluation.{key}: says how a model is evaluated, and {where} is neither a run nor an export: its images are "
                 "taken as they are, all of them; leave it out"
             )
-    images = open_images(where)
-    reference = open_reference(options.reference) if "reference" in options.model_fields_set else None
+    # Together: a folder may be missing on one machine alone.
+    images = together(lambda: open_images(where))
+    reference = together(lambda: open_reference(options.reference)) if "reference" in options.model_fields_set else None
     metrics = _metrics(options, reference, keep_moments)
     real = _real(reference)
     workers = WORKERS if options.workers is None else options.workers

@@ -15,7 +15,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.stream import Batch, Sweep, to_images
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.classifier import side_of
-from bigtrain.evaluation.finding import find_features
+from bigtrain.evaluation.finding import check_enough, find_features
 from bigtrain.evaluation.frechet import frechet_distance
 from bigtrain.evaluation.images import Reconstructions
 from bigtrain.evaluation.options import EvaluationOptions
@@ -122,8 +122,9 @@ def measure_rfid(
     Stopped.
     """
     features = find_features(train, validation, options, side_of(split), reading, device)
-    real = survey_reference(split_of(split, options.split), Wants(moments=True), features, False, reading)
     again = Reconstructions(split, options.split, reconstruct, options.split_samples)
+    check_enough(features, again.count, again.name, "rfid", "evaluation.split_samples")
+    real = survey_reference(split_of(split, options.split), Wants(moments=True), features, False, reading)
     found = Survey(again, Wants(moments=True), features, None, False, device).run(reading)
 
     def distance() -> float:

@@ -14,6 +14,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.features import Extracted, Features, building, load_script
-from bigtrain.evaluation.resize import Weights, pil_bicubic, resize, tensorflow1_bilinear, torch_bilinear
+from bigtrain.evaluation.resize import SIZES_KEPT, Weights, pil_bicubic, resize, tensorflow1_bilinear, torch_bilinear
 from bigtrain.evaluation.weights import Published, published_file
 
 InceptionMode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
@@ -74,14 +75,16 @@ class InceptionFeatures(Features):
         self.device = device
         self.name = f"Inception 2015-12-05, {mode}"
         self.dimensions = self._head.shape[1]
+        digest = hashlib.sha256(data).hexdigest()
         self.facts = {
             "kind": "FID Inception",
-            "weights": {"file": path.name, "sha256": hashlib.sha256(data).hexdigest()},
+            "weights": {"file": path.name, "sha256": digest},
             "resize": f"{self._mode.described}, to {SIDE} x {SIDE}",
             "classes": self._head.shape[0],
         }
-        self.fingerprint = hashlib.sha256(json.dumps([mode, self.facts], sort_keys=True).encode()).hexdigest()
-        self._matrices: dict[int, Tensor] = {}
+        identity = [mode, digest, self.facts["resize"]]  # whatever the file is called
+        self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        self._matrix = lru_cache(SIZES_KEPT)(self._made)
 
     def _extract(self, images: Tensor) -> Extracted:
         pieces = images.split(PIECE_ON_CPU if self.device.type == "cpu" else max(len(images), 1))
@@ -96,10 +99,9 @@ class InceptionFeatures(Features):
         rows, columns = (self._matrix(side) for side in images.shape[2:])
         return resize(scaled, rows, columns, shift, 255 * scale + shift)
 
-    def _matrix(self, side: int) -> Tensor:
-        if side not in self._matrices:
-            self._matrices[side] = self._mode.resize(side, SIDE).to(self.device, torch.float32)
-        return self._matrices[side]
+    def _made(self, side: int) -> Tensor:
+        """The matrix that takes so many pixels to SIDE."""
+        return self._mode.resize(side, SIDE).to(self.device, torch.float32)
 
 
 def _load(path: Path, data: bytes, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Tensor]:

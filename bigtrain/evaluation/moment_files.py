@@ -8,6 +8,7 @@ which are left alone, and often `arr_0`, a part of the images. clean-fid's KID f
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +51,10 @@ class Gaussian:
                 f"evaluation.reference: {self.path} holds moments of {len(self.mean)} dimensions, but {features.name} "
                 f"(evaluation.features) gives {features.dimensions}; choose the network that they were made with"
             )
-        theirs = (self.protocol or {}).get("features", {}).get("fingerprint", features.fingerprint)
-        if theirs != features.fingerprint:
+        theirs = {} if self.protocol is None else self.protocol["features"]
+        if theirs.get("fingerprint", features.fingerprint) != features.fingerprint:
             raise UserMistake(
-                f"evaluation.reference: {self.path} was made with {(self.protocol or {})['features']['name']} of other "
+                f"evaluation.reference: {self.path} was made with {theirs.get('name')} of other "
                 f"weights or another resize than {features.name} (evaluation.features); choose the same"
             )
 
@@ -73,6 +74,10 @@ def read_moments(path: Path) -> Gaussian:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             features = torch.from_numpy(arrays["feats"]) if "feats" in arrays else None
+            if features is not None and (features.ndim != 2 or len(features) < 2 or not features.isfinite().all()):
+                raise ValueError(
+                    f"feats is {list(features.shape)}, where finite features are [n, d], of 2 images or more"
+                )
             if "mu" in arrays:
                 mean, covariance = (torch.from_numpy(np.asarray(arrays[name])) for name in ("mu", "sigma"))
             else:
@@ -80,8 +85,10 @@ def read_moments(path: Path) -> Gaussian:
                 moments = Moments.of(features)
                 mean, covariance = moments.mean(), moments.covariance()
             protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else None
+            if protocol is not None and not isinstance(protocol.get("features"), dict):
+                raise ValueError("its protocol names no features")
             has_samples = "arr_0" in arrays
-    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
+    except (AttributeError, ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
         raise UserMistake(
             f"{path}: its moments cannot be read ({error}); save mu [d] and sigma [d, d] as floats"
         ) from None
@@ -90,6 +97,8 @@ def read_moments(path: Path) -> Gaussian:
         raise UserMistake(
             f"{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, where moments are [d] and [d, d]"
         )
+    if features is not None and features.shape[1] != len(mean):
+        raise UserMistake(f"{path}: its features have {features.shape[1]} dimensions, and its moments {len(mean)}")
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise UserMistake(f"{path}: its moments are not finite; make them again")
     return Gaussian(path, mean, covariance, features, protocol, has_samples)

@@ -87,15 +87,18 @@ def two_sample_test(real: Tensor, fake: Tensor, seed: int) -> TwoSampleTest:
     """C2ST-KNN (Lopez-Paz & Oquab 2017, sections 3 and 5): a classifier by the vote of k neighbours in one half of the
     vectors, tested on the other half. k is the root of the training vectors' number, made odd so that no vote is a tie.
 
-    As many real as fake vectors are taken (the first min(n, m) of each); `seed` keys the halves. Under equality the
+    As many real as fake vectors are taken, min(n, m) of each; `seed` keys which, and the halves. Under equality the
     accuracy is near N(1/2, 1 / (4 tested)), from which the p-value follows.
     """
     count = min(len(real), len(fake))
     assert count >= 4, f"a two-sample test needs 4 vectors of each side, not {count}"
-    real, fake = _centred(real[:count], fake[:count])
     half = count // 2
-    order = [torch.from_numpy(generator(seed, "evaluation/c2st", index=side).permutation(count)) for side in (0, 1)]
-    sides = [values[places.to(values.device)] for values, places in zip((real, fake), order, strict=True)]
+    # The first ones would not do: vectors come in the order of their images, which may be that of their classes.
+    order = [
+        torch.from_numpy(generator(seed, "evaluation/c2st", index=side).permutation(len(values))[:count])
+        for side, values in enumerate((real, fake))
+    ]
+    sides = _centred(*(values[places.to(values.device)] for values, places in zip((real, fake), order, strict=True)))
     train = torch.cat([values[:half] for values in sides])
     test = torch.cat([values[half:] for values in sides])
     root = math.isqrt(len(train))

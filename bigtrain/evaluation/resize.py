@@ -12,6 +12,8 @@ from torch import Tensor
 
 Weights = Callable[[int, int], Tensor]
 """(source, target) in pixels to the matrix of one direction, float64 [target, source]."""
+SIZES_KEPT = 64
+"""Sizes of images whose matrices a network keeps: a set from anywhere may hold as many sizes as images."""
 
 
 def _cubic(distance: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.features import Extracted, Features, building
-from bigtrain.evaluation.resize import pil_bicubic, pil_bilinear, resize_in_8_bits
+from bigtrain.evaluation.resize import SIZES_KEPT, pil_bicubic, pil_bilinear, resize_in_8_bits
 from bigtrain.evaluation.weights import existing
 
 DINOV2_SIDE = 224
@@ -54,7 +54,7 @@ class TimmFeatures(Features):
             "resize": self._preprocessing.described,
             "classes": self._classifier.out_features if self._classifier is not None else None,
         }
-        identity = [self.name, self.facts, timm.__version__]
+        identity = [self.name, digest, self._preprocessing.described, timm.__version__]  # whatever the file is called
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         gray = torch.full((1, 3, DINOV2_SIDE, DINOV2_SIDE), 128, dtype=torch.uint8, device=device)
         self.dimensions = self(gray).features.shape[1]
@@ -85,7 +85,7 @@ class Preprocessing:
             for name in ("mean", "std")
         )
         self._device = device
-        self._matrices: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._for = lru_cache(SIZES_KEPT)(self._matrices)
         height, width = self._target
         self.described = (
             f"PIL {config['interpolation']} in 8 bits, {config['crop_mode']}, to {height} x {width} of "
@@ -97,18 +97,16 @@ class Preprocessing:
         rows, columns = self._for(int(images.shape[2]), int(images.shape[3]))
         return resize_in_8_bits(images.float(), rows, columns).sub_(self._mean).div_(self._std)
 
-    def _for(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """The matrices for images of this size; the crop is a choice of their rows."""
-        if (height, width) not in self._matrices:
-            scaled = self._scaled
-            if not self._squash:
-                short = min(height, width)
-                scaled = (int(scaled[0] * height / short), int(scaled[0] * width / short))
-            self._matrices[height, width] = (
-                self._cropped(height, scaled[0], self._target[0]),
-                self._cropped(width, scaled[1], self._target[1]),
-            )
-        return self._matrices[height, width]
+    def _matrices(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """For images of this size; the crop is a choice of their rows."""
+        scaled = self._scaled
+        if not self._squash:
+            short = min(height, width)
+            scaled = (int(scaled[0] * height / short), int(scaled[0] * width / short))
+        return (
+            self._cropped(height, scaled[0], self._target[0]),
+            self._cropped(width, scaled[1], self._target[1]),
+        )
 
     def _cropped(self, source: int, scaled: int, target: int) -> Tensor:
         first = round((scaled - target) / 2)
@@ -152,10 +150,14 @@ def _build(name: str, path: Path) -> tuple[Any, dict[str, Any]]:
     from timm.data.config import resolve_model_data_config
 
     dinov2 = re.search(r"_patch14(_reg4)?_dinov2", name)
-    load: Any = partial(
-        timm.create_model, name, pretrained=True, pretrained_cfg_overlay={"file": str(path), "custom_load": False}
-    )
     try:
+        # Not by timm, whose older versions unpickle whatever a file holds.
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+        if not state:
+            raise ValueError("it is empty")
+        load: Any = partial(
+            timm.create_model, name, pretrained=True, pretrained_cfg_overlay={"state_dict": state, "custom_load": False}
+        )
         network = load(img_size=DINOV2_SIDE) if dinov2 else load()
         if dinov2 and not dinov2[1]:
             trained = load().pos_embed
@@ -164,6 +166,7 @@ def _build(name: str, path: Path) -> tuple[Any, dict[str, Any]]:
     except Exception as error:  # whatever a file that is not this model's may make of timm
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserMistake(f"evaluation.weights: {path} does not hold the weights of timm:{name}: {reason}") from None
+    network.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
     config = resolve_model_data_config(network)
     if dinov2:
         config |= {"input_size": (3, DINOV2_SIDE, DINOV2_SIDE), "crop_pct": 1.0, "crop_mode": "squash"}

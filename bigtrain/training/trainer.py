@@ -198,6 +198,7 @@ class Trainer:
             return signal
         finally:
             stream.close()
+            self.watchdog.mark("writes a checkpoint", patient=True)
             self._writer.wait()
             if tracker is not None:
                 tracker.close()

@@ -103,6 +103,33 @@ def test_what_is_no_picture_is_left_out(tmp_path):
     assert open_loose(tmp_path / "f").classes == ("ant", "cat")
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    files = contents(pictures(4))
+    write_folder(tmp_path / "store", files)
+    (tmp_path / "set").mkdir()
+    for name in ("ant", "cat"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "store" / name)
+    linked = open_loose(tmp_path / "set")
+    assert (linked.count, linked.classes) == (4, ("ant", "cat"))
+    (tmp_path / "store" / "cat" / "again").symlink_to(tmp_path / "store")
+    with pytest.raises(UserMistake, match=r"cat/again: this link leads back"):
+        open_loose(tmp_path / "set")
+
+
+def test_an_image_of_a_kind_that_is_not_read_is_told(tmp_path):
+    files = contents(pictures(4)) | {"cat/04.TIFF": b"II*"}
+    with pytest.raises(UserMistake, match=r"cat/04\.TIFF looks like an image, of a kind that is not read"):
+        open_loose(write_zip(tmp_path / "a.zip", files))
+
+
+def test_arrays_beside_their_pictures_are_no_images(tmp_path):
+    write_folder(tmp_path / "f", contents(pictures(3)))
+    np.save(tmp_path / "f" / "ant" / "00.npy", pictures(1)[0])
+    np.save(tmp_path / "f" / "ant" / "04.npy", pictures(1)[0])
+    assert [open_loose(tmp_path / "f").name(number) for number in range(2)] == ["ant/00.png", "ant/02.webp"]
+    assert open_loose(tmp_path / "f").count == 4
+
+
 def test_a_flat_folder_has_no_labels(tmp_path):
     flat = {name.replace("/", "_"): data for name, data in contents(pictures(4)).items()}
     assert open_loose(write_folder(tmp_path / "flat", flat)).labels is None
@@ -159,6 +186,19 @@ def test_a_truncated_npz_is_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserMistake, match="copy it here again"):
         open_loose(tmp_path / "a.npz")
+
+
+def test_an_npz_that_announces_more_images_than_it_holds_is_refused(tmp_path):
+    images = pictures(9)
+    np.savez(tmp_path / "a.npz", images, np.arange(9))
+    honest = zipfile.ZipFile(tmp_path / "a.npz").read("arr_0.npy")
+    lying = honest.replace(b"(9, 6, 6, 3)", b"(10, 6, 6, 3)").replace(b"} ", b"}", 1)
+    assert len(lying) == len(honest)
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("arr_0.npy", lying)
+        archive.writestr("padding.bin", bytes(1000))
+    with pytest.raises(UserMistake, match="announces 10 images"):
+        open_loose(tmp_path / "b.npz")
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

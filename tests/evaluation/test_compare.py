@@ -62,6 +62,24 @@ def test_a_standard_error_that_is_known_gives_an_interval(tmp_path, capsys):
     assert "3 ± 0.2" in capsys.readouterr().out
 
 
+def test_a_number_that_is_the_same_for_all_seeds_has_no_interval_of_repetitions(tmp_path, capsys):
+    for seed in range(3):
+        numbers = {"bits_per_dim": 3.0, "bits_per_dim_standard_error": 0.1, "real_fid": 2.0, "fid": 4.0 + seed}
+        write(tmp_path / "run" / "evaluations" / f"step_00000010_{seed}.json", seed=seed, **numbers)
+    compare([tmp_path / "run"], None, None)
+    out = capsys.readouterr().out
+    assert "3 ± 0.2" in out
+    assert "± 0 " not in out
+
+
+def test_a_way_of_sampling_in_the_names_changes_no_interval(tmp_path, capsys):
+    place = write(tmp_path / "a.json", accuracy_ddim_20=0.9, kid_ddim_20=0.1, kid_std_ddim_20=0.01)
+    compare([place], None, None)
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["accuracy_ddim_20", "kid_ddim_20", "seeds"]
+    assert "0.9 (-0.074 +0.045)" in row
+
+
 def test_the_interval_of_a_share_is_wilsons():
     cell = share(0.9, 100)
     assert (0.9 - cell.half[0], 0.9 + cell.half[1]) == pytest.approx((0.8256, 0.9448), abs=1e-4)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_scripts import FeatureMaps, NoFeatures
+from evaluation_scripts import FeatureMaps, NoFeatures, Viewing
 
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.features import TorchScriptFeatures
@@ -49,6 +49,12 @@ def test_features_do_not_depend_on_how_the_run_computes(script):
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_a_network_that_views_its_images_takes_them_as_they_are_read(tmp_path):
+    features = TorchScriptFeatures(saved(Viewing(), tmp_path / "viewing.pt"), 8, CPU)
+    as_read = images(2).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert torch.equal(features(as_read).features, images(2).flatten(1).float())
 
 
 def test_the_fingerprint_is_the_files(script):

@@ -170,6 +170,7 @@ def test_intra_fid_is_the_mean_of_the_classes_own(images, real, script):
     by_class = measure_images(images, real, script, metrics=("intra_fid",))
     alone = measure_images(f"{images}/3", f"{real}/3", script, metrics=("fid",))["fid"]
     assert by_class["intra_fid_by_class"]["3"] == pytest.approx(alone, rel=1e-9)
+    assert by_class["protocol"]["intra_fid"] == {"fewest_of_a_class": {"real": 40, "fake": SAMPLES // 10}}
     assert by_class["intra_fid"] == pytest.approx(np.mean(list(by_class["intra_fid_by_class"].values())), rel=1e-12)
 
 
@@ -187,6 +188,15 @@ def test_labelled_samples_are_judged_by_class(train, images, real, monkeypatch, 
     wrong = measure_images(str(shuffled), train, "classifier", metrics=("accuracy", "classification_accuracy_score"))
     assert wrong["accuracy"] < 0.2
     assert wrong["classification_accuracy_score"] < 0.2
+
+
+def test_intra_fid_warns_of_classes_with_few_images(real, script, tmp_path, caplog):
+    labels = open_loose(Path(real)).labels
+    some = np.concatenate([np.flatnonzero(labels == number)[:6] for number in range(10)])
+    np.savez(tmp_path / "some.npz", pixels_of(real)[some], labels[some])
+    with caplog.at_level(logging.WARNING):
+        measure_images(str(tmp_path / "some.npz"), real, script, metrics=("intra_fid",))
+    assert "as few as 6 images of a class" in caplog.text
 
 
 def mixed(images: str, folder) -> str:
@@ -265,6 +275,11 @@ def test_moments_of_other_features_are_refused(images, script, tmp_path):
         ({"mu": np.array([None]), "sigma": np.eye(1)}, "cannot be read"),
         ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"mu is \[3\] and sigma \[2, 2\]"),
         ({"mu": np.full(10, np.nan), "sigma": np.eye(10)}, "not finite"),
+        ({"feats": np.zeros(10)}, r"feats is \[10\]"),
+        ({"feats": np.full((9, 10), np.nan)}, "finite features"),
+        ({"mu": np.zeros(10), "sigma": np.eye(10), "feats": np.zeros((9, 4))}, "features have 4 dimensions"),
+        ({"mu": np.zeros(10), "sigma": np.eye(10), "protocol": np.array("[]")}, "cannot be read"),
+        ({"mu": np.zeros(10), "sigma": np.eye(10), "protocol": np.array("{}")}, "names no features"),
     ],
 )
 def test_moments_that_are_none_are_refused(images, script, tmp_path, arrays, sentence):
@@ -281,9 +296,19 @@ def test_too_few_images_for_the_features_are_warned_of_and_far_too_few_refused(
     with caplog.at_level(logging.WARNING):
         measure_images(str(few), real, script, metrics=("fid",))
     assert "9 images in 10 feature dimensions" in caplog.text
-    monkeypatch.setattr("bigtrain.evaluation.evaluate.LEAST_SHARE", 1)
+    monkeypatch.setattr("bigtrain.evaluation.finding.LEAST_SHARE", 1)
     with pytest.raises(UserMistake, match=r"9 images .* are too few for fid in 10 feature dimensions"):
         measure_images(str(few), real, script, metrics=("fid",))
+
+
+@pytest.mark.parametrize(("metric", "count"), [("kid", 1), ("two_sample_test", 3), ("real_fid", 1)])
+def test_images_too_few_for_any_number_are_refused(real, script, tmp_path, metric, count):
+    np.savez(tmp_path / "few.npz", pixels_of(real)[:count])
+    with pytest.raises(UserMistake, match=f"{metric} needs . images of each side, not {count}"):
+        measure_images(str(tmp_path / "few.npz"), real, script, metrics=(metric,))
+    np.savez(tmp_path / "one.npz", pixels_of(real)[:1])
+    with pytest.raises(UserMistake, match="covariance needs 2 images"):
+        evaluate_images(tmp_path / "one.npz", EvaluationOptions(features=script, workers=0), CPU, keep_moments=True)
 
 
 def test_features_that_are_not_finite_are_an_error_whatever_is_measured(images, tmp_path):

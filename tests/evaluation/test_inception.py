@@ -44,6 +44,8 @@ def test_the_modes_are_different_networks_and_say_so(tmp_path):
     save_tiny_inception(tmp_path / "tiny.pt")
     made = [InceptionFeatures(mode, str(tmp_path / "tiny.pt"), CPU) for mode in MODES]
     assert len({network.fingerprint for network in made}) == 3
+    (tmp_path / "renamed.pt").write_bytes((tmp_path / "tiny.pt").read_bytes())
+    assert InceptionFeatures("clean", str(tmp_path / "renamed.pt"), CPU).fingerprint == made[0].fingerprint
     digest = hashlib.sha256((tmp_path / "tiny.pt").read_bytes()).hexdigest()
     for network, mode in zip(made, MODES, strict=True):
         protocol = network.protocol()

@@ -131,6 +131,14 @@ def test_the_two_sample_test_holds_its_level_and_finds_a_shift():
     assert (shifted.tested, shifted.neighbours) == (300, 17)
 
 
+def test_the_two_sample_test_takes_a_fair_part_of_the_longer_side():
+    generator = torch.Generator().manual_seed(0)
+    by_class = torch.randn(2000, 8, generator=generator) + 3 * (torch.arange(2000) // 200)[:, None]
+    some = by_class[torch.randperm(2000, generator=generator)[:400]] + 0.01 * torch.randn(400, 8, generator=generator)
+    assert two_sample_test(some, by_class, 0).p_value > 1e-3
+    assert two_sample_test(by_class, some, 0).p_value > 1e-3
+
+
 def test_the_two_sample_test_sees_a_scale_that_no_mean_tells():
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(400, 8, generator=generator), 0.5 * torch.randn(400, 8, generator=generator)

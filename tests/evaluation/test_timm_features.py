@@ -90,6 +90,26 @@ def test_an_unknown_model_names_its_neighbours():
         TimmFeatures("resnet5O", None, CPU)
 
 
+class Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("a file of weights was unpickled",))
+
+
+def test_weights_are_not_unpickled(tmp_path, monkeypatch):
+    torch.save({"state_dict": Trap()}, tmp_path / "trap.pth")
+    unsafe = torch.load
+    monkeypatch.setattr(torch, "load", lambda *given, **how: unsafe(*given, **{"weights_only": False} | how))
+    with pytest.raises(UserMistake, match=r"trap\.pth does not hold the weights"):
+        TimmFeatures(SMALL, str(tmp_path / "trap.pth"), CPU)
+
+
+def test_the_fingerprint_is_of_the_weights_and_not_of_their_files_name(tmp_path):
+    for name in ("a", "b"):
+        saved(SMALL, tmp_path / f"{name}.safetensors")
+    made = [TimmFeatures(SMALL, str(tmp_path / f"{name}.safetensors"), CPU) for name in ("a", "b")]
+    assert made[0].fingerprint == made[1].fingerprint
+
+
 def test_weights_of_another_model_are_the_users_mistake(tmp_path):
     safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserMistake, match=r"other\.safetensors does not hold the weights of timm:mobilenet"):

@@ -46,6 +46,7 @@ def test_a_mistake_about_images_is_one_sentence(tmp_path: Path) -> None:
         (("train.steps=3",), "only evaluation.* means anything here"),
         (("evaluation.referense=a",), "did you mean evaluation.reference?"),
         (("--weights", "raw"), "has no weights"),
+        (("--out", tmp_path / "nowhere" / "a.json"), "there is no folder"),
     ):
         result = run(EVALUATE, place, *words, expect=2)
         assert sentence in result.stderr
