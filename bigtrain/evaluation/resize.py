@@ -81,7 +81,14 @@ def _float32_scale(source: int, target: int) -> Tensor:
 
 def resize(images: Tensor, rows: Tensor, columns: Tensor, low: float, high: float) -> Tensor:
     """Float images [n, 3, H, W] times rows [h, H] and columns [w, W], clamped to low .. high: [n, 3, h, w], channels_last."""
-    return _vertical(images @ columns.T, rows).clamp_(low, high)
+    if images.device.type != "cpu":
+        return _vertical(images @ columns.T, rows).clamp_(low, high)
+    count, channels, height, _ = images.shape
+    flat = (images @ columns.T).permute(0, 2, 3, 1).reshape(count, height, -1)
+    resized = flat.new_empty(count, len(rows), flat.shape[2])
+    for image, result in zip(flat, resized, strict=True):  # one by one, while it is in the cache
+        torch.mm(rows, image, out=result).clamp_(low, high)
+    return resized.view(count, len(rows), len(columns), channels).permute(0, 3, 1, 2)
 
 
 def resize_in_8_bits(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
