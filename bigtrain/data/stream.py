@@ -201,9 +201,20 @@ def to_images(batch: Batch, device: Any, dtype: torch.dtype | None = None) -> Te
     assert batch.images is not None, "codes are not images: to_codes"
     pixels = batch.images.to(device, non_blocking=True)
     if batch.flips.any():
-        mirrored = batch.flips.to(device, non_blocking=True)[:, None, None, None]
-        pixels = torch.where(mirrored, pixels.flip(2), pixels)
+        if pixels.device.type == "cpu":
+            pixels = _mirrored(pixels, batch.flips)
+        else:
+            mirrored = batch.flips.to(device, non_blocking=True)[:, None, None, None]
+            pixels = torch.where(mirrored, pixels.flip(2), pixels)
     return pixels.permute(0, 3, 1, 2).to(dtype or torch.get_default_dtype()).div_(127.5).sub_(1)
+
+
+def _mirrored(pixels: Tensor, flips: Tensor) -> Tensor:
+    """On a CPU: numpy moves a pixel of three bytes as one thing, in a third of torch's time for three."""
+    result = pixels.clone(memory_format=torch.contiguous_format)
+    before, after = (tensor.numpy().view("V3")[..., 0] for tensor in (pixels.contiguous(), result))
+    after[flips.numpy()] = before[flips.numpy(), :, ::-1]
+    return result
 
 
 def to_codes(batch: Batch, device: Any) -> dict[str, Tensor]:

@@ -406,3 +406,11 @@ def test_a_sweep_refuses_to_leave_an_image_out(numbered_shards: Make) -> None:
     damage(index, 2, truncated)
     with pytest.raises(UserMistake, match=r"train-000000\.tar/00002"):
         list(Sweep(index, rank=0, world=1, batch=4, workers=1))
+
+
+def test_mirrored_images_are_mirrored_and_the_others_are_not() -> None:
+    pixels = torch.randint(0, 256, (5, 4, 6, 3), dtype=torch.uint8)
+    flips = torch.tensor([True, False, True, True, False])
+    expected = torch.where(flips[:, None, None, None], pixels.flip(2), pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    batch = Batch(pixels, torch.zeros(5, dtype=torch.int64), flips, [])
+    assert torch.equal(to_images(batch, "cpu"), expected)
