@@ -172,7 +172,8 @@ class ZeroPlayer(TrainedPlayer):
     def _collect_moments(self) -> dict[str, Tensor]:
         """The optimizer's state by parameter, on the main rank; every rank takes part."""
         moments: dict[str, Tensor] = {}
-        for key, value in self._optimizer.state.get(self._partition, {}).items():
+        # Sorted, because a file's order may differ from rank to rank, and each key is a collective.
+        for key, value in sorted(self._optimizer.state.get(self._partition, {}).items()):
             if isinstance(value, Tensor) and value.shape == self._partition.shape:
                 moments |= {f"{name}/{key}": whole for name, whole in self._collect(value).items()}
             elif isinstance(value, Tensor):  # a count, the same for all
