@@ -89,6 +89,7 @@ def test_a_rank_that_is_stopped_is_named_with_its_phase_and_the_job_ends(tmp_pat
     """Of the time until the end the launcher takes 30 s: it waits for so long for the stopped rank to heed SIGTERM."""
     with Job(write_recipe(tmp_path, FAMILIES["toy"], steps=100000)) as job:
         job.wait_for_new_row()
+        time.sleep(3)  # some beats: the last one before this may be that of the start
         stopped = job.ranks()[0]
         stopped.suspend()
         said = job.end(within_s=60)
