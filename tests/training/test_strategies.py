@@ -112,7 +112,7 @@ def test_a_run_goes_on_at_another_number_of_processes_and_under_another_strategy
             ]
             run_all(runs, processes)
     for name in changes:
-        for family in families:
+        for family in families if not name.startswith("whole") else ():
             if name.startswith("same-"):
                 same = tmp_path / name / family / "run"
                 whole = tmp_path / name.replace("same-", "whole-") / family / "run"
