@@ -55,7 +55,10 @@ def weights_at_world_sizes(folder: Path, family: str, optimizer: dict, accumulat
     return finals
 
 
-@most_families_quickly
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("toy", "gan", "vqvae"))) for name in FAMILIES],
+)
 def test_world_size_does_not_change_the_experiment(family: str, tmp_path: Path) -> None:
     one, two = weights_at_world_sizes(tmp_path, family, ADAM, accumulate=2, sizes=(1, 2))
     floating = [t for name, t in one.items() if "weights" in name and t.is_floating_point()]

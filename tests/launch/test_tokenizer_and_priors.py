@@ -38,6 +38,7 @@ def exported(bottom: Path) -> Path:
     return bottom.parent / "export"
 
 
+@pytest.mark.slow
 def test_each_stage_says_the_next(top: Path, tmp_path: Path) -> None:
     tokenizer = digits_tokenizer() / "run"
     said = run(LAUNCH / "train.py", tokenizer / "recipe.yaml").stderr
