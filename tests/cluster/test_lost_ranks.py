@@ -134,9 +134,10 @@ def test_sigkill_of_a_random_rank_at_random_moments_ends_the_job_and_changes_no_
             slowest_s = max(slowest_s, time.monotonic() - begin)
             killed += 1
             inside_a_save += half_written(tmp_path / "parts" / "run")
-            cause = said.split("Root Cause (first observed failure)")[1]
-            assert f"rank      : {number} " in cause
-            assert "Signal 9 (SIGKILL)" in cause
+            # The launcher names both ranks where the other one's exchange fails before it looks.
+            failures = said.split("Failures:")[1]
+            assert f"rank      : {number} " in failures
+            assert "Signal 9 (SIGKILL)" in failures
     assert killed >= KILLS / 2, "the run ended before it was killed often enough to show anything"
     assert inside_a_save >= 1, "no kill left a half-written or half-deleted checkpoint behind"
     print(f"{killed} kills, {inside_a_save} of them inside a save; the slowest job ended after {slowest_s:.1f} s")
