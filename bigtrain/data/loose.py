@@ -383,12 +383,15 @@ class Pictures:
     digests: list[bytes]
 
 
-def read_loose(loose: Loose, chunks: Iterable[np.ndarray], workers: int) -> Generator[Pictures, None, None]:
+def read_loose(
+    loose: Loose, chunks: Iterable[np.ndarray], workers: int, room: int = 0
+) -> Generator[Pictures, None, None]:
     """The images of each of `chunks` (int64 [n], numbers ascending over all), read by `workers` processes (0: this one).
 
-    Raises UserMistake, naming the image, for one that cannot be read.
+    `room`: bytes that most chunks take; workers hand over larger ones more slowly. Raises UserMistake, naming the image, for
+    one that cannot be read.
     """
-    batches = Loader(_Chunks(loose), iter(chunks), workers, pin_memory=False)
+    batches = Loader(_Chunks(loose), iter(chunks), workers, pin_memory=False, room=room)
     try:
         yield from batches
     finally:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from bigtrain.cluster.world import is_main
@@ -40,6 +40,8 @@ from bigtrain.errors import UserMistake
 from bigtrain.options import Options
 from bigtrain.randomness import BLOCK, generator
 
+_BESIDE = 256
+"""Bytes for what comes with a sample's pixels or codes: its label, flip and number, each array with its padding."""
 TRANSFORM = "uint8 / 127.5 - 1"
 """What `to_images` makes of pixels, for those who note it."""
 
@@ -200,21 +202,14 @@ def to_images(batch: Batch, device: Any, dtype: torch.dtype | None = None) -> Te
     """
     assert batch.images is not None, "codes are not images: to_codes"
     pixels = batch.images.to(device, non_blocking=True)
-    if batch.flips.any():
-        if pixels.device.type == "cpu":
-            pixels = _mirrored(pixels, batch.flips)
-        else:
-            mirrored = batch.flips.to(device, non_blocking=True)[:, None, None, None]
-            pixels = torch.where(mirrored, pixels.flip(2), pixels)
-    return pixels.permute(0, 3, 1, 2).to(dtype or torch.get_default_dtype()).div_(127.5).sub_(1)
-
-
-def _mirrored(pixels: Tensor, flips: Tensor) -> Tensor:
-    """On a CPU: numpy moves a pixel of three bytes as one thing, in a third of torch's time for three."""
-    result = pixels.clone(memory_format=torch.contiguous_format)
-    before, after = (tensor.numpy().view("V3")[..., 0] for tensor in (pixels.contiguous(), result))
-    after[flips.numpy()] = before[flips.numpy(), :, ::-1]
-    return result
+    if pixels.device.type == "cpu":
+        images = pixels.to(dtype or torch.get_default_dtype())
+        for place in batch.flips.nonzero()[:, 0].tolist():  # one by one they stay in the cache, and half are left alone
+            images[place] = pixels[place].flip(1)
+    else:
+        mirrored = batch.flips.to(device, non_blocking=True)[:, None, None, None]
+        images = torch.where(mirrored, pixels.flip(2), pixels).to(dtype or torch.get_default_dtype())
+    return images.permute(0, 3, 1, 2).div_(127.5).sub_(1)
 
 
 def to_codes(batch: Batch, device: Any) -> dict[str, Tensor]:
@@ -253,7 +248,9 @@ class Stream:
         ShardCache(index).check_room(options.window_shards)
         local = microbatch // world
         steps = _Steps(index, options, seed, first=position + rank * local, stride=microbatch, count=local)
-        self._batches = Loader(steps, itertools.count(), options.workers, pin_memory)
+        self._batches = Loader(
+            steps, itertools.count(), options.workers, pin_memory, local * _room(index, options.image_size)
+        )
 
     def __iter__(self) -> "Stream":
         return self
@@ -314,7 +311,9 @@ def read_chunks(
 ) -> Generator[tuple[np.ndarray, Batch], None, None]:
     """(sample numbers, Batch) for each of `chunks` (int64 [n]), without flips. Raises UserMistake as a Sweep does."""
     places = itertools.accumulate(map(len, chunks), initial=0)
-    batches = Loader(_Chunks(index, chunks), zip(places, chunks, strict=False), workers, pin_memory)
+    assert index.image_size is not None, f"{index.path}: a sweep needs images of one size"
+    room = max(map(len, chunks), default=0) * _room(index, index.image_size)
+    batches = Loader(_Chunks(index, chunks), zip(places, chunks, strict=False), workers, pin_memory, room)
     try:
         yield from batches
     finally:
@@ -362,6 +361,13 @@ class _Chunks(Dataset[Any]):
         return numbers, _read(self._reader, numbers, mirrored, lambda _: iter(()))
 
 
+def _room(index: Index, image_size: int) -> int:
+    """At least the bytes that a sample and its number take in a Batch."""
+    if index.codes is None:
+        return image_size**2 * 3 + _BESIDE
+    return sum(int(np.prod(index.codes.shape(level)[1:])) for level in index.codes.levels) * 4 + _BESIDE
+
+
 def _reader(index: Index, image_size: int) -> Reader | CodeReader:
     return Reader(index, image_size) if index.codes is None else CodeReader(index)
 
@@ -391,16 +397,8 @@ def _filled(reader: Reader | CodeReader, numbers: np.ndarray) -> tuple[Any, dict
     if isinstance(reader, CodeReader):
         codes: list[dict[str, np.ndarray]] = [{}] * len(numbers)
         return codes, reader.fill(numbers, codes)
-    pixels = _new_pixels(len(numbers), reader.image_size)
+    pixels = torch.empty(len(numbers), reader.image_size, reader.image_size, 3, dtype=torch.uint8)
     return pixels, reader.fill(numbers, pixels.numpy())
-
-
-def _new_pixels(count: int, size: int) -> Tensor:
-    """uint8 [count, size, size, 3]; in a worker it lies where the main process will read it, as torch's own collate does."""
-    pixels = torch.empty(0, dtype=torch.uint8)
-    if get_worker_info() is not None:
-        pixels.set_(torch.UntypedStorage._new_shared(count * size * size * 3))
-    return pixels.resize_(count, size, size, 3)
 
 
 def _stand_in(reader: Reader | CodeReader, successors: Iterator[int], damage: str) -> tuple[int, Any]:

@@ -22,6 +22,8 @@ from bigtrain.evaluation.ranks import Reading
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import generator
 
+_BESIDE = 64
+"""Bytes for what a worker says of an image beside its pixels."""
 Draw = Callable[[np.ndarray, Tensor], Tensor]
 """Samples of a model: (indices int64 [n], labels int64 [n]) to uint8 [n, 3, H, W], a function of each index and label
 alone (and of options.seed, which the caller keys its noise by), never of the batch or the rank."""
@@ -158,8 +160,9 @@ class LooseImages(ImageSet):
         self.cache, self.key, self.hashed = Cache(None), {"loose": loose.key}, True
 
     def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
-        labels = self._loose.labels
-        for seen in read_loose(self._loose, _chunks(numbers, reading), reading.workers):
+        labels, (height, width) = self._loose.labels, self.size()
+        room = min(reading.batch, len(numbers)) * (height * width * 3 + _BESIDE)
+        for seen in read_loose(self._loose, _chunks(numbers, reading), reading.workers, room):
             groups = [(places, images.to(device).permute(0, 3, 1, 2)) for places, images in seen.groups]
             asked = None if labels is None else torch.from_numpy(labels[seen.numbers])
             yield View(seen.numbers, groups, asked, seen.digests)
