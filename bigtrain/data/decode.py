@@ -17,6 +17,7 @@ from bigtrain.data.npy import MAGIC, npy_header, read_npy_header
 
 MAX_PIXELS = 2**27
 """Larger images are refused before any memory is taken for them (a decompression bomb, or a damaged header)."""
+_JPEG = b"\xff\xd8"
 _UNUSUAL = "Could not determine subsampling"
 """What libjpeg-turbo's simple interface says of rare but valid samplings, which Pillow reads."""
 _JPEG_COLOURS = frozenset({"YCbCr", "Gray", "RGB"})
@@ -40,10 +41,12 @@ def decode(data: bytes) -> np.ndarray:
 
 def decode_into(data: bytes, out: np.ndarray) -> None:
     """Decodes into `out`, uint8 [H, W, 3], contiguous. Raises Undecodable, also for a file of another size."""
-    shape = _plain_jpeg(data)
-    if shape == out.shape[:2]:
-        _decode_jpeg(data, out)
-        return
+    if data.startswith(_JPEG):
+        try:
+            if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape == out.shape:
+                return  # nearly always; to look at the header first would take a tenth of a small image's time
+        except ValueError:
+            pass  # of another size, of other colours or damaged: what follows finds out which
     raw = npy_header(out.dtype, out.shape)
     if data.startswith(raw) and len(data) == len(raw) + out.nbytes:
         out[:] = np.frombuffer(data, np.uint8, offset=len(raw)).reshape(out.shape)
@@ -72,7 +75,7 @@ def decode_scaled(data: bytes, least: int) -> tuple[np.ndarray, tuple[float, flo
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
     """(height, width) of a JPEG that libjpeg-turbo turns into RGB; None for another file. Raises Undecodable."""
-    if not data.startswith(b"\xff\xd8"):
+    if not data.startswith(_JPEG):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
