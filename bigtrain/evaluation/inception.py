@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.features import Extracted, Features, building, load_script
-from bigtrain.evaluation.resize import SIZES_KEPT, Weights, pil_bicubic, resize, tensorflow1_bilinear, torch_bilinear
+from bigtrain.evaluation.resize import SIZES_KEPT, Resize, Weights, pil_bicubic, tensorflow1_bilinear, torch_bilinear
 from bigtrain.evaluation.weights import Published, published_file
 
 InceptionMode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
@@ -84,7 +84,7 @@ class InceptionFeatures(Features):
         }
         identity = [mode, digest, self.facts["resize"]]  # whatever the file is called
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-        self._matrix = lru_cache(SIZES_KEPT)(self._made)
+        self._resize = lru_cache(SIZES_KEPT)(self._made)
 
     def _extract(self, images: Tensor) -> Extracted:
         pieces = images.split(PIECE_ON_CPU if self.device.type == "cpu" else max(len(images), 1))
@@ -94,14 +94,14 @@ class InceptionFeatures(Features):
     def prepared(self, images: Tensor) -> Tensor:
         """What the network sees of uint8 images [n, 3, H, W]: float32 [n, 3, 299, 299] in about [-1, 1]."""
         # Scaled before the resize, whose weights sum to one: the small image is the cheaper one to scale.
-        scale, shift = self._mode.scale, self._mode.shift
-        scaled = images.float().mul_(scale).add_(shift)
-        rows, columns = (self._matrix(side) for side in images.shape[2:])
-        return resize(scaled, rows, columns, shift, 255 * scale + shift)
+        scaled = images.float().mul_(self._mode.scale).add_(self._mode.shift)
+        return self._resize(*images.shape[2:])(scaled)
 
-    def _made(self, side: int) -> Tensor:
-        """The matrix that takes so many pixels to SIDE."""
-        return self._mode.resize(side, SIDE).to(self.device, torch.float32)
+    def _made(self, height: int, width: int) -> Resize:
+        """What takes images of this size to SIDE x SIDE."""
+        rows, columns = (self._mode.resize(side, SIDE).to(self.device, torch.float32) for side in (height, width))
+        scale, shift = self._mode.scale, self._mode.shift
+        return Resize(rows, columns, shift, 255 * scale + shift)
 
 
 def _load(path: Path, data: bytes, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Tensor]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 Weights = Callable[[int, int], Tensor]
 """(source, target) in pixels to the matrix of one direction, float64 [target, source]."""
+BAND = 48
+"""Rows that are multiplied at once on a CPU."""
 SIZES_KEPT = 64
 """Sizes of images whose matrices a network keeps: a set from anywhere may hold as many sizes as images."""
 
@@ -79,16 +81,42 @@ def _float32_scale(source: int, target: int) -> Tensor:
     return torch.tensor(source / target, dtype=torch.float32)
 
 
-def resize(images: Tensor, rows: Tensor, columns: Tensor, low: float, high: float) -> Tensor:
+class Resize:
     """Float images [n, 3, H, W] times rows [h, H] and columns [w, W], clamped to low .. high: [n, 3, h, w], channels_last."""
-    if images.device.type != "cpu":
-        return _vertical(images @ columns.T, rows).clamp_(low, high)
-    count, channels, height, _ = images.shape
-    flat = (images @ columns.T).permute(0, 2, 3, 1).reshape(count, height, -1)
-    resized = flat.new_empty(count, len(rows), flat.shape[2])
-    for image, result in zip(flat, resized, strict=True):  # one by one, while it is in the cache
-        torch.mm(rows, image, out=result).clamp_(low, high)
-    return resized.view(count, len(rows), len(columns), channels).permute(0, 3, 1, 2)
+
+    def __init__(self, rows: Tensor, columns: Tensor, low: float, high: float) -> None:
+        self._rows, self._columns, self._range = rows, columns, (low, high)
+        if rows.device.type == "cpu":
+            self._row_bands = _bands(rows)
+            self._column_bands = _bands(torch.kron(columns, torch.eye(3, dtype=columns.dtype)))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.device.type != "cpu":
+            return _vertical(images @ self._columns.T, self._rows).clamp_(*self._range)
+        count, channels, height, width = images.shape
+        lines = images.permute(0, 2, 3, 1).reshape(count * height, width * channels)
+        wide = lines.new_empty(len(lines), len(self._columns) * channels)
+        for to, of, weights in self._column_bands:
+            torch.mm(lines[:, of], weights.T, out=wide[:, to])
+        resized = wide.new_empty(count, len(self._rows), wide.shape[1])
+        for image, result in zip(wide.split(height), resized, strict=True):
+            for to, of, weights in self._row_bands:
+                torch.mm(weights, image[of], out=result[to]).clamp_(*self._range)  # while it is in the cache
+        return resized.view(count, len(self._rows), len(self._columns), channels).permute(0, 3, 1, 2)
+
+
+def _bands(matrix: Tensor) -> list[tuple[slice, slice, Tensor]]:
+    """A matrix [target, source] as (rows, columns, what is there): BAND rows each, without columns that are 0 in all of them.
+
+    A pixel is made of few others, which is what this saves: at 256 pixels two thirds of the time, on one core.
+    """
+    bands = []
+    for begin in range(0, len(matrix), BAND):
+        to = slice(begin, min(begin + BAND, len(matrix)))
+        used = matrix[to].any(0).nonzero()[:, 0].tolist()
+        of = slice(used[0], used[-1] + 1)
+        bands.append((to, of, matrix[to, of].contiguous()))
+    return bands
 
 
 def resize_in_8_bits(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -36,11 +36,11 @@ from bigtrain.evaluation import frechet
 from bigtrain.evaluation.frechet import frechet_distance
 from bigtrain.evaluation.inception import MODES, PIECE_ON_CPU, SIDE
 from bigtrain.evaluation.moments import Moments
-from bigtrain.evaluation.resize import resize
+from bigtrain.evaluation.resize import Resize
 from launch.shard import main as shard
 
 FEATURES = 2048
-PICTURES = 2000
+PICTURES = 10000
 DIMENSIONS = 2048
 
 
@@ -52,10 +52,11 @@ def no_network(images: Tensor) -> Tensor:
 def ours(index: Index, mode: str, workers: int) -> float:
     """Decoding, resize, moments; what remains of them is the trace of the covariance."""
     rows = MODES[mode].resize(32, SIDE).float()
+    resize = Resize(rows, rows, 0.0, 255.0)
     moments = Moments(FEATURES)
     for _, batch in Sweep(index, rank=0, world=1, batch=100, workers=workers, limit=PICTURES):
         pieces = batch.images.permute(0, 3, 1, 2).split(PIECE_ON_CPU)
-        moments.add(torch.cat([no_network(resize(piece.float(), rows, rows, 0.0, 255.0)) for piece in pieces]))
+        moments.add(torch.cat([no_network(resize(piece.float())) for piece in pieces]))
     return float(moments.covariance().trace())
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from bigtrain.evaluation.inception import MODES, SIDE
-from bigtrain.evaluation.resize import pil_bicubic, pil_bilinear, resize, resize_in_8_bits
+from bigtrain.evaluation.resize import Resize, pil_bicubic, pil_bilinear, resize_in_8_bits
 
 SIZES = [(32, 32), (20, 45), (256, 256), (400, 300), (299, 299)]
 
@@ -25,7 +25,7 @@ def as_arrays(images: torch.Tensor) -> list[np.ndarray]:
 
 def resized(images: torch.Tensor, mode: str) -> torch.Tensor:
     rows, columns = (MODES[mode].resize(side, SIDE).float() for side in images.shape[2:])
-    return resize(images.float(), rows, columns, 0.0, 255.0)
+    return Resize(rows, columns, 0.0, 255.0)(images.float())
 
 
 @pytest.mark.parametrize("size", SIZES)
