@@ -2,7 +2,8 @@
 
 They are listed in sorted order, so that image i is the same wherever and however often it is read, and read one by one,
 so that memory does not grow with their number. Content decides what an image is, nothing is unpickled, and a member that
-announces too many bytes or pixels is refused before memory is taken for it.
+announces too many bytes or pixels is refused before memory is taken for it. EXIF does not turn them: other evaluators take
+pixels as they are stored, and the same files must give the same number.
 """
 
 import hashlib
