@@ -5,6 +5,7 @@ of MNIST and its like, and CIFAR's binary files. Whatever a set looks like, noth
 """
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ from bigtrain.errors import UserMistake
 _IDX = re.compile(r"(?P<split>.+)-images[-.]idx3-ubyte(\.gz)?")
 _SPLIT_OF_IDX = {"t10k": "test"}
 _IDX_IMAGES, _IDX_LABELS = 0x803, 0x801
-_CIFAR = re.compile(r"data_batch_(?P<number>\d+)\.bin|(?P<test>test)_batch\.bin")
+_CIFAR_10 = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
+_CIFAR_10_FILES = frozenset(itertools.chain(*_CIFAR_10.values()))
+_CIFAR_100 = {"train": ("train.bin",), "test": ("test.bin",)}
 _CIFAR_SHAPE = (32, 32, 3)
 _CIFAR_PIXELS = 32 * 32 * 3
 _PICKLES = ({"data_batch_1", "batches.meta"}, {"train", "test", "meta"})
@@ -133,30 +136,33 @@ def _raw(
 def _is_cifar(folder: Path) -> bool:
     names = {path.name for path in _files(folder)}
     wholes = ({"train.bin", "test.bin"}, *_PICKLES)
-    return any(map(_CIFAR.fullmatch, names)) or any(whole <= names for whole in wholes)
+    return not names.isdisjoint(_CIFAR_10_FILES) or any(whole <= names for whole in wholes)
 
 
 def _list_cifar(folder: Path, tick: Callable[[int], object]) -> Source:
     """CIFAR-10's or CIFAR-100's binary version: a label (or a coarse and a fine one), then a picture's channels."""
     names = {path.name for path in _files(folder)}
-    ten = any(map(_CIFAR.fullmatch, names))
+    ten = not names.isdisjoint(_CIFAR_10_FILES)
     if not ten and not {"train.bin", "test.bin"} <= names:
         raise UserMistake(
             f"{folder}: this is CIFAR's Python version, whose files are pickles, which can run code and are not opened; "
             "download its binary version (cifar-10-binary.tar.gz or cifar-100-binary.tar.gz) and unpack it"
         )
-    train = sorted(name for name in names if (match := _CIFAR.fullmatch(name)) and match["number"])
-    by_split = {"train": train, "test": ["test_batch.bin"]} if ten else {"train": ["train.bin"], "test": ["test.bin"]}
     lists = [folder / "classes.txt", folder / ("batches.meta.txt" if ten else "fine_label_names.txt")]
     classes = _named_classes(folder, lists, 10 if ten else 100)
     record = _CIFAR_PIXELS + (1 if ten else 2)
     splits = {}
-    for split, present in by_split.items():
-        files = tuple(folder / name for name in present if name in names)
+    for split, wanted in (_CIFAR_10 if ten else _CIFAR_100).items():
+        if names.isdisjoint(wanted):
+            continue
+        if missing := [name for name in wanted if name not in names]:
+            raise UserMistake(
+                f"{folder / missing[0]}: missing, but others of its split are there; unpack cifar-10-binary.tar.gz again"
+            )
+        files = tuple(folder / name for name in wanted)
         labels = [_cifar_labels(path, record, len(classes)) for path in files]
-        if files:
-            splits[split] = _raw(files, labels, header=0, record=record, pixels=Pixels(_CIFAR_SHAPE, planar=True))
-            tick(len(splits[split]))
+        splits[split] = _raw(files, labels, header=0, record=record, pixels=Pixels(_CIFAR_SHAPE, planar=True))
+        tick(len(splits[split]))
     return Source(folder, classes, splits, 0)
 
 
