@@ -81,8 +81,8 @@ def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: i
     """Writes `out/SPLIT-000000.tar ...` and `out/SPLIT.json` for every split; returns the indexes' paths.
 
     What is whole already (size and sha256) stays as it is. Raises UserMistake if `out` holds shards of other pictures or
-    other options, or another run is writing such there, if a picture is broken (naming the file), or if the disk is full
-    (then a rerun continues).
+    other options, or another run is writing such there, if a split is empty, if a picture is broken (naming the file), or if
+    the disk is full (then a rerun continues).
     """
     with disk_troubles(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -111,6 +111,8 @@ def _plan(source: Source, split: str, out: Path, options: ShardOptions) -> list[
     for record in records.values():
         _check_same(out, split, record.made, made)
     pictures = source.splits[split]
+    if not len(pictures):
+        raise UserMistake(f"{source.folder}: it has no pictures for the split {split}; take its empty files away")
     places = np.frombuffer(b"".join(map(_place, pictures.names)), dtype=f"S{_PLACE_BYTES}")
     placed = np.argsort(places, kind="stable")
     tasks = []

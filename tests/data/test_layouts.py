@@ -68,6 +68,14 @@ def test_idx_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
         listed(tmp_path)
 
 
+def test_a_split_without_pictures_is_one_sentence(tmp_path: Path) -> None:
+    images, labels = idx(np.zeros((0, 4, 4), dtype=np.uint8), [])
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(images)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(labels)
+    with pytest.raises(UserMistake, match=r"it has no pictures for the split test"):
+        shard(tmp_path, tmp_path / "out")
+
+
 def cifar_records(count: int, head: Callable[[int], bytes]) -> tuple[bytes, np.ndarray]:
     """Records of random pictures, and the pictures, uint8 [count, 32, 32, 3]."""
     planes = np.random.default_rng(count).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
