@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from bigtrain.data.decode import Undecodable, decode, label
 from bigtrain.data.index import IMAGE_EXTENSIONS
 from bigtrain.data.loader import Loader
+from bigtrain.data.sources import refuse_a_circle
 from bigtrain.data.tars import members as tar_members
 from bigtrain.errors import UserMistake
 
@@ -156,7 +157,7 @@ class _Folder(_Files):
         for where, folders, names in os.walk(path, onerror=_unreadable, followlinks=True):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
             for folder in folders:
-                _refuse_a_circle(Path(where, folder))
+                refuse_a_circle(Path(where, folder))
             for name in sorted(name for name in names if not name.startswith(".")):
                 file = Path(where, name)
                 try:
@@ -174,11 +175,6 @@ class _Folder(_Files):
             return (self.path / member.name).read_bytes()
         except OSError as error:
             raise UserMistake(f"{self.path / member.name}: cannot be read: {error.strerror}") from None
-
-
-def _refuse_a_circle(folder: Path) -> None:
-    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
-        raise UserMistake(f"{folder}: this link leads back to a folder that it lies in; take it away")
 
 
 def _unreadable(error: OSError) -> None:
