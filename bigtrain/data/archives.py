@@ -20,15 +20,12 @@ def list_archive(path: Path, tick: Tick) -> Source:
     Raises UserMistake for what is neither or is damaged, and for links and for names that would leave a folder.
     """
     listing = Listing()
-    try:
-        with path.open("rb") as file:
-            if zipfile.is_zipfile(file):
-                _list_zip(path, file, listing, tick)
-            else:
-                for name, offset, size in members(path, file, 0, path.stat().st_size):
-                    add_member(listing, name, 0, offset, size, tick)
-    except OSError as error:
-        raise UserMistake(f"{path}: cannot be read: {error.strerror}") from None
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            _list_zip(path, file, listing, tick)
+        else:
+            for name, offset, size in members(path, file, 0, path.stat().st_size):
+                add_member(listing, name, 0, offset, size, tick)
     return by_class(path, listing, (path,), "parts", top=True)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from bigtrain.data.archives import add_member
-from bigtrain.data.sources import Listing, Pictures, Source, files_below, sorted_by_name
+from bigtrain.data.sources import Listing, Pictures, Source, files_below, read_text, sorted_by_name
 from bigtrain.data.tars import members
 from bigtrain.errors import UserMistake
 
@@ -156,8 +156,8 @@ def _true_classes(folder: Path) -> dict[str, str]:
     """WNIDs by the validation pictures' names."""
     table = _find(folder, "LOC_val_solution.csv")
     if table is not None:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = [(row.get("ImageId"), row.get("PredictionString")) for row in csv.DictReader(file)]
+        found = csv.DictReader(read_text(table).splitlines())
+        rows = [(row.get("ImageId"), row.get("PredictionString")) for row in found]
         truth = {name: (said or "").partition(" ")[0] for name, said in rows if name is not None}
         if wrong := next((wnid for wnid in truth.values() if not _WNID.fullmatch(wnid)), None):
             raise UserMistake(f"{table}: {wrong!r} is not a WNID such as n01440764; download it again")
@@ -196,7 +196,7 @@ def _words(folder: Path) -> Mapping[str, str]:
     for name in _WORDS:
         path = _find(folder, name)
         if path is not None:
-            pairs = (line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines())
+            pairs = (line.partition(" ") for line in read_text(path).splitlines())
             return {wnid: words.strip() for wnid, _, words in pairs}
     meta = _find(folder, _META)
     return {} if meta is None else {wnid: words for _, wnid, words in _synsets(meta)}

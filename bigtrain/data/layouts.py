@@ -17,7 +17,7 @@ from bigtrain.data.archives import list_archive
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.imagenet import is_imagenet, list_imagenet
 from bigtrain.data.picture_reader import open_database, unpacked_file
-from bigtrain.data.sources import PLACE, STORED, Names, Pictures, Pixels, Source, list_folder
+from bigtrain.data.sources import PLACE, STORED, Names, Pictures, Pixels, Source, list_folder, read_classes
 from bigtrain.errors import UserMistake
 
 _IDX = re.compile(r"(?P<split>.+)-images[-.]idx3-ubyte(\.gz)?")
@@ -35,12 +35,15 @@ _LSUN = re.compile(r"(?P<label>.+?)(_(?P<split>train|val|test))?(_lmdb)?")
 
 def list_source(where: Path, layout: str | None, *, quiet: bool = False) -> Source:
     """The pictures of a set. `layout`: one of LAYOUTS, None: as it looks. Raises UserMistake, which names the file."""
-    if layout is None:
-        layout = next((name for name, known in LAYOUTS.items() if known.looks(where)), "folder")
-    elif not LAYOUTS[layout].looks(where):
-        raise UserMistake(f"{where}: does not look like --layout {layout}: {LAYOUTS[layout].wants}")
-    with tqdm(unit=" pictures", desc=f"listing {where}", disable=quiet, leave=False) as bar:
-        return LAYOUTS[layout].lists(where, bar.update)
+    try:
+        if layout is None:
+            layout = next((name for name, known in LAYOUTS.items() if known.looks(where)), "folder")
+        elif not LAYOUTS[layout].looks(where):
+            raise UserMistake(f"{where}: does not look like --layout {layout}: {LAYOUTS[layout].wants}")
+        with tqdm(unit=" pictures", desc=f"listing {where}", disable=quiet, leave=False) as bar:
+            return LAYOUTS[layout].lists(where, bar.update)
+    except OSError as error:
+        raise UserMistake(f"{error.filename or where}: cannot be read: {error.strerror}") from None
 
 
 class _Layout:
@@ -107,10 +110,10 @@ def _named_classes(folder: Path, lists: Sequence[Path], least: int) -> tuple[str
     """The lines of the first of `lists` that is there, else numbers; `least`: how many the labels need."""
     for path in lists:
         if path.exists():
-            lines = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line)
-            if len(lines) < least or len(set(lines)) < len(lines):
-                raise UserMistake(f"{path}: has {len(set(lines))} different names, but labels run to {least - 1}")
-            return lines
+            classes = read_classes(path)
+            if len(classes) < least:
+                raise UserMistake(f"{path}: has {len(classes)} names, but labels run to {least - 1}")
+            return classes
     return tuple(map(str, range(least)))
 
 

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,6 +254,28 @@ def _files(folder: Path, prefix: str) -> Iterator[str]:
             yield from _files(folder, f"{prefix}{name}/")
         else:
             yield prefix + name
+
+
+def read_classes(path: Path, *, unique: bool = True) -> tuple[str, ...]:
+    """The names of classes by number, a line each. Raises UserMistake unless it is text without an empty line.
+
+    unique: whether a name that comes twice is a mistake; where labels are numbers it is none ("crane" is a bird and a machine).
+    """
+    lines = read_text(path).rstrip().splitlines()
+    if not all(map(str.strip, lines)):
+        raise UserMistake(f"{path}: an empty line stands among its class names; take it away, or name the class")
+    twice = [name for name, times in Counter(lines).items() if times > 1]
+    if unique and twice:
+        raise UserMistake(f"{path}: the class {twice[0]!r} stands in it twice; give each number a name of its own")
+    return tuple(lines)
+
+
+def read_text(path: Path) -> str:
+    """What stands in a file of UTF-8. Raises UserMistake for other bytes."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserMistake(f"{path}: its byte {error.start} is no UTF-8; save it as UTF-8 text") from None
 
 
 def refuse_a_circle(folder: Path) -> None:

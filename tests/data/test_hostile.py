@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import tracemalloc
 import zlib
@@ -108,6 +109,29 @@ def test_files_of_zero_bytes_are_named(tmp_path: Path) -> None:
     (tmp_path / "train.json").touch()
     with pytest.raises(UserMistake, match=r"train.json: not an index"):
         Index.read(tmp_path / "train.json")
+
+
+def test_a_pipe_and_a_device_among_the_pictures_are_named_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "set/cat").mkdir(parents=True)
+    for make in (lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")):
+        make(tmp_path / "set/cat/1.jpg")
+        with pytest.raises(UserMistake, match=r"cat/1.jpg: the picture is broken: it is not a plain file"):
+            shard(tmp_path / "set", tmp_path / "out")
+        (tmp_path / "set/cat/1.jpg").unlink()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("chat\nchien\nété".encode("latin-1"), "its byte 11 is no UTF-8"),
+        (b"cat\n\ndog", "an empty line stands among its class names"),
+    ],
+)
+def test_a_doubtful_list_of_classes_is_one_sentence(tmp_path: Path, text: bytes, words: str) -> None:
+    make_numbered_shards([5], tmp_path)
+    (tmp_path / "classes.txt").write_bytes(text)
+    with pytest.raises(UserMistake, match=rf"classes.txt: {words}"):
+        index_shards(tmp_path, workers=0, quiet=True)
 
 
 def shard(where: Path, out: Path, samples_per_shard: int = 1000) -> list[Path]:

@@ -157,3 +157,9 @@ def test_doubts_about_imagenets_classes_are_errors(tmp_path: Path, damage: Calla
     damage(tmp_path)
     with pytest.raises(UserMistake, match=words):
         listed(tmp_path)
+
+
+def test_a_file_of_a_set_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ILSVRC2012_img_train.tar").mkdir()
+    with pytest.raises(UserMistake, match=r"ILSVRC2012_img_train.tar: cannot be read: Is a directory"):
+        listed(tmp_path)
