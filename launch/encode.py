@@ -91,7 +91,7 @@ def _encode(model: Model, index: Index, asked: argparse.Namespace) -> Index:
         if not world.is_main():
             print(file=sys.stderr)  # the main rank's bar stands on this line: the sentence gets one of its own
         raise
-    everyones = [record for records in world.gather_objects(records) for record in records]
+    everyones = [record for records in world.gather_on_main(records) for record in records]
     return world.on_main(lambda: index_codes(index, asked.out, manifest, everyones))
 
 

@@ -75,6 +75,15 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
+def gather_on_main(value: T) -> list[T]:
+    """Every rank's value, in the order of ranks, on rank 0; nothing on the others."""
+    if size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * size() if is_main() else None
+    dist.gather_object(value, values)
+    return values or []
+
+
 def on_main(work: Callable[[], T]) -> T:
     """Rank 0 does the work; every rank gets its result, or a UserMistake in its place."""
     return _agreed(work if is_main() else None)

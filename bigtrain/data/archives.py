@@ -1,17 +1,17 @@
 """Archives of pictures, read where they lie: a tar's members, or a zip's."""
 
-import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from bigtrain.data.sources import STORED, Listing, Source, by_class
 from bigtrain.data.tars import members
+from bigtrain.data.zips import zip_members
 from bigtrain.errors import UserMistake
 
 Tick = Callable[[int], object]
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_ENCRYPTED = 0x1
 
 
 def list_archive(path: Path, tick: Tick) -> Source:
@@ -20,15 +20,12 @@ def list_archive(path: Path, tick: Tick) -> Source:
     Raises UserMistake for what is neither or is damaged, and for links and for names that would leave a folder.
     """
     listing = Listing()
-    if zipfile.is_zipfile(path):
-        _list_zip(path, listing, tick)
-    else:
-        try:
-            with path.open("rb") as file:
-                for name, offset, size in members(path, file, 0, path.stat().st_size):
-                    add_member(listing, name, 0, offset, size, tick)
-        except OSError as error:
-            raise UserMistake(f"{path}: cannot be read: {error.strerror}") from None
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            _list_zip(path, file, listing, tick)
+        else:
+            for name, offset, size in members(path, file, 0, path.stat().st_size):
+                add_member(listing, name, 0, offset, size, tick)
     return by_class(path, listing, (path,), "parts", top=True)
 
 
@@ -40,22 +37,17 @@ def add_member(listing: Listing, name: str, file: int, offset: int, size: int, t
         tick(1)
 
 
-def _list_zip(path: Path, listing: Listing, tick: Tick) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = archive.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise UserMistake(f"{path}: the zip is damaged ({error}); copy it here again") from None
-    for member in found:
-        name = member.filename
-        if member.is_dir():
+def _list_zip(path: Path, file: IO[bytes], listing: Listing, tick: Tick) -> None:
+    for member in zip_members(path, file):
+        name = member.name
+        if name.endswith("/"):
             continue
         if name.startswith("/") or ".." in name.split("/") or "\\" in name:
             raise UserMistake(f"{path}: member {name} would lie outside of its folder; write it with names below it")
-        if stat.S_ISLNK(member.external_attr >> 16):
+        if member.link:
             raise UserMistake(f"{path}: member {name} is a link; write the zip with plain files")
-        if member.flag_bits & _ENCRYPTED or member.compress_type not in _PACKINGS:
+        if member.encrypted or member.packing not in _PACKINGS:
             raise UserMistake(f"{path}: member {name} is encrypted or packed in a rare way; write the zip with deflate")
         if not any(part.startswith(".") for part in name.split("/")):
-            listing.add(name, (0, member.header_offset, member.file_size, member.compress_size, member.CRC))
+            listing.add(name, (0, member.offset, member.size, member.packed, member.checksum))
             tick(1)

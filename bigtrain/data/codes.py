@@ -22,8 +22,8 @@ from bigtrain.data.shards import (
     Record,
     ShardWriter,
     disk_troubles,
+    drop_records,
     left_behind,
-    record_path,
     remove_leftovers,
     whole_record,
     write_shard,
@@ -107,8 +107,7 @@ def index_codes(index: Index, out: Path, manifest: CodesManifest, records: Itera
     codes.check_files()
     with disk_troubles(out):
         codes.write()
-        for shard in shards:
-            record_path(out / shard.name).unlink(missing_ok=True)
+        drop_records(out / shard.name for shard in shards)
     return codes
 
 

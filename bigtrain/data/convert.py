@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bigtrain.data.decode import Undecodable, check_pixels, decode, load, open_lazily, to_rgb
+from bigtrain.data.decode import Undecodable, check_pixels, decode, load, open_lazily, to_rgb, turn
 from bigtrain.data.npy import npy_header
 
 FORMATS = ("jpg", "png", "webp", "npy")
@@ -18,16 +18,6 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},  # 4:4:4: small pictures have no chroma to spare
     "png": {"format": "PNG"},
     "webp": {"format": "WEBP", "lossless": True, "exact": True},
-}
-_EXIF_ORIENTATION = 0x0112
-_TO_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
 }
 
 
@@ -51,13 +41,13 @@ def convert(data: bytes, size: int | None, wanted: str | None) -> Member:
     read fastest.
     """
     header = open_lazily(data, _READ)
-    own, turn = _FORMAT_OF.get(header.format or ""), _turn(header)
+    own, how = _FORMAT_OF.get(header.format or ""), turn(data)
     image, mended = _pixels(data, header)
-    right = turn is None and not mended and wanted in (None, own) and size in (None, *_square(image))
+    right = how is None and not mended and wanted in (None, own) and size in (None, *_square(image))
     if own is not None and right:
         return Member(own, data, (image.height, image.width), mended)
-    if turn is not None:
-        image = image.transpose(turn)
+    if how is not None:
+        image = image.transpose(how)
     if size is not None:
         image = _centre_square(image, size)
     extension = wanted or own or "png"
@@ -76,14 +66,6 @@ def _pixels(data: bytes, header: Image.Image) -> tuple[Image.Image, bool]:
 
 def _square(image: Image.Image) -> tuple[int, ...]:
     return (image.width,) if image.width == image.height else ()
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright; None where it already is, or where its EXIF is too damaged to say."""
-    try:
-        return _TO_UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:
-        return None
 
 
 def square_shape(height: float, width: float, size: int) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 Ordinary JPEG goes through libjpeg-turbo by simplejpeg, strictly: a damaged image is an error, never half a picture. The
 rest (PNG, WebP, and JPEG in CMYK or YCCK) goes through Pillow. Images that were decoded beforehand are npy: uint8
-[H, W, 3]. EXIF orientation is ignored here: shards are written upright.
+[H, W, 3]. `decode` gives pixels as they are stored; what is read for training is turned upright as EXIF says, which
+launch/shard.py has done already, but not everybody.
 """
 
 import io
@@ -21,6 +22,22 @@ _JPEG = b"\xff\xd8"
 _UNUSUAL = "Could not determine subsampling"
 """What libjpeg-turbo's simple interface says of rare but valid samplings, which Pillow reads."""
 _JPEG_COLOURS = frozenset({"YCbCr", "Gray", "RGB"})
+_EXIF_ORIENTATION = 0x0112
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_JFIF, _TABLES = b"\xff\xd8\xff\xe0\x00\x10", b"\xff\xdb"
+"""A JPEG's first bytes and those behind its JFIF segment, where nothing but pixels is in it: told quickly, as most are so."""
+_FIRST_SEGMENTS = frozenset(bytes([marker]) for marker in (*range(0xE0, 0xF0), 0xFE))
+"""JPEG's markers of applications' segments and of comments, which stand before all others."""
+_ORIENTED = {b"\x89PNG": (b"eXIf", b"Raw profile type", b"com.adobe.xmp"), b"RIFF": (b"EXIF", b"XMP ")}
+"""By a file's first bytes: what is in it if it may say how to turn it."""
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")
 _LABEL_DIGITS = 9
 
@@ -30,7 +47,7 @@ class Undecodable(Exception):
 
 
 def decode(data: bytes) -> np.ndarray:
-    """A JPEG, PNG, WebP or npy file as uint8 [H, W, 3], RGB. Raises Undecodable."""
+    """A JPEG, PNG, WebP or npy file as uint8 [H, W, 3], RGB, as it is stored. Raises Undecodable."""
     shape = _plain_jpeg(data)
     if shape is not None:
         return _decode_jpeg(data, np.empty((*shape, 3), dtype=np.uint8))
@@ -40,8 +57,8 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def decode_into(data: bytes, out: np.ndarray) -> None:
-    """Decodes into `out`, uint8 [H, W, 3], contiguous. Raises Undecodable, also for a file of another size."""
-    if data.startswith(_JPEG):
+    """Decodes upright into `out`, uint8 [H, W, 3], contiguous. Raises Undecodable, also for a file of another size."""
+    if data.startswith(_JPEG) and turn(data) is None:
         try:
             if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape == out.shape:
                 return  # nearly always; to look at the header first would take a tenth of a small image's time
@@ -51,15 +68,48 @@ def decode_into(data: bytes, out: np.ndarray) -> None:
     if data.startswith(raw) and len(data) == len(raw) + out.nbytes:
         out[:] = np.frombuffer(data, np.uint8, offset=len(raw)).reshape(out.shape)
         return
-    pixels = decode(data)
+    pixels = upright(data)
     if pixels.shape != out.shape:
         raise Undecodable(f"it is {pixels.shape[0]} x {pixels.shape[1]}, not {out.shape[0]} x {out.shape[1]}")
     out[:] = pixels
 
 
+def upright(data: bytes) -> np.ndarray:
+    """As `decode`, but turned as EXIF says."""
+    pixels, how = decode(data), turn(data)
+    return pixels if how is None else np.asarray(Image.fromarray(pixels).transpose(how))
+
+
+def turn(data: bytes) -> Image.Transpose | None:
+    """What makes a picture file upright; None where it already is, or where its EXIF is too damaged to say."""
+    if data.startswith(_JFIF) and data[20:22] == _TABLES:
+        return None
+    if data.startswith(_JPEG):
+        if not _has_app1(data):
+            return None
+    elif not any(mark in data for mark in _ORIENTED.get(data[:4], ())):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _TO_UPRIGHT.get(open_lazily(data, _PILLOW_FORMATS).getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:
+        return None
+
+
+def _has_app1(data: bytes) -> bool:
+    """Whether a JPEG has a segment of EXIF or XMP, which stand among the first."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] in _FIRST_SEGMENTS:
+        if data[at + 1] == 0xE1:
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
 def decode_scaled(data: bytes, least: int) -> tuple[np.ndarray, tuple[float, float]]:
     """A picture in the fewest eighths of its size whose sides are at least `least` pixels: uint8 [h, w, 3], RGB, and the
-    (height, width) that it fills of it, h and w being rounded up. Raises Undecodable.
+    (height, width) that it fills of it, h and w being rounded up; as it is stored. Raises Undecodable.
 
     Only JPEG can be decoded so; others, and smaller ones, come in full size.
     """

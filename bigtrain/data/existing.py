@@ -18,6 +18,7 @@ from bigtrain.data.decode import Undecodable, header_size, json_label, label
 from bigtrain.data.index import IMAGE_EXTENSIONS, UNLABELLED, Index, Shard
 from bigtrain.data.parallel import Progress, run
 from bigtrain.data.shards import common_size, disk_troubles
+from bigtrain.data.sources import read_classes
 from bigtrain.data.tars import END_OF_TAR, NOT_COMPRESSED, TRUNCATED, members
 from bigtrain.errors import UserMistake
 
@@ -211,19 +212,16 @@ def _classes(
     named_labels = {name for one in found.values() for name in one.names or ()}
     if named_labels and any(one.names is None and one.shard.samples for one in found.values()):
         raise UserMistake(f"{folder}: some shards have names for labels and others numbers; make them alike")
+    listed = folder / "classes.txt"
     if named_labels:
-        listed = folder / "classes.txt"
-        classes = (
-            tuple(listed.read_text(encoding="utf-8").splitlines()) if listed.exists() else tuple(sorted(named_labels))
-        )
+        classes = read_classes(listed) if listed.exists() else tuple(sorted(named_labels))
         if unknown := sorted(named_labels.difference(classes)):
             raise UserMistake(f"{listed}: lacks the class {unknown[0]!r}, which some sample has; add it")
         return classes
     most = max((int(one.shard.labels.max()) for one in found.values() if one.shard.samples), default=-1)
-    listed = folder / "classes.txt"
     named = next((index for split in splits if (index := _readable(out / f"{split}.json")) is not None), None)
     if listed.exists():
-        classes, where = tuple(listed.read_text(encoding="utf-8").splitlines()), f"{listed} has"
+        classes, where = read_classes(listed, unique=False), f"{listed} has"
     elif named is not None and named.labels_from == source and most < len(named.classes):
         return named.classes
     else:
@@ -232,8 +230,8 @@ def _classes(
         for key, number in zip(one.shard.keys, one.shard.labels.tolist(), strict=True):
             if number >= len(classes):
                 raise UserMistake(
-                    f"{path}: member {key}.cls: label {number} is out of range: {where} {len(classes)} classes, "
-                    f"numbered from 0"
+                    f"{path}: member {key}.{_label_member(source)}: label {number} is out of range: {where} "
+                    f"{len(classes)} classes, numbered from 0"
                 )
     return classes
 

@@ -14,12 +14,13 @@ Classes are the WordNet numbers in their order, as everybody numbers them, with 
 import csv
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from bigtrain.data.archives import add_member
-from bigtrain.data.sources import Listing, Pictures, Source, files_below, sorted_by_name
+from bigtrain.data.sources import Listing, Pictures, Source, files_below, read_text, sorted_by_name
 from bigtrain.data.tars import members
 from bigtrain.errors import UserMistake
 
@@ -46,104 +47,117 @@ def is_imagenet(source: Path) -> bool:
     return train != source / "train" or any(_find(source, name) for name in (*_WORDS, _META))
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A split's pictures. Their labels are numbers of `wnids`; left_out: files that are no pictures by their extension."""
+
+    pictures: Pictures
+    wnids: list[str]
+    left_out: int
+
+
 def list_imagenet(source: Path, tick: Tick) -> Source:
     """Its train and val splits, whichever are there. Raises UserMistake, which says what is missing."""
     folder = source.parent if source.is_file() else source
-    found: dict[str, tuple[Pictures, list[str]]] = {}
+    found: dict[str, _Part] = {}
     for split, lists in (("train", _list_train), ("val", _list_val)):
         if source.is_dir() or split in source.name:
-            listed = lists(folder, tick)
-            if listed is not None:
-                found[split] = listed
+            part = lists(folder, tick)
+            if part is not None:
+                found[split] = part
     words = _words(folder)
-    wnids = sorted(set().union(*(names for _, names in found.values())))
+    wnids = sorted(set().union(*(part.wnids for part in found.values())))
     if not wnids:
         raise UserMistake(f"{source}: no pictures of ImageNet here; see `python launch/shard.py --help`")
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     splits = {}
-    for split, (pictures, names) in found.items():
-        of_names = np.array([numbers[name] for name in names], dtype=np.int32)
-        labelled = Pictures(pictures.names, of_names[pictures.labels], pictures.files, pictures.kind, pictures.places)
+    for split, part in found.items():
+        of_wnids = np.array([numbers[wnid] for wnid in part.wnids], dtype=np.int32)
+        labelled = replace(part.pictures, labels=of_wnids[part.pictures.labels])
         splits[split] = sorted_by_name(labelled, np.arange(len(labelled)), source)
-    return Source(source, tuple(f"{wnid} {words[wnid]}" if wnid in words else wnid for wnid in wnids), splits, 0)
+    classes = tuple(f"{wnid} {words[wnid]}" if wnid in words else wnid for wnid in wnids)
+    return Source(source, classes, splits, sum(part.left_out for part in found.values()))
 
 
 def _find(folder: Path, name: str) -> Path | None:
     return next((folder / within / name for within in _WITHIN if (folder / within / name).exists()), None)
 
 
-def _list_train(folder: Path, tick: Tick) -> tuple[Pictures, list[str]] | None:
-    """The training pictures, with labels that number the WNIDs beside them."""
+def _list_train(folder: Path, tick: Tick) -> _Part | None:
     archive, unpacked = _find(folder, "ILSVRC2012_img_train.tar"), _find(folder, "train")
+    if archive is None:
+        return None if unpacked is None else _list_class_folders(unpacked, tick)
+    listing = Listing()
+    with archive.open("rb") as file:
+        for inner, begin, size in members(archive, file, 0, archive.stat().st_size):
+            wnid = inner.rpartition("/")[2].removesuffix(".tar")
+            if not _WNID.fullmatch(wnid):
+                raise UserMistake(f"{archive}: member {inner} is not the tar of a class n01440764.tar")
+            for name, offset, length in members(f"{archive}: {inner}", file, begin, begin + size):
+                add_member(listing, f"{wnid}/{name.removeprefix('./')}", 0, offset, length, tick)
+    return _labelled(listing, archive, _own_folder)
+
+
+def _list_val(folder: Path, tick: Tick) -> _Part | None:
+    """Flat ones have their class from a list."""
+    archive = _find(folder, "ILSVRC2012_img_val.tar")
+    where = archive or _find(folder, "val")
+    if where is None:
+        return None
     listing = Listing()
     if archive is not None:
         with archive.open("rb") as file:
-            for inner, begin, size in members(archive, file, 0, archive.stat().st_size):
-                wnid = inner.rpartition("/")[2].removesuffix(".tar")
-                if not _WNID.fullmatch(wnid):
-                    raise UserMistake(f"{archive}: member {inner} is not the tar of a class n01440764.tar")
-                for name, offset, length in members(f"{archive}: {inner}", file, begin, begin + size):
-                    add_member(listing, f"{wnid}/{name.removeprefix('./')}", 0, offset, length, tick)
-        return _by_wnid(listing, Pictures(listing.names, _none(listing), (archive,), "parts", listing.place_columns()))
-    return None if unpacked is None else _list_class_folders(unpacked, tick)
+            for name, offset, size in members(archive, file, 0, archive.stat().st_size):
+                add_member(listing, name, 0, offset, size, tick)
+    elif any(_VAL_NAME.fullmatch(path.name) for path in where.iterdir()):
+        for name in files_below(where):
+            listing.add(name)
+            tick(1)
+    else:
+        return _list_class_folders(where, tick)
+    truth = _true_classes(folder)
+
+    def true_class(name: str) -> str | None:
+        match = _VAL_NAME.fullmatch(name.rpartition("/")[2])
+        return truth.get(match["name"]) if match else None
+
+    return _labelled(listing, where, true_class)
 
 
-def _list_class_folders(folder: Path, tick: Tick) -> tuple[Pictures, list[str]]:
+def _list_class_folders(folder: Path, tick: Tick) -> _Part:
     listing = Listing()
     for name in files_below(folder):
         if not _WNID.match(name) or name.count("/") != 1:
             raise UserMistake(f"{folder}: {name} does not lie in a folder of its class, as n01440764")
         listing.add(name)
         tick(1)
-    return _by_wnid(listing, Pictures(listing.names, _none(listing), (folder,)))
+    return _labelled(listing, folder, _own_folder)
 
 
-def _none(listing: Listing) -> np.ndarray:
-    return np.zeros(len(listing.names), dtype=np.int32)
+def _own_folder(name: str) -> str:
+    return name.partition("/")[0]
 
 
-def _by_wnid(listing: Listing, pictures: Pictures) -> tuple[Pictures, list[str]]:
-    """Labels by the names' folders."""
+def _labelled(listing: Listing, where: Path, wnid_of: Callable[[str], str | None]) -> _Part:
+    """The pictures of a folder or an archive. `wnid_of`: by a picture's name, None if nobody knows."""
+    places = listing.place_columns()
+    labels = np.zeros(len(listing.names), dtype=np.int32)
+    pictures = Pictures(listing.names, labels, (where,), "files" if places is None else "parts", places)
     numbers: dict[str, int] = {}
     for place, name in enumerate(listing.names):
-        pictures.labels[place] = numbers.setdefault(name.partition("/")[0], len(numbers))
-    return pictures, list(numbers)
-
-
-def _list_val(folder: Path, tick: Tick) -> tuple[Pictures, list[str]] | None:
-    """The validation pictures; flat ones have their class from a list."""
-    archive, unpacked = _find(folder, "ILSVRC2012_img_val.tar"), _find(folder, "val")
-    listing = Listing()
-    if archive is not None:
-        with archive.open("rb") as file:
-            for name, offset, size in members(archive, file, 0, archive.stat().st_size):
-                add_member(listing, name, 0, offset, size, tick)
-        pictures = Pictures(listing.names, _none(listing), (archive,), "parts", listing.place_columns())
-    elif unpacked is None:
-        return None
-    elif not any(_VAL_NAME.fullmatch(path.name) for path in unpacked.iterdir()):
-        return _list_class_folders(unpacked, tick)
-    else:
-        for name in files_below(unpacked):
-            listing.add(name)
-            tick(1)
-        pictures = Pictures(listing.names, _none(listing), (unpacked,))
-    truth = _true_classes(folder)
-    numbers: dict[str, int] = {}
-    for place, name in enumerate(listing.names):
-        match = _VAL_NAME.fullmatch(name.rpartition("/")[2])
-        if match is None or match["name"] not in truth:
+        wnid = wnid_of(name)
+        if wnid is None:
             raise UserMistake(f"{pictures.shown(place)}: the list of true classes does not have it; remove the picture")
-        pictures.labels[place] = numbers.setdefault(truth[match["name"]], len(numbers))
-    return pictures, list(numbers)
+        labels[place] = numbers.setdefault(wnid, len(numbers))
+    return _Part(pictures, list(numbers), listing.left_out)
 
 
 def _true_classes(folder: Path) -> dict[str, str]:
     """WNIDs by the validation pictures' names."""
     table = _find(folder, "LOC_val_solution.csv")
     if table is not None:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = [(row.get("ImageId"), row.get("PredictionString")) for row in csv.DictReader(file)]
+        found = csv.DictReader(read_text(table).splitlines())
+        rows = [(row.get("ImageId"), row.get("PredictionString")) for row in found]
         truth = {name: (said or "").partition(" ")[0] for name, said in rows if name is not None}
         if wrong := next((wnid for wnid in truth.values() if not _WNID.fullmatch(wnid)), None):
             raise UserMistake(f"{table}: {wrong!r} is not a WNID such as n01440764; download it again")
@@ -182,7 +196,7 @@ def _words(folder: Path) -> Mapping[str, str]:
     for name in _WORDS:
         path = _find(folder, name)
         if path is not None:
-            pairs = (line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines())
+            pairs = (line.partition(" ") for line in read_text(path).splitlines())
             return {wnid: words.strip() for wnid, _, words in pairs}
     meta = _find(folder, _META)
     return {} if meta is None else {wnid: words for _, wnid, words in _synsets(meta)}

@@ -23,11 +23,14 @@ Shards of codes (launch/encode.py) have one npy member per level of their tokeni
 """
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
+import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +54,9 @@ UNLABELLED = "unlabelled"
 """The name of the one class of data without labels."""
 LARGEST_CODEBOOK = 2**16
 """Codes are stored as uint16."""
+MOST_BYTES = 2**31
+"""Of an index from afar: some fifty million samples."""
+_PROCESS_BEGAN = time.time()
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -140,6 +146,28 @@ def _parsed(data: bytes) -> Any:
             value["shards"] = (json.loads(line.rstrip(b",\n")) for line in lines if line != b"]}\n")
             return value
     return json.loads(data)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; all at once on a file system without locks, which costs no more than time."""
+    with path.open("ab") as lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _download(path: Path, origin: Origin) -> None:
+    """Fetches the index; its file's time is that at which this began."""
+    assert origin.url is not None
+    temporary, begun = aside(path), time.time()
+    try:
+        with temporary.open("x+b") as file:
+            receive(origin.url, file, origin, "the index", most=MOST_BYTES)
+        os.utime(temporary, (begun, begun))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Level(TypedDict):
@@ -310,7 +338,8 @@ class Index:
     def read(cls, where: Path | str, origin: Origin = HERE) -> "Index":
         """The index at a path, or at a URL: then `origin` says how to fetch it, and its shards stay where they are.
 
-        Raises UserMistake if it is absent, is not an index, or is of another version.
+        At a URL it is fetched once for all processes that share a cache folder and had begun by then. Raises UserMistake if it
+        is absent, is not an index, or is of another version.
         """
         if is_remote(str(where)):
             return cls._fetch(replace(origin, url=str(where)))
@@ -322,18 +351,15 @@ class Index:
         check_url(origin.url, origin)
         folder = cache_folder() / "indexes" / hashlib.sha256(origin.url.encode()).hexdigest()[:24]
         path = folder / "index.json"
-        temporary = aside(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("x+b") as file:
-                receive(origin.url, file, origin, "the index")
-            temporary.replace(path)
+            with _locked(folder / "lock"):
+                if not path.exists() or path.stat().st_mtime < _PROCESS_BEGAN:
+                    _download(path, origin)
         except OSError as error:
             raise UserMistake(
                 f"{folder}: cannot be written: {error.strerror}; set BIGTRAIN_CACHE to a folder that can be written"
             ) from None
-        finally:
-            temporary.unlink(missing_ok=True)
         try:
             return cls._open(path, origin)
         except UserMistake as mistake:

@@ -5,6 +5,7 @@ of MNIST and its like, and CIFAR's binary files. Whatever a set looks like, noth
 """
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +17,15 @@ from bigtrain.data.archives import list_archive
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.imagenet import is_imagenet, list_imagenet
 from bigtrain.data.picture_reader import open_database, unpacked_file
-from bigtrain.data.sources import PLACE, STORED, Names, Pictures, Pixels, Source, list_folder
+from bigtrain.data.sources import PLACE, STORED, Names, Pictures, Pixels, Source, list_folder, read_classes
 from bigtrain.errors import UserMistake
 
 _IDX = re.compile(r"(?P<split>.+)-images[-.]idx3-ubyte(\.gz)?")
 _SPLIT_OF_IDX = {"t10k": "test"}
 _IDX_IMAGES, _IDX_LABELS = 0x803, 0x801
-_CIFAR = re.compile(r"data_batch_(?P<number>\d+)\.bin|(?P<test>test)_batch\.bin")
+_CIFAR_10 = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
+_CIFAR_10_FILES = frozenset(itertools.chain(*_CIFAR_10.values()))
+_CIFAR_100 = {"train": ("train.bin",), "test": ("test.bin",)}
 _CIFAR_SHAPE = (32, 32, 3)
 _CIFAR_PIXELS = 32 * 32 * 3
 _PICKLES = ({"data_batch_1", "batches.meta"}, {"train", "test", "meta"})
@@ -32,12 +35,15 @@ _LSUN = re.compile(r"(?P<label>.+?)(_(?P<split>train|val|test))?(_lmdb)?")
 
 def list_source(where: Path, layout: str | None, *, quiet: bool = False) -> Source:
     """The pictures of a set. `layout`: one of LAYOUTS, None: as it looks. Raises UserMistake, which names the file."""
-    if layout is None:
-        layout = next((name for name, known in LAYOUTS.items() if known.looks(where)), "folder")
-    elif not LAYOUTS[layout].looks(where):
-        raise UserMistake(f"{where}: does not look like --layout {layout}: {LAYOUTS[layout].wants}")
-    with tqdm(unit=" pictures", desc=f"listing {where}", disable=quiet, leave=False) as bar:
-        return LAYOUTS[layout].lists(where, bar.update)
+    try:
+        if layout is None:
+            layout = next((name for name, known in LAYOUTS.items() if known.looks(where)), "folder")
+        elif not LAYOUTS[layout].looks(where):
+            raise UserMistake(f"{where}: does not look like --layout {layout}: {LAYOUTS[layout].wants}")
+        with tqdm(unit=" pictures", desc=f"listing {where}", disable=quiet, leave=False) as bar:
+            return LAYOUTS[layout].lists(where, bar.update)
+    except OSError as error:
+        raise UserMistake(f"{error.filename or where}: cannot be read: {error.strerror}") from None
 
 
 class _Layout:
@@ -104,10 +110,10 @@ def _named_classes(folder: Path, lists: Sequence[Path], least: int) -> tuple[str
     """The lines of the first of `lists` that is there, else numbers; `least`: how many the labels need."""
     for path in lists:
         if path.exists():
-            lines = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line)
-            if len(lines) < least or len(set(lines)) < len(lines):
-                raise UserMistake(f"{path}: has {len(set(lines))} different names, but labels run to {least - 1}")
-            return lines
+            classes = read_classes(path)
+            if len(classes) < least:
+                raise UserMistake(f"{path}: has {len(classes)} names, but labels run to {least - 1}")
+            return classes
     return tuple(map(str, range(least)))
 
 
@@ -133,30 +139,33 @@ def _raw(
 def _is_cifar(folder: Path) -> bool:
     names = {path.name for path in _files(folder)}
     wholes = ({"train.bin", "test.bin"}, *_PICKLES)
-    return any(map(_CIFAR.fullmatch, names)) or any(whole <= names for whole in wholes)
+    return not names.isdisjoint(_CIFAR_10_FILES) or any(whole <= names for whole in wholes)
 
 
 def _list_cifar(folder: Path, tick: Callable[[int], object]) -> Source:
     """CIFAR-10's or CIFAR-100's binary version: a label (or a coarse and a fine one), then a picture's channels."""
     names = {path.name for path in _files(folder)}
-    ten = any(map(_CIFAR.fullmatch, names))
+    ten = not names.isdisjoint(_CIFAR_10_FILES)
     if not ten and not {"train.bin", "test.bin"} <= names:
         raise UserMistake(
             f"{folder}: this is CIFAR's Python version, whose files are pickles, which can run code and are not opened; "
             "download its binary version (cifar-10-binary.tar.gz or cifar-100-binary.tar.gz) and unpack it"
         )
-    train = sorted(name for name in names if (match := _CIFAR.fullmatch(name)) and match["number"])
-    by_split = {"train": train, "test": ["test_batch.bin"]} if ten else {"train": ["train.bin"], "test": ["test.bin"]}
     lists = [folder / "classes.txt", folder / ("batches.meta.txt" if ten else "fine_label_names.txt")]
     classes = _named_classes(folder, lists, 10 if ten else 100)
     record = _CIFAR_PIXELS + (1 if ten else 2)
     splits = {}
-    for split, present in by_split.items():
-        files = tuple(folder / name for name in present if name in names)
+    for split, wanted in (_CIFAR_10 if ten else _CIFAR_100).items():
+        if names.isdisjoint(wanted):
+            continue
+        if missing := [name for name in wanted if name not in names]:
+            raise UserMistake(
+                f"{folder / missing[0]}: missing, but others of its split are there; unpack cifar-10-binary.tar.gz again"
+            )
+        files = tuple(folder / name for name in wanted)
         labels = [_cifar_labels(path, record, len(classes)) for path in files]
-        if files:
-            splits[split] = _raw(files, labels, header=0, record=record, pixels=Pixels(_CIFAR_SHAPE, planar=True))
-            tick(len(splits[split]))
+        splits[split] = _raw(files, labels, header=0, record=record, pixels=Pixels(_CIFAR_SHAPE, planar=True))
+        tick(len(splits[split]))
     return Source(folder, classes, splits, 0)
 
 

@@ -2,7 +2,8 @@
 
 They are listed in sorted order, so that image i is the same wherever and however often it is read, and read one by one,
 so that memory does not grow with their number. Content decides what an image is, nothing is unpickled, and a member that
-announces too many bytes or pixels is refused before memory is taken for it.
+announces too many bytes or pixels is refused before memory is taken for it. EXIF does not turn them: other evaluators take
+pixels as they are stored, and the same files must give the same number.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from torch.utils.data import Dataset
 from bigtrain.data.decode import Undecodable, decode, label
 from bigtrain.data.index import IMAGE_EXTENSIONS
 from bigtrain.data.loader import Loader
+from bigtrain.data.sources import refuse_a_circle
 from bigtrain.data.tars import members as tar_members
 from bigtrain.errors import UserMistake
 
@@ -155,7 +157,7 @@ class _Folder(_Files):
         for where, folders, names in os.walk(path, onerror=_unreadable, followlinks=True):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
             for folder in folders:
-                _refuse_a_circle(Path(where, folder))
+                refuse_a_circle(Path(where, folder))
             for name in sorted(name for name in names if not name.startswith(".")):
                 file = Path(where, name)
                 try:
@@ -173,11 +175,6 @@ class _Folder(_Files):
             return (self.path / member.name).read_bytes()
         except OSError as error:
             raise UserMistake(f"{self.path / member.name}: cannot be read: {error.strerror}") from None
-
-
-def _refuse_a_circle(folder: Path) -> None:
-    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
-        raise UserMistake(f"{folder}: this link leads back to a folder that it lies in; take it away")
 
 
 def _unreadable(error: OSError) -> None:

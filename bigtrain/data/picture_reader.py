@@ -5,6 +5,7 @@ import functools
 import gzip
 import io
 import os
+import stat
 import zlib
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ class PictureReader:
         pictures = self.pictures
         path = pictures.file(number)
         if pictures.kind == "files":
-            if path.stat().st_size > MOST_BYTES:
+            facts = path.stat()
+            if not stat.S_ISREG(facts.st_mode):  # a pipe or a device has no end, or no beginning
+                raise Undecodable("it is not a plain file")
+            if facts.st_size > MOST_BYTES:
                 raise Undecodable(f"the file has more than {MOST_BYTES} bytes")
             return path.read_bytes()
         if pictures.kind == "lmdb":

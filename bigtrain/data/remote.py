@@ -1,8 +1,8 @@
 """Files from far away: http(s), hf:// (Hugging Face Hub), s3:// (any S3-compatible store) and, where allowed, pipe: commands.
 
-A file is received in pieces into a local one, and again from where it broke off if the server can do that. Whatever may
-pass (a reset connection, an overloaded server, silence, half a file) is tried again a bounded number of times, each
-time after a longer pause; what will not pass (an absent file, a refused login) ends at once in one sentence.
+A file is received in pieces into a local one, and again from where it broke off if its hash is known and the server can
+do that. Whatever may pass (a reset connection, an overloaded server, silence, half a file) is tried again a bounded number
+of times, each time after a longer pause; what will not pass (an absent file, a refused login) ends at once in one sentence.
 
 hf:// goes by the Hub's plain download address, $HF_ENDPOINT and $HF_TOKEN included. s3:// goes through fsspec and s3fs,
 which read the usual environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE. A login belongs
@@ -142,19 +142,29 @@ def beside(index_url: str, name: str) -> str:
 
 
 def receive(
-    url: str, file: IO[bytes], origin: Origin, what: str, *, size: int | None = None, sha256: str | None = None
+    url: str,
+    file: IO[bytes],
+    origin: Origin,
+    what: str,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    most: int | None = None,
 ) -> None:
     """Completes `file`, open for reading and writing, with what lies at `url`; what it holds already is the beginning.
 
-    Raises UserMistake, which names the key, the URL and the last reason, after data.remote.retries further attempts or
-    at once for what will not pass; OSError if the disk does not take it. The pauses have some jitter, so that not all
-    nodes come back in one moment; it is drawn from the system, and no draw of the experiment.
+    Without a sha256 every attempt begins anew, for the parts of two versions could not be told from one whole. size: how many
+    bytes there are; most: how many there may be. Raises UserMistake, which names the key, the URL and the last reason, after
+    data.remote.retries further attempts or at once for what will not pass; OSError if the disk does not take it. The pauses
+    have some jitter, so that not all nodes come back in one moment; it is drawn from the system, and no draw of the experiment.
     """
     check_url(url, origin)
     attempts = origin.options.retries + 1
     for attempt in range(attempts):
+        if sha256 is None:
+            file.truncate(0)
         try:
-            _attempt(url, file, origin.options.timeout_s, size)
+            _attempt(url, file, origin.options.timeout_s, size, most)
             _check(file, size, sha256)
             return
         except Interrupted as error:
@@ -174,7 +184,7 @@ def _named(url: str, origin: Origin) -> str:
     return f"{origin.key}: {shown(url)}" if origin.key else shown(url)
 
 
-def _attempt(url: str, file: IO[bytes], timeout_s: float, size: int | None) -> None:
+def _attempt(url: str, file: IO[bytes], timeout_s: float, size: int | None, most: int | None) -> None:
     """Appends to the file until the far side has no more. Raises Interrupted, Refused, or OSError of the local disk."""
     begin = file.seek(0, os.SEEK_END)
     if begin == size:  # whoever received it died before it was checked
@@ -188,6 +198,8 @@ def _attempt(url: str, file: IO[bytes], timeout_s: float, size: int | None) -> N
             if size is not None and place + len(piece) > size:
                 file.truncate(0)
                 raise Interrupted(f"it has more than the {size} bytes that the index says")
+            if most is not None and place + len(piece) > most:
+                raise Refused(f"it has more than {most} bytes, the most that are taken (is the name right?)")
             file.write(piece)
             received += len(piece)
             if time.monotonic() - since > timeout_s:

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 
 from bigtrain.data.convert import square_shape
-from bigtrain.data.decode import decode, decode_scaled
+from bigtrain.data.decode import decode_scaled, turn, upright
 from bigtrain.data.index import Resize
 
 
 def read_square(data: bytes, size: int, how: Resize) -> np.ndarray:
-    """The centre square of a picture file, uint8 [size, size, 3]. Raises Undecodable."""
-    if how == "exact":
-        pixels = decode(data)
+    """The centre square of a picture file, upright, uint8 [size, size, 3]. Raises Undecodable."""
+    if how == "exact" or turn(data) is not None:  # a turned one would have its fraction of a pixel at the other end
+        pixels = upright(data)
         return centre_square(pixels, size, (pixels.shape[0], pixels.shape[1]))
     pixels, scaled = decode_scaled(data, size + size // 4)
     return centre_square(pixels, size, scaled)

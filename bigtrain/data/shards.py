@@ -3,19 +3,21 @@
 The same pictures and options give the same bytes: a sample's place is fixed by a hash of its file's name (which mixes
 classes in every shard), and tar headers carry no time and no owner. A shard is written aside, flushed, recorded and
 renamed; the record (a hidden `.SPLIT-000000.json`) lets a killed run continue, and is dropped when the index takes its
-place. So running the door again completes what is missing, and two at once write the same files.
+place. So running the door again completes what is missing, and two at once write the same files. Of two that would write
+other files, the first to finish a shard claims the split (a hidden `.SPLIT.claim`), and the other is refused.
 """
 
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -78,8 +80,9 @@ class _Task:
 def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: int, quiet: bool = False) -> list[Path]:
     """Writes `out/SPLIT-000000.tar ...` and `out/SPLIT.json` for every split; returns the indexes' paths.
 
-    What is whole already (size and sha256) stays as it is. Raises UserMistake if `out` holds shards of other pictures
-    or other options, if a picture is broken (naming the file), or if the disk is full (then a rerun continues).
+    What is whole already (size and sha256) stays as it is. Raises UserMistake if `out` holds shards of other pictures or
+    other options, or another run is writing such there, if a split is empty, if a picture is broken (naming the file), or if
+    the disk is full (then a rerun continues).
     """
     with disk_troubles(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -91,8 +94,7 @@ def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: i
             done = run(_complete, todo, workers, bar.update)
         records = iter(done)
         indexes = [_write_index(source, split, out, [next(records) for _ in tasks[split]]) for split in tasks]
-        for task in todo:
-            record_path(task.path).unlink(missing_ok=True)
+        drop_records(task.path for task in todo)
     for picture in (picture for record in done for picture in record.mended):
         tqdm.write(f"{picture}: this picture is damaged; it is in its shard as Pillow reads it", file=sys.stderr)
     return indexes
@@ -109,6 +111,8 @@ def _plan(source: Source, split: str, out: Path, options: ShardOptions) -> list[
     for record in records.values():
         _check_same(out, split, record.made, made)
     pictures = source.splits[split]
+    if not len(pictures):
+        raise UserMistake(f"{source.folder}: it has no pictures for the split {split}; take its empty files away")
     places = np.frombuffer(b"".join(map(_place, pictures.names)), dtype=f"S{_PLACE_BYTES}")
     placed = np.argsort(places, kind="stable")
     tasks = []
@@ -172,6 +176,67 @@ def record_path(tar: Path) -> Path:
     return tar.with_name(f".{tar.stem}.json")
 
 
+def _claim_path(tar: Path) -> Path:
+    return tar.with_name(f".{_split(tar)}.claim")
+
+
+def _split(tar: Path) -> str:
+    return tar.stem.rpartition("-")[0]
+
+
+def drop_records(tars: Iterable[Path]) -> None:
+    """Removes what was noted of shards for as long as they had no index."""
+    for tar in tars:
+        record_path(tar).unlink(missing_ok=True)
+        _claim_path(tar).unlink(missing_ok=True)
+
+
+def _claim(tar: Path, made: Mapping[str, Any]) -> None:
+    """Notes what the split's shards are made from, before there is one. Raises UserMistake if another run noted other.
+
+    A hard link is made, or is there already, in one step, and what it names is whole. The index is looked at last, because
+    a run that has ended wrote it before it dropped its claim.
+    """
+    path, index, digest = _claim_path(tar), tar.with_name(f"{_split(tar)}.json"), _digest(made)
+    found = _link_or_read(path, digest)
+    if found == digest and index.exists() and _made(index, index.stat().st_mtime_ns) != made:
+        path.unlink(missing_ok=True)
+        found = ""
+    if found != digest:
+        raise UserMistake(
+            f"{tar.parent}: another run makes its {_split(tar)} shards, from other files or with other options; choose "
+            "another folder for these"
+        )
+
+
+def _link_or_read(path: Path, text: str) -> str:
+    """What the file says: `text` if it was not there before."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return path.read_text()
+        temporary = aside(path)
+        try:
+            temporary.write_text(text)
+            os.link(temporary, path)
+        except (FileExistsError, FileNotFoundError):  # another was first, or took the temporary file for a leftover
+            continue
+        except OSError:  # a file system without links: then only records and indexes tell of other runs
+            return text
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _digest(made: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _made(index: Path, changed_ns: int) -> Mapping[str, Any] | None:
+    """What the shards of an index, last changed at that time, were made from."""
+    whole = Index.read(index)
+    return whole.made if whole.codes is None else whole.codes.identity()
+
+
 def _read_record(path: Path) -> Record | None:
     """None if there is none, or none of this version that is whole."""
     try:
@@ -210,7 +275,7 @@ def _is_whole(path: Path, shard: Shard) -> bool:
 def write_shard(path: Path, samples: int, fill: "Callable[[ShardWriter], Record]") -> Record:
     """Writes a shard and its record whole or not at all; `fill` adds `samples` samples and finishes.
 
-    Raises UserMistake if the disk does not take it, and whatever `fill` raises.
+    Raises UserMistake if the disk does not take it or another run makes other shards there, and whatever `fill` raises.
     """
     with disk_troubles(path):
         temporary, file = _open_aside(path)
@@ -219,6 +284,7 @@ def write_shard(path: Path, samples: int, fill: "Callable[[ShardWriter], Record]
                 record = fill(ShardWriter(TarWriter(file), path.name, samples))
                 file.flush()
                 os.fsync(file.fileno())
+                _claim(path, record.made)
                 write_json(record_path(path), record.to_json(), indent=None)
                 temporary.replace(path)
             sync_folder(path.parent)
@@ -327,7 +393,7 @@ def _open_aside(path: Path) -> tuple[Path, IO[bytes]]:
 
 
 def remove_leftovers(out: Path) -> None:
-    for name in _names(out, r"\..+\.tar\.[0-9a-f]+\.tmp"):
+    for name in _names(out, r"\..+\.(tar|claim)\.[0-9a-f]+\.tmp"):
         with contextlib.suppress(OSError), (out / name).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (out / name).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from bigtrain.errors import UserMistake
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Files taken as pictures, in any case; others are left out and counted."""
 LAYOUTS = "SOURCE/CLASS/*.jpg or SOURCE/SPLIT/CLASS/*.jpg"
-_DEEPEST = 3
+_TOO_DEEP = 3
 SPLITS = frozenset({"train", "validation", "val", "test"})
 """Names of folders that are taken as splits where pictures have no classes."""
 STORED = -1
@@ -193,7 +194,7 @@ def sorted_by_name(pictures: Pictures, numbers: np.ndarray, source: Path) -> Pic
 
 def _common_top(names: Names) -> int:
     """Characters of the folder that all names share and that is one too many, with its slash; 0 if there is none."""
-    if not len(names) or names[0].count("/") != _DEEPEST:
+    if not len(names) or names[0].count("/") != _TOO_DEEP:
         return 0
     top = names[0].partition("/")[0] + "/"
     return len(top) if all(name.startswith(top) for name in names) else 0
@@ -236,19 +237,48 @@ def list_unlabelled(folder: Path) -> Source:
     return Source(folder, (UNLABELLED,), splits, listing.left_out)
 
 
-def files_below(folder: Path, deepest: int = _DEEPEST) -> Iterator[str]:
-    """Paths relative to the folder, hidden ones left out, down to a depth that is enough to see that it is too deep."""
-    return _files(folder, "", 0, deepest)
+def files_below(folder: Path) -> Iterator[str]:
+    """Paths relative to the folder, hidden ones left out. Raises UserMistake for a circle of links."""
+    return _files(folder, "")
 
 
-def _files(folder: Path, prefix: str, depth: int, deepest: int) -> Iterator[str]:
+def _files(folder: Path, prefix: str) -> Iterator[str]:
     try:
         with os.scandir(folder / prefix) as entries:
             found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise UserMistake(f"{folder / prefix}: the folder cannot be read: {error.strerror}") from None
     for name, is_folder in found:
-        if not is_folder:
+        if is_folder:
+            refuse_a_circle(folder / prefix / name)
+            yield from _files(folder, f"{prefix}{name}/")
+        else:
             yield prefix + name
-        elif depth < deepest:
-            yield from _files(folder, f"{prefix}{name}/", depth + 1, deepest)
+
+
+def read_classes(path: Path, *, unique: bool = True) -> tuple[str, ...]:
+    """The names of classes by number, a line each. Raises UserMistake unless it is text without an empty line.
+
+    unique: whether a name that comes twice is a mistake; where labels are numbers it is none ("crane" is a bird and a machine).
+    """
+    lines = read_text(path).rstrip().splitlines()
+    if not all(map(str.strip, lines)):
+        raise UserMistake(f"{path}: an empty line stands among its class names; take it away, or name the class")
+    twice = [name for name, times in Counter(lines).items() if times > 1]
+    if unique and twice:
+        raise UserMistake(f"{path}: the class {twice[0]!r} stands in it twice; give each number a name of its own")
+    return tuple(lines)
+
+
+def read_text(path: Path) -> str:
+    """What stands in a file of UTF-8. Raises UserMistake for other bytes."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserMistake(f"{path}: its byte {error.start} is no UTF-8; save it as UTF-8 text") from None
+
+
+def refuse_a_circle(folder: Path) -> None:
+    """Raises UserMistake if the folder is a link to one that it lies in: there would be no end of it."""
+    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
+        raise UserMistake(f"{folder}: this link leads back to a folder that it lies in; take it away")

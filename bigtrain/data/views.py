@@ -51,7 +51,10 @@ def balanced(index: Index) -> Index:
 
 def _class_number(index: Index, word: int | str) -> int:
     if isinstance(word, str) and word in index.classes:
-        return index.classes.index(word)
+        numbers = [number for number, name in enumerate(index.classes) if name == word]
+        if len(numbers) > 1:
+            raise UserMistake(f"{index.where} has {len(numbers)} classes {word!r}; give one by its number: {numbers}")
+        return numbers[0]
     if str(word).isdecimal() and int(word) < len(index.classes):
         return int(word)
     near = difflib.get_close_matches(str(word), index.classes, n=1)

@@ -1,7 +1,10 @@
 """Archives of pictures are read where they lie, and what is doubtful in them is refused."""
 
+import contextlib
 import gzip
+import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -13,6 +16,7 @@ import pytest
 from bigtrain.data import picture_reader
 from bigtrain.data.picture_reader import PictureReader
 from bigtrain.data.shards import ShardOptions, write_shards
+from bigtrain.data.zips import zip_members
 from bigtrain.errors import UserMistake
 from tests.data.conftest import numbered_png
 from tests.data.sets import device, hard_link, link, listed, read, shard, tarred, zip_of
@@ -161,3 +165,70 @@ def test_deflated_members_are_those_of_zlib(tmp_path: Path) -> None:
     assert PictureReader(split).read(0) == content
     assert split.places is not None
     assert split.places[0, 4] == zlib.crc32(content)
+
+
+def as_zipfile_sees_them(path: Path) -> list[tuple[str, int, int, int, int, int]]:
+    with zipfile.ZipFile(path) as archive:
+        return [
+            (one.filename, one.header_offset, one.file_size, one.compress_size, one.CRC, one.compress_type)
+            for one in archive.infolist()
+        ]
+
+
+def members_of(path: Path) -> list[tuple[str, int, int, int, int, int]]:
+    with path.open("rb") as file:
+        return [member[:6] for member in zip_members(path, file)]
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+@pytest.mark.parametrize("before", [b"", b"#!a program that unpacks what follows" + b"PK\x05\x06"])
+@pytest.mark.parametrize("comment", [b"", b"c" * 65535])
+def test_a_zips_members_are_those_that_zipfile_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zip64: bool, before: bytes, comment: bytes
+) -> None:
+    if zip64:
+        monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 50)
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
+    path = tmp_path / "set.zip"
+    path.write_bytes(before)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = comment
+        archive.mkdir("cat")
+        for name, packing in (("cat/ä ü.png", zipfile.ZIP_DEFLATED), ("cat/b.png", zipfile.ZIP_STORED), ("c", 0)):
+            member = zipfile.ZipInfo(name)
+            member.extra, member.comment, member.compress_type = b"\xfe\xca\x04\x00more", b"said of it", packing
+            archive.writestr(member, bytes(range(200)) * 3)
+    assert (b"PK\x06\x06" in path.read_bytes()) == zip64
+    assert members_of(path) == as_zipfile_sees_them(path)
+
+
+def test_no_damage_to_a_zips_directory_is_more_than_one_sentence(tmp_path: Path) -> None:
+    whole = zip_of(tmp_path / "whole.zip", [(f"cat/{number}.png", b"x") for number in range(3)]).read_bytes()
+    begin = whole.index(b"PK\x01\x02")
+    for place in range(begin, len(whole)):
+        for value in (0x00, 0x7F, 0xFF):
+            (tmp_path / "set.zip").write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            with contextlib.suppress(UserMistake):
+                members_of(tmp_path / "set.zip")
+    (tmp_path / "set.zip").write_bytes(whole[40:])
+    with pytest.raises(UserMistake, match=r"set.zip: the zip is damaged \(its directory lies before its beginning"):
+        members_of(tmp_path / "set.zip")
+    large = struct.pack("<2H2Q", 1, 16, 2**64 - 1, 2**64 - 1)
+    entry = bytearray(whole[begin : begin + 46 + len("cat/0.png")])
+    entry[20:28], entry[30:32] = b"\xff" * 8, struct.pack("<H", len(large))
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, len(entry) + len(large), 0, 0)
+    (tmp_path / "set.zip").write_bytes(entry + large + end)
+    with pytest.raises(UserMistake, match="a member of it is larger than any file"):
+        members_of(tmp_path / "set.zip")
+
+
+def test_listing_a_zip_takes_little_memory_for_each_member(tmp_path: Path) -> None:
+    peaks = []
+    for count in (1000, 3000):
+        members = [(f"train/n{n % 100:08d}/n{n % 100:08d}_{n}.JPEG", b"") for n in range(count)]
+        path = zip_of(tmp_path / f"{count}.zip", members, zipfile.ZIP_STORED)
+        tracemalloc.start()
+        listed(path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 2000 < 400

@@ -175,7 +175,7 @@ def test_a_run_that_was_killed_loses_the_shard_in_hand_and_no_other(images: Inde
 
     with pytest.raises(KeyboardInterrupt):
         write(images, out, encode=dies)
-    assert sorted(contents(out)) == [".train-000000.json", "train-000000.tar"]
+    assert sorted(contents(out)) == [".train-000000.json", ".train.claim", "train-000000.tar"]
     before = states(out)["train-000000.tar"]
     write(images, out, world=2)
     assert states(out)["train-000000.tar"] == before

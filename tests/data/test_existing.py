@@ -278,6 +278,9 @@ def test_names_for_labels_have_one_number_in_all_splits(tmp_path: Path) -> None:
     (folder / "classes.txt").write_text("eel\ndog\ncat\n")
     test, train = (Index.read(path) for path in index_shards(folder, workers=0, quiet=True, labels="json:kind"))
     assert (train.classes, train.labels.tolist(), test.labels.tolist()) == (("eel", "dog", "cat"), [1, 2], [0, 1])
+    (folder / "classes.txt").write_text("eel\ndog\ncat\neel\n")
+    with pytest.raises(UserMistake, match=r"classes\.txt: the class 'eel' stands in it twice"):
+        index_shards(folder, workers=0, quiet=True, labels="json:kind")
     (folder / "classes.txt").write_text("eel\ndog\n")
     with pytest.raises(UserMistake, match=r"classes\.txt: lacks the class 'cat'"):
         index_shards(folder, workers=0, quiet=True, labels="json:kind")
@@ -297,6 +300,13 @@ def test_names_for_labels_have_one_number_in_all_splits(tmp_path: Path) -> None:
 def test_a_json_without_a_label_is_named(tmp_path: Path, values: list[object], words: str) -> None:
     with pytest.raises(UserMistake, match=words):
         index_shards(with_json(tmp_path, train=values), workers=0, quiet=True, labels="json:kind")
+
+
+def test_a_number_in_json_beyond_the_class_names_is_named_there(tmp_path: Path) -> None:
+    folder = with_json(tmp_path, train=[{"kind": 0}, {"kind": 2}])
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(UserMistake, match=r"train-0\.tar: member 1\.json: label 2 is out of range: .* has 2 classes"):
+        index_shards(folder, workers=0, quiet=True, labels="json:kind")
 
 
 def test_shards_without_labels_are_one_class_if_that_is_said(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import tracemalloc
 import zlib
@@ -11,17 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bigtrain.data.convert import convert
-from bigtrain.data.decode import MAX_PIXELS, Undecodable, decode
+from bigtrain.data.decode import MAX_PIXELS, Undecodable, decode, turn
 from bigtrain.data.existing import index_shards
-from bigtrain.data.index import Index
+from bigtrain.data.index import Index, Resize
 from bigtrain.data.layouts import list_source
-from bigtrain.data.resize import read_square
+from bigtrain.data.reader import Reader
+from bigtrain.data.resize import centre_square, read_square
 from bigtrain.data.shards import ShardOptions, write_shards
+from bigtrain.data.views import resized
 from bigtrain.errors import UserMistake
-from tests.data.conftest import make_numbered_shards, numbered_png
+from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 from tests.data.sets import device, hard_link, link
 
 
@@ -108,6 +111,29 @@ def test_files_of_zero_bytes_are_named(tmp_path: Path) -> None:
         Index.read(tmp_path / "train.json")
 
 
+def test_a_pipe_and_a_device_among_the_pictures_are_named_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "set/cat").mkdir(parents=True)
+    for make in (lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")):
+        make(tmp_path / "set/cat/1.jpg")
+        with pytest.raises(UserMistake, match=r"cat/1.jpg: the picture is broken: it is not a plain file"):
+            shard(tmp_path / "set", tmp_path / "out")
+        (tmp_path / "set/cat/1.jpg").unlink()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("chat\nchien\nété".encode("latin-1"), "its byte 11 is no UTF-8"),
+        (b"cat\n\ndog", "an empty line stands among its class names"),
+    ],
+)
+def test_a_doubtful_list_of_classes_is_one_sentence(tmp_path: Path, text: bytes, words: str) -> None:
+    make_numbered_shards([5], tmp_path)
+    (tmp_path / "classes.txt").write_bytes(text)
+    with pytest.raises(UserMistake, match=rf"classes.txt: {words}"):
+        index_shards(tmp_path, workers=0, quiet=True)
+
+
 def shard(where: Path, out: Path, samples_per_shard: int = 1000) -> list[Path]:
     options = ShardOptions(size=None, format=None, samples_per_shard=samples_per_shard)
     return write_shards(list_source(where, None, quiet=True), out, options, workers=1, quiet=True)
@@ -174,6 +200,47 @@ def test_every_mode_becomes_rgb_on_the_way_to_a_shard(tmp_path: Path, mode: str)
     offsets, sizes = index.shards[0].members["png"]
     data = (index.folder / index.shards[0].name).read_bytes()[offsets[0] : offsets[0] + sizes[0]]
     assert tuple(decode(data)[4, 4]) == CENTRES.get(mode, (255, 255, 255))
+
+
+ROTATIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {}, "WEBP": {"lossless": True, "exact": True}}
+
+
+@pytest.mark.parametrize("how", ["never", "exact", "scaled"])
+@pytest.mark.parametrize("form", ROTATIONS)
+def test_pictures_in_shards_of_others_are_read_upright(tmp_path: Path, form: str, how: Resize) -> None:
+    y, x = np.mgrid[0:48, 0:48] if how == "never" else np.mgrid[0:44, 0:61]
+    image = Image.fromarray(np.stack([4 * x, 5 * y, 90 + x + y], axis=2).astype(np.uint8))
+    samples, wanted = [], []
+    for orientation in range(1, 9):
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        image.save(file, form, exif=exif, **ROTATIONS[form])
+        samples.append({"__key__": str(orientation), form.lower().replace("jpeg", "jpg"): file.getvalue(), "cls": b"0"})
+        wanted.append(np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB")))
+    write_tar(tmp_path / "train-0.tar", samples)
+    index = Index.read(index_shards(tmp_path, workers=0, quiet=True)[0])
+    size = 48 if how == "never" else 16
+    reader = Reader(index if how == "never" else resized(index, size, how), size)
+    for number, pixels in enumerate(wanted):
+        right = pixels if how == "never" else centre_square(pixels, size, pixels.shape[:2])
+        assert np.abs(reader.image(number).astype(int) - right).max() <= (1 if how == "never" else 3), number + 1
+
+
+@pytest.mark.parametrize("before", [{"icc_profile": b"x" * 300}, {"comment": b"x" * 60_000}, {"dpi": (72, 72)}])
+def test_a_rotation_is_seen_behind_other_segments(before: dict[str, Any]) -> None:
+    """Pillow writes EXIF first; here it comes last."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 3
+    Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif, **before)
+    data = file.getvalue()
+    begin = data.index(b"\xff\xe1")
+    end = begin + 2 + int.from_bytes(data[begin + 2 : begin + 4], "big")
+    tables = data.index(b"\xff\xdb", end)
+    moved = data[:begin] + data[end:tables] + data[begin:end] + data[tables:]
+    assert turn(data) == turn(moved) == Image.Transpose.ROTATE_180
+    assert turn(data[:begin] + data[end:]) is None
+    damaged = moved.replace(b"Exif\0\0", b"Exif\0\0xx")
+    assert turn(damaged) is None
 
 
 def per_picture(folder: Path, counts: tuple[int, int]) -> tuple[float, float]:

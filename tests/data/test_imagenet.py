@@ -69,6 +69,20 @@ def test_imagenets_tars_are_read_within_a_tar_and_the_devkit_says_the_classes(tm
     assert (one_tar.classes, list(one_tar.splits)) == (NAMED, ["train"])
 
 
+def test_what_is_no_picture_in_imagenets_tars_and_folders_is_counted(tmp_path: Path) -> None:
+    devkit(tmp_path / "tars")
+    inner = tarred([(f"{WNIDS[0]}_1.JPEG", numbered_png(1)), ("notes.txt", b""), (f"{WNIDS[0]}_2.gif", b"")])
+    tar_of(tmp_path / "tars/ILSVRC2012_img_train.tar", [(f"{WNIDS[0]}.tar", inner)])
+    val = [("ILSVRC2012_val_00000001.JPEG", numbered_png(1)), ("README", b"")]
+    tar_of(tmp_path / "tars/ILSVRC2012_img_val.tar", val)
+    assert listed(tmp_path / "tars").left_out == 3
+    unpack_imagenet(tmp_path / "folders", tmp_path / "folders/Data/CLS-LOC")
+    devkit(tmp_path / "folders")
+    (tmp_path / "folders/Data/CLS-LOC/train" / WNIDS[1] / "notes.txt").touch()
+    (tmp_path / "folders/Data/CLS-LOC/val/notes.txt").touch()
+    assert listed(tmp_path / "folders").left_out == 2
+
+
 def unpack_imagenet(folder: Path, into: Path) -> None:
     for name, _, number in TRAIN:
         (into / "train" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -142,4 +156,10 @@ def test_doubts_about_imagenets_classes_are_errors(tmp_path: Path, damage: Calla
     devkit(imagenet_tars(tmp_path))
     damage(tmp_path)
     with pytest.raises(UserMistake, match=words):
+        listed(tmp_path)
+
+
+def test_a_file_of_a_set_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ILSVRC2012_img_train.tar").mkdir()
+    with pytest.raises(UserMistake, match=r"ILSVRC2012_img_train.tar: cannot be read: Is a directory"):
         listed(tmp_path)

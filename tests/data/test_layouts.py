@@ -68,19 +68,33 @@ def test_idx_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
         listed(tmp_path)
 
 
+def test_a_split_without_pictures_is_one_sentence(tmp_path: Path) -> None:
+    images, labels = idx(np.zeros((0, 4, 4), dtype=np.uint8), [])
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(images)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(labels)
+    with pytest.raises(UserMistake, match=r"it has no pictures for the split test"):
+        shard(tmp_path, tmp_path / "out")
+
+
 def cifar_records(count: int, head: Callable[[int], bytes]) -> tuple[bytes, np.ndarray]:
     """Records of random pictures, and the pictures, uint8 [count, 32, 32, 3]."""
     planes = np.random.default_rng(count).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
     return b"".join(head(n) + planes[n].tobytes() for n in range(count)), planes.transpose(0, 2, 3, 1)
 
 
-def test_cifar_10s_binary_files_are_read(tmp_path: Path) -> None:
+def write_cifar_10(folder: Path) -> list[tuple[int, np.ndarray]]:
+    """The six files; returns (label, picture) of those to train with."""
     every = []
-    for number, count in ((1, 3), (2, 4)):
+    for number, count in enumerate((3, 4, 1, 2, 3), start=1):
         data, pictures = cifar_records(count, lambda n: bytes([n]))
-        (tmp_path / f"data_batch_{number}.bin").write_bytes(data)
+        (folder / f"data_batch_{number}.bin").write_bytes(data)
         every += list(zip(range(count), pictures, strict=True))
-    (tmp_path / "test_batch.bin").write_bytes(cifar_records(2, lambda n: bytes([9]))[0])
+    (folder / "test_batch.bin").write_bytes(cifar_records(2, lambda n: bytes([9]))[0])
+    return every
+
+
+def test_cifar_10s_binary_files_are_read(tmp_path: Path) -> None:
+    every = write_cifar_10(tmp_path)
     (tmp_path / "batches.meta.txt").write_text(
         "airplane\nautomobile\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n\n"
     )
@@ -116,8 +130,19 @@ def test_cifar_100s_fine_labels_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_cifar_files_are_named(tmp_path: Path, data: bytes, words: str) -> None:
+    write_cifar_10(tmp_path)
     (tmp_path / "data_batch_1.bin").write_bytes(data)
     with pytest.raises(UserMistake, match=rf"data_batch_1.bin: .*{words}"):
+        listed(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data_batch_1.bin", "data_batch_4.bin", "data_batch_5.bin"])
+def test_a_batch_of_cifar_10_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
+    write_cifar_10(tmp_path)
+    (tmp_path / "test_batch.bin").unlink()
+    assert list(listed(tmp_path).splits) == ["train"]
+    (tmp_path / name).unlink()
+    with pytest.raises(UserMistake, match=rf"{name}: missing, .*; unpack cifar-10-binary.tar.gz again"):
         listed(tmp_path)
 
 

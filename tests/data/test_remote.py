@@ -8,7 +8,9 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +113,10 @@ def first_time(fault: str) -> Choose:
 @pytest.mark.parametrize("fault", ["truncate", "reset in the middle", "stall in the middle"])
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_download_goes_on_where_it_broke_off_if_the_server_can(shards: Path, fault: str, ranges: bool) -> None:
-    data = (shards / "train-000001.tar").read_bytes()
+    data, shard = (shards / "train-000001.tar").read_bytes(), Index.read(shards / "train.json").shards[1]
     with serving(shards, first_time(fault), ranges=ranges) as server, tempfile.TemporaryFile() as file:
-        receive(f"{server.url}/train-000001.tar", file, Origin(options=RemoteOptions(timeout_s=0.3)), "it")
+        origin = Origin(options=RemoteOptions(timeout_s=0.3))
+        receive(f"{server.url}/train-000001.tar", file, origin, "it", sha256=shard.sha256)
         file.seek(0)
         assert file.read() == data
         assert server.bodies["train-000001.tar"] == len(data) if ranges else len(data) + len(data) // 2
@@ -167,6 +170,42 @@ def test_an_index_that_is_not_there_or_none_names_its_url(shards: Path) -> None:
             find_index(f"{server.url}/no.json", "train", 4)
         with pytest.raises(UserMistake, match=rf"{server.url}/train-000000.tar: not an index"):
             find_index(f"{server.url}/train-000000.tar", "train", 4)
+
+
+def test_an_index_that_changes_while_it_is_fetched_is_not_glued_together(shards: Path) -> None:
+    before = (shards / "train.json").read_text()
+    after = before.replace('"train-', '"trial-')
+
+    def choose(path: str, requests: int) -> str:
+        (shards / "train.json").write_text(after if requests else before)
+        return "" if requests else "reset in the middle"
+
+    with serving(shards, choose) as server:
+        index = Index.read(f"{server.url}/train.json")
+        assert server.requests["train.json"] == 2
+    assert [shard.name[:6] for shard in index.shards] == ["trial-"] * 4
+
+
+def test_processes_that_share_a_folder_fetch_an_index_once_and_later_ones_anew(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(shards) as server, ThreadPoolExecutor(4) as ranks:
+        for began in (1, 2):
+            monkeypatch.setattr("bigtrain.data.index._PROCESS_BEGAN", time.time())
+            found = list(ranks.map(Index.read, [f"{server.url}/train.json"] * 4))
+            assert [index.samples for index in found] == [17] * 4
+            assert server.requests["train.json"] == began
+
+
+def test_an_index_without_end_is_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigtrain.data.index.MOST_BYTES", 1000)
+    words = "the index cannot be fetched: it has more than 1000 bytes, the most that are taken"
+    with serving(shards) as server:
+        with pytest.raises(UserMistake, match=words):
+            open_at(f"{server.url}/train.json", options(tmp_path / "kept"))
+        assert server.requests["train.json"] == 1
+    with pytest.raises(UserMistake, match=words):
+        open_at("pipe:cat /dev/zero", options(tmp_path / "kept", allow_pipe=True))
 
 
 def test_a_host_that_is_not_there_is_one_sentence() -> None:

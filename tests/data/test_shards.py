@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -287,6 +287,47 @@ def test_two_runs_at_once_do_not_harm_each_other(pictures: Path, tmp_path: Path,
     assert contents(out) == whole
 
 
+OTHER = ShardOptions(size=8, format="jpg", samples_per_shard=6)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_finds_another_with_other_options_has_written_nothing(
+    pictures: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    out, run = tmp_path / "out", module.run
+
+    def after_the_other(*given: Any) -> Any:
+        """Both have seen an empty folder; this one is the slower."""
+        monkeypatch.setattr(module, "run", run)
+        stop_before_indexes(pictures, out, monkeypatch) if stopped else write(pictures, out)
+        before.update(states(out))
+        return run(*given)
+
+    before: dict[str, tuple[int, int]] = {}
+    monkeypatch.setattr(module, "run", after_the_other)
+    with pytest.raises(UserMistake, match=r"out: another run makes its test shards, .* choose another folder"):
+        write(pictures, out, OTHER)
+    assert states(out) == before
+    write(pictures, out)
+    assert contents(out) == whole
+
+
+def test_of_two_runs_at_once_with_other_options_one_is_refused(
+    pictures: Path, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    write(pictures, tmp_path / "other", OTHER)
+    out, fork = tmp_path / "out", multiprocessing.get_context("fork")
+    given = [(pictures, out, options) for options in (OPTIONS, OTHER, OPTIONS, OTHER)]
+    processes = [fork.Process(target=write, args=words) for words in given]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    ended = [process.exitcode for process in processes]
+    assert ended in ([0, 1, 0, 1], [1, 0, 1, 0])
+    assert contents(out) == (whole if ended[0] == 0 else contents(tmp_path / "other"))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_broken_picture_is_named_and_nothing_half_written_stays(
     pictures: Path, tmp_path: Path, workers: int, whole: dict[str, bytes]
@@ -350,7 +391,7 @@ def test_keys_count_through_the_shards(pictures: Path, tmp_path: Path) -> None:
 ORPHANED = """
 import sys, time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from bigtrain.data.parallel import run
 def work(task, progress):
     for _ in range(600):

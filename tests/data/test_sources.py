@@ -38,6 +38,7 @@ def test_a_class_has_one_number_in_all_splits(tmp_path: Path) -> None:
         (["1.jpg", "cat/1.jpg"], r"1\.jpg lies outside a class folder"),
         (["a/b/c/1.jpg"], r"a/b/c/1\.jpg lies deeper than SPLIT/CLASS"),
         (["a/b/c/d/e/f/1.jpg", "a/b/c/1.jpg"], "lies deeper than SPLIT/CLASS"),
+        (["cat/1.jpg", "cat/a/b/c/2.jpg"], r"cat/a/b/c/2\.jpg lies deeper than SPLIT/CLASS"),
         (["cat/1.jpg", "train/dog/1.jpg"], r"cat/1\.jpg .* but train/dog/1\.jpg"),
     ],
 )
@@ -73,3 +74,15 @@ def test_pictures_without_classes_are_taken_from_any_folders(tmp_path: Path) -> 
     }
     with pytest.raises(UserMistake, match="no pictures here"):
         list_unlabelled(touch(tmp_path / "c", "notes.txt"))
+
+
+def test_pictures_without_classes_are_taken_however_deep_they_lie(tmp_path: Path) -> None:
+    source = list_unlabelled(touch(tmp_path, "a/b/c/d/e/1.jpg", "2.jpg"))
+    assert list(source.splits["train"].names) == ["2.jpg", "a/b/c/d/e/1.jpg"]
+
+
+def test_a_circle_of_links_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.jpg")
+    (tmp_path / "cat/again").symlink_to(tmp_path)
+    with pytest.raises(UserMistake, match="cat/again: this link leads back"):
+        list_folder(tmp_path)

@@ -65,6 +65,14 @@ def test_a_class_that_there_is_not_is_named(tmp_path: Path, chosen: list[int | s
         find_split(options(train=where, classes=chosen, image_size=8, resize="exact"), "train")
 
 
+def test_a_name_of_two_classes_is_given_by_number(numbered_shards: Make, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("crane\ncat\ncrane\ndog\neel\n")
+    whole = numbered_shards([10])
+    with pytest.raises(UserMistake, match=r"has 2 classes 'crane'; give one by its number: \[0, 2\]"):
+        subset(whole, ["crane"])
+    assert subset(whole, [2, "eel"]).classes == ("crane", "eel")
+
+
 def test_both_splits_have_the_subset_and_only_training_is_balanced(numbered_shards: Make) -> None:
     where = str(numbered_shards([6]).path)  # label 0 twice, the others once
     data = options(train=where, validation=where, classes=[0, 4], balance=True)
