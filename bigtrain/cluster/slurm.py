@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from bigtrain.cluster.watchdog import START_S
 from bigtrain.errors import UserMistake
 from bigtrain.options import Options
 from bigtrain.runs import atomic
@@ -35,6 +36,9 @@ OF_LAUNCHERS = (
     "ACCELERATE_USE_FSDP",
 )  # fmt: skip
 """What a launcher says to its ranks, and what a user may still have exported from another job: the script forgets it."""
+
+LAUNCHER_GRACE_S = 30
+"""How long a launcher by itself leaves its ranks between SIGTERM and SIGKILL; a checkpoint may take longer."""
 
 MARKER = "BIGTRAIN_REQUEUE_MARKER"
 """The environment variable in which the script tells the trainer where to leave its mark."""
@@ -115,6 +119,15 @@ class SlurmOptions(Options):
                 "process a GPU; leave it out"
             )
         return self
+
+    @property
+    def grace_s(self) -> int:
+        """Seconds that the job's launchers leave their ranks between SIGTERM and SIGKILL.
+
+        As long as a save may take, but so that a rank which heeds no SIGTERM is ended, and named, before Slurm ends the whole
+        job at its time limit; and never longer than the watchdog leaves a rank that hangs.
+        """
+        return max(LAUNCHER_GRACE_S, min(self.signal_before_s - LAUNCHER_GRACE_S, int(START_S)))
 
     @property
     def ranks_per_node(self) -> int:
@@ -269,7 +282,7 @@ def _assignments(job: Job, options: SlurmOptions) -> list[str]:
         "RECIPE": job.recipe,
         "GPUS_PER_NODE": options.gpus_per_node,
         "PROCESSES_PER_NODE": options.ranks_per_node,
-        "SIGNAL_BEFORE_S": options.signal_before_s,
+        "GRACE_S": options.grace_s,
         "MAX_RESTARTS": options.max_restarts,
     }
     lines = [f"{name}={shlex.quote(_checked(name.lower(), str(value)))}" for name, value in values.items()]
@@ -303,8 +316,8 @@ fi
 # A mark of an earlier life must not speak for this one.
 export BIGTRAIN_REQUEUE_MARKER="$FOLDER/requeue-$SLURM_JOB_ID"
 rm -f -- "$BIGTRAIN_REQUEUE_MARKER"
-# How long a launcher leaves its ranks between SIGTERM and SIGKILL: a checkpoint takes longer than its own 30 s.
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$SIGNAL_BEFORE_S"
+# How long a launcher leaves its ranks between SIGTERM and SIGKILL.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$GRACE_S"
 # Said either way: the submitter's shell may say something else.
 if ((GPUS_PER_NODE == 0)); then export ACCELERATE_USE_CPU=true; else unset ACCELERATE_USE_CPU; fi
 

@@ -183,10 +183,20 @@ def test_what_another_job_left_in_the_submitters_environment_does_not_count(
 
 
 def test_ranks_on_the_cpu_are_asked_for_by_accelerates_variable(stand_ins: Path, tmp_path: Path) -> None:
-    act = 'echo "cpu: ${ACCELERATE_USE_CPU:-no}, grace: $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"'
-    for options, said in ((ONE, "cpu: true, grace: 300"), (SlurmOptions(gpus_per_node=1), "cpu: no, grace: 300")):
+    act = 'echo "cpu: ${ACCELERATE_USE_CPU:-no}"'
+    for options, said in ((ONE, "cpu: true"), (SlurmOptions(gpus_per_node=1), "cpu: no")):
         script = render(job_in(tmp_path, stand_ins), options)
         assert said in execute(script, tmp_path, stand_ins, ACT=act, ACCELERATE_USE_CPU="1").stdout
+
+
+@pytest.mark.parametrize(("signal_before_s", "grace_s"), [(1, 30), (300, 270), (1000, 970), (65535, 1800)])
+def test_a_launcher_ends_its_ranks_before_slurm_ends_the_job(
+    signal_before_s: int, grace_s: int, stand_ins: Path, tmp_path: Path
+) -> None:
+    """But leaves them never less than launchers do by themselves, and never more than the watchdog does."""
+    options = SlurmOptions(gpus_per_node=0, signal_before_s=signal_before_s)
+    done = execute(render(job_in(tmp_path, stand_ins), options), tmp_path, stand_ins, ACT="env")
+    assert f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace_s}\n" in done.stdout
 
 
 def test_the_setup_file_is_read_first(stand_ins: Path, tmp_path: Path) -> None:
