@@ -23,7 +23,8 @@ DEVICES = ("NVIDIA H200", "NVIDIA A100-SXM4-80GB")
 NOT_COUNTED = """\
 Not counted: the CUDA context and libraries, workspaces of cuDNN and NCCL, what the allocator cannot use of its blocks, the
 difference that an average is moved by while it is updated, batches that wait their turn, pictures and evaluations; under zero3
-the weights that are gathered for the moment, and small ones that it keeps whole."""
+the weights that are gathered for the moment, and small ones that it keeps whole; where the optimizer is offloaded, a buffer
+of the largest weight."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,9 @@ def _memory(recipe: Recipe, cost: StepCost, cluster: Cluster) -> list[str]:
     own = (recipe.engine.strategy, recipe.engine.offload_optimizer)
     columns, heads = [], []
     for strategy, offload in ways:
-        rest = residents(cost.players, averages, strategy, offload=offload, ranks=cluster.ranks)
+        rest = residents(
+            cost.players, averages, strategy, offload=offload, ranks=cluster.ranks, accumulate=cost.accumulate
+        )
         column = {**rest.gpu, "batch": cost.batch, "activations": cost.peak}
         columns.append(column | {"all of it": sum(column.values()), "(in host memory)": rest.host})
         heads.append(strategy + ("+off" if offload else "") + ("*" if (strategy, offload) == own else ""))
