@@ -1,4 +1,5 @@
-"""What a recipe would cost on a cluster, said without data, GPUs or a process group: `launch/train.py RECIPE --plan ...`."""
+"""What a recipe would cost on a cluster, or why it cannot be trained there, said without data, GPUs or a process group:
+`launch/train.py RECIPE --plan ...`, and what `launch/submit.py` asks before the queue."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from bigtrain.families.family import CodeLevel, Family, Problem
 from bigtrain.model import make_family
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.training.cost import StepCost, parameters_of, step_cost
+from bigtrain.training.engine import check_strategy
 from bigtrain.training.memory import STRATEGIES, residents
 from bigtrain.training.throughput import GIB, peak_flops
 from bigtrain.training.trainer import check_batch, describe
@@ -23,7 +25,8 @@ DEVICES = ("NVIDIA H200", "NVIDIA A100-SXM4-80GB")
 NOT_COUNTED = """\
 Not counted: the CUDA context and libraries, workspaces of cuDNN and NCCL, what the allocator cannot use of its blocks, the
 difference that an average is moved by while it is updated, batches that wait their turn, pictures and evaluations; under zero3
-the weights that are gathered for the moment, and small ones that it keeps whole."""
+the weights that are gathered for the moment, and small ones that it keeps whole; where the optimizer is offloaded, a buffer
+of the largest weight."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def plan(recipe: Recipe, cluster: Cluster) -> str:
     check_batch(train, cluster.ranks)
     problem, images, remarks = _find_problem(recipe, cluster.classes)
     family = make_family(recipe, problem)
+    check_strategy(family, recipe.engine)
     if images is None and cluster.classes is None:
         remarks.append(_how_much_a_class_weighs(recipe, problem))
     samples = train.batch_size // train.accumulate // cluster.ranks
@@ -76,6 +80,18 @@ def plan(recipe: Recipe, cluster: Cluster) -> str:
     return "\n".join([*parts, "", NOT_COUNTED])
 
 
+def check(recipe: Recipe, ranks: int) -> None:
+    """Raises UserMistake where the recipe could not be trained by so many ranks, whatever its data hold.
+
+    Neither data nor a tokenizer need be there yet: another job may make them first. Without its tokenizer only the batch of a
+    prior over codes is looked at.
+    """
+    check_batch(recipe.train, ranks)
+    tokenizer = _tokenizers_recipe(recipe)
+    if tokenizer is None or tokenizer.is_file():
+        check_strategy(make_family(recipe, _assumed_problem(recipe, CLASSES)), recipe.engine)
+
+
 # -- the problem, without data ----------------------------------------------------------------------------------------
 
 
@@ -93,22 +109,33 @@ def _find_problem(recipe: Recipe, classes: int | None) -> tuple[Problem, int | N
             raise UserMistake(f"--plan: classes={classes}, but data.train has {len(index.classes)}; leave it out")
         return Problem.of(describe(index)), index.samples, []
     number = classes or CLASSES
-    names = tuple(map(str, range(number)))
-    codes = _codes(recipe, names)
     remark = f"data.train ({where}) is not there: {number} classes are {'given' if classes else 'ASSUMED'}"
-    return Problem(size, names, (1,) * number, codes, "planned" if codes else None), None, [remark]
+    return _assumed_problem(recipe, number), None, [remark]
+
+
+def _assumed_problem(recipe: Recipe, classes: int) -> Problem:
+    names = tuple(map(str, range(classes)))
+    codes = _codes(recipe, names)
+    return Problem(recipe.data.image_size, names, (1,) * classes, codes, "planned" if codes else None)
+
+
+def _tokenizers_recipe(recipe: Recipe) -> Path | None:
+    """Where the recipe of this one's tokenizer is, or will be; None without a tokenizer."""
+    place = getattr(recipe.family, "tokenizer", None)
+    if place is None:
+        return None
+    return Path(place) if Path(place).is_file() else Path(place) / "recipe.yaml"
 
 
 def _codes(recipe: Recipe, classes: Sequence[str]) -> Mapping[str, CodeLevel] | None:
     """The levels that the recipe's tokenizer, if it has one, would give; from its recipe alone."""
-    place = getattr(recipe.family, "tokenizer", None)
-    if place is None:
+    source = _tokenizers_recipe(recipe)
+    if source is None:
         return None
-    source = Path(place) if Path(place).is_file() else Path(place) / "recipe.yaml"
     if not source.is_file():
         raise UserMistake(
-            f"family.tokenizer: {place} is not there, so that nobody knows how many codes there are; for a plan its recipe is "
-            "enough: family.tokenizer=recipes/TOKENIZER.yaml"
+            f"family.tokenizer: {recipe.family.tokenizer} is not there, so that nobody knows how many codes there are; for a "
+            "plan its recipe is enough: family.tokenizer=recipes/TOKENIZER.yaml"
         )
     other = load_recipe(source)
     family = make_family(other, Problem(other.data.image_size, tuple(classes), (1,) * len(classes)))
@@ -181,7 +208,9 @@ def _memory(recipe: Recipe, cost: StepCost, cluster: Cluster) -> list[str]:
     own = (recipe.engine.strategy, recipe.engine.offload_optimizer)
     columns, heads = [], []
     for strategy, offload in ways:
-        rest = residents(cost.players, averages, strategy, offload=offload, ranks=cluster.ranks)
+        rest = residents(
+            cost.players, averages, strategy, offload=offload, ranks=cluster.ranks, accumulate=cost.accumulate
+        )
         column = {**rest.gpu, "batch": cost.batch, "activations": cost.peak}
         columns.append(column | {"all of it": sum(column.values()), "(in host memory)": rest.host})
         heads.append(strategy + ("+off" if offload else "") + ("*" if (strategy, offload) == own else ""))

@@ -1,8 +1,8 @@
 """Submits a training to Slurm: python launch/submit.py RECIPE.yaml --nodes N --gpus-per-node G [section.key=value ...]
 
 Writes the job script into the run folder (slurm/) and hands it to sbatch; --dry-run prints it instead. The recipe is checked
-first, for the number of processes that the job will have. A while before its time limit, or when it is preempted, the job
-saves, goes back to the queue and resumes; a job that fails stays as it is.
+first, for the processes that the job will have and without its data. A while before its time limit, or when it is preempted,
+the job saves, goes back to the queue and resumes; a job that fails stays as it is.
 
 --sweep run.seed=0,1,2 submits an array with a run for each value, in folders of their own under the recipe's; each task goes
 back to the queue by itself. Several --sweep: every combination.
@@ -28,8 +28,8 @@ from pathlib import Path
 from bigtrain.cluster.slurm import Job, SlurmOptions, read_options, render, site_file, submit, write_script
 from bigtrain.cluster.sweep import combinations, run_folder
 from bigtrain.doors import door, say
+from bigtrain.plan import check
 from bigtrain.recipe import load_recipe
-from bigtrain.training.trainer import check_batch
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     job = _job(asked)
     for task in job.tasks or [[]]:
         recipe = load_recipe(asked.recipe, [*asked.overrides, *task])
-        check_batch(recipe.train, options.ranks)
+        check(recipe, options.ranks)
     script = render(job, options)
     if asked.dry_run:
         print(script, end="")

@@ -174,12 +174,12 @@ def half_written(folder: Path) -> bool:
 
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the newest checkpoint, by player, kind and name."""
+    """Copies of every tensor of the newest checkpoint, whose files a test may change, by player, kind and name."""
     saved = checkpoint.newest_whole(folder / "checkpoints")
     assert saved is not None
     players = {name.split(".")[0] for name in saved.file_names if name.endswith(".safetensors")}
     return {
-        f"{player}/{kind}/{name}": tensor
+        f"{player}/{kind}/{name}": tensor.clone()
         for player in players
         for kind, tensors in saved.tensors(player).items()
         for name, tensor in tensors.items()

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from bigtrain.cluster.watchdog import START_S
 from bigtrain.errors import UserMistake
 from bigtrain.options import Options
 from bigtrain.runs import atomic
@@ -28,6 +29,16 @@ DIRECTIVES = (
     "mail-type", "mail-user", "mem-per-cpu", "mem-per-gpu", "nice", "nodelist", "reservation", "switches", "tmp", "wckey",
 )  # fmt: skip
 """What else sbatch may be asked for: none of them changes what the script itself relies on."""
+
+OF_LAUNCHERS = (
+    "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
+    "NODE_RANK", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_FSDP",
+)  # fmt: skip
+"""What a launcher says to its ranks, and what a user may still have exported from another job: the script forgets it."""
+
+LAUNCHER_GRACE_S = 30
+"""How long a launcher by itself leaves its ranks between SIGTERM and SIGKILL; a checkpoint may take longer."""
 
 MARKER = "BIGTRAIN_REQUEUE_MARKER"
 """The environment variable in which the script tells the trainer where to leave its mark."""
@@ -79,7 +90,8 @@ class SlurmOptions(Options):
     max_restarts: int = Field(default=100, ge=0)
     """Restarts, for whatever reason, after which the job is not queued again."""
     setup: Text | None = None
-    """Shell file that each life of the job reads first (module load ..., export NCCL_...); it must not call srun."""
+    """Shell file that each life of the job reads first (module load ..., export NCCL_...); it must not call srun. Where it
+    exports MASTER_ADDR or MASTER_PORT the nodes meet there, and otherwise at the first of them."""
     directives: Mapping[str, Annotated[str, BeforeValidator(_one_line_or_none)]] = {}
     """Further directives of sbatch from an allow-list, such as constraint: a100; those without a value: exclusive: ""."""
 
@@ -107,6 +119,15 @@ class SlurmOptions(Options):
                 "process a GPU; leave it out"
             )
         return self
+
+    @property
+    def grace_s(self) -> int:
+        """Seconds that the job's launchers leave their ranks between SIGTERM and SIGKILL.
+
+        As long as a save may take, but so that a rank which heeds no SIGTERM is ended, and named, before Slurm ends the whole
+        job at its time limit; and never longer than the watchdog leaves a rank that hangs.
+        """
+        return max(LAUNCHER_GRACE_S, min(self.signal_before_s - LAUNCHER_GRACE_S, int(START_S)))
 
     @property
     def ranks_per_node(self) -> int:
@@ -246,6 +267,8 @@ def _preparation(job: Job, options: SlurmOptions) -> list[str]:
         "told=0",
         "trap 'told=1' USR1",
         f"cd -- {shlex.quote(_checked('the folder', str(job.directory)))} || exit 1",
+        # sbatch hands the whole environment of the submission on, where such a name belongs to another job.
+        f"unset {' '.join(OF_LAUNCHERS)}",
     ]
     return lines if options.setup is None else [*lines, f"source {shlex.quote(options.setup)}"]
 
@@ -259,7 +282,7 @@ def _assignments(job: Job, options: SlurmOptions) -> list[str]:
         "RECIPE": job.recipe,
         "GPUS_PER_NODE": options.gpus_per_node,
         "PROCESSES_PER_NODE": options.ranks_per_node,
-        "SIGNAL_BEFORE_S": options.signal_before_s,
+        "GRACE_S": options.grace_s,
         "MAX_RESTARTS": options.max_restarts,
     }
     lines = [f"{name}={shlex.quote(_checked(name.lower(), str(value)))}" for name, value in values.items()]
@@ -293,9 +316,9 @@ fi
 # A mark of an earlier life must not speak for this one.
 export BIGTRAIN_REQUEUE_MARKER="$FOLDER/requeue-$SLURM_JOB_ID"
 rm -f -- "$BIGTRAIN_REQUEUE_MARKER"
-# How long a launcher leaves its ranks between SIGTERM and SIGKILL: a checkpoint takes longer than its own 30 s.
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$SIGNAL_BEFORE_S"
-# Said either way: sbatch hands the whole environment of the submission on.
+# How long a launcher leaves its ranks between SIGTERM and SIGKILL.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$GRACE_S"
+# Said either way: the submitter's shell may say something else.
 if ((GPUS_PER_NODE == 0)); then export ACCELERATE_USE_CPU=true; else unset ACCELERATE_USE_CPU; fi
 
 # What each node runs. USR1 is ignored by all that has not asked for it: a launcher would die of it, training listens.
@@ -320,7 +343,7 @@ if ((world > 1)); then
     while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; done
     wait "$launcher"'
   flags=(--config_file "$LAUNCHER" --num_machines "$SLURM_NNODES" --num_processes "$world"
-    --main_process_ip "$address" --main_process_port "$((20000 + SLURM_JOB_ID % 20000))")
+    --main_process_ip "$address" --main_process_port "${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}")
 fi
 
 srun --kill-on-bad-exit=1 --label ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \

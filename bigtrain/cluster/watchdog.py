@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch.distributed as dist
 
 from bigtrain.cluster import world
+from bigtrain.cluster.launch import TIMEOUT_S
 
 T = TypeVar("T")
 START_S = 1800.0
@@ -295,11 +296,11 @@ class Watchdog:
         looked = since
         while not self._closing.wait(self._beat_s):
             now, moved = time.monotonic(), self._marks + self._pulses
-            stopped = now - looked > self._silence_s  # this whole process was, and goes on now
+            stopped = now - looked > self._silence_s  # this whole process was, and perhaps others: all begin afresh
             if moved != seen or stopped:
                 seen, since = moved, now
+            self._guard()
             own = self._own_beat(now - since)
-            self._guard(own.limit_s)
             if self._peers is not None:
                 self._peers.publish(own)
             verdict = self._verdict(own) if own.idle_s >= own.limit_s else None
@@ -328,13 +329,15 @@ class Watchdog:
             rank, socket.gethostname(), os.getpid(), self._beats, self._marks, str(place), round(idle_s, 1), limit_s
         )
 
-    def _guard(self, limit_s: float) -> None:
+    def _guard(self) -> None:
         """Ends the process even if this thread never runs again, because other code holds the interpreter.
 
-        Not in a world of one, where nobody waits for it: a process stopped at the shell must be able to go on.
+        The other ranks see it much sooner, as a rank that gives no sign of life; this is for when all of them are so. Its timer
+        cannot tell that from a pause of the whole job (SIGSTOP, docker pause), so it leaves the time that a collective may
+        wait, beyond which a paused job would fail anyway. Not in a world of one, where nobody waits for it.
         """
         if self._peers is not None:
-            faulthandler.dump_traceback_later(limit_s + 2 * self._silence_s + 4 * SPEAKER_FIRST_S, exit=True)
+            faulthandler.dump_traceback_later(TIMEOUT_S, exit=True)
 
     def _verdict(self, own: Beat) -> Verdict | None:
         """Reads all beats twice, some beats apart; None while there is nothing to say yet."""

@@ -10,7 +10,6 @@
 A checkpoint is written in a hidden folder beside its place, flushed, and renamed: it is whole or it is not there.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -34,45 +33,44 @@ BEST = "best.json"
 
 
 class Checkpoint:
-    """A whole checkpoint: its files have been read and agree with its manifest."""
+    """A whole checkpoint: its files agree with its manifest."""
 
     def __init__(self, path: Path) -> None:
         """Raises ValueError that says what is wrong with the folder."""
         self.path = path
-        self._files = _verified(path)
-        self.state: dict[str, Any] = json.loads(self._files["state.json"])
+        self.file_names = _verified(path)
+        self.state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
         self.step = int(self.state["step"])
 
-    @property
-    def file_names(self) -> list[str]:
-        return sorted(self._files)
-
     def tensors(self, player: str) -> dict[str, dict[str, Tensor]]:
-        """Everything of one player, on the CPU: {"weights": ..., "optimizer": ..., "average": ...}."""
+        """Everything of one player: {"weights": ..., "optimizer": ..., "average": ...}.
+
+        On the CPU, and mapped from the files: what is used of a tensor is read when it is used, into memory that all ranks of
+        a node share and that the system may take back. Copy what is to stay.
+        """
         return {
-            name.split(".")[1]: safetensors.torch.load(data)
-            for name, data in self._files.items()
+            name.split(".")[1]: safetensors.torch.load_file(self.path / name)
+            for name in self.file_names
             if name.startswith(f"{player}.")
         }
 
 
-def _verified(path: Path) -> dict[str, bytes]:
+def _verified(path: Path) -> list[str]:
+    """The names of the checkpoint's files."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}, this version reads {FORMAT}")
-        files = {}
         for name, expected in manifest["files"].items():
-            data = (path / name).read_bytes()
-            if len(data) != expected["size"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            file = path / name
+            if file.stat().st_size != expected["size"] or atomic.sha256_of(file) != expected["sha256"]:
                 raise ValueError(f"{name} is not what was written")
-            files[name] = data
+        return sorted(manifest["files"])
     except OSError as error:
         # A disk that fails in the middle of a file names none.
         raise ValueError(f"{Path(error.filename or path).name}: {error.strerror}") from error
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError("manifest.json cannot be read") from error
-    return files
 
 
 def write(

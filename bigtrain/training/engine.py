@@ -24,7 +24,8 @@ from bigtrain.training.averaging import EmaOptions
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 """A checkpoint's tensors of one player, on the CPU, by parameter name: `weights` (parameters and buffers), `optimizer`
-(NAME/exp_avg and so on) and, for an averaged player, `average` and `average_NAME` for each further average."""
+(NAME/exp_avg and so on) and, for an averaged player, `average` and `average_NAME` for each further average. Those of a
+checkpoint that is taken over are mapped from its files: what stays of them is copied."""
 
 
 class EngineOptions(Options):

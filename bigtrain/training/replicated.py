@@ -94,8 +94,9 @@ class ReplicatedPlayer(TrainedPlayer):
         for name, value in groups["optimizer"].items():
             parameter_name, _, key = name.rpartition("/")
             parameter = self._parameters[parameter_name]
-            moment = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else value
-            self._optimizer.state[parameter][key] = moment.to(parameter.device).copy_(value)
+            like = parameter if value.shape == parameter.shape else value
+            moment = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+            self._optimizer.state[parameter][key] = moment.copy_(value)
 
 
 def copied_to_host(groups: Groups) -> Groups:

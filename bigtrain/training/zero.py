@@ -219,7 +219,7 @@ class ZeroPlayer(TrainedPlayer):
                 moment = torch.zeros_like(self._partition)
                 cut(values, pieces, moment)
             else:  # a count, the same for all
-                moment = next(iter(values.values())).to(self._partition.device)
+                moment = next(iter(values.values())).to(self._partition.device, copy=True)
             self._optimizer.state[self._partition][key] = moment
 
 

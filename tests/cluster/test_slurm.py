@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bigtrain.cluster.slurm import (
     MARKER,
+    OF_LAUNCHERS,
     Job,
     SlurmOptions,
     ask_for_requeue,
@@ -153,24 +154,49 @@ def test_a_sites_defaults_stand_behind_the_flags_and_are_checked(tmp_path: Path)
 
 
 def test_several_processes_get_one_launcher_a_node(stand_ins: Path, tmp_path: Path) -> None:
-    """Node names do not resolve here: the address is Slurm's. $MASTER_ADDR goes before it."""
-    options = SlurmOptions(nodes=2, gpus_per_node=4)
-    script = render(job_in(tmp_path, stand_ins), options)
-    assert "#SBATCH --gpus-per-node=4" in script.splitlines()
-    for more, address in (({}, "10.1.2.3"), ({"MASTER_ADDR": "10.9.9.9"}, "10.9.9.9")):
-        assert execute(script, tmp_path, stand_ins, SLURM_NNODES="2", **more).returncode == 0
+    """Node names do not resolve here: the address is Slurm's. The setup file may choose another meeting point."""
+    setup = tmp_path / "setup.sh"
+    setup.write_text("export MASTER_ADDR=10.9.9.9 MASTER_PORT=4242\n")
+    for path, address, port in ((None, "10.1.2.3", "20025"), (str(setup), "10.9.9.9", "4242")):
+        script = render(job_in(tmp_path, stand_ins), SlurmOptions(nodes=2, gpus_per_node=4, setup=path))
+        assert "#SBATCH --gpus-per-node=4" in script.splitlines()
+        assert execute(script, tmp_path, stand_ins, SLURM_NNODES="2").returncode == 0
         assert seen(tmp_path) == [
             "-m", "accelerate.commands.launch", "--machine_rank", "1", "--config_file", "/doors/accelerate/many_nodes.yaml",
-            "--num_machines", "2", "--num_processes", "8", "--main_process_ip", address, "--main_process_port", "20025",
+            "--num_machines", "2", "--num_processes", "8", "--main_process_ip", address, "--main_process_port", port,
             "/doors/train.py", str(tmp_path / "recipe.yaml"),
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_another_job_left_in_the_submitters_environment_does_not_count(
+    ranks: int, stand_ins: Path, tmp_path: Path
+) -> None:
+    """A stale MASTER_ADDR sent the nodes to another machine, where they missed each other."""
+    stale = dict.fromkeys(OF_LAUNCHERS, "stale")
+    script = render(job_in(tmp_path, stand_ins), SlurmOptions(gpus_per_node=0, processes_per_node=ranks))
+    done = execute(script, tmp_path, stand_ins, ACT="env", **stale)
+    assert done.returncode == 0
+    assert "stale" not in done.stdout
+    assert "stale" not in seen(tmp_path)
+    assert {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(OF_LAUNCHERS)
+
+
 def test_ranks_on_the_cpu_are_asked_for_by_accelerates_variable(stand_ins: Path, tmp_path: Path) -> None:
-    act = 'echo "cpu: ${ACCELERATE_USE_CPU:-no}, grace: $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"'
-    for options, said in ((ONE, "cpu: true, grace: 300"), (SlurmOptions(gpus_per_node=1), "cpu: no, grace: 300")):
+    act = 'echo "cpu: ${ACCELERATE_USE_CPU:-no}"'
+    for options, said in ((ONE, "cpu: true"), (SlurmOptions(gpus_per_node=1), "cpu: no")):
         script = render(job_in(tmp_path, stand_ins), options)
         assert said in execute(script, tmp_path, stand_ins, ACT=act, ACCELERATE_USE_CPU="1").stdout
+
+
+@pytest.mark.parametrize(("signal_before_s", "grace_s"), [(1, 30), (300, 270), (1000, 970), (65535, 1800)])
+def test_a_launcher_ends_its_ranks_before_slurm_ends_the_job(
+    signal_before_s: int, grace_s: int, stand_ins: Path, tmp_path: Path
+) -> None:
+    """But leaves them never less than launchers do by themselves, and never more than the watchdog does."""
+    options = SlurmOptions(gpus_per_node=0, signal_before_s=signal_before_s)
+    done = execute(render(job_in(tmp_path, stand_ins), options), tmp_path, stand_ins, ACT="env")
+    assert f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace_s}\n" in done.stdout
 
 
 def test_the_setup_file_is_read_first(stand_ins: Path, tmp_path: Path) -> None:
@@ -240,7 +266,7 @@ def test_usr1_reaches_training_even_in_a_session_of_its_own(stand_ins: Path, tmp
     script = tmp_path / "job.sh"
     script.write_text(render(job_in(tmp_path, stand_ins), SlurmOptions(gpus_per_node=0, processes_per_node=ranks)))
     environment = {"PATH": f"{stand_ins}:{os.environ['PATH']}", "SEEN": str(tmp_path / "seen"), "ACT": act}
-    environment |= {"SLURM_JOB_ID": "25", "SLURM_NNODES": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment |= {"SLURM_JOB_ID": "25", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "nowhere-[1-2]"}
     with subprocess.Popen(["bash", script], env=environment, stderr=subprocess.DEVNULL) as process:
         end = time.monotonic() + 20
         while not (tmp_path / "seen.up").exists() and time.monotonic() < end:

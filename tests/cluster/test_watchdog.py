@@ -1,5 +1,6 @@
 """The watchdog in one process, with small limits, over a store that is a dictionary."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -218,7 +219,7 @@ def test_a_rank_whose_interpreter_is_held_by_other_code_ends_too() -> None:
     """A C function that never gives the interpreter back: no Python thread runs any more, the watchdog's included."""
     script = (
         "import ctypes; from bigtrain.cluster import watchdog; from tests.cluster.test_watchdog import *\n"
-        "watchdog.SPEAKER_FIRST_S = 0.2\n"
+        "watchdog.TIMEOUT_S = 3\n"
         "with Watchdog(1.0, Peers(Dictionary(), 0, 2), start_s=1.0):\n"
         "    time.sleep(1)\n"
         "    ctypes.PyDLL(None).sleep(100)\n"
@@ -231,3 +232,28 @@ def test_a_rank_whose_interpreter_is_held_by_other_code_ends_too() -> None:
     assert time.monotonic() - begin < 60
     assert "Timeout" in done.stderr
     assert 'File "<string>", line 5' in done.stderr
+
+
+def test_a_pause_of_all_ranks_that_is_longer_than_their_limit_ends_none_of_them() -> None:
+    """SIGSTOP or `docker pause`, and then the same job goes on: what was not done meanwhile is nobody's fault."""
+    script = (
+        "from bigtrain.cluster import watchdog; from tests.cluster.test_watchdog import *\n"
+        "watchdog.SPEAKER_FIRST_S = 0.05\n"
+        "store = Dictionary()\n"
+        "ranks = [Watchdog(0.5, Peers(store, number, 2), start_s=0.5) for number in range(2)]\n"
+        "with ranks[0], ranks[1]:\n"
+        "    for step in range(60):\n"
+        "        for rank in ranks:\n"
+        "            rank.enter(step, 'critic')\n"
+        "        print(step, flush=True)\n"
+        "        time.sleep(0.03)\n"
+    )
+    words = [sys.executable, "-c", script]
+    with subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        while job.stdout.readline() != "20\n":
+            assert job.poll() is None
+        job.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        job.send_signal(signal.SIGCONT)
+        assert job.wait(timeout=30) == 0

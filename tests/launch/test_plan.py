@@ -62,6 +62,12 @@ def test_a_batch_that_does_not_divide_is_a_mistake_that_says_which_would(tmp_pat
         plan(recipe, Cluster.parse("nodes=4,gpus=8"))
 
 
+def test_a_strategy_that_cannot_train_the_recipe_is_a_mistake(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]), ["engine.strategy=zero3"])
+    with pytest.raises(UserMistake, match="zero3 cannot train this recipe"):
+        plan(recipe, Cluster.parse("nodes=1,gpus=1"))
+
+
 @pytest.mark.parametrize("text", ["", "nodes=4", "nodes=4,gpus=0", "nodes=4,gpus=8,ranks=3", "nodes=4,gpus=x", "4,8"])
 def test_another_form_is_a_mistake(text: str) -> None:
     with pytest.raises(UserMistake, match="--plan"):

@@ -50,6 +50,11 @@ def test_a_submission_leaves_its_script_in_the_run_folder_and_says_the_jobs_numb
         (["--nodes", "3", "--gpus-per-node", "1"], r"train\.batch_size: 8 does not divide .* x 3 ranks; 6 or 9 would"),
         (["--gpus-per-node", "1", "train.stepz=3"], r"train\.stepz is not a key; did you mean train\.steps"),
         (["--gpus-per-node", "1", "--sweep", "train.batch_size=4,-1"], r"train\.batch_size: .*greater than 0"),
+        (
+            ["--gpus-per-node", "1", "engine.strategy=zero3"],
+            r"engine\.strategy: zero3 cannot train .* phase maker adds a penalty",
+        ),
+        (["--gpus-per-node", "1", "--sweep", "engine.strategy=zero2,zero3"], r"engine\.strategy: zero3 cannot train"),
         (["--gpus-per-node", "1", "--partition", "a\tb"], "--partition: must be printable text on one line"),
         (["--gpus-per-node", "x"], "--gpus-per-node: .*integer"),
         (["--gpus-per-node", "1", "--site", "gone.yaml"], "gone.yaml: cannot read the site's defaults"),
@@ -60,3 +65,18 @@ def test_a_mistake_is_found_before_the_queue(recipe: Path, arguments: list[str],
     with pytest.raises(UserMistake, match=sentence):
         main([str(recipe), *arguments])
     assert not (recipe.parent / "run").exists()
+
+
+def test_data_and_a_tokenizer_may_be_made_by_a_job_that_comes_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As --directive dependency=afterok:JOB asks for. What can be known without them is checked nevertheless."""
+    images = write_recipe(tmp_path / "images", FAMILIES["gan"])
+    main([str(images), "--gpus-per-node", "1", "--dry-run", "data.train=later/train.json"])
+    codes = write_recipe(tmp_path / "codes", dict(FAMILIES["code_prior"], tokenizer="later/tokenizer"))
+    arguments = [str(codes), "--gpus-per-node", "1", "--dry-run", "data.train=later/codes.json"]
+    main(arguments)
+    assert capsys.readouterr().out.count("#!/bin/bash") == 2
+    tokenizer = write_recipe(tmp_path / "tokenizer", FAMILIES["vqvae"])
+    with pytest.raises(UserMistake, match=r"data\.train has no codes of level middle"):
+        main([*arguments, f"family.tokenizer={tokenizer}", "family.level=middle"])

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,22 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert saved.step == 5
     assert torch.equal(saved.tensors("net")["weights"]["w"], PLAYERS["net"]["weights"]["w"])
     assert saved.tensors("net")["optimizer"] == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_opening_a_checkpoint_takes_no_memory_of_its_size(tmp_path: Path) -> None:
+    """Eight ranks of a node open it at once; each keeps what it copies of it, and no more."""
+
+    def own_mib() -> float:
+        """What this process holds beside pages of files, which ranks share and the system may take back."""
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+    path = checkpoint.write(tmp_path, 1, {"net": {"optimizer": {"w": torch.ones(2**24)}}}, {"step": 1})
+    before = own_mib()
+    groups = checkpoint.Checkpoint(path).tensors("net")
+    assert float(groups["optimizer"]["w"][-1]) == 1
+    assert own_mib() - before < 16, "of 64 MiB"
 
 
 def test_channels_last_tensors_keep_their_values(tmp_path: Path) -> None:
@@ -55,14 +72,14 @@ def test_a_disk_that_fails_in_the_middle_of_a_file_is_noticed_too(
     """Such an error names no file, other than one that comes of opening it."""
     write(tmp_path, 1)
     bad = write(tmp_path, 2) / "net.weights.safetensors"
-    read = Path.read_bytes
+    read = atomic.sha256_of
 
-    def fail(path: Path) -> bytes:
+    def fail(path: Path) -> str:
         if path == bad:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(path)
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(atomic, "sha256_of", fail)
     saved = checkpoint.newest_whole(tmp_path)
     assert saved is not None
     assert saved.step == 1

@@ -94,6 +94,24 @@ def test_loading_what_was_saved_continues_bit_for_bit(kind: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_what_was_saved_is_copied_and_not_trained_further(kind: str) -> None:
+    """A checkpoint's tensors are its files: a player that kept one would hold the file, and its space on the disk."""
+    one = player(OPTIMIZERS[kind][0])
+    one.start_update()
+    one.backward(loss_of(one.network, 0), last=True)
+    one.update(0, YES)
+    saved, expected = one.snapshot(), one.snapshot()
+    other = player(OPTIMIZERS[kind][0], saved=saved)
+    other.start_update()
+    other.backward(loss_of(other.network, 1), last=True)
+    other.update(1, YES)
+    other.update_averages(1, YES)
+    assert all(
+        torch.equal(saved[g][name], tensor) for g, tensors in expected.items() for name, tensor in tensors.items()
+    )
+
+
 def test_a_frozen_player_gets_no_gradient() -> None:
     ours = player(OPTIMIZERS["adam"][0])
     ours.focus(False)

@@ -1,9 +1,12 @@
 """What each strategy leaves on a GPU."""
 
+import json
+
 import pytest
 
 from bigtrain.training.cost import PlayerCost
 from bigtrain.training.memory import STRATEGIES, residents
+from tests.runs_of import ROOT, run
 
 PLAYERS = {
     "generator": PlayerCost(parameters=200, weights=800, buffers=40, moments=1600, average=840),
@@ -12,7 +15,8 @@ PLAYERS = {
 
 
 def on_gpu(strategy: str, ranks: int, offload: bool = False) -> dict[str, int]:
-    return dict(residents(PLAYERS, ["average", "average wide"], strategy, offload=offload, ranks=ranks).gpu)
+    averages = ["average", "average wide"]
+    return dict(residents(PLAYERS, averages, strategy, offload=offload, ranks=ranks, accumulate=1).gpu)
 
 
 def test_ddp_keeps_everything_everywhere() -> None:
@@ -32,13 +36,37 @@ def test_each_stage_of_zero_spreads_one_part_more() -> None:
     assert three == two | {"weights": 300, "average": 200 + 40, "average wide": 200 + 40}
 
 
-def test_offloading_moves_the_optimizers_part_to_the_host_and_under_zero3_what_follows_it() -> None:
-    for strategy in ("zero1", "zero2", "zero3"):
-        there = residents(PLAYERS, ["average"], strategy, offload=True, ranks=4)
-        without = residents(PLAYERS, ["average"], strategy, offload=False, ranks=4)
-        assert there.host == 600 + 300 + (200 if strategy == "zero3" else 0)
-        assert sum(without.gpu.values()) - sum(there.gpu.values()) == there.host
-        assert without.host == 0
+@pytest.mark.parametrize(
+    ("strategy", "accumulate", "gradients", "host"),
+    [
+        ("zero1", 1, 1200, 600 + 300 + 2 * 300),
+        ("zero1", 2, 1200, 600 + 300 + 2 * 300),
+        ("zero2", 1, 0, 600 + 300 + 2 * 300),
+        ("zero2", 2, 300, 600 + 300 + 3 * 300),
+        ("zero3", 1, 0, 600 + 300 + 2 * 300 + 200),
+        ("zero3", 2, 0, 600 + 300 + 2 * 300 + 200),
+    ],
+)
+def test_offloading_moves_the_optimizers_part_to_the_host_and_what_follows_or_feeds_it(
+    strategy: str, accumulate: int, gradients: int, host: int
+) -> None:
+    """Moments, weights, and buffers of gradients (and of weights on their way back); under zero3 the averages."""
+    there, without = (
+        residents(PLAYERS, ["average"], strategy, offload=offload, ranks=4, accumulate=accumulate)
+        for offload in (True, False)
+    )
+    assert (there.host, without.host) == (host, 0)
+    moved = {"optimizer moments": 0, "optimizer's weights": 0, "gradients": gradients}
+    assert there.gpu == without.gpu | moved | ({"average": 40} if strategy == "zero3" else {})
+
+
+@pytest.mark.slow
+def test_what_deepspeed_holds_is_what_is_said() -> None:
+    """With bf16 too: its optimizer has weights of its own beside float32 ones, under zero3 as well."""
+    cases = json.loads(run(ROOT / "tests" / "training" / "resident_bytes.py").stdout.splitlines()[-1])
+    assert len(cases) == 2 * 3 * 2 * 2
+    for case in cases:
+        assert case["held"] == pytest.approx(case["said"], abs=0.1), case
 
 
 def test_a_share_is_rounded_up_and_ddp_has_nothing_to_offload() -> None:
