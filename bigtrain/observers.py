@@ -298,23 +298,35 @@ def _measure_held_out(
 
 
 def write_evaluation(folder: Path, step: int, measured: Measured) -> Path:
-    """Writes FOLDER/evaluations/step_N.json on the main rank, or step_N_HASH.json where another protocol's result stands,
-    and its picture beside it.
+    """Writes FOLDER/evaluations/step_N.json on the main rank, or step_N_HASH.json where the result of another protocol or of
+    other metrics stands, and its picture beside it.
 
     Raises UserMistake where the disk does not take it.
     """
-    result = measured.result
 
     def write() -> Path:
         path = RunFolder(folder).evaluation(step)
+        identity = _identity(measured.result)
         try:
             path.parent.mkdir(exist_ok=True)
-            if path.exists() and json.loads(path.read_bytes())["protocol"] != result["protocol"]:
-                protocol = json.dumps(result["protocol"], sort_keys=True)
-                path = path.with_stem(f"{path.stem}_{hashlib.sha256(protocol.encode()).hexdigest()[:8]}")
+            if path.exists() and _identity_of(path) != identity:
+                path = path.with_stem(f"{path.stem}_{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
         except OSError as error:
             raise UserMistake(f"{path}: cannot write the evaluation ({error.strerror})") from error
         measured.write(path)
         return path
 
     return world.on_main(write)
+
+
+def _identity(result: Mapping[str, Any]) -> str:
+    """What was measured, and how: two results of which this is the same are one measurement, made twice."""
+    return json.dumps([sorted(result), result["protocol"]], sort_keys=True)
+
+
+def _identity_of(path: Path) -> str | None:
+    """None of a file that holds no evaluation of ours."""
+    try:
+        return _identity(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, KeyError):
+        return None

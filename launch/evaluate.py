@@ -77,6 +77,8 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     for flag, file in {**alone, **of_tables}.items():
         if isinstance(file, Path) and not file.parent.is_dir():  # said now, and not after hours of evaluation
             raise UserMistake(f"{flag}: {file}: there is no folder {file.parent}; make it first")
+        if isinstance(file, Path) and file.is_dir():
+            raise UserMistake(f"{flag}: {file}: is a folder; name a file in it")
 
 
 def _evaluate_model(arguments: argparse.Namespace) -> None:
@@ -98,8 +100,9 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
     model.check_data(train, "data.train")
     measured = evaluate_model(model, train, validation, keep_moments=arguments.save_moments is not None)
     assert measured is not None, "an evaluation that nothing stops has a result"
-    _finish(arguments, measured)
+    print_result(measured.result)  # before the disk is asked, which may be full
     say(f"written to {write_evaluation(arguments.what, model.provenance['step'], measured)}")
+    _write(arguments, measured)
 
 
 def _evaluate_images(arguments: argparse.Namespace) -> None:
@@ -119,10 +122,14 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
             )
     options = evaluation_options(arguments.overrides)
     keep_moments = arguments.save_moments is not None
-    _finish(arguments, evaluate_images(arguments.what, options, join_world(), keep_moments=keep_moments))
+    measured = evaluate_images(arguments.what, options, join_world(), keep_moments=keep_moments)
+    print_result(measured.result)
+    _write(arguments, measured)
 
 
-def _finish(arguments: argparse.Namespace, measured: Measured) -> None:
+def _write(arguments: argparse.Namespace, measured: Measured) -> None:
+    """What --save-moments and --out ask for. Raises UserMistake where the disk does not take it."""
+
     def write() -> None:
         if arguments.save_moments is not None:
             assert measured.moments is not None
@@ -131,7 +138,6 @@ def _finish(arguments: argparse.Namespace, measured: Measured) -> None:
             measured.write(arguments.out)
 
     world.on_main(write)
-    print_result(measured.result)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What is done with averaged weights during training gives way to a signal."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.held_out import measure_likelihood
+from bigtrain.evaluation.measured import Measured
 from bigtrain.evaluation.ranks import Reading, Stopped
 from bigtrain.families.family import Problem, find_family
-from bigtrain.observers import SampleObserver, observers_of
+from bigtrain.observers import SampleObserver, observers_of, write_evaluation
 from bigtrain.recipe import load_recipe
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.trainer import describe
@@ -75,3 +77,27 @@ def test_a_likelihood_is_given_up_between_two_evaluations_of_its_network(one_cac
         assert patience.asked == 3
     else:
         raise AssertionError("it went on to its end")
+
+
+def test_no_evaluation_takes_the_place_of_another(tmp_path: Path) -> None:
+    """Neither one of another protocol nor one of other metrics; the same measurement, made again, has one file."""
+    results: list[dict[str, Any]] = [
+        {"fid": 1.0, "protocol": {"seed": 0}},
+        {"nearest_neighbour_distance": 2.0, "protocol": {"seed": 0}},
+        {"fid": 3.0, "protocol": {"seed": 1}},
+        {"nearest_neighbour_distance": 4.0, "protocol": {"seed": 1}},
+    ]
+    paths = [write_evaluation(tmp_path, 7, Measured(result)) for result in results * 2]
+    assert paths[:4] == paths[4:]
+    assert paths[0] == RunFolder(tmp_path).evaluation(7)
+    assert [json.loads(path.read_text()) for path in paths[:4]] == results
+    assert len(list((tmp_path / "evaluations").iterdir())) == 4
+
+
+def test_a_file_that_is_no_evaluation_is_left_alone(tmp_path: Path) -> None:
+    place = RunFolder(tmp_path).evaluation(7)
+    place.parent.mkdir()
+    place.write_text("[]")
+    written = write_evaluation(tmp_path, 7, Measured({"fid": 1.0, "protocol": {}}))
+    assert place.read_text() == "[]"
+    assert json.loads(written.read_text())["fid"] == 1.0
