@@ -6,7 +6,8 @@
 
 Of a run or an export the averaged weights are measured, by samples that are drawn or by held-out data; the result is also
 written to WHAT/evaluations/, and evaluation.*, data.* and family.sampling.* may be overridden. Images are a folder
-(searched through), a tar or zip of them, an npz of samples (arr_0), or an index of shards; there only evaluation.* may be.
+(searched through), a tar or zip of them, an npz of samples (arr_0), or an index of shards, which may be a URL; there only
+evaluation.* may be.
 """
 
 import argparse
@@ -33,14 +34,14 @@ def main(argv: Sequence[str]) -> None:
         return compare(arguments.compare, arguments.csv, arguments.picture)
     if arguments.what is None:
         raise UserMistake("evaluate.py: say what to evaluate, or --compare RUN_OR_JSON ...")
-    if (arguments.what / "recipe.yaml").is_file():
+    if (Path(arguments.what) / "recipe.yaml").is_file():
         return _evaluate_model(arguments)
     return _evaluate_images(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", metavar="WHAT", type=Path, nargs="?", help="a run, an export, or images")
+    parser.add_argument("what", metavar="WHAT", nargs="?", help="a run, an export, or images")
     parser.add_argument(
         "--weights", help="averaged weights (ema), a run's own (raw), or the name of a further average; default: ema"
     )
@@ -89,8 +90,9 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
                 "and family.sampling.*"
             )
     device = join_world()
+    folder = Path(arguments.what)
     model = open_model(
-        arguments.what,
+        folder,
         device,
         weights=arguments.weights,
         which=arguments.checkpoint,
@@ -101,7 +103,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
     measured = evaluate_model(model, train, validation, keep_moments=arguments.save_moments is not None)
     assert measured is not None, "an evaluation that nothing stops has a result"
     print_result(measured.result)  # before the disk is asked, which may be full
-    say(f"written to {write_evaluation(arguments.what, model.provenance['step'], measured)}")
+    say(f"written to {write_evaluation(folder, model.provenance['step'], measured)}")
     _write(arguments, measured)
 
 

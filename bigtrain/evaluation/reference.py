@@ -10,6 +10,7 @@ from typing import Any
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.data.loose import open_loose
+from bigtrain.data.remote import is_remote, shown
 from bigtrain.data.stream import open_index
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.cache import Entry
@@ -86,7 +87,7 @@ def open_reference(where: str) -> Reference:
     """What `evaluation.reference` names: the index of shards, a folder, a tar or zip of images, an npz of samples or of
     moments. Raises UserMistake."""
     path = Path(where)
-    if path.suffix == ".json":
+    if _is_index(where, "evaluation.reference"):
         images = _shards(where, "evaluation.reference")
         _check_count(images, where)
         return Reference(images)
@@ -102,9 +103,23 @@ def open_reference(where: str) -> Reference:
     return reference
 
 
-def open_images(path: Path) -> ImageSet:
-    """Images to be evaluated: the index of shards, a folder, a tar or zip of images, an npz of samples."""
-    return _shards(str(path), "WHAT") if path.suffix == ".json" else LooseImages(open_loose(path))
+def open_images(where: str) -> ImageSet:
+    """Images to be evaluated: the index of shards (a path or a URL), a folder, a tar or zip of images, an npz of samples.
+
+    Raises UserMistake.
+    """
+    return _shards(where, "WHAT") if _is_index(where, "WHAT") else LooseImages(open_loose(Path(where)))
+
+
+def _is_index(where: str, key: str) -> bool:
+    """Whether it names shards. Raises UserMistake for the URL of anything else, which is not fetched."""
+    if not is_remote(where):
+        return where.endswith(".json")
+    if "://" in where and not where.partition("?")[0].endswith(".json"):
+        raise UserMistake(
+            f"{key}: {shown(where)}: a URL may be that of an index of shards (.json) alone; fetch it, and give its path"
+        )
+    return True
 
 
 def _shards(where: str, key: str) -> Shards:

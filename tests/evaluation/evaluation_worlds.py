@@ -106,7 +106,7 @@ def measure_images(folder: str, reference: str, features: str, **options: Any) -
         "kid_subset_size": 50,
     } | options
     known = EvaluationOptions(features=features, reference=reference, **chosen)
-    return evaluate_images(Path(folder), known, CPU).result
+    return evaluate_images(folder, known, CPU).result
 
 
 def scenarios(train: str, features: str) -> dict[str, Any]:

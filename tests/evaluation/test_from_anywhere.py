@@ -30,6 +30,7 @@ from bigtrain.evaluation.features import TorchScriptFeatures
 from bigtrain.evaluation.from_anywhere import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.evaluation.options import EvaluationOptions
+from tests.data.faulty_server import serving
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,15 @@ def test_a_folder_an_archive_and_an_npz_measure_alike(images, real, script, tmp_
     assert numbers(against).items() <= numbers(folder).items()
 
 
+def test_shards_are_evaluated_where_they_lie_behind_a_url_too(train, real, script):
+    with serving(Path(train).parent) as server:
+        far = measure_images(f"{server.url}/validation.json", real, script, metrics=("fid",))
+        for place in ({"folder": f"{server.url}/a.zip"}, {"folder": train, "reference": f"{server.url}/a.zip"}):
+            with pytest.raises(UserMistake, match=rf"{server.url}/a\.zip: a URL may be that of an index of shards"):
+                measure_images(**({"reference": real, "features": script} | place))
+    assert far == measure_images(str(Path(train).parent / "validation.json"), real, script, metrics=("fid",))
+
+
 def test_evaluated_twice_gives_the_same_bytes(images, real, script, monkeypatch, tmp_path):
     monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path))
     first, kept = (measure_images(images, real, script) for _ in range(2))
@@ -108,7 +118,7 @@ def test_the_protocol_says_what_was_compared_with_what(images, real, script):
 def test_moments_stand_for_their_images(images, real, script, tmp_path):
     of_images = measure_images(images, real, script, metrics=("fid",))
     options = EvaluationOptions(features=script, workers=0)
-    saved = evaluate_images(Path(real), options, CPU, keep_moments=True)
+    saved = evaluate_images(real, options, CPU, keep_moments=True)
     write_moments(tmp_path / "real.npz", saved.moments, saved.result["protocol"])
     of_moments = measure_images(images, str(tmp_path / "real.npz"), script, metrics=("fid",))
     assert of_moments["fid"] == pytest.approx(of_images["fid"], rel=1e-9)
@@ -122,7 +132,7 @@ def test_public_tools_read_our_moments_and_we_read_theirs(images, real, script, 
 
     network = TorchScriptFeatures(script, 8, CPU)
     real_features = network(torch.from_numpy(pixels_of(real)).permute(0, 3, 1, 2)).features.numpy()
-    saved = evaluate_images(Path(images), EvaluationOptions(features=script, workers=0), CPU, keep_moments=True)
+    saved = evaluate_images(images, EvaluationOptions(features=script, workers=0), CPU, keep_moments=True)
     write_moments(tmp_path / "ours.npz", saved.moments, saved.result["protocol"])
     with np.load(tmp_path / "ours.npz") as file:  # as pytorch-fid and clean-fid do
         mean, covariance = file["mu"][:], file["sigma"][:]
@@ -308,7 +318,9 @@ def test_images_too_few_for_any_number_are_refused(real, script, tmp_path, metri
         measure_images(str(tmp_path / "few.npz"), real, script, metrics=(metric,))
     np.savez(tmp_path / "one.npz", pixels_of(real)[:1])
     with pytest.raises(UserMistake, match="covariance needs 2 images"):
-        evaluate_images(tmp_path / "one.npz", EvaluationOptions(features=script, workers=0), CPU, keep_moments=True)
+        evaluate_images(
+            str(tmp_path / "one.npz"), EvaluationOptions(features=script, workers=0), CPU, keep_moments=True
+        )
 
 
 def test_features_that_are_not_finite_are_an_error_whatever_is_measured(images, tmp_path):

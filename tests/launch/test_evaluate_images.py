@@ -53,3 +53,5 @@ def test_a_mistake_about_images_is_one_sentence(tmp_path: Path) -> None:
         result = run(EVALUATE, place, *words, expect=2)
         assert sentence in result.stderr
         assert "Traceback" not in result.stderr
+    far = run(EVALUATE, "http://127.0.0.1/a.zip", f"evaluation.reference={place}", expect=2)
+    assert "WHAT: http://127.0.0.1/a.zip: a URL may be that of an index of shards" in far.stderr
