@@ -16,6 +16,7 @@ from bigtrain.errors import UserMistake
 from bigtrain.evaluation.cache import Entry
 from bigtrain.evaluation.features import Features
 from bigtrain.evaluation.images import ImageSet, LooseImages, Shards
+from bigtrain.evaluation.measured import versions
 from bigtrain.evaluation.moment_files import Gaussian, holds_moments, read_moments
 from bigtrain.evaluation.moments import Moments
 from bigtrain.evaluation.options import EvaluationOptions
@@ -195,7 +196,8 @@ def _parts(wants: Wants) -> dict[str, Wants]:
 
 def _key(name: str, part: Wants, images: ImageSet, features: Features, any_size: bool) -> dict[str, Any]:
     wanted = {key: getattr(part, key) for key in _FIELDS[name]}
-    return {**images.key, "features": features.fingerprint, "any_size": any_size, "wanted": wanted}
+    how = {"features": features.fingerprint, "any_size": any_size, "versions": versions()}
+    return {**images.key, **how, "wanted": wanted}
 
 
 def _entry(name: str, found: Findings) -> Entry:

@@ -9,6 +9,7 @@ from bigtrain.data.stream import Sweep
 from bigtrain.evaluation import reference
 from bigtrain.evaluation.features import TorchScriptFeatures
 from bigtrain.evaluation.images import Shards
+from bigtrain.evaluation.measured import versions
 from bigtrain.evaluation.ranks import Reading, Stopped
 from bigtrain.evaluation.reference import survey_reference
 from bigtrain.evaluation.survey import Survey, Wants
@@ -67,6 +68,14 @@ def test_moments_are_computed_once(digits, features, sweeps):
     features.fingerprint = "another network"
     reference_moments(train, features, READING)
     assert len(sweeps) == 3, "another network has other moments"
+
+
+def test_what_another_decoder_saw_is_not_taken_for_ours(digits, features, sweeps, monkeypatch):
+    reference_moments(digits[0], features, READING)
+    monkeypatch.setattr(reference, "versions", lambda: {**versions(), "simplejpeg": "0.0"})
+    reference_moments(digits[0], features, READING)
+    assert len(sweeps) == 2
+    assert {"pillow", "simplejpeg", "torch"} <= set(versions())
 
 
 def test_damaged_moments_are_computed_again(digits, features, sweeps, caplog):
