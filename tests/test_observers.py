@@ -1,9 +1,11 @@
 """What is done with averaged weights during training gives way to a signal."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,10 +14,12 @@ from torch.nn.modules import module as torch_module
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
 from bigtrain.errors import UserMistake
+from bigtrain.evaluation import classifier
 from bigtrain.evaluation.held_out import measure_likelihood
 from bigtrain.evaluation.measured import Measured
 from bigtrain.evaluation.ranks import Reading, Stopped
 from bigtrain.families.family import Problem, find_family
+from bigtrain.model import find_splits, make_family
 from bigtrain.observers import SampleObserver, observers_of, write_evaluation
 from bigtrain.recipe import load_recipe
 from bigtrain.runs.folder import RunFolder
@@ -51,14 +55,46 @@ def test_a_picture_is_given_up_between_two_steps_of_its_sampling(tmp_path: Path)
     assert not torch_module._global_forward_pre_hooks  # later calls are free of it
 
 
-@pytest.mark.parametrize("key", ["features", "reference"])
-def test_what_the_first_evaluation_would_not_find_is_said_before_the_first_step(tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["evaluation.features=nowhere.pt"], r"evaluation\.features: nowhere\.pt"),
+        (["evaluation.reference=nowhere.pt"], r"evaluation\.reference: nowhere\.pt"),
+        (["evaluation.metrics=[intra_fid]", "evaluation.samples=12"], "intra_fid needs 2 images of each class"),
+        (["evaluation.metrics=[intra_fid]", "train.evaluate_samples=12"], "intra_fid needs 2 images of each class"),
+        (["evaluation.metrics=[recall]", "evaluation.samples=3"], "recall needs more images than neighbours"),
+        (["evaluation.metrics=[fid,kid]", "evaluation.reference=MOMENTS"], "kid looks at the reference's images"),
+        (["evaluation.metrics=[fid]", "evaluation.reference=MOMENTS"], "moments of 7 dimensions, but classifier"),
+        (["evaluation.metrics=[fid]", "evaluation.reference=LARGE"], "16 x 16, the reference's 32 x 32"),
+        (["evaluation.candidates=2", "evaluation.classifier=nowhere.pt"], "the classifier nowhere.pt cannot be used"),
+        (["data.classes=[3]"], "has one class, so no classifier can be trained"),
+    ],
+)
+def test_what_the_first_evaluation_would_refuse_is_said_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], sentence: str
+) -> None:
+    short = {role: replace(training, most_images=640) for role, training in classifier.TRAININGS.items()}
+    monkeypatch.setattr(classifier, "TRAININGS", short)
     path = write_recipe(tmp_path, FAMILIES["toy"], evaluate_every=10)
-    recipe = load_recipe(path, [f"evaluation.{key}=nowhere.pt"])
-    index = Index.read(digits_index("train", 16))
+    np.savez(tmp_path / "moments.npz", mu=np.zeros(7), sigma=np.eye(7))
+    np.savez(tmp_path / "large.npz", np.zeros((20, 32, 32, 3), dtype=np.uint8))
+    places = {"MOMENTS": str(tmp_path / "moments.npz"), "LARGE": str(tmp_path / "large.npz")}
+    recipe = load_recipe(
+        path, [key + "=" + places.get(value, value) for key, _, value in (o.partition("=") for o in overrides)]
+    )
+    index, validation = find_splits(recipe.data)
     toy = find_family("toy")(recipe.family, Problem.of(describe(index)))
-    with pytest.raises(UserMistake, match=rf"evaluation\.{key}: nowhere\.pt"):
-        observers_of(toy, RunFolder(tmp_path), recipe, index, index, CPU)
+    with pytest.raises(UserMistake, match=sentence):
+        observers_of(toy, RunFolder(tmp_path), recipe, index, validation, CPU)
+
+
+def test_bounds_that_a_likelihood_cannot_have_are_said_before_the_first_step(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, FAMILIES["diffusion"], evaluate_every=10)
+    recipe = load_recipe(path, ["evaluation.metrics=[bits_per_dim]", "evaluation.likelihood_evaluations=50"])
+    index = Index.read(digits_index("train", 16))
+    diffusion = make_family(recipe, Problem.of(describe(index)))
+    with pytest.raises(UserMistake, match=r"is estimated from 2 \.\. 20 evaluations, not 50"):
+        observers_of(diffusion, RunFolder(tmp_path), recipe, index, index, CPU)
 
 
 def test_a_likelihood_is_given_up_between_two_evaluations_of_its_network(one_cache_for_all: Path) -> None:

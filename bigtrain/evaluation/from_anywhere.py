@@ -32,12 +32,15 @@ def evaluate_images(
                 "taken as they are, all of them; leave it out"
             )
     # Together: a folder may be missing on one machine alone.
-    images = together(lambda: open_images(where))
+    there = together(lambda: open_images(where))
     reference = together(lambda: open_reference(options.reference)) if "reference" in options.model_fields_set else None
     metrics = _metrics(options, reference, keep_moments)
     real = _real(reference)
     workers = WORKERS if options.workers is None else options.workers
-    measured = evaluate(images, real, metrics, options, device, workers, {}, keep_moments=keep_moments)
+    assert there.images is not None
+    measured = evaluate(
+        there.images, real, metrics, options, device, workers, {}, labels=there.labels, keep_moments=keep_moments
+    )
     assert measured is not None, "an evaluation that nothing stops has a result"
     return measured
 

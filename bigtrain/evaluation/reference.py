@@ -3,9 +3,12 @@
 What all ranks find in one pass over the images is kept, under a key of everything that determines it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
@@ -27,12 +30,18 @@ LEAST_REFERENCE = 4
 """Images of the smallest reference: a covariance of each half needs two."""
 
 
+Labels = Callable[[], np.ndarray]
+"""The class numbers of a set's images, int64 [count], without a look at any of them."""
+
+
 @dataclass(frozen=True)
 class Reference:
-    """`images`: None where only moments are known; `moments`: None where they follow from the images."""
+    """`images`: None where only moments are known; `moments`: None where they follow from the images; `labels`: None where
+    the images have none. They number the classes of the images as these were opened."""
 
     images: ImageSet | None
     moments: Gaussian | None = None
+    labels: Labels | None = None
 
     @property
     def name(self) -> str:
@@ -74,7 +83,7 @@ class RealData:
                 "evaluation.reference: validation, but data.validation names no split; give one, or set "
                 "evaluation.reference=train"
             )
-        return cls(Reference(split_of(split, options.reference)), train, validation, validation)
+        return cls(_of_shards(split_of(split, options.reference)), train, validation, validation)
 
 
 def split_of(index: Index, split: str) -> Shards:
@@ -91,12 +100,10 @@ def open_reference(where: str) -> Reference:
     if _is_index(where, "evaluation.reference"):
         images = _shards(where, "evaluation.reference")
         _check_count(images, where)
-        return Reference(images)
+        return _of_shards(images)
     try:
-        if path.suffix == ".npz" and holds_moments(path):
-            reference = read_moments_and_samples(path)
-        else:
-            reference = Reference(LooseImages(open_loose(path)))
+        of_moments = path.suffix == ".npz" and holds_moments(path)
+        reference = read_moments_and_samples(path) if of_moments else _of_loose(path)
     except UserMistake as mistake:
         raise UserMistake(f"evaluation.reference: {mistake}") from None
     if reference.images is not None:
@@ -104,12 +111,22 @@ def open_reference(where: str) -> Reference:
     return reference
 
 
-def open_images(where: str) -> ImageSet:
+def open_images(where: str) -> Reference:
     """Images to be evaluated: the index of shards (a path or a URL), a folder, a tar or zip of images, an npz of samples.
 
     Raises UserMistake.
     """
-    return _shards(where, "WHAT") if _is_index(where, "WHAT") else LooseImages(open_loose(Path(where)))
+    return _of_shards(_shards(where, "WHAT")) if _is_index(where, "WHAT") else _of_loose(Path(where))
+
+
+def _of_shards(images: Shards) -> Reference:
+    return Reference(images, labels=lambda: images.index.labels)
+
+
+def _of_loose(path: Path) -> Reference:
+    loose = open_loose(path)
+    labels = loose.labels
+    return Reference(LooseImages(loose), labels=None if labels is None else lambda: labels)
 
 
 def _is_index(where: str, key: str) -> bool:
@@ -140,7 +157,7 @@ def _shards(where: str, key: str) -> Shards:
 def read_moments_and_samples(path: Path) -> Reference:
     """guided-diffusion's reference files hold samples beside the moments of more of them; others hold moments alone."""
     moments = read_moments(path)
-    return Reference(LooseImages(open_loose(path)) if moments.has_samples else None, moments)
+    return replace(_of_loose(path), moments=moments) if moments.has_samples else Reference(None, moments)
 
 
 def _check_count(images: ImageSet, where: str) -> None:
