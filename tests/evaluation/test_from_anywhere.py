@@ -1,5 +1,6 @@
 """Images from anywhere are evaluated against real ones from anywhere, and what cannot be compared is said so."""
 
+import io
 import json
 import logging
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_scripts import NotFinite
+from evaluation_scripts import NotFinite, Viewing
 from evaluation_worlds import (
     CPU,
     SAMPLES,
@@ -182,6 +183,27 @@ def test_intra_fid_is_the_mean_of_the_classes_own(images, real, script):
     assert by_class["intra_fid_by_class"]["3"] == pytest.approx(alone, rel=1e-9)
     assert by_class["protocol"]["intra_fid"] == {"fewest_of_a_class": {"real": 40, "fake": SAMPLES // 10}}
     assert by_class["intra_fid"] == pytest.approx(np.mean(list(by_class["intra_fid_by_class"].values())), rel=1e-12)
+
+
+def test_an_intra_fid_of_more_features_than_images_is_the_mean_of_the_classes_own(images, real, tmp_path):
+    """Of 192 features, 13 and 40 images a class."""
+    path = tmp_path / "pixels.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Viewing()).save(path)
+    result = measure_images(images, real, str(path), metrics=("intra_fid",))
+    for name in "07":
+        alone = measure_images(f"{images}/{name}", f"{real}/{name}", str(path), metrics=("fid",))["fid"]
+        assert result["intra_fid_by_class"][name] == pytest.approx(alone, rel=1e-7)
+
+
+def test_a_full_disk_during_an_intra_fid_is_one_sentence(images, real, script, monkeypatch, tmp_path):
+    monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: io.FileIO("/dev/full", "w"))
+    with pytest.raises(
+        UserMistake, match=r"cannot be written \(No space left on device\).* set TMPDIR to a folder with more"
+    ):
+        measure_images(images, real, script, metrics=("intra_fid",))
 
 
 @pytest.mark.slow
