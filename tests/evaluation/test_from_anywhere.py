@@ -160,6 +160,17 @@ def test_public_tools_read_our_moments_and_we_read_theirs(images, real, script, 
     assert "kid" in measure_images(images, str(tmp_path / "kid.npz"), script, metrics=metrics)
 
 
+def test_features_without_a_covariance_stand_for_their_own_moments(images, script, tmp_path):
+    rows = np.random.default_rng(0).random((40, 10), dtype=np.float32)
+    np.savez(tmp_path / "feats.npz", feats=rows)
+    np.savez(tmp_path / "mean.npz", feats=rows, mu=rows.mean(0))
+    alone, with_mean = (
+        measure_images(images, str(tmp_path / name), script, metrics=("fid",))["fid"]
+        for name in ("feats.npz", "mean.npz")
+    )
+    assert alone == with_mean
+
+
 def test_a_set_against_itself_is_perfect(real, script):
     result = measure_images(real, real, script)
     assert (result["precision"], result["recall"], result["coverage"]) == (1.0, 1.0, 1.0)
