@@ -13,6 +13,7 @@ from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.data.stream import Sweep, to_images
 from bigtrain.errors import UserMistake
+from bigtrain.evaluation.classifier import check_classes
 from bigtrain.evaluation.evaluate import check, evaluate
 from bigtrain.evaluation.finding import find_features
 from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction, measure_rfid
@@ -177,6 +178,10 @@ def _check_early(
     """Raises UserMistake before the first step for what the first evaluation would refuse, or would not find."""
     chosen = options.chosen(family.capabilities)
     of_samples = [metric for metric in chosen if metric in METRICS]
+    if "bits_per_dim" in chosen:
+        family.likelihood_protocol(options.likelihood_evaluations, options.seed)
+    if not of_samples and "rfid" not in chosen:
+        return
     real = images_behind(train), images_behind(validation) if validation is not None else None
     reading = Reading(options.batch_size, 0)
     if of_samples:
@@ -184,10 +189,10 @@ def _check_early(
         check(images, labels, together(lambda: RealData.of(options, *real)), of_samples, options, device)
         if options.candidates > 1 and options.classifier != "classifier":
             find_selection(options.candidates, options.classifier, family.problem, lambda: real, reading, device)
-    if "rfid" in chosen and options.features != "classifier":
+    if "rfid" in chosen and options.features == "classifier":
+        check_classes(real[0], "features")
+    elif "rfid" in chosen:
         find_features(*real, options, family.problem.image_size, reading, device)
-    if "bits_per_dim" in chosen:
-        family.likelihood_protocol(options.likelihood_evaluations, options.seed)
 
 
 def _drawn(sampler: Sampler, options: EvaluationOptions) -> tuple[Drawn, Labels]:

@@ -18,7 +18,7 @@ from bigtrain.evaluation import classifier
 from bigtrain.evaluation.held_out import measure_likelihood
 from bigtrain.evaluation.measured import Measured
 from bigtrain.evaluation.ranks import Reading, Stopped
-from bigtrain.families.family import Problem, find_family
+from bigtrain.families.family import Problem
 from bigtrain.model import find_splits, make_family
 from bigtrain.observers import SampleObserver, observers_of, write_evaluation
 from bigtrain.recipe import load_recipe
@@ -56,45 +56,45 @@ def test_a_picture_is_given_up_between_two_steps_of_its_sampling(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "sentence"),
+    ("kind", "said", "sentence"),
     [
-        (["evaluation.features=nowhere.pt"], r"evaluation\.features: nowhere\.pt"),
-        (["evaluation.reference=nowhere.pt"], r"evaluation\.reference: nowhere\.pt"),
-        (["evaluation.metrics=[intra_fid]", "evaluation.samples=12"], "intra_fid needs 2 images of each class"),
-        (["evaluation.metrics=[intra_fid]", "train.evaluate_samples=12"], "intra_fid needs 2 images of each class"),
-        (["evaluation.metrics=[recall]", "evaluation.samples=3"], "recall needs more images than neighbours"),
-        (["evaluation.metrics=[fid,kid]", "evaluation.reference=MOMENTS"], "kid looks at the reference's images"),
-        (["evaluation.metrics=[fid]", "evaluation.reference=MOMENTS"], "moments of 7 dimensions, but classifier"),
-        (["evaluation.metrics=[fid]", "evaluation.reference=LARGE"], "16 x 16, the reference's 32 x 32"),
-        (["evaluation.candidates=2", "evaluation.classifier=nowhere.pt"], "the classifier nowhere.pt cannot be used"),
-        (["data.classes=[3]"], "has one class, so no classifier can be trained"),
+        ("toy", "features=nowhere.pt", r"evaluation\.features: nowhere\.pt"),
+        ("toy", "reference=nowhere.pt", r"evaluation\.reference: nowhere\.pt"),
+        ("toy", "metrics=[intra_fid] samples=12", "intra_fid needs 2 images of each class"),
+        ("toy", "metrics=[recall] samples=3", "recall needs more images than neighbours"),
+        ("toy", "metrics=[fid,kid] reference={folder}/moments.npz", "kid looks at the reference's images"),
+        ("toy", "metrics=[fid] reference={folder}/moments.npz", "moments of 7 dimensions, but classifier"),
+        ("toy", "metrics=[fid] reference={folder}/large.npz", "16 x 16, the reference's 32 x 32"),
+        ("toy", "candidates=2 classifier=nowhere.pt", "the classifier nowhere.pt cannot be used"),
+        ("toy", "metrics=[fid]", "has one class, so no classifier can be trained"),
+        ("vqvae", "metrics=[rfid]", "has one class, so no classifier can be trained"),
+        ("vqvae", "metrics=[rfid] features=nowhere.pt", r"evaluation\.features: nowhere\.pt"),
+        ("diffusion", "metrics=[bits_per_dim] likelihood_evaluations=50", r"from 2 \.\. 20 evaluations, not 50"),
     ],
 )
 def test_what_the_first_evaluation_would_refuse_is_said_before_the_first_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], sentence: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: str, sentence: str
 ) -> None:
     short = {role: replace(training, most_images=640) for role, training in classifier.TRAININGS.items()}
     monkeypatch.setattr(classifier, "TRAININGS", short)
-    path = write_recipe(tmp_path, FAMILIES["toy"], evaluate_every=10)
     np.savez(tmp_path / "moments.npz", mu=np.zeros(7), sigma=np.eye(7))
     np.savez(tmp_path / "large.npz", np.zeros((20, 32, 32, 3), dtype=np.uint8))
-    places = {"MOMENTS": str(tmp_path / "moments.npz"), "LARGE": str(tmp_path / "large.npz")}
-    recipe = load_recipe(
-        path, [key + "=" + places.get(value, value) for key, _, value in (o.partition("=") for o in overrides)]
-    )
+    words = [f"evaluation.{word.format(folder=tmp_path)}" for word in said.split()]
+    words += ["data.classes=[3]"] if "one class" in sentence else []
+    recipe = load_recipe(write_recipe(tmp_path, FAMILIES[kind], evaluate_every=10), words)
     index, validation = find_splits(recipe.data)
-    toy = find_family("toy")(recipe.family, Problem.of(describe(index)))
+    trained = make_family(recipe, Problem.of(describe(index)))
     with pytest.raises(UserMistake, match=sentence):
-        observers_of(toy, RunFolder(tmp_path), recipe, index, validation, CPU)
+        observers_of(trained, RunFolder(tmp_path), recipe, index, validation, CPU)
 
 
-def test_bounds_that_a_likelihood_cannot_have_are_said_before_the_first_step(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, FAMILIES["diffusion"], evaluate_every=10)
-    recipe = load_recipe(path, ["evaluation.metrics=[bits_per_dim]", "evaluation.likelihood_evaluations=50"])
+def test_what_the_smaller_evaluations_of_a_training_would_refuse_is_said_too(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, FAMILIES["toy"], evaluate_every=10, evaluate_samples=12)
+    recipe = load_recipe(path, ["evaluation.metrics=[intra_fid]", "evaluation.samples=1000"])
     index = Index.read(digits_index("train", 16))
-    diffusion = make_family(recipe, Problem.of(describe(index)))
-    with pytest.raises(UserMistake, match=r"is estimated from 2 \.\. 20 evaluations, not 50"):
-        observers_of(diffusion, RunFolder(tmp_path), recipe, index, index, CPU)
+    toy = make_family(recipe, Problem.of(describe(index)))
+    with pytest.raises(UserMistake, match="intra_fid needs 2 images of each class"):
+        observers_of(toy, RunFolder(tmp_path), recipe, index, index, CPU)
 
 
 def test_a_likelihood_is_given_up_between_two_evaluations_of_its_network(one_cache_for_all: Path) -> None:
