@@ -13,7 +13,8 @@ from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.data.stream import Sweep, to_images
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.evaluate import evaluate
+from bigtrain.evaluation.classifier import check_classes
+from bigtrain.evaluation.evaluate import check, evaluate
 from bigtrain.evaluation.finding import find_features
 from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction, measure_rfid
 from bigtrain.evaluation.images import Drawn
@@ -21,7 +22,8 @@ from bigtrain.evaluation.measured import Measured, versions
 from bigtrain.evaluation.metrics import METRICS
 from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
 from bigtrain.evaluation.ranks import Reading, Stopped, gather_rows, stoppable, together
-from bigtrain.evaluation.reference import RealData
+from bigtrain.evaluation.reference import Labels, RealData
+from bigtrain.evaluation.selection import find_selection
 from bigtrain.families.family import Capability, Family
 from bigtrain.judging import in_training
 from bigtrain.model import Model, Sampler, follow_others, images_behind
@@ -154,7 +156,7 @@ def observers_of(
     samples = False
     if recipe.train.evaluate_every is not None:
         check_metrics(family, recipe.evaluation, validation)
-        _open_early(family, recipe.evaluation, train, validation, device)
+        _check_early(family, in_training(recipe).evaluation, train, validation, device)
         samples = any(metric not in HELD_OUT for metric in recipe.evaluation.chosen(family.capabilities))
         observers["evaluate"] = EvaluationObserver(family, folder, in_training(recipe), train, validation, device)
     if recipe.train.sample_every is not None:
@@ -170,19 +172,34 @@ def observers_of(
     return observers
 
 
-def _open_early(
+def _check_early(
     family: Family, options: EvaluationOptions, train: Index, validation: Index | None, device: torch.device
 ) -> None:
-    """Raises UserMistake before the first step for a reference or a network that the first evaluation would not find."""
+    """Raises UserMistake before the first step for what the first evaluation would refuse, or would not find."""
     chosen = options.chosen(family.capabilities)
-    of_samples = any(metric in METRICS for metric in chosen)
+    of_samples = [metric for metric in chosen if metric in METRICS]
+    if "bits_per_dim" in chosen:
+        family.likelihood_protocol(options.likelihood_evaluations, options.seed)
     if not of_samples and "rfid" not in chosen:
         return
     real = images_behind(train), images_behind(validation) if validation is not None else None
+    reading = Reading(options.batch_size, 0)
     if of_samples:
-        together(lambda: RealData.of(options, *real))
-    if options.features != "classifier":
-        find_features(*real, options, family.problem.image_size, Reading(options.batch_size, 0), device)
+        images, labels = _drawn(Sampler(family, {}, options.seed, family.sampling, device), options)
+        check(images, labels, together(lambda: RealData.of(options, *real)), of_samples, options, device)
+        if options.candidates > 1 and options.classifier != "classifier":
+            find_selection(options.candidates, options.classifier, family.problem, lambda: real, reading, device)
+    if "rfid" in chosen and options.features == "classifier":
+        check_classes(real[0], "features")
+    elif "rfid" in chosen:
+        find_features(*real, options, family.problem.image_size, reading, device)
+
+
+def _drawn(sampler: Sampler, options: EvaluationOptions) -> tuple[Drawn, Labels]:
+    """The samples of an evaluation, and the classes that they are asked for."""
+    problem, count = sampler.family.problem, options.samples
+    images = Drawn(sampler.draw, sampler.labels_of, count, problem.classes, problem.image_size)
+    return images, lambda: sampler.labels_of(range(count)).numpy()
 
 
 def check_metrics(family: Family, options: EvaluationOptions, validation: Index | None) -> None:
@@ -236,8 +253,7 @@ def _evaluated(
         sampler = model.sampler(
             options.seed, selection=model.selection(options.candidates, options.classifier, should_stop)
         )
-        problem = family.problem
-        images = Drawn(sampler.draw, sampler.labels_of, options.samples, problem.classes, problem.image_size)
+        images, labels = _drawn(sampler, options)
         real = images_behind(train), images_behind(validation) if validation is not None else None
         measured = evaluate(
             images,
@@ -248,6 +264,7 @@ def _evaluated(
             reading_workers(model),
             protocol=sampler.protocol() | facts,
             should_stop=should_stop,
+            labels=labels,
             keep_moments=keep_moments,
         )
         if measured is None:
@@ -298,23 +315,35 @@ def _measure_held_out(
 
 
 def write_evaluation(folder: Path, step: int, measured: Measured) -> Path:
-    """Writes FOLDER/evaluations/step_N.json on the main rank, or step_N_HASH.json where another protocol's result stands,
-    and its picture beside it.
+    """Writes FOLDER/evaluations/step_N.json on the main rank, or step_N_HASH.json where the result of another protocol or of
+    other metrics stands, and its picture beside it.
 
     Raises UserMistake where the disk does not take it.
     """
-    result = measured.result
 
     def write() -> Path:
         path = RunFolder(folder).evaluation(step)
+        identity = _identity(measured.result)
         try:
             path.parent.mkdir(exist_ok=True)
-            if path.exists() and json.loads(path.read_bytes())["protocol"] != result["protocol"]:
-                protocol = json.dumps(result["protocol"], sort_keys=True)
-                path = path.with_stem(f"{path.stem}_{hashlib.sha256(protocol.encode()).hexdigest()[:8]}")
+            if path.exists() and _identity_of(path) != identity:
+                path = path.with_stem(f"{path.stem}_{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
         except OSError as error:
             raise UserMistake(f"{path}: cannot write the evaluation ({error.strerror})") from error
         measured.write(path)
         return path
 
     return world.on_main(write)
+
+
+def _identity(result: Mapping[str, Any]) -> str:
+    """What was measured, and how: two results of which this is the same are one measurement, made twice."""
+    return json.dumps([sorted(result), result["protocol"]], sort_keys=True)
+
+
+def _identity_of(path: Path) -> str | None:
+    """None of a file that holds no evaluation of ours."""
+    try:
+        return _identity(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -6,7 +6,8 @@
 
 Of a run or an export the averaged weights are measured, by samples that are drawn or by held-out data; the result is also
 written to WHAT/evaluations/, and evaluation.*, data.* and family.sampling.* may be overridden. Images are a folder
-(searched through), a tar or zip of them, an npz of samples (arr_0), or an index of shards; there only evaluation.* may be.
+(searched through), a tar or zip of them, an npz of samples (arr_0), or an index of shards, which may be a URL; there only
+evaluation.* may be.
 """
 
 import argparse
@@ -33,14 +34,14 @@ def main(argv: Sequence[str]) -> None:
         return compare(arguments.compare, arguments.csv, arguments.picture)
     if arguments.what is None:
         raise UserMistake("evaluate.py: say what to evaluate, or --compare RUN_OR_JSON ...")
-    if (arguments.what / "recipe.yaml").is_file():
+    if (Path(arguments.what) / "recipe.yaml").is_file():
         return _evaluate_model(arguments)
     return _evaluate_images(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", metavar="WHAT", type=Path, nargs="?", help="a run, an export, or images")
+    parser.add_argument("what", metavar="WHAT", nargs="?", help="a run, an export, or images")
     parser.add_argument(
         "--weights", help="averaged weights (ema), a run's own (raw), or the name of a further average; default: ema"
     )
@@ -77,6 +78,8 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     for flag, file in {**alone, **of_tables}.items():
         if isinstance(file, Path) and not file.parent.is_dir():  # said now, and not after hours of evaluation
             raise UserMistake(f"{flag}: {file}: there is no folder {file.parent}; make it first")
+        if isinstance(file, Path) and file.is_dir():
+            raise UserMistake(f"{flag}: {file}: is a folder; name a file in it")
 
 
 def _evaluate_model(arguments: argparse.Namespace) -> None:
@@ -87,8 +90,9 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
                 "and family.sampling.*"
             )
     device = join_world()
+    folder = Path(arguments.what)
     model = open_model(
-        arguments.what,
+        folder,
         device,
         weights=arguments.weights,
         which=arguments.checkpoint,
@@ -98,8 +102,9 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
     model.check_data(train, "data.train")
     measured = evaluate_model(model, train, validation, keep_moments=arguments.save_moments is not None)
     assert measured is not None, "an evaluation that nothing stops has a result"
-    _finish(arguments, measured)
-    say(f"written to {write_evaluation(arguments.what, model.provenance['step'], measured)}")
+    print_result(measured.result)  # before the disk is asked, which may be full
+    say(f"written to {write_evaluation(folder, model.provenance['step'], measured)}")
+    _write(arguments, measured)
 
 
 def _evaluate_images(arguments: argparse.Namespace) -> None:
@@ -119,10 +124,14 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
             )
     options = evaluation_options(arguments.overrides)
     keep_moments = arguments.save_moments is not None
-    _finish(arguments, evaluate_images(arguments.what, options, join_world(), keep_moments=keep_moments))
+    measured = evaluate_images(arguments.what, options, join_world(), keep_moments=keep_moments)
+    print_result(measured.result)
+    _write(arguments, measured)
 
 
-def _finish(arguments: argparse.Namespace, measured: Measured) -> None:
+def _write(arguments: argparse.Namespace, measured: Measured) -> None:
+    """What --save-moments and --out ask for. Raises UserMistake where the disk does not take it."""
+
     def write() -> None:
         if arguments.save_moments is not None:
             assert measured.moments is not None
@@ -131,7 +140,6 @@ def _finish(arguments: argparse.Namespace, measured: Measured) -> None:
             measured.write(arguments.out)
 
     world.on_main(write)
-    print_result(measured.result)
 
 
 if __name__ == "__main__":

@@ -132,21 +132,26 @@ _KEYS: dict[Role, str] = {"features": "features", "judge": "metrics", "selector"
 """The keys that ask for each."""
 
 
-def find_classifier(
-    index: Index, validation: Index | None, role: Role, reading: Reading, device: torch.device
-) -> Classifier:
-    """The classifier of a role for a training split: from the cache, or trained now.
-
-    Rank 0 trains, on its device; every rank gets the same weights. With a `validation` split the share of it (at most
-    HELD_OUT_IMAGES) that the classifier recognises is among its facts. Raises UserMistake without two classes to tell
-    apart, and Stopped.
-    """
+def check_classes(index: Index, role: Role) -> None:
+    """Raises UserMistake without two classes that a classifier of this role could tell apart."""
     if len(index.classes) < 2:
         raise UserMistake(
             f"evaluation.{_KEYS[role]}: {index.path} has one class, so no "
             "classifier can be trained on its labels; give evaluation.features a TorchScript network, and leave out "
             "accuracy"
         )
+
+
+def find_classifier(
+    index: Index, validation: Index | None, role: Role, reading: Reading, device: torch.device
+) -> Classifier:
+    """The classifier of a role for a training split: from the cache, or trained now.
+
+    Rank 0 trains, on its device; every rank gets the same weights. With a `validation` split the share of it (at most
+    HELD_OUT_IMAGES) that the classifier recognises is among its facts. Raises UserMistake as `check_classes` does, and
+    Stopped.
+    """
+    check_classes(index, role)
     weights, accuracy = on_main(lambda: _weights_and_accuracy(index, validation, role, reading, device))
     return _restore(index, role, safetensors.torch.load(weights), accuracy, device)
 

@@ -1,10 +1,11 @@
 """A table over evaluations that were made, with intervals, as text, CSV and a picture.
 
-A row is a JSON file, or a run's newest evaluated step. Results of one run and step whose protocols differ in nothing but
-the seed are repetitions: their row is their mean, with Student's 95 % interval over the seeds. A single result, or a number
-that does not depend on the seed, has an interval where its error is known without repetition: a share of n images (Wilson
-1927), or a mean whose standard error the result carries. A FID of one seed has none: a bootstrap of its samples would add
-bias of the size that it is to measure.
+A row is a JSON file, or an evaluation of a run's newest evaluated step; where that step was evaluated in several ways, each
+has a row that is named by what tells it from the others. Results of one run and step that differ in nothing but the seed are
+repetitions: their row is their mean, with Student's 95 % interval over the seeds. A single result, or a number that does not
+depend on the seed, has an interval where its error is known without repetition: a share of n images (Wilson 1927), or a mean
+whose standard error the result carries. A FID of one seed has none: a bootstrap of its samples would add bias of the size
+that it is to measure.
 
 Rows whose protocols differ are marked: a difference between them may be the protocol's.
 """
@@ -17,7 +18,7 @@ import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def compare(places: Sequence[Path], table: Path | None, picture: Path | None) ->
 
     Protocols that differ are told on stderr. Raises UserMistake for what is no evaluation.
     """
-    rows = _marked([_row(place) for place in places])
+    rows = _marked([row for place in places for row in _rows(place)])
     metrics = list(dict.fromkeys(key for row in rows for key in row.cells))
     print(as_text(rows, metrics))
     for line in _differences(rows):
@@ -86,25 +87,59 @@ def compare(places: Sequence[Path], table: Path | None, picture: Path | None) ->
 # -- reading ------------------------------------------------------------------------------------------------------------
 
 
-def _row(place: Path) -> Row:
-    results = _newest(place) if place.is_dir() else [_read(place)]
-    return Row(str(place), _how(results[0]), _cells(results), len(results))
+def _rows(place: Path) -> list[Row]:
+    if not place.is_dir():
+        return [_row(str(place), [_read(place)])]
+    ways = _newest(place)
+    return [_row(f"{place}{name}", results) for name, results in zip(_names(ways), ways, strict=True)]
 
 
-def _newest(run: Path) -> list[dict[str, Any]]:
-    """The results of a run's newest evaluated step, of one protocol but for seeds."""
+def _row(name: str, results: Sequence[Mapping[str, Any]]) -> Row:
+    return Row(name, _how(results[0]), _cells(results), len(results))
+
+
+def _newest(run: Path) -> list[list[dict[str, Any]]]:
+    """The results of a run's newest evaluated step: those that differ in nothing but the seed together, each seed once."""
     paths = sorted((run / "evaluations").glob("step_*.json"))
     if not paths:
         raise UserMistake(f"{run}: has no evaluations/step_*.json; evaluate it with launch/evaluate.py {run}")
     step = paths[-1].stem.split("_")[1]
-    newest = [_read(path) for path in paths if path.stem.split("_")[1] == step]
-    without_seed = {json.dumps(_without(one["protocol"], ("seed",)), sort_keys=True) for one in newest}
-    if len(without_seed) > 1:
-        raise UserMistake(
-            f"{run}: step {int(step)} was evaluated by {len(without_seed)} protocols that differ in more than the seed; name "
-            "the files in evaluations/ that you mean"
-        )
-    return newest
+    ways: dict[str, dict[Any, dict[str, Any]]] = {}
+    for path in paths:
+        if path.stem.split("_")[1] == step:
+            result = _read(path)
+            way = json.dumps([sorted(result), _without(result["protocol"], ("seed",))], sort_keys=True)
+            ways.setdefault(way, {})[result["protocol"].get("seed")] = result
+    return [list(seeds.values()) for seeds in ways.values()]
+
+
+def _names(ways: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
+    """For each of a run's ways of evaluation ` (key=value ...)`, by as few keys as tell them apart; nothing for one way."""
+    facts = [
+        {"metrics": list(_numbers(results[0])), **_flat(_without(results[0]["protocol"], ("seed",)))}
+        for results in ways
+    ]
+    keys: list[str] = []
+    told: list[list[str]] = [[] for _ in ways]
+    for key in dict.fromkeys(key for one in facts for key in one):
+        with_key = [[*words, _shown(one.get(key))] for words, one in zip(told, facts, strict=True)]
+        if len({*map(tuple, with_key)}) > len({*map(tuple, told)}):
+            keys, told = [*keys, key], with_key
+    return [
+        f" ({' '.join(f'{key}={word}' for key, word in zip(keys, words, strict=True))})" if keys else ""
+        for words in told
+    ]
+
+
+def _flat(protocol: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in protocol.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -132,15 +167,17 @@ def _without(protocol: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]
 
 
 def _cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
-    names = [key for key, value in results[0].items() if isinstance(value, float) and not SPREAD.fullmatch(key)]
     cells = {}
-    for name in names:
-        values = [one[name] for one in results if name in one]
-        if len(set(values)) == 1:  # one result, or real data alone: no repetition says anything of its error
-            cells[name] = _single(name, results[0])
-        elif len(values) == len(results):
-            cells[name] = repeated(values)
+    for name in _numbers(results[0]):
+        values = [one[name] for one in results]
+        same = len(set(values)) == 1  # one result, or real data alone: no repetition says anything of its error
+        cells[name] = _single(name, results[0]) if same else repeated(values)
     return cells
+
+
+def _numbers(result: Mapping[str, Any]) -> list[str]:
+    """The names of what was measured."""
+    return [key for key, value in result.items() if isinstance(value, float) and not SPREAD.fullmatch(key)]
 
 
 def repeated(values: Sequence[float]) -> Cell:
@@ -173,15 +210,22 @@ def share(value: float, count: int) -> Cell:
 
 
 def _marked(rows: Sequence[Row]) -> list[Row]:
-    """Each row with the letter of its protocol, A for the first's; no letters where there is one protocol."""
+    """Each row with its protocol's letter, A for the first's, and with all that rows of this letter say of the protocol; no
+    letters where there is one protocol.
+
+    What one row says and another does not (kid's subsets, the judge) is of a metric that the other has not measured.
+    """
     protocols: list[dict[str, Any]] = []
+    places = []
     for row in rows:
-        if row.protocol not in protocols:
-            protocols.append(row.protocol)
-    if len(protocols) == 1:
-        return list(rows)
+        agreeing = (place for place, known in enumerate(protocols) if not _differing(known, row.protocol))
+        places.append(next(agreeing, len(protocols)))
+        if places[-1] == len(protocols):
+            protocols.append({})
+        protocols[places[-1]] |= row.protocol
     letters = [chr(ord("A") + place) if place < 26 else str(place) for place in range(len(protocols))]
-    return [Row(row.name, row.protocol, row.cells, row.seeds, letters[protocols.index(row.protocol)]) for row in rows]
+    marks = letters if len(protocols) > 1 else [""]
+    return [replace(row, protocol=protocols[place], mark=marks[place]) for row, place in zip(rows, places, strict=True)]
 
 
 def _differences(rows: Sequence[Row]) -> list[str]:
@@ -198,8 +242,9 @@ def _differences(rows: Sequence[Row]) -> list[str]:
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """What differs in parts of the protocol that both have."""
     keys = set()
-    for key in first.keys() | second.keys():
+    for key in first.keys() | second.keys() if prefix else first.keys() & second.keys():
         ours, theirs = first.get(key), second.get(key)
         if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
             keys |= _differing(ours, theirs, f"{prefix}{key}.")

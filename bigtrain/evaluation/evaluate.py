@@ -17,7 +17,14 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.classifier import Classifier, find_classifier, measure_accuracy, side_of, train_on_images
+from bigtrain.evaluation.classifier import (
+    Classifier,
+    check_classes,
+    find_classifier,
+    measure_accuracy,
+    side_of,
+    train_on_images,
+)
 from bigtrain.evaluation.features import Features
 from bigtrain.evaluation.finding import check_enough, find_features
 from bigtrain.evaluation.images import ImageSet, Relabelled, fair_order
@@ -32,7 +39,7 @@ from bigtrain.evaluation.metrics import (
 from bigtrain.evaluation.neighbour_picture import neighbour_picture
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.ranks import Reading, Stopped, on_main
-from bigtrain.evaluation.reference import RealData, Reference, survey_reference
+from bigtrain.evaluation.reference import Labels, RealData, Reference, survey_reference
 from bigtrain.evaluation.survey import Findings, Survey, Wants, nearest
 
 LEAST: dict[SampleMetricName, int] = {"kid": 2, "two_sample_test": 4, "real_fid": 2}
@@ -51,22 +58,41 @@ def evaluate(
     protocol: Mapping[str, Any],
     should_stop: Callable[[], bool] = lambda: False,
     *,
+    labels: Labels | None = None,
     keep_moments: bool = False,
 ) -> Measured | None:
     """Measures `metrics` of images; every rank calls it, and every rank gets the same result.
 
     `workers` is the number of reading processes per rank; `protocol` holds what the caller knows of how the images were
-    made (JSON values). The result is a JSON dict: each number by name and, under "protocol", all that the numbers depend
-    on, the number of ranks not being among it. `keep_moments`: whether the images' moments are asked for, whatever the metrics.
+    made (JSON values); `labels` are asked for where a metric counts the images of each class. The result is a JSON dict:
+    each number by name and, under "protocol", all that the numbers depend on, the number of ranks not being among it.
+    `keep_moments`: whether the images' moments are asked for, whatever the metrics.
 
     None if `should_stop` (asked at every call of a network, on every rank) said so on any rank. Raises UserMistake, on all
     ranks alike. Networks, generators and precision settings of the run are left as they were.
     """
     reading = Reading(options.batch_size, workers, should_stop)
     try:
-        return _Evaluation(images, real, metrics, options, device, reading, keep_moments).run(protocol)
+        evaluation = _Evaluation(images, labels, real, metrics, options, device, reading, keep_moments)
+        evaluation.find_features()
+        return evaluation.run(protocol)
     except Stopped:
         return None
+
+
+def check(
+    images: ImageSet,
+    labels: Labels,
+    real: RealData,
+    metrics: Sequence[SampleMetricName],
+    options: EvaluationOptions,
+    device: torch.device,
+) -> None:
+    """Raises UserMistake, on all ranks alike, for what `evaluate` would refuse before it looks at an image; every rank calls
+    it. A network that would have to be trained is not, unless a file of moments must be of its features."""
+    evaluation = _Evaluation(images, labels, real, metrics, options, device, Reading(options.batch_size, 0), False)
+    if options.features != "classifier" or (real.reference is not None and real.reference.moments is not None):
+        evaluation.find_features()
 
 
 class _Evaluation:
@@ -75,6 +101,7 @@ class _Evaluation:
     def __init__(
         self,
         images: ImageSet,
+        labels: Labels | None,
         real: RealData,
         metrics: Sequence[SampleMetricName],
         options: EvaluationOptions,
@@ -87,11 +114,12 @@ class _Evaluation:
         self._check_reference()
         self._check_sizes()
         self._check_everywhere()
+        self._check_classifiers()
+        self._check_counts()
+        sets = self.images, self._real_images()
         self.classes = self._agree_on_classes()
-        self.features = self._find_features()
-        self.judge = self._find_judge()
-        if self.features is not None:
-            self._check_counts(self.features)
+        self.fewest = self._count_classes(labels, *sets) if self.needs("fake", "classes") else {}
+        self.features: Features | None = None
 
     def _real_images(self) -> ImageSet | None:
         return None if self.real.reference is None else self.real.reference.images
@@ -145,67 +173,8 @@ class _Evaluation:
                 "evaluate from a folder that all share"
             )
 
-    def _agree_on_classes(self) -> tuple[str, ...]:
-        """The names behind all labels; wraps both sides where a metric looks at labels."""
-        labelled = [metric for metric in self.metrics if "labels" in METRICS[metric].fake]
-        reference = self._real_images()
-        if not labelled:
-            return ()
-        classes = self.real.train.classes if self.real.train is not None else (reference and reference.classes)
-        if not classes:
-            raise UserMistake(
-                f"evaluation.metrics: {labelled[0]} needs a reference whose classes have names: an index of shards, or a "
-                "folder laid out as CLASS/*.png; or leave it out"
-            )
-        if self.images.classes != classes:
-            self.images = Relabelled(self.images, classes, labelled[0])
-        if self.needs("real", "labels") and reference is not None and reference.classes != classes:
-            assert self.real.reference is not None
-            relabelled = Reference(Relabelled(reference, classes, labelled[0]), self.real.reference.moments)
-            self.real = replace(self.real, reference=relabelled)
-        return classes
-
-    def _find_features(self) -> Features | None:
-        sides: tuple[Literal["fake", "real"], ...] = ("fake", "real")
-        needed: tuple[Need, ...] = ("moments", "features", "classes", "halves", "logits", "neighbours")
-        if not (self.keep_moments or any(self.needs(side, need) for side in sides for need in needed)):
-            return None
-        size = self.images.size()
-        assert size is not None
-        features = find_features(
-            self.real.train, self.real.validation, self.options, size[0], self.reading, self.device
-        )
-        if self.needs("fake", "logits") and not features.facts.get("classes"):
-            raise UserMistake(
-                f"evaluation.metrics: inception_score needs a network that predicts classes, which {features.name} "
-                "(evaluation.features) does not; choose another, or leave it out"
-            )
-        if self.real.reference is not None and self.real.reference.moments is not None:
-            self.real.reference.moments.check(features)
-        return features
-
-    def _find_judge(self) -> Classifier | None:
-        if not self.needs("fake", "judge") and not self.needs("fake", "images"):
-            return None
-        train = self.real.train
-        if train is None:
-            raise UserMistake(
-                "evaluation.metrics: accuracy and classification_accuracy_score need labelled real images; give the index of "
-                "shards as evaluation.reference, or leave them out"
-            )
-        if self.images.size() != (side_of(train), side_of(train)):
-            raise UserMistake(
-                f"evaluation.metrics: accuracy and classification_accuracy_score need images of the size of {train.path} "
-                f"({side_of(train)} pixels); leave them out"
-            )
-        if self.needs("fake", "images") and self.real.test is None:
-            raise UserMistake(
-                "evaluation.metrics: classification_accuracy_score is tested on held-out images, and data.validation names "
-                "none; give them, or leave it out"
-            )
-        return find_classifier(train, self.real.validation, "judge", self.reading, self.device)
-
-    def _check_counts(self, features: Features) -> None:
+    def _counts(self) -> list[tuple[int, str]]:
+        """(how many, their name) of the images on each side."""
         sides = [(self.images.count, self.images.name)]
         real = self._real_images()
         reference = self.real.reference
@@ -213,16 +182,15 @@ class _Evaluation:
             sides.append((real.count, real.name))
         elif reference is not None and reference.moments is not None and reference.moments.features is not None:
             sides.append((len(reference.moments.features), reference.name))
-        for count, name in sides:
+        return sides
+
+    def _check_counts(self) -> None:
+        for count, name in self._counts():
             self._check_least(count, name)
         if self.keep_moments and self.images.count < 2:
             raise UserMistake(
                 f"--save-moments: a covariance needs 2 images, not {self.images.count} ({self.images.name})"
             )
-        distances = [metric for metric in self.metrics if METRICS[metric].fake & {"moments", "classes"}]
-        if distances:
-            count, name = min(sides)
-            check_enough(features, count, name, distances[0], "evaluation.samples")
 
     def _check_least(self, count: int, name: str) -> None:
         there = min(count, self.options.stored)
@@ -243,11 +211,123 @@ class _Evaluation:
                     f"evaluation.{key}={getattr(self.options, key)}; take more, or leave it out of evaluation.metrics"
                 )
 
+    def _agree_on_classes(self) -> tuple[str, ...]:
+        """The names behind all labels; wraps both sides where a metric looks at labels."""
+        labelled = [metric for metric in self.metrics if "labels" in METRICS[metric].fake]
+        reference = self._real_images()
+        if not labelled:
+            return ()
+        classes = self.real.train.classes if self.real.train is not None else (reference and reference.classes)
+        if not classes:
+            raise UserMistake(
+                f"evaluation.metrics: {labelled[0]} needs a reference whose classes have names: an index of shards, or a "
+                "folder laid out as CLASS/*.png; or leave it out"
+            )
+        if self.images.classes != classes:
+            self.images = Relabelled(self.images, classes, labelled[0])
+        if self.needs("real", "labels") and reference is not None and reference.classes != classes:
+            assert self.real.reference is not None
+            relabelled = Relabelled(reference, classes, labelled[0])
+            self.real = replace(self.real, reference=replace(self.real.reference, images=relabelled))
+        return classes
+
+    def _needs_features(self) -> bool:
+        sides: tuple[Literal["fake", "real"], ...] = ("fake", "real")
+        needed: tuple[Need, ...] = ("moments", "features", "classes", "halves", "logits", "neighbours")
+        return self.keep_moments or any(self.needs(side, need) for side in sides for need in needed)
+
+    def _needs_judge(self) -> bool:
+        return self.needs("fake", "judge") or self.needs("fake", "images")
+
+    def _check_classifiers(self) -> None:
+        """What networks are trained on must be there, before one is."""
+        train = self.real.train
+        if self._needs_features() and self.options.features == "classifier" and train is not None:
+            check_classes(train, "features")
+        if not self._needs_judge():
+            return
+        if train is None:
+            raise UserMistake(
+                "evaluation.metrics: accuracy and classification_accuracy_score need labelled real images; give the index of "
+                "shards as evaluation.reference, or leave them out"
+            )
+        check_classes(train, "judge")
+        if self.images.size() != (side_of(train), side_of(train)):
+            raise UserMistake(
+                f"evaluation.metrics: accuracy and classification_accuracy_score need images of the size of {train.path} "
+                f"({side_of(train)} pixels); leave them out"
+            )
+        if self.needs("fake", "images") and self.real.test is None:
+            raise UserMistake(
+                "evaluation.metrics: classification_accuracy_score is tested on held-out images, and data.validation names "
+                "none; give them, or leave it out"
+            )
+
+    def _count_classes(self, labels: Labels | None, images: ImageSet, real: ImageSet | None) -> dict[str, int]:
+        """The images of the rarest class of each side. Raises UserMistake for a class of which no covariance follows."""
+        reference = self.real.reference
+        assert labels is not None, "a metric of classes is asked for where labels are known"
+        assert real is not None
+        assert reference is not None
+        assert reference.labels is not None
+        fewest = {}
+        for side, name, numbers, names in (
+            ("real", "the reference", reference.labels(), real.classes),
+            ("fake", images.name, labels(), images.classes),
+        ):
+            of_ours = np.array([self.classes.index(known) for known in names or self.classes])
+            counts = np.bincount(of_ours[numbers[numbers < len(of_ours)]], minlength=len(self.classes))
+            if counts.min() < 2:
+                raise UserMistake(
+                    f"evaluation.metrics: intra_fid needs 2 images of each class, and {name} have fewer of "
+                    f"{self.classes[int(counts.argmin())]!r}; take more samples, or leave it out"
+                )
+            fewest[side] = int(counts.min())
+        return fewest
+
+    # -- networks ---------------------------------------------------------------------------------------------------
+
+    def find_features(self) -> None:
+        """Opens or trains the feature network, where one is needed, and checks that it fits."""
+        if not self._needs_features():
+            return
+        size = self.images.size()
+        assert size is not None
+        features = find_features(
+            self.real.train, self.real.validation, self.options, size[0], self.reading, self.device
+        )
+        if self.needs("fake", "logits") and not features.facts.get("classes"):
+            raise UserMistake(
+                f"evaluation.metrics: inception_score needs a network that predicts classes, which {features.name} "
+                "(evaluation.features) does not; choose another, or leave it out"
+            )
+        if self.real.reference is not None and self.real.reference.moments is not None:
+            self.real.reference.moments.check(features)
+        distances = [metric for metric in self.metrics if METRICS[metric].fake & {"moments", "classes"}]
+        if distances:
+            count, name = min(self._counts())
+            check_enough(features, count, name, distances[0], "evaluation.samples")
+        if self.fewest and min(self.fewest.values()) <= features.dimensions and world.is_main():
+            log.warning(
+                "evaluation.metrics: intra_fid rests on as few as %d images of a class in %d feature dimensions: it has a "
+                "large bias; compare it only with others of this very protocol",
+                min(self.fewest.values()),
+                features.dimensions,
+            )
+        self.features = features
+
+    def _find_judge(self) -> Classifier | None:
+        if not self._needs_judge():
+            return None
+        assert self.real.train is not None
+        return find_classifier(self.real.train, self.real.validation, "judge", self.reading, self.device)
+
     # -- the passes -------------------------------------------------------------------------------------------------
 
     def run(self, protocol: Mapping[str, Any]) -> Measured:
+        judge = self._find_judge()
         real = self._survey_real()
-        found = Survey(self.images, self._wants(), self.features, self.judge, self.options.any_size, self.device).run(
+        found = Survey(self.images, self._wants(), self.features, judge, self.options.any_size, self.device).run(
             self.reading
         )
         accuracy = self._score_classification(found) if self.needs("fake", "images") else None
@@ -265,11 +345,10 @@ class _Evaluation:
                 classification_accuracy=accuracy,
                 neighbours=neighbours,
             )
-            self._check_class_counts(found, real)
             result: dict[str, Any] = {}
             for metric in self.metrics:
                 result |= METRICS[metric].values(evidence)
-            return result | {"protocol": self._protocol(protocol, found, real)}
+            return result | {"protocol": self._protocol(protocol, found, real, judge)}
 
         return Measured(on_main(measure), picture, found.moments if world.is_main() else None)
 
@@ -322,24 +401,6 @@ class _Evaluation:
             return self.real.reference.moments.mean, self.real.reference.moments.covariance
         return None if real.moments is None else (real.moments.mean(), real.moments.covariance())
 
-    def _check_class_counts(self, found: Findings, real: Findings) -> None:
-        for name, moments in ((self.images.name, found.by_class), ("the reference", real.by_class)):
-            few = [self.classes[number] for number, one in enumerate(moments) if one.count < 2]
-            if few:
-                raise UserMistake(
-                    f"evaluation.metrics: intra_fid needs 2 images of each class, and {name} have fewer of {few[0]!r}; take "
-                    "more samples, or leave it out"
-                )
-            fewest = min((one.count for one in moments), default=0)
-            if moments and fewest <= moments[0].dimensions:
-                log.warning(
-                    "evaluation.metrics: intra_fid rests on as few as %d images of a class (%s) in %d feature dimensions: it "
-                    "has a large bias; compare it only with others of this very protocol",
-                    fewest,
-                    name,
-                    moments[0].dimensions,
-                )
-
     def _score_classification(self, found: Findings) -> float:
         """The held-out accuracy of a classifier trained on the samples (Ravuri & Vinyals 2019), by rank 0."""
 
@@ -376,7 +437,9 @@ class _Evaluation:
 
     # -- what the numbers depend on ---------------------------------------------------------------------------------
 
-    def _protocol(self, drawing: Mapping[str, Any], found: Findings, real: Findings) -> dict[str, Any]:
+    def _protocol(
+        self, drawing: Mapping[str, Any], found: Findings, real: Findings, judge: Classifier | None
+    ) -> dict[str, Any]:
         """Everything that the numbers depend on, and nothing that they do not."""
         options, reference = self.options, self.real.reference
         facts: dict[str, Any] = {
@@ -390,13 +453,10 @@ class _Evaluation:
             facts["features"] = self.features.protocol()
             if reference is not None and any(METRICS[metric].real for metric in self.metrics):
                 facts["reference"] = reference.describe(real.digest)
-        if self.judge is not None:
-            facts["judge"] = self.judge.protocol()
+        if judge is not None:
+            facts["judge"] = judge.protocol()
         if "intra_fid" in self.metrics:
-            counts = {"real": real.by_class, "fake": found.by_class}
-            facts["intra_fid"] = {
-                "fewest_of_a_class": {side: min(one.count for one in counts[side]) for side in counts}
-            }
+            facts["intra_fid"] = {"fewest_of_a_class": self.fewest}
         stored = [0 if side.stored is None else len(side.stored) for side in (real, found)]
         for metric, settings in self._settings_by_metric(stored).items():
             if metric in self.metrics:

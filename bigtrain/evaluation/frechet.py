@@ -28,6 +28,24 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
     return float(distance.clamp(min=0))  # equal moments leave rounding of either sign
 
 
+def frechet_distance_of_features(features1: Tensor, features2: Tensor) -> float:
+    """The same of the Gaussians of features [n, d] and [m, d], n and m at least 2, with covariances over n - 1 and m - 1.
+
+    Where the vectors are fewer than their dimensions, as those of one class are, no covariance is made: with X the centred
+    features over sqrt(n - 1) it is C = X^T X, and the roots of C1 C2's eigenvalues are the singular values of X1 X2^T.
+    """
+    means, centred = [], []
+    for features in (features1.to("cpu", torch.float64), features2.to("cpu", torch.float64)):
+        means.append(features.mean(0))
+        centred.append((features - means[-1]) / (len(features) - 1) ** 0.5)
+    first, second = centred
+    if min(len(first), len(second)) >= first.shape[1]:
+        return frechet_distance(means[0], first.T @ first, means[1], second.T @ second)
+    overlap = torch.linalg.svdvals(first @ second.T).sum()
+    distance = (means[0] - means[1]).square().sum() + first.square().sum() + second.square().sum() - 2 * overlap
+    return float(distance.clamp(min=0))
+
+
 _kept: list[tuple[Tensor, Tensor]] = []
 """(covariance, root) of the last reference: a run evaluates against one, again and again."""
 

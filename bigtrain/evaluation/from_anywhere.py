@@ -1,6 +1,5 @@
 """Evaluation of images that no run of ours made: a folder, an archive, an npz, shards; there is no recipe to ask."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +19,11 @@ WORKERS = 2
 
 
 def evaluate_images(
-    where: Path, options: EvaluationOptions, device: torch.device, *, keep_moments: bool = False
+    where: str, options: EvaluationOptions, device: torch.device, *, keep_moments: bool = False
 ) -> Measured:
-    """Every image that lies at `where` against `options.reference`; every rank calls it. Raises UserMistake.
+    """Every image that lies at `where` (a path, or an index's URL) against `options.reference`; every rank calls it.
 
-    Without a reference only what needs none is measured: an inception_score, or moments to keep.
+    Without a reference only what needs none is measured: an inception_score, or moments to keep. Raises UserMistake.
     """
     for key in OF_MODELS:
         if key in options.model_fields_set:
@@ -33,12 +32,15 @@ def evaluate_images(
                 "taken as they are, all of them; leave it out"
             )
     # Together: a folder may be missing on one machine alone.
-    images = together(lambda: open_images(where))
+    there = together(lambda: open_images(where))
     reference = together(lambda: open_reference(options.reference)) if "reference" in options.model_fields_set else None
     metrics = _metrics(options, reference, keep_moments)
     real = _real(reference)
     workers = WORKERS if options.workers is None else options.workers
-    measured = evaluate(images, real, metrics, options, device, workers, {}, keep_moments=keep_moments)
+    assert there.images is not None
+    measured = evaluate(
+        there.images, real, metrics, options, device, workers, {}, labels=there.labels, keep_moments=keep_moments
+    )
     assert measured is not None, "an evaluation that nothing stops has a result"
     return measured
 

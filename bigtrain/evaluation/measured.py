@@ -14,8 +14,8 @@ from bigtrain.runs import atomic
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decode images and compute features, for the protocol."""
-    return {name: version(name) for name in ("torch", "timm", "numpy", "pillow")}
+    """Of the packages that decode images and compute features, for the protocol and for what is kept."""
+    return {name: version(name) for name in ("torch", "timm", "numpy", "pillow", "simplejpeg")}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from bigtrain.evaluation.frechet import frechet_distance
+from bigtrain.evaluation.frechet import frechet_distance, frechet_distance_of_features
 from bigtrain.evaluation.kernel_distance import kernel_distance
 from bigtrain.evaluation.moments import Moments
 from bigtrain.evaluation.neighbourhoods import NeighbourMetric, measure_neighbourhoods, two_sample_test
@@ -105,8 +105,10 @@ def _real_fid(evidence: Evidence) -> dict[str, Any]:
 
 def _intra_fid(evidence: Evidence) -> dict[str, Any]:
     """The mean over classes of the FID within each (Miyato & Koyama 2018, section 4)."""
+    assert evidence.fake.by_class is not None
+    assert evidence.real.by_class is not None
     pairs = zip(evidence.classes, evidence.fake.by_class, evidence.real.by_class, strict=True)
-    values = {name: frechet_distance(*_gaussian(fake), *_gaussian(real)) for name, fake, real in pairs}
+    values = {name: frechet_distance_of_features(fake, real) for name, fake, real in pairs}
     return {"intra_fid": sum(values.values()) / len(values), "intra_fid_by_class": values}
 
 

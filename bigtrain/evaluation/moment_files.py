@@ -78,7 +78,7 @@ def read_moments(path: Path) -> Gaussian:
                 raise ValueError(
                     f"feats is {list(features.shape)}, where finite features are [n, d], of 2 images or more"
                 )
-            if "mu" in arrays:
+            if "mu" in arrays and "sigma" in arrays:
                 mean, covariance = (torch.from_numpy(np.asarray(arrays[name])) for name in ("mu", "sigma"))
             else:
                 assert features is not None, f"{path}: holds_moments has seen to it"

@@ -30,7 +30,8 @@ class EvaluationOptions(Options):
     fid: of the samples against the whole reference (Heusel et al. 2017). kid: the kernel distance (Binkowski et al. 2018).
     inception_score: with its deviation over splits (Salimans et al. 2016). precision, recall: share of the samples among the
     reference, of the reference among the samples (Kynkäänniemi et al. 2019). density, coverage: the same by real
-    neighbourhoods alone (Naeem et al. 2020). intra_fid: mean FID within each class (Miyato & Koyama 2018). accuracy: share of
+    neighbourhoods alone (Naeem et al. 2020). intra_fid: mean FID within each class (Miyato & Koyama 2018); it keeps all feature
+    vectors in files, the reference's for the next time too (8 KiB an image for Inception). accuracy: share of
     the samples in which an independent classifier sees the class that was asked for. classification_accuracy_score: share of
     held-out images that a classifier trained on the samples recognises (Ravuri & Vinyals 2019). two_sample_test: how well
     neighbours tell samples from real images (Lopez-Paz & Oquab 2017). nearest_neighbours: the reference's images nearest to

@@ -3,18 +3,24 @@
 What all ranks find in one pass over the images is kept, under a key of everything that determines it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.data.loose import open_loose
+from bigtrain.data.remote import is_remote, shown
 from bigtrain.data.stream import open_index
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.cache import Entry
+from bigtrain.evaluation.cache import Cache, Entry
+from bigtrain.evaluation.class_features import ClassFeatures
 from bigtrain.evaluation.features import Features
 from bigtrain.evaluation.images import ImageSet, LooseImages, Shards
+from bigtrain.evaluation.measured import versions
 from bigtrain.evaluation.moment_files import Gaussian, holds_moments, read_moments
 from bigtrain.evaluation.moments import Moments
 from bigtrain.evaluation.options import EvaluationOptions
@@ -25,12 +31,18 @@ LEAST_REFERENCE = 4
 """Images of the smallest reference: a covariance of each half needs two."""
 
 
+Labels = Callable[[], np.ndarray]
+"""The class numbers of a set's images, int64 [count], without a look at any of them."""
+
+
 @dataclass(frozen=True)
 class Reference:
-    """`images`: None where only moments are known; `moments`: None where they follow from the images."""
+    """`images`: None where only moments are known; `moments`: None where they follow from the images; `labels`: None where
+    the images have none. They number the classes of the images as these were opened."""
 
     images: ImageSet | None
     moments: Gaussian | None = None
+    labels: Labels | None = None
 
     @property
     def name(self) -> str:
@@ -72,7 +84,7 @@ class RealData:
                 "evaluation.reference: validation, but data.validation names no split; give one, or set "
                 "evaluation.reference=train"
             )
-        return cls(Reference(split_of(split, options.reference)), train, validation, validation)
+        return cls(_of_shards(split_of(split, options.reference)), train, validation, validation)
 
 
 def split_of(index: Index, split: str) -> Shards:
@@ -86,15 +98,13 @@ def open_reference(where: str) -> Reference:
     """What `evaluation.reference` names: the index of shards, a folder, a tar or zip of images, an npz of samples or of
     moments. Raises UserMistake."""
     path = Path(where)
-    if path.suffix == ".json":
+    if _is_index(where, "evaluation.reference"):
         images = _shards(where, "evaluation.reference")
         _check_count(images, where)
-        return Reference(images)
+        return _of_shards(images)
     try:
-        if path.suffix == ".npz" and holds_moments(path):
-            reference = read_moments_and_samples(path)
-        else:
-            reference = Reference(LooseImages(open_loose(path)))
+        of_moments = path.suffix == ".npz" and holds_moments(path)
+        reference = read_moments_and_samples(path) if of_moments else _of_loose(path)
     except UserMistake as mistake:
         raise UserMistake(f"evaluation.reference: {mistake}") from None
     if reference.images is not None:
@@ -102,9 +112,33 @@ def open_reference(where: str) -> Reference:
     return reference
 
 
-def open_images(path: Path) -> ImageSet:
-    """Images to be evaluated: the index of shards, a folder, a tar or zip of images, an npz of samples."""
-    return _shards(str(path), "WHAT") if path.suffix == ".json" else LooseImages(open_loose(path))
+def open_images(where: str) -> Reference:
+    """Images to be evaluated: the index of shards (a path or a URL), a folder, a tar or zip of images, an npz of samples.
+
+    Raises UserMistake.
+    """
+    return _of_shards(_shards(where, "WHAT")) if _is_index(where, "WHAT") else _of_loose(Path(where))
+
+
+def _of_shards(images: Shards) -> Reference:
+    return Reference(images, labels=lambda: images.index.labels)
+
+
+def _of_loose(path: Path) -> Reference:
+    loose = open_loose(path)
+    labels = loose.labels
+    return Reference(LooseImages(loose), labels=None if labels is None else lambda: labels)
+
+
+def _is_index(where: str, key: str) -> bool:
+    """Whether it names shards. Raises UserMistake for the URL of anything else, which is not fetched."""
+    if not is_remote(where):
+        return where.endswith(".json")
+    if "://" in where and not where.partition("?")[0].endswith(".json"):
+        raise UserMistake(
+            f"{key}: {shown(where)}: a URL may be that of an index of shards (.json) alone; fetch it, and give its path"
+        )
+    return True
 
 
 def _shards(where: str, key: str) -> Shards:
@@ -124,7 +158,7 @@ def _shards(where: str, key: str) -> Shards:
 def read_moments_and_samples(path: Path) -> Reference:
     """guided-diffusion's reference files hold samples beside the moments of more of them; others hold moments alone."""
     moments = read_moments(path)
-    return Reference(LooseImages(open_loose(path)) if moments.has_samples else None, moments)
+    return replace(_of_loose(path), moments=moments) if moments.has_samples else Reference(None, moments)
 
 
 def _check_count(images: ImageSet, where: str) -> None:
@@ -142,77 +176,103 @@ def survey_reference(images: ImageSet, wants: Wants, features: Features, any_siz
     parts = {name: part for name, part in _parts(wants).items() if part != Wants()}
     cache = images.cache
     keys = {name: _key(name, part, images, features, any_size) for name, part in parts.items()}
-    kept = {
-        name: cache.read(name, key) if cache is not None and world.is_main() else None for name, key in keys.items()
-    }
-    there = on_main(lambda: [name for name, entry in kept.items() if entry is not None])
+    kept = Findings()
+
+    def restore() -> list[str]:
+        return [name for name in parts if cache is not None and _restore(cache, name, keys[name], kept)]
+
+    there = on_main(restore)
     missing = [name for name in parts if name not in there]
     found = Findings()
     if missing:
-        asked = replace(wants, **{key: _DEFAULTS[key] for name in there for key in _FIELDS[name]}, digest=images.hashed)
+        asked = replace(wants, **{_FIELDS[name]: _DEFAULTS[_FIELDS[name]] for name in there}, digest=images.hashed)
         found = Survey(images, asked, features, None, any_size, features.device).run(reading)
     if world.is_main():
+        found.stored = None if found.stored is None else found.stored.cpu()
         for name in missing:
-            entry = _entry(name, found)
             if cache is not None:
-                cache.write(name, keys[name], entry)
+                _keep(cache, name, keys[name], found)
         for name in there:
-            before = kept[name]
-            assert before is not None
-            _restore(name, before, found)
+            setattr(found, _FIELDS[name], getattr(kept, _FIELDS[name]))
+        found.digest = found.digest or kept.digest
     found.digest = world.broadcast_object(found.digest)
     return found
 
 
 _FIELDS = {
-    "moments": ("moments",),
-    "class_moments": ("by_class",),
-    "half_moments": ("halves",),
-    "features": ("stored",),
+    "moments": "moments",
+    "class_features": "by_class",
+    "half_moments": "halves",
+    "features": "stored",
 }
-"""The wants that each kind of entry answers."""
+"""What each kind of entry holds, among the wants and among the findings."""
 _DEFAULTS: dict[str, Any] = {"moments": False, "by_class": 0, "halves": 0, "stored": 0}
 
 
 def _parts(wants: Wants) -> dict[str, Wants]:
-    return {name: replace(Wants(), **{key: getattr(wants, key) for key in fields}) for name, fields in _FIELDS.items()}
+    return {name: replace(Wants(), **{field: getattr(wants, field)}) for name, field in _FIELDS.items()}
 
 
 def _key(name: str, part: Wants, images: ImageSet, features: Features, any_size: bool) -> dict[str, Any]:
-    wanted = {key: getattr(part, key) for key in _FIELDS[name]}
-    return {**images.key, "features": features.fingerprint, "any_size": any_size, "wanted": wanted}
+    wanted = {_FIELDS[name]: getattr(part, _FIELDS[name])}
+    how = {"features": features.fingerprint, "any_size": any_size, "versions": versions()}
+    return {**images.key, **how, "wanted": wanted}
 
 
-def _entry(name: str, found: Findings) -> Entry:
+def _keep(cache: Cache, name: str, key: dict[str, Any], found: Findings) -> None:
     facts = {"digest": found.digest}
     if name == "moments":
         assert found.moments is not None
-        return Entry(found.moments.tensors(), facts)
-    if name == "features":
+        cache.write(name, key, Entry(found.moments.tensors(), facts))
+    elif name == "features":
         assert found.stored is not None
-        found.stored = found.stored.cpu()
-        return Entry({"features": found.stored}, facts)
-    several = found.by_class if name == "class_moments" else found.halves or ()
-    tensors = {
-        f"{number}/{key}": value for number, moments in enumerate(several) for key, value in moments.tensors().items()
-    }
-    return Entry(tensors, facts | {"count": len(several)})
+        cache.write(name, key, Entry({"features": found.stored}, facts))
+    elif name == "half_moments":
+        assert found.halves is not None
+        tensors = {
+            f"{number}/{part}": value
+            for number, moments in enumerate(found.halves)
+            for part, value in moments.tensors().items()
+        }
+        cache.write(name, key, Entry(tensors, facts))
+    else:
+        assert found.by_class is not None
+        for number, features in enumerate(found.by_class):  # an entry each: all of them may not fit into memory
+            cache.write(name, key | {"class": number}, Entry({"features": features}, facts))
 
 
-def _restore(name: str, entry: Entry, found: Findings) -> None:
-    found.digest = found.digest or entry.facts["digest"]
+def _restore(cache: Cache, name: str, key: dict[str, Any], found: Findings) -> bool:
+    """Whether it was kept, and then is put into `found`."""
+    if name == "class_features":
+        return _restore_classes(cache, key, found)
+    entry = cache.read(name, key)
+    if entry is None:
+        return False
+    found.digest = entry.facts["digest"]
     if name == "moments":
         found.moments = Moments.from_tensors(entry.tensors)
     elif name == "features":
         found.stored = entry.tensors["features"]
     else:
-        several = [
-            Moments.from_tensors(
-                {key.partition("/")[2]: value for key, value in entry.tensors.items() if key.startswith(f"{number}/")}
-            )
-            for number in range(entry.facts["count"])
-        ]
-        if name == "class_moments":
-            found.by_class = several
-        else:
-            found.halves = (several[0], several[1])
+        first, second = (
+            Moments.from_tensors({part: entry.tensors[f"{number}/{part}"] for part in ("count", "total", "outer")})
+            for number in range(2)
+        )
+        found.halves = (first, second)
+    return True
+
+
+def _restore_classes(cache: Cache, key: dict[str, Any], found: Findings) -> bool:
+    classes: int = key["wanted"]["by_class"]
+    whole: ClassFeatures | None = None
+    for number in range(classes):
+        entry = cache.read("class_features", key | {"class": number})
+        if entry is None:
+            return False
+        features = entry.tensors["features"]
+        if whole is None:
+            whole = ClassFeatures(classes, features.shape[1])
+        whole.add(features, np.full(len(features), number), np.arange(len(features)))
+        found.digest = entry.facts["digest"]
+    found.by_class = whole
+    return True

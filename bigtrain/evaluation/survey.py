@@ -12,6 +12,7 @@ from bigtrain.cluster import world
 from bigtrain.data.loose import DIGEST_BYTES
 from bigtrain.data.stream import dealt
 from bigtrain.errors import UserMistake
+from bigtrain.evaluation.class_features import ClassFeatures
 from bigtrain.evaluation.classifier import Classifier
 from bigtrain.evaluation.features import Features
 from bigtrain.evaluation.images import ImageSet, View, fair_order
@@ -20,18 +21,15 @@ from bigtrain.evaluation.moments import Moments
 from bigtrain.evaluation.neighbourhoods import Nearest
 from bigtrain.evaluation.ranks import Progress, Reading, gather_by_number, stoppable, together
 
-MOST_CLASS_MOMENTS = 2**34
-"""Bytes of moments by class that a rank will hold: 500 classes of 2048 features, or 1000 of 1448."""
-
 
 @dataclass(frozen=True)
 class Wants:
-    """What a pass is to find; each costs memory that does not grow with the number of images."""
+    """What a pass is to find; each costs memory that does not grow with the number of images (`by_class`: disk)."""
 
     moments: bool = False
     """Of all features."""
     by_class: int = 0
-    """Moments by class, of so many classes."""
+    """All feature vectors by class, of so many classes."""
     halves: int = 0
     """Moments of so many images, and of so many others."""
     stored: int = 0
@@ -61,7 +59,7 @@ class Findings:
     """What one pass found, or several that were kept; on rank 0, and the same numbers at any world size."""
 
     moments: Moments | None = None
-    by_class: list[Moments] = field(default_factory=list)
+    by_class: ClassFeatures | None = None
     halves: tuple[Moments, Moments] | None = None
     stored: Tensor | None = None
     """float32 [n, d], by number of the image."""
@@ -98,8 +96,7 @@ class Survey:
         self._recognised = torch.zeros((), dtype=torch.float64, device=device)
         dimensions = features.dimensions if features is not None and wants.features else 0
         self._moments = Moments(dimensions, device) if wants.moments else None
-        _check_memory(wants.by_class, dimensions)
-        self._by_class = [Moments(dimensions, device) for _ in range(wants.by_class)]
+        self._by_class = ClassFeatures(wants.by_class, dimensions) if wants.by_class else None
         self._halves = (Moments(dimensions, device), Moments(dimensions, device)) if wants.halves else None
         self._place = np.empty(images.count, dtype=np.int64)
         self._place[fair_order(images.count)] = np.arange(images.count)
@@ -114,7 +111,10 @@ class Survey:
         return self._mine[self._place[self._mine] < first]
 
     def run(self, reading: Reading) -> Findings:
-        """Looks at everything, without a collective or a wait for the device until the end. Raises Stopped."""
+        """Looks at everything, without a collective until the end, nor (but for features by class) a wait for the device.
+
+        Raises Stopped.
+        """
 
         def look() -> None:
             with Progress(len(self._chosen), self._set.name) as progress, stoppable(reading.should_stop):
@@ -158,10 +158,9 @@ class Survey:
         place = self._place[view.numbers]
         if self._moments is not None:
             self._moments.add(features)
-        if self._by_class:
+        if self._by_class is not None:
             assert view.labels is not None
-            for number in view.labels.unique().tolist():
-                self._by_class[number].add(_chosen(features, (view.labels == number).numpy()))
+            self._by_class.add(features, view.labels.numpy(), view.numbers)
         if self._halves is not None:
             for side, moments in enumerate(self._halves):
                 moments.add(_chosen(features, place // self._wants.halves == side))
@@ -182,7 +181,7 @@ class Survey:
     def _gathered(self) -> Findings:
         world.sum_over_ranks(self._recognised)
         halves = self._halves or ()
-        for moments in (*([self._moments] if self._moments else []), *self._by_class, *halves):
+        for moments in (*([self._moments] if self._moments else []), *halves):
             moments.reduce()
         if self._scores is not None:
             self._scores.reduce()
@@ -197,7 +196,7 @@ class Survey:
             assert self._moments.count == self._set.count, (self._moments.count, self._set.count)
         findings = Findings(
             moments=self._moments,
-            by_class=self._by_class,
+            by_class=None if self._by_class is None else self._by_class.gathered(self._device),
             halves=self._halves,
             scores=self._scores,
             recognised=int(self._recognised),
@@ -246,16 +245,6 @@ class _Rows:
 def _chosen(rows: Tensor, wanted: np.ndarray) -> Tensor:
     """Those of rows [n, ...] where `wanted`, bool [n]: by number, since a mask would make the host wait for a GPU."""
     return rows[torch.from_numpy(np.flatnonzero(wanted)).to(rows.device)]
-
-
-def _check_memory(classes: int, dimensions: int) -> None:
-    needed = classes * dimensions**2 * 8
-    if needed > MOST_CLASS_MOMENTS:
-        raise UserMistake(
-            f"evaluation.metrics: intra_fid keeps the moments of {classes} classes of {dimensions} features, which is "
-            f"{needed / 2**30:.0f} GiB a rank, more than {MOST_CLASS_MOMENTS // 2**30}; choose a smaller feature network, or "
-            "leave it out"
-        )
 
 
 def nearest(

@@ -100,6 +100,8 @@ class Best:
         return content if same else {}
 
     def _write(self, records: list[dict[str, Any]], judged: int) -> None:
+        if not records and not self._content():
+            return  # what was kept by another metric or protocol stays until there is a record of this one
         content = {
             "metric": self._metric,
             "protocol": self._protocol,

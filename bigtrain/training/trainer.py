@@ -73,7 +73,8 @@ class TrainOptions(Options):
     """Samples of those evaluations; null: evaluation.samples. Fewer are cheaper, and compare with equally few only."""
     keep_best: str | None = None
     """Metric of those evaluations (fid, accuracy, bits_per_dim, ...) whose best checkpoint is kept beside the newest; doors
-    take it as --checkpoint best. null: none."""
+    take it as --checkpoint best. null: none. Of a run that goes on with another metric the former best is kept until there is
+    one by the new metric."""
     alarm_ratio: float | None = Field(default=2.0, gt=1)
     """Warn when that metric (fid, if keep_best is null) is so many times worse than its best, or the largest singular value of
     a spectrally normalised weight so many times what it was in the last rows; null: never."""

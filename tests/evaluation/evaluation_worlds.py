@@ -68,6 +68,7 @@ def evaluate_draws(
     """The result of evaluating a model that draws what `draw` gives."""
     images = Drawn(draw, label_of, options.samples, train.classes, train.image_size)
     real = RealData.of(options, train, validation)
+    how |= {"labels": lambda: label_of(np.arange(options.samples)).numpy()}
     measured = evaluate(images, real, options.metrics or DEFAULT_METRICS, options, CPU, 0, protocol or {}, **how)
     return measured and measured.result
 
@@ -106,7 +107,7 @@ def measure_images(folder: str, reference: str, features: str, **options: Any) -
         "kid_subset_size": 50,
     } | options
     known = EvaluationOptions(features=features, reference=reference, **chosen)
-    return evaluate_images(Path(folder), known, CPU).result
+    return evaluate_images(folder, known, CPU).result
 
 
 def scenarios(train: str, features: str) -> dict[str, Any]:

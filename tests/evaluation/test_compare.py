@@ -11,9 +11,11 @@ from bigtrain.errors import UserMistake
 from bigtrain.evaluation.compare import Cell, compare, repeated, share
 
 
-def write(path, *, seed=0, features="a", step=10, weights="ema", **numbers):
+def write(path, *, seed=0, features="a", step=10, weights="ema", further=None, **numbers):
+    """`further`: of the protocol."""
     path.parent.mkdir(parents=True, exist_ok=True)
     protocol = {"weights": weights, "step": step, "samples": 100, "seed": seed, "features": {"fingerprint": features}}
+    protocol |= further or {}
     path.write_text(json.dumps({"step": step, **numbers, "protocol": protocol}))
     return path
 
@@ -54,6 +56,40 @@ def test_rows_of_another_protocol_are_marked_and_what_differs_is_told(run, tmp_p
     assert "!B" in out.splitlines()[2]
     assert err.startswith("WARNING: rows B were not measured as rows A were")
     assert 'features.fingerprint ("a" / "b")' in err
+
+
+def test_a_step_that_was_evaluated_in_several_ways_has_a_row_for_each(run, capsys):
+    """Named by as few keys as tell them apart; seeds of one way are still one row, and a seed counts once."""
+    place = run / "evaluations"
+    write(place / "step_00000020_b.json", step=20, fid=2.0, accuracy=0.9, features="b")
+    write(place / "step_00000020_c.json", step=20, fid=3.0, accuracy=0.9, features="b", further={"samples": 500})
+    write(place / "step_00000020_d.json", step=20, fid=4.0, accuracy=0.9)
+    compare([run], None, None)
+    out, err = capsys.readouterr()
+    rows = out.splitlines()[1:]
+    assert [row.split(" ±")[0].split("  0.9")[0].rstrip().removeprefix(f"{run} ") for row in rows] == [
+        "(samples=100 features.fingerprint=a) !A  5",
+        "(samples=100 features.fingerprint=b) !B  2",
+        "(samples=500 features.fingerprint=b) !C  3",
+    ]
+    assert [row.split()[-1] for row in rows] == ["3", "1", "1"]
+    assert err.count("WARNING") == 2
+
+
+def test_what_only_one_row_measured_makes_no_other_protocol(tmp_path, capsys):
+    place = tmp_path / "run" / "evaluations"
+    write(place / "step_00000010.json", fid=4.0)
+    write(place / "step_00000010_x.json", kid=0.5, further={"kid": {"subsets": 100}})
+    write(tmp_path / "other.json", kid=0.6, further={"kid": {"subsets": 50}})
+    compare([tmp_path / "run"], None, None)
+    out, err = capsys.readouterr()
+    assert [row.split()[1:4] for row in out.splitlines()[1:]] == [
+        ["(metrics=fid)", "4", "-"],
+        ["(metrics=kid)", "-", "0.5"],
+    ]
+    assert err == ""
+    compare([tmp_path / "run", tmp_path / "other.json"], None, None)
+    assert "kid.subsets (100 / 50)" in capsys.readouterr().err
 
 
 def test_a_standard_error_that_is_known_gives_an_interval(tmp_path, capsys):
@@ -101,6 +137,3 @@ def test_what_is_no_evaluation_is_refused(run, tmp_path):
     for place, sentence in (("empty", "has no evaluations"), ("a.json", "no protocol"), ("b.json", "not the JSON")):
         with pytest.raises(UserMistake, match=sentence):
             compare([tmp_path / place], None, None)
-    write(run / "evaluations" / "step_00000020_x.json", features="c", step=20, fid=1.0)
-    with pytest.raises(UserMistake, match="differ in more than the seed"):
-        compare([run], None, None)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from cleanfid.fid import fid_from_feats
 
-from bigtrain.evaluation.frechet import frechet_distance
+from bigtrain.evaluation.frechet import frechet_distance, frechet_distance_of_features
 from bigtrain.evaluation.moments import Moments
 
 
@@ -29,6 +29,14 @@ def test_equals_clean_fid():
 def test_equals_clean_fid_with_fewer_samples_than_dimensions():
     real, fake = features(1, 40, 64), features(2, 50, 64)
     assert distance(real, fake) == pytest.approx(fid_from_feats(real.numpy(), fake.numpy()), rel=1e-3)
+
+
+@pytest.mark.parametrize(("count", "other"), [(40, 50), (40, 600), (600, 40), (600, 700), (2, 2)])
+def test_features_give_what_their_covariances_do(count, other):
+    """Whether there are fewer of them than dimensions on one side, on both or on neither."""
+    fake, real = features(1, count, 64), features(2, other, 64)
+    assert frechet_distance_of_features(fake, real) == pytest.approx(distance(fake, real), rel=1e-9)
+    assert frechet_distance_of_features(fake, fake) < 1e-9
 
 
 def test_a_singular_side_costs_no_precision_in_either_place():

@@ -1,5 +1,6 @@
 """Images from anywhere are evaluated against real ones from anywhere, and what cannot be compared is said so."""
 
+import io
 import json
 import logging
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_scripts import NotFinite
+from evaluation_scripts import NotFinite, Viewing
 from evaluation_worlds import (
     CPU,
     SAMPLES,
@@ -30,6 +31,7 @@ from bigtrain.evaluation.features import TorchScriptFeatures
 from bigtrain.evaluation.from_anywhere import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.evaluation.options import EvaluationOptions
+from tests.data.faulty_server import serving
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,15 @@ def test_a_folder_an_archive_and_an_npz_measure_alike(images, real, script, tmp_
     assert numbers(against).items() <= numbers(folder).items()
 
 
+def test_shards_are_evaluated_where_they_lie_behind_a_url_too(train, real, script):
+    with serving(Path(train).parent) as server:
+        far = measure_images(f"{server.url}/validation.json", real, script, metrics=("fid",))
+        for place in ({"folder": f"{server.url}/a.zip"}, {"folder": train, "reference": f"{server.url}/a.zip"}):
+            with pytest.raises(UserMistake, match=rf"{server.url}/a\.zip: a URL may be that of an index of shards"):
+                measure_images(**({"reference": real, "features": script} | place))
+    assert far == measure_images(str(Path(train).parent / "validation.json"), real, script, metrics=("fid",))
+
+
 def test_evaluated_twice_gives_the_same_bytes(images, real, script, monkeypatch, tmp_path):
     monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path))
     first, kept = (measure_images(images, real, script) for _ in range(2))
@@ -108,7 +119,7 @@ def test_the_protocol_says_what_was_compared_with_what(images, real, script):
 def test_moments_stand_for_their_images(images, real, script, tmp_path):
     of_images = measure_images(images, real, script, metrics=("fid",))
     options = EvaluationOptions(features=script, workers=0)
-    saved = evaluate_images(Path(real), options, CPU, keep_moments=True)
+    saved = evaluate_images(real, options, CPU, keep_moments=True)
     write_moments(tmp_path / "real.npz", saved.moments, saved.result["protocol"])
     of_moments = measure_images(images, str(tmp_path / "real.npz"), script, metrics=("fid",))
     assert of_moments["fid"] == pytest.approx(of_images["fid"], rel=1e-9)
@@ -122,7 +133,7 @@ def test_public_tools_read_our_moments_and_we_read_theirs(images, real, script, 
 
     network = TorchScriptFeatures(script, 8, CPU)
     real_features = network(torch.from_numpy(pixels_of(real)).permute(0, 3, 1, 2)).features.numpy()
-    saved = evaluate_images(Path(images), EvaluationOptions(features=script, workers=0), CPU, keep_moments=True)
+    saved = evaluate_images(images, EvaluationOptions(features=script, workers=0), CPU, keep_moments=True)
     write_moments(tmp_path / "ours.npz", saved.moments, saved.result["protocol"])
     with np.load(tmp_path / "ours.npz") as file:  # as pytorch-fid and clean-fid do
         mean, covariance = file["mu"][:], file["sigma"][:]
@@ -149,6 +160,17 @@ def test_public_tools_read_our_moments_and_we_read_theirs(images, real, script, 
     assert "kid" in measure_images(images, str(tmp_path / "kid.npz"), script, metrics=metrics)
 
 
+def test_features_without_a_covariance_stand_for_their_own_moments(images, script, tmp_path):
+    rows = np.random.default_rng(0).random((40, 10), dtype=np.float32)
+    np.savez(tmp_path / "feats.npz", feats=rows)
+    np.savez(tmp_path / "mean.npz", feats=rows, mu=rows.mean(0))
+    alone, with_mean = (
+        measure_images(images, str(tmp_path / name), script, metrics=("fid",))["fid"]
+        for name in ("feats.npz", "mean.npz")
+    )
+    assert alone == with_mean
+
+
 def test_a_set_against_itself_is_perfect(real, script):
     result = measure_images(real, real, script)
     assert (result["precision"], result["recall"], result["coverage"]) == (1.0, 1.0, 1.0)
@@ -172,6 +194,27 @@ def test_intra_fid_is_the_mean_of_the_classes_own(images, real, script):
     assert by_class["intra_fid_by_class"]["3"] == pytest.approx(alone, rel=1e-9)
     assert by_class["protocol"]["intra_fid"] == {"fewest_of_a_class": {"real": 40, "fake": SAMPLES // 10}}
     assert by_class["intra_fid"] == pytest.approx(np.mean(list(by_class["intra_fid_by_class"].values())), rel=1e-12)
+
+
+def test_an_intra_fid_of_more_features_than_images_is_the_mean_of_the_classes_own(images, real, tmp_path):
+    """Of 192 features, 13 and 40 images a class."""
+    path = tmp_path / "pixels.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Viewing()).save(path)
+    result = measure_images(images, real, str(path), metrics=("intra_fid",))
+    for name in "07":
+        alone = measure_images(f"{images}/{name}", f"{real}/{name}", str(path), metrics=("fid",))["fid"]
+        assert result["intra_fid_by_class"][name] == pytest.approx(alone, rel=1e-7)
+
+
+def test_a_full_disk_during_an_intra_fid_is_one_sentence(images, real, script, monkeypatch, tmp_path):
+    monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: io.FileIO("/dev/full", "w"))
+    with pytest.raises(
+        UserMistake, match=r"cannot be written \(No space left on device\).* set TMPDIR to a folder with more"
+    ):
+        measure_images(images, real, script, metrics=("intra_fid",))
 
 
 @pytest.mark.slow
@@ -308,7 +351,9 @@ def test_images_too_few_for_any_number_are_refused(real, script, tmp_path, metri
         measure_images(str(tmp_path / "few.npz"), real, script, metrics=(metric,))
     np.savez(tmp_path / "one.npz", pixels_of(real)[:1])
     with pytest.raises(UserMistake, match="covariance needs 2 images"):
-        evaluate_images(tmp_path / "one.npz", EvaluationOptions(features=script, workers=0), CPU, keep_moments=True)
+        evaluate_images(
+            str(tmp_path / "one.npz"), EvaluationOptions(features=script, workers=0), CPU, keep_moments=True
+        )
 
 
 def test_features_that_are_not_finite_are_an_error_whatever_is_measured(images, tmp_path):

@@ -9,6 +9,7 @@ from bigtrain.data.stream import Sweep
 from bigtrain.evaluation import reference
 from bigtrain.evaluation.features import TorchScriptFeatures
 from bigtrain.evaluation.images import Shards
+from bigtrain.evaluation.measured import versions
 from bigtrain.evaluation.ranks import Reading, Stopped
 from bigtrain.evaluation.reference import survey_reference
 from bigtrain.evaluation.survey import Survey, Wants
@@ -69,6 +70,14 @@ def test_moments_are_computed_once(digits, features, sweeps):
     assert len(sweeps) == 3, "another network has other moments"
 
 
+def test_what_another_decoder_saw_is_not_taken_for_ours(digits, features, sweeps, monkeypatch):
+    reference_moments(digits[0], features, READING)
+    monkeypatch.setattr(reference, "versions", lambda: {**versions(), "simplejpeg": "0.0"})
+    reference_moments(digits[0], features, READING)
+    assert len(sweeps) == 2
+    assert {"pillow", "simplejpeg", "torch"} <= set(versions())
+
+
 def test_damaged_moments_are_computed_again(digits, features, sweeps, caplog):
     train, _ = digits
     first = reference_moments(train, features, READING)
@@ -90,11 +99,25 @@ def test_one_pass_finds_whatever_is_missing(digits, features, sweeps):
     first = survey_reference(images, all_at_once, features, False, READING)
     again = survey_reference(images, all_at_once, features, False, READING)
     assert sweeps[1:] == [Wants(halves=300, stored=200, by_class=10)]
-    assert [moments.count for moments in first.by_class] == list(digits[0].class_counts)
+    assert [len(rows) for rows in first.by_class] == list(digits[0].class_counts)
     assert [moments.count for moments in first.halves] == [300, 300]
-    for kept, made in zip((*again.halves, *again.by_class), (*first.halves, *first.by_class), strict=True):
+    for kept, made in zip(again.halves, first.halves, strict=True):
         assert torch.equal(kept.covariance(), made.covariance())
+    of_three = all_features(digits[0], features)[torch.from_numpy(digits[0].labels == 3)]
+    for kept, made in zip(again.by_class, first.by_class, strict=True):
+        assert torch.equal(kept, made)
+    torch.testing.assert_close(list(again.by_class)[3], of_three)
     assert torch.equal(again.stored, first.stored)
+
+
+def test_classes_of_which_one_is_damaged_are_looked_at_again(digits, features, sweeps):
+    images = Shards(digits[0], "train")
+    for _ in range(2):
+        found = survey_reference(images, Wants(by_class=10), features, False, READING)
+        assert [len(rows) for rows in found.by_class] == list(digits[0].class_counts)
+        path = sorted((digits[0].folder / ".bigtrain").iterdir())[5]
+        path.write_bytes(path.read_bytes()[:-1])
+    assert len(sweeps) == 2
 
 
 def test_a_sample_of_features_is_a_fair_one_of_different_images(digits, features):

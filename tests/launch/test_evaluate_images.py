@@ -24,8 +24,9 @@ def test_one_command_evaluates_images_from_anywhere_alike_at_any_world_size(tmp_
     reference = f"evaluation.reference={digits_index('validation', 16)}"
     flags = ["--out", tmp_path / "a.json", "--save-moments", tmp_path / "moments.npz"]
     one = run(EVALUATE, place, *flags, reference, "evaluation.workers=0")
-    again = run(EVALUATE, place, reference, "evaluation.workers=0")
-    assert one.stdout == again.stdout
+    again = run(EVALUATE, place, "--out", "/proc/a.json", reference, "evaluation.workers=0", expect=2)
+    assert one.stdout == again.stdout, "a disk that does not take it loses no result"
+    assert "/proc/a.json: cannot write the evaluation" in again.stderr
     result = json.loads(one.stdout.splitlines()[-1])
     assert json.loads((tmp_path / "a.json").read_text()) == result
     assert {"fid", "kid", "precision", "recall", "density", "coverage"} <= set(result)
@@ -47,7 +48,10 @@ def test_a_mistake_about_images_is_one_sentence(tmp_path: Path) -> None:
         (("evaluation.referense=a",), "did you mean evaluation.reference?"),
         (("--weights", "raw"), "has no weights"),
         (("--out", tmp_path / "nowhere" / "a.json"), "there is no folder"),
+        (("--out", tmp_path), "is a folder; name a file"),
     ):
         result = run(EVALUATE, place, *words, expect=2)
         assert sentence in result.stderr
         assert "Traceback" not in result.stderr
+    far = run(EVALUATE, "http://127.0.0.1/a.zip", f"evaluation.reference={place}", expect=2)
+    assert "WHAT: http://127.0.0.1/a.zip: a URL may be that of an index of shards" in far.stderr

@@ -67,6 +67,19 @@ def test_numbers_of_another_protocol_are_not_compared_and_their_best_stays_until
     assert checkpoint.best_path(tmp_path).name == "step_00000005"
 
 
+def test_the_best_by_another_metric_stays_until_there_is_a_number(tmp_path):
+    evaluate(fid(tmp_path), tmp_path, (1, 5.0), (2, 6.0))
+    recall = Best(tmp_path, "recall", higher=True, kept=True, alarm_ratio=2.0)
+    recall.cut_back(2)
+    assert recall.judge(3, {"recall": float("nan")}).warning == "recall is nan"
+    save(tmp_path, 3)
+    save(tmp_path, 4)
+    assert checkpoint.best_path(tmp_path).name == "step_00000001"
+    assert recall.judge(5, {"recall": 0.5}).best
+    save(tmp_path, 5)
+    assert [path.name[-1] for path in checkpoint.listed(tmp_path)] == ["4", "5"]
+
+
 def test_judging_a_step_again_says_the_same(tmp_path):
     best = fid(tmp_path)
     evaluate(best, tmp_path, (1, 5.0), (2, 4.0))
