@@ -31,13 +31,14 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.index import Index
+from bigtrain.data.shards import ShardOptions, write_shards
+from bigtrain.data.sources import list_folder
 from bigtrain.data.stream import Sweep
 from bigtrain.evaluation import frechet
 from bigtrain.evaluation.frechet import frechet_distance
 from bigtrain.evaluation.inception import MODES, PIECE_ON_CPU, SIDE
 from bigtrain.evaluation.moments import Moments
 from bigtrain.evaluation.resize import Resize
-from launch.shard import main as shard
 
 FEATURES = 2048
 PICTURES = 10000
@@ -115,8 +116,10 @@ def passes(folder: Path, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         pictures = copied(folder, Path(temporary))
         files = [str(path) for path in sorted(pictures.rglob("*.jpg"))]
-        shard([str(pictures), temporary + "/shards"])
-        index = Index.read(Path(temporary) / "shards" / "test.json")
+        options = ShardOptions(size=None, format=None, samples_per_shard=1000)
+        index = Index.read(
+            write_shards(list_folder(pictures), Path(temporary) / "shards", options, workers=2, quiet=True)[0]
+        )
         print(f"{len(files)} pictures, {torch.get_num_threads()} threads: decode, resize, moments", flush=True)
         for workers in (0, 2):
             mine = partial(ours, index, "clean", workers)
