@@ -58,7 +58,8 @@ def decode(data: bytes) -> np.ndarray:
 
 def decode_into(data: bytes, out: np.ndarray) -> None:
     """Decodes upright into `out`, uint8 [H, W, 3], contiguous. Raises Undecodable, also for a file of another size."""
-    if data.startswith(_JPEG) and turn(data) is None:
+    # With no more than its JFIF segment a JPEG has no colours but those of JFIF; others may be CMYK, which is Pillow's.
+    if _is_bare(data) or (data.startswith(_JPEG) and turn(data) is None and _plain_jpeg(data)):
         try:
             if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape == out.shape:
                 return  # nearly always; to look at the header first would take a tenth of a small image's time
@@ -82,7 +83,7 @@ def upright(data: bytes) -> np.ndarray:
 
 def turn(data: bytes) -> Image.Transpose | None:
     """What makes a picture file upright; None where it already is, or where its EXIF is too damaged to say."""
-    if data.startswith(_JFIF) and data[20:22] == _TABLES:
+    if _is_bare(data):
         return None
     if data.startswith(_JPEG):
         if not _has_app1(data):
@@ -95,6 +96,11 @@ def turn(data: bytes) -> Image.Transpose | None:
             return _TO_UPRIGHT.get(open_lazily(data, _PILLOW_FORMATS).getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:
         return None
+
+
+def _is_bare(data: bytes) -> bool:
+    """Whether a JPEG has its JFIF segment and nothing else before what is needed to decode it."""
+    return data.startswith(_JFIF) and data[20:22] == _TABLES
 
 
 def _has_app1(data: bytes) -> bool:
