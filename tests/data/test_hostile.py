@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import struct
 import tarfile
 import tracemalloc
 import zlib
@@ -241,6 +242,20 @@ def test_a_rotation_is_seen_behind_other_segments(before: dict[str, Any]) -> Non
     assert turn(data[:begin] + data[end:]) is None
     damaged = moved.replace(b"Exif\0\0", b"Exif\0\0xx")
     assert turn(damaged) is None
+
+
+@pytest.mark.parametrize("form", ROTATIONS)
+def test_exif_whose_entries_lie_over_each_other_takes_no_more_memory_than_it_has_bytes(form: str) -> None:
+    """Pillow before 13 keeps a copy of them all for each of its entries."""
+    size, entries, file = 60_000, 4900, io.BytesIO()
+    directory = b"".join(struct.pack("<HHLL", tag, 7, size - 8, 8) for tag in range(1, entries + 1) if tag != 0x112)
+    tiff = b"II*\0" + struct.pack("<LH", 8, entries - 1) + directory
+    Image.new("RGB", (8, 8)).save(file, form, exif=b"Exif\0\0" + tiff.ljust(size, b"\0"))
+    tracemalloc.start()
+    assert turn(file.getvalue()) is None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**23, f"{peak} bytes for an EXIF of {size}"
 
 
 def per_picture(folder: Path, counts: tuple[int, int]) -> tuple[float, float]:
