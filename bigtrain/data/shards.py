@@ -33,7 +33,7 @@ from bigtrain.data.picture_reader import PictureReader
 from bigtrain.data.sources import Pictures, Source
 from bigtrain.data.tars import BLOCK, END_OF_TAR
 from bigtrain.errors import UserMistake
-from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_json
+from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_flushed, write_json
 
 _PLACE_BYTES = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -205,7 +205,7 @@ def _claim(tar: Path, made: Mapping[str, Any]) -> None:
     if found != digest:
         raise UserMistake(
             f"{tar.parent}: another run makes its {_split(tar)} shards, from other files or with other options; choose "
-            "another folder for these"
+            f"another folder for these, or remove {path} if that run was killed"
         )
 
 
@@ -216,10 +216,11 @@ def _link_or_read(path: Path, text: str) -> str:
             return path.read_text()
         temporary = aside(path)
         try:
-            temporary.write_text(text)
+            write_flushed(temporary, text.encode())  # an empty one after a power cut would refuse the same run
             os.link(temporary, path)
         except (FileExistsError, FileNotFoundError):  # another was first, or took the temporary file for a leftover
-            continue
+            if not path.parent.exists():
+                raise
         except OSError:  # a file system without links: then only records and indexes tell of other runs
             return text
         finally:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,6 +327,40 @@ def test_of_two_runs_at_once_with_other_options_one_is_refused(
     ended = [process.exitcode for process in processes]
     assert ended in ([0, 1, 0, 1], [1, 0, 1, 0])
     assert contents(out) == (whole if ended[0] == 0 else contents(tmp_path / "other"))
+
+
+def test_the_claim_of_a_run_that_was_killed_before_its_first_record_can_be_removed(
+    pictures: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    out, claim = tmp_path / "out", tmp_path / "out/.test.claim"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(pictures, out, OTHER)
+    with pytest.raises(UserMistake, match=f"or remove {claim} if that run was killed"):
+        write(pictures, out)
+    claim.unlink()
+    write(pictures, out)
+    assert contents(out) == whole
+
+
+def test_a_folder_that_is_removed_while_shards_are_written_ends_the_run(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, attempts = tmp_path / "out", iter(range(10))
+
+    def claim(tar: Path, made: Any) -> None:
+        shutil.rmtree(out)
+        monkeypatch.setattr(module, "aside", lambda path: path.with_name(f"{next(attempts)}.tmp"))
+        own_claim(tar, made)
+
+    own_claim = module._claim
+    monkeypatch.setattr(module, "_claim", claim)
+    with pytest.raises(UserMistake, match=r"out/test-000000\.tar: cannot be written: No such file or directory"):
+        write(pictures, out)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
