@@ -177,10 +177,9 @@ def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Copies of every tensor of the newest checkpoint, whose files a test may change, by player, kind and name."""
     saved = checkpoint.newest_whole(folder / "checkpoints")
     assert saved is not None
-    players = {name.split(".")[0] for name in saved.file_names if name.endswith(".safetensors")}
     return {
         f"{player}/{kind}/{name}": tensor.clone()
-        for player in players
+        for player in {path.name.split(".")[0] for path in saved.path.glob("*.safetensors")}
         for kind, tensors in saved.tensors(player).items()
         for name, tensor in tensors.items()
     }

@@ -38,8 +38,7 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         """Raises ValueError that says what is wrong with the folder."""
         self.path = path
-        self.file_names = _verified(path)
-        self.state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
+        self._files, self.state = _read(path)
         self.step = int(self.state["step"])
 
     def tensors(self, player: str) -> dict[str, dict[str, Tensor]]:
@@ -48,15 +47,11 @@ class Checkpoint:
         On the CPU, and mapped from the files: what is used of a tensor is read when it is used, into memory that all ranks of
         a node share and that the system may take back. Copy what is to stay.
         """
-        return {
-            name.split(".")[1]: safetensors.torch.load_file(self.path / name)
-            for name in self.file_names
-            if name.startswith(f"{player}.")
-        }
+        return {name.split(".")[1]: tensors for name, tensors in self._files.items() if name.startswith(f"{player}.")}
 
 
-def _verified(path: Path) -> list[str]:
-    """The names of the checkpoint's files."""
+def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """(tensors by file and name, state.json). Mapped at once: a run that goes on beside may delete the files after this."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         if manifest["format"] != FORMAT:
@@ -65,10 +60,12 @@ def _verified(path: Path) -> list[str]:
             file = path / name
             if file.stat().st_size != expected["size"] or atomic.sha256_of(file) != expected["sha256"]:
                 raise ValueError(f"{name} is not what was written")
-        return sorted(manifest["files"])
+        names = sorted(name for name in manifest["files"] if name.endswith(".safetensors"))
+        files = {name: safetensors.torch.load_file(path / name) for name in names}
+        return files, json.loads((path / "state.json").read_bytes())
     except OSError as error:
         # A disk that fails in the middle of a file names none.
-        raise ValueError(f"{Path(error.filename or path).name}: {error.strerror}") from error
+        raise ValueError(f"{Path(error.filename or path).name}: {error.strerror or error}") from error
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError("manifest.json cannot be read") from error
 

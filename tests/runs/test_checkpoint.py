@@ -43,6 +43,29 @@ def test_opening_a_checkpoint_takes_no_memory_of_its_size(tmp_path: Path) -> Non
     assert own_mib() - before < 16, "of 64 MiB"
 
 
+def test_a_run_that_goes_on_may_delete_a_checkpoint_that_is_open(tmp_path: Path) -> None:
+    saved = checkpoint.Checkpoint(write(tmp_path, 1))
+    checkpoint.discard(saved.path)
+    assert torch.equal(saved.tensors("net")["weights"]["w"], PLAYERS["net"]["weights"]["w"])
+
+
+@pytest.mark.parametrize("name", ["net.optimizer.safetensors", "net.weights.safetensors", "state.json"])
+def test_a_checkpoint_that_is_deleted_while_it_is_verified_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path, read = write(tmp_path, 1), atomic.sha256_of
+
+    def deleted_after(file: Path) -> str:
+        digest = read(file)
+        if file.name == name:
+            checkpoint.discard(path)
+        return digest
+
+    monkeypatch.setattr(atomic, "sha256_of", deleted_after)
+    with pytest.raises(ValueError, match="No such file or directory"):
+        checkpoint.Checkpoint(path)
+
+
 def test_channels_last_tensors_keep_their_values(tmp_path: Path) -> None:
     tensor = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     checkpoint.write(tmp_path, 1, {"net": {"weights": {"w": tensor}}}, {"step": 1})
