@@ -354,7 +354,8 @@ class Index:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder / "lock"):
-                if not path.exists() or path.stat().st_mtime < _PROCESS_BEGAN:
+                # A time to come is that of a clock since set right: it would keep this index for as long.
+                if not path.exists() or not _PROCESS_BEGAN <= path.stat().st_mtime <= time.time():
                     _download(path, origin)
         except OSError as error:
             raise UserMistake(

@@ -197,6 +197,17 @@ def test_processes_that_share_a_folder_fetch_an_index_once_and_later_ones_anew(
             assert server.requests["train.json"] == began
 
 
+def test_an_index_that_was_fetched_by_a_wrong_clock_is_fetched_anew(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(shards) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: 2.0**32)
+            Index.read(f"{server.url}/train.json")
+        Index.read(f"{server.url}/train.json")
+        assert server.requests["train.json"] == 2
+
+
 def test_an_index_without_end_is_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bigtrain.data.index.MOST_BYTES", 1000)
     words = "the index cannot be fetched: it has more than 1000 bytes, the most that are taken"
