@@ -116,10 +116,12 @@ def _newest(run: Path) -> list[list[dict[str, Any]]]:
 
 def _names(ways: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
     """For each of a run's ways of evaluation ` (key=value ...)`, by as few keys as tell them apart; nothing for one way."""
-    facts = [{"metrics": list(_numbers(results[0])), **_flat(_unseeded(results[0]["protocol"]))} for results in ways]
+    facts = [{**_flat(_unseeded(results[0]["protocol"])), "metrics": list(_numbers(results[0]))} for results in ways]
     keys: list[str] = []
     told: list[list[str]] = [[] for _ in ways]
-    for key in dict.fromkeys(key for one in facts for key in one):
+    # First what all ways say: the metrics are the longest to name, and their own settings are of one way alone.
+    every = dict.fromkeys(key for one in facts for key in one)
+    for key in sorted(every, key=lambda key: not all(key in one for one in facts)):
         with_key = [[*words, _shown(one.get(key))] for words, one in zip(told, facts, strict=True)]
         if len({*map(tuple, with_key)}) > len({*map(tuple, told)}):
             keys, told = [*keys, key], with_key
