@@ -68,7 +68,8 @@ def door(main: Callable[[Sequence[str]], None]) -> None:
         if isinstance(mistake, OneRanksMistake) or is_first():
             print(f"error: {mistake}", file=sys.stderr)
         else:
-            # The first rank to leave has the others killed: let the one that speaks go first.
+            # The first rank to leave has the others killed: let the one that speaks go first, and die without a word.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(MAIN_RANK_FIRST_S)
     except Signalled as signalled:
         code = 128 + signalled.number

@@ -7,6 +7,7 @@ themselves take 4 d bytes an image, which is what a small image takes, and memor
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.ranks import gather_by_number
+from bigtrain.evaluation.ranks import gather_by_number, together
 
 
 class ClassFeatures:
@@ -63,12 +64,17 @@ class ClassFeatures:
         return torch.from_numpy(rows)
 
     def gathered(self, device: torch.device) -> "ClassFeatures":
-        """On rank 0 those of all ranks, each class in the order of the images' numbers; every rank calls it."""
+        """On rank 0 those of all ranks, each class in the order of the images' numbers; every rank calls it.
+
+        Raises UserMistake, on all ranks alike, where rank 0's disk is full.
+        """
         if world.size() == 1:
             return self
         whole = ClassFeatures(self._classes, self._dimensions)
         for label, (numbers, features) in enumerate(self._with_numbers()):
-            rows = gather_by_number(numbers, features.to(device))
-            if rows is not None:
-                whole.add(rows, np.full(len(rows), label), np.arange(len(rows)))
+            together(partial(whole._add_class, label, gather_by_number(numbers, features.to(device))))
         return whole
+
+    def _add_class(self, label: int, rows: Tensor | None) -> None:
+        if rows is not None:
+            self.add(rows, np.full(len(rows), label), np.arange(len(rows)))

@@ -104,24 +104,24 @@ def _newest(run: Path) -> list[list[dict[str, Any]]]:
     if not paths:
         raise UserMistake(f"{run}: has no evaluations/step_*.json; evaluate it with launch/evaluate.py {run}")
     step = paths[-1].stem.split("_")[1]
-    ways: dict[str, dict[Any, dict[str, Any]]] = {}
+    ways: dict[str, dict[str, dict[str, Any]]] = {}
     for path in paths:
         if path.stem.split("_")[1] == step:
             result = _read(path)
-            way = json.dumps([sorted(result), _without(result["protocol"], ("seed",))], sort_keys=True)
-            ways.setdefault(way, {})[result["protocol"].get("seed")] = result
+            protocol = result["protocol"]
+            way = json.dumps([sorted(result), _unseeded(protocol)], sort_keys=True)
+            ways.setdefault(way, {})[json.dumps(protocol, sort_keys=True)] = result
     return [list(seeds.values()) for seeds in ways.values()]
 
 
 def _names(ways: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
     """For each of a run's ways of evaluation ` (key=value ...)`, by as few keys as tell them apart; nothing for one way."""
-    facts = [
-        {"metrics": list(_numbers(results[0])), **_flat(_without(results[0]["protocol"], ("seed",)))}
-        for results in ways
-    ]
+    facts = [{**_flat(_unseeded(results[0]["protocol"])), "metrics": list(_numbers(results[0]))} for results in ways]
     keys: list[str] = []
     told: list[list[str]] = [[] for _ in ways]
-    for key in dict.fromkeys(key for one in facts for key in one):
+    # First what all ways say: the metrics are the longest to name, and their own settings are of one way alone.
+    every = dict.fromkeys(key for one in facts for key in one)
+    for key in sorted(every, key=lambda key: not all(key in one for one in facts)):
         with_key = [[*words, _shown(one.get(key))] for words, one in zip(told, facts, strict=True)]
         if len({*map(tuple, with_key)}) > len({*map(tuple, told)}):
             keys, told = [*keys, key], with_key
@@ -156,11 +156,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _how(result: Mapping[str, Any]) -> dict[str, Any]:
-    return _without(result["protocol"], ("seed", *OF_THE_MODEL))
+    return {key: value for key, value in _unseeded(result["protocol"]).items() if key not in OF_THE_MODEL}
 
 
-def _without(protocol: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in protocol.items() if key not in keys}
+def _unseeded(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the seed, which a metric of real data has in its own part (a bound that is estimated)."""
+    return {
+        key: _unseeded(value) if isinstance(value, Mapping) else value
+        for key, value in protocol.items()
+        if key != "seed"
+    }
 
 
 # -- numbers ------------------------------------------------------------------------------------------------------------

@@ -456,7 +456,8 @@ class _Evaluation:
         if judge is not None:
             facts["judge"] = judge.protocol()
         if "intra_fid" in self.metrics:
-            facts["intra_fid"] = {"fewest_of_a_class": self.fewest}
+            # Of the samples it depends on the seed, so it is a result.
+            facts["intra_fid"] = {"fewest_of_a_class": {"real": self.fewest["real"]}}
         stored = [0 if side.stored is None else len(side.stored) for side in (real, found)]
         for metric, settings in self._settings_by_metric(stored).items():
             if metric in self.metrics:

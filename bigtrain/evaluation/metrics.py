@@ -104,12 +104,18 @@ def _real_fid(evidence: Evidence) -> dict[str, Any]:
 
 
 def _intra_fid(evidence: Evidence) -> dict[str, Any]:
-    """The mean over classes of the FID within each (Miyato & Koyama 2018, section 4)."""
+    """The mean over classes of the FID within each (Miyato & Koyama 2018, section 4), and the images of the rarest class."""
     assert evidence.fake.by_class is not None
     assert evidence.real.by_class is not None
-    pairs = zip(evidence.classes, evidence.fake.by_class, evidence.real.by_class, strict=True)
-    values = {name: frechet_distance_of_features(fake, real) for name, fake, real in pairs}
-    return {"intra_fid": sum(values.values()) / len(values), "intra_fid_by_class": values}
+    values, counts = {}, []
+    for name, fake, real in zip(evidence.classes, evidence.fake.by_class, evidence.real.by_class, strict=True):
+        values[name] = frechet_distance_of_features(fake, real)
+        counts.append(len(fake))
+    return {
+        "intra_fid": sum(values.values()) / len(values),
+        "intra_fid_by_class": values,
+        "intra_fid_fewest_of_a_class": min(counts),
+    }
 
 
 def _gaussian(moments: Moments) -> tuple[Tensor, Tensor]:

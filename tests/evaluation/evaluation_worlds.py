@@ -5,6 +5,7 @@ import datetime
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.stream import Sweep
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation import classifier
+from bigtrain.evaluation.class_features import ClassFeatures
 from bigtrain.evaluation.evaluate import evaluate
 from bigtrain.evaluation.from_anywhere import evaluate_images
 from bigtrain.evaluation.images import Drawn
@@ -128,6 +130,8 @@ def scenarios(train: str, features: str) -> dict[str, Any]:
     numbers = np.arange(rank, 7, size)[::-1].copy()
     rows = torch.from_numpy(numbers)[:, None] * torch.tensor([1, 10])
     gathered, ordered = gather_rows(rows[:rank]), gather_by_number(numbers, rows)
+    by_class = ClassFeatures(classes=2, dimensions=2)
+    by_class.add(rows, numbers % 2, numbers)
     return {
         "result": measure(train, features),
         "with classifier": measure(train, "classifier", metrics=("fid", "accuracy")),
@@ -137,10 +141,16 @@ def scenarios(train: str, features: str) -> dict[str, Any]:
         "mistake on the last rank": message_of(lambda: evaluation(mistaken if last else digits)),
         "mistake on every rank": message_of(lambda: together(lambda: mistaken(numbers, rows))),
         "mistake on main": message_of(lambda: on_main(lambda: mistaken(numbers, rows))),
+        "disk full on main": message_of(lambda: gathered_onto_a_full_disk(by_class)),
         "features absent": message_of(lambda: measure(train, "nowhere.pt" if last else features)),
         "gathered": None if gathered is None else gathered.tolist(),
         "ordered": None if ordered is None else ordered.tolist(),
     }
+
+
+def gathered_onto_a_full_disk(features: ClassFeatures) -> None:
+    with mock.patch.object(ClassFeatures, "add", side_effect=UserMistake("the disk is full")):
+        features.gathered(CPU)
 
 
 def message_of(work: Any) -> str:

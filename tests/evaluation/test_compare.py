@@ -92,6 +92,25 @@ def test_what_only_one_row_measured_makes_no_other_protocol(tmp_path, capsys):
     assert "kid.subsets (100 / 50)" in capsys.readouterr().err
 
 
+def test_ways_that_differ_in_more_than_their_metrics_are_not_named_by_a_list_of_these(tmp_path, capsys):
+    place = tmp_path / "run" / "evaluations"
+    write(place / "step_00000010.json", fid=4.0)
+    write(place / "step_00000010_x.json", fid=5.0, kid=0.5, further={"samples": 500, "kid": {"subsets": 100}})
+    compare([tmp_path / "run"], None, None)
+    assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["(samples=100)", "(samples=500)"]
+
+
+def test_a_seed_within_one_metrics_part_of_the_protocol_makes_repetitions_too(tmp_path, capsys):
+    for seed in range(2):
+        bound = {"bits_per_dim": {"bound": "variational", "seed": seed}}
+        place = tmp_path / "run" / "evaluations" / f"step_00000010_{seed}.json"
+        write(place, seed=seed, bits_per_dim=3.0 + seed, bits_per_dim_standard_error=0.1, further=bound)
+    compare([tmp_path / "run", place], None, None)
+    out, err = capsys.readouterr()
+    assert [row.split()[-1] for row in out.splitlines()[1:]] == ["2", "1"]
+    assert err == ""
+
+
 def test_a_standard_error_that_is_known_gives_an_interval(tmp_path, capsys):
     place = write(tmp_path / "a.json", bits_per_dim=3.0, bits_per_dim_standard_error=0.1)
     compare([place], None, None)

@@ -125,6 +125,7 @@ def test_one_ranks_mistake_is_every_ranks(ranks):
         assert seen["mistake on the last rank"] == "the last rank is mistaken"
         assert seen["mistake on every rank"] == seen["mistake on main"] == "the last rank is mistaken"
         assert "nowhere.pt" in seen["features absent"]
+        assert seen["disk full on main"] == "the disk is full"
 
 
 def test_rows_are_gathered_on_rank_0_in_the_order_of_their_numbers(ranks):

@@ -151,6 +151,7 @@ def test_a_mistake_under_two_ranks_is_said_once(tmp_path: Path) -> None:
     result = train(recipe, processes=2, expect=None)
     assert result.returncode != 0
     assert result.stderr.count("error: train.batch_size: 9 does not divide") == 1
+    assert "UserMistake" not in result.stderr, "no rank shows a traceback"
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
