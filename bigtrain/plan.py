@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
+from bigtrain.data.stream import as_trained_on
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import CodeLevel, Family, Problem
 from bigtrain.model import make_family
@@ -100,14 +101,10 @@ def _find_problem(recipe: Recipe, classes: int | None) -> tuple[Problem, int | N
     where, size = recipe.data.train, recipe.data.image_size
     if where == "digits" or Path(where).is_file():
         # An index alone will do: its shards may lie elsewhere.
-        index = Index.read(digits_index("train", size) if where == "digits" else where)
-        if index.image_size != size:
-            raise UserMistake(
-                f"data.train: {where} has images of {index.image_size} pixels, not of data.image_size, {size}"
-            )
+        index = as_trained_on(Index.read(digits_index("train", size) if where == "digits" else where), recipe.data)
         if classes not in (None, len(index.classes)):
             raise UserMistake(f"--plan: classes={classes}, but data.train has {len(index.classes)}; leave it out")
-        return Problem.of(describe(index)), index.samples, []
+        return Problem.of(describe(index)), sum(index.class_counts), []
     number = classes or CLASSES
     remark = f"data.train ({where}) is not there: {number} classes are {'given' if classes else 'ASSUMED'}"
     return _assumed_problem(recipe, number), None, [remark]

@@ -99,10 +99,18 @@ class Batch:
 
 
 def find_split(data: DataOptions, split: Literal["train", "validation"]) -> Index:
-    """The index that `data.SPLIT` names, as `data` would have it looked at, or a UserMistake."""
+    """The index that `data.SPLIT` names, its shards present, as `data` would have it looked at, or a UserMistake."""
     where = data.train if split == "train" else data.validation
     assert where is not None, f"data.{split} names no index"
-    index = find_index(where, split, data.image_size, data.resize, data.remote)
+    return _of_classes(find_index(where, split, data.image_size, data.resize, data.remote), data, split)
+
+
+def as_trained_on(index: Index, data: DataOptions) -> Index:
+    """The index that `data.train` names, its shards present or not, as `data` would have it looked at, or a UserMistake."""
+    return _of_classes(_of_size(index, data.train, "train", data.image_size, data.resize), data, "train")
+
+
+def _of_classes(index: Index, data: DataOptions, split: Literal["train", "validation"]) -> Index:
     if data.classes is not None:
         with _naming("data.classes"):
             index = views.subset(index, data.classes)
@@ -116,8 +124,10 @@ def find_index(
     where: str, split: str, image_size: int, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
 ) -> Index:
     """The index that `data.SPLIT` names, its shards present and its images of `image_size` pixels, or a UserMistake."""
-    key = f"data.{split}"
-    index = open_index(where, split, key, image_size, remote)
+    return _of_size(open_index(where, split, f"data.{split}", image_size, remote), where, split, image_size, resize)
+
+
+def _of_size(index: Index, where: str, split: str, image_size: int, resize: Resize) -> Index:
     if index.image_size == image_size:
         return index
     if index.codes is None and resize != "never":
@@ -125,7 +135,7 @@ def find_index(
     has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
     exact = "" if index.codes is not None else "have them resized as they are read by data.resize=exact, or "
     raise UserMistake(
-        f"{key}: {where} has {has} but data.image_size is {image_size}; "
+        f"data.{split}: {where} has {has} but data.image_size is {image_size}; "
         f"{'' if index.image_size is None else f'set data.image_size={index.image_size}, or '}{exact}"
         f"make shards of that size with `python launch/shard.py SOURCE OUT --size {image_size}`"
     )

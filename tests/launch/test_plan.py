@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bigtrain.data.digits import digits_index
+from bigtrain.data.index import Index
 from bigtrain.errors import UserMistake
 from bigtrain.plan import Cluster, plan
 from bigtrain.recipe import load_recipe
@@ -78,6 +80,17 @@ def test_classes_that_contradict_the_data_are_a_mistake(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["toy"]))
     with pytest.raises(UserMistake, match=r"classes=3, but .* has 10"):
         plan(recipe, Cluster.parse("nodes=1,gpus=1,classes=3"))
+
+
+def test_the_data_are_planned_for_as_they_will_be_looked_at(tmp_path: Path) -> None:
+    other_size = digits_index("train", 8)
+    index = Index.read(other_size)
+    overrides = [f"data.train={other_size}", "data.resize=exact", "data.classes=[3,5]"]
+    recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]), overrides)
+    text = plan(recipe, Cluster.parse("nodes=1,gpus=1,classes=2"))
+    assert f"an epoch of {index.class_counts[3] + index.class_counts[5]:,}" in text
+    recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]), [*overrides, "data.balance=true"])
+    assert f"an epoch of {2 * max(index.class_counts[3], index.class_counts[5]):,}" in plan(recipe, Cluster(1, 1, None))
 
 
 def test_a_prior_needs_its_tokenizers_recipe_and_no_more(tmp_path: Path) -> None:
