@@ -1,6 +1,7 @@
 """Random access to the samples of an index: one positioned read and one decode per image, or per level of codes."""
 
 import os
+import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,6 +24,11 @@ RESIDENT_BYTES = 32 * 2**20
 CODES_DTYPE = np.dtype("<u2")
 
 
+def _close(descriptors: OrderedDict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
+
+
 class _ShardReader:
     """Reads members by sample number. Opens shards when they are first read, so it may be handed to a worker process."""
 
@@ -30,6 +36,8 @@ class _ShardReader:
         self.index = index
         self._starts = np.cumsum([0] + [shard.samples for shard in index.shards]).tolist()
         self._descriptors: OrderedDict[int, int] = OrderedDict()
+        # Nobody closes the reader of a loader that reads in this process, of which a training may have hundreds.
+        weakref.finalize(self, _close, self._descriptors)
         self._cache = ShardCache(index)
 
     def name(self, number: int) -> str:
@@ -39,8 +47,7 @@ class _ShardReader:
         return f"{shard.name}/{shard.keys[number - self._starts[position]]}"
 
     def close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        _close(self._descriptors)
 
     def _places(self, extensions: Sequence[str]) -> np.ndarray:
         """(offset, size) of each sample's member of these extensions, int64 [samples, 2]; offset -1 where it has none."""

@@ -331,9 +331,10 @@ def _of_program(command: str, timeout_s: float) -> Pieces:
     place = 0
     try:
         assert process.stdout is not None
-        descriptor = process.stdout.fileno()
+        descriptor, written = process.stdout.fileno(), select.poll()  # select() itself knows 1024 descriptors
+        written.register(descriptor, select.POLLIN)
         while True:
-            if not select.select([descriptor], [], [], timeout_s)[0]:
+            if not written.poll(1000 * timeout_s):
                 raise Interrupted(f"the program wrote nothing for {timeout_s:g} s")
             if not (piece := os.read(descriptor, PIECE)):
                 break

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -310,6 +312,19 @@ def test_an_allowed_pipe_runs_without_a_shell(shards: Path, tmp_path: Path) -> N
     piped(shards, f"cat {{}} ; touch {tmp_path / 'ran'}")  # cat gives what it can, and the hash says that it is all
     assert seen(open_at(str(shards / "train.json"), options(tmp_path / "new", allow_pipe=True)), 7) == here
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_pipe_is_read_where_more_files_are_open_than_select_knows(shards: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 2048), limits[1]))
+    piped(shards, "cat {}")
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        open_at(f"pipe:cat '{shards / 'train.json'}'", options(tmp_path / "kept", allow_pipe=True))
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize(

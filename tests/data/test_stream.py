@@ -1,5 +1,6 @@
 """Promises 1, 2 and 4, as far as the data goes: what a run sees is a function of seed and position alone."""
 
+import gc
 import itertools
 import os
 import pickle
@@ -399,6 +400,17 @@ def test_a_limited_sweep_is_a_fair_subset_that_grows(numbered_shards: Make) -> N
     assert sixty < subset(90, 1)
     assert all(5 < sum(number // 100 == shard for number in sixty) < 35 for shard in range(3))
     assert subset(1000, 1) == set(range(300))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_sweeps_that_are_over_hold_no_shard_open(numbered_shards: Make) -> None:
+    index = numbered_shards([4, 4, 4])
+    gc.collect()  # others' garbage
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert sum(len(numbers) for numbers, _ in Sweep(index, rank=0, world=1, batch=4, workers=0)) == index.samples
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_sweep_refuses_to_leave_an_image_out(numbered_shards: Make) -> None:
