@@ -94,7 +94,7 @@ def turn(data: bytes) -> Image.Transpose | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _TO_UPRIGHT.get(open_lazily(data, _PILLOW_FORMATS).getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:
+    except Exception:  # Pillow raises nearly anything on damaged EXIF, whose pixels may be whole
         return None
 
 
