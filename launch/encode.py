@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from bigtrain.cli import door, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
-from bigtrain.data.codes import count_codes, encode_shards, index_codes
 from bigtrain.data.digits import SPLITS
 from bigtrain.data.index import CodesManifest, EncodedImages, Index, Level
-from bigtrain.data.stream import TRANSFORM, Batch, find_images, to_images
-from bigtrain.doors import door, say
+from bigtrain.data.read.stream import TRANSFORM, Batch, find_images, to_images
+from bigtrain.data.write.codes import count_codes, encode_shards, index_codes
 from bigtrain.errors import OneRanksMistake, UserMistake
-from bigtrain.evaluation.features import full_float32
-from bigtrain.model import Model, open_model, same_on_all
+from bigtrain.features.network import full_float32
+from bigtrain.inference.model import Model, open_model, same_on_all
 
 BATCH_SIZE = 128
 

@@ -14,16 +14,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigtrain.cli import door, print_result, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
-from bigtrain.doors import door, print_result, say
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.compare import compare
-from bigtrain.evaluation.from_anywhere import evaluate_images
-from bigtrain.evaluation.measured import Measured
+from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
-from bigtrain.model import find_splits, open_model
-from bigtrain.observers import evaluate_model, write_evaluation
+from bigtrain.evaluation.result import Measured
+from bigtrain.inference.model import find_splits, open_model
+from bigtrain.inference.observers import evaluate_model, write_evaluation
 from bigtrain.recipe import evaluation_options
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from bigtrain.doors import door, say
+from bigtrain.cli import door, say
 from bigtrain.errors import UserMistake
-from bigtrain.model import follow_others, open_model
-from bigtrain.pipelines.export import export
+from bigtrain.exchange.export import export
+from bigtrain.inference.model import follow_others, open_model
 
 
 def main(argv: Sequence[str]) -> None:

@@ -11,12 +11,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigtrain.cli import add_flags, door, from_flags, say
 from bigtrain.cluster.launch import join_world
-from bigtrain.data.stream import find_images
-from bigtrain.doors import add_flags, door, from_flags, say
+from bigtrain.data.read.stream import find_images
 from bigtrain.errors import UserMistake
-from bigtrain.model import Model, open_model
-from bigtrain.observers import GRID_PER_CLASS, reconstruction_pairs
+from bigtrain.inference.model import Model, open_model
+from bigtrain.inference.observers import GRID_PER_CLASS, reconstruction_pairs
 from bigtrain.options import Options
 from bigtrain.pictures import save_grid, save_npz, save_pngs
 

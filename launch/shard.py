@@ -12,15 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigtrain.data.convert import FORMATS
 from bigtrain.data.digits import write_digits
-from bigtrain.data.existing import LABELS_FROM, index_shards
 from bigtrain.data.index import Index
-from bigtrain.data.layouts import LAYOUTS, list_source
 from bigtrain.data.remote import Origin
-from bigtrain.data.shards import ShardOptions, write_shards
-from bigtrain.data.sources import list_unlabelled
-from bigtrain.data.verify import verify
+from bigtrain.data.write.convert import FORMATS
+from bigtrain.data.write.foreign_shards import LABELS_FROM, index_shards
+from bigtrain.data.write.layouts import LAYOUTS, list_source
+from bigtrain.data.write.shards import ShardOptions, write_shards
+from bigtrain.data.write.sources import list_unlabelled
+from bigtrain.data.write.verify import verify
 from bigtrain.errors import UserMistake
 
 DIGITS_SIZE = 16
@@ -169,6 +169,6 @@ def _what_to_train_with(indexes: Sequence[Path]) -> str:
 
 
 if __name__ == "__main__":
-    from bigtrain.doors import door  # here, so that the worker processes, which import this file, do without torch
+    from bigtrain.cli import door  # here, so that the worker processes, which import this file, do without torch
 
     door(main)

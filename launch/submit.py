@@ -25,9 +25,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigtrain.cli import door, say
 from bigtrain.cluster.slurm import Job, SlurmOptions, read_options, render, site_file, submit, write_script
 from bigtrain.cluster.sweep import combinations, run_folder
-from bigtrain.doors import door, say
 from bigtrain.plan import check
 from bigtrain.recipe import load_recipe
 

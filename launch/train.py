@@ -13,14 +13,14 @@ import signal
 from collections.abc import Sequence
 from functools import partial
 
+from bigtrain.cli import Signalled, door, is_first, open_run, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.slurm import ask_for_requeue
-from bigtrain.doors import Signalled, door, is_first, open_run, say
 from bigtrain.families.family import Problem
-from bigtrain.judging import best_of
-from bigtrain.model import find_splits, make_family
-from bigtrain.observers import observers_of
+from bigtrain.inference.checkpoint_selection import best_of
+from bigtrain.inference.model import find_splits, make_family
+from bigtrain.inference.observers import observers_of
 from bigtrain.plan import Cluster, plan
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.training.trainer import Trainer, check_batch, describe

@@ -16,8 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tests.toy  # noqa: F401  (registers the family)
-from bigtrain.doors import door
-from bigtrain.training import zero
+from bigtrain.cli import door
+from bigtrain.training.engine.component import zero
 from launch.train import main
 
 zero.PERSISTENT_ELEMENTS = 0

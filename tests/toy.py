@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bigtrain.cluster import world
 from bigtrain.families.family import Family, Losses, Microbatch, Networks, OptimizerOptions, Phase, Player, Problem
-from bigtrain.networks.normalisation import SNLinear, SyncedBatchNorm
+from bigtrain.networks.layers.normalisation import SNLinear, SyncedBatchNorm
 from bigtrain.options import Options
 from bigtrain.randomness import Draws
 

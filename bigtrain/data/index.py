@@ -49,7 +49,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
 holds pixels only where there is no picture: others keep features beside pictures so."""
 HOW_TO_MAKE = "make the shards with `python launch/shard.py SOURCE OUT --size N`"
 Resize = Literal["never", "exact", "scaled"]
-"""How images become squares of one size as they are read: bigtrain.data.resize."""
+"""How images become squares of one size as they are read: bigtrain.data.read.resize."""
 UNLABELLED = "unlabelled"
 """The name of the one class of data without labels."""
 LARGEST_CODEBOOK = 2**16
@@ -256,7 +256,7 @@ class Index:
 
     `path`: the file; of an index from a URL its copy in the user's cache folder. `made`: what bigtrain's shard door made image
     shards from; `codes`: of what the codes are, None for shards of images; `labels_from`: cls, json:FIELD or none; `view`: how
-    the split is looked at (bigtrain.data.views), which is never written; `origin`: where it came from.
+    the split is looked at (bigtrain.data.read.variants), which is never written; `origin`: where it came from.
     """
 
     path: Path

@@ -16,8 +16,23 @@ from PIL import Image
 from torch import Tensor
 
 from bigtrain.cluster import world
+from bigtrain.cluster.passes import Reading, Stopped, on_main
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.classifier import (
+from bigtrain.evaluation.finding import check_enough, find_features
+from bigtrain.evaluation.images import ImageSet, Relabelled, fair_order
+from bigtrain.evaluation.metrics.definitions import (
+    METRICS,
+    Evidence,
+    Need,
+    SampleMetricName,
+    Settings,
+)
+from bigtrain.evaluation.metrics.neighbour_picture import neighbour_picture
+from bigtrain.evaluation.options import EvaluationOptions
+from bigtrain.evaluation.reference import Labels, RealData, Reference, survey_reference
+from bigtrain.evaluation.result import Measured, versions
+from bigtrain.evaluation.survey import Findings, Survey, Wants, nearest
+from bigtrain.features.classifier import (
     Classifier,
     check_classes,
     find_classifier,
@@ -25,22 +40,7 @@ from bigtrain.evaluation.classifier import (
     side_of,
     train_on_images,
 )
-from bigtrain.evaluation.features import Features
-from bigtrain.evaluation.finding import check_enough, find_features
-from bigtrain.evaluation.images import ImageSet, Relabelled, fair_order
-from bigtrain.evaluation.measured import Measured, versions
-from bigtrain.evaluation.metrics import (
-    METRICS,
-    Evidence,
-    Need,
-    SampleMetricName,
-    Settings,
-)
-from bigtrain.evaluation.neighbour_picture import neighbour_picture
-from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.evaluation.ranks import Reading, Stopped, on_main
-from bigtrain.evaluation.reference import Labels, RealData, Reference, survey_reference
-from bigtrain.evaluation.survey import Findings, Survey, Wants, nearest
+from bigtrain.features.network import Features
 
 LEAST: dict[SampleMetricName, int] = {"kid": 2, "two_sample_test": 4, "real_fid": 2}
 """Images of each side without which there is no number at all."""

@@ -5,13 +5,13 @@ import logging
 import torch
 
 from bigtrain.cluster import world
+from bigtrain.cluster.passes import Reading, together
 from bigtrain.data.index import Index
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.classifier import find_classifier
-from bigtrain.evaluation.feature_networks import open_features
-from bigtrain.evaluation.features import Features
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.evaluation.ranks import Reading, together
+from bigtrain.features.classifier import find_classifier
+from bigtrain.features.network import Features
+from bigtrain.features.opening import open_features
 
 LEAST_SHARE = 50
 """Fewer images than a fiftieth of the features' dimensions are refused: nearly all of a distance would be bias."""

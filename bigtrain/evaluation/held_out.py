@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from bigtrain.cluster import world
+from bigtrain.cluster.passes import Progress, Reading, on_main, stoppable, together
 from bigtrain.data.index import Index
-from bigtrain.data.stream import Batch, Sweep, to_images
+from bigtrain.data.read.stream import Batch, Sweep, to_images
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.classifier import side_of
 from bigtrain.evaluation.finding import check_enough, find_features
-from bigtrain.evaluation.frechet import frechet_distance
 from bigtrain.evaluation.images import Reconstructions
+from bigtrain.evaluation.metrics.frechet import frechet_distance
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.evaluation.ranks import Progress, Reading, on_main, stoppable, together
 from bigtrain.evaluation.reference import split_of, survey_reference
 from bigtrain.evaluation.survey import Survey, Wants
+from bigtrain.features.classifier import side_of
 
 Likelihood = Callable[[Any, Batch], Mapping[str, Tensor]]
 """(sample numbers int64 [n], batch on the CPU) to float64 tensors whose leading dimension is n: "nats" and its terms."""

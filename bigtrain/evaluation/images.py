@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigtrain.cluster.passes import Reading
 from bigtrain.data.index import Index
-from bigtrain.data.loose import Loose, read_loose
-from bigtrain.data.stream import read_chunks, to_images
+from bigtrain.data.read.stream import read_chunks, to_images
+from bigtrain.data.write.loose import Loose, read_loose
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.cache import Cache
-from bigtrain.evaluation.features import pictures
-from bigtrain.evaluation.ranks import Reading
+from bigtrain.features.cache import Cache
+from bigtrain.features.network import pictures
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import generator
 

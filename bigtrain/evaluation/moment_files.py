@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.cache import fingerprint
-from bigtrain.evaluation.features import Features
-from bigtrain.evaluation.moments import Moments
+from bigtrain.evaluation.metrics.moments import Moments
+from bigtrain.features.cache import fingerprint
+from bigtrain.features.network import Features
 from bigtrain.runs import atomic
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bigtrain.evaluation.metrics import DEFAULT_METRICS, SampleMetricName
+from bigtrain.evaluation.metrics.definitions import DEFAULT_METRICS, SampleMetricName
 from bigtrain.options import Options
 
 HeldOutName = Literal["bits_per_dim", "reconstruction", "rfid"]

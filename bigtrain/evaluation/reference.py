@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 
 from bigtrain.cluster import world
+from bigtrain.cluster.passes import Reading, on_main
 from bigtrain.data.index import Index
-from bigtrain.data.loose import open_loose
+from bigtrain.data.read.stream import open_index
 from bigtrain.data.remote import is_remote, shown
-from bigtrain.data.stream import open_index
+from bigtrain.data.write.loose import open_loose
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.cache import Cache, Entry
-from bigtrain.evaluation.class_features import ClassFeatures
-from bigtrain.evaluation.features import Features
 from bigtrain.evaluation.images import ImageSet, LooseImages, Shards
-from bigtrain.evaluation.measured import versions
+from bigtrain.evaluation.metrics.class_features import ClassFeatures
+from bigtrain.evaluation.metrics.moments import Moments
 from bigtrain.evaluation.moment_files import Gaussian, holds_moments, read_moments
-from bigtrain.evaluation.moments import Moments
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.evaluation.ranks import Reading, on_main
+from bigtrain.evaluation.result import versions
 from bigtrain.evaluation.survey import Findings, Survey, Wants
+from bigtrain.features.cache import Cache, Entry
+from bigtrain.features.network import Features
 
 LEAST_REFERENCE = 4
 """Images of the smallest reference: a covariance of each half needs two."""

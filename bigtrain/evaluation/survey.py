@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from bigtrain.cluster import world
-from bigtrain.data.loose import DIGEST_BYTES
-from bigtrain.data.stream import dealt
+from bigtrain.cluster.passes import Progress, Reading, gather_by_number, stoppable, together
+from bigtrain.data.read.stream import dealt
+from bigtrain.data.write.loose import DIGEST_BYTES
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation.class_features import ClassFeatures
-from bigtrain.evaluation.classifier import Classifier
-from bigtrain.evaluation.features import Features
 from bigtrain.evaluation.images import ImageSet, View, fair_order
-from bigtrain.evaluation.inception_score import ScoreSums
-from bigtrain.evaluation.moments import Moments
-from bigtrain.evaluation.neighbourhoods import Nearest
-from bigtrain.evaluation.ranks import Progress, Reading, gather_by_number, stoppable, together
+from bigtrain.evaluation.metrics.class_features import ClassFeatures
+from bigtrain.evaluation.metrics.inception_score import ScoreSums
+from bigtrain.evaluation.metrics.moments import Moments
+from bigtrain.evaluation.metrics.neighbourhoods import Nearest
+from bigtrain.features.classifier import Classifier
+from bigtrain.features.network import Features
 
 
 @dataclass(frozen=True)

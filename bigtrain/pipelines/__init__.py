@@ -1,1 +1,1 @@
-"""What leaves: diffusers pipelines and the export that writes them. The doors import this; it imports families."""
+"""Kept for folders that were exported before `exchange/`: their model_index.json names `pipelines.pipeline`."""

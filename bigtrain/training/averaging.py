@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bigtrain.networks.statistics import copied_buffer_names
+from bigtrain.networks.layers.statistics import copied_buffer_names
 from bigtrain.options import Options
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bigtrain.cluster import world
 from bigtrain.cluster.watchdog import Watchdog, peers_of_world
 from bigtrain.data.index import Index
-from bigtrain.data.stream import Batch, DataOptions, Stream, to_codes, to_images
+from bigtrain.data.read.stream import Batch, DataOptions, Stream, to_codes, to_images
 from bigtrain.errors import OneRanksMistake, TrainingDiverged, UserMistake
 from bigtrain.families.family import Family, Microbatch, Phase, build_network
 from bigtrain.options import Options
@@ -26,10 +26,10 @@ from bigtrain.randomness import Draws, torch_seed
 from bigtrain.runs import checkpoint
 from bigtrain.runs.best import Best
 from bigtrain.runs.folder import RunFolder
-from bigtrain.training.alarm import SpectrumAlarm
 from bigtrain.training.averaging import EmaOptions
-from bigtrain.training.cost import flops_of_all_ranks
-from bigtrain.training.engine import (
+from bigtrain.training.checkpoint_writer import CheckpointWriter
+from bigtrain.training.cost.step import flops_of_all_ranks
+from bigtrain.training.engine.component import (
     EngineOptions,
     TrainedPlayer,
     autocast,
@@ -39,11 +39,11 @@ from bigtrain.training.engine import (
     place,
 )
 from bigtrain.training.interruption import Interruption
-from bigtrain.training.meters import Interval, PhaseMeter
-from bigtrain.training.profiling import ProfileOptions, ProfilerWindow
-from bigtrain.training.saving import CheckpointWriter
-from bigtrain.training.throughput import Throughput
-from bigtrain.training.tracking import Tracker
+from bigtrain.training.monitoring.alarm import SpectrumAlarm
+from bigtrain.training.monitoring.meters import Interval, PhaseMeter
+from bigtrain.training.monitoring.profiling import ProfileOptions, ProfilerWindow
+from bigtrain.training.monitoring.throughput import Throughput
+from bigtrain.training.monitoring.tracking import Tracker
 
 
 class TrainOptions(Options):

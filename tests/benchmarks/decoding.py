@@ -19,9 +19,9 @@ from loader import SIDE, Photographs
 from PIL import Image
 from torchvision.io import decode_jpeg
 
-from bigtrain.data.convert import square_shape
 from bigtrain.data.decode import decode
-from bigtrain.data.resize import centre_square, read_square
+from bigtrain.data.read.resize import centre_square, read_square
+from bigtrain.data.write.convert import square_shape
 
 Route = Callable[[bytes], np.ndarray]
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from bigtrain.cluster.launch import join_world
-from bigtrain.data.stream import Sweep
-from bigtrain.evaluation.classifier import find_classifier
-from bigtrain.evaluation.features import pictures
-from bigtrain.evaluation.frechet import frechet_distance
-from bigtrain.evaluation.neighbourhoods import recall
-from bigtrain.evaluation.ranks import Reading
-from bigtrain.model import find_splits, images_behind, open_model
+from bigtrain.cluster.passes import Reading
+from bigtrain.data.read.stream import Sweep
+from bigtrain.evaluation.metrics.frechet import frechet_distance
+from bigtrain.evaluation.metrics.neighbourhoods import recall
+from bigtrain.features.classifier import find_classifier
+from bigtrain.features.network import pictures
+from bigtrain.inference.model import find_splits, images_behind, open_model
 
 
 def main() -> None:

@@ -31,14 +31,14 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.index import Index
-from bigtrain.data.shards import ShardOptions, write_shards
-from bigtrain.data.sources import list_folder
-from bigtrain.data.stream import Sweep
-from bigtrain.evaluation import frechet
-from bigtrain.evaluation.frechet import frechet_distance
-from bigtrain.evaluation.inception import MODES, PIECE_ON_CPU, SIDE
-from bigtrain.evaluation.moments import Moments
-from bigtrain.evaluation.resize import Resize
+from bigtrain.data.read.stream import Sweep
+from bigtrain.data.write.shards import ShardOptions, write_shards
+from bigtrain.data.write.sources import list_folder
+from bigtrain.evaluation.metrics.definitions import frechet
+from bigtrain.evaluation.metrics.frechet import frechet_distance
+from bigtrain.evaluation.metrics.moments import Moments
+from bigtrain.features.inception import MODES, PIECE_ON_CPU, SIDE
+from bigtrain.features.resize import Resize
 
 FEATURES = 2048
 PICTURES = 10000

@@ -19,11 +19,11 @@ import numpy as np
 from loader import PHOTOGRAPHS, Photographs, make_index, ours, rates
 from PIL import Image
 
-from bigtrain.data import reader
-from bigtrain.data.codes import encode_shards, index_codes
-from bigtrain.data.convert import convert
 from bigtrain.data.index import CodesManifest, EncodedImages, Index
-from bigtrain.data.stream import TRANSFORM
+from bigtrain.data.read import reader
+from bigtrain.data.read.stream import TRANSFORM
+from bigtrain.data.write.codes import encode_shards, index_codes
+from bigtrain.data.write.convert import convert
 from bigtrain.plan import Cluster, plan
 from bigtrain.recipe import Recipe, load_recipe
 

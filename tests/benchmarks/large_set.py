@@ -17,10 +17,10 @@ import numpy as np
 
 from bigtrain.data.index import Index
 from bigtrain.data.npy import npy_header
-from bigtrain.data.order import Epochs
-from bigtrain.data.shards import Record, ShardWriter, write_shard
-from bigtrain.data.stream import DataOptions, Stream
-from bigtrain.data.views import balanced
+from bigtrain.data.read.order import Epochs
+from bigtrain.data.read.stream import DataOptions, Stream
+from bigtrain.data.read.variants import balanced
+from bigtrain.data.write.shards import Record, ShardWriter, write_shard
 
 SAMPLES_PER_SHARD, SIZE, CLASSES, BATCH, WORKERS = 10_000, 8, 1000, 1000, 2
 

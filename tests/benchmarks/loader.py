@@ -30,14 +30,14 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from bigtrain.data.convert import convert
 from bigtrain.data.decode import decode
 from bigtrain.data.index import Index
-from bigtrain.data.resize import read_square
-from bigtrain.data.shards import ShardOptions, write_shards
-from bigtrain.data.sources import list_folder
-from bigtrain.data.stream import DataOptions, Stream, to_images
-from bigtrain.data.views import resized
+from bigtrain.data.read.resize import read_square
+from bigtrain.data.read.stream import DataOptions, Stream, to_images
+from bigtrain.data.read.variants import resized
+from bigtrain.data.write.convert import convert
+from bigtrain.data.write.shards import ShardOptions, write_shards
+from bigtrain.data.write.sources import list_folder
 
 SIDE, PHOTOGRAPHS = 128, 1000
 Next = Callable[[], object]

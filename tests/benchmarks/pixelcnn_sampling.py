@@ -16,9 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bigtrain.networks.pixelcnn import PixelCNN, PixelCNNOptions
-from bigtrain.networks.pixelcnn_outputs import Sampling
-from bigtrain.networks.pixelcnn_sampling import sample
+from bigtrain.networks.autoregressive.pixelcnn import PixelCNN, PixelCNNOptions
+from bigtrain.networks.autoregressive.pixelcnn_outputs import Sampling
+from bigtrain.networks.autoregressive.pixelcnn_sampling import sample
 
 CODES = 512
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from bigtrain.families.family import Problem, build_network
-from bigtrain.model import make_family
+from bigtrain.inference.model import make_family
 from bigtrain.recipe import load_recipe
 from bigtrain.runs import checkpoint
-from bigtrain.training.engine import TrainedPlayer, make_player, place
-from bigtrain.training.saving import CheckpointWriter
+from bigtrain.training.checkpoint_writer import CheckpointWriter
+from bigtrain.training.engine.component import TrainedPlayer, make_player, place
 
 
 def seconds(work: Callable[[], object]) -> float:

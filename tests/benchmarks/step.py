@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from bigtrain.cluster.launch import join_world
-from bigtrain.data.reader import Reader
-from bigtrain.data.stream import find_index
+from bigtrain.data.read.reader import Reader
+from bigtrain.data.read.stream import find_index
+from bigtrain.families.adversarial.gan import hinge_discriminator, hinge_generator
 from bigtrain.families.family import Problem, build_network, find_family
-from bigtrain.families.gan import hinge_discriminator, hinge_generator
-from bigtrain.networks import statistics
+from bigtrain.networks.layers import statistics
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.trainer import Trainer, describe

@@ -1,6 +1,7 @@
 """Ranks that die, stop or hang, and hosts that lose each other: real processes under real launchers.
 
-Every rank reads its data for itself in all of these; tests/data/test_stream.py shows that their slices make the global batch.
+Every rank reads its data for itself in all of these; tests/data/read/test_stream.py shows that their slices make the global
+batch.
 """
 
 import contextlib

@@ -9,8 +9,8 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from bigtrain.data.existing import index_shards
 from bigtrain.data.index import Index
+from bigtrain.data.write.foreign_shards import index_shards
 
 
 def numbered_png(number: int, size: int = 4) -> bytes:

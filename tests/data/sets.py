@@ -6,10 +6,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigtrain.data.layouts import list_source
-from bigtrain.data.picture_reader import PictureReader
-from bigtrain.data.shards import ShardOptions, write_shards
-from bigtrain.data.sources import Source
+from bigtrain.data.write.layouts import list_source
+from bigtrain.data.write.picture_reader import PictureReader
+from bigtrain.data.write.shards import ShardOptions, write_shards
+from bigtrain.data.write.sources import Source
 
 
 def listed(where: Path, layout: str | None = None) -> Source:

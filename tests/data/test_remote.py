@@ -20,12 +20,12 @@ import pytest
 
 from bigtrain.data import remote
 from bigtrain.data.index import Index
+from bigtrain.data.read.stream import DataOptions, Stream, Sweep, find_index
 from bigtrain.data.remote import Origin, RemoteOptions, beside, receive
-from bigtrain.data.stream import DataOptions, Stream, Sweep, find_index
 from bigtrain.errors import UserMistake
 from tests.data.conftest import make_numbered_shards
 from tests.data.faulty_server import Choose, now_and_then, serving
-from tests.data.test_stream import numbers_of
+from tests.data.read.test_stream import numbers_of
 
 
 @pytest.fixture(autouse=True)

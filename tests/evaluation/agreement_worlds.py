@@ -11,10 +11,10 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from bigtrain.cluster import world
-from bigtrain.data.stream import dealt
-from bigtrain.evaluation.feature_networks import open_features
-from bigtrain.evaluation.frechet import frechet_distance
-from bigtrain.evaluation.moments import Moments
+from bigtrain.data.read.stream import dealt
+from bigtrain.evaluation.metrics.frechet import frechet_distance
+from bigtrain.evaluation.metrics.moments import Moments
+from bigtrain.features.opening import open_features
 
 CPU = torch.device("cpu")
 BATCH = 20

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_scripts import ColourMoments
 
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
+from tests.features.feature_scripts import ColourMoments
 
 
 @pytest.fixture(scope="session")

@@ -14,18 +14,18 @@ from PIL import Image
 from torch import Tensor
 
 from bigtrain.cluster import world
+from bigtrain.cluster.passes import gather_by_number, gather_rows, on_main, together
 from bigtrain.data.index import Index
-from bigtrain.data.stream import Sweep
+from bigtrain.data.read.stream import Sweep
 from bigtrain.errors import UserMistake
-from bigtrain.evaluation import classifier
-from bigtrain.evaluation.class_features import ClassFeatures
 from bigtrain.evaluation.evaluate import evaluate
-from bigtrain.evaluation.from_anywhere import evaluate_images
+from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.images import Drawn
-from bigtrain.evaluation.metrics import DEFAULT_METRICS
+from bigtrain.evaluation.metrics.class_features import ClassFeatures
+from bigtrain.evaluation.metrics.definitions import DEFAULT_METRICS
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.evaluation.ranks import gather_by_number, gather_rows, on_main, together
 from bigtrain.evaluation.reference import RealData
+from bigtrain.features import classifier
 
 SAMPLES = 131
 """Divides over neither two nor three ranks, nor into batches of 20."""

@@ -4,9 +4,10 @@ import warnings
 
 import pytest
 import torch
-from agreement_worlds import distance, moments_in_a_world, moments_of, write_pictures
 from cleanfid import fid
-from evaluation_networks import save_random_inception, save_tiny_inception
+
+from tests.evaluation.agreement_worlds import distance, moments_in_a_world, moments_of, write_pictures
+from tests.features.feature_files import save_random_inception, save_tiny_inception
 
 CPU = torch.device("cpu")
 
@@ -47,7 +48,7 @@ def test_inceptions_fid_is_clean_fids_and_torch_fidelitys_on_one_two_and_three_r
         together = moments_in_a_world(size, fake, "clean", path, tmp_path / f"{size}.safetensors")
         assert distance(together, reference) == pytest.approx(alone, rel=1e-6)
 
-    from bigtrain.evaluation.inception import InceptionFeatures
+    from bigtrain.features.inception import InceptionFeatures
 
     network = InceptionFeatures("clean", path, CPU)
     assert alone == pytest.approx(clean_fid(real, fake, "clean", lambda x: network._trunk((x - 128) / 128)), rel=1e-3)

@@ -10,8 +10,19 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from cleanfid.fid import compute_fid
-from evaluation_scripts import NotFinite
-from evaluation_worlds import (
+from PIL import Image
+from pydantic import ValidationError
+
+from bigtrain.cluster.passes import Reading
+from bigtrain.data.index import Index
+from bigtrain.data.read.stream import dealt
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation.held_out import measure_rfid
+from bigtrain.evaluation.metrics.definitions import DEFAULT_METRICS, METRICS, SampleMetricName
+from bigtrain.evaluation.options import EvaluationOptions
+from bigtrain.features import classifier
+from bigtrain.features.network import TorchScriptFeatures
+from tests.evaluation.evaluation_worlds import (
     CPU,
     IMAGE_METRICS,
     SAMPLES,
@@ -24,18 +35,7 @@ from evaluation_worlds import (
     work,
     write_images,
 )
-from PIL import Image
-from pydantic import ValidationError
-
-from bigtrain.data.index import Index
-from bigtrain.data.stream import dealt
-from bigtrain.errors import UserMistake
-from bigtrain.evaluation import classifier
-from bigtrain.evaluation.features import TorchScriptFeatures
-from bigtrain.evaluation.held_out import measure_rfid
-from bigtrain.evaluation.metrics import DEFAULT_METRICS, METRICS, SampleMetricName
-from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.evaluation.ranks import Reading
+from tests.features.feature_scripts import NotFinite
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,14 +5,14 @@ import logging
 import pytest
 import torch
 
-from bigtrain.data.stream import Sweep
+from bigtrain.cluster.passes import Reading, Stopped
+from bigtrain.data.read.stream import Sweep
 from bigtrain.evaluation import reference
-from bigtrain.evaluation.features import TorchScriptFeatures
 from bigtrain.evaluation.images import Shards
-from bigtrain.evaluation.measured import versions
-from bigtrain.evaluation.ranks import Reading, Stopped
 from bigtrain.evaluation.reference import survey_reference
+from bigtrain.evaluation.result import versions
 from bigtrain.evaluation.survey import Survey, Wants
+from bigtrain.features.network import TorchScriptFeatures
 
 READING = Reading(batch=64, workers=0)
 

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigtrain.cli import door
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
-from bigtrain.data.reader import CodeReader, Reader
-from bigtrain.data.stream import TRANSFORM
-from bigtrain.doors import door
+from bigtrain.data.read.reader import CodeReader, Reader
+from bigtrain.data.read.stream import TRANSFORM
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import (
     CodeLevel,
@@ -34,7 +34,7 @@ from bigtrain.families.family import (
     build_network,
     find_family,
 )
-from bigtrain.model import open_model
+from bigtrain.inference.model import open_model
 from bigtrain.options import Options
 from bigtrain.recipe import load_recipe
 from bigtrain.runs import checkpoint

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import launch.train as train_door
+from bigtrain.cli import Signalled
 from bigtrain.cluster.slurm import MARKER
-from bigtrain.doors import Signalled
 from tests.runs_of import FAMILIES, ROOT, command, environment, final_tensors, run, train_and_signal, write_recipe
 
 LAUNCH = ROOT / "launch"

@@ -136,7 +136,7 @@ def test_evaluating_samples_of_codes_compares_them_with_the_images_behind_them(b
 
 
 def test_a_candidate_is_kept_because_the_classifier_is_surer_of_it() -> None:
-    from bigtrain.evaluation.selection import Selection
+    from bigtrain.inference.candidate_selection import Selection
 
     images = torch.randint(0, 255, (6, 3, 4, 4), dtype=torch.uint8)
     selection = Selection(3, lambda these, labels: -(these.float().mean((1, 2, 3)) - 50 * labels).abs(), {})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.families.family import CodeLevel, Family, Microbatch, Phase, Problem, build_network, find_family
-from bigtrain.networks import statistics
+from bigtrain.networks.layers import statistics
 from bigtrain.randomness import Draws
 from tests.runs_of import FAMILIES
 

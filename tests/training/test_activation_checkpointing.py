@@ -9,10 +9,10 @@ from torch import nn
 
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import build_network
-from bigtrain.networks.recomputation import recompute_blocks
+from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.training.averaging import EmaOptions
-from bigtrain.training.cost import LiveBytes
-from bigtrain.training.engine import EngineOptions, make_player, place
+from bigtrain.training.cost.step import LiveBytes
+from bigtrain.training.engine.component import EngineOptions, make_player, place
 from tests.runs_of import FAMILIES, final_tensors, train, write_recipe
 from tests.training.small_steps import CPU, focus, microbatch, run_phase, small_family, small_networks
 
@@ -87,7 +87,7 @@ def test_a_copy_computes_with_its_own_weights() -> None:
 def test_nothing_is_kept_to_be_computed_again_where_there_is_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     family = small_family("gan")
     networks = recomputing(small_networks(family))
-    monkeypatch.setattr("bigtrain.networks.recomputation.checkpoint", None)
+    monkeypatch.setattr("bigtrain.networks.layers.recomputation.checkpoint", None)
     with torch.no_grad():
         networks["discriminator"](torch.zeros(2, 3, 16, 16), torch.tensor([0, 1]))
 

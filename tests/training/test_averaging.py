@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bigtrain.networks.normalisation import SNLinear, SyncedBatchNorm
+from bigtrain.networks.layers.normalisation import SNLinear, SyncedBatchNorm
 from bigtrain.training.averaging import Average, EmaOptions, FurtherAverage, MovingAverage, power_exponent
 
 YES, NO = torch.tensor(True), torch.tensor(False)

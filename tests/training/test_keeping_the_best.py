@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigtrain.data.stream import find_index
+from bigtrain.data.read.stream import find_index
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import Problem, find_family
-from bigtrain.judging import best_of, in_training
-from bigtrain.model import open_model
+from bigtrain.inference.checkpoint_selection import best_of, in_training
+from bigtrain.inference.model import open_model
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import RunFolder

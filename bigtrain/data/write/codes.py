@@ -1,0 +1,202 @@
+"""Shards of images to same-numbered shards of codes: the work behind launch/encode.py.
+
+A shard of codes has the name, keys and labels of its shard of images, and in the place of each image one npy per level,
+uint16 [views, h, w]. It is written as shards of images are: aside, flushed, recorded and renamed, so that a run that was
+killed has lost the shard in hand and no other. Batches never straddle shards, so a shard's bytes do not depend on which
+rank makes it, or after which other.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigtrain.data.index import CodesManifest, Index, Shard, codes_extension
+from bigtrain.data.npy import npy_header
+from bigtrain.data.read.reader import CODES_DTYPE, CodeReader
+from bigtrain.data.read.stream import Batch, read_chunks
+from bigtrain.data.write.parallel import Progress
+from bigtrain.data.write.shards import (
+    Record,
+    ShardWriter,
+    disk_troubles,
+    drop_records,
+    left_behind,
+    remove_leftovers,
+    whole_record,
+    write_shard,
+)
+from bigtrain.errors import OneRanksMistake, UserMistake
+
+Encode = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+"""Images uint8 [n, H, W, 3] to integers [n, h, w] by level."""
+
+_OTHERWISE = {
+    "tokenizer": "are codes of another tokenizer",
+    "levels": "are codes of other levels",
+    "transform": "were made from pixels that were transformed otherwise",
+    "images": "are codes of other images",
+}
+
+
+def encode_shards(
+    index: Index,
+    out: Path,
+    manifest: CodesManifest,
+    encode: Encode,
+    *,
+    rank: int,
+    world: int,
+    batch: int,
+    workers: int,
+    progress: Progress,
+) -> list[Record]:
+    """Completes this rank's share of the shards in `out`: those numbered rank, rank + world, ...; returns their records.
+
+    What is whole already (size and sha256) stays as it is. `batch` images are encoded at a time; `workers` processes read
+    them; `progress` is told of images. Raises UserMistake, alike on every rank, if `out` holds shards that are not these
+    codes; OneRanksMistake for an image that cannot be decoded, or a disk that is full (then a rerun continues).
+    """
+    names = [_name(shard) for shard in index.shards]
+    if len(set(names)) < len(names):
+        raise UserMistake(
+            f"{index.path}: two of its shards have one file name; codes go into one folder, so rename them"
+        )
+    with disk_troubles(out):
+        out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
+        known = _known(out, index.split, manifest)
+    starts = np.cumsum([0] + [shard.samples for shard in index.shards]).tolist()
+    try:
+        records: list[Record] = []
+        todo: list[int] = []
+        for number in range(rank, len(names), world):
+            record = whole_record(out / names[number], manifest.identity(), known.get(names[number]))
+            if record is None:
+                todo.append(number)
+            else:
+                records.append(record)
+                progress(record.shard.samples)
+        chunks = [
+            np.arange(begin, min(begin + batch, starts[number + 1]))
+            for number in todo
+            for begin in range(starts[number], starts[number + 1], batch)
+        ]
+        with closing(read_chunks(index, chunks, workers=workers)) as batches:
+            encoded = (_members(images, encode, manifest) for _, images in batches)
+            for number in todo:
+                shard = index.shards[number]
+                fill = partial(_fill, source=shard, encoded=encoded, index=index, manifest=manifest, progress=progress)
+                records.append(write_shard(out / names[number], shard.samples, fill))
+        return records
+    except UserMistake as mistake:
+        raise OneRanksMistake(f"rank {rank}: {mistake}" if world > 1 else str(mistake)) from None
+
+
+def index_codes(index: Index, out: Path, manifest: CodesManifest, records: Iterable[Record]) -> Index:
+    """Writes `out/SPLIT.json` from the records of all ranks, which are then dropped; returns the index.
+
+    Raises UserMistake if a shard is not there: ranks on machines that do not share `out`.
+    """
+    made = {record.shard.name: record.shard for record in records}
+    shards = tuple(made[_name(shard)] for shard in index.shards)
+    codes = Index(out / f"{index.split}.json", index.split, index.classes, index.image_size, shards, None, manifest)
+    codes.check_files()
+    with disk_troubles(out):
+        codes.write()
+        drop_records(out / shard.name for shard in shards)
+    return codes
+
+
+def count_codes(index: Index, *, rank: int, world: int) -> dict[str, np.ndarray]:
+    """How often each code comes, int64 [codebook_size] by level, in this rank's share of the samples, all views counted."""
+    assert index.codes is not None, f"{index.path}: has no codes"
+    counts = {name: np.zeros(level["codebook_size"], dtype=np.int64) for name, level in index.codes.levels.items()}
+    with closing(CodeReader(index)) as reader:
+        for number in range(rank, index.samples, world):
+            for level, codes in reader.codes(number).items():
+                np.add.at(counts[level], codes, 1)
+    return counts
+
+
+def _name(shard: Shard) -> str:
+    """The file name of a shard, whose index may lie in another folder."""
+    return Path(shard.name).name
+
+
+def _known(out: Path, split: str, manifest: CodesManifest) -> dict[str, Record]:
+    """What is known of the shards in `out`, by name. Raises UserMistake unless all of them are these codes."""
+    tars, records = left_behind(out, split)
+    path = out / f"{split}.json"
+    if path.exists():
+        whole = Index.read(path)
+        if whole.codes is None:
+            raise UserMistake(f"{path}: it describes shards of images; choose another folder for their codes")
+        records = {shard.name: Record(shard, whole.image_size, whole.codes.identity()) for shard in whole.shards}
+    elif unknown := sorted(tars - records.keys()):
+        raise UserMistake(
+            f"{out / unknown[0]}: this shard was not made by this door, and would be overwritten; choose another folder"
+        )
+    for record in records.values():
+        _check_same(out, split, record.made, manifest.identity())
+    return records
+
+
+def _check_same(out: Path, split: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key, otherwise in _OTHERWISE.items():
+        if found.get(key) != wanted[key]:
+            raise UserMistake(f"{out}: its {split} shards {otherwise}; choose another folder")
+    if found["views"] != wanted["views"]:
+        made, asked = ("with" if views == 2 else "without" for views in (found["views"], wanted["views"]))
+        raise UserMistake(
+            f"{out}: its {split} shards were made {made} --flip, not {asked}; run again {made} it, or choose another folder"
+        )
+
+
+def _fill(
+    writer: ShardWriter,
+    *,
+    source: Shard,
+    encoded: Iterator[list[dict[str, bytes]]],
+    index: Index,
+    manifest: CodesManifest,
+    progress: Progress,
+) -> Record:
+    """Writes the codes of the samples of `source`, whose batches come next in `encoded`."""
+    done = 0
+    while done < source.samples:
+        samples = next(encoded)
+        for key, label, members in zip(
+            source.keys[done : done + len(samples)],
+            source.labels[done : done + len(samples)].tolist(),
+            samples,
+            strict=True,
+        ):
+            try:
+                writer.add(key, label, members)
+            except ValueError:
+                raise UserMistake(
+                    f"{index.folder / source.name}/{key}: with the extension of codes the name is too long for tar; shorten it"
+                ) from None
+        done += len(samples)
+        progress(len(samples))
+    return Record(writer.finish(), index.image_size, manifest.identity())
+
+
+def _members(images: Batch, encode: Encode, manifest: CodesManifest) -> list[dict[str, bytes]]:
+    """The npy members, by extension, of each image of a batch."""
+    assert images.images is not None, "codes are made from images"
+    pixels = images.images.numpy()
+    views = [encode(view) for view in (pixels, np.ascontiguousarray(pixels[:, :, ::-1]))[: manifest.views]]
+    members: list[dict[str, bytes]] = [{} for _ in pixels]
+    for name, level in manifest.levels.items():
+        codes = np.stack([view[name] for view in views], axis=1)
+        assert codes.shape == (len(pixels), *manifest.shape(name)), f"level {name}: {codes.shape}"
+        assert 0 <= codes.min() <= codes.max() < level["codebook_size"], f"level {name}: {codes.min()} .. {codes.max()}"
+        header, codes = npy_header(CODES_DTYPE, manifest.shape(name)), codes.astype(CODES_DTYPE)
+        for sample, member in zip(codes, members, strict=True):
+            member[codes_extension(name)] = header + sample.tobytes()
+    return members

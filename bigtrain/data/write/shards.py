@@ -1,0 +1,412 @@
+"""Writing shards: the work behind launch/shard.py.
+
+The same pictures and options give the same bytes: a sample's place is fixed by a hash of its file's name (which mixes
+classes in every shard), and tar headers carry no time and no owner. A shard is written aside, flushed, recorded and
+renamed; the record (a hidden `.SPLIT-000000.json`) lets a killed run continue, and is dropped when the index takes its
+place. So running the door again completes what is missing, and two at once write the same files. Of two that would write
+other files, the first to finish a shard claims the split (a hidden `.SPLIT.claim`), and the other is refused.
+"""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import re
+import sys
+import tarfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bigtrain.data.decode import Undecodable
+from bigtrain.data.index import FORMAT_VERSION, Index, Shard
+from bigtrain.data.tars import BLOCK, END_OF_TAR
+from bigtrain.data.write.convert import Member, convert
+from bigtrain.data.write.parallel import Progress, run
+from bigtrain.data.write.picture_reader import PictureReader
+from bigtrain.data.write.sources import Pictures, Source
+from bigtrain.errors import UserMistake
+from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_flushed, write_json
+
+_PLACE_BYTES = 16
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """size: side in pixels, None: as they are; format: jpg, png or webp, None: each file's own; see convert.convert."""
+
+    size: int | None
+    format: str | None
+    samples_per_shard: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a whole shard. `image_size`: pixels if all its images are squares of one size, else None.
+
+    `mended`: picture files that were damaged and are in the shard as Pillow reads them.
+    """
+
+    shard: Shard
+    image_size: int | None
+    made: Mapping[str, Any]
+    mended: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        head = {"version": FORMAT_VERSION, "image_size": self.image_size, "made": self.made, "mended": self.mended}
+        return head | {"shard": self.shard.to_json()}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One shard to complete: its tar, its pictures and the number of the first, and its record where one exists."""
+
+    path: Path
+    first: int
+    pictures: Pictures
+    options: ShardOptions
+    made: Mapping[str, Any]
+    record: Record | None
+
+
+def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: int, quiet: bool = False) -> list[Path]:
+    """Writes `out/SPLIT-000000.tar ...` and `out/SPLIT.json` for every split; returns the indexes' paths.
+
+    What is whole already (size and sha256) stays as it is. Raises UserMistake if `out` holds shards of other pictures or
+    other options, or another run is writing such there, if a split is empty, if a picture is broken (naming the file), or if
+    the disk is full (then a rerun continues).
+    """
+    with disk_troubles(out):
+        out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
+        tasks = {split: _plan(source, split, out, options) for split in source.splits}
+        todo = [task for split in tasks.values() for task in split]
+        total = sum(len(task.pictures) for task in todo)
+        with tqdm(total=total, unit=" images", desc=str(out), disable=quiet, smoothing=0.1) as bar:
+            done = run(_complete, todo, workers, bar.update)
+        records = iter(done)
+        indexes = [_write_index(source, split, out, [next(records) for _ in tasks[split]]) for split in tasks]
+        drop_records(task.path for task in todo)
+    for picture in (picture for record in done for picture in record.mended):
+        tqdm.write(f"{picture}: this picture is damaged; it is in its shard as Pillow reads it", file=sys.stderr)
+    return indexes
+
+
+def _plan(source: Source, split: str, out: Path, options: ShardOptions) -> list[_Task]:
+    made = {
+        "size": options.size,
+        "format": options.format,
+        "samples_per_shard": options.samples_per_shard,
+        "source": source.fingerprint(split),
+    }
+    records = _records(out, split)
+    for record in records.values():
+        _check_same(out, split, record.made, made)
+    pictures = source.splits[split]
+    if not len(pictures):
+        raise UserMistake(f"{source.folder}: it has no pictures for the split {split}; take its empty files away")
+    places = np.frombuffer(b"".join(map(_place, pictures.names)), dtype=f"S{_PLACE_BYTES}")
+    placed = np.argsort(places, kind="stable")
+    tasks = []
+    for number, first in enumerate(range(0, len(placed), options.samples_per_shard)):
+        name = f"{split}-{number:06d}.tar"
+        chunk = pictures.take(placed[first : first + options.samples_per_shard])
+        tasks.append(_Task(out / name, first, chunk, options, made, records.get(name)))
+    return tasks
+
+
+def _place(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=_PLACE_BYTES).digest()
+
+
+def _check_same(out: Path, split: str, found: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+    for key, value in made.items():
+        if found.get(key) == value:
+            continue
+        if key == "source":
+            raise UserMistake(f"{out}: its {split} shards were made from other files or classes; choose another folder")
+        flag = f"--{key.replace('_', '-')}"
+        raise UserMistake(
+            f"{out}: its {split} shards were made with {flag} {found.get(key)}, not {value}; "
+            f"give the same {flag} or choose another folder"
+        )
+
+
+def _records(out: Path, split: str) -> dict[str, Record]:
+    """What is known of the split's shards, by name: from the index, or from the records of a run that was stopped.
+
+    A run at the same time writes record, tar and index in this order and then drops the records; so they are looked at
+    here in such an order that a tar without record and index was there before any run of this door.
+    """
+    tars, records = left_behind(out, split)
+    index = out / f"{split}.json"
+    if index.exists():
+        whole = Index.read(index)
+        if whole.made is None:
+            raise UserMistake(f"{index}: it describes shards that this door did not make; choose another folder")
+        return {shard.name: Record(shard, whole.image_size, whole.made) for shard in whole.shards}
+    if unknown := sorted(tars - records.keys()):
+        raise UserMistake(
+            f"{out / unknown[0]}: this shard was not made by this door, and would be overwritten; choose another "
+            f"folder, or index it as it is with `python launch/shard.py {out} --index-only`"
+        )
+    return records
+
+
+def left_behind(out: Path, split: str) -> tuple[set[str], dict[str, Record]]:
+    """The split's tars, by name, and then the records beside them: what a run that was stopped has left."""
+    tars = _names(out, rf"{re.escape(split)}-\d+\.tar")
+    records = [_read_record(out / name) for name in _names(out, rf"\.{re.escape(split)}-\d+\.json")]
+    return tars, {record.shard.name: record for record in records if record is not None}
+
+
+def _names(folder: Path, pattern: str) -> set[str]:
+    return {path.name for path in folder.iterdir() if re.fullmatch(pattern, path.name)}
+
+
+def record_path(tar: Path) -> Path:
+    return tar.with_name(f".{tar.stem}.json")
+
+
+def _claim_path(tar: Path) -> Path:
+    return tar.with_name(f".{_split(tar)}.claim")
+
+
+def _split(tar: Path) -> str:
+    return tar.stem.rpartition("-")[0]
+
+
+def drop_records(tars: Iterable[Path]) -> None:
+    """Removes what was noted of shards for as long as they had no index."""
+    for tar in tars:
+        record_path(tar).unlink(missing_ok=True)
+        _claim_path(tar).unlink(missing_ok=True)
+
+
+def _claim(tar: Path, made: Mapping[str, Any]) -> None:
+    """Notes what the split's shards are made from, before there is one. Raises UserMistake if another run noted other.
+
+    A hard link is made, or is there already, in one step, and what it names is whole. The index is looked at last, because
+    a run that has ended wrote it before it dropped its claim.
+    """
+    path, index, digest = _claim_path(tar), tar.with_name(f"{_split(tar)}.json"), _digest(made)
+    found = _link_or_read(path, digest)
+    if found == digest and index.exists() and _made(index, index.stat().st_mtime_ns) != made:
+        path.unlink(missing_ok=True)
+        found = ""
+    if found != digest:
+        raise UserMistake(
+            f"{tar.parent}: another run makes its {_split(tar)} shards, from other files or with other options; choose "
+            f"another folder for these, or remove {path} if that run was killed"
+        )
+
+
+def _link_or_read(path: Path, text: str) -> str:
+    """What the file says: `text` if it was not there before."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return path.read_text()
+        temporary = aside(path)
+        try:
+            write_flushed(temporary, text.encode())  # an empty one after a power cut would refuse the same run
+            os.link(temporary, path)
+        except (FileExistsError, FileNotFoundError):  # another was first, or took the temporary file for a leftover
+            if not path.parent.exists():
+                raise
+        except OSError:  # a file system without links: then only records and indexes tell of other runs
+            return text
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _digest(made: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _made(index: Path, changed_ns: int) -> Mapping[str, Any] | None:
+    """What the shards of an index, last changed at that time, were made from."""
+    whole = Index.read(index)
+    return whole.made if whole.codes is None else whole.codes.identity()
+
+
+def _read_record(path: Path) -> Record | None:
+    """None if there is none, or none of this version that is whole."""
+    try:
+        value = json.loads(path.read_bytes())
+        if value["version"] != FORMAT_VERSION:
+            return None
+        return Record(Shard.from_json(value["shard"]), value["image_size"], value["made"], tuple(value["mended"]))
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _complete(task: _Task, progress: Progress) -> Record:
+    """The shard, as it is if it is whole, else made anew."""
+    record = whole_record(task.path, task.made, task.record)
+    if record is not None:
+        progress(len(task.pictures))
+        return record
+    return write_shard(task.path, len(task.pictures), lambda writer: _write_samples(task, writer, progress))
+
+
+def whole_record(path: Path, made: Mapping[str, Any], known: Record | None) -> Record | None:
+    """The record, `known` or the file beside it, of a shard that was made from the same and is whole; None if it is not."""
+    for record in (known, _read_record(record_path(path))):
+        if record is not None and record.made == made and _is_whole(path, record.shard):
+            return record
+    return None
+
+
+def _is_whole(path: Path, shard: Shard) -> bool:
+    try:
+        return path.stat().st_size == shard.size and sha256_of(path) == shard.sha256
+    except FileNotFoundError:
+        return False
+
+
+def write_shard(path: Path, samples: int, fill: "Callable[[ShardWriter], Record]") -> Record:
+    """Writes a shard and its record whole or not at all; `fill` adds `samples` samples and finishes.
+
+    Raises UserMistake if the disk does not take it or another run makes other shards there, and whatever `fill` raises.
+    """
+    with disk_troubles(path):
+        temporary, file = _open_aside(path)
+        try:
+            with file:
+                record = fill(ShardWriter(TarWriter(file), path.name, samples))
+                file.flush()
+                os.fsync(file.fileno())
+                _claim(path, record.made)
+                write_json(record_path(path), record.to_json(), indent=None)
+                temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return record
+
+
+def _write_samples(task: _Task, writer: "ShardWriter", progress: Progress) -> Record:
+    shapes, mended = set(), []
+    with contextlib.closing(PictureReader(task.pictures)) as reader:
+        for number, label in enumerate(task.pictures.labels.tolist()):
+            member = _converted(reader, number, task.options)
+            shapes.add(member.shape)
+            mended += [task.pictures.shown(number)] if member.mended else []
+            writer.add(f"{task.first + number:08d}", label, {member.extension: member.data})
+            progress(1)
+    return Record(writer.finish(), common_size(shapes), task.made, tuple(mended))
+
+
+def common_size(shapes: Collection[tuple[int, int]]) -> int | None:
+    """The side that all (height, width) share if they are squares of one size, else None."""
+    sides = {side for shape in shapes for side in shape}
+    return sides.pop() if len(sides) == 1 else None
+
+
+def _converted(reader: PictureReader, number: int, options: ShardOptions) -> Member:
+    where = reader.pictures.shown(number)
+    try:
+        return convert(reader.read(number), options.size, options.format)
+    except OSError as error:
+        raise UserMistake(f"{where}: the picture cannot be read: {error.strerror or error}") from None
+    except Undecodable as error:
+        raise UserMistake(f"{where}: the picture is broken: {error}; replace it or remove it, and run again") from None
+
+
+class TarWriter:
+    """A ustar archive that depends on names and contents alone, with the hash of its bytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest, self._end = file, hashlib.sha256(), 0
+
+    def add(self, name: str, data: bytes) -> tuple[int, int]:
+        """Writes one member; returns (offset, size) of its data in bytes."""
+        header = tarfile.TarInfo(name)
+        header.size = len(data)
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        offset = self._end
+        self._write(data + bytes(-len(data) % BLOCK))
+        return offset, len(data)
+
+    def finish(self) -> tuple[int, str]:
+        """Ends the archive; returns (size in bytes, sha256)."""
+        self._write(END_OF_TAR)
+        return self._end, self._digest.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self._end += len(data)
+
+
+class ShardWriter:
+    """A shard in the making: its tar, and where each member lies in it."""
+
+    def __init__(self, tar: TarWriter, name: str, samples: int) -> None:
+        self._tar, self._name, self._samples = tar, name, samples
+        self._keys: list[str] = []
+        self._labels: list[int] = []
+        self._places: dict[str, np.ndarray] = {}
+
+    def add(self, key: str, label: int, members: Mapping[str, bytes]) -> None:
+        """Writes a sample: `members` by extension, then its .cls."""
+        for extension, content in {**members, "cls": str(label).encode()}.items():
+            column = self._places.setdefault(extension, np.tile(np.array([[-1], [0]]), self._samples))
+            column[:, len(self._keys)] = self._tar.add(f"{key}.{extension}", content)
+        self._keys.append(key)
+        self._labels.append(label)
+
+    def finish(self) -> Shard:
+        """Ends the tar and describes it."""
+        assert len(self._keys) == self._samples, f"{self._name}: {len(self._keys)} samples, not {self._samples}"
+        size, digest = self._tar.finish()
+        members = {extension: (column[0], column[1]) for extension, column in self._places.items()}
+        return Shard(self._name, size, digest, tuple(self._keys), np.array(self._labels, dtype=np.int64), members)
+
+
+def _write_index(source: Source, split: str, out: Path, records: Sequence[Record]) -> Path:
+    sizes = {(record.image_size or 0, record.image_size or 0) for record in records}
+    shards = tuple(record.shard for record in records)
+    index = Index(out / f"{split}.json", split, source.classes, common_size(sizes) or None, shards, records[0].made)
+    index.write()
+    return index.path
+
+
+def _open_aside(path: Path) -> tuple[Path, IO[bytes]]:
+    """A temporary file that is locked while its writer lives, so that what a killed run left behind can be told."""
+    while True:
+        temporary = aside(path)
+        file = temporary.open("xb")
+        with contextlib.suppress(OSError):  # a file system without locks: then nothing is ever taken for left behind
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():  # else another run took it for a leftover between these lines
+            return temporary, file
+        file.close()
+
+
+def remove_leftovers(out: Path) -> None:
+    for name in _names(out, r"\..+\.(tar|claim)\.[0-9a-f]+\.tmp"):
+        with contextlib.suppress(OSError), (out / name).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (out / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_troubles(path: Path) -> Iterator[None]:
+    """Turns a full disk, a read-only folder and the like into a sentence."""
+    try:
+        yield
+    except BrokenPipeError:  # the end of the parent process, not of the disk
+        raise
+    except OSError as error:
+        after = "; free some space and run again, which continues" if error.errno in _FULL else ""
+        raise UserMistake(f"{path}: cannot be written: {error.strerror}{after}") from None

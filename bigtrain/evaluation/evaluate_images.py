@@ -1,0 +1,69 @@
+"""Evaluation of images that no run of ours made: a folder, an archive, an npz, shards; there is no recipe to ask."""
+
+from typing import Any
+
+import torch
+
+from bigtrain.cluster.passes import together
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation.evaluate import evaluate
+from bigtrain.evaluation.images import ImageSet, Shards
+from bigtrain.evaluation.metrics.definitions import DEFAULT_METRICS_OF_IMAGES, METRICS, SampleMetricName
+from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
+from bigtrain.evaluation.reference import RealData, Reference, open_images, open_reference
+from bigtrain.evaluation.result import Measured
+
+OF_MODELS = ("samples", "split", "split_samples", "likelihood_evaluations", "candidates", "classifier")
+"""Options that say how a model is asked, which mean nothing where there is none."""
+WORKERS = 2
+
+
+def evaluate_images(
+    where: str, options: EvaluationOptions, device: torch.device, *, keep_moments: bool = False
+) -> Measured:
+    """Every image that lies at `where` (a path, or an index's URL) against `options.reference`; every rank calls it.
+
+    Without a reference only what needs none is measured: an inception_score, or moments to keep. Raises UserMistake.
+    """
+    for key in OF_MODELS:
+        if key in options.model_fields_set:
+            raise UserMistake(
+                f"evaluation.{key}: says how a model is evaluated, and {where} is neither a run nor an export: its images are "
+                "taken as they are, all of them; leave it out"
+            )
+    # Together: a folder may be missing on one machine alone.
+    there = together(lambda: open_images(where))
+    reference = together(lambda: open_reference(options.reference)) if "reference" in options.model_fields_set else None
+    metrics = _metrics(options, reference, keep_moments)
+    real = _real(reference)
+    workers = WORKERS if options.workers is None else options.workers
+    assert there.images is not None
+    measured = evaluate(
+        there.images, real, metrics, options, device, workers, {}, labels=there.labels, keep_moments=keep_moments
+    )
+    assert measured is not None, "an evaluation that nothing stops has a result"
+    return measured
+
+
+def _metrics(
+    options: EvaluationOptions, reference: Reference | None, keep_moments: bool
+) -> tuple[SampleMetricName, ...]:
+    if options.metrics is not None:
+        held_out = [metric for metric in options.metrics if metric in HELD_OUT]
+        if held_out:
+            raise UserMistake(f"evaluation.metrics: {held_out[0]} is a model's, and these are images; leave it out")
+        return tuple(metric for metric in options.metrics if metric in METRICS)
+    if reference is not None:
+        return DEFAULT_METRICS_OF_IMAGES if reference.images is not None else ("fid",)
+    if not keep_moments:
+        raise UserMistake(
+            "evaluation.reference: say what the images are compared with: an index of shards, a folder, a tar or zip, an npz "
+            "of samples or of moments"
+        )
+    return ()
+
+
+def _real(reference: Reference | None) -> RealData:
+    images: ImageSet | None = None if reference is None else reference.images
+    index: Any = images.index if isinstance(images, Shards) else None
+    return RealData(reference, train=index, validation=None, test=index)

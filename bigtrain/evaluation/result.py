@@ -1,0 +1,39 @@
+"""What an evaluation gives, and how it is written."""
+
+import io
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation.metrics.moments import Moments
+from bigtrain.runs import atomic
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decode images and compute features, for the protocol and for what is kept."""
+    return {name: version(name) for name in ("torch", "timm", "numpy", "pillow", "simplejpeg")}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`result`: JSON, the same on every rank; on rank 0 also a `picture` of neighbours and the `moments` of the images,
+    where they were asked for."""
+
+    result: dict[str, Any]
+    picture: Image.Image | None = None
+    moments: Moments | None = None
+
+    def write(self, path: Path) -> None:
+        """Writes the result and, as NAME_neighbours.png beside it, the picture; for rank 0 to call. Raises UserMistake."""
+        try:
+            if self.picture is not None:
+                stream = io.BytesIO()
+                self.picture.save(stream, format="PNG")
+                atomic.write_bytes(path.with_name(f"{path.stem}_neighbours.png"), stream.getvalue())
+            atomic.write_json(path, self.result)
+        except OSError as error:
+            raise UserMistake(f"{path}: cannot write the evaluation ({error.strerror})") from error

@@ -1,0 +1,1 @@
+"""What leaves: diffusers pipelines and the export that writes them. Imports families; inference and the commands import it."""

@@ -1,0 +1,109 @@
+"""Writes a trained model as a diffusers folder that needs no run, no data and no pickle to be used, and opens it again.
+
+OUT/
+  model_index.json  pipeline.py  model/{config.json, diffusion_pytorch_model.safetensors}
+  recipe.yaml       the recipe of the run
+  provenance.json   step, weights (averaged or raw), data
+
+A model that a pipeline of diffusers' own can sample is written as that one's folder, which needs no bigtrain; its pipeline.py
+is for those who have it and want the run's own images.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import logging
+from torch import nn
+
+from bigtrain.errors import UserMistake
+from bigtrain.exchange.pipeline import DESCRIPTION, ExportedModel, FamilyPipeline, PlainFamilyPipeline, description
+from bigtrain.families.family import Family, Networks, Trained
+from bigtrain.runs import atomic
+
+PIPELINE_SOURCE = '''"""The pipeline of this folder; needs `pip install bigtrain`.
+
+    DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
+"""
+
+from bigtrain.exchange.pipeline import {pipeline} as FamilyPipeline
+
+__all__ = ["FamilyPipeline"]
+'''
+
+
+def export(
+    out: Path, family: Family, networks: Networks, *, recipe_yaml: str, provenance: Mapping[str, Any]
+) -> Sequence[str]:
+    """Writes the folder `out`, whole or not at all; returns Python expressions that draw images of it, simplest first.
+
+    `networks`: those of `family.sampled_players`, in at least float32; the models that the family follows must have been
+    handed to it. Raises UserMistake if `out` exists or cannot be written.
+    """
+    if out.exists():
+        raise UserMistake(f"{out}: exists already; export into a new folder, or remove this one first")
+    temporary = atomic.aside(out)
+    plain = family.plain_pipeline(networks)
+    ours = FamilyPipeline if plain is None else PlainFamilyPipeline
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pipeline = plain if plain is not None else FamilyPipeline(_model(family, networks))
+        pipeline.save_pretrained(str(temporary), safe_serialization=True)
+        if plain is not None:
+            index = json.loads((temporary / "model_index.json").read_bytes())
+            atomic.write_json(temporary / "model_index.json", index | {DESCRIPTION: json.dumps(description(family))})
+        atomic.write_bytes(temporary / "pipeline.py", PIPELINE_SOURCE.format(pipeline=ours.__name__).encode())
+        atomic.write_bytes(temporary / "recipe.yaml", recipe_yaml.encode())
+        atomic.write_json(temporary / "provenance.json", dict(provenance))
+        os.rename(temporary, out)
+    except OSError as error:
+        raise UserMistake(f"{out}: cannot write the export ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return _usage(str(out), family, plain)
+
+
+def _usage(out: str, family: Family, plain: Any) -> Sequence[str]:
+    if "sample" not in family.capabilities:
+        return []
+    asked = "class_labels=[0]" if "by_class" in family.capabilities else "count=1"
+    ours = f"DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
+    ours += f"({asked}, seed=0).images"
+    if plain is None:
+        return [ours]
+    # Its own default of 1000 steps is refused by a model that has fewer.
+    steps = plain.scheduler.config.num_train_timesteps
+    return [f"{type(plain).__name__}.from_pretrained({out!r})(num_inference_steps={steps}).images", ours]
+
+
+def _model(family: Family, networks: Networks) -> ExportedModel:
+    model = ExportedModel(json.dumps(description(family)))
+    _fill(model, networks, family.followed)
+    return model
+
+
+def _fill(module: Any, networks: Networks, followed: Mapping[str, Trained]) -> None:
+    for player, network in networks.items():
+        module.networks[player].load_state_dict(network.state_dict())
+    for role, trained in followed.items():
+        _fill(module.others[role], trained.networks, trained.family.followed)
+
+
+def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping[str, Trained]]:
+    """The networks of an export of `family` by player, and the models that it follows by role.
+
+    Raises OSError or a json.JSONDecodeError where the folder is not whole.
+    """
+    logging.disable_progress_bar()
+    name = json.loads((path / "model_index.json").read_bytes()).get("_class_name")
+    if name == FamilyPipeline.__name__:
+        pipeline = FamilyPipeline.from_pretrained(str(path), use_safetensors=True)
+        return pipeline.networks, pipeline.family.followed
+    if not hasattr(diffusers, str(name)):
+        raise OSError(f"model_index.json names a pipeline that there is not, {name}")
+    return family.plain_networks(DiffusionPipeline.from_pretrained(str(path), use_safetensors=True)), {}

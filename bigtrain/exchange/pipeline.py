@@ -1,0 +1,208 @@
+"""A trained family as a diffusers pipeline. One class serves every family: what differs is the family's own to say."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from torch import Tensor, nn
+
+from bigtrain.families.family import Family, Networks, Problem, Trained, build_network, find_family
+from bigtrain.pictures import to_uint8
+
+DESCRIPTION = "_bigtrain"
+"""The key of model_index.json that holds the description of a model in a pipeline of diffusers' own, which passes over it."""
+
+
+class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own models do so
+    """The networks that a family samples with, those of the models that it follows included, as one diffusers model.
+
+    Its configuration is enough to build them all.
+    """
+
+    @register_to_config
+    def __init__(self, model: str) -> None:
+        """`model`: JSON text (diffusers sorts the keys of its configurations, and the order of a tokenizer's levels matters) of
+        family: the recipe's section, resolved; problem: Problem.to_json; followed: by role, the same of each followed model,
+        and its fingerprint."""
+        super().__init__()
+        described = json.loads(model)
+        self.family = described_family(described["family"], described["problem"])
+        self.networks = _networks(self.family)
+        self.others = _follow(self.family, described["followed"])
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
+        """diffusers' own, but never by way of weightless tensors, for buffers that no file holds would stay without data, and
+        never from a pickle.
+
+        Raises ValueError for a torch_dtype other than float32: statistics and noise are kept in at least that.
+        """
+        if options.get("torch_dtype") not in (None, torch.float32):
+            raise ValueError(
+                f"torch_dtype={options['torch_dtype']}: bigtrain's models are used in float32; leave it out"
+            )
+        ours = {"low_cpu_mem_usage": False, "device_map": None, "use_safetensors": True}
+        return super().from_pretrained(*arguments, **(options | ours))
+
+
+class _Other(nn.Module):
+    """A followed model's networks, and those of the models that it follows in turn."""
+
+    def __init__(
+        self, family: Mapping[str, Any], problem: Mapping[str, Any], fingerprint: str, followed: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        described = described_family(family, problem)
+        self.networks = _networks(described)
+        self.others = _follow(described, followed)
+        self.trained = Trained(described, dict(self.networks.items()), fingerprint)
+
+
+def _networks(family: Family) -> nn.ModuleDict:
+    return nn.ModuleDict({player: build_network(family, player, seed=0) for player in family.sampled_players})
+
+
+def _follow(family: Family, followed: Mapping[str, Any]) -> nn.ModuleDict:
+    others = {role: _Other(**description) for role, description in followed.items()}
+    family.follow({role: other.trained for role, other in others.items()})
+    return nn.ModuleDict(others)
+
+
+def described_family(family: Mapping[str, Any], problem: Mapping[str, Any]) -> Family:
+    """The family that JSON describes: a recipe's `family` section and Problem.to_json."""
+    kind = find_family(family["kind"])
+    return kind(kind.options_class.model_validate(dict(family)), Problem.of(problem))
+
+
+def description(family: Family) -> dict[str, Any]:
+    """What ExportedModel takes, as JSON text, to build the family's networks and those of the models that it follows."""
+    others = {
+        role: {**description(other.family), "fingerprint": other.fingerprint} for role, other in family.followed.items()
+    }
+    return {
+        "family": family.options.model_dump(mode="json"),
+        "problem": family.problem.to_json(),
+        "followed": others,
+    }
+
+
+class SamplesByFamily:
+    """What makes a pipeline sample as a trained family.
+
+    `pipeline(class_labels=[3, 3, 7], seed=0).images` is a list of PIL images; of a model that knows no classes,
+    `pipeline(count=3, seed=0)`. Image k depends on (seed, k, its class, the sampling options) alone, and is what the run's own
+    sample door draws.
+    """
+
+    family: Family
+    device: torch.device
+    progress_bar: Any
+
+    @property
+    def networks(self) -> Networks:
+        """The networks that the family's `sample` takes, by player, on the pipeline's device."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Sequence[int] | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        batch_size: int = 64,
+        output_type: str = "pil",
+        count: int | None = None,
+        **sampling: Any,
+    ) -> ImagePipelineOutput:
+        """Draws one image per entry of `class_labels` (class indices), or `count` images of a model that knows no classes.
+
+        `seed`, or the initial seed of `generator` (diffusers' convention), keys the draws; 0 without either.
+        `output_type`: pil, np (float32 [n, H, W, 3] in [0, 1]) or pt (float [n, 3, H, W] in [0, 1]). `sampling`: the
+        family's own options, such as truncation=0.5. Raises ValueError for a class or an option that there is not.
+        """
+        if seed is None:
+            seed = generator.initial_seed() if generator is not None else 0
+        asked = self._labels(class_labels, count)
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type: {output_type!r} is not pil, np or pt")
+        options = self.family.sampling_class.model_validate(self.family.sampling.model_dump() | sampling)
+        networks = self.family.prepare_sampling(self.networks, options, seed)
+        labels = torch.tensor(asked, device=self.device)
+        batches = [
+            to_uint8(self.family.sample(networks, labels[first : first + batch_size], indices, seed, options))
+            for first in self.progress_bar(range(0, len(labels), batch_size))
+            for indices in [range(first, min(first + batch_size, len(labels)))]
+        ]
+        return ImagePipelineOutput(images=_converted(torch.cat(batches).cpu(), output_type))
+
+    def _labels(self, class_labels: Sequence[int] | None, count: int | None) -> list[int]:
+        """A class for each image; a model that knows none takes any."""
+        if "by_class" not in self.family.capabilities:
+            if class_labels is not None or count is None or count < 1:
+                raise ValueError("count: this model knows no classes; give the number of images, and no class_labels")
+            return [0] * count
+        if count is not None or not class_labels:
+            raise ValueError("class_labels: give one class for each image to be drawn, and no count")
+        classes = len(self.family.problem.classes)
+        if wrong := [label for label in class_labels if not 0 <= label < classes]:
+            raise ValueError(f"class_labels: {wrong} are not among 0 .. {classes - 1}")
+        return list(class_labels)
+
+
+class FamilyPipeline(SamplesByFamily, DiffusionPipeline):
+    """Samples a trained family that no pipeline of diffusers' own can sample."""
+
+    def __init__(self, model: ExportedModel) -> None:
+        super().__init__()
+        self.register_modules(model=model)
+        self.family = model.family
+
+    @property
+    def networks(self) -> Networks:
+        networks = self.model.to(memory_format=torch.channels_last).eval().networks
+        return dict(networks.items())
+
+
+class PlainFamilyPipeline(SamplesByFamily, DDPMPipeline):  # type: ignore[misc]  # it is called as ours, not as theirs
+    """Samples a folder that DDPMPipeline reads as the family does that wrote it."""
+
+    def __init__(self, unet: UNet2DModel, scheduler: Any, described: str = "") -> None:
+        """`scheduler`: theirs, which the family samples without; `described`: what `ExportedModel` takes."""
+        super().__init__(unet, scheduler)
+        description = json.loads(described)
+        self.family = described_family(description["family"], description["problem"])
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
+        """diffusers' own; it would leave out the description, which is under a private key for DDPMPipeline's sake.
+
+        Not written into pipeline.py: diffusers runs that from one place for all folders, so two loads at once could mix.
+        """
+        if DESCRIPTION not in config_dict:
+            raise ValueError(f"model_index.json has no {DESCRIPTION}: this is not an export of bigtrain")
+        init, unused, hidden = super().extract_init_dict(config_dict, **options)
+        return {**init, "described": config_dict[DESCRIPTION]}, unused, hidden
+
+    @property
+    def networks(self) -> Networks:
+        if self.dtype != torch.float32:
+            raise ValueError(f"torch_dtype={self.dtype}: bigtrain's models are used in float32; leave it out")
+        networks = self.family.plain_networks(self)
+        return {
+            name: network.to(self.device).to(memory_format=torch.channels_last).eval()
+            for name, network in networks.items()
+        }
+
+
+def _converted(images: Tensor, output_type: str) -> Any:
+    if output_type == "pil":
+        return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    unit = images.float() / 255
+    return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).numpy()

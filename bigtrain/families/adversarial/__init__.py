@@ -1,0 +1,1 @@
+"""Families that are trained by a game between networks."""

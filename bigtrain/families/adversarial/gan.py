@@ -1,0 +1,231 @@
+"""Class-conditional GANs. One step: the discriminator n times on real and fake images, then the generator once.
+
+BigGAN: Brock, Donahue & Simonyan 2019 (arXiv:1809.11096). The losses below are means over the microbatch of per-sample
+terms; "real" and "fake" are the discriminator's logits.
+"""
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from bigtrain.families.family import (
+    Family,
+    Losses,
+    Microbatch,
+    Networks,
+    OptimizerOptions,
+    Phase,
+    Player,
+    Problem,
+)
+from bigtrain.networks.adversarial.biggan import (
+    Discriminator,
+    DiscriminatorOptions,
+    Generator,
+    GeneratorOptions,
+    latent_size,
+    orthogonal_penalty,
+)
+from bigtrain.networks.layers.normalisation import largest_singular_value, standing_statistics
+from bigtrain.options import Options
+from bigtrain.randomness import Draws
+
+
+class GANSamplingOptions(Options):
+    """How a trained generator is sampled; the sample door has a flag for each."""
+
+    truncation: float | None = Field(default=None, gt=0)
+    """z is drawn from a normal distribution truncated to [-t, t] (Brock et al. 2019, section 3.1); null: not truncated."""
+    statistics: Literal["running", "standing"] = "running"
+    """Batch norm's moments: the averages of training, or standing ones, measured anew with the weights that sample."""
+    standing_batches: int = Field(default=16, gt=0)
+    """Batches that standing statistics are averaged over (Brock et al. 2019, appendix C.1: 100 passes)."""
+    standing_batch_size: int = Field(default=64, gt=1)
+    """Samples in each of them."""
+    interpolate: int | None = Field(default=None, ge=2)
+    """Each run of this many samples walks from one z to another; null: every sample has a z of its own."""
+
+
+class GANOptions(Options):
+    """A BigGAN and its training."""
+
+    kind: Literal["gan"]
+    loss: Literal["hinge", "non_saturating"] = "hinge"
+    """hinge (Lim & Ye 2017; Tran et al. 2017), or non_saturating (Goodfellow et al. 2014, section 3)."""
+    discriminator_steps: int = Field(default=2, gt=0)
+    """Updates of the discriminator for one of the generator; each reads a batch of its own."""
+    fake_labels: Literal["data", "uniform"] = "data"
+    """Classes of the fakes in training: drawn with the data's own frequencies, or all alike."""
+    orthogonal_regularisation: float = Field(default=0.0, ge=0)
+    """Strength of the generator's orthogonal regularisation (Brock et al. 2019, eq. 3; 1e-4 there); 0: none."""
+    generator: GeneratorOptions = GeneratorOptions()
+    discriminator: DiscriminatorOptions = DiscriminatorOptions()
+    generator_optimizer: OptimizerOptions
+    discriminator_optimizer: OptimizerOptions
+    sampling: GANSamplingOptions = GANSamplingOptions()
+    """How pictures and evaluations sample the averaged generator."""
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E max(0, 1 - real) + E max(0, 1 + fake)."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """-E fake."""
+    return -fake.mean()
+
+
+def non_saturating_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """-E log sigmoid(real) - E log(1 - sigmoid(fake))."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def non_saturating_generator(fake: Tensor) -> Tensor:
+    """-E log sigmoid(fake)."""
+    return F.softplus(-fake).mean()
+
+
+LOSSES = {
+    "hinge": (hinge_discriminator, hinge_generator),
+    "non_saturating": (non_saturating_discriminator, non_saturating_generator),
+}
+
+
+def _generator_spectrum(generator: Any) -> dict[str, Tensor]:
+    """Largest singular values before normalisation: the first layers' are those that explode at collapse, while most
+    others stay well-behaved (Brock et al. 2019, section 4.1)."""
+    return {
+        "singular_value/linear": generator.linear.noted_sigma,
+        "singular_value/first_block": generator.blocks[0].conv1.noted_sigma,
+        "singular_value/largest": largest_singular_value(generator),
+    }
+
+
+def _discriminator_spectrum(discriminator: Any) -> dict[str, Tensor]:
+    """The discriminator's grow through training and jump at collapse, in all layers (Brock et al. 2019, section 4.2)."""
+    return {
+        "singular_value/first_block": discriminator.blocks[0].conv1.noted_sigma,
+        "singular_value/largest": largest_singular_value(discriminator),
+    }
+
+
+class GAN(Family, kind="gan"):
+    """Players: generator (averaged), discriminator. Phases: discriminator x n, generator x 1."""
+
+    options_class = GANOptions
+    sampling_class = GANSamplingOptions
+    sampled_players = ("generator",)
+
+    def __init__(self, options: GANOptions, problem: Problem) -> None:
+        self.options, self.problem = options, problem
+        self.sampling = options.sampling
+        self.latent = latent_size(options.generator, problem.image_size)
+        sizes = problem.image_size, len(problem.classes)
+        self.players = {
+            "generator": Player(
+                partial(Generator, options.generator, *sizes), options.generator_optimizer, averaged=True
+            ),
+            "discriminator": Player(
+                partial(Discriminator, options.discriminator, *sizes), options.discriminator_optimizer
+            ),
+        }
+        self._discriminator_loss, self._generator_loss = LOSSES[options.loss]
+        self.phases = [
+            Phase(
+                "discriminator",
+                "discriminator",
+                self.discriminator_loss,
+                repeats=options.discriminator_steps,
+                reports=_discriminator_spectrum,
+            ),
+            Phase(
+                "generator",
+                "generator",
+                self.generator_loss,
+                reads_data=False,
+                weight_penalty=self._orthogonal_penalty if options.orthogonal_regularisation else None,
+                reports=_generator_spectrum,
+            ),
+        ]
+
+    def discriminator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
+        """Real and fake images in one call of the discriminator."""
+        assert batch.images is not None
+        assert batch.labels is not None
+        fake_images, fake_labels = self._fakes(networks, batch, "discriminator", gradients=False)
+        images = torch.cat([batch.images, fake_images.to(batch.images.dtype)])
+        logits = networks["discriminator"](images, torch.cat([batch.labels, fake_labels]))
+        real, fake = logits.split([len(batch.images), len(fake_images)])
+        return Losses(self._discriminator_loss(real, fake), {"real": real.mean(), "fake": fake.mean()})
+
+    def generator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
+        images, labels = self._fakes(networks, batch, "generator", gradients=True)
+        return Losses(self._generator_loss(networks["discriminator"](images, labels)), {})
+
+    def _fakes(self, networks: Networks, batch: Microbatch, phase: str, *, gradients: bool) -> tuple[Tensor, Tensor]:
+        """Images and their classes, drawn by the places of the samples in the global batch."""
+        labels = batch.place(self._fake_labels(batch.draws, f"{phase}/labels", batch.indices))
+        z = batch.place(batch.draws.normal(f"{phase}/z", batch.indices, (self.latent,)))
+        with torch.set_grad_enabled(gradients):
+            return networks["generator"](z, labels), labels
+
+    def _fake_labels(self, draws: Draws, stream: str, indices: Sequence[int]) -> Tensor:
+        if self.options.fake_labels == "uniform":
+            return draws.integers(stream, indices, len(self.problem.classes))
+        return self.problem.draw_labels(draws, stream, indices)
+
+    def _orthogonal_penalty(self, generator: Any) -> Tensor:
+        return orthogonal_penalty(generator, self.options.orthogonal_regularisation)
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    def prepare_sampling(self, networks: Networks, sampling: GANSamplingOptions, seed: int) -> Networks:
+        """The generator in eval mode, with standing statistics where asked for: the same on every rank."""
+        generator = copy.deepcopy(networks["generator"]).requires_grad_(False)
+        if sampling.statistics == "standing":
+            draws = Draws(seed)
+            size = sampling.standing_batch_size
+            places = [range(batch * size, (batch + 1) * size) for batch in range(sampling.standing_batches)]
+            standing_statistics(
+                generator, [partial(self._standing_forward, generator, draws, these) for these in places]
+            )
+        return {"generator": generator.eval()}
+
+    def _standing_forward(self, generator: Any, draws: Draws, indices: Sequence[int]) -> Tensor:
+        device = next(generator.parameters()).device
+        labels = self._fake_labels(draws, "standing/labels", indices).to(device)
+        return generator(draws.normal("standing/z", indices, (self.latent,)).to(device), labels)
+
+    @torch.no_grad()
+    def sample(
+        self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: GANSamplingOptions
+    ) -> Tensor:
+        z = latents(Draws(seed), indices, self.latent, sampling)
+        return networks["generator"](z.to(labels.device), labels)
+
+
+def latents(draws: Draws, indices: Sequence[int], size: int, sampling: GANSamplingOptions) -> Tensor:
+    """z of the samples `indices`, [n, size]: independent, truncated, or walking from one to the next."""
+    if sampling.interpolate is None:
+        return _independent(draws, "sample/z", indices, size, sampling.truncation)
+    lines = [index // sampling.interpolate for index in indices]
+    along = torch.tensor([index % sampling.interpolate for index in indices]) / (sampling.interpolate - 1)
+    begin = _independent(draws, "sample/from", lines, size, sampling.truncation)
+    end = _independent(draws, "sample/to", lines, size, sampling.truncation)
+    return torch.lerp(begin, end, along.to(begin.dtype).unsqueeze(1))
+
+
+def _independent(draws: Draws, stream: str, indices: Sequence[int], size: int, truncation: float | None) -> Tensor:
+    if truncation is None:
+        return draws.normal(stream, indices, (size,))
+    # By the inverse distribution function, which is what redrawing the values outside [-t, t] converges to.
+    low = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))
+    values = torch.special.ndtri(low + draws.uniform(stream, indices, (size,)) * (1 - 2 * low))
+    return values.clamp(-truncation, truncation).to(torch.get_default_dtype())

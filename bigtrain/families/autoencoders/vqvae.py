@@ -1,0 +1,152 @@
+"""VQ-VAE and VQ-VAE-2: autoencoders whose codes another model learns to draw (van den Oord et al. 2017; Razavi et al. 2019).
+
+One player, one phase: reconstruction and commitment; the codebooks move in the phase's commit, after the optimizer's update.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bigtrain.cluster import world
+from bigtrain.errors import UserMistake
+from bigtrain.families.family import (
+    Capability,
+    CodeLevel,
+    Family,
+    Losses,
+    Microbatch,
+    Networks,
+    OptimizerOptions,
+    Phase,
+    Player,
+    Problem,
+)
+from bigtrain.networks.autoencoders.vqvae import Autoencoder, AutoencoderOptions, code_grids
+from bigtrain.networks.layers.normalisation import statistics_dtype
+from bigtrain.options import Options
+
+
+class VQVAESamplingOptions(Options):
+    """Nothing: a tokenizer draws no images by itself."""
+
+
+class VQVAEOptions(Options):
+    """An autoencoder with codebooks, and its training."""
+
+    kind: Literal["vqvae"]
+    autoencoder: AutoencoderOptions = AutoencoderOptions()
+    optimizer: OptimizerOptions
+    commitment_weight: float = Field(default=0.25, ge=0)
+    """Strength of the commitment of the encoder to the codes, beta of van den Oord et al. 2017, eq. 3."""
+    pixel_variance: float | None = Field(default=None, gt=0)
+    """What the squared error is divided by: the variance of all pixels' values in [-1, 1]; null: measured on the first
+    images of the training data. (For values in [-0.5, 0.5], as in the authors' code, it is a quarter of this.)"""
+    sampling: VQVAESamplingOptions = VQVAESamplingOptions()
+
+
+class VQVAE(Family, kind="vqvae"):
+    """Player: autoencoder (averaged). Phase: autoencoder."""
+
+    options_class = VQVAEOptions
+    sampling_class = VQVAESamplingOptions
+    sampled_players = ("autoencoder",)
+    capabilities = frozenset({"reconstruct", "encode"})
+    initialisation_images = 1024
+
+    def __init__(self, options: VQVAEOptions, problem: Problem) -> None:
+        self.options, self.problem, self.sampling = options, problem, options.sampling
+        self._grids = code_grids(options.autoencoder, problem.image_size)
+        build = partial(Autoencoder, options.autoencoder, problem.image_size, problem.images)
+        self.players = {"autoencoder": Player(build, options.optimizer, averaged=True)}
+        self.phases = [Phase("autoencoder", "autoencoder", self.loss, reports=self._readings)]
+
+    def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
+        """The variance of pixels, and codebooks made of the encoder's own vectors of the images."""
+        images = [batch.images for batch in batches if batch.images is not None]
+        autoencoder = _autoencoder(networks)
+        variance = self.options.pixel_variance or pixel_variance(images)
+        if variance < 1e-9:  # less than one pixel in thousands of images makes
+            raise UserMistake(
+                "family.pixel_variance: the first images of data.train are all of one colour, so the error cannot be divided "
+                "by their variance; look at the data, or give a value"
+            )
+        autoencoder.pixel_variance.fill_(variance)
+        autoencoder.initialise(images)
+
+    def loss(self, networks: Networks, batch: Microbatch) -> Losses:
+        """mse / pixel_variance + commitment_weight commitment (+ the codebooks' own loss, where they learn by gradient)."""
+        assert batch.images is not None
+        autoencoder = _autoencoder(networks)
+        reconstruction = autoencoder(batch.images)
+        images = reconstruction.images
+        errors = (images.to(statistics_dtype(images.dtype)) - batch.images).square().flatten(1).mean(1)
+        mse = errors.mean()
+        nmse = mse / autoencoder.pixel_variance
+        total = nmse + self.options.commitment_weight * reconstruction.commitment
+        if self.options.autoencoder.codebook == "gradient":
+            total = total + reconstruction.codebook_loss
+        # Of values in [-1, 1] the peak is 2. The mean over images, because that of a batch would depend on its size.
+        psnr = (10 * torch.log10(4 / errors.detach().clamp_min(1e-12))).mean()
+        return Losses(total, {"mse": mse, "nmse": nmse, "psnr": psnr, "commitment": reconstruction.commitment})
+
+    def _readings(self, autoencoder: nn.Module) -> dict[str, Tensor]:
+        """The quantisers' readings; with several levels as NAME/LEVEL."""
+        quantisers = cast(Autoencoder, autoencoder).quantisers()
+        return {
+            f"{name}/{level}" if len(quantisers) > 1 else name: value
+            for level, quantiser in quantisers.items()
+            for name, value in quantiser.readings().items()
+        }
+
+    def why_not(self, capability: Capability) -> str:
+        if capability == "sample":
+            return (
+                "a tokenizer draws nothing by itself: encode a data set with launch/encode.py and train a prior on the codes "
+                "(family.kind: prior)"
+            )
+        return super().why_not(capability)
+
+    def next_step(self, run: str, train: str, validation: str | None, flip: bool) -> str:
+        mirrored = " --flip" if flip else ""
+        splits = dict.fromkeys(split for split in (train, validation) if split is not None)
+        commands = [f"accelerate launch launch/encode.py {run} {split} {run}/codes{mirrored}" for split in splits]
+        return "encode the images, and train a prior on the codes: " + "    ".join(commands)
+
+    # -- reconstruct, encode ----------------------------------------------------------------------------------------
+
+    @property
+    def code_levels(self) -> Mapping[str, CodeLevel]:
+        size = self.options.autoencoder.codebook_size
+        return {name: CodeLevel(size, (grid, grid)) for name, grid in self._grids.items()}
+
+    def reconstruct(self, networks: Networks, images: Tensor) -> Tensor:
+        return self.decode(networks, self.encode(networks, images))
+
+    @torch.no_grad()
+    def encode(self, networks: Networks, images: Tensor) -> dict[str, Tensor]:
+        return _autoencoder(networks).encode(images)
+
+    @torch.no_grad()
+    def decode(self, networks: Networks, codes: Mapping[str, Tensor]) -> Tensor:
+        return _autoencoder(networks).decode(codes).clamp(-1, 1)
+
+
+def _autoencoder(networks: Networks) -> Autoencoder:
+    return cast(Autoencoder, networks["autoencoder"])
+
+
+def pixel_variance(microbatches: Sequence[Tensor]) -> float:
+    """The variance of all values of all ranks' images, around one mean; waits for the device."""
+    sums = torch.stack([_moments(images) for images in microbatches]).sum(0)
+    count, total, squares = world.sum_over_ranks(sums).tolist()
+    return squares / count - (total / count) ** 2
+
+
+def _moments(images: Tensor) -> Tensor:
+    """[number of values, their sum, the sum of their squares] in float64."""
+    exact = images.double()
+    return torch.stack([exact.new_tensor(exact.numel()), exact.sum(), exact.square().sum()])

@@ -1,0 +1,1 @@
+"""Families that learn one position given those before it."""

@@ -1,0 +1,293 @@
+"""Autoregressive priors: a PixelCNN over one level of a tokenizer's codes, or over pixels. One step: one update.
+
+Over codes (van den Oord et al. 2017, section 4.1; Razavi et al. 2019, section 3.2) one run learns one level: the coarsest
+by class, each other one also given the codes of the next coarser level. Sampling goes from the coarsest level to the finest
+and through the tokenizer's decoder; the runs or exports that it needs are named in the recipe and known by their weights'
+fingerprints.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bigtrain.errors import UserMistake
+from bigtrain.families.family import (
+    Capability,
+    CodeLevel,
+    Family,
+    Follow,
+    Losses,
+    Microbatch,
+    Networks,
+    OptimizerOptions,
+    Phase,
+    Player,
+    Problem,
+    Trained,
+)
+from bigtrain.networks.autoregressive.pixelcnn import PixelCNN, PixelCNNOptions
+from bigtrain.networks.autoregressive.pixelcnn_sampling import sample
+from bigtrain.options import Options
+from bigtrain.randomness import Draws
+
+PIXELS = "pixels"
+
+
+class PriorSamplingOptions(Options):
+    """How values are drawn from what the network predicts; for every level alike."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Logits are divided by this: below 1 likelier values become likelier still."""
+    top_k: int | None = Field(default=None, gt=0)
+    """Draw only among so many likeliest values; null: all."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Draw only among the likeliest values that together have this probability (Holtzman et al. 2020); null: all."""
+    capture: bool = False
+    """On GPUs: record a row's work as a CUDA graph and replay it, which spares the host; the same samples."""
+
+
+class PriorOptions(Options):
+    """One prior: what it is learned over, and its network."""
+
+    kind: Literal["prior"]
+    level: str = "codes"
+    """The level of the tokenizer's codes that is learned (`codes` is the name of an only level), or `pixels`."""
+    tokenizer: str | None = None
+    """The tokenizer's run or export, the one that made the codes; null for pixels."""
+    condition: str | None = None
+    """The run or export of the prior of the next coarser level, which sampling starts from; null for the coarsest one. It
+    may be trained later or at the same time: it has to be there for pictures and samples only."""
+    class_conditional: bool = True
+    """Whether the network is told the class."""
+    network: PixelCNNOptions = PixelCNNOptions()
+    optimizer: OptimizerOptions
+    sampling: PriorSamplingOptions = PriorSamplingOptions()
+    """How pictures and evaluations sample."""
+
+
+class Prior(Family, kind="prior"):
+    """Player: pixelcnn (averaged). Phase: pixelcnn, negative log-likelihood in nats per dimension.
+
+    A dimension is one code, or one channel of one pixel.
+    """
+
+    reads_codes = True
+    options_class = PriorOptions
+    sampling_class = PriorSamplingOptions
+    sampled_players = ("pixelcnn",)
+
+    def __init__(self, options: PriorOptions, problem: Problem) -> None:
+        self.options, self.problem, self.sampling = options, problem, options.sampling
+        _check(options, problem)
+        self.coarser, level = _place(options, problem)
+        self.grid = level.grid if level is not None else (problem.image_size, problem.image_size)
+        finest = problem.codes is None or options.level == list(problem.codes)[-1]
+        able: list[Capability] = ["likelihood"]
+        able += ["sample"] if finest else []
+        able += ["by_class"] if finest and options.class_conditional else []
+        self.capabilities = frozenset(able)
+        condition = problem.codes[self.coarser] if problem.codes is not None and self.coarser is not None else None
+        network = partial(
+            PixelCNN,
+            options.network,
+            self.grid,
+            level.codebook_size if level is not None else None,
+            len(problem.classes) if options.class_conditional else None,
+            (condition.codebook_size, condition.grid) if condition is not None else None,
+        )
+        self.players = {"pixelcnn": Player(network, options.optimizer, averaged=True)}
+        self.phases = [Phase("pixelcnn", "pixelcnn", self.loss)]
+
+    # -- likelihood -------------------------------------------------------------------------------------------------
+
+    def loss(self, networks: Networks, batch: Microbatch) -> Losses:
+        nats = self._nats(networks, batch).mean() * (math.prod(self.grid) / self.dimensions)
+        return Losses(nats, {"bits_per_dim": nats.detach() / math.log(2)})
+
+    def _nats(self, networks: Networks, batch: Microbatch) -> Tensor:
+        """Negative log-likelihood per position, [n, h, w]."""
+        labels = batch.labels if self.options.class_conditional else None
+        condition = batch.codes[self.coarser] if batch.codes is not None and self.coarser is not None else None
+        return networks["pixelcnn"](self._values(batch), labels, condition)
+
+    def _values(self, batch: Microbatch) -> Tensor:
+        """What is predicted: codes int64 [n, h, w], or pixels int64 [n, 3, h, w] in 0 .. 255."""
+        if batch.codes is not None:
+            return batch.codes[self.options.level]
+        assert batch.images is not None
+        return ((batch.images + 1) * 127.5).round().long()
+
+    @property
+    def dimensions(self) -> int:
+        return math.prod(self.grid) * (3 if self.options.level == PIXELS else 1)
+
+    @torch.no_grad()
+    def likelihood(self, networks: Networks, batch: Microbatch, evaluations: int | None) -> dict[str, Tensor]:
+        return {"nats": self._nats(networks, batch).double().sum((1, 2))}
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    def why_not(self, capability: Capability) -> str:
+        if capability == "sample":
+            return (
+                f"it is the prior of level {self.options.level}, whose codes alone are no image; train the priors of the "
+                "levels below it and sample the last of them, which follows this one"
+            )
+        return super().why_not(capability)
+
+    def next_step(self, run: str, train: str, validation: str | None, flip: bool) -> str:
+        if "sample" in self.capabilities:
+            return super().next_step(run, train, validation, flip)
+        assert self.problem.codes is not None
+        levels = list(self.problem.codes)
+        below = levels[levels.index(self.options.level) + 1]
+        return (
+            f"train the prior of level {below}: accelerate launch launch/train.py RECIPE.yaml family.level={below} "
+            f"family.tokenizer={self.options.tokenizer} family.condition={run} data.train={train}"
+        )
+
+    @property
+    def follows(self) -> Mapping[str, Follow]:
+        others = {}
+        if self.options.tokenizer is not None:
+            others["tokenizer"] = Follow(self.options.tokenizer, at_start=True)
+        if self.options.condition is not None:
+            others["condition"] = Follow(self.options.condition, roles=("condition",))
+        return others
+
+    def follow(self, trained: Mapping[str, Trained]) -> None:
+        if "tokenizer" in trained:
+            self._check_tokenizer(trained["tokenizer"])
+        if "condition" in trained:
+            self._check_condition(trained["condition"].family)
+        super().follow(trained)
+
+    def _check_tokenizer(self, tokenizer: Trained) -> None:
+        where = f"family.tokenizer: {self.options.tokenizer}"
+        if "encode" not in tokenizer.family.capabilities:
+            raise UserMistake(f"{where} is a {tokenizer.family.kind}, not a tokenizer; give the run of a VQ-VAE")
+        if tokenizer.fingerprint != self.problem.tokenizer:
+            raise UserMistake(
+                f"{where} is not the tokenizer that made the codes (fingerprint {tokenizer.fingerprint[:12]}, theirs "
+                f"{str(self.problem.tokenizer)[:12]}): it is another run, or was trained further since; encode the images "
+                "again with launch/encode.py, or give an export of the weights that made them"
+            )
+
+    def _check_condition(self, condition: Family) -> None:
+        where = f"family.condition: {self.options.condition}"
+        if not isinstance(condition, Prior) or condition.options.level != self.coarser:
+            raise UserMistake(
+                f"{where} is not a prior of level {self.coarser}, which level {self.options.level} follows"
+            )
+        if condition.problem.tokenizer != self.problem.tokenizer:
+            raise UserMistake(f"{where} was trained on codes of another tokenizer; train it on those of this one")
+        theirs = condition.problem.classes if condition.options.class_conditional else ()
+        ours = self.problem.classes if self.options.class_conditional else ()
+        if theirs != ours:
+            raise UserMistake(
+                f"{where} knows {len(theirs)} classes and this prior {len(ours)}, or others: together they would draw none of "
+                "them; train both on the same classes, and with the same family.class_conditional"
+            )
+
+    def prepare_sampling(self, networks: Networks, sampling: PriorSamplingOptions, seed: int) -> Networks:
+        _check_sampling(self.options, sampling)
+        if not all(bool(parameter.isfinite().all()) for parameter in networks["pixelcnn"].parameters()):
+            # What is drawn from logits that are not numbers would be codes like any others.
+            raise FloatingPointError("the prior's weights are not finite: it has diverged")
+        return {"pixelcnn": copy.deepcopy(networks["pixelcnn"]).requires_grad_(False).eval()}
+
+    @torch.no_grad()
+    def sample(
+        self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: PriorSamplingOptions
+    ) -> Tensor:
+        values = self.sample_values(networks, labels, indices, seed, sampling)
+        if self.options.level == PIXELS:
+            return values[PIXELS].to(torch.get_default_dtype()) / 127.5 - 1
+        tokenizer = self.followed["tokenizer"]
+        return tokenizer.family.decode(tokenizer.networks, values)
+
+    def sample_values(
+        self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: PriorSamplingOptions
+    ) -> dict[str, Tensor]:
+        """This level's values by its name, with those of every coarser level, the coarsest first."""
+        values: dict[str, Tensor] = {}
+        if self.coarser is not None:
+            coarser = self.followed["condition"]
+            assert isinstance(coarser.family, Prior)
+            values = coarser.family.sample_values(coarser.networks, labels, indices, seed, sampling)
+        network = networks["pixelcnn"]
+        assert isinstance(network, PixelCNN)
+        shape = math.prod(self.grid), network.draws_per_position
+        uniforms = Draws(seed).uniform(f"sample/{self.options.level}", indices, shape).to(labels.device)
+        values[self.options.level] = sample(
+            network,
+            uniforms,
+            labels if self.options.class_conditional else None,
+            values[self.coarser] if self.coarser is not None else None,
+            **sampling.model_dump(exclude={"capture"}),
+            capture=sampling.capture and labels.device.type == "cuda",
+        )
+        return values
+
+
+def _check(options: PriorOptions, problem: Problem) -> None:
+    """Raises ValueError (or UserMistake), naming the key, for options that contradict each other or the data."""
+    _check_sampling(options, options.sampling)
+    if options.class_conditional and len(problem.classes) < 2:
+        raise ValueError(
+            "family.class_conditional: the data have one class only; set it to false, or give shards with labels"
+        )
+    if options.level == PIXELS:
+        if problem.codes is not None:
+            raise ValueError(
+                "family.level: pixels, but data.train holds codes; give the images, or the level of the codes"
+            )
+        if options.tokenizer is not None or options.condition is not None:
+            raise ValueError("family.tokenizer and family.condition: a prior over pixels has neither; remove them")
+        return
+    if problem.codes is None:
+        raise ValueError(
+            f"family.level: {options.level}, but data.train holds images; encode them with `accelerate launch launch/encode.py "
+            "TOKENIZER INDEX OUT` and give OUT's index, or learn their pixels with family.level=pixels"
+        )
+    if options.level not in problem.codes:
+        raise ValueError(
+            f"family.level: data.train has no codes of level {options.level}; it has {', '.join(problem.codes)}"
+        )
+    if options.tokenizer is None:
+        raise ValueError("family.tokenizer is missing: the run or export of the tokenizer that made the codes")
+    if options.network.mixtures is not None:
+        raise ValueError(
+            "family.network.mixtures: codes have no order that a mixture could use; it is for level pixels"
+        )
+
+
+def _check_sampling(options: PriorOptions, sampling: PriorSamplingOptions) -> None:
+    if options.network.mixtures is not None and (sampling.top_k is not None or sampling.top_p is not None):
+        raise UserMistake(
+            "family.sampling: top_k and top_p choose among a list of values, which a mixture of logistics has not; use "
+            "temperature"
+        )
+
+
+def _place(options: PriorOptions, problem: Problem) -> tuple[str | None, CodeLevel | None]:
+    """The name of the next coarser level, if there is one, and this level; (None, None) for pixels."""
+    if problem.codes is None:
+        return None, None
+    levels = list(problem.codes)
+    position = levels.index(options.level)
+    coarser = levels[position - 1] if position else None
+    if coarser is None and options.condition is not None:
+        raise ValueError(f"family.condition: level {options.level} is the coarsest and follows no other; remove it")
+    if coarser is not None and options.condition is None:
+        raise ValueError(
+            f"family.condition is missing: level {options.level} follows level {coarser}; name the run of that prior (it "
+            "may be trained at the same time)"
+        )
+    return coarser, problem.codes[options.level]

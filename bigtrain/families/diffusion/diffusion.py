@@ -1,0 +1,400 @@
+"""Diffusion models. One step: a network learns to tell the noise in noised images, at times spread over the global batch.
+
+`process.py` holds the mathematics and `samplers.py` turns noise into images; the family itself is here.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from bigtrain.errors import UserMistake
+from bigtrain.families.diffusion.process import Prediction, Process, Schedule, Variance, make_process
+from bigtrain.families.diffusion.samplers import (
+    Denoiser,
+    DiffusionSamplingOptions,
+    ancestral,
+    ddim,
+    dpmpp,
+    visited_process,
+    visited_timesteps,
+)
+from bigtrain.families.family import (
+    Capability,
+    Family,
+    Losses,
+    Microbatch,
+    Networks,
+    OptimizerOptions,
+    Phase,
+    Player,
+    Problem,
+    build_network,
+)
+from bigtrain.networks.diffusion.unet import UNet, UNetOptions, to_diffusers, unet_config
+from bigtrain.networks.layers.normalisation import statistics_dtype
+from bigtrain.options import Options
+from bigtrain.randomness import Draws
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+QUARTILES = 4
+BITS = 1 / math.log(2)
+"""Bits in a nat."""
+
+
+class DiffusionOptions(Options):
+    """A diffusion model and its training."""
+
+    kind: Literal["diffusion"]
+    unet: UNetOptions = UNetOptions()
+    timesteps: int = Field(default=1000, ge=2)
+    """T, the steps from an image to noise."""
+    schedule: Schedule = "linear"
+    """linear in beta (Ho et al. 2020), scaled with 1000 / timesteps, or cosine (iDDPM)."""
+    prediction: Prediction = "epsilon"
+    """What the network puts out: the noise, the image, or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0."""
+    loss: Literal["simple", "min_snr", "hybrid", "vlb"] = "simple"
+    """simple: squared error of the prediction (Ho et al. 2020, eq. 14). min_snr: weighted (Hang et al. 2023). vlb: the
+    variational bound, T x L_t in bits per dimension. hybrid: simple + 0.001 vlb, which teaches the variance alone (iDDPM, eq.
+    16; bits as in OpenAI's code)."""
+    variance: Variance = "fixed_small"
+    """Of a sampling step: the posterior's, beta, or learned between them (iDDPM, eq. 15)."""
+    min_snr_gamma: float = Field(default=5.0, gt=0)
+    """Where min_snr cuts the signal-to-noise ratio off."""
+    class_conditional: bool = False
+    """Whether the network is told the class."""
+    label_dropping: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the samples whose class is withheld in training; above 0, the model can be guided (0.1 is usual)."""
+    rescale_timesteps: bool = False
+    """Whether the network sees t x 1000 / T (OpenAI's rescale_timesteps) instead of t."""
+    optimizer: OptimizerOptions
+    sampling: DiffusionSamplingOptions = DiffusionSamplingOptions()
+    """How pictures and evaluations sample the averaged network."""
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> "DiffusionOptions":
+        learned = self.variance == "learned"
+        if self.loss == "hybrid" and not learned:
+            raise ValueError(
+                f"loss: hybrid is there to learn the variance, but variance is {self.variance}; set variance: learned, or "
+                "loss: simple"
+            )
+        if learned and self.loss in ("simple", "min_snr"):
+            raise ValueError(
+                f"variance: learned cannot be learned by loss: {self.loss}, which does not see it; set loss: hybrid"
+            )
+        if self.label_dropping and not self.class_conditional:
+            raise ValueError(
+                "label_dropping: there are no labels to drop; set class_conditional: true, or leave it out"
+            )
+        check_sampling(self, self.sampling, make_process(self.schedule, self.timesteps))
+        return self
+
+
+def check_sampling(options: DiffusionOptions, sampling: DiffusionSamplingOptions, process: Process) -> None:
+    """Raises UserMistake if a model of these options cannot be sampled in this way."""
+    if sampling.guidance and not options.label_dropping:
+        why = "trained without label_dropping" if options.class_conditional else "unconditional"
+        raise UserMistake(
+            f"sampling.guidance: {sampling.guidance} needs a model that has learned with and without the class, but this one "
+            f"is {why}; leave guidance out, or train with class_conditional: true and label_dropping: 0.1"
+        )
+    try:
+        visited_timesteps(sampling.sampler, process, sampling.steps, sampling.spacing)
+    except ValueError as error:
+        raise UserMistake(str(error)) from None
+
+
+class Diffusion(Family, kind="diffusion"):
+    """Player: unet (averaged). Phase: denoising."""
+
+    options_class = DiffusionOptions
+    sampling_class = DiffusionSamplingOptions
+    sampled_players = ("unet",)
+
+    def __init__(self, options: DiffusionOptions, problem: Problem) -> None:
+        self.options, self.problem = options, problem
+        self.sampling = options.sampling
+        by_class: frozenset[Capability] = frozenset({"by_class"} if options.class_conditional else ())
+        self.capabilities = by_class | {"sample", "likelihood"}
+        self.process = make_process(options.schedule, options.timesteps)
+        self._placed = {torch.device("cpu"): self.process}
+        network = (
+            options.unet,
+            problem.image_size,
+            6 if options.variance == "learned" else 3,
+            len(problem.classes) if options.class_conditional else None,
+            options.label_dropping > 0,
+        )
+        unet_config(*network)  # a size that does not fit is a mistake now, not when the network is built
+        self.players = {"unet": Player(partial(UNet, *network), options.optimizer, averaged=True)}
+        self.phases = [Phase("denoising", "unet", self.denoising_loss)]
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def denoising_loss(self, networks: Networks, batch: Microbatch) -> Losses:
+        """The loss at one time per sample. Terms: `quartile_1` .. `quartile_4`, the loss by time, early (little noise) to late;
+        with hybrid also `simple` and `vlb`.
+
+        A quartile's term is 4 x the mean over all samples of what its own samples lose: times are spread evenly over the
+        global batch, so that a quarter of it falls into each, and sums rather than means average rightly over ranks.
+        """
+        assert batch.images is not None
+        process = self._process_on(batch.device)
+        x0 = batch.images.to(statistics_dtype(batch.images.dtype))
+        t = batch.place(stratified_timesteps(batch.draws, batch.indices, batch.whole, self.options.timesteps))
+        noise = batch.place(batch.draws.normal("denoising/noise", batch.indices, tuple(x0.shape[1:])))
+        x = process.q_sample(x0, t, noise)
+        output = networks["unet"](x, self._network_time(t), self._training_labels(batch))
+        prediction, interpolation = self._split(output.to(x.dtype))
+        losses, terms = self._losses(process, x0, x, t, noise, prediction, interpolation)
+        quartile = t * QUARTILES // self.options.timesteps
+        for number in range(QUARTILES):
+            terms[f"quartile_{number + 1}"] = QUARTILES * (losses * (quartile == number)).mean()
+        return Losses(losses.mean(), terms)
+
+    def _losses(
+        self,
+        process: Process,
+        x0: Tensor,
+        x: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        prediction: Tensor,
+        interpolation: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Each sample's loss [n], and the means that it is made of."""
+        kind = self.options.prediction
+        if self.options.loss == "vlb":
+            return self._bound(process, x0, x, t, prediction, interpolation), {}
+        simple = (prediction - process.target(kind, x0, t, noise)).square().flatten(1).mean(1)
+        if self.options.loss == "hybrid":
+            # The bound is noisy: it teaches the variance, and the mean learns from the simple loss alone.
+            bound = self._bound(process, x0, x, t, prediction.detach(), interpolation)
+            return simple + 0.001 * bound, {"simple": simple.mean(), "vlb": bound.mean()}
+        if self.options.loss == "min_snr":
+            return simple * process.min_snr_weight(kind, t, self.options.min_snr_gamma).to(simple.dtype), {}
+        return simple, {}
+
+    def _bound(
+        self, process: Process, x0: Tensor, x: Tensor, t: Tensor, prediction: Tensor, interpolation: Tensor | None
+    ) -> Tensor:
+        """T x L_t in bits per dimension: over uniform times an unbiased estimate of the bound without L_T."""
+        predicted_x0 = process.predicted_x0(self.options.prediction, prediction, x, t)
+        log_variance = process.log_variance(self.options.variance, interpolation, t, x)
+        return process.bound_term(x0, x, t, predicted_x0, log_variance) * (process.steps * BITS / self.dimensions)
+
+    def _training_labels(self, batch: Microbatch) -> Tensor | None:
+        if not self.options.class_conditional:
+            return None
+        assert batch.labels is not None
+        if not self.options.label_dropping:
+            return batch.labels
+        dropped = batch.draws.uniform("denoising/dropped", batch.indices) < self.options.label_dropping
+        return torch.where(batch.place(dropped), self._null_class, batch.labels)
+
+    @property
+    def _null_class(self) -> int:
+        return len(self.problem.classes)
+
+    def _network_time(self, t: Tensor) -> Tensor:
+        """What the network sees of timesteps of the whole process."""
+        return t * (1000 / self.options.timesteps) if self.options.rescale_timesteps else t
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.options.variance != "learned":
+            return output, None
+        prediction, interpolation = output.chunk(2, dim=1)
+        return prediction, interpolation
+
+    def _process_on(self, device: torch.device) -> Process:
+        """The tables on the device, which is waited for only once."""
+        if device not in self._placed:
+            self._placed[device] = self.process.on(device)
+        return self._placed[device]
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    def prepare_sampling(self, networks: Networks, sampling: DiffusionSamplingOptions, seed: int) -> Networks:
+        """The network in eval mode: with dropout left on it would sample something else."""
+        check_sampling(self.options, sampling, self.process)
+        unet = networks["unet"]
+        return {"unet": copy.deepcopy(unet).eval() if unet.training else unet}
+
+    def sampling_name(self, sampling: DiffusionSamplingOptions) -> str:
+        """Nothing for ancestral sampling of every step, which is what is published; else such as dpmpp_20, ddim_20_trailing
+        or dpmpp_20_guided_1.5."""
+        steps = sampling.steps or self.options.timesteps
+        words = (
+            [] if (sampling.sampler, steps) == ("ancestral", self.options.timesteps) else [sampling.sampler, str(steps)]
+        )
+        words += ["trailing"] if sampling.spacing == "trailing" else []
+        words += ["guided", f"{sampling.guidance:g}"] if sampling.guidance else []
+        return "_".join(words)
+
+    @torch.no_grad()
+    def sample(
+        self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: DiffusionSamplingOptions
+    ) -> Tensor:
+        size = self.problem.image_size
+        places = Microbatch(None, labels, indices, Draws(seed), labels.device, len(indices))
+        way = (self.options.schedule, self.options.timesteps, sampling.sampler, sampling.steps, sampling.spacing)
+        on_host, process = visited_process(*way, torch.device("cpu")), visited_process(*way, labels.device)
+        chosen = on_host.timesteps.tolist()
+        denoise = self._denoiser(networks["unet"], process, labels, sampling.guidance or 0.0)
+        x = places.place(places.draws.normal("sample/noise", indices, (3, size, size)))
+
+        def noise(step: int) -> Tensor:
+            # Keyed by the timestep; x_T above has step 0, at which no noise is drawn.
+            draws = replace(places.draws, step=chosen[step])
+            return places.place(draws.normal("sample/noise", indices, (3, size, size)))
+
+        if sampling.sampler == "ancestral":
+            return ancestral(process, denoise, x, self.options.variance, noise)
+        return (ddim if sampling.sampler == "ddim" else dpmpp)(on_host, denoise, x)
+
+    def _denoiser(self, unet: nn.Module, process: Process, labels: Tensor | None, guidance: float) -> Denoiser:
+        """The network as samplers see it, on steps of `process`: a clipped x_0, and what interpolates the variance.
+
+        With guidance the network sees the classes and no classes in one call; the variance is the conditional one's.
+        """
+        given = labels if self.options.class_conditional else None
+        if guidance:
+            assert labels is not None
+            given = torch.cat([labels, torch.full_like(labels, self._null_class)])
+
+        def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+            time, seen = self._network_time(process.timesteps[t]), x.to(torch.get_default_dtype())
+            if guidance:
+                time, seen = torch.cat([time, time]), torch.cat([seen, seen])
+            prediction, interpolation = self._split(unet(seen, time, given).to(x.dtype))
+            if guidance:
+                conditional, unconditional = prediction.chunk(2)
+                prediction = conditional + guidance * (conditional - unconditional)
+                interpolation = None if interpolation is None else interpolation.chunk(2)[0]
+            x0 = process.predicted_x0(self.options.prediction, prediction, x, t)
+            return x0.clamp(-1, 1), interpolation
+
+        return denoise
+
+    # -- export -----------------------------------------------------------------------------------------------------
+
+    def plain_pipeline(self, networks: Networks) -> "DDPMPipeline | None":
+        """diffusers' own pipeline of ancestral sampling; None for a class-conditional model, as it knows no classes."""
+        from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline  # heavy, and only exports need it
+
+        if self.options.class_conditional:
+            return None
+        unet = networks["unet"]
+        assert isinstance(unet, UNet)
+        times = self._network_time(self.process.timesteps) if self.options.rescale_timesteps else None
+        scheduler: Any = scheduler_of(self.options)  # mypy takes diffusers' stand-ins for the classes themselves
+        return DDPMPipeline(to_diffusers(unet, times), scheduler)
+
+    def plain_networks(self, pipeline: "DDPMPipeline") -> Networks:
+        unet = build_network(self, "unet", seed=0)
+        assert isinstance(unet, UNet)
+        unet.take(pipeline.unet)
+        return {"unet": unet}
+
+    # -- likelihood -------------------------------------------------------------------------------------------------
+
+    @property
+    def dimensions(self) -> int:
+        return 3 * self.problem.image_size**2
+
+    def likelihood_protocol(self, evaluations: int | None, seed: int) -> dict[str, Any]:
+        return {
+            "bound": "variational",
+            "evaluations": self._likelihood_evaluations(evaluations),
+            "timesteps": self.options.timesteps,
+            "seed": seed,
+        }
+
+    def _likelihood_evaluations(self, evaluations: int | None) -> int:
+        timesteps = self.options.timesteps
+        if evaluations is not None and not 2 <= evaluations <= timesteps:
+            raise UserMistake(
+                f"evaluation.likelihood_evaluations: the bound of a model with {timesteps} timesteps is estimated from 2 .. "
+                f"{timesteps} evaluations, not {evaluations}; null takes them all, exactly"
+            )
+        return timesteps if evaluations is None else evaluations
+
+    @torch.no_grad()
+    def likelihood(self, networks: Networks, batch: Microbatch, evaluations: int | None) -> dict[str, Tensor]:
+        """The variational bound on the negative log-likelihood of 8-bit images, given their classes where the network knows
+        them (Ho et al. 2020, eq. 5), with one draw of x_t for each t. Float64, in nats: `nats`, the bound; of which `prior` is
+        L_T and `decoder` L_0, [n] each; `vlb_by_timestep` [n, T]: L_0 at 0, L_{t-1} at t.
+
+        `evaluations` of the network per image; None: one for each t. Fewer: t = 0 and a stratified draw of the others, which
+        is right in the mean over images and noisy in each. Raises UserMistake, a ValueError, for fewer than 2 and for more
+        than T.
+        """
+        assert batch.images is not None
+        evaluations = self._likelihood_evaluations(evaluations)
+        process = self._process_on(batch.device)
+        x0 = batch.images.double()
+        denoise = self._denoiser(networks["unet"], process, batch.labels, guidance=0.0)
+        terms = x0.new_zeros(len(x0), process.steps)
+        for number in range(evaluations):
+            draws = replace(batch.draws, step=number)
+            noise = batch.place(draws.normal("likelihood/noise", batch.indices, tuple(x0.shape[1:]))).double()
+            chosen, weight = self._likelihood_timesteps(draws, batch.indices, number, evaluations)
+            t = batch.place(chosen)
+            x = process.q_sample(x0, t, noise)
+            predicted_x0, interpolation = denoise(x, t)
+            log_variance = process.log_variance(self.options.variance, interpolation, t, x)
+            term = process.bound_term(x0, x, t, predicted_x0, log_variance)
+            terms.scatter_add_(1, t[:, None], weight * term[:, None])
+        prior = process.prior_term(x0)
+        return {"nats": prior + terms.sum(1), "prior": prior, "decoder": terms[:, 0], "vlb_by_timestep": terms}
+
+    def _likelihood_timesteps(
+        self, draws: Draws, indices: Sequence[int], number: int, evaluations: int
+    ) -> tuple[Tensor, float]:
+        """The times int64 [n] of one evaluation of the bound, and how many times each of them stands for.
+
+        The first is t = 0, whose term is not like the others; the rest are cut into as many strata as there are evaluations
+        left. As many evaluations as times visit every time once.
+        """
+        if number == 0:
+            return torch.zeros(len(indices), dtype=torch.int64), 1.0
+        others = self.options.timesteps - 1
+        share = others / (evaluations - 1)
+        place = (number - 1 + draws.uniform("likelihood/time", indices)) * share
+        return 1 + place.long().clamp(max=others - 1), share
+
+
+def scheduler_of(options: DiffusionOptions) -> "DDPMScheduler":
+    """diffusers' ancestral sampler for a model of these options; its tables are ours in float32."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # heavy, and only exports need it
+
+    scale = 1000 / options.timesteps
+    return DDPMScheduler(
+        num_train_timesteps=options.timesteps,
+        # diffusers does not scale the linear schedule with T, the cosine one needs no bounds.
+        beta_start=1e-4 * scale,
+        beta_end=0.02 * scale,
+        beta_schedule="linear" if options.schedule == "linear" else "squaredcos_cap_v2",
+        variance_type="learned_range" if options.variance == "learned" else options.variance,
+        prediction_type={"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}[options.prediction],
+        clip_sample=True,
+        timestep_spacing="linspace",
+    )
+
+
+def stratified_timesteps(draws: Draws, indices: Sequence[int], whole: int, timesteps: int) -> Tensor:
+    """Times int64 [len(indices)] in 0 .. timesteps - 1, on the CPU: evenly spread over the `whole` global batch from one
+    uniform offset for all. Each is uniform by itself, and a batch has its share of every part of the process."""
+    offset = draws.uniform("denoising/offset", [0])
+    places = torch.tensor(list(indices), dtype=torch.float64) / whole
+    return ((offset + places) % 1.0 * timesteps).long().clamp(max=timesteps - 1)

@@ -1,0 +1,329 @@
+"""Small classifiers that are trained on the spot, on the data's own labels, so that evaluation needs no download.
+
+They serve three roles: the one that gives FID and recall their features must not be the one that judges whether a sample
+shows the class that was asked for (another architecture and another seed), and neither may be the one that selects among
+candidates (rejection sampling), or the numbers would praise the selection. A FID in such features says how two
+models trained on the same data compare; it is not the published FID of Inception features, and the protocol's name and
+fingerprint say so.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bigtrain.cluster.passes import Progress, Reading, on_main
+from bigtrain.data.index import Index
+from bigtrain.data.read.stream import DataOptions, Stream, Sweep
+from bigtrain.errors import UserMistake
+from bigtrain.features.cache import Cache, Entry, fingerprint
+from bigtrain.features.network import Extracted, Features, full_float32, pictures
+from bigtrain.randomness import generator, torch_seed
+
+Role = Literal["features", "judge", "selector"]
+
+TRUNK_SIDE = 16
+"""Positions a side after the stem, whatever the images' size, which bounds the work per image."""
+HELD_OUT_IMAGES = 10_000
+"""Largest number of held-out images that a classifier's accuracy is measured on."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a classifier is trained: AdamW on a one-cycle schedule (Smith & Topin 2018), with shifted images."""
+
+    seed: int
+    epochs: int = 12
+    least_images: int = 6_400
+    """Images that a small set is repeated up to."""
+    most_images: int = 400_000
+    """Images after which a large set is left: minutes on two cores, a moment on a GPU."""
+    batch: int = 64
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    shift: float = 0.125
+    """Largest shift in either direction, as a share of the side. No flips: a mirrored 3 is not a 3."""
+
+    def steps(self, samples: int) -> int:
+        images = min(max(self.epochs * samples, self.least_images), self.most_images)
+        return max(1, images // self.batch)
+
+
+TRAININGS: dict[Role, Training] = {
+    "features": Training(seed=0),
+    "judge": Training(seed=1),
+    "selector": Training(seed=2),
+}
+
+
+def _stem(image_size: int, channels: int, least_stride: int) -> nn.Conv2d:
+    """Takes the image to at most about TRUNK_SIDE positions a side, with kernels that overlap."""
+    stride = max(least_stride, round(image_size / TRUNK_SIDE))
+    return nn.Conv2d(3, channels, kernel_size=2 * stride + 1, stride=stride, padding=stride, bias=False)
+
+
+def build_network(role: Role, classes: int, image_size: int) -> nn.Module:
+    """A network from images [n, 3, H, W] in [-1, 1] to logits [n, classes], with timm's forward_features/forward_head.
+
+    features and selector: a residual network with 4 blocks (He et al. 2016), 128 features. judge: a DenseNet-BC with 12 layers
+    (Huang et al. 2017), 108 features. Both with a stem for small images in place of the one for 224 pixels.
+    """
+    # timm takes seconds to import, and recipes import this package for its options.
+    from timm.models.densenet import DenseNet
+    from timm.models.resnet import BasicBlock, ResNet
+
+    network: Any
+    if role != "judge":
+        block: Any = BasicBlock
+        widths = (24, 48, 96, 128)
+        network = ResNet(block, (1, 1, 1, 1), classes, channels=widths, stem_type="deep", stem_width=widths[0] // 2)
+        network.conv1 = _stem(image_size, network.conv1[-1].out_channels, least_stride=1)
+        network.maxpool = nn.Identity()
+    else:
+        network = DenseNet(growth_rate=12, block_config=(2, 4, 6), num_classes=classes)
+        network.features.conv0 = _stem(image_size, network.features.conv0.out_channels, least_stride=2)
+        network.features.pool0 = nn.Identity()
+    assert isinstance(network, nn.Module)
+    return network
+
+
+class Classifier(Features):
+    """A trained classifier: its penultimate layer gives features, its last one predicts. Always float32."""
+
+    def __init__(self, network: nn.Module, role: Role, facts: dict[str, Any], device: torch.device) -> None:
+        self._network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = device
+        self.name = f"classifier ({role})"
+        classes = network.get_classifier().out_features  # type: ignore[operator]
+        self.facts = {"kind": "trained on the data's labels", "resize": "none", "classes": classes, **facts}
+        self.dimensions = int(network.num_features)  # type: ignore[arg-type]
+        self.fingerprint = fingerprint(network.state_dict(), [role, type(network).__name__, self.dimensions])
+
+    def predict(self, images: Tensor) -> Tensor:
+        """uint8 [n, 3, H, W] on the device to the numbers of the likeliest classes, int64 [n]."""
+        with full_float32(self.device):
+            return self._network(_normalised(images)).argmax(1)
+
+    def score(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The log-probability of each image's label, float32 [n]; images uint8 [n, 3, H, W], labels int64 [n]."""
+        with full_float32(self.device):
+            logits = self._network(_normalised(images))
+            return logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+
+    def _extract(self, images: Tensor) -> Extracted:
+        network: Any = self._network
+        features = network.forward_head(network.forward_features(_normalised(images)), pre_logits=True)
+        return Extracted(features, network.get_classifier()(features))
+
+
+def _normalised(images: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1], channels_last."""
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+
+
+_KEYS: dict[Role, str] = {"features": "features", "judge": "metrics", "selector": "candidates"}
+"""The keys that ask for each."""
+
+
+def check_classes(index: Index, role: Role) -> None:
+    """Raises UserMistake without two classes that a classifier of this role could tell apart."""
+    if len(index.classes) < 2:
+        raise UserMistake(
+            f"evaluation.{_KEYS[role]}: {index.path} has one class, so no "
+            "classifier can be trained on its labels; give evaluation.features a TorchScript network, and leave out "
+            "accuracy"
+        )
+
+
+def find_classifier(
+    index: Index, validation: Index | None, role: Role, reading: Reading, device: torch.device
+) -> Classifier:
+    """The classifier of a role for a training split: from the cache, or trained now.
+
+    Rank 0 trains, on its device; every rank gets the same weights. With a `validation` split the share of it (at most
+    HELD_OUT_IMAGES) that the classifier recognises is among its facts. Raises UserMistake as `check_classes` does, and
+    Stopped.
+    """
+    check_classes(index, role)
+    weights, accuracy = on_main(lambda: _weights_and_accuracy(index, validation, role, reading, device))
+    return _restore(index, role, safetensors.torch.load(weights), accuracy, device)
+
+
+def _weights_and_accuracy(
+    index: Index, validation: Index | None, role: Role, reading: Reading, device: torch.device
+) -> tuple[bytes, float | None]:
+    cache, key = Cache(index), _key(index, role)
+    entry = cache.read("classifier", key)
+    if entry is None:
+        network = train_classifier(index, role, reading, device)
+        entry = Entry({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, {})
+        cache.write("classifier", key, entry)
+    accuracy = None
+    if validation is not None:
+        accuracy = _held_out_accuracy(cache, validation, _restore(index, role, entry.tensors, None, device), reading)
+    return safetensors.torch.save(entry.tensors), accuracy
+
+
+def _key(index: Index, role: Role) -> dict[str, Any]:
+    import timm
+
+    return {
+        "role": role,
+        "index": index.fingerprint,
+        "image_size": index.image_size,
+        "training": asdict(TRAININGS[role]),
+        "trunk_side": TRUNK_SIDE,
+        "timm": timm.__version__,
+    }
+
+
+def _restore(
+    index: Index, role: Role, weights: dict[str, Tensor], accuracy: float | None, device: torch.device
+) -> Classifier:
+    with _private_randomness(0):
+        network = build_network(role, len(index.classes), side_of(index))
+    network.load_state_dict(weights)
+    facts = {"architecture": type(network).__name__, "trained_on": index.fingerprint, "held_out_accuracy": accuracy}
+    return Classifier(network, role, facts, device)
+
+
+def _held_out_accuracy(cache: Cache, validation: Index, classifier: Classifier, reading: Reading) -> float:
+    """The share of held-out images that are recognised, kept in the cache beside the weights."""
+    key = {"classifier": classifier.fingerprint, "index": validation.fingerprint, "images": HELD_OUT_IMAGES}
+    entry = cache.read("held-out", key)
+    if entry is None:
+        entry = Entry({}, {"accuracy": measure_accuracy(classifier, validation, reading)})
+        cache.write("held-out", key, entry)
+    return float(entry.facts["accuracy"])
+
+
+def measure_accuracy(classifier: Classifier, index: Index, reading: Reading) -> float:
+    """The share of (at most HELD_OUT_IMAGES) images whose class is recognised, by this process alone."""
+    right, total = torch.zeros((), dtype=torch.int64, device=classifier.device), 0
+    sweep = Sweep(index, rank=0, world=1, batch=reading.batch, workers=reading.workers, limit=HELD_OUT_IMAGES)
+    for _, batch in sweep:
+        reading.check_stop()
+        images = pictures(batch, classifier.device)
+        right += (classifier.predict(images) == batch.labels.to(classifier.device)).sum()
+        total += len(images)
+    return int(right) / total
+
+
+def train_classifier(index: Index, role: Role, reading: Reading, device: torch.device) -> nn.Module:
+    """Trains the network of a role on a split, in this process alone; every draw is keyed by the role's seed.
+
+    Leaves torch's generators, its default dtype and its precision as they were.
+    """
+    training = TRAININGS[role]
+    with _batches(index, training, reading) as stream:
+        batches = ((pictures(batch, device), batch.labels.to(device)) for batch in stream)
+        return _trained(role, batches, index.samples, len(index.classes), side_of(index), reading, device)
+
+
+def train_on_images(
+    images: Tensor, labels: Tensor, classes: int, role: Role, reading: Reading, device: torch.device
+) -> nn.Module:
+    """The same of images that are at hand: uint8 [n, 3, H, H] and int64 [n], on the CPU."""
+    training = TRAININGS[role]
+    return _trained(
+        role, _shuffled(images, labels, training, device), len(images), classes, images.shape[-1], reading, device
+    )
+
+
+def _shuffled(
+    images: Tensor, labels: Tensor, training: Training, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end, epoch by epoch in an order that is keyed by the epoch; batches straddle epochs."""
+    waiting = torch.empty(0, dtype=torch.int64)
+    for epoch in itertools.count():
+        order = generator(training.seed, "evaluation/images", step=epoch).permutation(len(images))
+        waiting = torch.cat([waiting, torch.from_numpy(order)])
+        while len(waiting) >= training.batch:
+            chosen, waiting = waiting[: training.batch], waiting[training.batch :]
+            yield images[chosen].to(device), labels[chosen].to(device)
+
+
+def _trained(
+    role: Role,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    samples: int,
+    classes: int,
+    side: int,
+    reading: Reading,
+    device: torch.device,
+) -> nn.Module:
+    """A network of a role, trained on batches of images uint8 [n, 3, H, W] and labels int64 [n] on the device."""
+    training = TRAININGS[role]
+    steps = training.steps(samples)
+    with _private_randomness(training.seed):
+        network = build_network(role, classes, side)
+    network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.lr, total_steps=steps + 1, pct_start=0.2)
+    with Progress(steps * training.batch, f"training the {role} network") as bar:
+        for step in range(steps):
+            reading.check_stop()
+            pixels, labels = next(batches)
+            images = _normalised(pixels)
+            with full_float32(device), torch.enable_grad():
+                logits = network(shifted(images, _shifts(training, step, images)))
+                loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.add(training.batch)
+    return network.eval()
+
+
+@contextmanager
+def _batches(index: Index, training: Training, reading: Reading) -> Iterator[Stream]:
+    options = DataOptions(train=str(index.path), image_size=side_of(index), workers=reading.workers)
+    stream = Stream(index, options, training.seed, rank=0, world=1, microbatch=training.batch)
+    try:
+        yield stream
+    finally:
+        stream.close()
+
+
+def _shifts(training: Training, step: int, images: Tensor) -> Tensor:
+    """Keyed shifts in pixels, int64 [n, 2] on the CPU, uniform in -most .. most."""
+    most = int(training.shift * images.shape[-1])
+    draws = generator(training.seed, "evaluation/shift", step=step)
+    return torch.from_numpy(draws.integers(-most, most + 1, (len(images), 2)))
+
+
+def shifted(images: Tensor, shifts: Tensor) -> Tensor:
+    """Images [n, 3, H, W] moved by (down, right) pixels, int64 [n, 2]; the border fills what is uncovered."""
+    _, _, height, width = images.shape
+    rows = (torch.arange(height) - shifts[:, :1]).clamp(0, height - 1).to(images.device)
+    columns = (torch.arange(width) - shifts[:, 1:]).clamp(0, width - 1).to(images.device)
+    numbers = torch.arange(len(images), device=images.device)
+    moved = images.permute(0, 2, 3, 1)[numbers[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)
+
+
+def side_of(index: Index) -> int:
+    """Side of the split's images, in pixels."""
+    assert index.image_size is not None, f"{index.path}: evaluation needs images of one size"
+    return index.image_size
+
+
+@contextmanager
+def _private_randomness(seed: int) -> Iterator[None]:
+    """Initialisation in float32 from a keyed generator; the run's own generator and default dtype are untouched."""
+    dtype = torch.get_default_dtype()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(torch_seed(seed, "evaluation/classifier"))
+            torch.set_default_dtype(torch.float32)
+            yield
+    finally:
+        torch.set_default_dtype(dtype)

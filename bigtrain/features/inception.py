@@ -1,0 +1,160 @@
+"""The Inception of FID (Heusel et al. 2017): the network of 2015-12-05 with 2048 features, in clean-fid's three modes.
+
+The modes share the network and differ in how an image reaches 299 x 299 and in its scale, which moves a FID by more
+than most papers' improvements, so the mode is part of the protocol:
+
+    clean               PIL's bicubic, antialiased, not rounded to 8 bits (Parmar et al. 2022)
+    legacy_tensorflow   TensorFlow 1's bilinear, as the original code and torch-fidelity
+    legacy_pytorch      torch's bilinear, as pytorch-fid
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from bigtrain.errors import UserMistake
+from bigtrain.features.network import Extracted, Features, building, load_script
+from bigtrain.features.published_weights import Published, published_file
+from bigtrain.features.resize import SIZES_KEPT, Resize, Weights, pil_bicubic, tensorflow1_bilinear, torch_bilinear
+
+InceptionMode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
+
+SIDE = 299
+TORCHSCRIPT = Published(
+    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+)
+STATE_DICT = Published(
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+)
+PIECE_ON_CPU = 8
+"""Images that a CPU resizes and looks at together: more would leave its caches, and gain nothing."""
+
+
+@dataclass(frozen=True)
+class _Mode:
+    weights: Published
+    resize: Weights
+    described: str
+    scale: float
+    shift: float
+    """The network sees pixel * scale + shift."""
+
+
+MODES: dict[str, _Mode] = {
+    "clean": _Mode(TORCHSCRIPT, pil_bicubic, "PIL bicubic, antialiased, in float32", 1 / 128, -1.0),
+    "legacy_tensorflow": _Mode(TORCHSCRIPT, tensorflow1_bilinear, "TensorFlow 1 bilinear", 1 / 128, -1.0),
+    "legacy_pytorch": _Mode(STATE_DICT, torch_bilinear, "torch bilinear, half-pixel centres", 2 / 255, -1.0),
+}
+
+
+class InceptionFeatures(Features):
+    """FID's features [n, 2048] of images of any size, and the 1008 logits of the Inception Score.
+
+    The logits are without their bias, as the original Inception Score's and torch-fidelity's are.
+    """
+
+    def __init__(self, mode: InceptionMode, weights: str | None, device: torch.device) -> None:
+        """`weights`: the path of the public TorchScript file (`layers`, `output`) or of a state dict under torchvision's
+        names, which are the same network; None: the file that clean-fid takes for this mode. Raises UserMistake."""
+        self._mode = MODES[mode]
+        path = published_file(self._mode.weights, weights)
+        data = path.read_bytes()
+        self._trunk, self._head = _load(path, data, device)
+        self.device = device
+        self.name = f"Inception 2015-12-05, {mode}"
+        self.dimensions = self._head.shape[1]
+        digest = hashlib.sha256(data).hexdigest()
+        self.facts = {
+            "kind": "FID Inception",
+            "weights": {"file": path.name, "sha256": digest},
+            "resize": f"{self._mode.described}, to {SIDE} x {SIDE}",
+            "classes": self._head.shape[0],
+        }
+        identity = [mode, digest, self.facts["resize"]]  # whatever the file is called
+        self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        self._resize = lru_cache(SIZES_KEPT)(self._made)
+
+    def _extract(self, images: Tensor) -> Extracted:
+        pieces = images.split(PIECE_ON_CPU if self.device.type == "cpu" else max(len(images), 1))
+        features = torch.cat([self._trunk(self.prepared(piece)).float().flatten(1) for piece in pieces])
+        return Extracted(features, features @ self._head.T)
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """What the network sees of uint8 images [n, 3, H, W]: float32 [n, 3, 299, 299] in about [-1, 1]."""
+        # Scaled before the resize, whose weights sum to one: the small image is the cheaper one to scale.
+        scaled = images.float().mul_(self._mode.scale).add_(self._mode.shift)
+        return self._resize(*images.shape[2:])(scaled)
+
+    def _made(self, height: int, width: int) -> Resize:
+        """What takes images of this size to SIDE x SIDE."""
+        rows, columns = (self._mode.resize(side, SIDE).to(self.device, torch.float32) for side in (height, width))
+        scale, shift = self._mode.scale, self._mode.shift
+        return Resize(rows, columns, shift, 255 * scale + shift)
+
+
+def _load(path: Path, data: bytes, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """(images to features, weight of the logits [k, d]) of either form of the file."""
+    what = (
+        "give the public inception-2015-12-05.pt or pt_inception-2015-12-05-6726825d.pth with evaluation.weights=PATH"
+    )
+    try:
+        if _is_script(data):
+            script: Any = load_script(str(path), data, device)
+            return script.layers, script.output.weight.detach()
+        state = safetensors.torch.load(data) if path.suffix == ".safetensors" else _state_dict(data)
+        with building():
+            network = build_inception()
+        network.load_state_dict(state)
+    except (AttributeError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserMistake(f"evaluation.weights: {path} is not the Inception of FID: {reason}; {what}") from None
+    head = network.fc.weight.detach().to(device)
+    network.fc = nn.Identity()
+    return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), head
+
+
+def _is_script(data: bytes) -> bool:
+    try:
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    except zipfile.BadZipFile:
+        return False
+    return any(name.endswith("/constants.pkl") for name in names)
+
+
+def _state_dict(data: bytes) -> dict[str, Tensor]:
+    import pickle
+
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError("it holds more than weights, and is not opened") from None
+    if not isinstance(state, dict):
+        raise ValueError("it holds no state dict")
+    return state
+
+
+def build_inception() -> Any:
+    """The architecture with its 1008-way `fc`, not initialised; torchvision's names (23,859,904 weights with fc)."""
+    # Takes a second to import.
+    import torchvision
+    from cleanfid import inception_pytorch as fid
+
+    network = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
+    for name, channels in {"5b": (192, 32), "5c": (256, 64), "5d": (288, 64)}.items():
+        setattr(network, f"Mixed_{name}", fid.FIDInceptionA(channels[0], pool_features=channels[1]))
+    for name, width in {"6b": 128, "6c": 160, "6d": 160, "6e": 192}.items():
+        setattr(network, f"Mixed_{name}", fid.FIDInceptionC(768, channels_7x7=width))
+    network.Mixed_7b, network.Mixed_7c = fid.FIDInceptionE_1(1280), fid.FIDInceptionE_2(2048)
+    return network

@@ -1,0 +1,162 @@
+"""Feature networks: what makes of an image the vector that FID and recall compare.
+
+Every one is handed uint8 images as they are, at their own size; what it does with them is part of the network, and its
+fingerprint is part of the protocol. To add one: subclass `Features`.
+"""
+
+import hashlib
+import io
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtrain.data.read.stream import Batch
+from bigtrain.errors import UserMistake
+
+HOW_TO_CHOOSE = (
+    "give `classifier`, `clean`, `legacy_tensorflow`, `legacy_pytorch`, `timm:MODEL`, or the path of a TorchScript network "
+    "with the calling convention of the public FID Inception, net(uint8 [n, 3, H, W], return_features=True) -> float [n, d]"
+)
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """No gradients, no autocast, no TF32: a metric must not depend on how the run that is measured computes."""
+    matmul = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """A network is built in float32, and what it draws for weights that are then replaced is not the run's to miss."""
+    dtype = torch.get_default_dtype()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_default_dtype(torch.float32)
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def pictures(batch: Batch, device: torch.device) -> Tensor:
+    """The batch's images as feature networks take them: uint8 [n, 3, H, W] on the device, not flipped."""
+    assert batch.images is not None, "features are those of images, and this split holds codes"
+    return batch.images.to(device).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What a feature network says of n images."""
+
+    features: Tensor
+    """float32 [n, d]."""
+    logits: Tensor | None
+    """float32 [n, k]: of the classes that the network was trained on, before the softmax; None if it has none."""
+
+
+class Features(ABC):
+    """A feature network on one device.
+
+    name: for people; fingerprint: a hash of the weights and of what is computed with them; dimensions: d;
+    facts: JSON values that belong in the protocol beside these, such as resize, and classes (k) where it has logits.
+    """
+
+    name: str
+    fingerprint: str
+    dimensions: int
+    device: torch.device
+    facts: dict[str, Any]
+
+    def __call__(self, images: Tensor) -> Extracted:
+        """Of images uint8 [n, 3, H, W] on the device; each row is a function of its image alone."""
+        assert images.dtype == torch.uint8, f"feature networks take uint8 images, not {images.dtype}"
+        with full_float32(self.device):
+            return self._extract(images)
+
+    @abstractmethod
+    def _extract(self, images: Tensor) -> Extracted: ...
+
+    def protocol(self) -> dict[str, Any]:
+        """What identifies this network in a result."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "dimensions": self.dimensions,
+            **self.facts,
+        }
+
+
+class TorchScriptFeatures(Features):
+    """A network from a TorchScript file, with the calling convention of the public FID Inception.
+
+    The published `inception-2015-12-05.pt` resizes to 299 x 299 within the network, as FID always did; a file of one's
+    own must do likewise for whatever it needs. Raises UserMistake if the file is not such a network.
+    """
+
+    def __init__(self, path: str, image_size: int, device: torch.device) -> None:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise UserMistake(f"evaluation.features: {path}: {error.strerror}; {HOW_TO_CHOOSE}") from None
+        self.device = device
+        self.name = Path(path).name
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        self.facts = {"kind": "TorchScript", "resize": "the network's own", "classes": None}
+        self._network = load_script(path, data, device)
+        self.dimensions = self._probe(path, image_size)
+
+    def _extract(self, images: Tensor) -> Extracted:
+        # Contiguous, as networks of one's own may take for granted, and as `_probe` has tried it.
+        return Extracted(self._network(images.contiguous(), return_features=True).float().flatten(1), None)
+
+    def _probe(self, path: str, image_size: int) -> int:
+        """The width of the features of two gray images of the size that will come."""
+        images = torch.full((2, 3, image_size, image_size), 128, dtype=torch.uint8, device=self.device)
+        try:
+            with full_float32(self.device):
+                features = self._network(images, return_features=True)
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserMistake(
+                f"evaluation.features: {path}: the network cannot be used on images of {image_size} pixels: {reason}; "
+                f"{HOW_TO_CHOOSE}"
+            ) from None
+        shape = tuple(features.shape) if isinstance(features, Tensor) else ()
+        if len(shape) < 2 or shape[0] != 2 or any(side != 1 for side in shape[2:]) or not features.is_floating_point():
+            what = f"{features.dtype} {list(shape)}" if isinstance(features, Tensor) else type(features).__name__
+            raise UserMistake(
+                f"evaluation.features: {path}: the network gave {what} for 2 images where [2, d] float features were "
+                f"expected; {HOW_TO_CHOOSE}"
+            )
+        return shape[1]
+
+
+def load_script(path: str, data: bytes, device: torch.device) -> torch.jit.ScriptModule:
+    """From the bytes that were hashed: a file that is replaced meanwhile cannot lend its features another's name."""
+    try:
+        with warnings.catch_warnings():
+            # Deprecated in favour of torch.export, but the public Inception exists in this form only.
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            return torch.jit.load(io.BytesIO(data), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserMistake(
+            f"evaluation.features: {path}: not a TorchScript network: {reason}; {HOW_TO_CHOOSE}"
+        ) from None

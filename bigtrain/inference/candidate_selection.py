@@ -1,0 +1,89 @@
+"""Classifier rejection sampling: of several candidates the one that a classifier is surest of (Razavi et al. 2019, 4.3).
+
+It trades diversity for fidelity, as truncation does for GANs, so the protocol of what is measured on such samples says so.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtrain.cluster.passes import Reading, together
+from bigtrain.data.index import Index
+from bigtrain.errors import UserMistake
+from bigtrain.families.family import Problem
+from bigtrain.features.classifier import find_classifier
+from bigtrain.features.network import full_float32
+
+
+@dataclass(frozen=True)
+class Selection:
+    """`candidates` for each sample; `score`: (images uint8 [n, 3, H, W], labels int64 [n]) to float [n], higher is better."""
+
+    candidates: int
+    score: Callable[[Tensor, Tensor], Tensor]
+    facts: dict[str, Any]
+    """What of it belongs in a protocol."""
+
+    def best(self, candidates: Iterable[Tensor], labels: Tensor) -> Tensor:
+        """Of images [n, 3, H, W], given as often as there are candidates, the best of each sample, the first of equals."""
+        kept: Tensor | None = None
+        highest = torch.full((len(labels),), -torch.inf, device=labels.device)
+        for images in candidates:
+            scores = self.score(images, labels)
+            better = scores > highest
+            kept = images if kept is None else torch.where(better[:, None, None, None], images, kept)
+            highest = torch.where(better, scores, highest)
+        assert kept is not None, "there are no candidates"
+        return kept
+
+
+def find_selection(
+    candidates: int,
+    classifier: str,
+    problem: Problem,
+    train: Callable[[], tuple[Index, Index | None]],
+    reading: Reading,
+    device: torch.device,
+) -> Selection:
+    """`classifier`: `classifier` (trained on the labels of the split that `train` gives, and used for nothing else), or the
+    path of a TorchScript network net(uint8 [n, 3, H, W]) -> logits [n, classes].
+
+    Every rank calls it. Raises UserMistake and Stopped.
+    """
+    if classifier == "classifier":
+        trained = find_classifier(*train(), "selector", reading, device)
+        return Selection(candidates, trained.score, {"candidates": candidates, "classifier": trained.protocol()})
+    data, network = together(lambda: _load(classifier, problem, device))
+
+    def score(images: Tensor, labels: Tensor) -> Tensor:
+        with full_float32(device):
+            return network(images).float().log_softmax(1).gather(1, labels[:, None])[:, 0]
+
+    facts = {"name": Path(classifier).name, "fingerprint": hashlib.sha256(data).hexdigest(), "kind": "TorchScript"}
+    return Selection(candidates, score, {"candidates": candidates, "classifier": facts})
+
+
+def _load(path: str, problem: Problem, device: torch.device) -> tuple[bytes, Any]:
+    classes, size = len(problem.classes), problem.image_size
+    what = (
+        f"give `classifier`, or a TorchScript network from uint8 images [n, 3, {size}, {size}] to logits [n, {classes}]"
+    )
+    gray = torch.full((2, 3, size, size), 128, dtype=torch.uint8, device=device)
+    try:
+        data = Path(path).read_bytes()
+        network = torch.jit.load(io.BytesIO(data), map_location=device).eval()
+        with full_float32(device):
+            logits = network(gray)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserMistake(f"the classifier {path} cannot be used: {reason}; {what}") from None
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes) or not logits.is_floating_point():
+        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserMistake(f"the classifier {path} gives {given} for 2 images of {classes} classes; {what}")
+    return data, network

@@ -1,0 +1,334 @@
+"""A trained model as the doors see it: opened from a run or from an export, it samples, reconstructs and gives likelihoods."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bigtrain.cluster import world
+from bigtrain.cluster.passes import Reading
+from bigtrain.data.index import Index
+from bigtrain.data.read import variants
+from bigtrain.data.read.stream import Batch, DataOptions, find_split, to_codes, to_images
+from bigtrain.errors import UserMistake
+from bigtrain.families.family import (
+    Capability,
+    Family,
+    Microbatch,
+    Networks,
+    Problem,
+    Trained,
+    build_network,
+    find_family,
+)
+from bigtrain.features.cache import fingerprint
+from bigtrain.features.network import full_float32
+from bigtrain.inference.candidate_selection import Selection, find_selection
+from bigtrain.pictures import to_uint8
+from bigtrain.randomness import Draws
+from bigtrain.recipe import Recipe, load_recipe
+from bigtrain.runs import checkpoint
+
+
+@dataclass(frozen=True)
+class Model:
+    """A family with weights. `provenance`: step, weights ("ema", "raw" or a further average's name), data, as JSON."""
+
+    family: Family
+    weights: Networks
+    recipe: Recipe
+    provenance: Mapping[str, Any]
+    device: torch.device
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights as float32, whatever the device, the process's precision, the run's folder or the export."""
+        return fingerprint(
+            {
+                f"{player}/{name}": value.float() if value.is_floating_point() else value
+                for player, network in self.weights.items()
+                for name, value in network.state_dict().items()
+            }
+        )
+
+    def require(self, capability: Capability, what: object) -> None:
+        """Raises UserMistake, naming `what`, if the family cannot do that."""
+        if capability not in self.family.capabilities:
+            raise UserMistake(f"{what}: {self.family.why_not(capability)}")
+
+    def check_data(self, index: Index, key: str) -> None:
+        """Raises UserMistake if the model cannot be held against this split: other classes, another size, other codes."""
+        data = self.provenance["data"]
+        if (index.image_size, list(index.classes)) != (data["image_size"], data["classes"]):
+            raise UserMistake(
+                f"{key}: {index.where} has {len(index.classes)} classes at {index.image_size} pixels, and not the classes and "
+                f"size of the model's own data ({len(data['classes'])} at {data['image_size']}); give a split of that data"
+            )
+        theirs = data["codes"]["tokenizer"] if data.get("codes") else None
+        if (index.codes.tokenizer if index.codes else None) != theirs:
+            raise UserMistake(
+                f"{key}: {index.where} does not hold what the model was trained on ("
+                f"{'codes of another tokenizer, or images' if theirs else 'codes, where the model takes images'}); give a "
+                "split of that data"
+            )
+
+    def sampler(self, seed: int, sampling: Any = None, selection: Selection | None = None) -> "Sampler":
+        """Ready to draw under `sampling` (the recipe's own options if None); opens the models that this one follows."""
+        follow_others(self.family, self.device)
+        options = self.family.sampling if sampling is None else sampling
+        prepared = self.family.prepare_sampling(self.weights, options, seed)
+        return Sampler(self.family, prepared, seed, options, self.device, selection)
+
+    def selection(
+        self, candidates: int, classifier: str, should_stop: Callable[[], bool] = lambda: False
+    ) -> Selection | None:
+        """What selects among `candidates` for each sample (evaluation.classifier says what may be given); None for one.
+
+        Raises Stopped if `should_stop` says so while a classifier is trained.
+        """
+        if candidates == 1:
+            return None
+        reading = Reading(self.recipe.evaluation.batch_size, self.recipe.data.workers, should_stop)
+        return find_selection(candidates, classifier, self.family.problem, self._images, reading, self.device)
+
+    def _images(self) -> tuple[Index, Index | None]:
+        train, validation = find_splits(self.recipe.data)
+        self.check_data(train, "data.train")
+        return images_behind(train), images_behind(validation) if validation is not None else None
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images [n, 3, H, W] in [-1, 1] as the model gives them back."""
+        with full_float32(self.device):
+            return self.family.reconstruct(self.weights, images.to(self.device))
+
+    def likelihood(self, seed: int, evaluations: int | None) -> Callable[[np.ndarray, Batch], Mapping[str, Tensor]]:
+        """What `measure_likelihood` asks for; `seed` keys the draws of families whose bound needs any, `evaluations` bounds
+        the work where it can be estimated."""
+
+        def of(numbers: np.ndarray, batch: Batch) -> Mapping[str, Tensor]:
+            images = to_images(batch, self.device) if batch.codes is None else None
+            codes = to_codes(batch, self.device) if batch.codes is not None else None
+            places = numbers.tolist()
+            labels = batch.labels.to(self.device)
+            microbatch = Microbatch(images, labels, places, Draws(seed), self.device, len(places), codes)
+            with full_float32(self.device):
+                return self.family.likelihood(self.weights, microbatch, evaluations)
+
+        return of
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws samples by index: sample i is the same whatever else is drawn with it, and on whichever rank."""
+
+    family: Family
+    networks: Networks
+    seed: int
+    sampling: Any
+    device: torch.device
+    selection: Selection | None = None
+
+    def draw(self, indices: Sequence[int] | np.ndarray, labels: Tensor) -> Tensor:
+        """Images uint8 [n, 3, H, W] on the device, of the classes `labels` (int64 [n]).
+
+        Raises FloatingPointError if the weights draw something that is not finite, which 8 bits would hide.
+        """
+        places = [int(index) for index in indices]
+        if self.selection is None:
+            return self._draw(places, labels)
+        each = self.selection.candidates
+        # One candidate of every sample at a time: memory does not grow with their number.
+        draws = (self._draw([place * each + k for place in places], labels) for k in range(each))
+        return self.selection.best(draws, labels.to(self.device))
+
+    def _draw(self, places: Sequence[int], labels: Tensor) -> Tensor:
+        images = self.family.sample(self.networks, labels.to(self.device), places, self.seed, self.sampling)
+        if not torch.isfinite(images).all():
+            raise FloatingPointError("the model draws images that are not finite: its weights have diverged")
+        return to_uint8(images)
+
+    def draw_all(self, labels: Sequence[int], batch_size: int) -> Tensor:
+        """Samples 0 .. n - 1 of the classes `labels`, batch by batch with a progress bar; uint8 [n, 3, H, W] on the CPU."""
+        batches = []
+        for first in tqdm(range(0, len(labels), batch_size), desc="sampling", unit="batch", leave=False):
+            part = torch.tensor(labels[first : first + batch_size])
+            batches.append(self.draw(range(first, first + len(part)), part).cpu())
+        return torch.cat(batches)
+
+    def labels_of(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """The classes that an evaluation asks samples `indices` for, in the data's own frequencies; int64 [n]."""
+        return self.family.problem.draw_labels(Draws(self.seed), "evaluate/labels", [int(index) for index in indices])
+
+    def protocol(self) -> dict[str, Any]:
+        """What of a sample's making belongs beside a number measured on it."""
+        # Whether a GPU replays its work changes no sample.
+        facts: dict[str, Any] = {"sampling": self.sampling.model_dump(mode="json", exclude={"capture"})}
+        if self.family.followed:
+            facts["followed"] = {role: trained.fingerprint for role, trained in self.family.followed.items()}
+        if self.selection is not None:
+            facts["selection"] = self.selection.facts
+        return facts
+
+
+def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
+    """The indices of data.train and data.validation; the main rank first, which may have to make them.
+
+    Raises UserMistake if one is missing, is another on another rank, or if they do not have the same classes.
+    """
+    train = same_on_all(world.main_first(lambda: find_split(data, "train")), "data.train")
+    where = data.validation
+    if where is None:
+        return train, None
+    validation = same_on_all(world.main_first(lambda: find_split(data, "validation")), "data.validation")
+    if validation.classes != train.classes:
+        raise UserMistake(f"data.validation: {where} has other classes than data.train; give splits of the same data")
+    if (train.codes and train.codes.tokenizer) != (validation.codes and validation.codes.tokenizer):
+        raise UserMistake(
+            f"data.validation: {where} and data.train are not codes of one tokenizer; encode both with the same run"
+        )
+    return train, validation
+
+
+def same_on_all(index: Index, key: str) -> Index:
+    """The index, if every rank has the same; every rank calls it. Raises UserMistake, on all, where they differ."""
+    found = world.gather_objects(index.fingerprint)
+    if len(set(found)) > 1:
+        others = [rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]]
+        raise UserMistake(
+            f"{key}: {index.where} is not the same data on all machines: ranks {', '.join(map(str, others))} have others than "
+            "rank 0; copy the index and its shards to all of them, or put them where all see the same"
+        )
+    return index
+
+
+def images_behind(index: Index) -> Index:
+    """The images that an index of codes was made from; an index of images as it is. Raises UserMistake."""
+    if index.codes is None:
+        return index
+    source = index.codes.images
+    try:
+        images = Index.read(source["path"], index.origin)
+        images.check_files()
+    except UserMistake as mistake:
+        raise UserMistake(
+            f"{index.where}: the images that its codes were made from cannot be read: {mistake}"
+        ) from None
+    if "resize" in source:
+        assert index.image_size is not None, f"{index.path}: codes are of images of one size"
+        images = variants.resized(images, index.image_size, source["resize"])
+    if images.fingerprint != source["fingerprint"]:
+        raise UserMistake(
+            f"{index.where}: its codes were made from {images.where}, which holds other images now; encode them again"
+        )
+    return variants.subset(images, index.view["classes"]) if "classes" in index.view else images
+
+
+def open_model(
+    path: Path,
+    device: torch.device,
+    *,
+    weights: str | None = None,
+    which: str = "newest",
+    overrides: Sequence[str] = (),
+) -> Model:
+    """Opens a run folder or an export; every rank calls it and opens the same.
+
+    `weights`: "ema", "raw" or the name of a further average; None: a run's main averages, or those that an export holds.
+    `which`: a run's checkpoint: "newest" (the newest whole one), "best" (train.keep_best) or a step. Raises UserMistake if
+    the folder is neither, or has no such checkpoint.
+    """
+    if not (path / "recipe.yaml").is_file():
+        raise UserMistake(f"{path}: is neither a run folder nor an export (it has no recipe.yaml)")
+    recipe = load_recipe(path / "recipe.yaml", overrides)
+    if (path / "model_index.json").is_file():
+        if which != "newest":
+            raise UserMistake(f"--checkpoint: {path} is an export, which has no checkpoints")
+        return _open_export(path, recipe, device, weights)
+    return _open_run(path, recipe, device, weights or "ema", which)
+
+
+def make_family(recipe: Recipe, problem: Problem) -> Family:
+    """The recipe's family for a problem. Raises UserMistake where its options do not fit the data."""
+    kind = find_family(recipe.family.kind)
+    if problem.codes is not None and not kind.reads_codes:
+        raise UserMistake(
+            f"data.train: {recipe.data.train} holds codes, but a {kind.kind} learns images; give their index"
+        )
+    try:
+        return kind(recipe.family, problem)
+    except ValueError as error:
+        raise UserMistake(str(error)) from None
+
+
+def follow_others(family: Family, device: torch.device, roles: Sequence[str] | None = None) -> None:
+    """Opens the models that the family follows (those of `roles`, or all), unless it has them already."""
+    missing = {
+        role: other
+        for role, other in family.follows.items()
+        if role not in family.followed and (roles is None or role in roles)
+    }
+    trained = {}
+    for role, other in missing.items():
+        try:
+            model = open_model(Path(other.place), device)
+        except UserMistake as mistake:
+            raise UserMistake(f"family.{role}: {mistake}") from None
+        follow_others(model.family, device, other.roles)
+        trained[role] = Trained(model.family, model.weights, model.fingerprint)
+    family.follow(trained)
+
+
+def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, which: str) -> Model:
+    chosen = world.on_main(lambda: checkpoint.chosen_path(path / "checkpoints", which))
+    if weights not in ("ema", "raw", *recipe.ema.further):
+        there = ", ".join(["ema", "raw", *recipe.ema.further])
+        raise UserMistake(f"--weights: {path} has no average {weights!r}; there are {there}")
+    saved = checkpoint.opened(chosen)
+    family = make_family(recipe, Problem.of(saved.state["data"]))
+    group = {"ema": "average", "raw": "weights"}.get(weights, f"average_{weights}")
+    networks: dict[str, nn.Module] = {}
+    for name in family.sampled_players:
+        tensors = saved.tensors(name)
+        network = build_network(family, name, recipe.run.seed)
+        network.load_state_dict(tensors[group if group in tensors else "weights"])
+        networks[name] = ready(network, device)
+    provenance = {"step": saved.step, "weights": weights, "data": saved.state["data"]}
+    return Model(family, networks, recipe, provenance, device)
+
+
+def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str | None) -> Model:
+    from bigtrain.exchange.export import opened  # heavy, and only exports need it
+
+    try:
+        provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+        family = make_family(recipe, Problem.of(provenance["data"]))
+        networks, followed = opened(path, family)
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserMistake(f"{path}: the export is incomplete or damaged ({error}); export the run again") from error
+    if weights not in (None, provenance["weights"]):
+        raise UserMistake(
+            f"{path}: this export holds {provenance['weights']} weights, not {weights} ones; leave out --weights, or export "
+            "the run again"
+        )
+    family.follow({role: _ready(trained, device) for role, trained in followed.items()})
+    return Model(
+        family, {name: ready(network, device) for name, network in networks.items()}, recipe, provenance, device
+    )
+
+
+def _ready(trained: Trained, device: torch.device) -> Trained:
+    """A followed model of an export, and those that it follows, ready to be used."""
+    trained.family.follow({role: _ready(other, device) for role, other in trained.family.followed.items()})
+    networks = {name: ready(network, device) for name, network in trained.networks.items()}
+    return Trained(trained.family, networks, trained.fingerprint)
+
+
+def ready(network: nn.Module, device: torch.device) -> nn.Module:
+    """In eval mode on the device, in the layout of training: another one would move samples by a rounding."""
+    return network.requires_grad_(False).to(device).to(memory_format=torch.channels_last).eval()

@@ -1,0 +1,329 @@
+"""BigGAN (Brock, Donahue & Simonyan 2019, arXiv:1809.11096): class-conditional generator and projection discriminator.
+
+Residual blocks as in appendix B of the paper, spectral norm on every weight but the shared class embedding, conditional
+batch norm in the generator, projection (Miyato & Koyama 2018) in the discriminator, one self-attention block (Zhang et
+al. 2019) in each. Parameters, with channels = 96 and latent_per_block = 20:
+
+    ImageNet 128x128, 1000 classes, attention at 64:   generator 70,433,988   discriminator 87,982,370
+    CIFAR-10 32x32, 10 classes, attention at 16:       generator  9,416,196   discriminator  2,415,170
+"""
+
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from bigtrain.errors import UserMistake
+from bigtrain.networks.layers.normalisation import (
+    ConditionalBatchNorm,
+    SNConv2d,
+    SNEmbedding,
+    SNLinear,
+    SpectralNorm,
+    SyncedBatchNorm,
+    statistics_dtype,
+    without_autocast,
+)
+from bigtrain.options import Options
+
+# By resolution, in units of `channels`. 32 is StudioGAN's network for CIFAR-10; 64 and up are those of the paper and of
+# BigGAN-PyTorch; 16 is ours, for demonstrations.
+GENERATOR_WIDTHS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    # resolution: (into each block, out of each block); a block doubles the resolution, from 4x4 on
+    16: ((4, 4), (4, 2)),
+    32: ((4, 4, 4), (4, 4, 4)),
+    64: ((16, 16, 8, 4), (16, 8, 4, 2)),
+    128: ((16, 16, 8, 4, 2), (16, 8, 4, 2, 1)),
+    256: ((16, 16, 8, 8, 4, 2), (16, 8, 8, 4, 2, 1)),
+    512: ((16, 16, 8, 8, 4, 2, 1), (16, 8, 8, 4, 2, 1, 1)),
+}
+DISCRIMINATOR_WIDTHS: dict[int, tuple[tuple[int, ...], int]] = {
+    # resolution: (out of each block, how many of them, the first ones, halve the resolution)
+    16: ((2, 4, 4), 2),
+    32: ((2, 2, 2, 2), 2),
+    64: ((1, 2, 4, 8, 16), 4),
+    128: ((1, 2, 4, 8, 16, 16), 5),
+    256: ((1, 2, 4, 8, 8, 16, 16), 6),
+    512: ((1, 1, 2, 4, 8, 8, 16, 16), 7),
+}
+
+
+class GeneratorOptions(Options):
+    """The generator's architecture."""
+
+    channels: int = Field(default=96, gt=0)
+    """The width that the table of the resolution multiplies."""
+    latent_per_block: int = Field(default=20, gt=0)
+    """Size of each chunk of z: one for the first layer and one for every block."""
+    class_embedding: int = Field(default=128, gt=0)
+    """Size of the class embedding that the blocks share."""
+    attention_resolution: int | None = Field(default=64, gt=0)
+    """Self-attention follows the block whose output has this height and width; null: none."""
+    batch_norm_eps: float = Field(default=1e-5, gt=0)
+    """Added to the variance in batch norm. StudioGAN's recipes use 1e-4."""
+    batch_norm_momentum: float = Field(default=0.1, gt=0, le=1)
+    """Share of the newest moments in the running statistics."""
+    spectral_norm_eps: float = Field(default=1e-6, gt=0)
+    """Smallest norm that the power iteration divides by."""
+    init: Literal["orthogonal", "n02"] = "orthogonal"
+    """Initial weights: orthogonal matrices (Saxe et al. 2014), or normal with standard deviation 0.02."""
+
+
+class DiscriminatorOptions(Options):
+    """The discriminator's architecture."""
+
+    channels: int = Field(default=96, gt=0)
+    """The width that the table of the resolution multiplies."""
+    attention_resolution: int | None = Field(default=64, gt=0)
+    """Self-attention follows the first block whose output has this height and width; null: none."""
+    spectral_norm_eps: float = Field(default=1e-6, gt=0)
+    """Smallest norm that the power iteration divides by."""
+    init: Literal["orthogonal", "n02"] = "orthogonal"
+    """Initial weights: orthogonal matrices (Saxe et al. 2014), or normal with standard deviation 0.02."""
+
+
+# Exact rewrites of the two resampling convolutions, with 4/9 of the multiplications each. Both widen the 3x3 kernel to
+# 4x4: taps that meet the same pixel are added up once, in the kernel, and not again for every image and place.
+
+
+def upsample_and_convolve(x: Tensor, conv: SNConv2d) -> Tensor:
+    """conv(nearest x2 (x)) for a 3x3 convolution, [n, in, h, w] -> [n, out, 2h, 2w], as one transposed convolution."""
+    widened = F.avg_pool2d(conv.normalised_weight(), 2, stride=1, padding=1, divisor_override=1)
+    return F.conv_transpose2d(x, widened.flip(2, 3).transpose(0, 1), conv.bias, stride=2, padding=1)
+
+
+def convolve_and_pool(x: Tensor, conv: SNConv2d) -> Tensor:
+    """mean pool 2x2 (conv(x)) for a 3x3 convolution, [n, in, 2h, 2w] -> [n, out, h, w], as one strided convolution."""
+    widened = F.avg_pool2d(conv.normalised_weight(), 2, stride=1, padding=1)
+    return F.conv2d(x, widened, conv.bias, stride=2, padding=1)
+
+
+def latent_size(options: GeneratorOptions, resolution: int) -> int:
+    """Size of z: a chunk for the first layer and one for every block. Raises UserMistake if no table fits."""
+    _check_resolution(resolution)
+    return options.latent_per_block * (1 + len(GENERATOR_WIDTHS[resolution][0]))
+
+
+class SelfAttention(nn.Module):
+    """x + gamma o(attention(theta(x), phi(x), g(x))), all four 1x1 (Zhang et al. 2019, eqs. 1-3); gamma starts at 0.
+
+    BigGAN's variant: keys and values are max-pooled 2x2, logits are not scaled, and nothing has a bias.
+    """
+
+    def __init__(self, channels: int, *, eps: float) -> None:
+        super().__init__()
+        conv = partial(SNConv2d, kernel=1, bias=False, eps=eps)
+        self.theta = conv(channels, channels // 8)
+        self.phi = conv(channels, channels // 8)
+        self.g = conv(channels, channels // 2)
+        self.o = conv(channels // 2, channels)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, h, w] -> the same shape; h and w are even."""
+        height, width = x.shape[2:]
+        query = self._as_sequence(self.theta(x))
+        key = self._as_sequence(F.max_pool2d(self.phi(x), 2))
+        value = self._as_sequence(F.max_pool2d(self.g(x), 2))
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return x + self.gamma * self.o(attended.squeeze(1).transpose(1, 2).unflatten(2, (height, width)))
+
+    @staticmethod
+    def _as_sequence(x: Tensor) -> Tensor:
+        """[n, c, h, w] -> [n, 1 head, h w, c]."""
+        return x.flatten(2).transpose(1, 2).unsqueeze(1)
+
+
+class GeneratorBlock(nn.Module):
+    """cBN-ReLU-up-conv3-cBN-ReLU-conv3, plus up-conv1 as the shortcut (Brock et al. 2019, figure 15b)."""
+
+    def __init__(self, inputs: int, outputs: int, condition: int, options: GeneratorOptions) -> None:
+        super().__init__()
+        conv = partial(SNConv2d, eps=options.spectral_norm_eps)
+        norm = partial(
+            ConditionalBatchNorm,
+            condition=condition,
+            eps=options.batch_norm_eps,
+            momentum=options.batch_norm_momentum,
+            spectral_norm_eps=options.spectral_norm_eps,
+        )
+        self.norm1 = norm(inputs)
+        self.conv1 = conv(inputs, outputs, 3)
+        self.norm2 = norm(outputs)
+        self.conv2 = conv(outputs, outputs, 3)
+        self.shortcut = conv(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [n, inputs, h, w], y [n, condition] -> [n, outputs, 2h, 2w]."""
+        # In place where the norm's backward has no use for its output.
+        h = upsample_and_convolve(F.relu(self.norm1(x, y), inplace=True), self.conv1)
+        h = self.conv2(F.relu(self.norm2(h, y), inplace=True))
+        # A 1x1 convolution and nearest upsampling commute: a quarter of the work before it.
+        return h + F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest")
+
+
+class Generator(nn.Module):
+    """z and a class -> an image. z is cut into chunks: the first feeds the first layer, the others one block each."""
+
+    recomputed_blocks = (GeneratorBlock, SelfAttention)
+
+    def __init__(self, options: GeneratorOptions, resolution: int, classes: int) -> None:
+        """Weights are drawn from torch's global generator. Raises UserMistake for sizes that no table or block fits."""
+        super().__init__()
+        _check_resolution(resolution)
+        inputs, outputs = ([options.channels * width for width in row] for row in GENERATOR_WIDTHS[resolution])
+        self.latent_per_block = options.latent_per_block
+        self.latent = latent_size(options, resolution)
+        """Size of z."""
+        condition = options.class_embedding + options.latent_per_block
+        eps = options.spectral_norm_eps
+        self.shared = nn.Embedding(classes, options.class_embedding)
+        self.linear = SNLinear(options.latent_per_block, inputs[0] * 4 * 4, eps=eps)
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(into, out, condition, options) for into, out in zip(inputs, outputs, strict=True)
+        )
+        self.norm = SyncedBatchNorm(outputs[-1], eps=options.batch_norm_eps, momentum=options.batch_norm_momentum)
+        self.conv = SNConv2d(outputs[-1], 3, 3, eps=eps)
+        self.attention, self.attention_after = _attention(
+            "generator", options, outputs, [8 << block for block in range(len(outputs))]
+        )
+        _initialise(self, options.init)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        """z [n, latent], labels int64 [n] in 0 .. classes - 1 -> images [n, 3, R, R] in [-1, 1], at least float32."""
+        shared = self.shared(labels)
+        first, *chunks = z.split(self.latent_per_block, dim=1)
+        # channels_last is the layout that convolutions are fastest in, and it spreads from the first feature map on.
+        h = self.linear(first).unflatten(1, (-1, 4, 4)).contiguous(memory_format=torch.channels_last)
+        for index, (block, chunk) in enumerate(zip(self.blocks, chunks, strict=True)):
+            h = block(h, torch.cat([shared, chunk], dim=1))
+            if self.attention is not None and index == self.attention_after:
+                h = self.attention(h)
+        h = self.conv(F.relu(self.norm(h), inplace=True))
+        # bfloat16 knows 128 values between 0.5 and 1: too coarse for the bright end of an image.
+        return torch.tanh(h.to(statistics_dtype(h.dtype)))
+
+
+class DiscriminatorBlock(nn.Module):
+    """ReLU-conv3-ReLU-conv3-pool, plus conv1-pool as the shortcut (Brock et al. 2019, figure 15c).
+
+    The first block sees pixels and has no ReLU in front. The shortcut is the identity where a block changes nothing.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, first: bool, downsample: bool, eps: float) -> None:
+        super().__init__()
+        self.first = first
+        self.downsample = downsample
+        self.conv1 = SNConv2d(inputs, outputs, 3, eps=eps)
+        self.conv2 = SNConv2d(outputs, outputs, 3, eps=eps)
+        identity = inputs == outputs and not downsample
+        self.shortcut = nn.Identity() if identity else SNConv2d(inputs, outputs, 1, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, inputs, h, w] -> [n, outputs, h / 2, w / 2], or h, w without downsampling."""
+        # Out of place: the shortcut takes x itself. (In place it would get ReLU(x), as in StudioGAN.)
+        h = F.relu(self.conv1(x if self.first else F.relu(x)), inplace=True)
+        if not self.downsample:
+            return self.conv2(h) + self.shortcut(x)
+        # A 1x1 convolution and average pooling commute: a quarter of the work after it.
+        return convolve_and_pool(h, self.conv2) + self.shortcut(F.avg_pool2d(x, 2))
+
+
+class Discriminator(nn.Module):
+    """An image and a class -> a logit: linear(h) + <embedding(class), h> (Miyato & Koyama 2018, figure 1d)."""
+
+    recomputed_blocks = (DiscriminatorBlock, SelfAttention)
+
+    def __init__(self, options: DiscriminatorOptions, resolution: int, classes: int) -> None:
+        """Weights are drawn from torch's global generator. Raises UserMistake for sizes that no table or block fits."""
+        super().__init__()
+        _check_resolution(resolution)
+        widths, halvings = DISCRIMINATOR_WIDTHS[resolution]
+        outputs = [options.channels * width for width in widths]
+        eps = options.spectral_norm_eps
+        self.blocks = nn.ModuleList(
+            DiscriminatorBlock(into, out, first=index == 0, downsample=index < halvings, eps=eps)
+            for index, (into, out) in enumerate(zip([3, *outputs[:-1]], outputs, strict=True))
+        )
+        self.linear = SNLinear(outputs[-1], 1, eps=eps)
+        self.embedding = SNEmbedding(classes, outputs[-1], eps=eps)
+        self.attention, self.attention_after = _attention(
+            "discriminator", options, outputs, [resolution >> min(block + 1, halvings) for block in range(len(outputs))]
+        )
+        _initialise(self, options.init)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """images [n, 3, R, R] in [-1, 1], labels int64 [n] in 0 .. classes - 1 -> logits [n], at least float32."""
+        h = images
+        for index, block in enumerate(self.blocks):
+            h = block(h)
+            if self.attention is not None and index == self.attention_after:
+                h = self.attention(h)
+        h = F.relu(h).sum(dim=(2, 3), dtype=statistics_dtype(h.dtype))
+        with without_autocast(h):
+            return self.linear(h).squeeze(1) + (self.embedding(labels) * h).sum(1)
+
+
+def orthogonal_penalty(network: nn.Module, strength: float) -> Tensor:
+    """BigGAN's orthogonal regularisation without the diagonal (Brock et al. 2019, eq. 3), as a scalar loss.
+
+    strength / 2 |W W^T o (1 - I)|^2, summed over every weight but the shared embedding, each as a matrix W [out, rest].
+    Its gradient is 2 strength ((W W^T) o (1 - I)) W, which is what BigGAN-PyTorch adds. The paper's strength is 1e-4.
+    """
+    weights = [module.weight for module in network.modules() if isinstance(module, SpectralNorm)]
+    penalty = weights[0].new_zeros((), dtype=statistics_dtype(weights[0].dtype))
+    with without_autocast(weights[0]):
+        for weight in weights:
+            penalty = penalty + _off_diagonal(weight.flatten(1).to(penalty.dtype))
+    return strength / 2 * penalty
+
+
+def _off_diagonal(rows: Tensor) -> Tensor:
+    """|W W^T o (1 - I)|^2 of W [out, rest], a scalar."""
+    if len(rows) <= 2 * rows.shape[1]:
+        gram = rows @ rows.t()
+        return (gram - gram.diagonal().diag_embed()).square().sum()
+    # |W W^T| = |W^T W|, which is small where W is tall: the generator's first layer at 128x128 is [24576, 20]. So tall, the
+    # diagonal is the lesser part of the sum, and little is lost by subtracting it.
+    return (rows.t() @ rows).square().sum() - rows.square().sum(1).square().sum()
+
+
+def _check_resolution(resolution: int) -> None:
+    if resolution not in GENERATOR_WIDTHS:
+        known = ", ".join(map(str, GENERATOR_WIDTHS))
+        raise UserMistake(f"data.image_size: BigGAN has no network for {resolution}; choose one of {known}")
+
+
+def _attention(
+    player: str, options: GeneratorOptions | DiscriminatorOptions, outputs: list[int], resolutions: list[int]
+) -> tuple[SelfAttention | None, int]:
+    """The attention block and the index of the block that it follows, from each block's output width and resolution."""
+    asked, key = options.attention_resolution, f"family.{player}"
+    if asked is None:
+        return None, -1
+    if asked not in resolutions:
+        valid = ", ".join(str(size) for size in sorted(set(resolutions)))
+        raise UserMistake(f"{key}.attention_resolution: there are no features of {asked}; choose {valid} or null")
+    after = resolutions.index(asked)
+    if outputs[after] % 8:
+        raise UserMistake(
+            f"{key}.channels: attention divides its {outputs[after]} features by 8; choose a multiple of 8, "
+            f"or null for {key}.attention_resolution"
+        )
+    return SelfAttention(outputs[after], eps=options.spectral_norm_eps), after
+
+
+@torch.no_grad()
+def _initialise(network: nn.Module, how: Literal["orthogonal", "n02"]) -> None:
+    """Draws every convolution's, linear map's and embedding's weight, and zeroes the biases."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+            if how == "orthogonal":
+                nn.init.orthogonal_(module.weight)
+            else:
+                nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""Gated PixelCNN: the network, its output distributions, and cached sampling."""

@@ -1,0 +1,273 @@
+"""What a PixelCNN says about one position: three distributions, their likelihoods and how they are drawn from.
+
+Every output works on the features of positions, one by one: [..., features] in, whatever the dots are. Its values are int64
+[..., channels], with one channel for codes and three (R, G, B in 0..255) for pixels. A draw is the inverse distribution
+function of uniforms that the caller brings, so that a sample is a function of its own numbers and of nothing else.
+
+Likelihoods and draws are computed in at least float32, whatever autocast says.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
+
+LEVELS = 256
+"""Values of a pixel's channel."""
+
+SMALLEST_LOG_SCALE = -7.0
+"""Floor of a logistic's log scale (PixelCNN++): e^-7 is a ninth of the distance between two values of a pixel."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a distribution is sharpened before it is drawn from: first temperature, then top_k, then top_p.
+
+    `temperature` > 0 divides the logits. `top_k` keeps the k likeliest values (and those that tie with the last of
+    them). `top_p`, in (0, 1], keeps the fewest likeliest values whose probabilities reach p together. Raises
+    ValueError for anything else.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature is {self.temperature}; it must be above 0 (1 leaves the distribution as it is)"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; keep at least 1 value, or give None for all")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1, or None for all")
+
+    def sharpen(self, logits: Tensor) -> Tensor:
+        """[..., values] -> the same shape, with -inf for what is excluded."""
+        if self.temperature != 1:  # the largest becomes 0, so that no temperature is too low
+            logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[..., -1:], -math.inf)
+        if self.top_p is not None and self.top_p < 1:
+            descending, order = logits.sort(dim=-1, descending=True, stable=True)
+            probabilities = descending.softmax(-1)
+            before = probabilities.cumsum(-1) - probabilities
+            excluded = before >= self.top_p
+            excluded[..., 0] = False  # whatever rounding says
+            logits = logits.masked_fill(torch.empty_like(excluded).scatter_(-1, order, excluded), -math.inf)
+        return logits
+
+
+def draw_index(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+    """The smallest index whose distribution function exceeds u: [..., values] and [...] in [0, 1) -> int64 [...].
+
+    In float64, and u * total is kept below total, so that no excluded index can be drawn by rounding.
+    """
+    distribution = sampling.sharpen(logits).softmax(-1).cumsum(-1, dtype=torch.float64)
+    total = distribution[..., -1:]
+    target = torch.minimum(uniforms.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(distribution, target, right=True).squeeze(-1)
+
+
+class Output(nn.Module):
+    """One position's distribution over its values."""
+
+    channels: int
+    """Values at a position: 1 code, or 3 channels of a pixel."""
+    draws: int
+    """Uniforms that one position takes."""
+    width: int
+    """Size of `embed`'s vectors."""
+
+    def embed(self, values: Tensor) -> Tensor:
+        """int64 [..., channels] -> [..., width], what the network reads of a position, in the weights' dtype."""
+        raise NotImplementedError
+
+    def logits(self, features: Tensor, values: Tensor) -> Tensor:
+        """What the distribution is made of, from features [..., f] and values [..., channels] (only earlier channels)."""
+        raise NotImplementedError
+
+    def log_probabilities(self, features: Tensor, values: Tensor) -> Tensor:
+        """Nats [..., channels]: each channel's log probability given the features and the earlier channels."""
+        raise NotImplementedError
+
+    def draw(self, features: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+        """features [..., f] and uniforms [..., draws] in [0, 1) -> int64 [..., channels]."""
+        raise NotImplementedError
+
+
+def _small_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A last layer that starts near zero: the first loss is that of the distribution its bias describes."""
+    linear = nn.Linear(inputs, outputs)
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _exact(features: Tensor) -> Tensor:
+    return features.to(statistics_dtype(features.dtype))
+
+
+class CodeSoftmax(Output):
+    """One code of K: relu, then a linear map to K logits [..., K]."""
+
+    channels = 1
+    draws = 1
+
+    def __init__(self, features: int, codebook_size: int) -> None:
+        super().__init__()
+        self.width = features
+        self.embedding = nn.Embedding(codebook_size, features)
+        self.to_logits = _small_linear(features, codebook_size)
+
+    def embed(self, values: Tensor) -> Tensor:
+        return self.embedding(values[..., 0])
+
+    def logits(self, features: Tensor, values: Tensor | None = None) -> Tensor:
+        with without_autocast(features):
+            return self.to_logits(_exact(features).relu())
+
+    def log_probabilities(self, features: Tensor, values: Tensor) -> Tensor:
+        return self.logits(features).log_softmax(-1).gather(-1, values)
+
+    def draw(self, features: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+        return draw_index(self.logits(features), uniforms[..., 0], sampling).unsqueeze(-1)
+
+
+class PixelOutput(Output):
+    """Outputs over pixels; the network reads R, G, B as three numbers in [-1, 1]."""
+
+    channels = 3
+    width = 3
+
+    def embed(self, values: Tensor) -> Tensor:
+        return as_numbers(values, next(self.parameters()).dtype)
+
+
+def as_numbers(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """0..255 -> [-1, 1]."""
+    return values.to(dtype) / ((LEVELS - 1) / 2) - 1
+
+
+class PixelSoftmax(PixelOutput):
+    """256 logits a channel, R, then G given R, then B given R and G: [..., 3, 256].
+
+    van den Oord et al. 2016a (arXiv:1601.06759, section 3.3) split the features of every layer by colour; here the
+    earlier channels of the same pixel enter only this head, each by a table of vectors that is added to hidden features.
+    """
+
+    draws = 3
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.hidden = nn.Linear(features, 3 * features)
+        self.green_given_red = nn.Embedding(LEVELS, features)
+        self.blue_given_red = nn.Embedding(LEVELS, features)
+        self.blue_given_green = nn.Embedding(LEVELS, features)
+        for table in (self.green_given_red, self.blue_given_red, self.blue_given_green):
+            nn.init.zeros_(table.weight)
+        self.to_logits = nn.ModuleList([_small_linear(features, LEVELS) for _ in range(3)])
+
+    def _channel(self, channel: int, hidden: Tensor, values: Tensor) -> Tensor:
+        """Logits [..., 256] of one channel, from its hidden features [..., f] and the values of those before it."""
+        if channel == 1:
+            hidden = hidden + self.green_given_red(values[..., 0])
+        elif channel == 2:
+            hidden = hidden + self.blue_given_red(values[..., 0]) + self.blue_given_green(values[..., 1])
+        return self.to_logits[channel](hidden.relu())
+
+    def _hidden(self, features: Tensor) -> tuple[Tensor, ...]:
+        return self.hidden(_exact(features).relu()).split(self.features, dim=-1)
+
+    def logits(self, features: Tensor, values: Tensor) -> Tensor:
+        with without_autocast(features):
+            hidden = self._hidden(features)
+            return torch.stack([self._channel(channel, hidden[channel], values) for channel in range(3)], dim=-2)
+
+    def log_probabilities(self, features: Tensor, values: Tensor) -> Tensor:
+        return self.logits(features, values).log_softmax(-1).gather(-1, values.unsqueeze(-1)).squeeze(-1)
+
+    def draw(self, features: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+        with without_autocast(features):
+            hidden = self._hidden(features)
+            values = torch.zeros(uniforms.shape, dtype=torch.int64, device=features.device)
+            for channel in range(3):
+                logits = self._channel(channel, hidden[channel], values)
+                values[..., channel] = draw_index(logits, uniforms[..., channel], sampling)
+            return values
+
+
+class LogisticMixture(PixelOutput):
+    """PixelCNN++'s discretised logistics (Salimans et al. 2017, arXiv:1701.05517, sections 2.1 and 2.2).
+
+    One component is drawn for the whole pixel; in it R, G, B are logistic, rounded to 8 bits, and the means of G and B
+    are linear in the earlier channels: mu_G + alpha R, mu_B + beta R + gamma G, with numbers in [-1, 1] and
+    coefficients in (-1, 1). The values 0 and 255 take the tails. `logits` [..., 10, mixtures]: weights, 3 means,
+    3 log scales, 3 coefficients before their tanh.
+
+    Unlike the published code, the probability of a value between the edges is exact at every scale:
+    sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a)), so that all 256 sum to 1.
+    """
+
+    draws = 4
+
+    def __init__(self, features: int, mixtures: int) -> None:
+        super().__init__()
+        self.mixtures = mixtures
+        self.to_logits = _small_linear(features, 10 * mixtures)
+        with torch.no_grad():
+            # Broad components side by side cover the values: the first loss is within a nat or so of a channel's log 256.
+            bias = self.to_logits.bias.view(10, mixtures)
+            bias[1:4] = torch.linspace(-1, 1, 2 * mixtures + 1)[1::2]
+            bias[4:7] = -1.0
+
+    def logits(self, features: Tensor, values: Tensor | None = None) -> Tensor:
+        with without_autocast(features):
+            return self.to_logits(_exact(features).relu()).unflatten(-1, (10, self.mixtures))
+
+    @staticmethod
+    def _means(means: Tensor, coefficients: Tensor, numbers: Tensor, channel: int) -> Tensor:
+        """Component means [..., mixtures] of one channel, given the earlier channels' numbers [..., 3] in [-1, 1]."""
+        mean = means[..., channel, :]
+        for earlier in range(channel):
+            # The coefficients in the published order: G on R, B on R, B on G.
+            mean = mean + coefficients[..., channel - 1 + earlier, :].tanh() * numbers[..., earlier, None]
+        return mean
+
+    def log_probabilities(self, features: Tensor, values: Tensor) -> Tensor:
+        weights, means, log_scales, coefficients = self.logits(features).split([1, 3, 3, 3], dim=-2)
+        numbers = as_numbers(values, weights.dtype)
+        mean = torch.stack([self._means(means, coefficients, numbers, channel) for channel in range(3)], dim=-2)
+        inverse_scale = (-log_scales.clamp_min(SMALLEST_LOG_SCALE)).exp()
+        half = 1 / (LEVELS - 1)
+        upper = (numbers.unsqueeze(-1) - mean + half) * inverse_scale
+        lower = (numbers.unsqueeze(-1) - mean - half) * inverse_scale
+        to_the_left, to_the_right = F.logsigmoid(upper), F.logsigmoid(-lower)
+        between = to_the_left + to_the_right + (-torch.expm1(-2 * half * inverse_scale)).log()
+        edges = values.unsqueeze(-1)
+        by_component = torch.where(edges == 0, to_the_left, torch.where(edges == LEVELS - 1, to_the_right, between))
+        # log p(R), log p(R, G), log p(R, G, B), each summed over the components; differences condition them.
+        joint = (weights.log_softmax(-1) + by_component.cumsum(-2)).logsumexp(-1)
+        return joint - F.pad(joint[..., :-1], (1, 0))
+
+    def draw(self, features: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+        """As ever; `temperature` divides the weights' logits and multiplies the scales. Raises ValueError for the rest."""
+        if sampling.top_k is not None or sampling.top_p is not None:
+            raise ValueError("top_k and top_p are for softmax outputs; with mixtures give temperature alone")
+        logits = self.logits(features)
+        component = draw_index(logits[..., 0, :], uniforms[..., 0], Sampling(sampling.temperature))
+        chosen = component[..., None, None].expand(*component.shape, 10, 1)
+        _, means, log_scales, coefficients = logits.gather(-1, chosen).split([1, 3, 3, 3], dim=-2)
+        scales = log_scales.clamp_min(SMALLEST_LOG_SCALE).exp() * sampling.temperature
+        noise = scales[..., 0] * torch.logit(uniforms[..., 1:]).to(scales.dtype)
+        values = torch.zeros_like(uniforms[..., 1:], dtype=torch.int64)
+        for channel in range(3):
+            mean = self._means(means, coefficients, as_numbers(values, scales.dtype), channel)[..., 0]
+            number = (mean + noise[..., channel]).clamp(-1, 1)
+            values[..., channel] = ((number + 1) * ((LEVELS - 1) / 2)).round().to(torch.int64)
+        return values

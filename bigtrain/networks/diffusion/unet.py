@@ -1,0 +1,231 @@
+"""The UNets of DDPM, iDDPM and ADM: diffusers' `UNet2DModel`, with what the originals have and it lacks.
+
+DDPM: Ho, Jain & Abbeel 2020 (arXiv:2006.11239, appendix B). iDDPM: Nichol & Dhariwal 2021 (arXiv:2102.09672). ADM: Dhariwal
+& Nichol 2021 (arXiv:2105.05233, section 3). Added here: zeros in the last layer of every residual branch and of the network,
+so that an untrained network puts out exactly zero; Ho's initialisation; a null class; time embedding and last convolution in
+at least float32 under autocast, as OpenAI computes them. Names and shapes of weights are `UNet2DModel`'s.
+
+Parameters: DDPM at CIFAR-10 35,746,307, iDDPM at CIFAR-10 52,546,438, ADM at ImageNet 64x64 295,904,454.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d import UNet2DModel
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
+from bigtrain.options import Options
+
+
+class UNetOptions(Options):
+    """A UNet's size. Level i works on maps of image_size / 2^i pixels with channels x multipliers[i] channels."""
+
+    channels: int = Field(default=128, gt=0)
+    """Channels of the first level at multiplier 1."""
+    multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1, 2, 2, 2), min_length=1)
+    """Channels of each level, as multiples of `channels`; as many levels as there are numbers."""
+    blocks_per_level: int = Field(default=2, gt=0)
+    """Residual blocks of a level on the way down; one more on the way up."""
+    attention_resolutions: tuple[int, ...] = (16,)
+    """Sizes of the maps (pixels) that have self-attention after each block; the middle always has it."""
+    head_channels: int | None = Field(default=None, gt=0)
+    """Channels of an attention head, which divide those of every level that has attention and of the last one, where the
+    middle has it; null: one head."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the second convolution of each residual block."""
+    scale_shift: bool = False
+    """Whether the time scales and shifts the normalised maps (iDDPM, section 3; ADM) or is added to them (DDPM)."""
+    resnet_resampling: bool = False
+    """Whether residual blocks change the resolution (BigGAN's and ADM's resblock_updown) or single convolutions do."""
+    norm_groups: int = Field(default=32, gt=0)
+    """Groups of every group norm."""
+    details: Literal["openai", "ho"] = "openai"
+    """Whose code settles the details. ho: time embedding (sin, cos) with the last frequency 1/10000, group norm's epsilon 1e-6,
+    TensorFlow's one-sided padding where a convolution halves, uniform initialisation by fan_avg. openai: (cos, sin) with that
+    frequency left out, 1e-5, padding on both sides, PyTorch's initialisation."""
+
+    @model_validator(mode="after")
+    def _widths_divide(self) -> "UNetOptions":
+        first = self.channels * self.multipliers[0]
+        if first % 2 or first < 4:
+            raise ValueError(
+                f"channels: {self.channels} gives the first level {first}, but the time embedding has sines and cosines in "
+                "pairs, of two frequencies at least; take an even number of 4 or more"
+            )
+        for multiplier in self.multipliers:
+            width = self.channels * multiplier
+            if width % self.norm_groups:
+                raise ValueError(
+                    f"norm_groups: {self.norm_groups} does not divide the {width} channels of multiplier {multiplier}; "
+                    f"{math.gcd(width, self.norm_groups)} would"
+                )
+        return self
+
+
+class UNet(nn.Module):
+    """What a diffusion model predicts of a noised image. The `UNet2DModel` itself is the attribute `unet`."""
+
+    # Not diffusers' own enable_gradient_checkpointing, which leaves the attention out.
+    recomputed_blocks = (ResnetBlock2D, Attention)
+
+    def __init__(
+        self, options: UNetOptions, image_size: int, outputs: int, classes: int | None = None, null_class: bool = False
+    ) -> None:
+        """`outputs`: channels of the prediction (3, or 6 with a learned variance); `classes`: None for an unconditional
+        network; `null_class`: whether there is one class more, number `classes`, that stands for none.
+
+        Raises ValueError, naming the key, if the options do not fit the image size.
+        """
+        super().__init__()
+        self.null_class = classes if null_class else None
+        config = unet_config(options, image_size, outputs, classes, null_class)
+        width = config["block_out_channels"][0]
+        self.unet = UNet2DModel(**config)
+        # The same names and shapes of weights: a state dict knows no difference.
+        self.unet.time_proj = TimeFrequencies(width, config["flip_sin_to_cos"], config["freq_shift"])
+        self.unet.time_embedding = PreciseTimeEmbedding(width, 4 * width)
+        self.unet.conv_out = PreciseConv2d(width, outputs, kernel_size=3, padding=1)
+        _initialise(self.unet, options)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x [n, 3, h, w] and its times t [n] (0 .. T - 1, fractions allowed), labels int64 [n] or None where there are no
+        classes -> [n, outputs, h, w] in at least float32."""
+        time = t.to(statistics_dtype(self.unet.conv_in.weight.dtype))
+        return self.unet(x, time, labels, return_dict=False)[0]
+
+    def take(self, plain: UNet2DModel) -> None:
+        """Takes over the weights of what `to_diffusers` made."""
+        weights = plain.state_dict()
+        weights.pop("time_proj.weight", None)  # a table that `times` made it hold
+        self.unet.load_state_dict(weights)
+
+
+class TimeFrequencies(nn.Module):
+    """Sines and cosines of a time at geometrically spaced frequencies from 1 down to 1/10000 (Ho et al. 2020, app. B).
+
+    diffusers computes them in float32 whatever the network's precision; otherwise the same.
+    """
+
+    def __init__(self, channels: int, cosine_first: bool, shift: int) -> None:
+        """`channels`: even, at least 4; `shift`: 1 if the last frequency is 1/10000, 0 if the one after it would be."""
+        super().__init__()
+        self.pairs = channels // 2
+        self.cosine_first = cosine_first
+        self.shift = shift
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t [n] floating -> [n, channels] in the dtype of t."""
+        exponents = torch.arange(self.pairs, dtype=t.dtype, device=t.device) * -math.log(10000)
+        angles = t[:, None] * torch.exp(exponents / (self.pairs - self.shift))
+        pair = (angles.cos(), angles.sin()) if self.cosine_first else (angles.sin(), angles.cos())
+        return torch.cat(pair, dim=1)
+
+
+class PreciseTimeEmbedding(TimestepEmbedding):
+    """The two layers on top of the frequencies, out of autocast: bf16 would round neighbouring times together."""
+
+    def forward(self, sample: Tensor, condition: Any = None) -> Tensor:
+        """[n, channels] -> [n, 4 channels]."""
+        with without_autocast(sample):
+            return super().forward(sample, condition)
+
+
+class PreciseConv2d(nn.Conv2d):
+    """The last convolution, out of autocast: a prediction in bf16 would have steps of 1/256 of itself."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[n, channels, h, w] -> [n, outputs, h, w] in the weight's dtype."""
+        with without_autocast(input):
+            return super().forward(input.to(self.weight.dtype))
+
+
+def to_diffusers(network: UNet, times: Tensor | None = None) -> UNet2DModel:
+    """A plain `UNet2DModel` with the same weights, which diffusers saves and loads without us; in eval mode, on the CPU.
+
+    `times` [T]: what the network is to see of timesteps 0 .. T - 1, where that is not the timestep itself; the plain network
+    then holds a table of their sines and cosines. The output is the same to the rounding of float32.
+    """
+    learned = {} if times is None else {"time_embedding_type": "learned", "num_train_timesteps": len(times)}
+    own = {key: value for key, value in network.unet.config.items() if not key.startswith("_")}
+    plain = UNet2DModel(**own | learned)
+    weights = network.unet.state_dict()
+    if times is not None:
+        weights["time_proj.weight"] = network.unet.time_proj(times)
+    plain.load_state_dict(weights)
+    return plain.eval()
+
+
+def unet_config(
+    options: UNetOptions, image_size: int, outputs: int, classes: int | None = None, null_class: bool = False
+) -> dict[str, Any]:
+    """The arguments of `UNet2DModel`; those of `UNet`. Raises ValueError, naming the key, if they do not fit."""
+    levels = len(options.multipliers)
+    if image_size % 2 ** (levels - 1):
+        raise ValueError(
+            f"multipliers: {levels} levels halve the image {levels - 1} times, but data.image_size {image_size} is not "
+            f"divisible by {2 ** (levels - 1)}; take fewer levels or another size"
+        )
+    sizes = [image_size // 2**level for level in range(levels)]
+    strangers = [size for size in options.attention_resolutions if size not in sizes]
+    if strangers:
+        raise ValueError(
+            f"attention_resolutions: no level works at {strangers[0]} pixels; at data.image_size {image_size} there are "
+            f"{', '.join(map(str, sizes))}"
+        )
+    attends = [size in options.attention_resolutions for size in sizes]
+    widths = [options.channels * multiplier for multiplier in options.multipliers]
+    if options.head_channels is not None:
+        attending = [width for width, here in zip(widths, attends, strict=True) if here] + widths[-1:]
+        if any(width % options.head_channels for width in attending):
+            raise ValueError(
+                f"head_channels: {options.head_channels} does not divide the {' and '.join(map(str, attending))} channels "
+                f"where there is attention (the last is the middle's); {math.gcd(*attending, options.head_channels)} would"
+            )
+    plain_down = "ResnetDownsampleBlock2D" if options.resnet_resampling else "DownBlock2D"
+    plain_up = "ResnetUpsampleBlock2D" if options.resnet_resampling else "UpBlock2D"
+    resampling = "resnet" if options.resnet_resampling else "conv"
+    ho = options.details == "ho"
+    return {
+        "sample_size": image_size,
+        "in_channels": 3,
+        "out_channels": outputs,
+        "layers_per_block": options.blocks_per_level,
+        "block_out_channels": tuple(widths),
+        "down_block_types": tuple("AttnDownBlock2D" if here else plain_down for here in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if here else plain_up for here in reversed(attends)),
+        "downsample_type": resampling,
+        "upsample_type": resampling,
+        "downsample_padding": 0 if ho else 1,
+        "attention_head_dim": options.head_channels,
+        "dropout": options.dropout,
+        "resnet_time_scale_shift": "scale_shift" if options.scale_shift else "default",
+        "norm_num_groups": options.norm_groups,
+        # Left out, it would drop the group norm of the middle's attention wherever the time scales and shifts.
+        "attn_norm_num_groups": options.norm_groups,
+        "norm_eps": 1e-6 if ho else 1e-5,
+        "flip_sin_to_cos": not ho,
+        "freq_shift": 1 if ho else 0,
+        "num_class_embeds": None if classes is None else classes + null_class,
+    }
+
+
+def _initialise(unet: UNet2DModel, options: UNetOptions) -> None:
+    """The originals' weights, from torch's global generator."""
+    if options.details == "ho":
+        for module in unet.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    last: list[nn.Module] = [unet.conv_out]
+    last += [module.conv2 for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+    last += [module.to_out[0] for module in unet.modules() if isinstance(module, Attention)]
+    for layer in last:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)

@@ -1,0 +1,283 @@
+"""Spectral norm and batch norm with pure forwards: what they learn from a batch is noted, and `commit` applies it.
+
+Spectral norm: Miyato et al. 2018 (arXiv:1802.05957), one power iteration per forward. Batch norm: Ioffe & Szegedy 2015,
+over the global microbatch, so that its size is part of the experiment and the number of ranks is not. Conditional batch
+norm: Dumoulin et al. 2017, de Vries et al. 2017, in BigGAN's parametrisation (Brock et al. 2019, appendix B).
+
+Both are computed in at least float32, whatever autocast says, and neither ever waits for the device.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bigtrain.cluster import world
+from bigtrain.networks.layers.statistics import StatisticsModule, recomputing
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision of statistics and logits: float32, or float64 where the run is float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off on the tensor's device. Entering it costs as much as a small kernel, so only where it is on."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+# ---------------------------------------------------------------------------------------------------- spectral norm
+
+
+class SpectralNorm(StatisticsModule):
+    """Divides `weight`, seen as a matrix W [out, rest], by an estimate of its largest singular value.
+
+    Every forward makes one power iteration from the stored `u` [out]:
+
+        v = normalise(W^T u),  u' = normalise(W v),  sigma = u' . (W v) = |W v|
+
+    u' and v are constants to the gradient, so d sigma / d W = u' v^T. The computation is the same in training and in
+    evaluation; u' replaces u at `commit`, and only if a recording training forward noted it.
+    """
+
+    copied_buffers = ("u",)
+    weight: Tensor
+    u: Tensor
+    noted_u: Tensor
+    noted_sigma: Tensor
+    """The last sigma of a recording training forward, to be reported."""
+    spectral_norm_eps: float
+
+    def _start_power_iteration(self, eps: float) -> None:
+        """`u` starts as a random direction from torch's global generator. To be called once `weight` exists."""
+        self.spectral_norm_eps = eps
+        u = F.normalize(torch.randn(self.weight.shape[0], device=self.weight.device), dim=0)
+        self.register_buffer("u", u)
+        # NaN says that nothing has been noted: zero would not do, as a unit vector may well hold zeros.
+        self.register_buffer("noted_u", torch.full_like(u, torch.nan), persistent=False)
+        self.register_buffer("noted_sigma", torch.full_like(u[0], torch.nan), persistent=False)
+
+    def normalised_weight(self) -> Tensor:
+        """W / sigma, in the shape and dtype of `weight`."""
+        weight = self.weight
+        with without_autocast(weight):
+            # Only the order of W's columns changes, and with it nothing but v: this spares a copy in channels_last.
+            rows = weight if weight.is_contiguous() else weight.movedim(1, -1)
+            matrix = rows.flatten(1).to(statistics_dtype(weight.dtype))
+            with torch.no_grad():
+                v = F.normalize(torch.mv(matrix.t(), self.u.to(matrix.dtype)), dim=0, eps=self.spectral_norm_eps)
+            stretched = torch.mv(matrix, v)
+            # The gradient of |W v| at constant v is u' v^T, as it must be.
+            sigma = torch.linalg.vector_norm(stretched)
+            if self.training and self.recording:
+                self.noted_u.copy_(F.normalize(stretched.detach(), dim=0, eps=self.spectral_norm_eps))
+                self.noted_sigma.copy_(sigma.detach())
+            return weight * sigma.reciprocal()
+
+    def commit(self, finite: Tensor) -> None:
+        self.u.copy_(torch.where(finite & self.noted_u.isfinite(), self.noted_u, self.u))
+        self.noted_u.fill_(torch.nan)
+
+
+class SNConv2d(SpectralNorm, nn.Conv2d):
+    """A convolution whose kernel [out, in, k, k] is normalised as a matrix [out, in k k]."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True, eps: float = 1e-6) -> None:
+        """`kernel`: odd; padding keeps height and width. `eps`: the smallest norm that a direction is divided by."""
+        nn.Conv2d.__init__(self, inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+        self._start_power_iteration(eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, inputs, h, w] -> [n, outputs, h, w]."""
+        return F.conv2d(x, self.normalised_weight(), self.bias, padding=self.padding)
+
+
+class SNLinear(SpectralNorm, nn.Linear):
+    """A linear map with a normalised matrix [out, in]."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, eps: float = 1e-6) -> None:
+        nn.Linear.__init__(self, inputs, outputs, bias=bias)
+        self._start_power_iteration(eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, inputs] -> [n, outputs]."""
+        return F.linear(x, self.normalised_weight(), self.bias)
+
+
+class SNEmbedding(SpectralNorm, nn.Embedding):
+    """A table of vectors, normalised as the matrix [entries, size]."""
+
+    def __init__(self, entries: int, size: int, *, eps: float = 1e-6) -> None:
+        nn.Embedding.__init__(self, entries, size)
+        self._start_power_iteration(eps)
+
+    def forward(self, index: Tensor) -> Tensor:
+        """int64 [n] -> [n, size]."""
+        return F.embedding(index, self.normalised_weight())
+
+
+def largest_singular_value(network: nn.Module) -> Tensor:
+    """Of all spectrally normalised weights in the last recording forward, a scalar; a NaN among them stays one."""
+    return torch.stack([m.noted_sigma for m in network.modules() if isinstance(m, SpectralNorm)]).amax()
+
+
+# ------------------------------------------------------------------------------------------------------- batch norm
+
+
+class _NormaliseOverRanks(torch.autograd.Function):
+    """Batch norm with the moments of all ranks' batches, which must be of equal size (the trainer sees to it).
+
+    Returns the output, the mean [c] and the unbiased variance [c] of the joined batch. One collective each way: the
+    ranks' moments [2, c] forward, the two sums [2, c] of the gradient backward. Gradients of weight and bias are this
+    rank's share, like every other parameter's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+        exact = x.to(statistics_dtype(x.dtype))
+        local = torch.stack(torch.var_mean(exact, dim=(0, 2, 3), correction=0))
+        ranks = dist.get_world_size()
+        gathered = local.new_empty(ranks * 2, local.shape[1])
+        dist.all_gather_into_tensor(gathered, local)
+        variances, means = gathered.view(ranks, 2, -1).unbind(1)
+        mean = means.mean(0)
+        # The law of total variance: exact where E[x^2] - E[x]^2 would cancel.
+        variance = (variances + (means - mean).square()).mean(0)
+        ctx.count = x.numel() // x.shape[1] * ranks
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
+        unbiased = variance * (ctx.count / (ctx.count - 1))
+        ctx.mark_non_differentiable(mean, unbiased)
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps), mean, unbiased
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        grad = grads[0].to(mean.dtype)
+        centred = (x.to(mean.dtype) - mean[:, None, None]) * inverse_std[:, None, None]
+        sums = torch.stack([grad.sum((0, 2, 3)), (grad * centred).sum((0, 2, 3))])
+        grad_bias, grad_weight = sums.clone().unbind() if weight is not None else (None, None)
+        dist.all_reduce(sums)
+        mean_grad, mean_product = (sums / ctx.count)[:, :, None, None].unbind()
+        scale = inverse_std if weight is None else inverse_std * weight
+        grad_x = (grad - mean_grad - centred * mean_product) * scale[:, None, None]
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None
+
+
+class SyncedBatchNorm(StatisticsModule):
+    """Batch norm over the global microbatch; running statistics move at `commit`, never in forward.
+
+    A recording training forward adds its batch's mean and unbiased variance to the notes. `commit` moves the running
+    statistics by `momentum` towards the average over the notes, so that accumulation is one update, not several.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    noted_moments: Tensor
+    notes: Tensor
+
+    synchronised: bool = True
+    """Whether the batch is joined with the other ranks'. Off where ranks work apart (sampling, standing statistics)."""
+
+    def __init__(self, features: int, *, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        """`momentum`: the share of the new in the running statistics; `eps` is added to the variance."""
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(features)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+        self.register_buffer("noted_moments", torch.zeros(2, features), persistent=False)
+        self.register_buffer("notes", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, features, h, w] -> the same shape and dtype. n is the same on all ranks when training."""
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        if self.synchronised and world.size() > 1:
+            out, mean, variance = _NormaliseOverRanks.apply(x, self.weight, self.bias, self.eps)
+            if self.recording:
+                self._note(torch.stack([mean, variance]))
+            return out
+        if not self.recording:
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        # With momentum 1 the fused kernel leaves the batch's own moments in what it takes for running statistics.
+        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        out = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        self._note(torch.stack([mean, variance]))
+        return out
+
+    def _note(self, moments: Tensor) -> None:
+        if not recomputing():
+            self.noted_moments.add_(moments)
+            self.notes.add_(1)
+
+    def commit(self, finite: Tensor) -> None:
+        self._move(self.momentum, finite)
+
+    def adopt(self) -> None:
+        """Makes the average over the notes the running statistics, whatever they were, and drops the notes."""
+        self._move(1.0, self.notes > 0)
+
+    def _move(self, momentum: float, allowed: Tensor) -> None:
+        running = torch.stack([self.running_mean, self.running_var])
+        moved = running.lerp(self.noted_moments / self.notes.clamp_min(1), momentum)
+        mean, variance = torch.where(allowed & (self.notes > 0), moved, running)
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(variance)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops the notes."""
+        self.noted_moments.zero_()
+        self.notes.zero_()
+
+
+@torch.no_grad()
+def standing_statistics(network: nn.Module, forwards: Iterable[Callable[[], object]]) -> None:
+    """Replaces running statistics by the plain average of the batch moments over `forwards` (Brock et al. 2019, C.1).
+
+    Each of `forwards` runs the network once, on this rank alone. In place: of a network that still trains, hand in a
+    copy. The network is left in evaluation mode.
+    """
+    norms = [module for module in network.modules() if isinstance(module, SyncedBatchNorm)]
+    before = [(norm.synchronised, norm.recording) for norm in norms]
+    network.train()
+    for norm in norms:
+        norm.forget()
+        norm.synchronised, norm.recording = False, True
+    for forward in forwards:
+        forward()
+    for norm, (synchronised, recording) in zip(norms, before, strict=True):
+        norm.adopt()
+        norm.synchronised, norm.recording = synchronised, recording
+    network.eval()
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm whose gain 1 + A y and bias B y are linear in a condition y; A and B are spectrally normalised."""
+
+    def __init__(
+        self,
+        features: int,
+        condition: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        spectral_norm_eps: float = 1e-6,
+    ) -> None:
+        """`condition`: the size of y; the other options are the norm's and the two maps' own."""
+        super().__init__()
+        self.norm = SyncedBatchNorm(features, affine=False, eps=eps, momentum=momentum)
+        self.gain = SNLinear(condition, features, bias=False, eps=spectral_norm_eps)
+        self.bias = SNLinear(condition, features, bias=False, eps=spectral_norm_eps)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [n, features, h, w], y [n, condition] -> the shape of x."""
+        gain = (1 + self.gain(y))[:, :, None, None]
+        return torch.addcmul(self.bias(y)[:, :, None, None], self.norm(x), gain)

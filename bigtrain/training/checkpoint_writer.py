@@ -1,0 +1,52 @@
+"""Checkpoints written beside the training: the trainer waits for a copy in host memory, and for nothing else."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bigtrain.runs import checkpoint
+from bigtrain.training.engine.component import Groups
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time, in a thread. Only for the main rank.
+
+    A kill in the middle loses the checkpoint that is being written and no other (runs/checkpoint.py).
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def start(self, step: int, players: Mapping[str, Groups], state: Mapping[str, Any]) -> None:
+        """Begins to write; waits for the one before, and raises what it met. The tensors must change no more."""
+        self.finish()
+        self._thread = threading.Thread(target=self._write, args=(step, players, state), daemon=True, name="checkpoint")
+        self._thread.start()
+
+    def _write(self, step: int, players: Mapping[str, Groups], state: Mapping[str, Any]) -> None:
+        try:
+            checkpoint.write(self.folder, step, players, state)
+            checkpoint.keep_newest(self.folder, step, self.keep)
+        except BaseException as failure:
+            self._failure = failure
+
+    def check(self) -> None:
+        """Raises what a write that has ended met: UserMistake where the disk did not take it."""
+        if self._thread is None or not self._thread.is_alive():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits until the checkpoint is whole. Raises as `check` does."""
+        self.wait()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def wait(self) -> None:
+        """Waits until nothing is being written, whole or not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None

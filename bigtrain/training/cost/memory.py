@@ -1,0 +1,74 @@
+"""What a strategy leaves of a family on each GPU: arithmetic on sizes, for `launch/train.py --plan`.
+
+ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054, section 5) spreads over the ranks: stage 1 what the optimizer keeps, stage 2
+gradients too, stage 3 weights too, and with them their averages. Weights are float32 under every strategy, with bf16 too, but
+DeepSpeed's optimizer works on a flat copy of the weights that it updates, which is spread in the same way from stage 1 on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from bigtrain.training.cost.step import PlayerCost
+from bigtrain.training.engine.zero import BUCKET_ELEMENTS
+
+Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+@dataclass(frozen=True)
+class Residents:
+    """Bytes that stay on each GPU from step to step, by part, and in the memory of its host."""
+
+    gpu: Mapping[str, int]
+    host: int
+
+
+def residents(
+    players: Mapping[str, PlayerCost],
+    averages: Sequence[str],
+    strategy: Strategy,
+    *,
+    offload: bool,
+    ranks: int,
+    accumulate: int,
+) -> Residents:
+    """`averages`: the names of those that each averaged player keeps; `accumulate`: microbatches of an update. `offload`: the
+    optimizer's part lies on the host with the gradients that it reads, and under zero3 the averages that follow its weights.
+
+    Raises ValueError for `offload` under ddp, whose optimizer has no part of its own to move.
+    """
+    if offload and strategy == "ddp":
+        raise ValueError("engine.offload_optimizer needs engine.strategy zero1, zero2 or zero3")
+    stage = STRATEGIES.index(strategy)
+
+    def share(size: int, from_stage: int) -> int:
+        return -(-size // ranks) if stage >= from_stage else size
+
+    weights = sum(player.weights for player in players.values())
+    moments = share(sum(player.moments for player in players.values()), 1)
+    master = share(weights, 1) if stage else 0
+    gradients = share(weights, 2)
+    if offload and (stage == 3 or (stage == 2 and accumulate == 1)):
+        gradients = 0  # they leave for the host bucket by bucket
+    gpu = {
+        "weights": share(weights, 3),
+        "statistics": sum(player.buffers for player in players.values()),
+        "gradients": gradients,
+        "optimizer moments": 0 if offload else moments,
+        "optimizer's weights": 0 if offload else master,
+        # Under ddp the gradients themselves lie in the buckets; DeepSpeed copies them into one of each player's.
+        "buckets": 4 * BUCKET_ELEMENTS * len(players) if stage else 0,
+    }
+    averaged = [player for player in players.values() if player.average]
+    of_weights = sum(share(player.weights, 3) for player in averaged)
+    of_buffers = sum(player.average - player.weights for player in averaged)
+    # Under zero3 they follow the optimizer's weights.
+    on_host = of_weights if offload and stage == 3 else 0
+    gpu |= {name: of_weights - on_host + of_buffers for name in averages if averaged}
+    if not offload:
+        return Residents(gpu, 0)
+    # The gradients that the optimizer reads, and a buffer: of stages 1 and 2 for the weights on their way back to the GPU, of
+    # stage 3 for the gradients of the microbatches so far, which stage 2 has beside.
+    shares = 3 if stage == 2 and accumulate > 1 else 2
+    return Residents(gpu, moments + master + shares * share(weights, 1) + len(averages) * on_host)

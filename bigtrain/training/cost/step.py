@@ -1,0 +1,257 @@
+"""What a step costs, counted on tensors that have a shape and no memory: no data, no GPU, seconds for any size.
+
+Every phase runs once, forward and backward, under PyTorch's FakeTensorMode with the kernels and the autocast rules of a CPU.
+Three things differ on a GPU: a kernel may keep other intermediates; attention whose heads have other sizes for keys than for
+values (BigGAN's) is fused there, and here written out as a matrix of logits; cuDNN and NCCL have workspaces of their own.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bigtrain.families.family import Family, Microbatch, OptimizerOptions, Phase, build_network
+from bigtrain.networks.layers import statistics
+from bigtrain.networks.layers.normalisation import SyncedBatchNorm
+from bigtrain.networks.layers.recomputation import recompute_blocks
+from bigtrain.randomness import Draws
+from bigtrain.training.engine.component import autocast
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class PlayerCost:
+    """One player's tensors, whole, in bytes but for `parameters`, which is a number."""
+
+    parameters: int
+    weights: int
+    buffers: int
+    """Statistics that go with the weights: running moments, power-iteration vectors, codebooks and their notes."""
+    moments: int
+    """What the optimizer keeps for each weight."""
+    average: int
+    """One average of this player; 0 if none is kept."""
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """One phase on one rank's slice of one microbatch; FLOPs count a multiplication and an addition as two."""
+
+    name: str
+    flops: int
+    """Of matrix products and convolutions, forward and backward, without what activation checkpointing computes again."""
+    update_flops: int
+    """Of the loss on weights alone, once per update."""
+    kept: int
+    """Bytes that the forward pass leaves behind for the backward pass."""
+    peak: int
+    """Most bytes at one time, of the forward and the backward pass, beside weights, buffers and gradients."""
+    runs: float
+    """Updates of this phase per step: its repeats, spread over the steps at which it is not due."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one step costs one rank: `samples` of each microbatch, `accumulate` of them an update."""
+
+    samples: int
+    accumulate: int
+    players: Mapping[str, PlayerCost]
+    phases: tuple[PhaseCost, ...]
+    batch: int
+    """Bytes of the images or codes of one microbatch, as they lie on the device."""
+
+    @property
+    def flops(self) -> float:
+        """Of this rank, in one step."""
+        return sum(phase.runs * (self.accumulate * phase.flops + phase.update_flops) for phase in self.phases)
+
+    @property
+    def flops_per_image(self) -> float:
+        """Of one image of the global batch: what one step costs, all phases together, by the images of an update."""
+        return self.flops / (self.samples * self.accumulate)
+
+    @property
+    def peak(self) -> int:
+        """The largest phase's."""
+        return max(phase.peak for phase in self.phases)
+
+
+def step_cost(
+    family: Family, samples: int, precision: str, *, accumulate: int = 1, recompute: bool = False, memory: bool = True
+) -> StepCost:
+    """Counts a step of `family` on `samples` a rank and microbatch.
+
+    `recompute`: with activation checkpointing. `memory` False: FLOPs alone, in half the time; `kept` and `peak` are 0 then.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        networks = {name: _prepared(build_network(family, name, 0)) for name in family.players}
+        microbatch = _microbatch(family, samples, accumulate)
+        flops = {phase.name: _flops(phase, networks, microbatch, precision) for phase in family.phases}
+        bytes_ = {phase.name: (0, 0) for phase in family.phases}
+        if memory:
+            if recompute:
+                for network in networks.values():
+                    recompute_blocks(network)
+            bytes_ = {phase.name: _bytes(phase, networks, microbatch, precision) for phase in family.phases}
+        players = {
+            name: _player_cost(networks[name], player.optimizer, player.averaged)
+            for name, player in family.players.items()
+        }
+    data = [microbatch.images, *(microbatch.codes or {}).values()]
+    phases = tuple(
+        PhaseCost(phase.name, *flops[phase.name], *bytes_[phase.name], runs=phase.repeats / phase.every)
+        for phase in family.phases
+    )
+    return StepCost(samples, accumulate, players, phases, sum(t.nbytes for t in data if t is not None))
+
+
+def flops_of_all_ranks(family: Family, batch_size: int, accumulate: int, precision: str) -> float:
+    """FLOPs of one step over all ranks together: those of one rank that does all of it."""
+    return step_cost(family, batch_size // accumulate, precision, accumulate=accumulate, memory=False).flops
+
+
+def parameters_of(family: Family) -> int:
+    """The number of weights of all players."""
+    with FakeTensorMode():
+        networks = [build_network(family, name, 0) for name in family.players]
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
+
+class _NoDraws(Draws):
+    """Shapes in the place of draws: where nothing is computed nothing need be drawn."""
+
+    def normal(self, stream: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(len(indices), *shape)
+
+    def uniform(self, stream: str, indices: Sequence[int], shape: tuple[int, ...] = ()) -> Tensor:
+        return torch.empty(len(indices), *shape, dtype=torch.float64)
+
+    def integers(self, stream: str, indices: Sequence[int], high: int) -> Tensor:
+        return torch.empty(len(indices), dtype=torch.int64)
+
+
+def _prepared(network: nn.Module) -> nn.Module:
+    """As in training, but alone: a rank that counts must not wait for others."""
+    for module in network.train().modules():
+        if isinstance(module, SyncedBatchNorm):
+            module.synchronised = False
+        # The layout of training. `Module.to` cannot change fake tensors in place, so they are replaced.
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() == 4:
+                setattr(module, name, nn.Parameter(parameter.detach().contiguous(memory_format=torch.channels_last)))
+    return network
+
+
+def _microbatch(family: Family, samples: int, accumulate: int) -> Microbatch:
+    problem = family.problem
+    images = codes = None
+    if problem.codes is None:
+        images = torch.empty(samples, 3, problem.image_size, problem.image_size)
+    else:
+        codes = {name: torch.empty(samples, *level.grid, dtype=torch.int64) for name, level in problem.codes.items()}
+    labels = torch.empty(samples, dtype=torch.int64)
+    return Microbatch(images, labels, range(samples), _NoDraws(0), CPU, samples * accumulate, codes)
+
+
+def _flops(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> tuple[int, int]:
+    """(of one microbatch, of the loss on weights alone)."""
+    from torch.utils.flop_counter import FlopCounterMode  # half a second, and only a count needs it
+
+    with _focused(phase, networks), FlopCounterMode(display=False) as counter:
+        _total(phase, networks, microbatch, precision).backward()
+        flops = counter.get_total_flops()
+        if phase.weight_penalty is not None:
+            phase.weight_penalty(networks[phase.player]).backward()
+        return flops, counter.get_total_flops() - flops
+
+
+def _bytes(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> tuple[int, int]:
+    """(kept for the backward pass, most at one time)."""
+    with _focused(phase, networks), LiveBytes() as live:
+        loss = _total(phase, networks, microbatch, precision)
+        kept = live.bytes
+        if phase.weight_penalty is not None:
+            loss = loss + phase.weight_penalty(networks[phase.player])
+        loss.backward()
+        return kept, live.peak
+
+
+def _total(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> Tensor:
+    if not phase.reads_data:
+        microbatch = Microbatch(None, None, microbatch.indices, microbatch.draws, CPU, microbatch.whole)
+    with autocast(precision, CPU):
+        return phase.loss(networks, microbatch).total
+
+
+@contextmanager
+def _focused(phase: Phase, networks: Mapping[str, nn.Module]) -> Iterator[None]:
+    """As in training: only the phase's player learns and takes notes. Its gradients are there, so that none is made anew."""
+    for name, network in networks.items():
+        network.requires_grad_(name == phase.player)
+        statistics.set_recording(network, name == phase.player)
+    parameters = list(networks[phase.player].parameters())
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    yield
+    for parameter in parameters:
+        parameter.grad = None
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that were made since it was entered and still live.
+
+    A storage counts once, however many tensors see it; what only the autograd graph or an activation checkpoint holds counts
+    too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {self._address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and (address := self._address(leaf)) not in before:
+                self._add(address, leaf.untyped_storage())
+        return out
+
+    @staticmethod
+    def _address(tensor: Tensor) -> int:
+        return tensor.untyped_storage()._cdata
+
+    def _add(self, address: int, storage: torch.UntypedStorage) -> None:
+        if address in self._sizes:
+            return
+        self._sizes[address] = storage.nbytes()
+        self.bytes += storage.nbytes()
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._drop, address).atexit = False
+
+    def _drop(self, address: int) -> None:
+        self.bytes -= self._sizes.pop(address)
+
+
+def _player_cost(network: nn.Module, optimizer: OptimizerOptions, averaged: bool) -> PlayerCost:
+    parameters = list(network.parameters())
+    weights = sum(parameter.nbytes for parameter in parameters)
+    buffers = sum(buffer.nbytes for buffer in network.buffers())
+    each = {"adam": 2, "adamw": 2, "sgd": 1 if optimizer.momentum else 0}[optimizer.kind]
+    return PlayerCost(
+        sum(parameter.numel() for parameter in parameters),
+        weights,
+        buffers,
+        each * weights,
+        weights + buffers if averaged else 0,
+    )

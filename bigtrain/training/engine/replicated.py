@@ -1,0 +1,116 @@
+"""The strategy `ddp`: every player whole on every rank, its gradients summed over ranks."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bigtrain.cluster import world
+from bigtrain.families.family import Player
+from bigtrain.networks.layers import statistics
+from bigtrain.training.averaging import Average, EmaOptions
+from bigtrain.training.engine.component import (
+    EngineOptions,
+    Groups,
+    TrainedPlayer,
+    allocate_momentum,
+    optimizer_of,
+    prepare_forward,
+)
+from bigtrain.training.engine.gradients import GradientSum
+from bigtrain.training.schedule import learning_rate
+
+
+class ReplicatedPlayer(TrainedPlayer):
+    """One player under `ddp`."""
+
+    def __init__(
+        self, network: nn.Module, player: Player, ema: EmaOptions, engine: EngineOptions, saved: Groups | None
+    ) -> None:
+        super().__init__(network, player.optimizer)
+        self._averages = Average.all_of(network, player.averaged, ema)
+        prepare_forward(network, engine)
+        parameters = list(self._parameters.values())
+        self._optimizer = optimizer_of(player, parameters)
+        allocate_momentum(self._optimizer, parameters)
+        if saved is not None:
+            self._load(saved)
+        self._gradients = GradientSum(parameters, world.size())
+
+    @property
+    def learning_rate(self) -> float:
+        return self._optimizer.param_groups[0]["lr"]
+
+    def waited_s(self) -> float:
+        return self._gradients.waits.read()
+
+    def start_update(self) -> None:
+        self._gradients.reset()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        if last:
+            self._gradients.arm()
+        (loss / world.size()).backward()
+
+    def update(self, step: int, sound: Tensor) -> tuple[Tensor, Tensor]:
+        gradients = self._gradients.wait()
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = sound & torch.isfinite(norm)
+        if self.options.clip_norm is not None:
+            torch._foreach_mul_(gradients, (self.options.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self.options, step)
+        # Fused optimizers make no update, and count none, where found_inf is 1: no host has to look at the flag.
+        self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self._optimizer.step()
+        statistics.commit(self.network, finite)
+        return finite, norm
+
+    def update_averages(self, step: int, finite: Tensor) -> None:
+        for average in self._averages.values():
+            average.update(step, finite)
+
+    def averaged_network(self) -> nn.Module:
+        return self._averages["average"].network if self._averages else self.network
+
+    def snapshot(self) -> Groups:
+        if not world.is_main():
+            return {}
+        moments = {
+            f"{name}/{key}": value
+            for name, parameter in self._parameters.items()
+            for key, value in self._optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+        groups: dict[str, Mapping[str, Tensor]] = {"weights": self.network.state_dict(), "optimizer": moments}
+        groups |= {name: average.network.state_dict() for name, average in self._averages.items()}
+        return copied_to_host(groups)
+
+    @torch.no_grad()
+    def _load(self, groups: Groups) -> None:
+        """Takes over optimizer and averages, in the memory layout of this device."""
+        for name, average in self._averages.items():
+            average.network.load_state_dict(groups[name])
+        for name, value in groups["optimizer"].items():
+            parameter_name, _, key = name.rpartition("/")
+            parameter = self._parameters[parameter_name]
+            like = parameter if value.shape == parameter.shape else value
+            moment = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+            self._optimizer.state[parameter][key] = moment.copy_(value)
+
+
+def copied_to_host(groups: Groups) -> Groups:
+    """Copies of all tensors in host memory. From a GPU they travel to pinned memory one behind the other, and the host waits
+    once."""
+    cuda = False
+    copies: dict[str, dict[str, Tensor]] = {}
+    for group, tensors in groups.items():
+        copies[group] = {}
+        for name, tensor in tensors.items():
+            on_gpu = tensor.device.type == "cuda"
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+            copies[group][name] = copy.copy_(tensor.detach(), non_blocking=on_gpu)
+            cuda |= on_gpu
+    if cuda:
+        torch.cuda.synchronize()
+    return copies

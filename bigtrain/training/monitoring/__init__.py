@@ -1,0 +1,1 @@
+"""What a run says of itself: interval averages, speed, waits, profiles, warnings, metrics.jsonl."""

@@ -1,0 +1,349 @@
+"""Shards that others made: whole ones are indexed as webdataset reads them, doubtful ones are refused by name."""
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from bigtrain.data.decode import decode
+from bigtrain.data.index import Index
+from bigtrain.data.read.reader import Reader
+from bigtrain.data.write.foreign_shards import index_shards
+from bigtrain.data.write.shards import ShardOptions, write_shards
+from bigtrain.data.write.sources import list_folder
+from bigtrain.errors import UserMistake
+from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
+
+IMAGE = numbered_png(0)
+
+
+def index(folder: Path, workers: int = 0) -> Index:
+    (path,) = index_shards(folder, workers=workers, quiet=True)
+    return Index.read(path)
+
+
+def tar_of(path: Path, members: Sequence[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+    return path
+
+
+def refused(folder: Path, words: str) -> None:
+    with pytest.raises(UserMistake, match=words):
+        index_shards(folder, workers=0, quiet=True)
+    assert not list(folder.glob("*.json"))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_samples_are_those_that_webdataset_reads(tmp_path: Path, form: int) -> None:
+    long = "folder/" + "n" * 180
+    members = [
+        ("./b/0.JPG", b""),
+        ("./b/0.cls", b"2\n"),
+        ("__notes__", b"not a sample"),
+        (f"{long}.png", IMAGE),
+        (f"{long}.cls", b"0"),
+        (f"{long}.caption.txt", b"words"),
+    ]
+    if form == tarfile.USTAR_FORMAT:
+        members = [(name.replace(long, "short"), data) for name, data in members]
+    path = tar_of(tmp_path / "train-0.tar", members, form)
+    found = index(tmp_path)
+    theirs = list(wds.WebDataset(str(path), shardshuffle=False))
+    (shard,) = found.shards
+    assert list(shard.keys) == [sample["__key__"] for sample in theirs]
+    data = path.read_bytes()
+    for number, sample in enumerate(theirs):
+        ours = {
+            extension: data[offsets[number] : offsets[number] + sizes[number]]
+            for extension, (offsets, sizes) in shard.members.items()
+            if offsets[number] >= 0
+        }
+        assert ours == {name: value for name, value in sample.items() if not name.startswith("__")}
+    assert found.labels.tolist() == [2, 0]
+    assert found.classes == ("0", "1", "2")
+
+
+def test_workers_and_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    make_numbered_shards([3, 0, 5, 1], tmp_path)
+    first = (tmp_path / "train.json").read_bytes()
+    (tmp_path / "train.json").unlink()
+    assert index(tmp_path, workers=3).samples == 9
+    assert (tmp_path / "train.json").read_bytes() == first
+
+
+def test_our_own_shards_get_the_index_that_the_writer_gave(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_shards(list_folder(pictures), out, ShardOptions(16, "jpg", 7), workers=1, quiet=True)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*.json")}
+    assert len(before) == 2
+    index_shards(out, workers=0, quiet=True)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    written = Index.read(out / "train.json")
+    (out / "train.json").unlink()
+    index_shards(out, workers=0, quiet=True)  # the class names come from test.json, which is still there
+    found = Index.read(out / "train.json")
+    assert found.fingerprint == written.fingerprint
+    assert [shard.to_json() for shard in found.shards] == [shard.to_json() for shard in written.shards]
+    assert found.image_size == written.image_size == 16
+
+
+def test_an_index_may_lie_elsewhere(tmp_path: Path) -> None:
+    make_numbered_shards([3], tmp_path / "shards")
+    (path,) = index_shards(tmp_path / "shards", tmp_path / "indexes", workers=0, quiet=True)
+    assert path == tmp_path / "indexes/train.json"
+    Index.read(path).check_files()
+
+
+def test_splits_are_told_by_the_names(tmp_path: Path) -> None:
+    for name in ("my-train-000.tar", "my-train-001.tar", "val-0.tar"):
+        tar_of(tmp_path / name, [("0.png", IMAGE), ("0.cls", b"1")])
+    paths = index_shards(tmp_path, workers=0, quiet=True)
+    assert [path.name for path in paths] == ["my-train.json", "val.json"]
+    assert Index.read(paths[0]).samples == 2
+
+
+def test_class_names_come_from_classes_txt(tmp_path: Path) -> None:
+    tar_of(tmp_path / "train-0.tar", [("0.png", IMAGE), ("0.cls", b"1")])
+    (tmp_path / "classes.txt").write_text("cat\ndog\neel\n")
+    found = index(tmp_path)
+    assert found.classes == ("cat", "dog", "eel")
+    assert found.class_counts == (0, 1, 0)
+
+
+def test_classes_are_numbered_over_all_splits(tmp_path: Path) -> None:
+    tar_of(tmp_path / "train-0.tar", [("0.png", IMAGE), ("0.cls", b"1")])
+    tar_of(tmp_path / "val-0.tar", [("0.png", IMAGE), ("0.cls", b"3")])
+    for path in index_shards(tmp_path, workers=0, quiet=True):
+        assert Index.read(path).classes == ("0", "1", "2", "3")
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    """Also where one member ends and the next would begin, where Python's tarfile sees a shorter, whole archive."""
+    make_numbered_shards([4], tmp_path / "whole")
+    data = (tmp_path / "whole/train-000000.tar").read_bytes()
+    archive = len(data.rstrip(b"\0"))
+    end = -(-archive // 512) * 512
+    (tmp_path / "cut").mkdir()
+    path = tmp_path / "cut/train-000000.tar"
+    for length in [*range(0, end + 1024, 512), *range(100, end, 700), end + 1023]:
+        path.write_bytes(data[:length])
+        refused(tmp_path / "cut", r"train-000000\.tar: .*truncated")
+    path.write_bytes(data[: end + 1024])
+    assert index(tmp_path / "cut").samples == 4
+
+
+def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    found = make_numbered_shards([4], tmp_path)
+    (tmp_path / "train.json").unlink()
+    offsets, _ = found.shards[0].members["png"]
+    path = tmp_path / "train-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[int(offsets[2]) - 400] ^= 1
+    path.write_bytes(data)
+    refused(tmp_path, r"train-000000\.tar: after member 0000\d\.\w+: .*damaged")
+
+
+def test_joined_tars_are_refused(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "train-0.tar", [("0.png", IMAGE), ("0.cls", b"1")])
+    path.write_bytes(path.read_bytes() * 2)
+    refused(tmp_path, r"train-0\.tar: there is more after the archive's end")
+
+
+@pytest.mark.parametrize("name", ["train-0.tar.gz", "train-0.tgz", "train-0.tar", "train-0.tar.zst"])
+def test_compressed_tars_are_refused(tmp_path: Path, name: str) -> None:
+    path = tar_of(tmp_path / "plain", [("0.png", IMAGE * 3), ("0.cls", b"1")])
+    (tmp_path / name).write_bytes(gzip.compress(path.read_bytes()) + bytes(1024))
+    refused(tmp_path, rf"{name}: .*compressed tars")
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([("0.png", IMAGE)], r"sample 0 has the members 0\.png, but needs"),
+        ([("0.cls", b"1")], r"sample 0 has the members 0\.cls, but needs one image"),
+        ([("0.png", IMAGE), ("0.jpg", IMAGE), ("0.cls", b"1")], r"0\.png, 0\.jpg, 0\.cls, but needs one image"),
+        ([("0.gif", IMAGE), ("0.cls", b"1")], "needs one image"),
+        ([("0.png", IMAGE), ("0.cls", b"1"), ("0.PNG", IMAGE)], r"member 0\.PNG: the key 0 comes twice"),
+        (
+            [("0.png", IMAGE), ("1.png", IMAGE), ("0.cls", b"1"), ("1.cls", b"1")],
+            r"member 0\.cls: the key 0 comes twice",
+        ),
+        ([("README", b"hello"), ("0.png", IMAGE), ("0.cls", b"1")], "member README has no extension"),
+        ([("7.png", IMAGE), ("7.cls", b"cat")], r"member 7\.cls: b'cat' is not a decimal class number"),
+        ([("7.png", IMAGE), ("7.cls", b"-1")], r"member 7\.cls: .*not a decimal"),
+        ([("7.png", IMAGE), ("7.cls", b"1000000")], r"member 7\.cls: label 1000000 is out of range"),
+        ([], "the train shards hold no samples"),
+    ],
+)
+def test_doubtful_members_are_refused(tmp_path: Path, members: list[tuple[str, bytes]], words: str) -> None:
+    tar_of(tmp_path / "train-0.tar", members)
+    refused(tmp_path, words)
+
+
+def test_a_label_beyond_the_class_names_is_refused(tmp_path: Path) -> None:
+    tar_of(tmp_path / "train-0.tar", [("0.png", IMAGE), ("0.cls", b"1"), ("1.png", IMAGE), ("1.cls", b"2")])
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    refused(tmp_path, r"train-0\.tar: member 1\.cls: label 2 is out of range: .*classes\.txt has 2 classes")
+
+
+def test_links_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train-0.tar"
+    with tarfile.open(path, "w") as tar:
+        link = tarfile.TarInfo("0.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    refused(tmp_path, r"member 0\.png is not a plain file")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda folder: folder.rmdir(), "there is no such folder"),
+        (lambda folder: None, "no tars here"),
+        (lambda folder: (folder / "00000.tar").touch(), r"00000\.tar: the name does not say its split"),
+    ],
+)
+def test_a_folder_without_named_tars_is_refused(tmp_path: Path, prepare: Callable[[Path], object], words: str) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    prepare(folder)
+    with pytest.raises(UserMistake, match=words):
+        index_shards(folder, workers=0, quiet=True)
+
+
+def test_a_broken_image_is_indexed_and_left_to_the_stream(tmp_path: Path) -> None:
+    samples = [{"__key__": f"{n}", "png": data, "cls": b"0"} for n, data in enumerate([IMAGE, b"no image", IMAGE])]
+    write_tar(tmp_path / "train-0.tar", samples)
+    assert (index(tmp_path).samples, index(tmp_path).image_size) == (3, 4)
+
+
+@pytest.mark.parametrize("before", ["", "{}", '{"format": "bigtrain-index", "version": 0}'])
+def test_an_index_that_cannot_be_read_is_replaced(tmp_path: Path, before: str) -> None:
+    make_numbered_shards([4], tmp_path)
+    (tmp_path / "train.json").write_text(before)
+    assert index(tmp_path).samples == 4
+
+
+def test_an_index_is_renewed_when_its_shards_changed(tmp_path: Path) -> None:
+    before = make_numbered_shards([4], tmp_path)
+    make_numbered_shards([5], tmp_path)
+    after = index(tmp_path)
+    assert (before.samples, after.samples) == (4, 5)
+    assert before.fingerprint != after.fingerprint
+    assert after.shards[0].size == (tmp_path / "train-000000.tar").stat().st_size
+    assert np.array_equal(after.labels, np.arange(5) % 5)
+
+
+# Labels from elsewhere
+
+
+def with_json(folder: Path, **contents: list[object]) -> Path:
+    """Tars of a split each, whose samples' json members are `contents`."""
+    folder.mkdir(exist_ok=True)
+    for split, values in contents.items():
+        samples = [
+            {
+                "__key__": f"{n}",
+                "png": numbered_png(n),
+                "json": value if isinstance(value, bytes) else json.dumps(value).encode(),
+            }
+            for n, value in enumerate(values)
+        ]
+        write_tar(folder / f"{split}-0.tar", samples)
+    return folder
+
+
+def test_labels_are_read_from_a_field_of_json(tmp_path: Path) -> None:
+    folder = with_json(tmp_path, train=[{"kind": 2}, {"kind": 0}], test=[{"kind": 1, "other": "x"}])
+    indices = {path.stem: Index.read(path) for path in index_shards(folder, workers=0, quiet=True, labels="json:kind")}
+    assert indices["train"].classes == indices["test"].classes == ("0", "1", "2")
+    assert (indices["train"].labels.tolist(), indices["test"].labels.tolist()) == ([2, 0], [1])
+
+
+def test_names_for_labels_have_one_number_in_all_splits(tmp_path: Path) -> None:
+    folder = with_json(tmp_path, train=[{"kind": "dog"}, {"kind": "cat"}], test=[{"kind": "eel"}, {"kind": "dog"}])
+    test, train = (Index.read(path) for path in index_shards(folder, workers=2, quiet=True, labels="json:kind"))
+    assert train.classes == test.classes == ("cat", "dog", "eel")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([1, 0], [2, 1])
+    (folder / "classes.txt").write_text("eel\ndog\ncat\n")
+    test, train = (Index.read(path) for path in index_shards(folder, workers=0, quiet=True, labels="json:kind"))
+    assert (train.classes, train.labels.tolist(), test.labels.tolist()) == (("eel", "dog", "cat"), [1, 2], [0, 1])
+    (folder / "classes.txt").write_text("eel\ndog\ncat\neel\n")
+    with pytest.raises(UserMistake, match=r"classes\.txt: the class 'eel' stands in it twice"):
+        index_shards(folder, workers=0, quiet=True, labels="json:kind")
+    (folder / "classes.txt").write_text("eel\ndog\n")
+    with pytest.raises(UserMistake, match=r"classes\.txt: lacks the class 'cat'"):
+        index_shards(folder, workers=0, quiet=True, labels="json:kind")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([{"kind": 1}, {"sort": 1}], r"1\.json: its field 'kind' is None"),
+        ([{"kind": True}], r"0\.json: its field 'kind' is True"),
+        ([{"kind": -1}], r"0\.json: its field 'kind' is -1, which is not the number"),
+        ([b"{"], r"0\.json: it is not JSON"),
+        ([b"[" * 100_000], r"0\.json: it is not JSON"),
+        ([{"kind": "cat"}, {"kind": 1}], r"some of its labels are names \('cat'\) and others numbers"),
+    ],
+)
+def test_a_json_without_a_label_is_named(tmp_path: Path, values: list[object], words: str) -> None:
+    with pytest.raises(UserMistake, match=words):
+        index_shards(with_json(tmp_path, train=values), workers=0, quiet=True, labels="json:kind")
+
+
+def test_a_number_in_json_beyond_the_class_names_is_named_there(tmp_path: Path) -> None:
+    folder = with_json(tmp_path, train=[{"kind": 0}, {"kind": 2}])
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(UserMistake, match=r"train-0\.tar: member 1\.json: label 2 is out of range: .* has 2 classes"):
+        index_shards(folder, workers=0, quiet=True, labels="json:kind")
+
+
+def test_shards_without_labels_are_one_class_if_that_is_said(tmp_path: Path) -> None:
+    folder = with_json(tmp_path, train=[{"kind": 2}, {"kind": 0}])
+    with pytest.raises(UserMistake, match=r"needs one image .* and one \.cls \(--labels says"):
+        index_shards(folder, workers=0, quiet=True)
+    (path,) = index_shards(folder, workers=0, quiet=True, labels="none")
+    index = Index.read(path)
+    assert (index.classes, index.labels.tolist(), index.labels_from) == (("unlabelled",), [0, 0], "none")
+
+
+def test_class_names_are_of_the_labels_that_were_asked_for(tmp_path: Path) -> None:
+    samples = [
+        {"__key__": f"{n}", "png": numbered_png(n), "cls": b"%d" % n, "json": b'{"a": "x%d"}' % n} for n in (0, 1)
+    ]
+    write_tar(tmp_path / "train-0.tar", samples)
+
+    def classes(labels: str) -> tuple[str, ...]:
+        return Index.read(index_shards(tmp_path, workers=0, quiet=True, labels=labels)[0]).classes
+
+    assert (classes("json:a"), classes("none"), classes("cls")) == (("x0", "x1"), ("unlabelled",), ("0", "1"))
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert (classes("cls"), classes("none")) == (("cat", "dog"), ("unlabelled",))
+
+
+def test_other_labels_are_other_data(tmp_path: Path) -> None:
+    folder = with_json(tmp_path, train=[{"a": 0, "b": 1}, {"a": 1, "b": 0}])
+    fingerprints = {
+        Index.read(index_shards(folder, workers=0, quiet=True, labels=f"json:{field}")[0]).fingerprint for field in "ab"
+    }
+    assert len(fingerprints) == 2
+
+
+def test_npy_is_pixels_only_where_there_is_no_picture(tmp_path: Path) -> None:
+    pixels, features = np.zeros((4, 6, 3), dtype=np.uint8), np.zeros(7)
+    write_tar(tmp_path / "raw-0.tar", [{"__key__": "0", "npy": pixels, "cls": b"0"}])
+    write_tar(tmp_path / "train-0.tar", [{"__key__": "0", "png": numbered_png(0), "npy": features, "cls": b"0"}])
+    raw, train = (Index.read(path) for path in index_shards(tmp_path, workers=0, quiet=True))
+    assert (raw.image_size, train.image_size) == (None, 4)
+    assert Reader(train, 4).image(0).tolist() == decode(numbered_png(0)).tolist()

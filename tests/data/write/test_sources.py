@@ -1,0 +1,88 @@
+"""Folders of pictures: two layouts are understood, everything else is explained."""
+
+from pathlib import Path
+
+import pytest
+
+from bigtrain.data.write.sources import list_folder, list_unlabelled
+from bigtrain.errors import UserMistake
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_class_folders_are_the_training_split(tmp_path: Path) -> None:
+    source = list_folder(touch(tmp_path, "dog/b.JPG", "dog/a.png", "cat/z.webp", "cat/notes.txt", ".hidden/x.jpg"))
+    assert source.classes == ("cat", "dog")
+    assert list(source.splits) == ["train"]
+    assert list(source.splits["train"]) == [("cat/z.webp", 0), ("dog/a.png", 1), ("dog/b.JPG", 1)]
+    assert source.left_out == 1
+
+
+def test_a_class_has_one_number_in_all_splits(tmp_path: Path) -> None:
+    source = list_folder(touch(tmp_path, "train/cat/1.jpg", "train/eel/1.jpeg", "test/dog/1.bmp", "test/eel/2.jpg"))
+    assert source.classes == ("cat", "dog", "eel")
+    assert list(source.splits["train"]) == [("train/cat/1.jpg", 0), ("train/eel/1.jpeg", 2)]
+    assert list(source.splits["test"]) == [("test/dog/1.bmp", 1), ("test/eel/2.jpg", 2)]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "no pictures here"),
+        (["cat/notes.txt"], "no pictures here"),
+        (["1.jpg", "cat/1.jpg"], r"1\.jpg lies outside a class folder"),
+        (["a/b/c/1.jpg"], r"a/b/c/1\.jpg lies deeper than SPLIT/CLASS"),
+        (["a/b/c/d/e/f/1.jpg", "a/b/c/1.jpg"], "lies deeper than SPLIT/CLASS"),
+        (["cat/1.jpg", "cat/a/b/c/2.jpg"], r"cat/a/b/c/2\.jpg lies deeper than SPLIT/CLASS"),
+        (["cat/1.jpg", "train/dog/1.jpg"], r"cat/1\.jpg .* but train/dog/1\.jpg"),
+    ],
+)
+def test_other_layouts_are_refused(tmp_path: Path, names: list[str], words: str) -> None:
+    with pytest.raises(UserMistake, match=words):
+        list_folder(touch(tmp_path, *names))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserMistake, match="nowhere: there is no such folder"):
+        list_folder(tmp_path / "nowhere")
+
+
+def test_the_fingerprint_is_of_names_and_classes(tmp_path: Path) -> None:
+    first = list_folder(touch(tmp_path / "a", "cat/1.jpg", "dog/1.jpg")).fingerprint("train")
+    assert list_folder(touch(tmp_path / "b", "cat/1.jpg", "dog/1.jpg")).fingerprint("train") == first
+    others = [["cat/1.jpg", "dog/2.jpg"], ["cat/1.jpg", "eel/1.jpg"], ["cat/1.jpg", "dog/1.jpg", "dog/2.jpg"]]
+    for number, names in enumerate(others):
+        assert list_folder(touch(tmp_path / str(number), *names)).fingerprint("train") != first
+
+
+def test_pictures_without_classes_are_taken_from_any_folders(tmp_path: Path) -> None:
+    source = list_unlabelled(touch(tmp_path / "a", "1.jpg", "b/2.png", "b/c/3.jpg", "notes.txt"))
+    assert source.classes == ("unlabelled",)
+    assert {split: list(found) for split, found in source.splits.items()} == {
+        "train": [("1.jpg", 0), ("b/2.png", 0), ("b/c/3.jpg", 0)]
+    }
+    assert source.left_out == 1
+    source = list_unlabelled(touch(tmp_path / "b", "train/1.jpg", "val/x/2.png"))
+    assert {split: list(found) for split, found in source.splits.items()} == {
+        "train": [("train/1.jpg", 0)],
+        "val": [("val/x/2.png", 0)],
+    }
+    with pytest.raises(UserMistake, match="no pictures here"):
+        list_unlabelled(touch(tmp_path / "c", "notes.txt"))
+
+
+def test_pictures_without_classes_are_taken_however_deep_they_lie(tmp_path: Path) -> None:
+    source = list_unlabelled(touch(tmp_path, "a/b/c/d/e/1.jpg", "2.jpg"))
+    assert list(source.splits["train"].names) == ["2.jpg", "a/b/c/d/e/1.jpg"]
+
+
+def test_a_circle_of_links_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.jpg")
+    (tmp_path / "cat/again").symlink_to(tmp_path)
+    with pytest.raises(UserMistake, match="cat/again: this link leads back"):
+        list_folder(tmp_path)

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from bigtrain.cluster import world
+from bigtrain.data.index import Index
+from bigtrain.errors import UserMistake
+from bigtrain.families.family import Problem, build_network
+from bigtrain.inference.model import Sampler, same_on_all
+from tests.toy import Toy, ToyOptions
+
+
+def sampler(spoil: bool) -> Sampler:
+    family = Toy(ToyOptions(kind="toy"), Problem(16, ("a", "b"), (1, 1)))
+    networks = {"maker": build_network(family, "maker", seed=0)}
+    if spoil:
+        with torch.no_grad():
+            networks["maker"].linear.weight.fill_(float("nan"))
+    return Sampler(
+        family, family.prepare_sampling(networks, family.sampling, 0), 0, family.sampling, torch.device("cpu")
+    )
+
+
+def test_weights_that_have_diverged_do_not_pass_for_pictures() -> None:
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sampler(spoil=True).draw(range(2), torch.tensor([0, 1]))
+
+
+def test_all_samples_are_those_drawn_one_by_one() -> None:
+    labels = [0, 1, 1, 0, 1]
+    together = sampler(spoil=False).draw_all(labels, batch_size=2)
+    alone = [sampler(spoil=False).draw([k], torch.tensor([labels[k]])) for k in range(5)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_labels_of_an_evaluation_do_not_depend_on_how_many_are_asked_for() -> None:
+    assert (
+        sampler(spoil=False).labels_of(range(40))[20:].tolist()
+        == sampler(spoil=False).labels_of(range(20, 40)).tolist()
+    )
+
+
+def test_machines_with_other_data_at_the_same_place_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index(Path("data/train.json"), "train", ("a",), 16, ())
+    assert same_on_all(index, "data.train") is index
+    monkeypatch.setattr(world, "gather_objects", lambda value: [value, value, "another"])
+    with pytest.raises(
+        UserMistake, match=r"data\.train: data/train\.json is not the same data .*: ranks 2 have others"
+    ):
+        same_on_all(index, "data.train")

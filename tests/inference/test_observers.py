@@ -1,0 +1,139 @@
+"""What is done with averaged weights during training gives way to a signal."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from bigtrain.cluster.passes import Reading, Stopped
+from bigtrain.data.digits import digits_index
+from bigtrain.data.index import Index
+from bigtrain.errors import UserMistake
+from bigtrain.evaluation.held_out import measure_likelihood
+from bigtrain.evaluation.result import Measured
+from bigtrain.families.family import Problem
+from bigtrain.features import classifier
+from bigtrain.inference.model import find_splits, make_family
+from bigtrain.inference.observers import SampleObserver, observers_of, write_evaluation
+from bigtrain.recipe import load_recipe
+from bigtrain.runs.folder import RunFolder
+from bigtrain.training.trainer import describe
+from tests.families.diffusion.test_diffusion import family, network_of
+from tests.runs_of import FAMILIES, write_recipe
+
+CPU = torch.device("cpu")
+
+
+class Patience:
+    """Ends after so many questions."""
+
+    def __init__(self, asked: int) -> None:
+        self.asked, self.most = 0, asked
+
+    def should_stop(self) -> bool:
+        self.asked += 1
+        return self.asked >= self.most
+
+
+def test_a_picture_is_given_up_between_two_steps_of_its_sampling(tmp_path: Path) -> None:
+    diffusion = family(class_conditional=True, sampling={"sampler": "ancestral", "steps": 25})
+    networks = network_of(diffusion)
+    observer = SampleObserver(diffusion, RunFolder(tmp_path), 0, CPU)
+    long, short = Patience(10**9), Patience(200)
+    assert observer.observe(2, networks, long.should_stop) == {}
+    assert observer.has(2)
+    assert long.asked > 1000
+    assert observer.observe(4, networks, short.should_stop) == {}
+    assert short.asked == 200
+    assert not observer.has(4)
+    assert not torch_module._global_forward_pre_hooks  # later calls are free of it
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "sentence"),
+    [
+        ("toy", "features=nowhere.pt", r"evaluation\.features: nowhere\.pt"),
+        ("toy", "reference=nowhere.pt", r"evaluation\.reference: nowhere\.pt"),
+        ("toy", "metrics=[intra_fid] samples=12", "intra_fid needs 2 images of each class"),
+        ("toy", "metrics=[recall] samples=3", "recall needs more images than neighbours"),
+        ("toy", "metrics=[fid,kid] reference={folder}/moments.npz", "kid looks at the reference's images"),
+        ("toy", "metrics=[fid] reference={folder}/moments.npz", "moments of 7 dimensions, but classifier"),
+        ("toy", "metrics=[fid] reference={folder}/large.npz", "16 x 16, the reference's 32 x 32"),
+        ("toy", "candidates=2 classifier=nowhere.pt", "the classifier nowhere.pt cannot be used"),
+        ("toy", "metrics=[fid]", "has one class, so no classifier can be trained"),
+        ("vqvae", "metrics=[rfid]", "has one class, so no classifier can be trained"),
+        ("vqvae", "metrics=[rfid] features=nowhere.pt", r"evaluation\.features: nowhere\.pt"),
+        ("diffusion", "metrics=[bits_per_dim] likelihood_evaluations=50", r"from 2 \.\. 20 evaluations, not 50"),
+    ],
+)
+def test_what_the_first_evaluation_would_refuse_is_said_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: str, sentence: str
+) -> None:
+    short = {role: replace(training, most_images=640) for role, training in classifier.TRAININGS.items()}
+    monkeypatch.setattr(classifier, "TRAININGS", short)
+    np.savez(tmp_path / "moments.npz", mu=np.zeros(7), sigma=np.eye(7))
+    np.savez(tmp_path / "large.npz", np.zeros((20, 32, 32, 3), dtype=np.uint8))
+    words = [f"evaluation.{word.format(folder=tmp_path)}" for word in said.split()]
+    words += ["data.classes=[3]"] if "one class" in sentence else []
+    recipe = load_recipe(write_recipe(tmp_path, FAMILIES[kind], evaluate_every=10), words)
+    index, validation = find_splits(recipe.data)
+    trained = make_family(recipe, Problem.of(describe(index)))
+    with pytest.raises(UserMistake, match=sentence):
+        observers_of(trained, RunFolder(tmp_path), recipe, index, validation, CPU)
+
+
+def test_what_the_smaller_evaluations_of_a_training_would_refuse_is_said_too(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, FAMILIES["toy"], evaluate_every=10, evaluate_samples=12)
+    recipe = load_recipe(path, ["evaluation.metrics=[intra_fid]", "evaluation.samples=1000"])
+    index = Index.read(digits_index("train", 16))
+    toy = make_family(recipe, Problem.of(describe(index)))
+    with pytest.raises(UserMistake, match="intra_fid needs 2 images of each class"):
+        observers_of(toy, RunFolder(tmp_path), recipe, index, index, CPU)
+
+
+def test_a_likelihood_is_given_up_between_two_evaluations_of_its_network(one_cache_for_all: Path) -> None:
+    index = Index.read(digits_index("validation", 16))
+    network = nn.Linear(1, 1)
+    patience = Patience(3)
+
+    def likelihood(numbers: Any, batch: Any) -> dict[str, torch.Tensor]:
+        for _ in range(1000):
+            network(torch.zeros(1, 1))
+        return {"nats": torch.zeros(len(numbers), dtype=torch.float64)}
+
+    try:
+        measure_likelihood(likelihood, 192, index, 8, CPU, Reading(8, 0, patience.should_stop))
+    except Stopped:
+        assert patience.asked == 3
+    else:
+        raise AssertionError("it went on to its end")
+
+
+def test_no_evaluation_takes_the_place_of_another(tmp_path: Path) -> None:
+    """Neither one of another protocol nor one of other metrics; the same measurement, made again, has one file."""
+    results: list[dict[str, Any]] = [
+        {"fid": 1.0, "protocol": {"seed": 0}},
+        {"nearest_neighbour_distance": 2.0, "protocol": {"seed": 0}},
+        {"fid": 3.0, "protocol": {"seed": 1}},
+        {"nearest_neighbour_distance": 4.0, "protocol": {"seed": 1}},
+    ]
+    paths = [write_evaluation(tmp_path, 7, Measured(result)) for result in results * 2]
+    assert paths[:4] == paths[4:]
+    assert paths[0] == RunFolder(tmp_path).evaluation(7)
+    assert [json.loads(path.read_text()) for path in paths[:4]] == results
+    assert len(list((tmp_path / "evaluations").iterdir())) == 4
+
+
+def test_a_file_that_is_no_evaluation_is_left_alone(tmp_path: Path) -> None:
+    place = RunFolder(tmp_path).evaluation(7)
+    place.parent.mkdir()
+    place.write_text("[]")
+    written = write_evaluation(tmp_path, 7, Measured({"fid": 1.0, "protocol": {}}))
+    assert place.read_text() == "[]"
+    assert json.loads(written.read_text())["fid"] == 1.0

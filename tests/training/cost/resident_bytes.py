@@ -1,0 +1,68 @@
+"""What one process holds after an update under each way of ZeRO, beside what training/memory.py says: JSON, in units of the
+weights. Gradients of zero1 and zero2 come and go on the device, and count on neither side."""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from bigtrain.families.family import OptimizerOptions, Player
+from bigtrain.training.averaging import EmaOptions
+from bigtrain.training.cost.memory import STRATEGIES, residents
+from bigtrain.training.cost.step import PlayerCost
+from bigtrain.training.engine.component import EngineOptions, make_player, place, zero
+
+zero.BUCKET_ELEMENTS = 2**10
+zero.PERSISTENT_ELEMENTS = 0
+LAYERS, WIDTH = 32, 64
+WEIGHTS = 4 * LAYERS * WIDTH**2
+ADAM = OptimizerOptions(kind="adam", lr=0.01)
+
+
+def tensors() -> list[torch.Tensor]:
+    found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    return [*found, *(tensor.grad for tensor in found if tensor.is_leaf and tensor.grad is not None)]
+
+
+def held(strategy: str, offload: bool, precision: str, accumulate: int) -> float:
+    gc.collect()
+    before = {tensor.untyped_storage().data_ptr() for tensor in tensors()}
+    network = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
+    options = EngineOptions(strategy=strategy, offload_optimizer=offload)
+    network = place(network, torch.device("cpu"), options)
+    player = make_player(network, Player(lambda: network, ADAM, averaged=True), EmaOptions(), options, precision, None)
+    for step in range(2):
+        player.start_update()
+        for piece in range(accumulate):
+            player.backward(network(torch.ones(4, WIDTH)).square().mean(), last=piece == accumulate - 1)
+        player.update(step, torch.tensor(True))
+        player.update_averages(step, torch.tensor(True))
+    gc.collect()
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors()}
+    return sum(size for address, size in storages.items() if address not in before) / WEIGHTS
+
+
+def said(strategy: str, offload: bool, accumulate: int) -> float:
+    cost = PlayerCost(WEIGHTS // 4, WEIGHTS, buffers=0, moments=2 * WEIGHTS, average=WEIGHTS)
+    parts = residents({"one": cost}, ["average"], strategy, offload=offload, ranks=1, accumulate=accumulate)
+    passing = ("buckets", *(("gradients",) if strategy != "zero3" else ()))
+    return (sum(size for part, size in parts.gpu.items() if part not in passing) + parts.host) / WEIGHTS
+
+
+cases = [
+    {
+        "case": [strategy, offload, precision, accumulate],
+        "held": held(strategy, offload, precision, accumulate),
+        "said": said(strategy, offload, accumulate),
+    }
+    for strategy in STRATEGIES[1:]
+    for offload in (False, True)
+    for precision in ("fp32", "bf16")
+    for accumulate in (1, 2)
+]
+print(json.dumps(cases))

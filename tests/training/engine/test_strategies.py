@@ -1,0 +1,192 @@
+"""The same experiment under every strategy: one launch runs many small runs in the same processes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigtrain.errors import UserMistake
+from bigtrain.families.family import Problem
+from bigtrain.inference.model import make_family
+from bigtrain.recipe import load_recipe
+from bigtrain.training.engine.component import EngineOptions, check_strategy
+from tests.runs_of import FAMILIES, final_tensors, largest_difference, logged, optimizers_of, train, write_recipe
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+# Small, because float32 shows another order of sums, and a GAN's steps magnify it.
+SGD = {"kind": "sgd", "lr": 0.002, "momentum": 0.5, "clip_norm": 5.0}
+ADAM = {"kind": "adam", "lr": 0.001, "eps": 1.0e-4}
+TOLERANCE = 1e-5
+
+
+def sharded(family: str) -> Mapping[str, Any]:
+    """The family as every strategy can train it."""
+    return {key: 0.0 if key == "orthogonal_regularisation" else value for key, value in FAMILIES[family].items()}
+
+
+def run_all(runs: Sequence[tuple[Path, Sequence[str]]], processes: int) -> None:
+    words = [word for recipe, overrides in runs for word in (str(recipe), *overrides, "--")]
+    train(Path(words[0]), *words[1:], processes=processes)
+
+
+def assert_close(folder: Path, expected: Path, tolerance: float = TOLERANCE) -> None:
+    ours, theirs = final_tensors(folder / "run"), final_tensors(expected / "run")
+    assert ours.keys() == theirs.keys()
+    assert {name for name in ours if ours[name].shape != theirs[name].shape} == set()
+    assert largest_difference(ours, theirs) < tolerance, folder.name
+    for row, other in zip(logged(folder / "run"), logged(expected / "run"), strict=True):
+        assert row == pytest.approx(other, rel=tolerance, abs=tolerance), folder.name
+
+
+def test_two_players_train_alike_under_every_strategy(tmp_path: Path) -> None:
+    """A GAN, clipped, with accumulation, on two processes."""
+    runs = [
+        (
+            write_recipe(tmp_path / name, optimizers_of(sharded("gan"), SGD), accumulate=2, steps=3),
+            [f"engine.strategy={name}"],
+        )
+        for name in STRATEGIES
+    ]
+    run_all(runs, processes=2)
+    for name in STRATEGIES[1:]:
+        assert_close(tmp_path / name, tmp_path / "ddp")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "tolerance"), [(SGD, TOLERANCE), (ADAM, 1e-3)], ids=["sgd", "adam"])
+def test_every_family_is_the_same_under_every_strategy_and_number_of_processes(
+    optimizer: dict, tolerance: float, tmp_path: Path
+) -> None:
+    """Every family x {1, 2 processes} x {ddp, zero1, zero2, zero3}; the toy has a weight penalty, which zero3 refuses.
+
+    Adam divides by what is nearly zero, and so shows the rounding of float32 a hundred times larger, under ddp too.
+    """
+    for processes in (1, 2):
+        runs = []
+        for family in FAMILIES:
+            for strategy in STRATEGIES[: 3 if family == "toy" else 4]:
+                folder = tmp_path / f"{family}-{strategy}-{processes}"
+                recipe = write_recipe(folder, optimizers_of(sharded(family), optimizer), accumulate=2)
+                runs.append((recipe, [f"engine.strategy={strategy}"]))
+        run_all(runs, processes)
+    for folder in sorted(tmp_path.glob("*-*-*")):
+        assert_close(folder, tmp_path / f"{folder.name.split('-')[0]}-ddp-1", tolerance)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_at_another_number_of_processes_and_under_another_strategy(tmp_path: Path) -> None:
+    """2 -> 1 and 1 -> 2 processes, ddp -> zero2 and back, zero3 -> zero1; and under the same ones, bit for bit."""
+    changes = {
+        "shrinking": [("ddp", 2), ("ddp", 1)],
+        "growing": [("ddp", 1), ("ddp", 2)],
+        "shrinking-zero": [("zero2", 2), ("zero2", 1)],
+        "growing-zero3": [("zero3", 1), ("zero3", 2)],
+        "ddp-zero2": [("ddp", 2), ("zero2", 2)],
+        "zero2-ddp": [("zero2", 2), ("ddp", 1)],
+        "zero3-zero1": [("zero3", 2), ("zero1", 2)],
+        **{f"same-{strategy}": [(strategy, 2), (strategy, 2)] for strategy in STRATEGIES},
+        **{f"whole-{strategy}": [(strategy, 2)] for strategy in STRATEGIES},
+        "whole": [("ddp", 1)],
+    }
+    families = {"gan": sharded("gan"), "vqvae": FAMILIES["vqvae"]}
+    recipes = {
+        (name, family): write_recipe(
+            tmp_path / name / family,
+            optimizers_of(options, ADAM if name.startswith(("same-", "whole-")) else SGD),
+            accumulate=2,
+            log_every=4,
+        )
+        for name in changes
+        for family, options in families.items()
+    }
+    # Each part of the runs in the launch of its number of processes; first halves before second ones.
+    for part in (0, 1):
+        for processes in (1, 2):
+            runs = [
+                (recipes[name, family], [f"engine.strategy={stages[part][0]}", *(["train.steps=10"] if half else [])])
+                for name, stages in changes.items()
+                for family in families
+                if part < len(stages) and stages[part][1] == processes
+                for half in [part == 0 and len(stages) == 2]
+            ]
+            run_all(runs, processes)
+    for name in changes:
+        for family in families if not name.startswith("whole") else ():
+            if name.startswith("same-"):
+                same = tmp_path / name / family / "run"
+                whole = tmp_path / name.replace("same-", "whole-") / family / "run"
+                assert largest_difference(final_tensors(same), final_tensors(whole)) == 0, name
+                rows = {row["step"]: row for row in logged(same)}
+                assert all(rows[row["step"]] == row for row in logged(whole))
+            else:
+                assert_rows_close(tmp_path / name / family, tmp_path / "whole" / family)
+
+
+def assert_rows_close(folder: Path, expected: Path) -> None:
+    """As `assert_close`, for a run that also has a row at the step at which it was stopped."""
+    assert largest_difference(final_tensors(folder / "run"), final_tensors(expected / "run")) < TOLERANCE, folder
+    rows = {row["step"]: row for row in logged(folder / "run")}
+    for row in logged(expected / "run"):
+        assert rows[row["step"]] == pytest.approx(row, rel=TOLERANCE, abs=TOLERANCE), folder
+
+
+@pytest.mark.slow
+def test_an_update_that_is_not_finite_is_left_out_under_every_strategy(tmp_path: Path) -> None:
+    recipes = {
+        name: write_recipe(tmp_path / name, dict(FAMILIES["toy"], explode_at=7, penalty=0.0), nonfinite_updates=1)
+        for name in STRATEGIES
+    }
+    run_all([(recipe, [f"engine.strategy={name}"]) for name, recipe in recipes.items()], processes=2)
+    for name in recipes:
+        final = final_tensors(tmp_path / name / "run")
+        assert float(final["critic/optimizer/out.weight/step"]) == 2 * 20 - 1
+        assert largest_difference(final, final_tensors(tmp_path / "ddp" / "run")) < 1e-4
+
+
+@pytest.mark.slow
+def test_optimizer_state_in_host_memory_recomputation_and_bf16_go_with_sharding(tmp_path: Path) -> None:
+    runs = []
+    for name, overrides in {
+        "offload1": ["engine.strategy=zero1", "engine.offload_optimizer=true"],
+        "offload2": ["engine.strategy=zero2", "engine.offload_optimizer=true"],
+        "offload3": ["engine.strategy=zero3", "engine.offload_optimizer=true"],
+        "ddp": [],
+        "bf16-2": ["engine.strategy=zero2", "train.precision=bf16"],
+        "bf16-3": ["engine.strategy=zero3", "train.precision=bf16"],
+        "bf16": ["train.precision=bf16"],
+        "recomputing": ["engine.strategy=zero3", "engine.activation_checkpointing=true"],
+    }.items():
+        recipe = write_recipe(tmp_path / name, optimizers_of(sharded("gan"), ADAM), steps=6, accumulate=2)
+        runs.append((recipe, overrides))
+    run_all(runs, processes=2)
+    for name in ("offload1", "offload2", "offload3", "recomputing"):
+        assert_close(tmp_path / name, tmp_path / "ddp", tolerance=1e-3)
+    for name in ("bf16-2", "bf16-3"):
+        final = final_tensors(tmp_path / name / "run")
+        assert {tensor.dtype for tensor in final.values() if tensor.is_floating_point()} == {
+            final["generator/weights/linear.weight"].dtype
+        }
+        weights = {name: tensor for name, tensor in final.items() if "/optimizer/" not in name}
+        ddp = final_tensors(tmp_path / "bf16" / "run")
+        assert largest_difference(weights, {name: ddp[name] for name in weights}) < 0.02
+
+
+def test_a_penalty_on_whole_weights_is_refused_under_zero3(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]))
+    family = make_family(recipe, Problem(16, ("a", "b"), (1, 1)))
+    check_strategy(family, EngineOptions(strategy="zero2"))
+    with pytest.raises(UserMistake, match=r"engine.strategy: zero3 .* phase generator adds a penalty on whole weights"):
+        check_strategy(family, EngineOptions(strategy="zero3"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"offload_optimizer": True}, "engine.offload_optimizer: needs a sharding strategy"),
+        ({"strategy": "zero3", "compile": True}, "engine.compile: cannot go with engine.strategy: zero3"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        EngineOptions(**options)
