@@ -342,7 +342,7 @@ print("done")
 def test_workers_outlive_the_signals_that_the_main_process_handles(numbered_shards: Make) -> None:
     index = numbered_shards([8])
     command = [sys.executable, "-c", SIGNALLED, str(index.path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=60, start_new_session=True, env=environment, check=False
     )

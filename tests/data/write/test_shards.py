@@ -442,7 +442,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
     script = tmp_path / "orphaned.py"
     script.write_text(ORPHANED)
     marks = [tmp_path / "0", tmp_path / "1"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
     deadline = time.monotonic() + 30
     while not all(mark.exists() for mark in marks) and time.monotonic() < deadline:

@@ -112,7 +112,7 @@ def test_the_doors_sampling_options_are_checked_too(sampling: dict[str, Any], me
 
 @pytest.mark.parametrize("recipe", ["ddpm_digits", "ddpm_cifar10", "iddpm_cifar10", "ddpm_imagenet64"])
 def test_the_recipes_are_whole_and_evaluate_in_few_steps(recipe: str) -> None:
-    loaded = load_recipe(Path(__file__).parents[2] / "recipes" / f"{recipe}.yaml")
+    loaded = load_recipe(Path(__file__).parents[3] / "recipes" / f"{recipe}.yaml")
     assert loaded.family.sampling.steps == 20
     problem = Problem(loaded.data.image_size, ("a", "b"), (1, 1))
     assert Diffusion(loaded.family, problem).players["unet"].averaged

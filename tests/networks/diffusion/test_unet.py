@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bigtrain.networks.diffusion.unet import PreciseConv2d, UNet, UNetOptions, to_diffusers
 from tests.networks.layers.test_pure_forward import DtypesSeen, assert_same
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 SMALL = {"channels": 16, "multipliers": (1, 2), "blocks_per_level": 1, "attention_resolutions": (8,), "norm_groups": 8}
 ADM = {"head_channels": 8, "scale_shift": True, "resnet_resampling": True}
 IDDPM = {"head_channels": 8, "scale_shift": True}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from bigtrain.families.family import OptimizerOptions, Player
 from bigtrain.training.averaging import EmaOptions
