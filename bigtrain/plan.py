@@ -7,16 +7,16 @@ from pathlib import Path
 
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import as_trained_on
+from bigtrain.data.splits import as_trained_on, describe
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import CodeLevel, Family, Problem
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.training.cost.memory import STRATEGIES, residents
 from bigtrain.training.cost.step import StepCost, parameters_of, step_cost
-from bigtrain.training.engine.component import check_strategy
+from bigtrain.training.engine.options import check_strategy
 from bigtrain.training.monitoring.throughput import GIB, peak_flops
-from bigtrain.training.trainer import check_batch, describe
+from bigtrain.training.options import check_batch
 
 CLASSES = 1000
 """What is assumed where nothing says how many classes there are, and said so."""

@@ -13,14 +13,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from bigtrain.data.read.stream import DataOptions
+from bigtrain.data.options import DataOptions
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.family import find_family
 from bigtrain.options import Options
 from bigtrain.training.averaging import EmaOptions
-from bigtrain.training.engine.component import EngineOptions
-from bigtrain.training.trainer import TrainOptions
+from bigtrain.training.engine.options import EngineOptions
+from bigtrain.training.options import TrainOptions
 
 MAY_CHANGE = (
     "run.dir",

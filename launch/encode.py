@@ -20,7 +20,8 @@ from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.digits import SPLITS
 from bigtrain.data.index import CodesManifest, EncodedImages, Index, Level
-from bigtrain.data.read.stream import TRANSFORM, Batch, find_images, to_images
+from bigtrain.data.read.batch import TRANSFORM, Batch, to_images
+from bigtrain.data.splits import find_images
 from bigtrain.data.write.codes import count_codes, encode_shards, index_codes
 from bigtrain.errors import OneRanksMistake, UserMistake
 from bigtrain.features.network import full_float32

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bigtrain.cli import add_flags, door, from_flags, say
 from bigtrain.cluster.launch import join_world
-from bigtrain.data.read.stream import find_images
+from bigtrain.data.splits import find_images
 from bigtrain.errors import UserMistake
 from bigtrain.inference.model import Model, open_model
 from bigtrain.inference.observers import GRID_PER_CLASS, reconstruction_pairs

@@ -17,13 +17,15 @@ from bigtrain.cli import Signalled, door, is_first, open_run, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.slurm import ask_for_requeue
+from bigtrain.data.splits import describe
 from bigtrain.families.family import Problem
 from bigtrain.inference.checkpoint_selection import best_of
 from bigtrain.inference.model import find_splits, make_family
 from bigtrain.inference.observers import observers_of
 from bigtrain.plan import Cluster, plan
 from bigtrain.recipe import Recipe, load_recipe
-from bigtrain.training.trainer import Trainer, check_batch, describe
+from bigtrain.training.options import check_batch
+from bigtrain.training.trainer import Trainer
 
 
 def main(argv: Sequence[str]) -> None:

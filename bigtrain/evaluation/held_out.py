@@ -13,7 +13,8 @@ from torch import Tensor
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Progress, Reading, on_main, stoppable, together
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import Batch, Sweep, to_images
+from bigtrain.data.read.batch import Batch, to_images
+from bigtrain.data.read.stream import Sweep
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.finding import check_enough, find_features
 from bigtrain.evaluation.images import Reconstructions

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bigtrain.cluster.passes import Reading
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import read_chunks, to_images
+from bigtrain.data.read.batch import to_images
+from bigtrain.data.read.stream import read_chunks
 from bigtrain.data.write.loose import Loose, read_loose
 from bigtrain.errors import UserMistake
 from bigtrain.features.cache import Cache

@@ -13,8 +13,8 @@ import numpy as np
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading, on_main
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import open_index
 from bigtrain.data.remote import is_remote, shown
+from bigtrain.data.splits import open_index
 from bigtrain.data.write.loose import open_loose
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.images import ImageSet, LooseImages, Shards

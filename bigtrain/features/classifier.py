@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from bigtrain.cluster.passes import Progress, Reading, on_main
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import DataOptions, Stream, Sweep
+from bigtrain.data.options import DataOptions
+from bigtrain.data.read.stream import Stream, Sweep
 from bigtrain.errors import UserMistake
 from bigtrain.features.cache import Cache, Entry, fingerprint
 from bigtrain.features.network import Extracted, Features, full_float32, pictures

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigtrain.data.read.stream import Batch
+from bigtrain.data.read.batch import Batch
 from bigtrain.errors import UserMistake
 
 HOW_TO_CHOOSE = (

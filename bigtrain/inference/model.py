@@ -14,8 +14,10 @@ from tqdm import tqdm
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading
 from bigtrain.data.index import Index
+from bigtrain.data.options import DataOptions
 from bigtrain.data.read import variants
-from bigtrain.data.read.stream import Batch, DataOptions, find_split, to_codes, to_images
+from bigtrain.data.read.batch import Batch, to_codes, to_images
+from bigtrain.data.splits import find_split
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import (
     Capability,

@@ -12,7 +12,8 @@ from torch import nn
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading, Stopped, gather_rows, stoppable, together
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import Sweep, to_images
+from bigtrain.data.read.batch import to_images
+from bigtrain.data.read.stream import Sweep
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.evaluate import check, evaluate
 from bigtrain.evaluation.finding import find_features
@@ -30,7 +31,7 @@ from bigtrain.inference.model import Model, Sampler, follow_others, images_behin
 from bigtrain.pictures import save_grid, to_uint8
 from bigtrain.recipe import Recipe
 from bigtrain.runs.folder import RunFolder
-from bigtrain.training.trainer import Observer
+from bigtrain.training.observer import Observer
 
 GRID_CLASSES = 10
 """Rows of a picture during training: the first classes, one a row."""

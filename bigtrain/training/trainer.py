@@ -6,22 +6,23 @@ continues as if it had not been. To resume, run the same command again.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
 from bigtrain.cluster.watchdog import Watchdog, peers_of_world
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import Batch, DataOptions, Stream, to_codes, to_images
+from bigtrain.data.options import DataOptions
+from bigtrain.data.read.batch import Batch, to_codes, to_images
+from bigtrain.data.read.stream import Stream
+from bigtrain.data.splits import describe
 from bigtrain.errors import OneRanksMistake, TrainingDiverged, UserMistake
 from bigtrain.families.family import Family, Microbatch, Phase, build_network
-from bigtrain.options import Options
 from bigtrain.randomness import Draws, torch_seed
 from bigtrain.runs import checkpoint
 from bigtrain.runs.best import Best
@@ -29,76 +30,18 @@ from bigtrain.runs.folder import RunFolder
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.checkpoint_writer import CheckpointWriter
 from bigtrain.training.cost.step import flops_of_all_ranks
-from bigtrain.training.engine.component import (
-    EngineOptions,
-    TrainedPlayer,
-    autocast,
-    check_strategy,
-    configure_kernels,
-    make_player,
-    place,
-)
+from bigtrain.training.engine.component import TrainedPlayer, place
+from bigtrain.training.engine.kernels import autocast, configure_kernels
+from bigtrain.training.engine.options import EngineOptions, check_strategy
+from bigtrain.training.engine.start import make_player
 from bigtrain.training.interruption import Interruption
 from bigtrain.training.monitoring.alarm import SpectrumAlarm
 from bigtrain.training.monitoring.meters import Interval, PhaseMeter
-from bigtrain.training.monitoring.profiling import ProfileOptions, ProfilerWindow
+from bigtrain.training.monitoring.profiling import ProfilerWindow
 from bigtrain.training.monitoring.throughput import Throughput
 from bigtrain.training.monitoring.tracking import Tracker
-
-
-class TrainOptions(Options):
-    """How long and in what pieces."""
-
-    steps: int = Field(gt=0)
-    """Steps in all; one step runs every phase that is due, with all of its repeats."""
-    batch_size: int = Field(gt=0)
-    """Images of one update, over all ranks and microbatches."""
-    accumulate: int = Field(default=1, gt=0)
-    """Microbatches of one update. Batch statistics are those of a microbatch, so this is part of the experiment."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast; weights, averages, losses and statistics stay float32."""
-    deterministic: bool = False
-    """On GPUs: only kernels that give the same bits at every run (slower). CPU runs are so in any case."""
-    log_every: int = Field(default=100, gt=0)
-    """Steps between rows of metrics.jsonl."""
-    sample_every: int | None = Field(default=None, gt=0)
-    """Steps between pictures; null: none."""
-    save_every: int = Field(default=1000, gt=0)
-    """Steps between checkpoints; there is one at the end in any case."""
-    keep: int = Field(default=2, ge=2)
-    """Newest checkpoints that are kept; two at least, so that a damaged one has one before it."""
-    evaluate_every: int | None = Field(default=None, gt=0)
-    """Steps between evaluations of the averaged weights; null: none."""
-    evaluate_samples: int | None = Field(default=None, ge=2)
-    """Samples of those evaluations; null: evaluation.samples. Fewer are cheaper, and compare with equally few only."""
-    keep_best: str | None = None
-    """Metric of those evaluations (fid, accuracy, bits_per_dim, ...) whose best checkpoint is kept beside the newest; doors
-    take it as --checkpoint best. null: none. Of a run that goes on with another metric the former best is kept until there is
-    one by the new metric."""
-    alarm_ratio: float | None = Field(default=2.0, gt=1)
-    """Warn when that metric (fid, if keep_best is null) is so many times worse than its best, or the largest singular value of
-    a spectrally normalised weight so many times what it was in the last rows; null: never."""
-    nonfinite_updates: int = Field(default=0, ge=0)
-    """Updates with a non-finite loss or gradient that are skipped, in the whole run, before it stops."""
-    profile: ProfileOptions | None = None
-    """A window of steps under the profiler, into RUN/profile/; null: none."""
-
-
-class Observer(Protocol):
-    """What the doors have done at intervals with the averaged weights: pictures, evaluations."""
-
-    def has(self, step: int) -> bool:
-        """Whether what it makes at `step` is there already; asked on the main rank of a resumed run."""
-        ...
-
-    def observe(
-        self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
-    ) -> Mapping[str, float]:
-        """Called on every rank. The averaged networks are in eval mode; all must be left as they are.
-
-        Gives up soon after `should_stop` says so on any rank. Returns values to be shown.
-        """
-        ...
+from bigtrain.training.observer import Observer
+from bigtrain.training.options import TrainOptions, check_batch
 
 
 class Trainer:
@@ -472,30 +415,3 @@ class Trainer:
     def _newest_path(self) -> Path | None:
         checkpoint.clean(self.folder.checkpoints)
         return checkpoint.newest_whole_path(self.folder.checkpoints)
-
-
-def describe(index: Index) -> dict[str, Any]:
-    """What a checkpoint says of the data, enough to sample from the weights without it."""
-    facts: dict[str, Any] = {
-        "fingerprint": index.fingerprint,
-        "image_size": index.image_size,
-        "classes": list(index.classes),
-        "class_counts": list(index.class_counts),
-    }
-    if index.view:
-        facts["view"] = dict(index.view)
-    if index.codes is not None:
-        facts["codes"] = {"tokenizer": index.codes.tokenizer, "levels": dict(index.codes.levels)}
-    return facts
-
-
-def check_batch(train: TrainOptions, ranks: int) -> None:
-    """Raises UserMistake if the global batch does not divide over microbatches and ranks."""
-    unit = train.accumulate * ranks
-    if train.batch_size % unit:
-        below = train.batch_size // unit * unit
-        near = " or ".join(str(size) for size in (below, below + unit) if size)
-        raise UserMistake(
-            f"train.batch_size: {train.batch_size} does not divide into {train.accumulate} microbatches (train.accumulate) "
-            f"x {ranks} ranks; {near} would"
-        )

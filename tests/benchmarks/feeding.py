@@ -21,7 +21,7 @@ from PIL import Image
 
 from bigtrain.data.index import CodesManifest, EncodedImages, Index
 from bigtrain.data.read import reader
-from bigtrain.data.read.stream import TRANSFORM
+from bigtrain.data.read.batch import TRANSFORM
 from bigtrain.data.write.codes import encode_shards, index_codes
 from bigtrain.data.write.convert import convert
 from bigtrain.plan import Cluster, plan

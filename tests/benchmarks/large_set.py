@@ -17,8 +17,9 @@ import numpy as np
 
 from bigtrain.data.index import Index
 from bigtrain.data.npy import npy_header
+from bigtrain.data.options import DataOptions
 from bigtrain.data.read.order import Epochs
-from bigtrain.data.read.stream import DataOptions, Stream
+from bigtrain.data.read.stream import Stream
 from bigtrain.data.read.variants import balanced
 from bigtrain.data.write.shards import Record, ShardWriter, write_shard
 

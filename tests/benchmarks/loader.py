@@ -32,8 +32,10 @@ from torchvision.datasets import ImageFolder
 
 from bigtrain.data.decode import decode
 from bigtrain.data.index import Index
+from bigtrain.data.options import DataOptions
+from bigtrain.data.read.batch import to_images
 from bigtrain.data.read.resize import read_square
-from bigtrain.data.read.stream import DataOptions, Stream, to_images
+from bigtrain.data.read.stream import Stream
 from bigtrain.data.read.variants import resized
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.shards import ShardOptions, write_shards

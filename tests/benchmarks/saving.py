@@ -19,7 +19,8 @@ from bigtrain.inference.model import make_family
 from bigtrain.recipe import load_recipe
 from bigtrain.runs import checkpoint
 from bigtrain.training.checkpoint_writer import CheckpointWriter
-from bigtrain.training.engine.component import TrainedPlayer, make_player, place
+from bigtrain.training.engine.component import TrainedPlayer, place
+from bigtrain.training.engine.start import make_player
 
 
 def seconds(work: Callable[[], object]) -> float:

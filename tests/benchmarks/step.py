@@ -18,13 +18,13 @@ import torch
 
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.read.reader import Reader
-from bigtrain.data.read.stream import find_index
+from bigtrain.data.splits import describe, find_index
 from bigtrain.families.adversarial.gan import hinge_discriminator, hinge_generator
 from bigtrain.families.family import Problem, build_network, find_family
 from bigtrain.networks.layers import statistics
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.runs.folder import RunFolder
-from bigtrain.training.trainer import Trainer, describe
+from bigtrain.training.trainer import Trainer
 
 STEPS = 20
 RECIPE = Path(__file__).parents[2] / "recipes" / "biggan_digits.yaml"

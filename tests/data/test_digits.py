@@ -10,7 +10,8 @@ from sklearn.datasets import load_digits
 
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import Sweep, find_index
+from bigtrain.data.read.stream import Sweep
+from bigtrain.data.splits import find_index
 from bigtrain.errors import UserMistake
 
 

@@ -20,8 +20,10 @@ import pytest
 
 from bigtrain.data import remote
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import DataOptions, Stream, Sweep, find_index
+from bigtrain.data.options import DataOptions
+from bigtrain.data.read.stream import Stream, Sweep
 from bigtrain.data.remote import Origin, RemoteOptions, beside, receive
+from bigtrain.data.splits import find_index
 from bigtrain.errors import UserMistake
 from tests.data.conftest import make_numbered_shards
 from tests.data.faulty_server import Choose, now_and_then, serving

@@ -14,6 +14,7 @@ from torch.nn.modules import module as torch_module
 from bigtrain.cluster.passes import Reading, Stopped
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
+from bigtrain.data.splits import describe
 from bigtrain.errors import UserMistake
 from bigtrain.evaluation.held_out import measure_likelihood
 from bigtrain.evaluation.result import Measured
@@ -23,7 +24,6 @@ from bigtrain.inference.model import find_splits, make_family
 from bigtrain.inference.observers import SampleObserver, observers_of, write_evaluation
 from bigtrain.recipe import load_recipe
 from bigtrain.runs.folder import RunFolder
-from bigtrain.training.trainer import describe
 from tests.families.diffusion.test_diffusion import family, network_of
 from tests.runs_of import FAMILIES, write_recipe
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from bigtrain.cli import door
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
+from bigtrain.data.read.batch import TRANSFORM
 from bigtrain.data.read.reader import CodeReader, Reader
-from bigtrain.data.read.stream import TRANSFORM
+from bigtrain.data.splits import describe
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import (
     CodeLevel,
@@ -38,7 +39,6 @@ from bigtrain.inference.model import open_model
 from bigtrain.options import Options
 from bigtrain.recipe import load_recipe
 from bigtrain.runs import checkpoint
-from bigtrain.training.trainer import describe
 from launch.encode import main
 from tests.runs_of import FAMILIES, ROOT, command, environment, run, write_recipe
 

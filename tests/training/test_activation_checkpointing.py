@@ -12,7 +12,9 @@ from bigtrain.families.family import build_network
 from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.cost.step import LiveBytes
-from bigtrain.training.engine.component import EngineOptions, make_player, place
+from bigtrain.training.engine.component import place
+from bigtrain.training.engine.options import EngineOptions
+from bigtrain.training.engine.start import make_player
 from tests.runs_of import FAMILIES, final_tensors, train, write_recipe
 from tests.training.small_steps import CPU, focus, microbatch, run_phase, small_family, small_networks
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigtrain.data.read.stream import find_index
+from bigtrain.data.splits import describe, find_index
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import Problem, find_family
 from bigtrain.inference.checkpoint_selection import best_of, in_training
@@ -17,7 +17,7 @@ from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.interruption import SIGNALS
-from bigtrain.training.trainer import Trainer, describe
+from bigtrain.training.trainer import Trainer
 from tests.runs_of import FAMILIES, write_recipe
 
 CPU = torch.device("cpu")

@@ -16,8 +16,9 @@ import numpy as np
 
 from bigtrain.data.index import CodesManifest, Index, Shard, codes_extension
 from bigtrain.data.npy import npy_header
+from bigtrain.data.read.batch import Batch
 from bigtrain.data.read.reader import CODES_DTYPE, CodeReader
-from bigtrain.data.read.stream import Batch, read_chunks
+from bigtrain.data.read.stream import read_chunks
 from bigtrain.data.write.parallel import Progress
 from bigtrain.data.write.shards import (
     Record,

@@ -22,7 +22,7 @@ from bigtrain.networks.layers import statistics
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm
 from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.randomness import Draws
-from bigtrain.training.engine.component import autocast
+from bigtrain.training.engine.kernels import autocast
 
 CPU = torch.device("cpu")
 

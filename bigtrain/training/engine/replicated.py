@@ -9,15 +9,10 @@ from bigtrain.cluster import world
 from bigtrain.families.family import Player
 from bigtrain.networks.layers import statistics
 from bigtrain.training.averaging import Average, EmaOptions
-from bigtrain.training.engine.component import (
-    EngineOptions,
-    Groups,
-    TrainedPlayer,
-    allocate_momentum,
-    optimizer_of,
-    prepare_forward,
-)
+from bigtrain.training.engine.component import Groups, TrainedPlayer, prepare_forward
 from bigtrain.training.engine.gradients import GradientSum
+from bigtrain.training.engine.optimizers import allocate_momentum, optimizer_of
+from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.schedule import learning_rate
 
 

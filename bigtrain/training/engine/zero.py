@@ -30,14 +30,9 @@ from bigtrain.training.averaging import (
     MovingAverage,
     averaged_and_copied_names,
 )
-from bigtrain.training.engine.component import (
-    EngineOptions,
-    Groups,
-    TrainedPlayer,
-    allocate_momentum,
-    optimizer_of,
-    prepare_forward,
-)
+from bigtrain.training.engine.component import Groups, TrainedPlayer, prepare_forward
+from bigtrain.training.engine.optimizers import allocate_momentum, optimizer_of
+from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.engine.partition import Piece, cut, pieces_end_to_end, pieces_of_each, place
 from bigtrain.training.engine.replicated import copied_to_host
 from bigtrain.training.schedule import learning_rate

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.data.index import Index, Shard
+from bigtrain.data.options import DataOptions
 from bigtrain.data.read import stream
 from bigtrain.data.read.order import order
 from bigtrain.data.read.prefetch import first_uses
-from bigtrain.data.read.stream import DataOptions, Stream
+from bigtrain.data.read.stream import Stream
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 WINDOWS = st.integers(1, 6)

@@ -16,12 +16,14 @@ import pytest
 
 from bigtrain.data.digits import write_digits
 from bigtrain.data.index import Index
+from bigtrain.data.options import DataOptions
 from bigtrain.data.read import reader
 from bigtrain.data.read.order import order
 from bigtrain.data.read.prefetch import Prefetch, first_uses
 from bigtrain.data.read.shard_cache import GIB, ShardCache
-from bigtrain.data.read.stream import DataOptions, Stream, find_index, read_chunks
+from bigtrain.data.read.stream import Stream, read_chunks
 from bigtrain.data.remote import RemoteOptions
+from bigtrain.data.splits import find_index
 from bigtrain.data.write.shards import ShardOptions
 from bigtrain.errors import UserMistake
 from tests.data.conftest import make_numbered_shards

@@ -19,16 +19,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bigtrain.data.index import Index
+from bigtrain.data.options import DataOptions
+from bigtrain.data.read.batch import Batch, to_images
 from bigtrain.data.read.order import FLIP_BLOCK, flips, order
-from bigtrain.data.read.stream import (
-    Batch,
-    DataOptions,
-    Stream,
-    Sweep,
-    dealt,
-    find_index,
-    to_images,
-)
+from bigtrain.data.read.stream import Stream, Sweep, dealt
+from bigtrain.data.splits import find_index
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.errors import UserMistake
 from bigtrain.randomness import BLOCK

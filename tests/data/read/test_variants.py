@@ -15,14 +15,14 @@ from PIL import Image
 
 from bigtrain.data.index import Index
 from bigtrain.data.read.order import Epochs, balanced_counts
-from bigtrain.data.read.stream import Stream, Sweep, find_images, find_split
+from bigtrain.data.read.stream import Stream, Sweep
 from bigtrain.data.read.variants import balanced, resized, subset
+from bigtrain.data.splits import describe, find_images, find_split
 from bigtrain.data.write.codes import encode_shards, index_codes
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.errors import UserMistake
 from bigtrain.families.family import Problem
 from bigtrain.inference.model import images_behind
-from bigtrain.training.trainer import describe
 from launch.shard import main
 from tests.data.conftest import make_numbered_shards, write_tar
 from tests.data.read.test_resize import photograph

@@ -15,8 +15,12 @@ import webdataset as wds
 from torch import Tensor
 
 from bigtrain.data.index import CodesManifest, EncodedImages, Index, Level
+from bigtrain.data.options import DataOptions
+from bigtrain.data.read.batch import Batch, to_codes
+from bigtrain.data.read.order import flips
 from bigtrain.data.read.reader import CodeReader
-from bigtrain.data.read.stream import Batch, DataOptions, Stream, Sweep, find_index, flips, to_codes
+from bigtrain.data.read.stream import Stream, Sweep
+from bigtrain.data.splits import find_index
 from bigtrain.data.write.codes import count_codes, encode_shards, index_codes
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardWriter, TarWriter

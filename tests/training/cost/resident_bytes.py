@@ -15,7 +15,9 @@ from bigtrain.families.family import OptimizerOptions, Player
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.cost.memory import STRATEGIES, residents
 from bigtrain.training.cost.step import PlayerCost
-from bigtrain.training.engine.component import EngineOptions, make_player, place, zero
+from bigtrain.training.engine.component import place, zero
+from bigtrain.training.engine.options import EngineOptions
+from bigtrain.training.engine.start import make_player
 
 zero.BUCKET_ELEMENTS = 2**10
 zero.PERSISTENT_ELEMENTS = 0

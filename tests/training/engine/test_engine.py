@@ -6,7 +6,9 @@ from torch import nn
 
 from bigtrain.families.family import OptimizerOptions, Player
 from bigtrain.training.averaging import EmaOptions
-from bigtrain.training.engine.component import EngineOptions, Groups, TrainedPlayer, make_player, place
+from bigtrain.training.engine.component import Groups, TrainedPlayer, place
+from bigtrain.training.engine.options import EngineOptions
+from bigtrain.training.engine.start import make_player
 
 CPU = torch.device("cpu")
 YES = torch.tensor(True)

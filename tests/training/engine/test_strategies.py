@@ -10,7 +10,7 @@ from bigtrain.errors import UserMistake
 from bigtrain.families.family import Problem
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import load_recipe
-from bigtrain.training.engine.component import EngineOptions, check_strategy
+from bigtrain.training.engine.options import EngineOptions, check_strategy
 from tests.runs_of import FAMILIES, final_tensors, largest_difference, logged, optimizers_of, train, write_recipe
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")

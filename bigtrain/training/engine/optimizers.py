@@ -1,0 +1,28 @@
+"""The optimizers that a recipe may name."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bigtrain.families.family import Player
+
+
+def optimizer_of(player: Player, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """A fused optimizer: one kernel, and a device flag (`found_inf`) that turns its step into nothing."""
+    options = player.optimizer
+    if options.kind == "sgd":
+        return torch.optim.SGD(
+            parameters, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
+        )
+    kind = torch.optim.Adam if options.kind == "adam" else torch.optim.AdamW
+    return kind(
+        parameters, options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay, fused=True
+    )
+
+
+def allocate_momentum(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    """SGD would leave the momentum buffer, which it allocates at its first update, unwritten if that is skipped."""
+    if optimizer.defaults.get("momentum"):
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -1,0 +1,59 @@
+"""What a recipe may say of its training."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from bigtrain.errors import UserMistake
+from bigtrain.options import Options
+from bigtrain.training.monitoring.profiling import ProfileOptions
+
+
+class TrainOptions(Options):
+    """How long and in what pieces."""
+
+    steps: int = Field(gt=0)
+    """Steps in all; one step runs every phase that is due, with all of its repeats."""
+    batch_size: int = Field(gt=0)
+    """Images of one update, over all ranks and microbatches."""
+    accumulate: int = Field(default=1, gt=0)
+    """Microbatches of one update. Batch statistics are those of a microbatch, so this is part of the experiment."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast; weights, averages, losses and statistics stay float32."""
+    deterministic: bool = False
+    """On GPUs: only kernels that give the same bits at every run (slower). CPU runs are so in any case."""
+    log_every: int = Field(default=100, gt=0)
+    """Steps between rows of metrics.jsonl."""
+    sample_every: int | None = Field(default=None, gt=0)
+    """Steps between pictures; null: none."""
+    save_every: int = Field(default=1000, gt=0)
+    """Steps between checkpoints; there is one at the end in any case."""
+    keep: int = Field(default=2, ge=2)
+    """Newest checkpoints that are kept; two at least, so that a damaged one has one before it."""
+    evaluate_every: int | None = Field(default=None, gt=0)
+    """Steps between evaluations of the averaged weights; null: none."""
+    evaluate_samples: int | None = Field(default=None, ge=2)
+    """Samples of those evaluations; null: evaluation.samples. Fewer are cheaper, and compare with equally few only."""
+    keep_best: str | None = None
+    """Metric of those evaluations (fid, accuracy, bits_per_dim, ...) whose best checkpoint is kept beside the newest; doors
+    take it as --checkpoint best. null: none. Of a run that goes on with another metric the former best is kept until there is
+    one by the new metric."""
+    alarm_ratio: float | None = Field(default=2.0, gt=1)
+    """Warn when that metric (fid, if keep_best is null) is so many times worse than its best, or the largest singular value of
+    a spectrally normalised weight so many times what it was in the last rows; null: never."""
+    nonfinite_updates: int = Field(default=0, ge=0)
+    """Updates with a non-finite loss or gradient that are skipped, in the whole run, before it stops."""
+    profile: ProfileOptions | None = None
+    """A window of steps under the profiler, into RUN/profile/; null: none."""
+
+
+def check_batch(train: TrainOptions, ranks: int) -> None:
+    """Raises UserMistake if the global batch does not divide over microbatches and ranks."""
+    unit = train.accumulate * ranks
+    if train.batch_size % unit:
+        below = train.batch_size // unit * unit
+        near = " or ".join(str(size) for size in (below, below + unit) if size)
+        raise UserMistake(
+            f"train.batch_size: {train.batch_size} does not divide into {train.accumulate} microbatches (train.accumulate) "
+            f"x {ranks} ranks; {near} would"
+        )
