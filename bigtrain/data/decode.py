@@ -249,3 +249,12 @@ def json_label(data: bytes, field: str) -> int | str:
     if isinstance(found, int) and not 0 <= found < 10**_LABEL_DIGITS:
         raise Undecodable(f"its field {field!r} is {found}, which is not the number of a class")
     return found
+
+
+def square_shape(height: float, width: float, size: int) -> tuple[int, int]:
+    """(height, width) of a picture whose shorter side was made `size` pixels. Raises Undecodable for one so long that it
+    would be larger than any that is decoded: a strip of one pixel's height is a bomb too."""
+    shorter = min(height, width)
+    height, width = max(size, round(height * size / shorter)), max(size, round(width * size / shorter))
+    check_pixels(width, height)
+    return height, width

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bigtrain.data.decode import decode_scaled, turn, upright
+from bigtrain.data.decode import decode_scaled, square_shape, turn, upright
 from bigtrain.data.index import Resize
-from bigtrain.data.write.convert import square_shape
 
 
 def read_square(data: bytes, size: int, how: Resize) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bigtrain.data.decode import Undecodable, check_pixels, decode, load, open_lazily, to_rgb, turn
+from bigtrain.data.decode import Undecodable, decode, load, open_lazily, square_shape, to_rgb, turn
 from bigtrain.data.npy import npy_header
 
 FORMATS = ("jpg", "png", "webp", "npy")
@@ -66,15 +66,6 @@ def _pixels(data: bytes, header: Image.Image) -> tuple[Image.Image, bool]:
 
 def _square(image: Image.Image) -> tuple[int, ...]:
     return (image.width,) if image.width == image.height else ()
-
-
-def square_shape(height: float, width: float, size: int) -> tuple[int, int]:
-    """(height, width) of a picture whose shorter side was made `size` pixels. Raises Undecodable for one so long that it
-    would be larger than any that is decoded: a strip of one pixel's height is a bomb too."""
-    shorter = min(height, width)
-    height, width = max(size, round(height * size / shorter)), max(size, round(width * size / shorter))
-    check_pixels(width, height)
-    return height, width
 
 
 def _centre_square(image: Image.Image, size: int) -> Image.Image:
