@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import follow_launcher
-from bigtrain.errors import OneRanksMistake, UserMistake
+from bigtrain.errors import RankError, UserError
 from bigtrain.options import Options
 from bigtrain.recipe import Recipe, differences, load_recipe
 from bigtrain.runs import atomic, checkpoint
@@ -48,7 +48,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise Signalled(number)
 
 
-def door(main: Callable[[Sequence[str]], None]) -> None:
+def run_cli(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)`: exit code 0, or 2 with one clear sentence for a user's mistake, or 1 with a traceback
     (128 + n where signal n ends something that has nothing to save: Ctrl-C, SIGTERM, SIGUSR1).
 
@@ -63,9 +63,9 @@ def door(main: Callable[[Sequence[str]], None]) -> None:
         main(sys.argv[1:])
         if world.size() > 1:
             dist.destroy_process_group()
-    except UserMistake as mistake:
+    except UserError as mistake:
         code = 2
-        if isinstance(mistake, OneRanksMistake) or is_first():
+        if isinstance(mistake, RankError) or is_first():
             print(f"error: {mistake}", file=sys.stderr)
         else:
             # The first rank to leave has the others killed: let the one that speaks go first, and die without a word.
@@ -103,14 +103,14 @@ def say(text: str) -> None:
 def open_run(recipe: Recipe) -> RunFolder:
     """Makes or reopens the run folder of a recipe, on the main rank; every rank gets its names.
 
-    Raises UserMistake if the folder holds checkpoints of a run that this recipe would not continue.
+    Raises UserError if the folder holds checkpoints of a run that this recipe would not continue.
     """
     folder = RunFolder(recipe.folder)
 
     def claim() -> None:
         folder.make()
         if folder.recipe.exists() and not folder.environment.exists():
-            raise UserMistake(
+            raise UserError(
                 f"{folder.path}: holds a recipe.yaml but is not a run folder; choose another with run.dir=PATH, so that "
                 "nothing there is overwritten"
             )
@@ -118,7 +118,7 @@ def open_run(recipe: Recipe) -> RunFolder:
         if folder.recipe.exists() and checkpoint.listed(folder.checkpoints):
             changed = differences(load_recipe(folder.recipe), recipe)
             if changed:
-                raise UserMistake(
+                raise UserError(
                     f"{folder.path}: holds a run of another recipe ({'; '.join(changed)}); undo the change, or train in "
                     "another folder with run.dir=PATH or run.name=NAME"
                 )
@@ -128,7 +128,7 @@ def open_run(recipe: Recipe) -> RunFolder:
     try:
         world.on_main(claim)
     except OSError as error:
-        raise UserMistake(f"{folder.path}: cannot write to the run folder ({error.strerror})") from error
+        raise UserError(f"{folder.path}: cannot write to the run folder ({error.strerror})") from error
     return folder
 
 
@@ -176,7 +176,7 @@ def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
 
 
 def from_flags(defaults: Options, arguments: argparse.Namespace) -> Any:
-    """`defaults` with what the flags of `add_flags` say instead. Raises UserMistake that names the flag."""
+    """`defaults` with what the flags of `add_flags` say instead. Raises UserError that names the flag."""
     given = {name: getattr(arguments, name) for name in type(defaults).model_fields}
     said = {name: None if value == "none" else value for name, value in given.items() if value is not None}
     values = defaults.model_dump() | said
@@ -185,4 +185,4 @@ def from_flags(defaults: Options, arguments: argparse.Namespace) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         flag = str(first["loc"][0]).replace("_", "-")
-        raise UserMistake(f"--{flag}: {first['msg']} (given: {first['input']!r})") from None
+        raise UserError(f"--{flag}: {first['msg']} (given: {first['input']!r})") from None

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs import atomic
 
 SMALLEST_TILE = 48
@@ -37,7 +37,7 @@ def grid(images: Tensor, columns: int) -> Image.Image:
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
-    """Writes the grid as a PNG, whole or not at all. Raises UserMistake where the disk does not take it."""
+    """Writes the grid as a PNG, whole or not at all. Raises UserError where the disk does not take it."""
     _save_png(path, grid(images, columns))
 
 
@@ -66,4 +66,4 @@ def _save(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(path, data)
     except OSError as error:
-        raise UserMistake(f"{path}: cannot write the picture ({error.strerror})") from error
+        raise UserError(f"{path}: cannot write the picture ({error.strerror})") from error

@@ -8,8 +8,8 @@ from pathlib import Path
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
 from bigtrain.data.splits import as_trained_on, describe
-from bigtrain.errors import UserMistake
-from bigtrain.families.family import CodeLevel, Family, Problem
+from bigtrain.errors import UserError
+from bigtrain.families.family import CodeLevel, DataSpec, Family
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.training.cost.memory import STRATEGIES, residents
@@ -44,23 +44,23 @@ class Cluster:
 
     @classmethod
     def parse(cls, text: str) -> "Cluster":
-        """nodes=N,gpus=G or nodes=N,gpus=G,classes=C. Raises UserMistake."""
+        """nodes=N,gpus=G or nodes=N,gpus=G,classes=C. Raises UserError."""
         said = dict(part.partition("=")[::2] for part in text.split(","))
         sound = {"nodes", "gpus"} <= said.keys() <= {"nodes", "gpus", "classes"}
         if not sound or not all(value.isdecimal() and int(value) > 0 for value in said.values()):
-            raise UserMistake(f"--plan: {text!r} is not of the form nodes=4,gpus=8 or nodes=4,gpus=8,classes=1000")
+            raise UserError(f"--plan: {text!r} is not of the form nodes=4,gpus=8 or nodes=4,gpus=8,classes=1000")
         return cls(int(said["nodes"]), int(said["gpus"]), int(said["classes"]) if "classes" in said else None)
 
 
 def plan(recipe: Recipe, cluster: Cluster) -> str:
-    """The plan as a text for people. Raises UserMistake where the recipe could not run on such a cluster."""
+    """The plan as a text for people. Raises UserError where the recipe could not run on such a cluster."""
     train = recipe.train
     check_batch(train, cluster.ranks)
-    problem, images, remarks = _find_problem(recipe, cluster.classes)
-    family = make_family(recipe, problem)
+    spec, images, remarks = _find_problem(recipe, cluster.classes)
+    family = make_family(recipe, spec)
     check_strategy(family, recipe.engine)
     if images is None and cluster.classes is None:
-        remarks.append(_how_much_a_class_weighs(recipe, problem))
+        remarks.append(_how_much_a_class_weighs(recipe, spec))
     samples = train.batch_size // train.accumulate // cluster.ranks
     cost = step_cost(
         family,
@@ -82,7 +82,7 @@ def plan(recipe: Recipe, cluster: Cluster) -> str:
 
 
 def check(recipe: Recipe, ranks: int) -> None:
-    """Raises UserMistake where the recipe could not be trained by so many ranks, whatever its data hold.
+    """Raises UserError where the recipe could not be trained by so many ranks, whatever its data hold.
 
     Neither data nor a tokenizer need be there yet: another job may make them first. Without its tokenizer only the batch of a
     prior over codes is looked at.
@@ -96,24 +96,24 @@ def check(recipe: Recipe, ranks: int) -> None:
 # -- the problem, without data ----------------------------------------------------------------------------------------
 
 
-def _find_problem(recipe: Recipe, classes: int | None) -> tuple[Problem, int | None, list[str]]:
+def _find_problem(recipe: Recipe, classes: int | None) -> tuple[DataSpec, int | None, list[str]]:
     """The problem, the images of an epoch if they are known, and what the reader must know of both."""
     where, size = recipe.data.train, recipe.data.image_size
     if where == "digits" or Path(where).is_file():
         # An index alone will do: its shards may lie elsewhere.
         index = as_trained_on(Index.read(digits_index("train", size) if where == "digits" else where), recipe.data)
         if classes not in (None, len(index.classes)):
-            raise UserMistake(f"--plan: classes={classes}, but data.train has {len(index.classes)}; leave it out")
-        return Problem.of(describe(index)), sum(index.class_counts), []
+            raise UserError(f"--plan: classes={classes}, but data.train has {len(index.classes)}; leave it out")
+        return DataSpec.of(describe(index)), sum(index.class_counts), []
     number = classes or CLASSES
     remark = f"data.train ({where}) is not there: {number} classes are {'given' if classes else 'ASSUMED'}"
     return _assumed_problem(recipe, number), None, [remark]
 
 
-def _assumed_problem(recipe: Recipe, classes: int) -> Problem:
+def _assumed_problem(recipe: Recipe, classes: int) -> DataSpec:
     names = tuple(map(str, range(classes)))
     codes = _codes(recipe, names)
-    return Problem(recipe.data.image_size, names, (1,) * classes, codes, "planned" if codes else None)
+    return DataSpec(recipe.data.image_size, names, (1,) * classes, codes, "planned" if codes else None)
 
 
 def _tokenizers_recipe(recipe: Recipe) -> Path | None:
@@ -130,23 +130,21 @@ def _codes(recipe: Recipe, classes: Sequence[str]) -> Mapping[str, CodeLevel] | 
     if source is None:
         return None
     if not source.is_file():
-        raise UserMistake(
+        raise UserError(
             f"family.tokenizer: {recipe.family.tokenizer} is not there, so that nobody knows how many codes there are; for a "
             "plan its recipe is enough: family.tokenizer=recipes/TOKENIZER.yaml"
         )
     other = load_recipe(source)
-    family = make_family(other, Problem(other.data.image_size, tuple(classes), (1,) * len(classes)))
+    family = make_family(other, DataSpec(other.data.image_size, tuple(classes), (1,) * len(classes)))
     if "encode" not in family.capabilities:
-        raise UserMistake(f"family.tokenizer: {source} is the recipe of a {family.kind}, not of a tokenizer")
+        raise UserError(f"family.tokenizer: {source} is the recipe of a {family.kind}, not of a tokenizer")
     return family.code_levels
 
 
-def _how_much_a_class_weighs(recipe: Recipe, problem: Problem) -> str:
+def _how_much_a_class_weighs(recipe: Recipe, spec: DataSpec) -> str:
     """What the assumption is worth: how the number of weights changes with that of classes."""
-    more = Problem(
-        problem.image_size, (*problem.classes, "more"), (*problem.class_counts, 1), problem.codes, problem.tokenizer
-    )
-    change = parameters_of(make_family(recipe, more)) - parameters_of(make_family(recipe, problem))
+    more = DataSpec(spec.image_size, (*spec.classes, "more"), (*spec.class_counts, 1), spec.codes, spec.tokenizer)
+    change = parameters_of(make_family(recipe, more)) - parameters_of(make_family(recipe, spec))
     if change == 0:
         return "  which changes nothing here: the networks are not told the class"
     return f"  (each class more or less changes the weights by {change:,}; say --plan nodes=N,gpus=G,classes=C)"
@@ -157,8 +155,8 @@ def _how_much_a_class_weighs(recipe: Recipe, problem: Problem) -> str:
 
 def _composition(recipe: Recipe, family: Family, cost: StepCost, cluster: Cluster, images: int | None) -> list[str]:
     train = recipe.train
-    lines = [f"{'player':24}{'parameters':>14}"]
-    lines += [f"{name:24}{player.parameters:>14,}" for name, player in cost.players.items()]
+    lines = [f"{'component':24}{'parameters':>14}"]
+    lines += [f"{name:24}{component.parameters:>14,}" for name, component in cost.components.items()]
     lines += [
         "",
         f"an update: batch {train.batch_size} = {train.accumulate} (train.accumulate) x {cluster.ranks} GPUs x {cost.samples} "
@@ -199,14 +197,14 @@ def _composition(recipe: Recipe, family: Family, cost: StepCost, cluster: Cluste
 
 def _memory(recipe: Recipe, cost: StepCost, cluster: Cluster) -> list[str]:
     """The table: a row for each part, a column for each strategy; the recipe's own has a star."""
-    averages = ["average", *(f"average {name}" for name in recipe.ema.further)]
+    averages = ["average", *(f"average {name}" for name in recipe.ema.extra)]
     ways = [(strategy, False) for strategy in STRATEGIES]
     ways += [(strategy, True) for strategy in STRATEGIES if strategy != "ddp"]
     own = (recipe.engine.strategy, recipe.engine.offload_optimizer)
     columns, heads = [], []
     for strategy, offload in ways:
         rest = residents(
-            cost.players, averages, strategy, offload=offload, ranks=cluster.ranks, accumulate=cost.accumulate
+            cost.components, averages, strategy, offload=offload, ranks=cluster.ranks, accumulate=cost.accumulate
         )
         column = {**rest.gpu, "batch": cost.batch, "activations": cost.peak}
         columns.append(column | {"all of it": sum(column.values()), "(in host memory)": rest.host})

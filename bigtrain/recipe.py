@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from bigtrain.data.options import DataOptions
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.family import find_family
 from bigtrain.options import Options
@@ -85,7 +85,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads, extends, overrides and checks a recipe. Raises UserMistake that names the file, the key and the remedy."""
+    """Reads, extends, overrides and checks a recipe. Raises UserError that names the file, the key and the remedy."""
     path = Path(path)
     content = _read(path, ())
     for override in overrides:
@@ -104,7 +104,7 @@ class _Evaluation(Options):
 
 
 def evaluation_options(overrides: Sequence[str]) -> EvaluationOptions:
-    """The defaults under `evaluation.key=value`, for images that no run made. Raises UserMistake."""
+    """The defaults under `evaluation.key=value`, for images that no run made. Raises UserError."""
     content: dict[str, Any] = {}
     for override in overrides:
         _apply(content, override)
@@ -113,7 +113,7 @@ def evaluation_options(overrides: Sequence[str]) -> EvaluationOptions:
     except ValidationError as error:
         overridden = {override.partition("=")[0] for override in overrides}
         sentences = (_sentence(_Evaluation, item, "command line", overridden) for item in error.errors())
-        raise UserMistake("; ".join(sentences)) from None
+        raise UserError("; ".join(sentences)) from None
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
@@ -136,22 +136,22 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in children:
-        raise UserMistake(f"{path}: extends itself by way of {children[-1]}; remove one `extends`")
+        raise UserError(f"{path}: extends itself by way of {children[-1]}; remove one `extends`")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # a SafeLoader, see above
     except OSError as error:
-        raise UserMistake(
+        raise UserError(
             f"{path}: cannot read the recipe ({error.strerror}); see recipes/ for those there are"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserMistake(f"{path}: not a YAML file that can be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not a YAML file that can be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UserMistake(f"{path}: a recipe is a mapping of sections (run, data, family, train, ...)")
+        raise UserError(f"{path}: a recipe is a mapping of sections (run, data, family, train, ...)")
     parent = content.pop("extends", None)
     if parent is None:
         return content
     if not isinstance(parent, str):
-        raise UserMistake(f"{path}: extends: must be the path of one recipe, relative to this one")
+        raise UserError(f"{path}: extends: must be the path of one recipe, relative to this one")
     return _merged(_read(path.parent / parent, (*children, path.resolve())), content)
 
 
@@ -166,17 +166,17 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or "." not in key or not all(key.split(".")):
-        raise UserMistake(f"command line: {override!r} is not of the form section.key=value, such as train.steps=100")
+        raise UserError(f"command line: {override!r} is not of the form section.key=value, such as train.steps=100")
     try:
         value = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
-        raise UserMistake(f"command line: {key}: {text!r} is not a YAML value") from error
+        raise UserError(f"command line: {key}: {text!r} is not a YAML value") from error
     *sections, last = key.split(".")
     place = content
     for section in sections:
         inner = {} if place.get(section) is None else place[section]
         if not isinstance(inner, dict):
-            raise UserMistake(f"command line: {key}: {section} is a value, not a section")
+            raise UserError(f"command line: {key}: {section} is a value, not a section")
         place[section] = place = dict(inner)
     place[last] = value
 
@@ -185,16 +185,16 @@ def _checked(content: dict[str, Any], source: str, overrides: Sequence[str]) -> 
     family = content.get("family")
     kind = family.get("kind") if isinstance(family, Mapping) else None
     if not isinstance(kind, str):
-        raise UserMistake(f"{source}: family.kind is missing; it says what is trained (gan, for one)")
+        raise UserError(f"{source}: family.kind is missing; it says what is trained (gan, for one)")
     try:
         model = create_model("Recipe", __base__=Recipe, family=(find_family(kind).options_class, ...))
-    except UserMistake as mistake:
-        raise UserMistake(f"{source}: {mistake}") from None
+    except UserError as mistake:
+        raise UserError(f"{source}: {mistake}") from None
     try:
         return model.model_validate(content)
     except ValidationError as error:
         overridden = {override.partition("=")[0] for override in overrides}
-        raise UserMistake("; ".join(_sentence(model, item, source, overridden) for item in error.errors())) from None
+        raise UserError("; ".join(_sentence(model, item, source, overridden) for item in error.errors())) from None
 
 
 def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[str]) -> str:

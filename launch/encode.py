@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bigtrain.cli import door, say
+from bigtrain.cli import run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.digits import SPLITS
@@ -23,7 +23,7 @@ from bigtrain.data.index import CodesManifest, EncodedImages, Index, Level
 from bigtrain.data.read.batch import TRANSFORM, Batch, to_images
 from bigtrain.data.splits import find_images
 from bigtrain.data.write.codes import count_codes, encode_shards, index_codes
-from bigtrain.errors import OneRanksMistake, UserMistake
+from bigtrain.errors import RankError, UserError
 from bigtrain.features.network import full_float32
 from bigtrain.inference.model import Model, open_model, same_on_all
 
@@ -33,12 +33,12 @@ BATCH_SIZE = 128
 def main(argv: Sequence[str]) -> None:
     asked = _parser().parse_args(argv)
     if asked.batch_size < 1:
-        raise UserMistake("--batch-size: must be at least 1")
+        raise UserError("--batch-size: must be at least 1")
     device = join_world()
     model = open_model(asked.run, device)
     if "encode" not in model.family.capabilities:
-        raise UserMistake(f"{asked.run}: is a {model.family.kind}, which has no codes; give a VQ-VAE's run")
-    size, data = model.family.problem.image_size, model.recipe.data
+        raise UserError(f"{asked.run}: is a {model.family.kind}, which has no codes; give a VQ-VAE's run")
+    size, data = model.family.spec.image_size, model.recipe.data
     for split in SPLITS if asked.index == "digits" else [""]:
         find = partial(find_images, asked.index, split, "INDEX", size, data.resize, data.remote)
         index = same_on_all(world.main_first(find), "INDEX")
@@ -70,8 +70,8 @@ def _encode(model: Model, index: Index, asked: argparse.Namespace) -> Index:
         for name, level in model.family.code_levels.items()
     }
     images = EncodedImages(path=index.origin.url or str(index.path.resolve()), fingerprint=index.fingerprint)
-    if "resize" in index.view:
-        images["resize"] = index.view["resize"]
+    if "resize" in index.variant:
+        images["resize"] = index.variant["resize"]
     manifest = CodesManifest(model.fingerprint, levels, 2 if asked.flip else 1, TRANSFORM, images)
     mine = sum(shard.samples for shard in index.shards[world.rank() :: world.size()])
     share = f"{index.split} (this rank's share)" if world.size() > 1 else index.split
@@ -88,7 +88,7 @@ def _encode(model: Model, index: Index, asked: argparse.Namespace) -> Index:
                 workers=model.recipe.data.workers,
                 progress=bar.update,
             )
-    except OneRanksMistake:
+    except RankError:
         if not world.is_main():
             print(file=sys.stderr)  # the main rank's bar stands on this line: the sentence gets one of its own
         raise
@@ -131,4 +131,4 @@ def _what_to_train(model: Model, asked: argparse.Namespace, codes: Index) -> str
 
 
 if __name__ == "__main__":
-    door(main)
+    run_cli(main)

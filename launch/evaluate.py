@@ -14,14 +14,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigtrain.cli import door, print_result, say
+from bigtrain.cli import print_result, run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.evaluation.compare import compare
 from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
-from bigtrain.evaluation.result import Measured
+from bigtrain.evaluation.result import EvaluationResult
 from bigtrain.inference.model import find_splits, open_model
 from bigtrain.inference.observers import evaluate_model, write_evaluation
 from bigtrain.recipe import evaluation_options
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.compare is not None:
         return compare(arguments.compare, arguments.csv, arguments.picture)
     if arguments.what is None:
-        raise UserMistake("evaluate.py: say what to evaluate, or --compare RUN_OR_JSON ...")
+        raise UserError("evaluate.py: say what to evaluate, or --compare RUN_OR_JSON ...")
     if (Path(arguments.what) / "recipe.yaml").is_file():
         return _evaluate_model(arguments)
     return _evaluate_images(arguments)
@@ -65,27 +65,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
-    """Raises UserMistake for a flag that would go unheard, or names a file that cannot be written."""
+    """Raises UserError for a flag that would go unheard, or names a file that cannot be written."""
     alone = {"--out": arguments.out, "--save-moments": arguments.save_moments, "--weights": arguments.weights}
     alone["--checkpoint"] = None if arguments.checkpoint == "newest" else arguments.checkpoint
     of_tables = {"--csv": arguments.csv, "--picture": arguments.picture}
     unheard = of_tables if arguments.compare is None else {**alone, "WHAT": arguments.what}
     for flag, given in unheard.items():
         if given is not None:
-            raise UserMistake(
-                f"{flag}: does not go {'without' if flag in of_tables else 'with'} --compare; leave it out"
-            )
+            raise UserError(f"{flag}: does not go {'without' if flag in of_tables else 'with'} --compare; leave it out")
     for flag, file in {**alone, **of_tables}.items():
         if isinstance(file, Path) and not file.parent.is_dir():  # said now, and not after hours of evaluation
-            raise UserMistake(f"{flag}: {file}: there is no folder {file.parent}; make it first")
+            raise UserError(f"{flag}: {file}: there is no folder {file.parent}; make it first")
         if isinstance(file, Path) and file.is_dir():
-            raise UserMistake(f"{flag}: {file}: is a folder; name a file in it")
+            raise UserError(f"{flag}: {file}: is a folder; name a file in it")
 
 
 def _evaluate_model(arguments: argparse.Namespace) -> None:
     for override in arguments.overrides:
         if not override.startswith(("evaluation.", "data.", "family.sampling.")):
-            raise UserMistake(
+            raise UserError(
                 f"command line: {override!r} would change what was trained; an evaluation may override evaluation.*, data.* "
                 "and family.sampling.*"
             )
@@ -110,7 +108,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
 def _evaluate_images(arguments: argparse.Namespace) -> None:
     for override in arguments.overrides:
         if not override.startswith("evaluation."):
-            raise UserMistake(
+            raise UserError(
                 f"command line: {override!r}: {arguments.what} is neither a run nor an export, so only evaluation.* means "
                 "anything here"
             )
@@ -119,7 +117,7 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
         ("--checkpoint", arguments.checkpoint != "newest"),
     ):
         if given:
-            raise UserMistake(
+            raise UserError(
                 f"{flag}: {arguments.what} is neither a run nor an export, and has no weights; leave it out"
             )
     options = evaluation_options(arguments.overrides)
@@ -129,8 +127,8 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
     _write(arguments, measured)
 
 
-def _write(arguments: argparse.Namespace, measured: Measured) -> None:
-    """What --save-moments and --out ask for. Raises UserMistake where the disk does not take it."""
+def _write(arguments: argparse.Namespace, measured: EvaluationResult) -> None:
+    """What --save-moments and --out ask for. Raises UserError where the disk does not take it."""
 
     def write() -> None:
         if arguments.save_moments is not None:
@@ -143,4 +141,4 @@ def _write(arguments: argparse.Namespace, measured: Measured) -> None:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_cli(main)

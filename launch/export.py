@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from bigtrain.cli import door, say
-from bigtrain.errors import UserMistake
+from bigtrain.cli import run_cli, say
+from bigtrain.errors import UserError
 from bigtrain.exchange.export import export
-from bigtrain.inference.model import follow_others, open_model
+from bigtrain.inference.model import attach_dependencies, open_model
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,9 +24,9 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments = parser.parse_args(argv)
     if (arguments.run / "model_index.json").exists():
-        raise UserMistake(f"{arguments.run}: is an export already; give the run folder")
+        raise UserError(f"{arguments.run}: is an export already; give the run folder")
     model = open_model(arguments.run, torch.device("cpu"), weights=arguments.weights, which=arguments.checkpoint)
-    follow_others(model.family, model.device)
+    attach_dependencies(model.family, model.device)
     ways = export(
         arguments.out,
         model.family,
@@ -40,4 +40,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_cli(main)

@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigtrain.cli import add_flags, door, from_flags, say
+from bigtrain.cli import add_flags, from_flags, run_cli, say
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.splits import find_images
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.inference.model import Model, open_model
 from bigtrain.inference.observers import GRID_PER_CLASS, reconstruction_pairs
 from bigtrain.options import Options
@@ -71,14 +71,14 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments = parser_of(model.family.sampling_class).parse_args(argv)
     if arguments.out is None and arguments.npz is None:
-        raise UserMistake("give --out FILE.png, --out FOLDER or --npz FILE: there is nowhere to put the samples")
+        raise UserError("give --out FILE.png, --out FOLDER or --npz FILE: there is nowhere to put the samples")
     for flag in ("per_class", "batch_size", "candidates"):
         if getattr(arguments, flag) < 1:
-            raise UserMistake(f"--{flag.replace('_', '-')}: must be at least 1 (given: {getattr(arguments, flag)})")
+            raise UserError(f"--{flag.replace('_', '-')}: must be at least 1 (given: {getattr(arguments, flag)})")
 
     suffix = "" if arguments.out is None else arguments.out.suffix.lower()
     if suffix not in ("", ".png"):
-        raise UserMistake(f"--out: {arguments.out}: pictures are written as FILE.png, or into a folder")
+        raise UserError(f"--out: {arguments.out}: pictures are written as FILE.png, or into a folder")
     if arguments.reconstruct is not None:
         reconstruct(model, arguments)
         return
@@ -88,9 +88,9 @@ def main(argv: Sequence[str]) -> None:
         flag = "--classes" if arguments.classes is not None else "--candidates"
         model.require("by_class", f"{flag}: {arguments.what}")
     if arguments.classifier != CLASSIFIER and arguments.candidates == 1:
-        raise UserMistake("--classifier selects among candidates; give --candidates N as well")
+        raise UserError("--classifier selects among candidates; give --candidates N as well")
     as_grid = arguments.npz is None and suffix == ".png"
-    chosen = model.family.problem.find_classes(arguments.classes)
+    chosen = model.family.spec.find_classes(arguments.classes)
     if arguments.classes is None and as_grid:
         chosen = chosen[:10]
     labels = [label for label in chosen for _ in range(arguments.per_class)]
@@ -112,11 +112,11 @@ def reconstruct(model: Model, arguments: argparse.Namespace) -> None:
     """--reconstruct: pairs as a grid."""
     model.require("reconstruct", arguments.what)
     if arguments.npz is not None or arguments.out.suffix.lower() != ".png":
-        raise UserMistake("--reconstruct: pairs are written as one grid; give --out FILE.png, and no --npz")
+        raise UserError("--reconstruct: pairs are written as one grid; give --out FILE.png, and no --npz")
     for flag in ("classes", "per_class", "seed", "candidates"):
         if getattr(arguments, flag) != parser_of().get_default(flag):
-            raise UserMistake(f"--{flag.replace('_', '-')} is for samples, and --reconstruct draws none; leave it out")
-    size, data = model.family.problem.image_size, model.recipe.data
+            raise UserError(f"--{flag.replace('_', '-')} is for samples, and --reconstruct draws none; leave it out")
+    size, data = model.family.spec.image_size, model.recipe.data
     images = find_images(arguments.reconstruct, "validation", "--reconstruct", size, data.resize, data.remote)
     pairs = reconstruction_pairs(model.reconstruct, images, RECONSTRUCTIONS, model.device)
     save_grid(arguments.out, pairs.cpu(), columns=GRID_PER_CLASS)
@@ -124,4 +124,4 @@ def reconstruct(model: Model, arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_cli(main)

@@ -21,7 +21,7 @@ from bigtrain.data.write.layouts import LAYOUTS, list_source
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.sources import list_unlabelled
 from bigtrain.data.write.verify import verify
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 DIGITS_SIZE = 16
 SAMPLES_PER_SHARD = 2048
@@ -105,19 +105,17 @@ _positive.__name__ = "positive whole number"  # argparse says: invalid positive 
 
 def _write(asked: argparse.Namespace) -> list[Path]:
     if asked.out is None:
-        raise UserMistake("OUT, the folder of the shards, is missing: python launch/shard.py SOURCE OUT")
+        raise UserError("OUT, the folder of the shards, is missing: python launch/shard.py SOURCE OUT")
     digits = asked.source == "digits"
     size = asked.size or (DIGITS_SIZE if digits else None)
     form = asked.format or ("png" if digits else None)
     options = ShardOptions(size, form, asked.samples_per_shard or SAMPLES_PER_SHARD)
     if asked.labels not in (None, "none") or (digits and asked.labels):
-        raise UserMistake(
-            f"--labels {asked.labels} goes with --index-only; folders of pictures are the classes, or none"
-        )
+        raise UserError(f"--labels {asked.labels} goes with --index-only; folders of pictures are the classes, or none")
     if digits:
         return write_digits(asked.out, options, workers=asked.workers)
     if asked.labels and asked.layout not in (None, "folder"):
-        raise UserMistake(f"--labels none takes a folder of pictures, and not --layout {asked.layout}")
+        raise UserError(f"--labels none takes a folder of pictures, and not --layout {asked.layout}")
     where = Path(asked.source)
     source = list_unlabelled(where) if asked.labels else list_source(where, asked.layout)
     if source.left_out:
@@ -135,13 +133,13 @@ def _index(asked: argparse.Namespace) -> list[Path]:
 def _refuse_writing(asked: argparse.Namespace, mode: str) -> None:
     given = [flag for flag in ("size", "samples_per_shard", "format", "layout") if getattr(asked, flag) is not None]
     if given:
-        raise UserMistake(f"--{given[0].replace('_', '-')} does not go with {mode}, which leaves shards as they are")
+        raise UserError(f"--{given[0].replace('_', '-')} does not go with {mode}, which leaves shards as they are")
 
 
 def _verify(asked: argparse.Namespace) -> None:
     _refuse_writing(asked, "--verify")
     if asked.out is not None or asked.index_only or asked.labels:
-        raise UserMistake("--verify takes one index and nothing else: python launch/shard.py --verify INDEX")
+        raise UserError("--verify takes one index and nothing else: python launch/shard.py --verify INDEX")
     index = Index.read(asked.source, Origin(key="--verify"))
     broken = verify(index, workers=asked.workers)
     if not broken:
@@ -149,7 +147,7 @@ def _verify(asked: argparse.Namespace) -> None:
         return
     more = [f"... and {len(broken) - MOST_LINES} more"] if len(broken) > MOST_LINES else []
     lines = "\n".join([*broken[:MOST_LINES], *more])
-    raise UserMistake(
+    raise UserError(
         f"{index.where}: {len(broken)} things are broken; copy these shards here again, or make them again:\n{lines}"
     )
 
@@ -169,6 +167,6 @@ def _what_to_train_with(indexes: Sequence[Path]) -> str:
 
 
 if __name__ == "__main__":
-    from bigtrain.cli import door  # here, so that the worker processes, which import this file, do without torch
+    from bigtrain.cli import run_cli  # here, so that the worker processes, which import this file, do without torch
 
-    door(main)
+    run_cli(main)

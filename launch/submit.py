@@ -25,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigtrain.cli import door, say
+from bigtrain.cli import run_cli, say
 from bigtrain.cluster.slurm import Job, SlurmOptions, read_options, render, site_file, submit, write_script
 from bigtrain.cluster.sweep import combinations, run_folder
 from bigtrain.plan import check
@@ -102,4 +102,4 @@ def _job(asked: argparse.Namespace) -> Job:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_cli(main)

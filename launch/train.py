@@ -13,12 +13,12 @@ import signal
 from collections.abc import Sequence
 from functools import partial
 
-from bigtrain.cli import Signalled, door, is_first, open_run, say
+from bigtrain.cli import Signalled, is_first, open_run, run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.slurm import ask_for_requeue
 from bigtrain.data.splits import describe
-from bigtrain.families.family import Problem
+from bigtrain.families.family import DataSpec
 from bigtrain.inference.checkpoint_selection import best_of
 from bigtrain.inference.model import find_splits, make_family
 from bigtrain.inference.observers import observers_of
@@ -63,7 +63,7 @@ def train(recipe: Recipe) -> str | None:
     device = join_world(recipe.train.precision)
     check_batch(recipe.train, world.size())
     images, validation = find_splits(recipe.data)
-    family = make_family(recipe, Problem.of(describe(images)))
+    family = make_family(recipe, DataSpec.of(describe(images)))
     folder = open_run(recipe)
     best = best_of(family, recipe, folder)
     observers = observers_of(family, folder, recipe, images, validation, device)
@@ -96,4 +96,4 @@ def train(recipe: Recipe) -> str | None:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_cli(main)

@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tests.toy  # noqa: F401  (registers the family)
-from bigtrain.cli import door
+from bigtrain.cli import run_cli
 from bigtrain.training.engine.component import zero
 from launch.train import main
 
@@ -33,4 +33,4 @@ if __name__ == "__main__":
     if "--float64" in sys.argv:
         sys.argv.remove("--float64")
         torch.set_default_dtype(torch.float64)
-    door(runs)
+    run_cli(runs)

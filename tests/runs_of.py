@@ -31,8 +31,8 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "vqvae": {
         "kind": "vqvae",
         "autoencoder": {
-            "levels": {"bottom": 2, "top": 2}, "channels": 8, "residual_channels": 4, "residual_layers": 1, "code_size": 4,
-            "codebook_size": 16, "restart_below": 0.5,
+            "levels": {"bottom": 2, "top": 2}, "channels": 8, "residual_channels": 4, "residual_layers": 1, "embedding_dim": 4,
+            "codebook_size": 16, "dead_code_threshold": 0.5,
         },
         "optimizer": _ADAM,
     },
@@ -50,7 +50,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "loss": "hybrid",
         "variance": "learned",
         "class_conditional": True,
-        "label_dropping": 0.2,
+        "label_dropout": 0.2,
         "optimizer": _ADAM,
     },
     "code_prior": {
@@ -66,7 +66,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 
 
 def optimizers_of(family: Mapping[str, Any], optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    """The family with another optimizer for each of its players."""
+    """The family with another optimizer for each of its components."""
     return {key: optimizer if key.endswith("optimizer") else value for key, value in family.items()}
 
 
@@ -82,7 +82,7 @@ def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
         "data": data | {"image_size": 16, "workers": 0, "flip": True},
         "family": dict(family),
         "train": {"steps": 20, "batch_size": 8, "log_every": 5, "save_every": 100} | train,
-        "ema": {"decay": 0.9, "start_step": 2, "further": {"wide": {"relative_width": 0.2}}},
+        "ema": {"decay": 0.9, "start_step": 2, "extra": {"wide": {"sigma_rel": 0.2}}},
         "evaluation": {"samples": 64},
     }
     path = folder / "small.yaml"
@@ -174,13 +174,13 @@ def half_written(folder: Path) -> bool:
 
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Copies of every tensor of the newest checkpoint, whose files a test may change, by player, kind and name."""
+    """Copies of every tensor of the newest checkpoint, whose files a test may change, by component, kind and name."""
     saved = checkpoint.newest_whole(folder / "checkpoints")
     assert saved is not None
     return {
-        f"{player}/{kind}/{name}": tensor.clone()
-        for player in {path.name.split(".")[0] for path in saved.path.glob("*.safetensors")}
-        for kind, tensors in saved.tensors(player).items()
+        f"{component}/{kind}/{name}": tensor.clone()
+        for component in {path.name.split(".")[0] for path in saved.path.glob("*.safetensors")}
+        for kind, tensors in saved.tensors(component).items()
         for name, tensor in tensors.items()
     }
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs.folder import RunFolder
 from tests.runs_of import (
     FAMILIES,
@@ -79,7 +79,7 @@ def test_world_size_does_not_change_the_experiment_under_any_optimizer_and_accum
 
 @most_families_quickly
 def test_accumulation_steps_every_player_once_per_update(family: str, tmp_path: Path) -> None:
-    """Two microbatches make one update of each player, no matter how phases alternate (Accelerate's counter would not)."""
+    """Two microbatches make one update of each component, no matter how phases alternate (Accelerate's counter would not)."""
     recipe = write_recipe(tmp_path, FAMILIES[family], accumulate=2, steps=6)
     train(recipe)
     steps = {name: float(t) for name, t in final_tensors(tmp_path / "run").items() if name.endswith("/step")}
@@ -151,7 +151,7 @@ def test_a_signal_to_the_launcher_leaves_a_checkpoint_and_no_orphan(processes: i
     train_and_signal(recipe, signal.SIGTERM, processes=processes, launcher=True)
     lock = RunFolder(tmp_path / "run")
     for _ in range(600):
-        with contextlib.suppress(UserMistake):
+        with contextlib.suppress(UserError):
             lock.lock()  # possible once the trainer is gone
             break
         time.sleep(0.1)
@@ -166,12 +166,12 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_is_used(f
     train(recipe)
     whole = final_tensors(tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step_00000008"
-    player = next(newest.glob("*.weights.safetensors"))
-    data = bytearray(player.read_bytes())
+    component = next(newest.glob("*.weights.safetensors"))
+    data = bytearray(component.read_bytes())
     data[-1] ^= 1
-    player.write_bytes(data)
+    component.write_bytes(data)
     result = train(recipe)
-    assert f"{newest} is damaged ({player.name} is not what was written)" in result.stderr
+    assert f"{newest} is damaged ({component.name} is not what was written)" in result.stderr
     assert largest_difference(whole, final_tensors(tmp_path / "run")) == 0
 
 
@@ -199,7 +199,7 @@ def test_bf16_touches_neither_weights_nor_averages_nor_statistics(family: str, t
 def test_a_nonfinite_loss_stops_the_run_and_names_step_phase_and_player(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, dict(FAMILIES["toy"], explode_at=7), save_every=5)
     result = train(recipe, expect=1)
-    assert "step 7, phase critic, player critic" in result.stderr
+    assert "step 7, phase critic, component critic" in result.stderr
 
 
 def test_a_skipped_update_changes_nothing_but_the_clock(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.recipe import Recipe, differences, load_recipe
 from tests.runs_of import FAMILIES, ROOT, write_recipe
 
@@ -42,7 +42,7 @@ def test_every_shipped_recipe_is_valid_and_resolves_to_itself(path: Path, tmp_pa
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence_that_names_it(override: str, message: str) -> None:
-    with pytest.raises(UserMistake) as caught:
+    with pytest.raises(UserError) as caught:
         load_recipe(ROOT / "recipes" / "biggan_digits.yaml", [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -50,7 +50,7 @@ def test_a_wrong_key_or_value_is_one_sentence_that_names_it(override: str, messa
 
 def test_the_file_is_named_where_the_mistake_is_the_files(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, FAMILIES["toy"], stepz=3)
-    with pytest.raises(UserMistake, match=rf"{path}: train.stepz is not a key"):
+    with pytest.raises(UserError, match=rf"{path}: train.stepz is not a key"):
         load_recipe(path)
 
 
@@ -69,7 +69,7 @@ def test_the_file_is_named_where_the_mistake_is_the_files(tmp_path: Path) -> Non
 def test_a_broken_file_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
-    with pytest.raises(UserMistake) as caught:
+    with pytest.raises(UserError) as caught:
         load_recipe(path)
     assert message in str(caught.value)
 
@@ -116,5 +116,5 @@ def test_how_shards_are_fetched_may_change_when_a_run_is_resumed_and_a_wrong_key
     changed = recipe("data.remote.cache_gib=7", "data.remote.retries=1", "data.remote.allow_pipe=true")
     assert not differences(recipe(), changed)
     assert differences(recipe(), recipe("data.train=https://host/train.json"))
-    with pytest.raises(UserMistake, match=r"data\.remote\.cache_gb.*cache_gib"):
+    with pytest.raises(UserError, match=r"data\.remote\.cache_gb.*cache_gib"):
         recipe("data.remote.cache_gb=7")

@@ -1,4 +1,4 @@
-"""A family of two players on 16x16 images that trains in milliseconds: the proof that the trainer knows phases only.
+"""A family of two components on 16x16 images that trains in milliseconds: the proof that the trainer knows phases only.
 
 It has what a family can have: batch statistics, power iteration, two phases of different frequency, a weight penalty, a
 phase that reads no data, class labels.
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
-from bigtrain.families.family import Family, Losses, Microbatch, Networks, OptimizerOptions, Phase, Player, Problem
+from bigtrain.families.family import Component, DataSpec, Family, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.layers.normalisation import SNLinear, SyncedBatchNorm
 from bigtrain.options import Options
 from bigtrain.randomness import Draws
@@ -62,13 +62,13 @@ class ToyOptions(Options):
 class Toy(Family, kind="toy"):
     options_class = ToyOptions
     sampling_class = ToySamplingOptions
-    sampled_players = ("maker",)
+    sampled_components = ("maker",)
 
-    def __init__(self, options: ToyOptions, problem: Problem) -> None:
-        self.options, self.problem, self.sampling = options, problem, options.sampling
-        self.players = {
-            "maker": Player(lambda: Maker(len(problem.classes)), options.optimizer, averaged=True),
-            "critic": Player(Critic, options.optimizer),
+    def __init__(self, options: ToyOptions, spec: DataSpec) -> None:
+        self.options, self.spec, self.sampling = options, spec, options.sampling
+        self.components = {
+            "maker": Component(lambda: Maker(len(spec.classes)), options.optimizer, averaged=True),
+            "critic": Component(Critic, options.optimizer),
         }
         self.phases = [
             Phase("critic", "critic", self.critic_loss, repeats=2),
@@ -96,7 +96,7 @@ class Toy(Family, kind="toy"):
         return self.options.penalty * network.linear.weight.square().sum()
 
     def _make(self, networks: Networks, batch: Microbatch, phase: str) -> Tensor:
-        labels = self.problem.draw_labels(batch.draws, f"{phase}/labels", batch.indices)
+        labels = self.spec.draw_labels(batch.draws, f"{phase}/labels", batch.indices)
         return networks["maker"](batch.draws.normal(f"{phase}/z", batch.indices, (LATENT,)), labels)
 
     def prepare_sampling(self, networks: Networks, sampling: Any, seed: int) -> Networks:

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from bigtrain.cluster import world
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 TIMEOUT_S = 2400
 """How long a collective may wait for a rank before it fails by itself, with an error that names nobody: longer than any
@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 def join_world(precision: str = "no") -> torch.device:
     """Starts torch.distributed if a launcher made several processes; returns this rank's device.
 
-    `precision` is the recipe's (fp32 or bf16), or "no" in a door that trains nothing. Raises UserMistake where the
+    `precision` is the recipe's (fp32 or bf16), or "no" in a door that trains nothing. Raises UserError where the
     launcher's flags contradict the recipe.
     """
     _refuse_contradictions(precision)
@@ -35,7 +35,7 @@ def join_world(precision: str = "no") -> torch.device:
 
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true")
     if not cpu and world.local_size() > torch.cuda.device_count():
-        raise UserMistake(
+        raise UserError(
             f"the launcher started {world.local_size()} processes on a node with {torch.cuda.device_count()} GPUs; one process "
             "serves one GPU: launch with --num_processes of that many (times the number of nodes)"
         )
@@ -51,7 +51,7 @@ def join_world(precision: str = "no") -> torch.device:
 def follow_launcher() -> None:
     """Asks the kernel for a SIGTERM if the launcher dies, so that no rank works on as an orphan.
 
-    Only under a launcher: a process started from a shell must outlive it (nohup). Raises UserMistake if the launcher has
+    Only under a launcher: a process started from a shell must outlive it (nohup). Raises UserError if the launcher has
     died already.
     """
     if sys.platform != "linux" or "ACCELERATE_MIXED_PRECISION" not in os.environ:
@@ -61,7 +61,7 @@ def follow_launcher() -> None:
         word in Path("/proc/1/cmdline").read_bytes() for word in (b"accelerate", b"torch")
     )
     if adopted:
-        raise UserMistake("the launcher has died while this process was starting; start it again")
+        raise UserError("the launcher has died while this process was starting; start it again")
 
 
 def die_with_parent(number: int) -> None:
@@ -73,26 +73,26 @@ def die_with_parent(number: int) -> None:
 def _refuse_contradictions(precision: str) -> None:
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", precision):
-        raise UserMistake(
+        raise UserError(
             f"the launcher's --mixed_precision {asked} contradicts the recipe: precision is train.precision's to say "
             "(fp32 or bf16); launch with --mixed_precision no"
         )
     for variable, flag in (("ACCELERATE_USE_DEEPSPEED", "--use_deepspeed"), ("ACCELERATE_USE_FSDP", "--use_fsdp")):
         if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
-            raise UserMistake(
+            raise UserError(
                 f"the launcher's {flag} contradicts the recipe: the strategy is engine.strategy's to say; "
                 f"launch without {flag}"
             )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO")
     if backend.upper() != "NO":
-        raise UserMistake(
+        raise UserError(
             f"the launcher's --dynamo_backend {backend.lower()} contradicts the recipe: compilation is engine.compile's "
             "to say; launch with --dynamo_backend no"
         )
     # `accelerate launch --cpu --num_processes 2` sets a meeting place for several processes, and then starts one.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise UserMistake(
+        raise UserError(
             "the launcher was asked for several processes but started one; for several on CPU: "
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ... "
             "(if MASTER_ADDR is set in your shell and you want one process, unset it)"

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from tqdm import tqdm
 
 from bigtrain.cluster import world
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 T = TypeVar("T")
 
@@ -57,24 +57,24 @@ def stoppable(should_stop: Callable[[], bool]) -> Iterator[None]:
 
 
 def together(work: Callable[[], T]) -> T:
-    """Every rank does its work, then all learn how it ended: one rank's UserMistake or Stopped is every rank's."""
+    """Every rank does its work, then all learn how it ended: one rank's UserError or Stopped is every rank's."""
     end, text, result = "done", "", None
     try:
         result = work()
-    except UserMistake as mistake:
+    except UserError as mistake:
         end, text = "mistake", str(mistake)
     except Stopped:
         end = "stopped"
     ends = dict(reversed(world.gather_objects((end, text))))
     if "mistake" in ends:
-        raise UserMistake(ends["mistake"])
+        raise UserError(ends["mistake"])
     if "stopped" in ends:
         raise Stopped
     return result  # type: ignore[return-value]
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Rank 0 does the work; every rank gets its result, its UserMistake or its Stopped."""
+    """Rank 0 does the work; every rank gets its result, its UserError or its Stopped."""
     result = together(work if world.is_main() else lambda: None)
     return world.broadcast_object(result)  # type: ignore[return-value]
 

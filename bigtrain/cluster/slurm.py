@@ -20,7 +20,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from bigtrain.cluster.watchdog import START_S
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.options import Options
 from bigtrain.runs import atomic
 
@@ -151,7 +151,7 @@ def site_file(given: Path | None) -> Path | None:
 def read_options(site: Path | None, flags: Mapping[str, Any]) -> SlurmOptions:
     """Options from a site's file and from flags (by field name, those that were given), which go before it.
 
-    Directives of both are merged. Raises UserMistake that names the file or the flag.
+    Directives of both are merged. Raises UserError that names the file or the flag.
     """
     content = _read_site(site) if site is not None else {}
     inherited = content.get("directives", {}) if isinstance(content.get("directives", {}), dict) else {}
@@ -160,20 +160,20 @@ def read_options(site: Path | None, flags: Mapping[str, Any]) -> SlurmOptions:
     try:
         return SlurmOptions.model_validate(values)
     except ValidationError as error:
-        raise UserMistake(_sentence(error.errors()[0], site, flags)) from None
+        raise UserError(_sentence(error.errors()[0], site, flags)) from None
 
 
 def _read_site(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserMistake(
+        raise UserError(
             f"{path}: cannot read the site's defaults ({error.strerror}); see --site and $BIGTRAIN_SITE"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserMistake(f"{path}: not a YAML file that can be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not a YAML file that can be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UserMistake(f"{path}: a site's file is a mapping, such as `partition: gpu`")
+        raise UserError(f"{path}: a site's file is a mapping, such as `partition: gpu`")
     return content
 
 
@@ -214,7 +214,7 @@ class Job:
 
 
 def render(job: Job, options: SlurmOptions) -> str:
-    """The script. Raises UserMistake for a value that cannot stand on one line, or that Slurm would not take as a file name."""
+    """The script. Raises UserError for a value that cannot stand on one line, or that Slurm would not take as a file name."""
     return "\n".join(
         ["#!/bin/bash", *_directives(job, options), *_preparation(job, options), *_assignments(job, options), _SCRIPT]
     )
@@ -222,7 +222,7 @@ def render(job: Job, options: SlurmOptions) -> str:
 
 def _directives(job: Job, options: SlurmOptions) -> list[str]:
     if "\\" in str(job.folder):
-        raise UserMistake(
+        raise UserError(
             f"run.dir: {job.folder} holds a backslash, which Slurm does not take in the name of a file; choose another"
         )
     output = "%A_%a.out" if job.tasks else "%j.out"
@@ -299,7 +299,7 @@ def _words(overrides: Sequence[str]) -> str:
 
 def _checked(name: str, text: str) -> str:
     if text and not text.isprintable():
-        raise UserMistake(f"{name}: {text!r} holds a newline or a control character, which a job script cannot hold")
+        raise UserError(f"{name}: {text!r} holds a newline or a control character, which a job script cannot hold")
     return text
 
 
@@ -376,30 +376,30 @@ exit "$code"
 
 
 def write_script(job: Job, script: str) -> Path:
-    """Writes the script under a name that follows from its contents. Raises UserMistake where the disk does not take it."""
+    """Writes the script under a name that follows from its contents. Raises UserError where the disk does not take it."""
     path = job.folder / f"job-{hashlib.sha256(script.encode()).hexdigest()[:8]}.sh"
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(path, script.encode())
     except OSError as error:
-        raise UserMistake(
+        raise UserError(
             f"{path}: cannot write the job script ({error.strerror}); choose another folder with run.dir=PATH"
         ) from error
     return path
 
 
 def submit(script: Path) -> str:
-    """Hands the script to sbatch; returns the job's number. Raises UserMistake where there is no sbatch, or it refuses."""
+    """Hands the script to sbatch; returns the job's number. Raises UserError where there is no sbatch, or it refuses."""
     try:
         done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)
     except OSError as error:
-        raise UserMistake(
+        raise UserError(
             f"sbatch cannot be run here ({error.strerror}): submit from a machine of the cluster that has Slurm's commands, "
             "or print the script with --dry-run"
         ) from error
     if done.returncode:
         reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise UserMistake(f"sbatch refuses {script}: {reason}")
+        raise UserError(f"sbatch refuses {script}: {reason}")
     return done.stdout.strip().split(";")[0]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 _LONGEST_NAME = 120
 
@@ -17,18 +17,18 @@ _LONGEST_NAME = 120
 def combinations(sweeps: Sequence[str]) -> list[list[str]]:
     """`KEY=VALUE,VALUE,...` of each key to the overrides `KEY=VALUE` of each combination, the last key's values varying first.
 
-    A comma within brackets or quotes parts no values: `family.multipliers=[1,2],[1,2,4]` has two. Raises UserMistake for what
+    A comma within brackets or quotes parts no values: `family.multipliers=[1,2],[1,2,4]` has two. Raises UserError for what
     is not of this form, for a key or a value that stands twice, and for the run's folder and name, which follow from the rest.
     """
     by_key: dict[str, list[str]] = {}
     for sweep in sweeps:
         key, equals, text = sweep.partition("=")
         if not equals or "." not in key:
-            raise UserMistake(f"--sweep: {sweep!r} is not of the form section.key=VALUE,VALUE,...")
+            raise UserError(f"--sweep: {sweep!r} is not of the form section.key=VALUE,VALUE,...")
         if key in ("run.dir", "run.name"):
-            raise UserMistake(f"--sweep: {key} cannot be swept: each run gets a folder of its own under the recipe's")
+            raise UserError(f"--sweep: {key} cannot be swept: each run gets a folder of its own under the recipe's")
         if key in by_key:
-            raise UserMistake(f"--sweep: {key} stands twice; give all of its values at once")
+            raise UserError(f"--sweep: {key} stands twice; give all of its values at once")
         by_key[key] = _values(key, text)
     return [
         [f"{key}={value}" for key, value in zip(by_key, values, strict=True)]
@@ -41,11 +41,11 @@ def _values(key: str, text: str) -> list[str]:
     try:
         node = yaml.compose(f"[{text}]", Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise UserMistake(f"--sweep: {key}: {text!r} is not a list of YAML values") from error
+        raise UserError(f"--sweep: {key}: {text!r} is not a list of YAML values") from error
     assert isinstance(node, yaml.SequenceNode)
     values = [text[item.start_mark.index - 1 : item.end_mark.index - 1] for item in node.value]
     if not values or len(set(values)) < len(values):
-        raise UserMistake(f"--sweep: {key}: {text!r} {'names a value twice' if values else 'names no value'}")
+        raise UserError(f"--sweep: {key}: {text!r} {'names a value twice' if values else 'names no value'}")
     return values
 
 

@@ -60,7 +60,7 @@ class Beat:
     """Of its beats so far; one that stays the same is that of a rank that is dead, stopped or cut off."""
     marks: int
     """Its progress: all ranks set the same marks in the same order."""
-    place: str
+    activity: str
     idle_s: float
     """Since it last moved."""
     limit_s: float
@@ -71,15 +71,15 @@ class Beat:
         return f"rank {self.rank} (process {self.process} on {self.host})"
 
 
-class Verdict(NamedTuple):
+class Diagnosis(NamedTuple):
     """Who is to blame, and a text that says so."""
 
     text: str
     ranks: frozenset[int]
 
 
-def judge(before: Sequence[Beat | None], after: Sequence[Beat | None], apart_s: float) -> Verdict | None:
-    """The verdict on two readings of all ranks' beats, `apart_s` seconds apart; None while a rank that is behind the
+def diagnose(before: Sequence[Beat | None], after: Sequence[Beat | None], apart_s: float) -> Diagnosis | None:
+    """The diagnosis on two readings of all ranks' beats, `apart_s` seconds apart; None while a rank that is behind the
     others is within its own limit. A rank without a beat (None) has not come to the training loop."""
     missing = [rank for rank, beat in enumerate(after) if beat is None]
     silent = [a for b, a in zip(before, after, strict=True) if b and a and a.number == b.number]
@@ -87,22 +87,22 @@ def judge(before: Sequence[Beat | None], after: Sequence[Beat | None], apart_s: 
         words = [f"rank {rank} has not come to the training loop" for rank in missing]
         words += [
             f"{beat.name} has given no sign of life for at least {apart_s:.0f} s: its process is dead or stopped, or the "
-            f"network to it is cut; it was last heard of at {beat.place}"
+            f"network to it is cut; it was last heard of at {beat.activity}"
             for beat in silent
         ]
-        return Verdict(_listed(words), frozenset([*missing, *(beat.rank for beat in silent)]))
+        return Diagnosis(_listed(words), frozenset([*missing, *(beat.rank for beat in silent)]))
     beats = [beat for beat in after if beat is not None]
     least = min(beat.marks for beat in beats)
     behind = [beat for beat in beats if beat.marks == least]
     if any(beat.idle_s < beat.limit_s for beat in behind):
         return None
-    return Verdict(_describe(behind, beats), frozenset(beat.rank for beat in behind))
+    return Diagnosis(_describe(behind, beats), frozenset(beat.rank for beat in behind))
 
 
 def _describe(behind: Sequence[Beat], beats: Sequence[Beat]) -> str:
     first = behind[0]
     if len(beats) == 1:
-        return f"it has been at {first.place} for {first.idle_s:.0f} s"
+        return f"it has been at {first.activity} for {first.idle_s:.0f} s"
     if len(behind) == len(beats):
         first, last = max(beats, key=lambda beat: beat.idle_s), min(beats, key=lambda beat: beat.idle_s)
         apart_s = first.idle_s - last.idle_s
@@ -110,14 +110,14 @@ def _describe(behind: Sequence[Beat], beats: Sequence[Beat]) -> str:
             f". {first.name} stood still first, {apart_s:.0f} s before the last" if apart_s > first.limit_s / 10 else ""
         )
         return (
-            f"all {len(beats)} ranks have been at the same place for {last.idle_s:.0f} s ({first.place}): none is behind "
+            f"all {len(beats)} ranks have been at the same place for {last.idle_s:.0f} s ({first.activity}): none is behind "
             f"the others, so the network between them, a device or a file system hangs; the stacks tell more{sooner}"
         )
     furthest = max(beats, key=lambda beat: beat.marks)
     words = [
-        f"{beat.name} is behind the others: it has been at {beat.place} for {beat.idle_s:.0f} s" for beat in behind
+        f"{beat.name} is behind the others: it has been at {beat.activity} for {beat.idle_s:.0f} s" for beat in behind
     ]
-    return f"{_listed(words)}\n  {furthest.name} waits at {furthest.place}"
+    return f"{_listed(words)}\n  {furthest.name} waits at {furthest.activity}"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -230,7 +230,7 @@ class Watchdog:
         self._limit_s, self._start_s = limit_s, max(start_s, limit_s or 0.0)
         self._peers, self._leave = peers, leave
         self._beat_s = min(BEAT_S, (limit_s or 0.0) / 10)
-        self._place = _Place(0, None, "starts", patient=False)
+        self._activity = _Place(0, None, "starts", patient=False)
         self._proven: set[str | None] = set()
         self._marks = self._pulses = self._beats = 0
         self._before: tuple[float, list[Beat | None]] | None = None
@@ -241,13 +241,13 @@ class Watchdog:
 
     def enter(self, step: int, phase: str | None) -> None:
         """A step's phase begins, or what is between phases (None). A phase's first time has the long limit."""
-        self._proven.add(self._place.phase)
-        self._place = _Place(step, phase, "begins", patient=False)
+        self._proven.add(self._activity.phase)
+        self._activity = _Place(step, phase, "begins", patient=False)
         self._marks += 1
 
     def mark(self, activity: str, patient: bool = False) -> None:
         """What this rank does now, as every rank does at this place; `patient`: it may take long."""
-        self._place = _Place(self._place.step, self._place.phase, activity, patient)
+        self._activity = _Place(self._activity.step, self._activity.phase, activity, patient)
         self._marks += 1
 
     def pulse(self) -> None:
@@ -276,10 +276,10 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stops watching; an error gets a note that says where this rank was."""
-        place = self._place
+        activity = self._activity
         self.mark("leaves the loop" if error is None else f"ended with {type(error).__name__}")
         if error is not None:
-            error.add_note(f"rank {world.rank()} was at {place}")
+            error.add_note(f"rank {world.rank()} was at {activity}")
             if "connection" in str(error).lower():
                 error.add_note(
                     "where a connection was lost, the rank at its other end has gone first: see what it said"
@@ -303,11 +303,11 @@ class Watchdog:
             own = self._own_beat(now - since)
             if self._peers is not None:
                 self._peers.publish(own)
-            verdict = self._verdict(own) if own.idle_s >= own.limit_s else None
+            diagnosis = self._diagnosis(own) if own.idle_s >= own.limit_s else None
             if own.idle_s < own.limit_s:
                 self._before = None
-            if verdict is not None:
-                self._bring_down(verdict, own)
+            if diagnosis is not None:
+                self._bring_down(diagnosis, own)
                 return
             looked = time.monotonic()
         if self._peers is not None:
@@ -321,12 +321,12 @@ class Watchdog:
 
     def _own_beat(self, idle_s: float) -> Beat:
         self._beats += 1
-        place = self._place
+        activity = self._activity
         assert self._limit_s is not None, "without a limit nobody watches"
-        limit_s = self._start_s if place.patient or place.phase not in self._proven else self._limit_s
+        limit_s = self._start_s if activity.patient or activity.phase not in self._proven else self._limit_s
         rank = self._peers.rank if self._peers is not None else 0
         return Beat(
-            rank, socket.gethostname(), os.getpid(), self._beats, self._marks, str(place), round(idle_s, 1), limit_s
+            rank, socket.gethostname(), os.getpid(), self._beats, self._marks, str(activity), round(idle_s, 1), limit_s
         )
 
     def _guard(self) -> None:
@@ -339,18 +339,18 @@ class Watchdog:
         if self._peers is not None:
             faulthandler.dump_traceback_later(TIMEOUT_S, exit=True)
 
-    def _verdict(self, own: Beat) -> Verdict | None:
+    def _diagnosis(self, own: Beat) -> Diagnosis | None:
         """Reads all beats twice, some beats apart; None while there is nothing to say yet."""
         if self._peers is None:
-            return judge([None], [own], 0.0)
+            return diagnose([None], [own], 0.0)
         try:
             beats = self._peers.read(max(self._silence_s, SPEAKER_FIRST_S))
         except Unreachable as error:
             where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
             why = f" ({error})" if str(error) else ""
-            return Verdict(
+            return Diagnosis(
                 f"the job's meeting point {where} on the main rank's host does not answer{why}: that host or its launcher has "
-                f"gone, or the network to it is cut. {own.name} has been at {own.place} for {own.idle_s:.0f} s",
+                f"gone, or the network to it is cut. {own.name} has been at {own.activity} for {own.idle_s:.0f} s",
                 frozenset(),
             )
         now = time.monotonic()
@@ -360,22 +360,22 @@ class Watchdog:
         if now - at < self._silence_s:
             return None
         self._before = now, beats
-        return judge(before, beats, now - at)
+        return diagnose(before, beats, now - at)
 
-    def _bring_down(self, verdict: Verdict, own: Beat) -> None:
+    def _bring_down(self, diagnosis: Diagnosis, own: Beat) -> None:
         """Says it, once for each node and with the stack of every rank that is to blame, and ends this process."""
         last = threading.Timer(2 * SPEAKER_FIRST_S, self._leave, (1,))  # where nobody reads what is written
         last.daemon = True
         last.start()
-        speaks = self._peers is None or not verdict.ranks or self._peers.claim(SPEAKER_FIRST_S)
+        speaks = self._peers is None or not diagnosis.ranks or self._peers.claim(SPEAKER_FIRST_S)
         if speaks:
             _write(
-                f"\nerror: the job hangs, and is ended: {verdict.text}\n"
+                f"\nerror: the job hangs, and is ended: {diagnosis.text}\n"
                 f"  (limit: {own.limit_s:g} s; engine.hang_timeout_s is {self._limit_s:g} s.) The checkpoints are whole: "
                 "the same command resumes\n"
             )
-        if speaks or own.rank in verdict.ranks:
-            _write(f"{own.name} is at {own.place}; the stack of its main thread:\n{_stack_of_main_thread()}")
+        if speaks or own.rank in diagnosis.ranks:
+            _write(f"{own.name} is at {own.activity}; the stack of its main thread:\n{_stack_of_main_thread()}")
         if not speaks:
             self._closing.wait(SPEAKER_FIRST_S)
         last.cancel()

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bigtrain.errors import OneRanksMistake, UserMistake
+from bigtrain.errors import RankError, UserError
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def gather_on_main(value: T) -> list[T]:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Rank 0 does the work; every rank gets its result, or a UserMistake in its place."""
+    """Rank 0 does the work; every rank gets its result, or a UserError in its place."""
     return _agreed(work if is_main() else None)
 
 
@@ -97,8 +97,8 @@ def main_first(work: Callable[[], T]) -> T:
         return results[0]
     try:
         return work()
-    except UserMistake as mistake:
-        raise OneRanksMistake(f"rank {rank()}: {mistake}") from None
+    except UserError as mistake:
+        raise RankError(f"rank {rank()}: {mistake}") from None
 
 
 def _agreed(work: Callable[[], T] | None) -> Any:
@@ -106,9 +106,9 @@ def _agreed(work: Callable[[], T] | None) -> Any:
     if work is not None:
         try:
             outcome = ("value", work())
-        except UserMistake as mistake:
+        except UserError as mistake:
             outcome = ("mistake", str(mistake))
     kind, value = broadcast_object(outcome)
     if kind == "mistake":
-        raise UserMistake(value)
+        raise UserError(value)
     return value

@@ -15,7 +15,7 @@ from PIL import Image
 from bigtrain.data.index import FORMAT_VERSION
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.sources import list_folder
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs.atomic import cache_folder, sync_folder
 
 SPLITS = ("train", "validation")
@@ -37,9 +37,9 @@ def digits_index(split: str, image_size: int) -> Path:
             write_digits(temporary, options, workers=0, quiet=True)
             temporary.rename(folder)
             sync_folder(folder.parent)
-        except (OSError, UserMistake) as error:
+        except (OSError, UserError) as error:
             if not folder.exists():  # else another run was first, and its folder is the same
-                raise UserMistake(f"{error}; set BIGTRAIN_CACHE to a folder that can be written") from None
+                raise UserError(f"{error}; set BIGTRAIN_CACHE to a folder that can be written") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder / f"{split}.json"

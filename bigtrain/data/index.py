@@ -39,7 +39,7 @@ from typing import Any, Literal, NotRequired, TypedDict, get_args
 import numpy as np
 
 from bigtrain.data.remote import HERE, Origin, beside, check_url, is_remote, receive, shown
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, cache_folder, write_bytes
 
 FORMAT = "bigtrain-index"
@@ -196,13 +196,15 @@ class CodesManifest:
 
     tokenizer: str
     levels: Mapping[str, Level]
-    views: int
+    flip_variants: int
     transform: str
     images: EncodedImages
 
     def __post_init__(self) -> None:
-        if self.views not in (1, 2) or not self.levels:
-            raise ValueError(f"codes have 1 or 2 views of at least one level, not {self.views} of {len(self.levels)}")
+        if self.flip_variants not in (1, 2) or not self.levels:
+            raise ValueError(
+                f"codes have 1 or 2 views of at least one level, not {self.flip_variants} of {len(self.levels)}"
+            )
         for name, level in self.levels.items():
             if not re.fullmatch(r"\w+", name, re.ASCII):
                 raise ValueError(f"level {name!r} cannot name a member; a name is letters, digits and underscores")
@@ -214,7 +216,7 @@ class CodesManifest:
     def shape(self, level: str) -> tuple[int, int, int]:
         """(views, height, width) of a sample's codes."""
         height, width = self.levels[level]["grid"]
-        return self.views, height, width
+        return self.flip_variants, height, width
 
     def identity(self) -> dict[str, Any]:
         """As JSON, but for where the images lie: equal for codes that are the same."""
@@ -224,7 +226,7 @@ class CodesManifest:
         return {
             "tokenizer": self.tokenizer,
             "levels": {name: dict(level) for name, level in self.levels.items()},
-            "views": self.views,
+            "views": self.flip_variants,
             "transform": self.transform,
             "images": dict(self.images),
         }
@@ -254,9 +256,10 @@ def codes_extension(level: str) -> str:
 class Index:
     """One split: its classes by number, its shards in order. `image_size`: pixels, None if images differ in size.
 
-    `path`: the file; of an index from a URL its copy in the user's cache folder. `made`: what bigtrain's shard door made image
-    shards from; `codes`: of what the codes are, None for shards of images; `labels_from`: cls, json:FIELD or none; `view`: how
-    the split is looked at (bigtrain.data.read.variants), which is never written; `origin`: where it came from.
+    `path`: the file; of an index from a URL its copy in the user's cache folder. `made`: what bigtrain's shard door made
+    image shards from; `codes`: of what the codes are, None for shards of images; `labels_from`: cls, json:FIELD or none;
+    `variant`: how images are resized or filtered by class when they are read (bigtrain.data.read.variants), never written;
+    `origin`: where it came from.
     """
 
     path: Path
@@ -267,7 +270,7 @@ class Index:
     made: Mapping[str, Any] | None = None
     codes: CodesManifest | None = None
     labels_from: str = "cls"
-    view: Mapping[str, Any] = field(default_factory=dict)
+    variant: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = HERE
 
     @property
@@ -297,7 +300,7 @@ class Index:
         return self.origin.url is not None or is_remote(self.shards[number].name)
 
     @property
-    def door(self) -> str:
+    def made_by(self) -> str:
         """The script that makes such shards, for messages."""
         return "launch/shard.py" if self.codes is None else "launch/encode.py"
 
@@ -321,7 +324,7 @@ class Index:
     @property
     def is_balanced(self) -> bool:
         """Whether every class comes equally often in an epoch."""
-        return bool(self.view.get("balance"))
+        return bool(self.variant.get("balance"))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -330,7 +333,7 @@ class Index:
         codes = [] if self.codes is None else [self.codes.identity()]
         labels = [] if self.labels_from == "cls" else [self.labels_from]
         # The size is the recipe's affair as long as it is that of the images in the shards.
-        view = [{**self.view, "image_size": self.image_size}] if self.view else []
+        view = [{**self.variant, "image_size": self.image_size}] if self.variant else []
         text = json.dumps([FORMAT_VERSION, shards, list(self.classes), *codes, *labels, *view])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -338,7 +341,7 @@ class Index:
     def read(cls, where: Path | str, origin: Origin = HERE) -> "Index":
         """The index at a path, or at a URL: then `origin` says how to fetch it, and its shards stay where they are.
 
-        At a URL it is fetched once for all processes that share a cache folder and had begun by then. Raises UserMistake if it
+        At a URL it is fetched once for all processes that share a cache folder and had begun by then. Raises UserError if it
         is absent, is not an index, or is of another version.
         """
         if is_remote(str(where)):
@@ -358,37 +361,35 @@ class Index:
                 if not path.exists() or not _PROCESS_BEGAN <= path.stat().st_mtime <= time.time():
                     _download(path, origin)
         except OSError as error:
-            raise UserMistake(
+            raise UserError(
                 f"{folder}: cannot be written: {error.strerror}; set BIGTRAIN_CACHE to a folder that can be written"
             ) from None
         try:
             return cls._open(path, origin)
-        except UserMistake as mistake:
-            raise UserMistake(str(mistake).replace(str(path), shown(origin.url))) from None
+        except UserError as mistake:
+            raise UserError(str(mistake).replace(str(path), shown(origin.url))) from None
 
     @classmethod
     def _open(cls, path: Path, origin: Origin) -> "Index":
         try:
             value = _parsed(path.read_bytes())
         except FileNotFoundError:
-            raise UserMistake(f"{path}: there is no index here; {HOW_TO_MAKE}") from None
+            raise UserError(f"{path}: there is no index here; {HOW_TO_MAKE}") from None
         except OSError as error:
-            raise UserMistake(f"{path}: the index cannot be read: {error.strerror}") from None
+            raise UserError(f"{path}: the index cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
-            raise UserMistake(f"{path}: not an index: {error}; {HOW_TO_MAKE}") from None
+            raise UserError(f"{path}: not an index: {error}; {HOW_TO_MAKE}") from None
         if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise UserMistake(f"{path}: not an index of shards (no format: {FORMAT}); {HOW_TO_MAKE}")
+            raise UserError(f"{path}: not an index of shards (no format: {FORMAT}); {HOW_TO_MAKE}")
         if value.get("version") != FORMAT_VERSION:
-            raise UserMistake(
+            raise UserError(
                 f"{path}: index version {value.get('version')}, but this bigtrain reads version {FORMAT_VERSION}; "
                 f"index the shards again with `python launch/shard.py {path.parent} --index-only`"
             )
         try:
             return cls._from_json(path, value, origin)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise UserMistake(
-                f"{path}: the index is damaged ({type(error).__name__}: {error}); {HOW_TO_MAKE}"
-            ) from None
+            raise UserError(f"{path}: the index is damaged ({type(error).__name__}: {error}); {HOW_TO_MAKE}") from None
 
     @classmethod
     def _from_json(cls, path: Path, value: dict[str, Any], origin: Origin) -> "Index":
@@ -411,7 +412,7 @@ class Index:
 
     def write(self) -> None:
         """Writes `self.path` whole or not at all, and not at all if it holds just this already."""
-        assert not self.view, f"{self.path}: a view of a split is not an index of its own"
+        assert not self.variant, f"{self.path}: a view of a split is not an index of its own"
         head = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -430,11 +431,11 @@ class Index:
             write_bytes(self.path, data)
 
     def check_files(self) -> None:
-        """Raises UserMistake, naming the shard, unless every shard lies where the index says, with the size it says.
+        """Raises UserError, naming the shard, unless every shard lies where the index says, with the size it says.
 
         Those that must be fetched are checked when they arrive; here only whether they may be.
         """
-        door = self.door
+        command = self.made_by
         for number, shard in enumerate(self.shards):
             if self.is_remote(number):
                 check_url(self.location(number), self.origin)
@@ -443,12 +444,12 @@ class Index:
             try:
                 found = path.stat().st_size
             except OSError as error:
-                raise UserMistake(
+                raise UserError(
                     f"{path}: the shard cannot be opened ({error.strerror}) but {self.path} lists it; "
-                    f"copy it here again, or run {door} again, which completes what is missing"
+                    f"copy it here again, or run {command} again, which completes what is missing"
                 ) from None
             if found != shard.size:
-                raise UserMistake(
+                raise UserError(
                     f"{path}: the shard has {found} bytes where {self.path} expects {shard.size}: it is truncated or "
-                    f"another file; copy it here again, or run {door} again, which replaces damaged shards"
+                    f"another file; copy it here again, or run {command} again, which replaces damaged shards"
                 )

@@ -31,7 +31,7 @@ class DataOptions(Options):
     """Processes per rank that read and decode; 0 does it in the training process."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2; of codes, made with --flip, take the mirrored image's."""
-    window_shards: int = Field(default=16, ge=1)
+    shuffle_shards: int = Field(default=16, ge=1)
     """Shards whose samples are shuffled together: more mixes better, fewer reads more locally."""
     undecodable: Literal["error", "replace"] = "error"
     """What an image that cannot be decoded is: an error, or replaced by the next of the epoch, counted and named."""

@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import Field
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.options import Options
 
 SCHEMES = ("http", "https", "hf", "s3")
@@ -54,7 +54,7 @@ class RemoteOptions(Options):
     cache_gib: float = Field(default=64.0, gt=0)
     """What the folder may hold, in GiB; the shards that were not used for longest are removed first."""
     prefetch_shards: int = Field(default=16, ge=0)
-    """Shards fetched ahead of their first use, in the order of that use; as many as data.window_shards hide all waiting."""
+    """Shards fetched ahead of their first use, in the order of that use; as many as data.shuffle_shards hide all waiting."""
     retries: int = Field(default=6, ge=0)
     """Further attempts at a download that broke off, 1, 2, 4 ... seconds apart."""
     timeout_s: float = Field(default=30.0, gt=0)
@@ -104,10 +104,10 @@ def shown(url: str) -> str:
 
 
 def check_url(url: str, origin: Origin) -> None:
-    """Raises UserMistake unless the URL is of a kind that can be fetched, and may be."""
+    """Raises UserError unless the URL is of a kind that can be fetched, and may be."""
     if url.startswith(PIPE):
         if not origin.options.allow_pipe:
-            raise UserMistake(
+            raise UserError(
                 f"{origin.key}: {url} would run a program; set data.remote.allow_pipe=true if you trust whoever wrote it"
             )
         return
@@ -115,14 +115,14 @@ def check_url(url: str, origin: Origin) -> None:
         urlsplit(url)
     except ValueError as error:
         bare = url.rpartition("@")[2].partition("?")[0]  # `shown` cannot take a login or a token out of what is no URL
-        raise UserMistake(f"{origin.key}: {bare}: {error}; look at the address") from None
+        raise UserError(f"{origin.key}: {bare}: {error}; look at the address") from None
     if (scheme := url.partition("://")[0].lower()) not in SCHEMES:
-        raise UserMistake(
+        raise UserError(
             f"{origin.key}: {shown(url)}: {scheme}:// cannot be read; give a path, or one of "
             f"{', '.join(f'{known}://' for known in SCHEMES)}"
         )
     if scheme == "hf" and not _HUB.fullmatch(url):
-        raise UserMistake(f"{origin.key}: {url}: not of the form hf://datasets/OWNER/NAME[@REVISION]/PATH")
+        raise UserError(f"{origin.key}: {url}: not of the form hf://datasets/OWNER/NAME[@REVISION]/PATH")
 
 
 def beside(index_url: str, name: str) -> str:
@@ -154,7 +154,7 @@ def receive(
     """Completes `file`, open for reading and writing, with what lies at `url`; what it holds already is the beginning.
 
     Without a sha256 every attempt begins anew, for the parts of two versions could not be told from one whole. size: how many
-    bytes there are; most: how many there may be. Raises UserMistake, which names the key, the URL and the last reason, after
+    bytes there are; most: how many there may be. Raises UserError, which names the key, the URL and the last reason, after
     data.remote.retries further attempts or at once for what will not pass; OSError if the disk does not take it. The pauses
     have some jitter, so that not all nodes come back in one moment; it is drawn from the system, and no draw of the experiment.
     """
@@ -173,8 +173,8 @@ def receive(
                 pause = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.SystemRandom().uniform(0.5, 1.0)
                 time.sleep(max(pause, min(error.pause_s or 0.0, LONGEST_PAUSE_S)))
         except Refused as error:
-            raise UserMistake(f"{_named(url, origin)}: {what} cannot be fetched: {error}") from None
-    raise UserMistake(
+            raise UserError(f"{_named(url, origin)}: {what} cannot be fetched: {error}") from None
+    raise UserError(
         f"{_named(url, origin)}: {what} could not be fetched in {attempts} attempt{'s' if attempts > 1 else ''}; the last "
         f"ended with: {reason}; look at the server, raise data.remote.retries, or copy the shards here and name the copy"
     )

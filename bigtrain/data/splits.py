@@ -15,18 +15,18 @@ from bigtrain.data.options import DataOptions
 from bigtrain.data.read import variants
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.remote import DEFAULTS, HERE, Origin, RemoteOptions, is_remote
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 
 def find_split(data: DataOptions, split: Literal["train", "validation"]) -> Index:
-    """The index that `data.SPLIT` names, its shards present, as `data` would have it looked at, or a UserMistake."""
+    """The index that `data.SPLIT` names, its shards present, as `data` would have it looked at, or a UserError."""
     where = data.train if split == "train" else data.validation
     assert where is not None, f"data.{split} names no index"
     return _of_classes(find_index(where, split, data.image_size, data.resize, data.remote), data, split)
 
 
 def as_trained_on(index: Index, data: DataOptions) -> Index:
-    """The index that `data.train` names, its shards present or not, as `data` would have it looked at, or a UserMistake."""
+    """The index that `data.train` names, its shards present or not, as `data` would have it looked at, or a UserError."""
     return _of_classes(_of_size(index, data.train, "train", data.image_size, data.resize), data, "train")
 
 
@@ -43,7 +43,7 @@ def _of_classes(index: Index, data: DataOptions, split: Literal["train", "valida
 def find_index(
     where: str, split: str, image_size: int, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
 ) -> Index:
-    """The index that `data.SPLIT` names, its shards present and its images of `image_size` pixels, or a UserMistake."""
+    """The index that `data.SPLIT` names, its shards present and its images of `image_size` pixels, or a UserError."""
     return _of_size(open_index(where, split, f"data.{split}", image_size, remote), where, split, image_size, resize)
 
 
@@ -54,7 +54,7 @@ def _of_size(index: Index, where: str, split: str, image_size: int, resize: Resi
         return variants.resized(index, image_size, resize)
     has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
     exact = "" if index.codes is not None else "have them resized as they are read by data.resize=exact, or "
-    raise UserMistake(
+    raise UserError(
         f"data.{split}: {where} has {has} but data.image_size is {image_size}; "
         f"{'' if index.image_size is None else f'set data.image_size={index.image_size}, or '}{exact}"
         f"make shards of that size with `python launch/shard.py SOURCE OUT --size {image_size}`"
@@ -64,7 +64,7 @@ def _of_size(index: Index, where: str, split: str, image_size: int, resize: Resi
 def open_index(where: str, split: str, key: str, digits_size: int, remote: RemoteOptions = DEFAULTS) -> Index:
     """The index at a path or a URL, whatever its images' size, or that of the digits' `split`; shards here are present.
 
-    Raises UserMistake, which names the `key` that said where.
+    Raises UserError, which names the `key` that said where.
     """
     if where == "digits":
         return _checked(digits_index(split, digits_size), key, "remove the folder, it is made again")
@@ -80,7 +80,7 @@ def open_index(where: str, split: str, key: str, digits_size: int, remote: Remot
         return index
     if Path(where).is_dir():
         found = ", ".join(sorted(map(str, Path(where).glob("*.json")))) or f"none here: {HOW_TO_MAKE}"
-        raise UserMistake(f"{key}: {where} is a folder; give the index within it ({found})")
+        raise UserError(f"{key}: {where} is a folder; give the index within it ({found})")
     return _checked(Path(where), key, origin=origin)
 
 
@@ -89,19 +89,17 @@ def find_images(
 ) -> Index:
     """The index of images of `size` pixels at a path, or that of the digits' `split`.
 
-    Raises UserMistake, which names the `key` that said where, if it is none.
+    Raises UserError, which names the `key` that said where, if it is none.
     """
     index = open_index(where, split, key, size, remote)
     if index.codes is not None:
-        raise UserMistake(
-            f"{key}: {where} is an index of codes; give that of the images ({index.codes.images['path']})"
-        )
+        raise UserError(f"{key}: {where} is an index of codes; give that of the images ({index.codes.images['path']})")
     if index.image_size == size:
         return index
     if resize != "never":
         return variants.resized(index, size, resize)
     has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
-    raise UserMistake(
+    raise UserError(
         f"{key}: {where} has {has}, but the model takes {size}; make shards of that size with "
         f"`python launch/shard.py SOURCE OUT --size {size}`"
     )
@@ -112,16 +110,16 @@ def _naming(key: str) -> Iterator[None]:
     """Puts the recipe's key before the sentence of a mistake."""
     try:
         yield
-    except UserMistake as mistake:
-        raise UserMistake(f"{key}: {mistake}") from None
+    except UserError as mistake:
+        raise UserError(f"{key}: {mistake}") from None
 
 
 def _checked(path: Path, key: str, remedy: str = "", origin: Origin = HERE) -> Index:
     try:
         index = Index.read(path, origin)
         index.check_files()
-    except UserMistake as mistake:
-        raise UserMistake(f"{key}: {mistake}{f'; or {remedy}' if remedy else ''}") from None
+    except UserError as mistake:
+        raise UserError(f"{key}: {mistake}{f'; or {remedy}' if remedy else ''}") from None
     return index
 
 
@@ -133,8 +131,8 @@ def describe(index: Index) -> dict[str, Any]:
         "classes": list(index.classes),
         "class_counts": list(index.class_counts),
     }
-    if index.view:
-        facts["view"] = dict(index.view)
+    if index.variant:
+        facts["view"] = dict(index.variant)
     if index.codes is not None:
         facts["codes"] = {"tokenizer": index.codes.tokenizer, "levels": dict(index.codes.levels)}
     return facts

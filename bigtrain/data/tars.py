@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 BLOCK = tarfile.BLOCKSIZE
 END_OF_TAR = bytes(2 * BLOCK)
@@ -52,11 +52,11 @@ def members(path: object, file: IO[bytes], begin: int, end: int) -> Iterator[tup
     """(name, offset in the file, size) of each plain file in the tar at begin .. end of `file`; checks that it is whole.
 
     Python's tarfile takes an archive that stops between two members, or goes on after its end, for a whole one. Raises
-    UserMistake, which names `path`. Memory does not grow with the number of members.
+    UserError, which names `path`. Memory does not grow with the number of members.
     """
     part = _Part(file, begin, end)
     if part.read(6).startswith(_COMPRESSED_MAGIC):
-        raise UserMistake(f"{path}: {NOT_COMPRESSED}")
+        raise UserError(f"{path}: {NOT_COMPRESSED}")
     part.seek(0)
     said, after = "its start", 0
     try:
@@ -65,26 +65,26 @@ def members(path: object, file: IO[bytes], begin: int, end: int) -> Iterator[tup
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all that it has seen
                 said, after = f"member {member.name}", member.offset_data + -(-member.size // BLOCK) * BLOCK
                 if member.size < 0:  # tarfile would go back, and read the same headers without end
-                    raise UserMistake(f"{path}: {said} has a size below zero: {TRUNCATED}")
+                    raise UserError(f"{path}: {said} has a size below zero: {TRUNCATED}")
                 if member.isdir() or _is_note(member.name):
                     continue
                 if not member.isreg() or member.issparse():
-                    raise UserMistake(f"{path}: {said} is not a plain file; write it with plain files")
+                    raise UserError(f"{path}: {said} is not a plain file; write it with plain files")
                 if member.name.startswith("/") or ".." in member.name.split("/"):
-                    raise UserMistake(f"{path}: {said} would lie outside of its folder; write it with names below it")
+                    raise UserError(f"{path}: {said} would lie outside of its folder; write it with names below it")
                 yield member.name, begin + member.offset_data, member.size
     except tarfile.TarError as error:
-        raise UserMistake(f"{path}: after {said}: {error}: {TRUNCATED}") from None
+        raise UserError(f"{path}: after {said}: {error}: {TRUNCATED}") from None
     _check_end(path, part, said, after)
 
 
 def _check_end(path: object, part: _Part, said: str, after: int) -> None:
     part.seek(after)
     if part.read(len(END_OF_TAR)) != END_OF_TAR:
-        raise UserMistake(f"{path}: after {said} there is neither a member nor the archive's end: {TRUNCATED}")
+        raise UserError(f"{path}: after {said} there is neither a member nor the archive's end: {TRUNCATED}")
     while chunk := part.read(_CHUNK):
         if chunk.count(0) != len(chunk):
-            raise UserMistake(
+            raise UserError(
                 f"{path}: there is more after the archive's end (tars joined by cat?); write it as one archive"
             )
 

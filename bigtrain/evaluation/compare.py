@@ -24,7 +24,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs import atomic
 
 OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images", "image_size")
@@ -66,7 +66,7 @@ class Row:
 def compare(places: Sequence[Path], table: Path | None, picture: Path | None) -> None:
     """Prints the table of evaluations to stdout, and writes it as CSV and as a PNG where these are named.
 
-    Protocols that differ are told on stderr. Raises UserMistake for what is no evaluation.
+    Protocols that differ are told on stderr. Raises UserError for what is no evaluation.
     """
     rows = _marked([row for place in places for row in _rows(place)])
     metrics = list(dict.fromkeys(key for row in rows for key in row.cells))
@@ -81,7 +81,7 @@ def compare(places: Sequence[Path], table: Path | None, picture: Path | None) ->
             as_picture(rows, metrics).save(stream, format="PNG")
             atomic.write_bytes(picture, stream.getvalue())
     except OSError as error:
-        raise UserMistake(f"{error.filename}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from None
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def _newest(run: Path) -> list[list[dict[str, Any]]]:
     """The results of a run's newest evaluated step: those that differ in nothing but the seed together, each seed once."""
     paths = sorted((run / "evaluations").glob("step_*.json"))
     if not paths:
-        raise UserMistake(f"{run}: has no evaluations/step_*.json; evaluate it with launch/evaluate.py {run}")
+        raise UserError(f"{run}: has no evaluations/step_*.json; evaluate it with launch/evaluate.py {run}")
     step = paths[-1].stem.split("_")[1]
     ways: dict[str, dict[str, dict[str, Any]]] = {}
     for path in paths:
@@ -147,11 +147,11 @@ def _read(path: Path) -> dict[str, Any]:
         lines = path.read_text(encoding="utf-8").strip()
         result = json.loads(lines)
     except OSError as error:
-        raise UserMistake(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
-        raise UserMistake(f"{path}: is not the JSON of an evaluation") from None
+        raise UserError(f"{path}: is not the JSON of an evaluation") from None
     if not isinstance(result, dict) or not isinstance(result.get("protocol"), dict):
-        raise UserMistake(f"{path}: has no protocol, so it is not the result of an evaluation")
+        raise UserError(f"{path}: has no protocol, so it is not the result of an evaluation")
     return result
 
 
@@ -218,7 +218,7 @@ def _marked(rows: Sequence[Row]) -> list[Row]:
     """Each row with its protocol's letter, A for the first's, and with all that rows of this letter say of the protocol; no
     letters where there is one protocol.
 
-    What one row says and another does not (kid's subsets, the judge) is of a metric that the other has not measured.
+    What one row says and another does not (kid's subsets, the evaluator) is of a metric that the other has not measured.
     """
     protocols: list[dict[str, Any]] = []
     places = []

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading, Stopped, on_main
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.evaluation.finding import check_enough, find_features
 from bigtrain.evaluation.images import ImageSet, Relabelled, fair_order
 from bigtrain.evaluation.metrics.definitions import (
@@ -30,7 +30,7 @@ from bigtrain.evaluation.metrics.definitions import (
 from bigtrain.evaluation.metrics.neighbour_picture import neighbour_picture
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.reference import Labels, RealData, Reference, survey_reference
-from bigtrain.evaluation.result import Measured, versions
+from bigtrain.evaluation.result import EvaluationResult, versions
 from bigtrain.evaluation.survey import Findings, Survey, Wants, nearest
 from bigtrain.features.classifier import (
     Classifier,
@@ -60,7 +60,7 @@ def evaluate(
     *,
     labels: Labels | None = None,
     keep_moments: bool = False,
-) -> Measured | None:
+) -> EvaluationResult | None:
     """Measures `metrics` of images; every rank calls it, and every rank gets the same result.
 
     `workers` is the number of reading processes per rank; `protocol` holds what the caller knows of how the images were
@@ -68,7 +68,7 @@ def evaluate(
     each number by name and, under "protocol", all that the numbers depend on, the number of ranks not being among it.
     `keep_moments`: whether the images' moments are asked for, whatever the metrics.
 
-    None if `should_stop` (asked at every call of a network, on every rank) said so on any rank. Raises UserMistake, on all
+    None if `should_stop` (asked at every call of a network, on every rank) said so on any rank. Raises UserError, on all
     ranks alike. Networks, generators and precision settings of the run are left as they were.
     """
     reading = Reading(options.batch_size, workers, should_stop)
@@ -88,7 +88,7 @@ def check(
     options: EvaluationOptions,
     device: torch.device,
 ) -> None:
-    """Raises UserMistake, on all ranks alike, for what `evaluate` would refuse before it looks at an image; every rank calls
+    """Raises UserError, on all ranks alike, for what `evaluate` would refuse before it looks at an image; every rank calls
     it. A network that would have to be trained is not, unless a file of moments must be of its features."""
     evaluation = _Evaluation(images, labels, real, metrics, options, device, Reading(options.batch_size, 0), False)
     if options.features != "classifier" or (real.reference is not None and real.reference.moments is not None):
@@ -136,14 +136,14 @@ class _Evaluation:
             if not needs:
                 continue
             if self.real.reference is None:
-                raise UserMistake(
+                raise UserError(
                     f"evaluation.reference: {metric} compares images with others; give an index of shards, a folder, a tar or "
                     "zip, an npz of samples or of moments"
                 )
             gaussian = self.real.reference.moments
             there = {"moments"} | ({"features"} if gaussian is not None and gaussian.features is not None else set())
             if self.real.reference.images is None and not needs <= there:
-                raise UserMistake(
+                raise UserError(
                     f"evaluation.metrics: {metric} looks at the reference's images, and {gaussian and gaussian.path} holds "
                     "moments alone; give the images, or set evaluation.metrics=[fid]"
                 )
@@ -151,24 +151,26 @@ class _Evaluation:
     def _check_sizes(self) -> None:
         real = self._real_images()
         ours, theirs = self.images.size(), None if real is None else real.size()
-        if ours and theirs and ours != theirs and not self.options.any_size:
-            raise UserMistake(
+        if ours and theirs and ours != theirs and not self.options.allow_mixed_sizes:
+            raise UserError(
                 f"evaluation.reference: {self.images.name} are {ours[0]} x {ours[1]}, the reference's {theirs[0]} x "
                 f"{theirs[1]}; compare images of one size (python launch/shard.py SOURCE OUT --size {ours[0]}), or let the "
-                "feature network resize each with evaluation.any_size=true"
+                "feature network resize each with evaluation.allow_mixed_sizes=true"
             )
 
-        if self.options.any_size and (self.needs("fake", "judge") or self.needs("fake", "images") or self._pictured()):
-            raise UserMistake(
-                "evaluation.any_size: accuracy, classification_accuracy_score and nearest_neighbours look at the images "
-                "themselves, which must be of one size; leave them out, or make the images one size"
+        if self.options.allow_mixed_sizes and (
+            self.needs("fake", "evaluator") or self.needs("fake", "images") or self._pictured()
+        ):
+            raise UserError(
+                "evaluation.allow_mixed_sizes: accuracy, classification_accuracy_score and nearest_neighbours see the "
+                "images themselves, which must be of one size; leave them out, or make the images one size"
             )
 
     def _check_everywhere(self) -> None:
         real = self._real_images()
         counts = world.gather_objects((self.images.count, 0 if real is None else real.count))
         if len(set(counts)) > 1:
-            raise UserMistake(
+            raise UserError(
                 f"{self.images.name}, or the reference's, are not the same on all machines ({sorted(set(counts))} files); "
                 "evaluate from a folder that all share"
             )
@@ -188,15 +190,15 @@ class _Evaluation:
         for count, name in self._counts():
             self._check_least(count, name)
         if self.keep_moments and self.images.count < 2:
-            raise UserMistake(
+            raise UserError(
                 f"--save-moments: a covariance needs 2 images, not {self.images.count} ({self.images.name})"
             )
 
     def _check_least(self, count: int, name: str) -> None:
-        there = min(count, self.options.stored)
+        there = min(count, self.options.max_features)
         for metric, least in LEAST.items():
             if metric in self.metrics and there < least:
-                raise UserMistake(
+                raise UserError(
                     f"evaluation.samples: {metric} needs {least} images of each side, not {there} ({name}); take more, or "
                     "leave it out of evaluation.metrics"
                 )
@@ -205,8 +207,8 @@ class _Evaluation:
             ({"density", "coverage"}, "coverage_neighbours"),
         ):
             wanted = metrics.intersection(self.metrics)
-            if wanted and min(count, self.options.stored) <= getattr(self.options, key):
-                raise UserMistake(
+            if wanted and min(count, self.options.max_features) <= getattr(self.options, key):
+                raise UserError(
                     f"evaluation.samples: {min(wanted)} needs more images than neighbours, not {count} ({name}) with "
                     f"evaluation.{key}={getattr(self.options, key)}; take more, or leave it out of evaluation.metrics"
                 )
@@ -219,7 +221,7 @@ class _Evaluation:
             return ()
         classes = self.real.train.classes if self.real.train is not None else (reference and reference.classes)
         if not classes:
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.metrics: {labelled[0]} needs a reference whose classes have names: an index of shards, or a "
                 "folder laid out as CLASS/*.png; or leave it out"
             )
@@ -236,35 +238,35 @@ class _Evaluation:
         needed: tuple[Need, ...] = ("moments", "features", "classes", "halves", "logits", "neighbours")
         return self.keep_moments or any(self.needs(side, need) for side in sides for need in needed)
 
-    def _needs_judge(self) -> bool:
-        return self.needs("fake", "judge") or self.needs("fake", "images")
+    def _needs_evaluator(self) -> bool:
+        return self.needs("fake", "evaluator") or self.needs("fake", "images")
 
     def _check_classifiers(self) -> None:
         """What networks are trained on must be there, before one is."""
         train = self.real.train
         if self._needs_features() and self.options.features == "classifier" and train is not None:
             check_classes(train, "features")
-        if not self._needs_judge():
+        if not self._needs_evaluator():
             return
         if train is None:
-            raise UserMistake(
+            raise UserError(
                 "evaluation.metrics: accuracy and classification_accuracy_score need labelled real images; give the index of "
                 "shards as evaluation.reference, or leave them out"
             )
-        check_classes(train, "judge")
+        check_classes(train, "evaluator")
         if self.images.size() != (side_of(train), side_of(train)):
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.metrics: accuracy and classification_accuracy_score need images of the size of {train.path} "
                 f"({side_of(train)} pixels); leave them out"
             )
         if self.needs("fake", "images") and self.real.test is None:
-            raise UserMistake(
+            raise UserError(
                 "evaluation.metrics: classification_accuracy_score is tested on held-out images, and data.validation names "
                 "none; give them, or leave it out"
             )
 
     def _count_classes(self, labels: Labels | None, images: ImageSet, real: ImageSet | None) -> dict[str, int]:
-        """The images of the rarest class of each side. Raises UserMistake for a class of which no covariance follows."""
+        """The images of the rarest class of each side. Raises UserError for a class of which no covariance follows."""
         reference = self.real.reference
         assert labels is not None, "a metric of classes is asked for where labels are known"
         assert real is not None
@@ -278,7 +280,7 @@ class _Evaluation:
             of_ours = np.array([self.classes.index(known) for known in names or self.classes])
             counts = np.bincount(of_ours[numbers[numbers < len(of_ours)]], minlength=len(self.classes))
             if counts.min() < 2:
-                raise UserMistake(
+                raise UserError(
                     f"evaluation.metrics: intra_fid needs 2 images of each class, and {name} have fewer of "
                     f"{self.classes[int(counts.argmin())]!r}; take more samples, or leave it out"
                 )
@@ -297,7 +299,7 @@ class _Evaluation:
             self.real.train, self.real.validation, self.options, size[0], self.reading, self.device
         )
         if self.needs("fake", "logits") and not features.facts.get("classes"):
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.metrics: inception_score needs a network that predicts classes, which {features.name} "
                 "(evaluation.features) does not; choose another, or leave it out"
             )
@@ -316,20 +318,20 @@ class _Evaluation:
             )
         self.features = features
 
-    def _find_judge(self) -> Classifier | None:
-        if not self._needs_judge():
+    def _find_evaluator(self) -> Classifier | None:
+        if not self._needs_evaluator():
             return None
         assert self.real.train is not None
-        return find_classifier(self.real.train, self.real.validation, "judge", self.reading, self.device)
+        return find_classifier(self.real.train, self.real.validation, "evaluator", self.reading, self.device)
 
     # -- the passes -------------------------------------------------------------------------------------------------
 
-    def run(self, protocol: Mapping[str, Any]) -> Measured:
-        judge = self._find_judge()
+    def run(self, protocol: Mapping[str, Any]) -> EvaluationResult:
+        evaluator = self._find_evaluator()
         real = self._survey_real()
-        found = Survey(self.images, self._wants(), self.features, judge, self.options.any_size, self.device).run(
-            self.reading
-        )
+        found = Survey(
+            self.images, self._wants(), self.features, evaluator, self.options.allow_mixed_sizes, self.device
+        ).run(self.reading)
         accuracy = self._score_classification(found) if self.needs("fake", "images") else None
         neighbours, picture = self._find_neighbours(found) if self.needs("fake", "neighbours") else ([], None)
 
@@ -348,9 +350,9 @@ class _Evaluation:
             result: dict[str, Any] = {}
             for metric in self.metrics:
                 result |= METRICS[metric].values(evidence)
-            return result | {"protocol": self._protocol(protocol, found, real, judge)}
+            return result | {"protocol": self._protocol(protocol, found, real, evaluator)}
 
-        return Measured(on_main(measure), picture, found.moments if world.is_main() else None)
+        return EvaluationResult(on_main(measure), picture, found.moments if world.is_main() else None)
 
     def _settings(self) -> Settings:
         return Settings(**{name: getattr(self.options, name) for name in Settings.__dataclass_fields__})
@@ -360,7 +362,7 @@ class _Evaluation:
         if reference is None or reference.images is None:
             return self._stored_features(reference)
         count = reference.images.count
-        stored = min(self.options.stored, self.images.count, count)
+        stored = min(self.options.max_features, self.images.count, count)
         wants = Wants(
             moments=self.needs("real", "moments") and reference.moments is None,
             by_class=len(self.classes) if self.needs("real", "classes") else 0,
@@ -370,25 +372,25 @@ class _Evaluation:
         if wants == Wants():
             return Findings()
         assert self.features is not None
-        return survey_reference(reference.images, wants, self.features, self.options.any_size, self.reading)
+        return survey_reference(reference.images, wants, self.features, self.options.allow_mixed_sizes, self.reading)
 
     def _stored_features(self, reference: Reference | None) -> Findings:
         """Of a reference that is a file of features."""
         if reference is None or reference.moments is None or reference.moments.features is None:
             return Findings()
         features = reference.moments.features
-        count = min(self.options.stored, self.images.count)
+        count = min(self.options.max_features, self.images.count)
         return Findings(stored=features[torch.from_numpy(np.sort(fair_order(len(features))[:count]))].float())
 
     def _wants(self) -> Wants:
-        count = min(self.options.stored, self.images.count)
+        count = min(self.options.max_features, self.images.count)
         return Wants(
             moments=self.keep_moments or self.needs("fake", "moments"),
             by_class=len(self.classes) if self.needs("fake", "classes") else 0,
             stored=count if self.needs("fake", "features") else 0,
             images=count if self.needs("fake", "images") else self._pictured(),
             splits=min(self.options.score_splits, self.images.count) if self.needs("fake", "logits") else 0,
-            recognised=self.needs("fake", "judge"),
+            recognised=self.needs("fake", "evaluator"),
             digest=self.images.hashed,
         )
 
@@ -409,9 +411,9 @@ class _Evaluation:
             assert found.image_labels is not None
             assert self.real.test is not None
             network = train_on_images(
-                found.images, found.image_labels, len(self.classes), "judge", self.reading, self.device
+                found.images, found.image_labels, len(self.classes), "evaluator", self.reading, self.device
             )
-            return measure_accuracy(Classifier(network, "judge", {}, self.device), self.real.test, self.reading)
+            return measure_accuracy(Classifier(network, "evaluator", {}, self.device), self.real.test, self.reading)
 
         return on_main(score)
 
@@ -438,14 +440,14 @@ class _Evaluation:
     # -- what the numbers depend on ---------------------------------------------------------------------------------
 
     def _protocol(
-        self, drawing: Mapping[str, Any], found: Findings, real: Findings, judge: Classifier | None
+        self, drawing: Mapping[str, Any], found: Findings, real: Findings, evaluator: Classifier | None
     ) -> dict[str, Any]:
         """Everything that the numbers depend on, and nothing that they do not."""
         options, reference = self.options, self.real.reference
         facts: dict[str, Any] = {
             "samples": self.images.count,
             "seed": options.seed,
-            "image_size": list(self.images.size() or ()) if not options.any_size else None,
+            "image_size": list(self.images.size() or ()) if not options.allow_mixed_sizes else None,
             "versions": versions(),
             "images": self.images.describe(found.digest),
         }
@@ -453,8 +455,8 @@ class _Evaluation:
             facts["features"] = self.features.protocol()
             if reference is not None and any(METRICS[metric].real for metric in self.metrics):
                 facts["reference"] = reference.describe(real.digest)
-        if judge is not None:
-            facts["judge"] = judge.protocol()
+        if evaluator is not None:
+            facts["evaluator"] = evaluator.protocol()
         if "intra_fid" in self.metrics:
             # Of the samples it depends on the seed, so it is a result.
             facts["intra_fid"] = {"fewest_of_a_class": {"real": self.fewest["real"]}}
@@ -483,7 +485,7 @@ class _Evaluation:
             "inception_score": {"splits": min(options.score_splits, self.images.count)},
             "two_sample_test": {"classifier": "k nearest neighbours", **kept},
             "classification_accuracy_score": {
-                "trained_on": min(options.stored, self.images.count),
+                "trained_on": min(options.max_features, self.images.count),
                 "tested_on": self.real.test.fingerprint if self.real.test is not None else None,
             },
             "real_fid": {"images_a_side": self._half()},

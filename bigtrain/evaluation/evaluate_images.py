@@ -5,13 +5,13 @@ from typing import Any
 import torch
 
 from bigtrain.cluster.passes import together
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.evaluation.evaluate import evaluate
 from bigtrain.evaluation.images import ImageSet, Shards
 from bigtrain.evaluation.metrics.definitions import DEFAULT_METRICS_OF_IMAGES, METRICS, SampleMetricName
 from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
 from bigtrain.evaluation.reference import RealData, Reference, open_images, open_reference
-from bigtrain.evaluation.result import Measured
+from bigtrain.evaluation.result import EvaluationResult
 
 OF_MODELS = ("samples", "split", "split_samples", "likelihood_evaluations", "candidates", "classifier")
 """Options that say how a model is asked, which mean nothing where there is none."""
@@ -20,14 +20,14 @@ WORKERS = 2
 
 def evaluate_images(
     where: str, options: EvaluationOptions, device: torch.device, *, keep_moments: bool = False
-) -> Measured:
+) -> EvaluationResult:
     """Every image that lies at `where` (a path, or an index's URL) against `options.reference`; every rank calls it.
 
-    Without a reference only what needs none is measured: an inception_score, or moments to keep. Raises UserMistake.
+    Without a reference only what needs none is measured: an inception_score, or moments to keep. Raises UserError.
     """
     for key in OF_MODELS:
         if key in options.model_fields_set:
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.{key}: says how a model is evaluated, and {where} is neither a run nor an export: its images are "
                 "taken as they are, all of them; leave it out"
             )
@@ -51,12 +51,12 @@ def _metrics(
     if options.metrics is not None:
         held_out = [metric for metric in options.metrics if metric in HELD_OUT]
         if held_out:
-            raise UserMistake(f"evaluation.metrics: {held_out[0]} is a model's, and these are images; leave it out")
+            raise UserError(f"evaluation.metrics: {held_out[0]} is a model's, and these are images; leave it out")
         return tuple(metric for metric in options.metrics if metric in METRICS)
     if reference is not None:
         return DEFAULT_METRICS_OF_IMAGES if reference.images is not None else ("fid",)
     if not keep_moments:
-        raise UserMistake(
+        raise UserError(
             "evaluation.reference: say what the images are compared with: an index of shards, a folder, a tar or zip, an npz "
             "of samples or of moments"
         )

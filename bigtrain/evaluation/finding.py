@@ -7,7 +7,7 @@ import torch
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading, together
 from bigtrain.data.index import Index
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.features.classifier import find_classifier
 from bigtrain.features.network import Features
@@ -27,10 +27,10 @@ def find_features(
     reading: Reading,
     device: torch.device,
 ) -> Features:
-    """The network that evaluation.features names; every rank calls it. Raises UserMistake and Stopped."""
+    """The network that evaluation.features names; every rank calls it. Raises UserError and Stopped."""
     if options.features == "classifier":
         if train is None:
-            raise UserMistake(
+            raise UserError(
                 "evaluation.features: classifier is trained on the labels of real images, and there is no index of any; "
                 "choose another network, such as evaluation.features=clean, or give the index of shards as "
                 "evaluation.reference"
@@ -38,18 +38,18 @@ def find_features(
         return find_classifier(train, validation, "features", reading, device)
     features = together(lambda: open_features(options.features, options.weights, image_size, device))
     if len(set(world.gather_objects(features.fingerprint))) > 1:
-        raise UserMistake(f"evaluation.features: {options.features} is not the same network on all machines")
+        raise UserError(f"evaluation.features: {options.features} is not the same network on all machines")
     return features
 
 
 def check_enough(features: Features, count: int, name: str, metric: str, key: str) -> None:
-    """Warns of a Frechet distance from fewer images than dimensions; raises UserMistake where it would be nothing but bias.
+    """Warns of a Frechet distance from fewer images than dimensions; raises UserError where it would be nothing but bias.
 
     `name`: of the images; `metric`: what is measured on them; `key`: the option that says how many there are.
     """
     least = max(2, features.dimensions // LEAST_SHARE)
     if count < least:
-        raise UserMistake(
+        raise UserError(
             f"{key}: {count} images ({name}) are too few for {metric} in {features.dimensions} feature dimensions: nearly all "
             f"of it would be bias; take {least} at the very least, and more than dimensions for a number that means something"
         )

@@ -14,8 +14,8 @@ from bigtrain.cluster import world
 from bigtrain.cluster.passes import Progress, Reading, on_main, stoppable, together
 from bigtrain.data.index import Index
 from bigtrain.data.read.batch import Batch, to_images
-from bigtrain.data.read.stream import Sweep
-from bigtrain.errors import UserMistake
+from bigtrain.data.read.stream import SplitLoader
+from bigtrain.errors import UserError
 from bigtrain.evaluation.finding import check_enough, find_features
 from bigtrain.evaluation.images import Reconstructions
 from bigtrain.evaluation.metrics.frechet import frechet_distance
@@ -35,7 +35,7 @@ def measure_likelihood(
 
     `dimensions`: those of one sample. Returns bits_per_dim, bits_per_dim_standard_error, nats (a sample's, on average)
     and, under bits_per_dim_terms, every further term of `likelihood`, in bits per dimension: a number, or a list where a
-    term has parts. Every rank gets the same. Raises UserMistake and Stopped.
+    term has parts. Every rank gets the same. Raises UserError and Stopped.
     """
     sums: dict[str, Tensor] = {}
     squares = torch.zeros((), dtype=torch.float64, device=device)
@@ -60,7 +60,7 @@ def measure_likelihood(
     }
     nats = float(means.pop("nats"))
     if not math.isfinite(nats):
-        raise UserMistake(f"evaluation.metrics: bits_per_dim of {index.path} is not finite: the weights have diverged")
+        raise UserError(f"evaluation.metrics: bits_per_dim of {index.path} is not finite: the weights have diverged")
     variance = max(float(world.sum_over_ranks(squares)) / count - nats**2, 0.0) * count / max(count - 1, 1)
     scale = dimensions * math.log(2)
     result: dict[str, Any] = {
@@ -80,7 +80,7 @@ def measure_reconstruction(
 
     Returns reconstruction_mse (in units of [-1, 1]), reconstruction_nmse (divided by the variance of the split's
     pixels, all channels together) and reconstruction_psnr (dB, of the mean error). Every rank gets the same. Raises
-    UserMistake and Stopped.
+    UserError and Stopped.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=device)
 
@@ -98,7 +98,7 @@ def measure_reconstruction(
     pixels = min(limit or index.samples, index.samples) * 3 * index.image_size**2
     error, total, square = (float(value) / pixels for value in world.sum_over_ranks(sums))
     if not math.isfinite(error):
-        raise UserMistake(
+        raise UserError(
             f"evaluation.metrics: reconstructions of {index.path} are not finite: the weights have diverged"
         )
     return {
@@ -119,7 +119,7 @@ def measure_rfid(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """(values, protocol): the FID of a split's images after encoding and decoding against the split itself.
 
-    Of `options.split_samples` of them, in a fair order, where that is set. Every rank gets the same. Raises UserMistake and
+    Of `options.split_samples` of them, in a fair order, where that is set. Every rank gets the same. Raises UserError and
     Stopped.
     """
     features = find_features(train, validation, options, side_of(split), reading, device)
@@ -139,7 +139,7 @@ def measure_rfid(
 
 def _batches(index: Index, limit: int | None, reading: Reading, what: str) -> Any:
     """(numbers, batch, progress bar) of this rank's share."""
-    sweep = Sweep(
+    sweep = SplitLoader(
         index, rank=world.rank(), world=world.size(), batch=reading.batch, workers=reading.workers, limit=limit
     )
     with Progress(min(limit or index.samples, index.samples), f"{what} of {index.split}") as progress:

@@ -17,7 +17,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.read.batch import to_images
 from bigtrain.data.read.stream import read_chunks
 from bigtrain.data.write.loose import Loose, read_loose
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.features.cache import Cache
 from bigtrain.features.network import pictures
 from bigtrain.pictures import to_uint8
@@ -31,7 +31,7 @@ alone (and of options.seed, which the caller keys its noise by), never of the ba
 
 
 @dataclass(frozen=True)
-class View:
+class ImageBatch:
     """Images `numbers`, int64 [n], of a set, by size: (their places among the n, uint8 [m, 3, H, W] on the device).
 
     `labels`: int64 [n] on the CPU where the set has any; `digests`: a hash of each one's pixels, where the set has no
@@ -56,11 +56,11 @@ class ImageSet(ABC):
     key: dict[str, Any]
     """What determines the set, for the cache."""
     hashed = False
-    """Whether only its pixels can say what it holds, so that views carry digests."""
+    """Whether only its pixels can say what it holds, so that batches carry digests."""
 
     @abstractmethod
-    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
-        """Images `numbers` (int64 [n], ascending), reading.batch at a time. Raises UserMistake for one that is broken."""
+    def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
+        """Images `numbers` (int64 [n], ascending), reading.batch at a time. Raises UserError for one that is broken."""
 
     @abstractmethod
     def describe(self, digest: str | None) -> dict[str, Any]:
@@ -94,12 +94,12 @@ class Drawn(ImageSet):
         self._side = side
         self.key = {}
 
-    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
+    def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
         for chunk in _chunks(numbers, reading):
             labels = self._label_of(chunk)
             images = self._draw(chunk, labels.to(device)).to(device)
             assert images.shape == (len(chunk), 3, self._side, self._side), (images.shape, len(chunk), self._side)
-            yield View(chunk, [(np.arange(len(chunk)), images)], labels)
+            yield ImageBatch(chunk, [(np.arange(len(chunk)), images)], labels)
 
     def describe(self, digest: str | None) -> dict[str, Any]:
         return {"kind": "drawn", "quantisation": "round"}
@@ -117,13 +117,13 @@ class Shards(ImageSet):
         self.count, self.name, self.classes = index.samples, f"the images of {index.where}", index.classes
         self.cache, self.key = Cache(index), {"index": index.fingerprint, "image_size": index.image_size}
 
-    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
+    def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
         for chunk, batch in read_chunks(self.index, _chunks(numbers, reading), workers=reading.workers):
-            yield View(chunk, [(np.arange(len(chunk)), pictures(batch, device))], batch.labels)
+            yield ImageBatch(chunk, [(np.arange(len(chunk)), pictures(batch, device))], batch.labels)
 
     def describe(self, digest: str | None) -> dict[str, Any]:
         facts = {"split": self.split, "samples": self.count, "fingerprint": self.index.fingerprint}
-        return facts | ({"view": dict(self.index.view)} if self.index.view else {})
+        return facts | ({"view": dict(self.index.variant)} if self.index.variant else {})
 
     def size(self) -> tuple[int, int]:
         assert self.index.image_size is not None
@@ -142,12 +142,12 @@ class Reconstructions(Shards):
         self._numbers = np.sort(fair_order(index.samples)[:limit])
         self.count, self.name, self.cache = len(self._numbers), f"the reconstructions of {index.where}", None
 
-    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
+    def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
         chunks = _chunks(numbers, reading)
         batches = read_chunks(self.index, [self._numbers[chunk] for chunk in chunks], workers=reading.workers)
         for chunk, (_, batch) in zip(chunks, batches, strict=True):
             images = to_uint8(self._reconstruct(to_images(batch, device)).clamp(-1, 1))
-            yield View(chunk, [(np.arange(len(chunk)), images)], batch.labels)
+            yield ImageBatch(chunk, [(np.arange(len(chunk)), images)], batch.labels)
 
 
 class LooseImages(ImageSet):
@@ -160,13 +160,13 @@ class LooseImages(ImageSet):
             self.classes = loose.classes or ()
         self.cache, self.key, self.hashed = Cache(None), {"loose": loose.key}, True
 
-    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
+    def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
         labels, (height, width) = self._loose.labels, self.size()
         room = min(reading.batch, len(numbers)) * (height * width * 3 + _BESIDE)
         for seen in read_loose(self._loose, _chunks(numbers, reading), reading.workers, room):
             groups = [(places, images.to(device).permute(0, 3, 1, 2)) for places, images in seen.groups]
             asked = None if labels is None else torch.from_numpy(labels[seen.numbers])
-            yield View(seen.numbers, groups, asked, seen.digests)
+            yield ImageBatch(seen.numbers, groups, asked, seen.digests)
 
     def describe(self, digest: str | None) -> dict[str, Any]:
         height, width = self.size()
@@ -187,13 +187,13 @@ class Relabelled(ImageSet):
 
     def __init__(self, images: ImageSet, classes: tuple[str, ...], metric: str) -> None:
         if images.classes is None:
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.metrics: {metric} needs the class of each image, and {images.name} have none; lay them out as "
                 "CLASS/*.png, give an npz with arr_1 or shards, or leave the metric out"
             )
         unknown = sorted(set(images.classes) - set(classes))
         if unknown:
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.metrics: {metric} compares class by class, and {images.name} have the class {unknown[0]!r}, "
                 f"which the other side does not ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''})"
             )
@@ -203,16 +203,16 @@ class Relabelled(ImageSet):
         self.cache, self.key = images.cache, {**images.key, "classes": list(classes)}
         self.hashed = images.hashed
 
-    def views(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[View]:
-        for view in self._images.views(numbers, reading, device):
-            assert view.labels is not None
-            labels = self._numbers[view.labels] if len(self._numbers) else view.labels
+    def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
+        for batch in self._images.batches(numbers, reading, device):
+            assert batch.labels is not None
+            labels = self._numbers[batch.labels] if len(self._numbers) else batch.labels
             if int(labels.max()) >= len(self.classes or ()):
-                raise UserMistake(
+                raise UserError(
                     f"{self.name}: the label {int(labels.max())} is out of range: the other side has "
                     f"{len(self.classes or ())} classes, numbered from 0"
                 )
-            yield View(view.numbers, view.groups, labels, view.digests)
+            yield ImageBatch(batch.numbers, batch.groups, labels, batch.digests)
 
     def describe(self, digest: str | None) -> dict[str, Any]:
         return self._images.describe(digest)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.evaluation.metrics.moments import Moments
 from bigtrain.features.cache import fingerprint
 from bigtrain.features.network import Features
@@ -45,32 +45,32 @@ class Gaussian:
         return {"fingerprint": fingerprint({"mean": self.mean, "covariance": self.covariance}), **made}
 
     def check(self, features: Features) -> None:
-        """Raises UserMistake if these cannot be moments of what this network gives."""
+        """Raises UserError if these cannot be moments of what this network gives."""
         if len(self.mean) != features.dimensions:
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.reference: {self.path} holds moments of {len(self.mean)} dimensions, but {features.name} "
                 f"(evaluation.features) gives {features.dimensions}; choose the network that they were made with"
             )
         theirs = {} if self.protocol is None else self.protocol["features"]
         if theirs.get("fingerprint", features.fingerprint) != features.fingerprint:
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.reference: {self.path} was made with {theirs.get('name')} of other "
                 f"weights or another resize than {features.name} (evaluation.features); choose the same"
             )
 
 
 def holds_moments(path: Path) -> bool:
-    """Whether an npz has moments or features in it. Raises UserMistake if it is none."""
+    """Whether an npz has moments or features in it. Raises UserError if it is none."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserMistake(f"{path}: not an npz that can be read: {error}") from None
+        raise UserError(f"{path}: not an npz that can be read: {error}") from None
     return {"mu.npy", "sigma.npy"} <= names or "feats.npy" in names
 
 
 def read_moments(path: Path) -> Gaussian:
-    """Raises UserMistake for arrays that are not moments, and for pickled ones, which are never read."""
+    """Raises UserError for arrays that are not moments, and for pickled ones, which are never read."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             features = torch.from_numpy(arrays["feats"]) if "feats" in arrays else None
@@ -89,23 +89,23 @@ def read_moments(path: Path) -> Gaussian:
                 raise ValueError("its protocol names no features")
             has_samples = "arr_0" in arrays
     except (AttributeError, ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserMistake(
+        raise UserError(
             f"{path}: its moments cannot be read ({error}); save mu [d] and sigma [d, d] as floats"
         ) from None
     mean, covariance = mean.double(), covariance.double()
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserMistake(
+        raise UserError(
             f"{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, where moments are [d] and [d, d]"
         )
     if features is not None and features.shape[1] != len(mean):
-        raise UserMistake(f"{path}: its features have {features.shape[1]} dimensions, and its moments {len(mean)}")
+        raise UserError(f"{path}: its features have {features.shape[1]} dimensions, and its moments {len(mean)}")
     if not (mean.isfinite().all() and covariance.isfinite().all()):
-        raise UserMistake(f"{path}: its moments are not finite; make them again")
+        raise UserError(f"{path}: its moments are not finite; make them again")
     return Gaussian(path, mean, covariance, features, protocol, has_samples)
 
 
 def write_moments(path: Path, moments: Moments, protocol: Mapping[str, Any]) -> None:
-    """Writes `mu`, `sigma` (float64) and `protocol`, whole or not at all. Raises UserMistake where the disk refuses."""
+    """Writes `mu`, `sigma` (float64) and `protocol`, whole or not at all. Raises UserError where the disk refuses."""
     stream = io.BytesIO()
     np.savez(
         stream,
@@ -116,4 +116,4 @@ def write_moments(path: Path, moments: Moments, protocol: Mapping[str, Any]) -> 
     try:
         atomic.write_bytes(path, stream.getvalue())
     except OSError as error:
-        raise UserMistake(f"--save-moments: {path}: cannot be written ({error.strerror})") from None
+        raise UserError(f"--save-moments: {path}: cannot be written ({error.strerror})") from None

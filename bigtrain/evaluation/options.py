@@ -59,10 +59,10 @@ class EvaluationOptions(Options):
     likelihood_evaluations: int | None = Field(default=None, ge=2)
     """Evaluations of the network for each sample's bits_per_dim, where that is a bound that fewer can estimate (diffusion:
     right in the mean, noisy for each sample); null: all that it takes."""
-    any_size: bool = False
+    allow_mixed_sizes: bool = False
     """Let the feature network resize images of different sizes, within a set or between samples and reference; false: that
     is an error, since a FID across resolutions is rarely meant."""
-    stored: int = Field(default=10_000, ge=2)
+    max_features: int = Field(default=10_000, ge=2)
     """Most feature vectors kept of each side, a fair sample, for metrics that look at single ones (kid, precision, recall,
     density, coverage, two_sample_test); and most samples that a classification_accuracy_score is trained on."""
     batch_size: int = Field(default=100, gt=0)

@@ -16,7 +16,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.remote import is_remote, shown
 from bigtrain.data.splits import open_index
 from bigtrain.data.write.loose import open_loose
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.evaluation.images import ImageSet, LooseImages, Shards
 from bigtrain.evaluation.metrics.class_features import ClassFeatures
 from bigtrain.evaluation.metrics.moments import Moments
@@ -71,16 +71,16 @@ class RealData:
 
     @classmethod
     def of(cls, options: EvaluationOptions, train: Index, validation: Index | None) -> "RealData":
-        """Of a model's own data. Raises UserMistake."""
+        """Of a model's own data. Raises UserError."""
         if validation is not None and train.classes != validation.classes:
-            raise UserMistake(
+            raise UserError(
                 f"{validation.path} (data.validation) does not have the classes of {train.path} (data.train)"
             )
         if options.reference not in ("train", "validation"):
             return cls(open_reference(options.reference), train, validation, validation)
         split = train if options.reference == "train" else validation
         if split is None:
-            raise UserMistake(
+            raise UserError(
                 "evaluation.reference: validation, but data.validation names no split; give one, or set "
                 "evaluation.reference=train"
             )
@@ -88,7 +88,7 @@ class RealData:
 
 
 def split_of(index: Index, split: str) -> Shards:
-    """A split as a reference. Raises UserMistake if it is too small to be one."""
+    """A split as a reference. Raises UserError if it is too small to be one."""
     images = Shards(index, split)
     _check_count(images, str(index.path))
     return images
@@ -96,7 +96,7 @@ def split_of(index: Index, split: str) -> Shards:
 
 def open_reference(where: str) -> Reference:
     """What `evaluation.reference` names: the index of shards, a folder, a tar or zip of images, an npz of samples or of
-    moments. Raises UserMistake."""
+    moments. Raises UserError."""
     path = Path(where)
     if _is_index(where, "evaluation.reference"):
         images = _shards(where, "evaluation.reference")
@@ -105,8 +105,8 @@ def open_reference(where: str) -> Reference:
     try:
         of_moments = path.suffix == ".npz" and holds_moments(path)
         reference = read_moments_and_samples(path) if of_moments else _of_loose(path)
-    except UserMistake as mistake:
-        raise UserMistake(f"evaluation.reference: {mistake}") from None
+    except UserError as mistake:
+        raise UserError(f"evaluation.reference: {mistake}") from None
     if reference.images is not None:
         _check_count(reference.images, where)
     return reference
@@ -115,7 +115,7 @@ def open_reference(where: str) -> Reference:
 def open_images(where: str) -> Reference:
     """Images to be evaluated: the index of shards (a path or a URL), a folder, a tar or zip of images, an npz of samples.
 
-    Raises UserMistake.
+    Raises UserError.
     """
     return _of_shards(_shards(where, "WHAT")) if _is_index(where, "WHAT") else _of_loose(Path(where))
 
@@ -131,11 +131,11 @@ def _of_loose(path: Path) -> Reference:
 
 
 def _is_index(where: str, key: str) -> bool:
-    """Whether it names shards. Raises UserMistake for the URL of anything else, which is not fetched."""
+    """Whether it names shards. Raises UserError for the URL of anything else, which is not fetched."""
     if not is_remote(where):
         return where.endswith(".json")
     if "://" in where and not where.partition("?")[0].endswith(".json"):
-        raise UserMistake(
+        raise UserError(
             f"{key}: {shown(where)}: a URL may be that of an index of shards (.json) alone; fetch it, and give its path"
         )
     return True
@@ -145,11 +145,9 @@ def _shards(where: str, key: str) -> Shards:
     """Of an index at a path or a URL; `key` is what named it."""
     index = open_index(where, "reference", key, 0)
     if index.codes is not None:
-        raise UserMistake(
-            f"{key}: {where} is an index of codes; give that of the images ({index.codes.images['path']})"
-        )
+        raise UserError(f"{key}: {where} is an index of codes; give that of the images ({index.codes.images['path']})")
     if index.image_size is None:
-        raise UserMistake(
+        raise UserError(
             f"{key}: {where} has images of different sizes; make shards of one size with launch/shard.py --size N"
         )
     return Shards(index, index.split)
@@ -163,19 +161,19 @@ def read_moments_and_samples(path: Path) -> Reference:
 
 def _check_count(images: ImageSet, where: str) -> None:
     if images.count < LEAST_REFERENCE:
-        raise UserMistake(
-            f"{where}: {images.count} images are too few for a reference; {LEAST_REFERENCE} are the least"
-        )
+        raise UserError(f"{where}: {images.count} images are too few for a reference; {LEAST_REFERENCE} are the least")
 
 
-def survey_reference(images: ImageSet, wants: Wants, features: Features, any_size: bool, reading: Reading) -> Findings:
+def survey_reference(
+    images: ImageSet, wants: Wants, features: Features, allow_mixed_sizes: bool, reading: Reading
+) -> Findings:
     """What `wants` asks for, from what was kept and one pass for all the rest, which is then kept too.
 
-    Every rank calls it; Findings are whole on rank 0. Raises UserMistake and Stopped.
+    Every rank calls it; Findings are whole on rank 0. Raises UserError and Stopped.
     """
     parts = {name: part for name, part in _parts(wants).items() if part != Wants()}
     cache = images.cache
-    keys = {name: _key(name, part, images, features, any_size) for name, part in parts.items()}
+    keys = {name: _key(name, part, images, features, allow_mixed_sizes) for name, part in parts.items()}
     kept = Findings()
 
     def restore() -> list[str]:
@@ -186,7 +184,7 @@ def survey_reference(images: ImageSet, wants: Wants, features: Features, any_siz
     found = Findings()
     if missing:
         asked = replace(wants, **{_FIELDS[name]: _DEFAULTS[_FIELDS[name]] for name in there}, digest=images.hashed)
-        found = Survey(images, asked, features, None, any_size, features.device).run(reading)
+        found = Survey(images, asked, features, None, allow_mixed_sizes, features.device).run(reading)
     if world.is_main():
         found.stored = None if found.stored is None else found.stored.cpu()
         for name in missing:
@@ -213,9 +211,9 @@ def _parts(wants: Wants) -> dict[str, Wants]:
     return {name: replace(Wants(), **{field: getattr(wants, field)}) for name, field in _FIELDS.items()}
 
 
-def _key(name: str, part: Wants, images: ImageSet, features: Features, any_size: bool) -> dict[str, Any]:
+def _key(name: str, part: Wants, images: ImageSet, features: Features, allow_mixed_sizes: bool) -> dict[str, Any]:
     wanted = {_FIELDS[name]: getattr(part, _FIELDS[name])}
-    how = {"features": features.fingerprint, "any_size": any_size, "versions": versions()}
+    how = {"features": features.fingerprint, "allow_mixed_sizes": allow_mixed_sizes, "versions": versions()}
     return {**images.key, **how, "wanted": wanted}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.evaluation.metrics.moments import Moments
 from bigtrain.runs import atomic
 
@@ -19,7 +19,7 @@ def versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluationResult:
     """`result`: JSON, the same on every rank; on rank 0 also a `picture` of neighbours and the `moments` of the images,
     where they were asked for."""
 
@@ -28,7 +28,7 @@ class Measured:
     moments: Moments | None = None
 
     def write(self, path: Path) -> None:
-        """Writes the result and, as NAME_neighbours.png beside it, the picture; for rank 0 to call. Raises UserMistake."""
+        """Writes the result and, as NAME_neighbours.png beside it, the picture; for rank 0 to call. Raises UserError."""
         try:
             if self.picture is not None:
                 stream = io.BytesIO()
@@ -36,4 +36,4 @@ class Measured:
                 atomic.write_bytes(path.with_name(f"{path.stem}_neighbours.png"), stream.getvalue())
             atomic.write_json(path, self.result)
         except OSError as error:
-            raise UserMistake(f"{path}: cannot write the evaluation ({error.strerror})") from error
+            raise UserError(f"{path}: cannot write the evaluation ({error.strerror})") from error

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Progress, Reading, gather_by_number, stoppable, together
-from bigtrain.data.read.stream import dealt
+from bigtrain.data.read.stream import rank_share
 from bigtrain.data.write.loose import DIGEST_BYTES
-from bigtrain.errors import UserMistake
-from bigtrain.evaluation.images import ImageSet, View, fair_order
+from bigtrain.errors import UserError
+from bigtrain.evaluation.images import ImageBatch, ImageSet, fair_order
 from bigtrain.evaluation.metrics.class_features import ClassFeatures
 from bigtrain.evaluation.metrics.inception_score import ScoreSums
 from bigtrain.evaluation.metrics.moments import Moments
@@ -39,7 +39,7 @@ class Wants:
     splits: int = 0
     """Splits of an inception score."""
     recognised: bool = False
-    """Whether the judge is asked for each image's class."""
+    """Whether the evaluator is asked for each image's class."""
     digest: bool = False
     """Whether the whole set's pixels are to be hashed, where the set does not say itself what it holds."""
 
@@ -75,7 +75,7 @@ class Findings:
 
 
 class Survey:
-    """Raises UserMistake, on every rank alike, for features that are not finite, images of several sizes, or whatever the
+    """Raises UserError, on every rank alike, for features that are not finite, images of several sizes, or whatever the
     set finds broken."""
 
     def __init__(
@@ -83,14 +83,14 @@ class Survey:
         images: ImageSet,
         wants: Wants,
         features: Features | None,
-        judge: Classifier | None,
-        any_size: bool,
+        evaluator: Classifier | None,
+        allow_mixed_sizes: bool,
         device: torch.device,
     ) -> None:
-        self._set, self._wants, self._features, self._judge = images, wants, features, judge
-        self._any_size, self._device = any_size, device
+        self._set, self._wants, self._features, self._evaluator = images, wants, features, evaluator
+        self._any_size, self._device = allow_mixed_sizes, device
         self._chosen = wants.numbers(images.count)
-        self._mine = dealt(self._chosen, world.rank(), world.size())
+        self._mine = rank_share(self._chosen, world.rank(), world.size())
         self._size: tuple[int, int] | None = None
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._recognised = torch.zeros((), dtype=torch.float64, device=device)
@@ -118,49 +118,49 @@ class Survey:
 
         def look() -> None:
             with Progress(len(self._chosen), self._set.name) as progress, stoppable(reading.should_stop):
-                for view in self._set.views(self._mine, reading, self._device):
+                for batch in self._set.batches(self._mine, reading, self._device):
                     reading.check_stop()
-                    self._look(view)
-                    progress.add(len(view.numbers))
+                    self._look(batch)
+                    progress.add(len(batch.numbers))
 
         together(look)
         return self._gathered()
 
-    def _look(self, view: View) -> None:
-        self._check_sizes(view)
+    def _look(self, batch: ImageBatch) -> None:
+        self._check_sizes(batch)
         if self._features is not None and self._wants.features:
-            self._take(view, self._features)
-        if self._judge is not None and self._wants.recognised:
-            assert view.labels is not None
-            (_, images), *_ = view.groups
-            self._recognised += (self._judge.predict(images) == view.labels.to(self._device)).sum()
+            self._take(batch, self._features)
+        if self._evaluator is not None and self._wants.recognised:
+            assert batch.labels is not None
+            (_, images), *_ = batch.groups
+            self._recognised += (self._evaluator.predict(images) == batch.labels.to(self._device)).sum()
         if self._wants.images:
-            self._keep_images(view)
+            self._keep_images(batch)
         if self._wants.digest:
-            self._digests += view.digests
+            self._digests += batch.digests
 
-    def _check_sizes(self, view: View) -> None:
-        for places, images in view.groups:
+    def _check_sizes(self, batch: ImageBatch) -> None:
+        for places, images in batch.groups:
             size = (images.shape[2], images.shape[3])
             self._size = self._size or self._set.size() or size
             if size != self._size and not self._any_size:
-                raise UserMistake(
+                raise UserError(
                     f"{self._set.name} differ in size: {self._set.name_of(0)} is {self._size[0]} x {self._size[1]}, "
-                    f"{self._set.name_of(int(view.numbers[places[0]]))} is {size[0]} x {size[1]}; make them one size, or "
-                    "let the feature network resize each with evaluation.any_size=true"
+                    f"{self._set.name_of(int(batch.numbers[places[0]]))} is {size[0]} x {size[1]}; make them one size, or "
+                    "let the feature network resize each with evaluation.allow_mixed_sizes=true"
                 )
 
-    def _take(self, view: View, network: Features) -> None:
-        parts = [(places, network(images)) for places, images in view.groups]
+    def _take(self, batch: ImageBatch, network: Features) -> None:
+        parts = [(places, network(images)) for places, images in batch.groups]
         order = torch.from_numpy(np.concatenate([places for places, _ in parts]).argsort()).to(self._device)
         features = torch.cat([extracted.features for _, extracted in parts])[order]
         self._finite &= features.isfinite().all()
-        place = self._place[view.numbers]
+        place = self._place[batch.numbers]
         if self._moments is not None:
             self._moments.add(features)
         if self._by_class is not None:
-            assert view.labels is not None
-            self._by_class.add(features, view.labels.numpy(), view.numbers)
+            assert batch.labels is not None
+            self._by_class.add(features, batch.labels.numpy(), batch.numbers)
         if self._halves is not None:
             for side, moments in enumerate(self._halves):
                 moments.add(_chosen(features, place // self._wants.halves == side))
@@ -171,12 +171,12 @@ class Survey:
             split = ((place + 1) * self._wants.splits - 1) // self._set.count
             self._scores.add(logits, torch.from_numpy(split).to(self._device))
 
-    def _keep_images(self, view: View) -> None:
-        wanted = self._place[view.numbers] < self._wants.images
-        (_, images), *_ = view.groups
+    def _keep_images(self, batch: ImageBatch) -> None:
+        wanted = self._place[batch.numbers] < self._wants.images
+        (_, images), *_ = batch.groups
         self._images.append(_chosen(images, wanted).cpu())
-        if view.labels is not None:
-            self._image_labels.append(view.labels[torch.from_numpy(wanted)])
+        if batch.labels is not None:
+            self._image_labels.append(batch.labels[torch.from_numpy(wanted)])
 
     def _gathered(self) -> Findings:
         world.sum_over_ranks(self._recognised)
@@ -188,7 +188,7 @@ class Survey:
         broken = world.sum_over_ranks((~self._finite).double())
         if bool(broken):
             name = self._features.name if self._features else ""
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.features: {name} gave features of {self._set.name} that are not finite, from which no distance "
                 "follows; choose another network"
             )
@@ -251,17 +251,17 @@ def nearest(
     images: ImageSet, queries: Tensor, count: int, features: Features, reading: Reading
 ) -> tuple[Tensor, Tensor] | None:
     """On rank 0 (distances float64 [q, count], numbers int64 [q, count]) of the images nearest to the vectors `queries`
-    [q, d], which every rank gives; None on the others. Raises UserMistake and Stopped."""
+    [q, d], which every rank gives; None on the others. Raises UserError and Stopped."""
     found = Nearest(queries, count)
-    mine = dealt(np.arange(images.count), world.rank(), world.size())
+    mine = rank_share(np.arange(images.count), world.rank(), world.size())
 
     def look() -> None:
         with Progress(images.count, f"neighbours in {images.name}") as progress:
-            for view in images.views(mine, reading, features.device):
+            for batch in images.batches(mine, reading, features.device):
                 reading.check_stop()
-                for places, group in view.groups:
-                    found.add(torch.from_numpy(view.numbers[places]), features(group).features)
-                progress.add(len(view.numbers))
+                for places, group in batch.groups:
+                    found.add(torch.from_numpy(batch.numbers[places]), features(group).features)
+                progress.add(len(batch.numbers))
 
     together(look)
     parts: list[Any] = world.gather_objects((found.distances.cpu(), found.numbers.cpu()))

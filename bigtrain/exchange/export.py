@@ -21,9 +21,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
 from torch import nn
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.exchange.pipeline import DESCRIPTION, ExportedModel, FamilyPipeline, PlainFamilyPipeline, description
-from bigtrain.families.family import Family, Networks, Trained
+from bigtrain.families.family import Family, LoadedModel, Networks
 from bigtrain.runs import atomic
 
 PIPELINE_SOURCE = '''"""The pipeline of this folder; needs `pip install bigtrain`.
@@ -42,13 +42,13 @@ def export(
 ) -> Sequence[str]:
     """Writes the folder `out`, whole or not at all; returns Python expressions that draw images of it, simplest first.
 
-    `networks`: those of `family.sampled_players`, in at least float32; the models that the family follows must have been
-    handed to it. Raises UserMistake if `out` exists or cannot be written.
+    `networks`: those of `family.sampled_components`, in at least float32; the models that the family follows must have been
+    handed to it. Raises UserError if `out` exists or cannot be written.
     """
     if out.exists():
-        raise UserMistake(f"{out}: exists already; export into a new folder, or remove this one first")
+        raise UserError(f"{out}: exists already; export into a new folder, or remove this one first")
     temporary = atomic.aside(out)
-    plain = family.plain_pipeline(networks)
+    plain = family.to_diffusers(networks)
     ours = FamilyPipeline if plain is None else PlainFamilyPipeline
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def export(
         atomic.write_json(temporary / "provenance.json", dict(provenance))
         os.rename(temporary, out)
     except OSError as error:
-        raise UserMistake(f"{out}: cannot write the export ({error.strerror})") from error
+        raise UserError(f"{out}: cannot write the export ({error.strerror})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return _usage(str(out), family, plain)
@@ -83,19 +83,19 @@ def _usage(out: str, family: Family, plain: Any) -> Sequence[str]:
 
 def _model(family: Family, networks: Networks) -> ExportedModel:
     model = ExportedModel(json.dumps(description(family)))
-    _fill(model, networks, family.followed)
+    _fill(model, networks, family.attached)
     return model
 
 
-def _fill(module: Any, networks: Networks, followed: Mapping[str, Trained]) -> None:
-    for player, network in networks.items():
-        module.networks[player].load_state_dict(network.state_dict())
-    for role, trained in followed.items():
-        _fill(module.others[role], trained.networks, trained.family.followed)
+def _fill(module: Any, networks: Networks, attached: Mapping[str, LoadedModel]) -> None:
+    for component, network in networks.items():
+        module.networks[component].load_state_dict(network.state_dict())
+    for role, trained in attached.items():
+        _fill(module.others[role], trained.networks, trained.family.attached)
 
 
-def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping[str, Trained]]:
-    """The networks of an export of `family` by player, and the models that it follows by role.
+def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping[str, LoadedModel]]:
+    """The networks of an export of `family` by component, and the models that it follows by role.
 
     Raises OSError or a json.JSONDecodeError where the folder is not whole.
     """
@@ -103,7 +103,7 @@ def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping
     name = json.loads((path / "model_index.json").read_bytes()).get("_class_name")
     if name == FamilyPipeline.__name__:
         pipeline = FamilyPipeline.from_pretrained(str(path), use_safetensors=True)
-        return pipeline.networks, pipeline.family.followed
+        return pipeline.networks, pipeline.family.attached
     if not hasattr(diffusers, str(name)):
         raise OSError(f"model_index.json names a pipeline that there is not, {name}")
-    return family.plain_networks(DiffusionPipeline.from_pretrained(str(path), use_safetensors=True)), {}
+    return family.from_diffusers(DiffusionPipeline.from_pretrained(str(path), use_safetensors=True)), {}

@@ -13,7 +13,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from PIL import Image
 from torch import Tensor, nn
 
-from bigtrain.families.family import Family, Networks, Problem, Trained, build_network, find_family
+from bigtrain.families.family import DataSpec, Family, LoadedModel, Networks, build_network, find_family
 from bigtrain.pictures import to_uint8
 
 DESCRIPTION = "_bigtrain"
@@ -29,13 +29,13 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
     @register_to_config
     def __init__(self, model: str) -> None:
         """`model`: JSON text (diffusers sorts the keys of its configurations, and the order of a tokenizer's levels matters) of
-        family: the recipe's section, resolved; problem: Problem.to_json; followed: by role, the same of each followed model,
+        family: the recipe's section, resolved; problem: DataSpec.to_json; followed: by role, the same of each followed model,
         and its fingerprint."""
         super().__init__()
         described = json.loads(model)
         self.family = described_family(described["family"], described["problem"])
         self.networks = _networks(self.family)
-        self.others = _follow(self.family, described["followed"])
+        self.others = _attach(self.family, described["followed"])
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
@@ -56,39 +56,41 @@ class _Other(nn.Module):
     """A followed model's networks, and those of the models that it follows in turn."""
 
     def __init__(
-        self, family: Mapping[str, Any], problem: Mapping[str, Any], fingerprint: str, followed: Mapping[str, Any]
+        self, family: Mapping[str, Any], spec: Mapping[str, Any], fingerprint: str, attached: Mapping[str, Any]
     ) -> None:
         super().__init__()
-        described = described_family(family, problem)
+        described = described_family(family, spec)
         self.networks = _networks(described)
-        self.others = _follow(described, followed)
-        self.trained = Trained(described, dict(self.networks.items()), fingerprint)
+        self.others = _attach(described, attached)
+        self.trained = LoadedModel(described, dict(self.networks.items()), fingerprint)
 
 
 def _networks(family: Family) -> nn.ModuleDict:
-    return nn.ModuleDict({player: build_network(family, player, seed=0) for player in family.sampled_players})
+    return nn.ModuleDict(
+        {component: build_network(family, component, seed=0) for component in family.sampled_components}
+    )
 
 
-def _follow(family: Family, followed: Mapping[str, Any]) -> nn.ModuleDict:
-    others = {role: _Other(**description) for role, description in followed.items()}
-    family.follow({role: other.trained for role, other in others.items()})
+def _attach(family: Family, attached: Mapping[str, Any]) -> nn.ModuleDict:
+    others = {role: _Other(**description) for role, description in attached.items()}
+    family.attach({role: other.trained for role, other in others.items()})
     return nn.ModuleDict(others)
 
 
-def described_family(family: Mapping[str, Any], problem: Mapping[str, Any]) -> Family:
-    """The family that JSON describes: a recipe's `family` section and Problem.to_json."""
+def described_family(family: Mapping[str, Any], spec: Mapping[str, Any]) -> Family:
+    """The family that JSON describes: a recipe's `family` section and DataSpec.to_json."""
     kind = find_family(family["kind"])
-    return kind(kind.options_class.model_validate(dict(family)), Problem.of(problem))
+    return kind(kind.options_class.model_validate(dict(family)), DataSpec.of(spec))
 
 
 def description(family: Family) -> dict[str, Any]:
     """What ExportedModel takes, as JSON text, to build the family's networks and those of the models that it follows."""
     others = {
-        role: {**description(other.family), "fingerprint": other.fingerprint} for role, other in family.followed.items()
+        role: {**description(other.family), "fingerprint": other.fingerprint} for role, other in family.attached.items()
     }
     return {
         "family": family.options.model_dump(mode="json"),
-        "problem": family.problem.to_json(),
+        "problem": family.spec.to_json(),
         "followed": others,
     }
 
@@ -107,7 +109,7 @@ class SamplesByFamily:
 
     @property
     def networks(self) -> Networks:
-        """The networks that the family's `sample` takes, by player, on the pipeline's device."""
+        """The networks that the family's `sample` takes, by component, on the pipeline's device."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -150,7 +152,7 @@ class SamplesByFamily:
             return [0] * count
         if count is not None or not class_labels:
             raise ValueError("class_labels: give one class for each image to be drawn, and no count")
-        classes = len(self.family.problem.classes)
+        classes = len(self.family.spec.classes)
         if wrong := [label for label in class_labels if not 0 <= label < classes]:
             raise ValueError(f"class_labels: {wrong} are not among 0 .. {classes - 1}")
         return list(class_labels)
@@ -194,7 +196,7 @@ class PlainFamilyPipeline(SamplesByFamily, DDPMPipeline):  # type: ignore[misc] 
     def networks(self) -> Networks:
         if self.dtype != torch.float32:
             raise ValueError(f"torch_dtype={self.dtype}: bigtrain's models are used in float32; leave it out")
-        networks = self.family.plain_networks(self)
+        networks = self.family.from_diffusers(self)
         return {
             name: network.to(self.device).to(memory_format=torch.channels_last).eval()
             for name, network in networks.items()

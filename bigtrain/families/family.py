@@ -1,6 +1,6 @@
-"""What every family says of itself: its players, its phases, how to sample. The trainer knows nothing else.
+"""What every family says of itself: its components, its phases, how to sample. The trainer knows nothing else.
 
-A **player** is one trained network with its optimizer and its schedule. A **phase** trains one player against one loss.
+A **component** is one trained network with its optimizer and its schedule. A **phase** trains one component against one loss.
 To add a family: one module here with a `Family` subclass, one of networks, one recipe, one test.
 """
 
@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.options import Options
 from bigtrain.randomness import Draws, torch_seed
 
@@ -22,7 +22,7 @@ Networks = Mapping[str, nn.Module]
 
 
 class OptimizerOptions(Options):
-    """One player's optimizer and the schedule of its learning rate, a function of the step alone."""
+    """One component's optimizer and the schedule of its learning rate, a function of the step alone."""
 
     kind: Literal["adam", "adamw", "sgd"] = "adam"
     """adam and adamw (Kingma & Ba 2015; Loshchilov & Hutter 2019), or plain sgd."""
@@ -59,7 +59,7 @@ class OptimizerOptions(Options):
 
 
 @dataclass(frozen=True)
-class Player:
+class Component:
     """One trained network. `averaged`: whether an EMA of it is kept (and is what evaluation and export use).
 
     `build` makes the network with fresh weights from torch's global generator; sampling builds only what it needs.
@@ -84,7 +84,7 @@ class Microbatch:
 
     images: [n, 3, H, W] in [-1, 1], or None where the data are codes; codes: int64 [n, h, w] by level, or None where the
     data are images; labels: int64 [n]. All three are None in a phase that reads no data.
-    indices: the places of these n samples in the global batch, which key every draw; whole: the size of that batch;
+    indices: the numbers of these n samples in the global batch, which key every draw; global_batch_size: its size;
     draws: the keyed draws of this step and repeat; device: where new tensors go.
     """
 
@@ -93,10 +93,10 @@ class Microbatch:
     indices: Sequence[int]
     draws: Draws
     device: torch.device
-    whole: int
+    global_batch_size: int
     codes: Mapping[str, Tensor] | None = None
 
-    def place(self, drawn: Tensor) -> Tensor:
+    def to_device(self, drawn: Tensor) -> Tensor:
         """A draw from the CPU on the device, by way of pinned memory: from pageable memory the host would wait."""
         if self.device.type == "cuda":
             return drawn.pin_memory().to(self.device, non_blocking=True)
@@ -113,10 +113,10 @@ class Losses:
 
 @dataclass(frozen=True)
 class Phase:
-    """Trains one player against one loss. Every other player is frozen meanwhile and takes no notes."""
+    """Trains one component against one loss. Every other component is frozen meanwhile and takes no notes."""
 
     name: str
-    player: str
+    component: str
     loss: Callable[[Networks, Microbatch], Losses]
     every: int = 1
     """The phase runs at steps divisible by this."""
@@ -124,9 +124,9 @@ class Phase:
     """Updates per step; each reads new data and new noise."""
     reads_data: bool = True
     weight_penalty: Callable[[nn.Module], Tensor] | None = None
-    """A loss on the player's weights alone, added once per update, outside autocast."""
+    """A loss on the component's weights alone, added once per update, outside autocast."""
     reports: Callable[[nn.Module], Mapping[str, Tensor]] | None = None
-    """Scalars on the device that the player holds after its update, equal on all ranks, to be logged as `PHASE/NAME`."""
+    """Scalars on the device that the component holds after its update, equal on all ranks, to be logged as `PHASE/NAME`."""
 
     @property
     def needs_whole_weights(self) -> bool:
@@ -135,7 +135,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Problem:
+class DataSpec:
     """What a family must know of the data: square RGB images of `image_size` pixels in named classes, or their codes."""
 
     image_size: int
@@ -148,7 +148,7 @@ class Problem:
     """Where the data are codes: the fingerprint of the tokenizer that made them."""
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> "Problem":
+    def of(cls, data: Mapping[str, Any]) -> "DataSpec":
         """The problem that a checkpoint's or an export's description of its data poses."""
         codes = data.get("codes")
         levels = codes and {
@@ -179,7 +179,7 @@ class Problem:
         return sum(self.class_counts)
 
     def find_classes(self, asked: str | None) -> list[int]:
-        """Class indices of a comma-separated list of indices or names; all of them for None. Raises UserMistake."""
+        """Class indices of a comma-separated list of indices or names; all of them for None. Raises UserError."""
         if asked is None:
             return list(range(len(self.classes)))
         return [self._find_class(word.strip()) for word in asked.split(",")]
@@ -189,7 +189,7 @@ class Problem:
             return int(word)
         if word in self.classes:
             return self.classes.index(word)
-        raise UserMistake(f"class {word!r}: there is none; indices are 0 .. {len(self.classes) - 1}, or give a name")
+        raise UserError(f"class {word!r}: there is none; indices are 0 .. {len(self.classes) - 1}, or give a name")
 
     def draw_labels(self, draws: Draws, stream: str, indices: Sequence[int]) -> Tensor:
         """Labels from the data's own distribution, int64 [len(indices)], on the CPU."""
@@ -202,7 +202,7 @@ Capability = Literal["sample", "by_class", "likelihood", "reconstruct", "encode"
 
 
 @dataclass(frozen=True)
-class Follow:
+class Dependency:
     """A trained model that another family stands on when it samples: `place` is a run or an export."""
 
     place: str
@@ -213,7 +213,7 @@ class Follow:
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedModel:
     """A followed model: its family, its networks ready to be used, and the fingerprint of their weights."""
 
     family: "Family"
@@ -242,15 +242,15 @@ class Family(ABC):
 
     options: Any
     """The recipe's section, an `options_class`; with `problem` all that it takes to make this family again."""
-    problem: Problem
-    players: Mapping[str, Player]
+    spec: DataSpec
+    components: Mapping[str, Component]
     phases: Sequence[Phase]
     sampling: Any
     """The recipe's own options of sampling, a `sampling_class`."""
-    sampled_players: Sequence[str]
-    """The players whose networks `prepare_sampling`, `likelihood`, `reconstruct`, `encode` and `decode` need."""
-    followed: Mapping[str, Trained] = {}
-    """The models that `follow` took over, by role."""
+    sampled_components: Sequence[str]
+    """The components whose networks `prepare_sampling`, `likelihood`, `reconstruct`, `encode` and `decode` need."""
+    attached: Mapping[str, LoadedModel] = {}
+    """The models that `attach` took over, by role."""
 
     def __init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -259,7 +259,7 @@ class Family(ABC):
             _FAMILIES[kind] = cls
 
     @abstractmethod
-    def __init__(self, options: Any, problem: Problem) -> None: ...
+    def __init__(self, options: Any, spec: DataSpec) -> None: ...
 
     def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
         """Data-dependent initialisation, before step 0, on every rank with its slices of the first global microbatches.
@@ -284,14 +284,14 @@ class Family(ABC):
         return f"python launch/sample.py {run} --out samples.png    python launch/export.py {run} export"
 
     @property
-    def follows(self) -> Mapping[str, Follow]:
+    def dependencies(self) -> Mapping[str, Dependency]:
         """The trained models that this one stands on when it samples, by role."""
         return {}
 
-    def follow(self, trained: Mapping[str, Trained]) -> None:
-        """Takes over models that `follows` names, all of them before `sample`. Raises UserMistake if one does not fit."""
-        assert trained.keys() <= self.follows.keys(), f"{self.kind} does not follow {sorted(trained)}"
-        self.followed = {**self.followed, **trained}
+    def attach(self, trained: Mapping[str, LoadedModel]) -> None:
+        """Takes over models that `dependencies` names, all of them before `sample`. Raises UserError if one does not fit."""
+        assert trained.keys() <= self.dependencies.keys(), f"{self.kind} does not follow {sorted(trained)}"
+        self.attached = {**self.attached, **trained}
 
     # -- sample -----------------------------------------------------------------------------------------------------
 
@@ -312,12 +312,12 @@ class Family(ABC):
         else nothing."""
         return ""
 
-    def plain_pipeline(self, networks: Networks) -> Any:
+    def to_diffusers(self, networks: Networks) -> Any:
         """A pipeline of diffusers' own that samples this model without bigtrain, where there is one; else None."""
         return None
 
-    def plain_networks(self, pipeline: Any) -> Networks:
-        """The networks that `plain_pipeline` made the pipeline of."""
+    def from_diffusers(self, pipeline: Any) -> Networks:
+        """The networks that `to_diffusers` made the pipeline of."""
         raise NotImplementedError
 
     # -- likelihood -------------------------------------------------------------------------------------------------
@@ -376,16 +376,16 @@ def family_kinds() -> list[str]:
 
 
 def find_family(kind: str) -> type[Family]:
-    """The family of a kind; imports only the module that is asked for. Raises UserMistake if there is none."""
+    """The family of a kind; imports only the module that is asked for. Raises UserError if there is none."""
     if kind not in family_kinds():
-        raise UserMistake(f"family.kind: {kind!r} is not a family; there are {', '.join(family_kinds())}")
+        raise UserError(f"family.kind: {kind!r} is not a family; there are {', '.join(family_kinds())}")
     if kind not in _FAMILIES:
         importlib.import_module(f"bigtrain.families.{_MODULES[kind]}")
     return _FAMILIES[kind]
 
 
-def build_network(family: Family, player: str, seed: int) -> nn.Module:
-    """A player's network with weights keyed by (seed, player): the same on every rank, whatever else is built."""
+def build_network(family: Family, component: str, seed: int) -> nn.Module:
+    """A component's network with weights keyed by (seed, component): the same on every rank, whatever else is built."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(seed, f"{player}/initialisation"))
-        return family.players[player].build()
+        torch.manual_seed(torch_seed(seed, f"{component}/initialisation"))
+        return family.components[component].build()

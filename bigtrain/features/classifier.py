@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from bigtrain.cluster.passes import Progress, Reading, on_main
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
-from bigtrain.data.read.stream import Stream, Sweep
-from bigtrain.errors import UserMistake
+from bigtrain.data.read.stream import SplitLoader, Stream
+from bigtrain.errors import UserError
 from bigtrain.features.cache import Cache, Entry, fingerprint
 from bigtrain.features.network import Extracted, Features, full_float32, pictures
 from bigtrain.randomness import generator, torch_seed
 
-Role = Literal["features", "judge", "selector"]
+Role = Literal["features", "evaluator", "selector"]
 
 TRUNK_SIDE = 16
 """Positions a side after the stem, whatever the images' size, which bounds the work per image."""
@@ -59,7 +59,7 @@ class Training:
 
 TRAININGS: dict[Role, Training] = {
     "features": Training(seed=0),
-    "judge": Training(seed=1),
+    "evaluator": Training(seed=1),
     "selector": Training(seed=2),
 }
 
@@ -81,7 +81,7 @@ def build_network(role: Role, classes: int, image_size: int) -> nn.Module:
     from timm.models.resnet import BasicBlock, ResNet
 
     network: Any
-    if role != "judge":
+    if role != "evaluator":
         block: Any = BasicBlock
         widths = (24, 48, 96, 128)
         network = ResNet(block, (1, 1, 1, 1), classes, channels=widths, stem_type="deep", stem_width=widths[0] // 2)
@@ -129,14 +129,14 @@ def _normalised(images: Tensor) -> Tensor:
     return images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
 
 
-_KEYS: dict[Role, str] = {"features": "features", "judge": "metrics", "selector": "candidates"}
+_KEYS: dict[Role, str] = {"features": "features", "evaluator": "metrics", "selector": "candidates"}
 """The keys that ask for each."""
 
 
 def check_classes(index: Index, role: Role) -> None:
-    """Raises UserMistake without two classes that a classifier of this role could tell apart."""
+    """Raises UserError without two classes that a classifier of this role could tell apart."""
     if len(index.classes) < 2:
-        raise UserMistake(
+        raise UserError(
             f"evaluation.{_KEYS[role]}: {index.path} has one class, so no "
             "classifier can be trained on its labels; give evaluation.features a TorchScript network, and leave out "
             "accuracy"
@@ -149,7 +149,7 @@ def find_classifier(
     """The classifier of a role for a training split: from the cache, or trained now.
 
     Rank 0 trains, on its device; every rank gets the same weights. With a `validation` split the share of it (at most
-    HELD_OUT_IMAGES) that the classifier recognises is among its facts. Raises UserMistake as `check_classes` does, and
+    HELD_OUT_IMAGES) that the classifier recognises is among its facts. Raises UserError as `check_classes` does, and
     Stopped.
     """
     check_classes(index, role)
@@ -208,7 +208,7 @@ def _held_out_accuracy(cache: Cache, validation: Index, classifier: Classifier, 
 def measure_accuracy(classifier: Classifier, index: Index, reading: Reading) -> float:
     """The share of (at most HELD_OUT_IMAGES) images whose class is recognised, by this process alone."""
     right, total = torch.zeros((), dtype=torch.int64, device=classifier.device), 0
-    sweep = Sweep(index, rank=0, world=1, batch=reading.batch, workers=reading.workers, limit=HELD_OUT_IMAGES)
+    sweep = SplitLoader(index, rank=0, world=1, batch=reading.batch, workers=reading.workers, limit=HELD_OUT_IMAGES)
     for _, batch in sweep:
         reading.check_stop()
         images = pictures(batch, classifier.device)

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.features.network import Extracted, Features, building, load_script
 from bigtrain.features.published_weights import Published, published_file
 from bigtrain.features.resize import SIZES_KEPT, Resize, Weights, pil_bicubic, tensorflow1_bilinear, torch_bilinear
@@ -67,7 +67,7 @@ class InceptionFeatures(Features):
 
     def __init__(self, mode: InceptionMode, weights: str | None, device: torch.device) -> None:
         """`weights`: the path of the public TorchScript file (`layers`, `output`) or of a state dict under torchvision's
-        names, which are the same network; None: the file that clean-fid takes for this mode. Raises UserMistake."""
+        names, which are the same network; None: the file that clean-fid takes for this mode. Raises UserError."""
         self._mode = MODES[mode]
         path = published_file(self._mode.weights, weights)
         data = path.read_bytes()
@@ -119,7 +119,7 @@ def _load(path: Path, data: bytes, device: torch.device) -> tuple[Callable[[Tens
         network.load_state_dict(state)
     except (AttributeError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserMistake(f"evaluation.weights: {path} is not the Inception of FID: {reason}; {what}") from None
+        raise UserError(f"evaluation.weights: {path} is not the Inception of FID: {reason}; {what}") from None
     head = network.fc.weight.detach().to(device)
     network.fc = nn.Identity()
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), head

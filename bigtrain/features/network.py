@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.data.read.batch import Batch
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 HOW_TO_CHOOSE = (
     "give `classifier`, `clean`, `legacy_tensorflow`, `legacy_pytorch`, `timm:MODEL`, or the path of a TorchScript network "
@@ -106,14 +106,14 @@ class TorchScriptFeatures(Features):
     """A network from a TorchScript file, with the calling convention of the public FID Inception.
 
     The published `inception-2015-12-05.pt` resizes to 299 x 299 within the network, as FID always did; a file of one's
-    own must do likewise for whatever it needs. Raises UserMistake if the file is not such a network.
+    own must do likewise for whatever it needs. Raises UserError if the file is not such a network.
     """
 
     def __init__(self, path: str, image_size: int, device: torch.device) -> None:
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            raise UserMistake(f"evaluation.features: {path}: {error.strerror}; {HOW_TO_CHOOSE}") from None
+            raise UserError(f"evaluation.features: {path}: {error.strerror}; {HOW_TO_CHOOSE}") from None
         self.device = device
         self.name = Path(path).name
         self.fingerprint = hashlib.sha256(data).hexdigest()
@@ -133,14 +133,14 @@ class TorchScriptFeatures(Features):
                 features = self._network(images, return_features=True)
         except (RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.features: {path}: the network cannot be used on images of {image_size} pixels: {reason}; "
                 f"{HOW_TO_CHOOSE}"
             ) from None
         shape = tuple(features.shape) if isinstance(features, Tensor) else ()
         if len(shape) < 2 or shape[0] != 2 or any(side != 1 for side in shape[2:]) or not features.is_floating_point():
             what = f"{features.dtype} {list(shape)}" if isinstance(features, Tensor) else type(features).__name__
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.features: {path}: the network gave {what} for 2 images where [2, d] float features were "
                 f"expected; {HOW_TO_CHOOSE}"
             )
@@ -157,6 +157,4 @@ def load_script(path: str, data: bytes, device: torch.device) -> torch.jit.Scrip
             return torch.jit.load(io.BytesIO(data), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserMistake(
-            f"evaluation.features: {path}: not a TorchScript network: {reason}; {HOW_TO_CHOOSE}"
-        ) from None
+        raise UserError(f"evaluation.features: {path}: not a TorchScript network: {reason}; {HOW_TO_CHOOSE}") from None

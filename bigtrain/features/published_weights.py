@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs import atomic
 
 TIMEOUT_S = 60.0
@@ -37,7 +37,7 @@ class Published:
 def published_file(published: Published, given: str | None) -> Path:
     """The path `given` (evaluation.weights), or the file in the cache, fetched first where it is not there.
 
-    Of the processes of a machine one fetches and the others wait; any number may call this. Raises UserMistake where
+    Of the processes of a machine one fetches and the others wait; any number may call this. Raises UserError where
     there is no such file, it cannot be fetched, or what came is not what was published.
     """
     if given is not None:
@@ -50,7 +50,7 @@ def published_file(published: Published, given: str | None) -> Path:
                 _download(published, path)
     except OSError as error:  # URLError and timeouts are among them
         reason = getattr(error, "reason", None) or error.strerror or error
-        raise UserMistake(
+        raise UserError(
             f"evaluation.weights: {published.name} is not in {path.parent} and could not be fetched from {published.url} "
             f"({reason}); fetch it elsewhere, and give its path with evaluation.weights=PATH"
         ) from None
@@ -58,10 +58,10 @@ def published_file(published: Published, given: str | None) -> Path:
 
 
 def existing(given: str) -> Path:
-    """The path, if there is a file. Raises UserMistake."""
+    """The path, if there is a file. Raises UserError."""
     path = Path(given)
     if not path.is_file():
-        raise UserMistake(f"evaluation.weights: {given}: there is no such file")
+        raise UserError(f"evaluation.weights: {given}: there is no such file")
     return path
 
 
@@ -74,7 +74,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _download(published: Published, path: Path) -> None:
-    """Written aside, checked, renamed. Raises OSError and UserMistake."""
+    """Written aside, checked, renamed. Raises OSError and UserError."""
     temporary, digest = atomic.aside(path), hashlib.sha256()
     try:
         with urllib.request.urlopen(published.url, timeout=TIMEOUT_S) as answer, open(temporary, "wb") as file:
@@ -87,7 +87,7 @@ def _download(published: Published, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         if digest.hexdigest() != published.sha256:
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.weights: what {published.url} gave has the sha256 {digest.hexdigest()}, not {published.sha256}; "
                 "try again, or give the path of the right file with evaluation.weights=PATH"
             )

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.features.network import Extracted, Features, building
 from bigtrain.features.published_weights import existing
 from bigtrain.features.resize import SIZES_KEPT, pil_bicubic, pil_bilinear, resize_in_8_bits
@@ -33,7 +33,7 @@ class TimmFeatures(Features):
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
         """`model`: a name of timm's, with or without its tag; `weights`: the path of its safetensors or state dict, None:
-        from its hub. Raises UserMistake for a model that there is not, or that has no published weights."""
+        from its hub. Raises UserError for a model that there is not, or that has no published weights."""
         import timm
 
         full_name, hub = _published(model)
@@ -70,12 +70,12 @@ class Preprocessing:
     """timm's evaluation transform (resize by PIL in 8 bits, central crop, normalisation), batched on the device."""
 
     def __init__(self, config: dict[str, Any], device: torch.device) -> None:
-        """`config`: of timm.data.resolve_model_data_config. Raises UserMistake for ways that are not built."""
+        """`config`: of timm.data.resolve_model_data_config. Raises UserError for ways that are not built."""
         self._target: tuple[int, int] = tuple(config["input_size"][1:])
         self._scaled = tuple(math.floor(side / config["crop_pct"]) for side in self._target)
         self._squash = config["crop_mode"] == "squash"
         if config["interpolation"] not in RESIZES or config["crop_mode"] not in ("center", "squash"):
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.features: this timm model resizes by {config['interpolation']} and crops by "
                 f"{config['crop_mode']}, which is not built; choose one with {' or '.join(RESIZES)} and center or squash"
             )
@@ -120,7 +120,7 @@ def _published(model: str) -> tuple[str, Any]:
     if not timm.is_model_pretrained(model):
         near = difflib.get_close_matches(model, timm.list_pretrained(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UserMistake(f"evaluation.features: timm {timm.__version__} has no weights for a model {model!r}{hint}")
+        raise UserError(f"evaluation.features: timm {timm.__version__} has no weights for a model {model!r}{hint}")
     config: Any = timm.get_pretrained_cfg(model)
     return f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture), config
 
@@ -131,13 +131,13 @@ def _from_hub(name: str, config: Any) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if not config.hf_hub_id:
-        raise UserMistake(f"evaluation.weights: {name} is on no hub; give the path of its weights")
+        raise UserError(f"evaluation.weights: {name} is on no hub; give the path of its weights")
     file = config.hf_hub_filename or "model.safetensors"
     try:
         return Path(hf_hub_download(config.hf_hub_id, file))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserMistake(
+        raise UserError(
             f"evaluation.weights: the weights of timm:{name} are not in the hub's cache and could not be fetched ({reason}); "
             f"fetch https://huggingface.co/{config.hf_hub_id}/resolve/main/{file} elsewhere, and give its path with "
             "evaluation.weights=PATH"
@@ -165,7 +165,7 @@ def _build(name: str, path: Path) -> tuple[Any, dict[str, Any]]:
             network.pos_embed = nn.Parameter(dinov2_positions(trained.detach(), side))
     except Exception as error:  # whatever a file that is not this model's may make of timm
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserMistake(f"evaluation.weights: {path} does not hold the weights of timm:{name}: {reason}") from None
+        raise UserError(f"evaluation.weights: {path} does not hold the weights of timm:{name}: {reason}") from None
     network.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
     config = resolve_model_data_config(network)
     if dinov2:

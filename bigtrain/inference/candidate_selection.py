@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bigtrain.cluster.passes import Reading, together
 from bigtrain.data.index import Index
-from bigtrain.errors import UserMistake
-from bigtrain.families.family import Problem
+from bigtrain.errors import UserError
+from bigtrain.families.family import DataSpec
 from bigtrain.features.classifier import find_classifier
 from bigtrain.features.network import full_float32
 
@@ -46,7 +46,7 @@ class Selection:
 def find_selection(
     candidates: int,
     classifier: str,
-    problem: Problem,
+    spec: DataSpec,
     train: Callable[[], tuple[Index, Index | None]],
     reading: Reading,
     device: torch.device,
@@ -54,12 +54,12 @@ def find_selection(
     """`classifier`: `classifier` (trained on the labels of the split that `train` gives, and used for nothing else), or the
     path of a TorchScript network net(uint8 [n, 3, H, W]) -> logits [n, classes].
 
-    Every rank calls it. Raises UserMistake and Stopped.
+    Every rank calls it. Raises UserError and Stopped.
     """
     if classifier == "classifier":
         trained = find_classifier(*train(), "selector", reading, device)
         return Selection(candidates, trained.score, {"candidates": candidates, "classifier": trained.protocol()})
-    data, network = together(lambda: _load(classifier, problem, device))
+    data, network = together(lambda: _load(classifier, spec, device))
 
     def score(images: Tensor, labels: Tensor) -> Tensor:
         with full_float32(device):
@@ -69,8 +69,8 @@ def find_selection(
     return Selection(candidates, score, {"candidates": candidates, "classifier": facts})
 
 
-def _load(path: str, problem: Problem, device: torch.device) -> tuple[bytes, Any]:
-    classes, size = len(problem.classes), problem.image_size
+def _load(path: str, spec: DataSpec, device: torch.device) -> tuple[bytes, Any]:
+    classes, size = len(spec.classes), spec.image_size
     what = (
         f"give `classifier`, or a TorchScript network from uint8 images [n, 3, {size}, {size}] to logits [n, {classes}]"
     )
@@ -82,8 +82,8 @@ def _load(path: str, problem: Problem, device: torch.device) -> tuple[bytes, Any
             logits = network(gray)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise UserMistake(f"the classifier {path} cannot be used: {reason}; {what}") from None
+        raise UserError(f"the classifier {path} cannot be used: {reason}; {what}") from None
     if not isinstance(logits, Tensor) or logits.shape != (2, classes) or not logits.is_floating_point():
         given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserMistake(f"the classifier {path} gives {given} for 2 images of {classes} classes; {what}")
+        raise UserError(f"the classifier {path} gives {given} for 2 images of {classes} classes; {what}")
     return data, network

@@ -1,6 +1,6 @@
 """What the train door tells the trainer about its evaluations: how cheap they are, which metric decides, and what is better."""
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.families.family import Family
 from bigtrain.recipe import Recipe
 from bigtrain.runs.best import Best
@@ -33,12 +33,12 @@ _OF_NO_WEIGHT = {"metrics", "batch_size", "workers", "pictured_samples", "pictur
 def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
     """The judge of the run's evaluations; None if it makes none, or none that say which weights are better.
 
-    Raises UserMistake for a metric that is not measured.
+    Raises UserError for a metric that is not measured.
     """
     train, evaluation = recipe.train, recipe.evaluation
     if train.evaluate_every is None:
         if train.keep_best is not None:
-            raise UserMistake("train.keep_best: nothing is evaluated in training; set train.evaluate_every too")
+            raise UserError("train.keep_best: nothing is evaluated in training; set train.evaluate_every too")
         return None
     measured = evaluation.chosen(family.capabilities)
     there = [name for name in HIGHER_IS_BETTER if name in measured or name.startswith("reconstruction_")]
@@ -47,7 +47,7 @@ def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
     if metric is None:
         return None
     if metric not in there:
-        raise UserMistake(
+        raise UserError(
             f"train.keep_best: {metric} is not measured, or does not say which weights are better; choose one of "
             f"{', '.join(there)}, or add it to evaluation.metrics"
         )

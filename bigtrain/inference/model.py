@@ -18,14 +18,14 @@ from bigtrain.data.options import DataOptions
 from bigtrain.data.read import variants
 from bigtrain.data.read.batch import Batch, to_codes, to_images
 from bigtrain.data.splits import find_split
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.families.family import (
     Capability,
+    DataSpec,
     Family,
+    LoadedModel,
     Microbatch,
     Networks,
-    Problem,
-    Trained,
     build_network,
     find_family,
 )
@@ -53,28 +53,28 @@ class Model:
         """A hash of the weights as float32, whatever the device, the process's precision, the run's folder or the export."""
         return fingerprint(
             {
-                f"{player}/{name}": value.float() if value.is_floating_point() else value
-                for player, network in self.weights.items()
+                f"{component}/{name}": value.float() if value.is_floating_point() else value
+                for component, network in self.weights.items()
                 for name, value in network.state_dict().items()
             }
         )
 
     def require(self, capability: Capability, what: object) -> None:
-        """Raises UserMistake, naming `what`, if the family cannot do that."""
+        """Raises UserError, naming `what`, if the family cannot do that."""
         if capability not in self.family.capabilities:
-            raise UserMistake(f"{what}: {self.family.why_not(capability)}")
+            raise UserError(f"{what}: {self.family.why_not(capability)}")
 
     def check_data(self, index: Index, key: str) -> None:
-        """Raises UserMistake if the model cannot be held against this split: other classes, another size, other codes."""
+        """Raises UserError if the model cannot be held against this split: other classes, another size, other codes."""
         data = self.provenance["data"]
         if (index.image_size, list(index.classes)) != (data["image_size"], data["classes"]):
-            raise UserMistake(
+            raise UserError(
                 f"{key}: {index.where} has {len(index.classes)} classes at {index.image_size} pixels, and not the classes and "
                 f"size of the model's own data ({len(data['classes'])} at {data['image_size']}); give a split of that data"
             )
         theirs = data["codes"]["tokenizer"] if data.get("codes") else None
         if (index.codes.tokenizer if index.codes else None) != theirs:
-            raise UserMistake(
+            raise UserError(
                 f"{key}: {index.where} does not hold what the model was trained on ("
                 f"{'codes of another tokenizer, or images' if theirs else 'codes, where the model takes images'}); give a "
                 "split of that data"
@@ -82,7 +82,7 @@ class Model:
 
     def sampler(self, seed: int, sampling: Any = None, selection: Selection | None = None) -> "Sampler":
         """Ready to draw under `sampling` (the recipe's own options if None); opens the models that this one follows."""
-        follow_others(self.family, self.device)
+        attach_dependencies(self.family, self.device)
         options = self.family.sampling if sampling is None else sampling
         prepared = self.family.prepare_sampling(self.weights, options, seed)
         return Sampler(self.family, prepared, seed, options, self.device, selection)
@@ -97,7 +97,7 @@ class Model:
         if candidates == 1:
             return None
         reading = Reading(self.recipe.evaluation.batch_size, self.recipe.data.workers, should_stop)
-        return find_selection(candidates, classifier, self.family.problem, self._images, reading, self.device)
+        return find_selection(candidates, classifier, self.family.spec, self._images, reading, self.device)
 
     def _images(self) -> tuple[Index, Index | None]:
         train, validation = find_splits(self.recipe.data)
@@ -165,14 +165,14 @@ class Sampler:
 
     def labels_of(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The classes that an evaluation asks samples `indices` for, in the data's own frequencies; int64 [n]."""
-        return self.family.problem.draw_labels(Draws(self.seed), "evaluate/labels", [int(index) for index in indices])
+        return self.family.spec.draw_labels(Draws(self.seed), "evaluate/labels", [int(index) for index in indices])
 
     def protocol(self) -> dict[str, Any]:
         """What of a sample's making belongs beside a number measured on it."""
         # Whether a GPU replays its work changes no sample.
         facts: dict[str, Any] = {"sampling": self.sampling.model_dump(mode="json", exclude={"capture"})}
-        if self.family.followed:
-            facts["followed"] = {role: trained.fingerprint for role, trained in self.family.followed.items()}
+        if self.family.attached:
+            facts["followed"] = {role: trained.fingerprint for role, trained in self.family.attached.items()}
         if self.selection is not None:
             facts["selection"] = self.selection.facts
         return facts
@@ -181,7 +181,7 @@ class Sampler:
 def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
     """The indices of data.train and data.validation; the main rank first, which may have to make them.
 
-    Raises UserMistake if one is missing, is another on another rank, or if they do not have the same classes.
+    Raises UserError if one is missing, is another on another rank, or if they do not have the same classes.
     """
     train = same_on_all(world.main_first(lambda: find_split(data, "train")), "data.train")
     where = data.validation
@@ -189,20 +189,20 @@ def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
         return train, None
     validation = same_on_all(world.main_first(lambda: find_split(data, "validation")), "data.validation")
     if validation.classes != train.classes:
-        raise UserMistake(f"data.validation: {where} has other classes than data.train; give splits of the same data")
+        raise UserError(f"data.validation: {where} has other classes than data.train; give splits of the same data")
     if (train.codes and train.codes.tokenizer) != (validation.codes and validation.codes.tokenizer):
-        raise UserMistake(
+        raise UserError(
             f"data.validation: {where} and data.train are not codes of one tokenizer; encode both with the same run"
         )
     return train, validation
 
 
 def same_on_all(index: Index, key: str) -> Index:
-    """The index, if every rank has the same; every rank calls it. Raises UserMistake, on all, where they differ."""
+    """The index, if every rank has the same; every rank calls it. Raises UserError, on all, where they differ."""
     found = world.gather_objects(index.fingerprint)
     if len(set(found)) > 1:
         others = [rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]]
-        raise UserMistake(
+        raise UserError(
             f"{key}: {index.where} is not the same data on all machines: ranks {', '.join(map(str, others))} have others than "
             "rank 0; copy the index and its shards to all of them, or put them where all see the same"
         )
@@ -210,25 +210,23 @@ def same_on_all(index: Index, key: str) -> Index:
 
 
 def images_behind(index: Index) -> Index:
-    """The images that an index of codes was made from; an index of images as it is. Raises UserMistake."""
+    """The images that an index of codes was made from; an index of images as it is. Raises UserError."""
     if index.codes is None:
         return index
     source = index.codes.images
     try:
         images = Index.read(source["path"], index.origin)
         images.check_files()
-    except UserMistake as mistake:
-        raise UserMistake(
-            f"{index.where}: the images that its codes were made from cannot be read: {mistake}"
-        ) from None
+    except UserError as mistake:
+        raise UserError(f"{index.where}: the images that its codes were made from cannot be read: {mistake}") from None
     if "resize" in source:
         assert index.image_size is not None, f"{index.path}: codes are of images of one size"
         images = variants.resized(images, index.image_size, source["resize"])
     if images.fingerprint != source["fingerprint"]:
-        raise UserMistake(
+        raise UserError(
             f"{index.where}: its codes were made from {images.where}, which holds other images now; encode them again"
         )
-    return variants.subset(images, index.view["classes"]) if "classes" in index.view else images
+    return variants.subset(images, index.variant["classes"]) if "classes" in index.variant else images
 
 
 def open_model(
@@ -242,60 +240,60 @@ def open_model(
     """Opens a run folder or an export; every rank calls it and opens the same.
 
     `weights`: "ema", "raw" or the name of a further average; None: a run's main averages, or those that an export holds.
-    `which`: a run's checkpoint: "newest" (the newest whole one), "best" (train.keep_best) or a step. Raises UserMistake if
+    `which`: a run's checkpoint: "newest" (the newest whole one), "best" (train.keep_best) or a step. Raises UserError if
     the folder is neither, or has no such checkpoint.
     """
     if not (path / "recipe.yaml").is_file():
-        raise UserMistake(f"{path}: is neither a run folder nor an export (it has no recipe.yaml)")
+        raise UserError(f"{path}: is neither a run folder nor an export (it has no recipe.yaml)")
     recipe = load_recipe(path / "recipe.yaml", overrides)
     if (path / "model_index.json").is_file():
         if which != "newest":
-            raise UserMistake(f"--checkpoint: {path} is an export, which has no checkpoints")
+            raise UserError(f"--checkpoint: {path} is an export, which has no checkpoints")
         return _open_export(path, recipe, device, weights)
     return _open_run(path, recipe, device, weights or "ema", which)
 
 
-def make_family(recipe: Recipe, problem: Problem) -> Family:
-    """The recipe's family for a problem. Raises UserMistake where its options do not fit the data."""
+def make_family(recipe: Recipe, spec: DataSpec) -> Family:
+    """The recipe's family for a problem. Raises UserError where its options do not fit the data."""
     kind = find_family(recipe.family.kind)
-    if problem.codes is not None and not kind.reads_codes:
-        raise UserMistake(
+    if spec.codes is not None and not kind.reads_codes:
+        raise UserError(
             f"data.train: {recipe.data.train} holds codes, but a {kind.kind} learns images; give their index"
         )
     try:
-        return kind(recipe.family, problem)
+        return kind(recipe.family, spec)
     except ValueError as error:
-        raise UserMistake(str(error)) from None
+        raise UserError(str(error)) from None
 
 
-def follow_others(family: Family, device: torch.device, roles: Sequence[str] | None = None) -> None:
+def attach_dependencies(family: Family, device: torch.device, roles: Sequence[str] | None = None) -> None:
     """Opens the models that the family follows (those of `roles`, or all), unless it has them already."""
     missing = {
         role: other
-        for role, other in family.follows.items()
-        if role not in family.followed and (roles is None or role in roles)
+        for role, other in family.dependencies.items()
+        if role not in family.attached and (roles is None or role in roles)
     }
     trained = {}
     for role, other in missing.items():
         try:
             model = open_model(Path(other.place), device)
-        except UserMistake as mistake:
-            raise UserMistake(f"family.{role}: {mistake}") from None
-        follow_others(model.family, device, other.roles)
-        trained[role] = Trained(model.family, model.weights, model.fingerprint)
-    family.follow(trained)
+        except UserError as mistake:
+            raise UserError(f"family.{role}: {mistake}") from None
+        attach_dependencies(model.family, device, other.roles)
+        trained[role] = LoadedModel(model.family, model.weights, model.fingerprint)
+    family.attach(trained)
 
 
 def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, which: str) -> Model:
     chosen = world.on_main(lambda: checkpoint.chosen_path(path / "checkpoints", which))
-    if weights not in ("ema", "raw", *recipe.ema.further):
-        there = ", ".join(["ema", "raw", *recipe.ema.further])
-        raise UserMistake(f"--weights: {path} has no average {weights!r}; there are {there}")
+    if weights not in ("ema", "raw", *recipe.ema.extra):
+        there = ", ".join(["ema", "raw", *recipe.ema.extra])
+        raise UserError(f"--weights: {path} has no average {weights!r}; there are {there}")
     saved = checkpoint.opened(chosen)
-    family = make_family(recipe, Problem.of(saved.state["data"]))
+    family = make_family(recipe, DataSpec.of(saved.state["data"]))
     group = {"ema": "average", "raw": "weights"}.get(weights, f"average_{weights}")
     networks: dict[str, nn.Module] = {}
-    for name in family.sampled_players:
+    for name in family.sampled_components:
         tensors = saved.tensors(name)
         network = build_network(family, name, recipe.run.seed)
         network.load_state_dict(tensors[group if group in tensors else "weights"])
@@ -309,26 +307,26 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str 
 
     try:
         provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
-        family = make_family(recipe, Problem.of(provenance["data"]))
-        networks, followed = opened(path, family)
+        family = make_family(recipe, DataSpec.of(provenance["data"]))
+        networks, attached = opened(path, family)
     except (OSError, json.JSONDecodeError) as error:
-        raise UserMistake(f"{path}: the export is incomplete or damaged ({error}); export the run again") from error
+        raise UserError(f"{path}: the export is incomplete or damaged ({error}); export the run again") from error
     if weights not in (None, provenance["weights"]):
-        raise UserMistake(
+        raise UserError(
             f"{path}: this export holds {provenance['weights']} weights, not {weights} ones; leave out --weights, or export "
             "the run again"
         )
-    family.follow({role: _ready(trained, device) for role, trained in followed.items()})
+    family.attach({role: _ready(trained, device) for role, trained in attached.items()})
     return Model(
         family, {name: ready(network, device) for name, network in networks.items()}, recipe, provenance, device
     )
 
 
-def _ready(trained: Trained, device: torch.device) -> Trained:
+def _ready(trained: LoadedModel, device: torch.device) -> LoadedModel:
     """A followed model of an export, and those that it follows, ready to be used."""
-    trained.family.follow({role: _ready(other, device) for role, other in trained.family.followed.items()})
+    trained.family.attach({role: _ready(other, device) for role, other in trained.family.attached.items()})
     networks = {name: ready(network, device) for name, network in trained.networks.items()}
-    return Trained(trained.family, networks, trained.fingerprint)
+    return LoadedModel(trained.family, networks, trained.fingerprint)
 
 
 def ready(network: nn.Module, device: torch.device) -> nn.Module:

@@ -13,8 +13,8 @@ from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading, Stopped, gather_rows, stoppable, together
 from bigtrain.data.index import Index
 from bigtrain.data.read.batch import to_images
-from bigtrain.data.read.stream import Sweep
-from bigtrain.errors import UserMistake
+from bigtrain.data.read.stream import SplitLoader
+from bigtrain.errors import UserError
 from bigtrain.evaluation.evaluate import check, evaluate
 from bigtrain.evaluation.finding import find_features
 from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction, measure_rfid
@@ -22,12 +22,12 @@ from bigtrain.evaluation.images import Drawn
 from bigtrain.evaluation.metrics.definitions import METRICS
 from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
 from bigtrain.evaluation.reference import Labels, RealData
-from bigtrain.evaluation.result import Measured, versions
+from bigtrain.evaluation.result import EvaluationResult, versions
 from bigtrain.families.family import Capability, Family
 from bigtrain.features.classifier import check_classes
 from bigtrain.inference.candidate_selection import find_selection
 from bigtrain.inference.checkpoint_selection import in_training
-from bigtrain.inference.model import Model, Sampler, follow_others, images_behind
+from bigtrain.inference.model import Model, Sampler, attach_dependencies, images_behind
 from bigtrain.pictures import save_grid, to_uint8
 from bigtrain.recipe import Recipe
 from bigtrain.runs.folder import RunFolder
@@ -50,16 +50,16 @@ class SampleObserver:
     def observe(
         self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
     ) -> Mapping[str, float]:
-        options, problem = self.family.sampling, self.family.problem
+        options, spec = self.family.sampling, self.family.spec
         prepared = self.family.prepare_sampling(networks, options, self.seed)
         sampler = Sampler(self.family, prepared, self.seed, options, self.device)
-        rows = min(GRID_CLASSES, len(problem.classes)) if "by_class" in self.family.capabilities else GRID_CLASSES
-        labels = torch.arange(rows).repeat_interleave(GRID_PER_CLASS) % len(problem.classes)
+        rows = min(GRID_CLASSES, len(spec.classes)) if "by_class" in self.family.capabilities else GRID_CLASSES
+        labels = torch.arange(rows).repeat_interleave(GRID_PER_CLASS) % len(spec.classes)
         share = range(len(labels) * world.rank() // world.size(), len(labels) * (world.rank() + 1) // world.size())
 
         def draw() -> torch.Tensor:
             if not share:
-                return torch.empty(0, 3, problem.image_size, problem.image_size, dtype=torch.uint8, device=self.device)
+                return torch.empty(0, 3, spec.image_size, spec.image_size, dtype=torch.uint8, device=self.device)
             return sampler.draw(share, labels[share.start : share.stop])
 
         try:
@@ -101,7 +101,7 @@ def reconstruction_pairs(
     """The first `count` images of a fair order of the split, uint8 [n, 3, H, W]: a row of GRID_PER_CLASS originals, then
     the row of their reconstructions, and so on; what the last row lacks is white."""
     rows = []
-    for _, batch in Sweep(images, rank=0, world=1, batch=GRID_PER_CLASS, workers=0, limit=count):
+    for _, batch in SplitLoader(images, rank=0, world=1, batch=GRID_PER_CLASS, workers=0, limit=count):
         real = to_images(batch, device)
         for row in (to_uint8(real), to_uint8(reconstruct(real).clamp(-1, 1))):
             missing = row.new_full((GRID_PER_CLASS - len(row), *row.shape[1:]), 255)
@@ -130,7 +130,7 @@ class EvaluationObserver:
     def observe(
         self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
     ) -> Mapping[str, float]:
-        provenance = {"step": step, "weights": "ema", "data": self.family.problem.to_json()}
+        provenance = {"step": step, "weights": "ema", "data": self.family.spec.to_json()}
         model = Model(self.family, networks, self.recipe, provenance, self.device)
         measured = evaluate_model(model, self.train, self.validation, should_stop)
         if measured is None:
@@ -149,10 +149,10 @@ def observers_of(
 ) -> dict[str, Observer]:
     """What the trainer is to call: under "sample" pictures of what the family can show, under "evaluate" its metrics.
 
-    Opens the models that the family follows where these need them. Raises UserMistake for intervals at which nothing
+    Opens the models that the family follows where these need them. Raises UserError for intervals at which nothing
     could be done.
     """
-    follow_others(family, device, [role for role, other in family.follows.items() if other.at_start])
+    attach_dependencies(family, device, [role for role, other in family.dependencies.items() if other.at_start])
     observers: dict[str, Observer] = {}
     samples = False
     if recipe.train.evaluate_every is not None:
@@ -167,16 +167,16 @@ def observers_of(
         elif "reconstruct" in family.capabilities:
             observers["sample"] = ReconstructionObserver(family, folder, validation or train, device)
         else:
-            raise UserMistake(f"train.sample_every: {family.why_not('sample')}; leave it null")
+            raise UserError(f"train.sample_every: {family.why_not('sample')}; leave it null")
     if samples:
-        follow_others(family, device)
+        attach_dependencies(family, device)
     return observers
 
 
 def _check_early(
     family: Family, options: EvaluationOptions, train: Index, validation: Index | None, device: torch.device
 ) -> None:
-    """Raises UserMistake before the first step for what the first evaluation would refuse, or would not find."""
+    """Raises UserError before the first step for what the first evaluation would refuse, or would not find."""
     chosen = options.chosen(family.capabilities)
     of_samples = [metric for metric in chosen if metric in METRICS]
     if "bits_per_dim" in chosen:
@@ -189,36 +189,36 @@ def _check_early(
         images, labels = _drawn(Sampler(family, {}, options.seed, family.sampling, device), options)
         check(images, labels, together(lambda: RealData.of(options, *real)), of_samples, options, device)
         if options.candidates > 1 and options.classifier != "classifier":
-            find_selection(options.candidates, options.classifier, family.problem, lambda: real, reading, device)
+            find_selection(options.candidates, options.classifier, family.spec, lambda: real, reading, device)
     if "rfid" in chosen and options.features == "classifier":
         check_classes(real[0], "features")
     elif "rfid" in chosen:
-        find_features(*real, options, family.problem.image_size, reading, device)
+        find_features(*real, options, family.spec.image_size, reading, device)
 
 
 def _drawn(sampler: Sampler, options: EvaluationOptions) -> tuple[Drawn, Labels]:
     """The samples of an evaluation, and the classes that they are asked for."""
-    problem, count = sampler.family.problem, options.samples
-    images = Drawn(sampler.draw, sampler.labels_of, count, problem.classes, problem.image_size)
+    spec, count = sampler.family.spec, options.samples
+    images = Drawn(sampler.draw, sampler.labels_of, count, spec.classes, spec.image_size)
     return images, lambda: sampler.labels_of(range(count)).numpy()
 
 
 def check_metrics(family: Family, options: EvaluationOptions, validation: Index | None) -> None:
-    """Raises UserMistake for a metric that needs what the family cannot do, or data that are not there."""
+    """Raises UserError for a metric that needs what the family cannot do, or data that are not there."""
     for metric in options.chosen(family.capabilities):
         needed: list[Capability] = [HELD_OUT[metric]] if metric in HELD_OUT else ["sample"]
         needed += ["by_class"] if metric in METRICS and "labels" in METRICS[metric].fake else []
         for capability in needed:
             if capability not in family.capabilities:
-                raise UserMistake(f"evaluation.metrics: {metric} cannot be measured: {family.why_not(capability)}")
+                raise UserError(f"evaluation.metrics: {metric} cannot be measured: {family.why_not(capability)}")
         if metric == "classification_accuracy_score" and validation is None:
-            raise UserMistake(
+            raise UserError(
                 "evaluation.metrics: classification_accuracy_score is tested on held-out images, but data.validation names "
                 "none; give one, or leave it out"
             )
         key = "split" if metric in HELD_OUT else "reference"
         if getattr(options, key) == "validation" and validation is None:
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.{key}: {metric} is measured on the validation split, but data.validation names none; give one, "
                 f"or set evaluation.{key}=train"
             )
@@ -231,7 +231,7 @@ def evaluate_model(
     should_stop: Callable[[], bool] = lambda: False,
     *,
     keep_moments: bool = False,
-) -> Measured | None:
+) -> EvaluationResult | None:
     """The recipe's metrics of a model, as JSON with the protocol in it; called on every rank. None if stopped."""
     check_metrics(model.family, model.recipe.evaluation, validation)
     try:
@@ -242,7 +242,7 @@ def evaluate_model(
 
 def _evaluated(
     model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool], keep_moments: bool
-) -> Measured:
+) -> EvaluationResult:
     """`evaluate_model`, or Stopped."""
     family, options = model.family, model.recipe.evaluation
     chosen = options.chosen(family.capabilities)
@@ -282,7 +282,7 @@ def _evaluated(
             result |= values
             facts[metric] = protocol
     facts.setdefault("versions", versions())
-    return Measured({"step": model.provenance["step"]} | result | {"protocol": facts}, picture, moments)
+    return EvaluationResult({"step": model.provenance["step"]} | result | {"protocol": facts}, picture, moments)
 
 
 def reading_workers(model: Model) -> int:
@@ -315,11 +315,11 @@ def _measure_held_out(
     ), protocol
 
 
-def write_evaluation(folder: Path, step: int, measured: Measured) -> Path:
+def write_evaluation(folder: Path, step: int, measured: EvaluationResult) -> Path:
     """Writes FOLDER/evaluations/step_N.json on the main rank, or step_N_HASH.json where the result of another protocol or of
     other metrics stands, and its picture beside it.
 
-    Raises UserMistake where the disk does not take it.
+    Raises UserError where the disk does not take it.
     """
 
     def write() -> Path:
@@ -330,7 +330,7 @@ def write_evaluation(folder: Path, step: int, measured: Measured) -> Path:
             if path.exists() and _identity_of(path) != identity:
                 path = path.with_stem(f"{path.stem}_{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
         except OSError as error:
-            raise UserMistake(f"{path}: cannot write the evaluation ({error.strerror})") from error
+            raise UserError(f"{path}: cannot write the evaluation ({error.strerror})") from error
         measured.write(path)
         return path
 

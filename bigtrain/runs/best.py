@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs import atomic
 from bigtrain.runs.checkpoint import BEST
 
@@ -45,7 +45,7 @@ class Best:
         self._metric, self._higher, self._kept, self._alarm_ratio = metric, higher, kept, alarm_ratio
         self._protocol = protocol or {}
 
-    def judge(self, step: int, values: Mapping[str, float]) -> Verdict:
+    def update(self, step: int, values: Mapping[str, float]) -> Verdict:
         """Of the evaluation of `step`; written down before the checkpoint is, and worth nothing until that is there."""
         value = values.get(self._metric)
         if value is None:  # the evaluation was interrupted
@@ -60,16 +60,16 @@ class Best:
         self._write(earlier, step)
         return Verdict(warning=self._alarm(value, earlier[-1]))
 
-    def has_judged(self, step: int) -> bool:
+    def is_recorded(self, step: int) -> bool:
         """Whether nothing is to be judged at `step` any more. An evaluation alone does not say so: the run may have been killed
         before it was judged, or the evaluate door may have made it."""
-        return not self._kept or self._judged() >= step
+        return not self._kept or self._last_step() >= step
 
     def cut_back(self, step: int) -> None:
         """Forgets what came after `step`: a run that goes on from there will evaluate it again."""
         if self._content():
             kept = [record for record in self._records() if record["step"] <= step]
-            self._write(kept, min(self._judged(), step))
+            self._write(kept, min(self._last_step(), step))
 
     def _alarm(self, value: float, best: Mapping[str, Any]) -> str | None:
         ratio = self._alarm_ratio
@@ -86,7 +86,7 @@ class Best:
     def _records(self) -> list[dict[str, Any]]:
         return self._content().get("records", [])
 
-    def _judged(self) -> int:
+    def _last_step(self) -> int:
         """The last step that was judged, or -1."""
         return self._content().get("judged", -1)
 
@@ -99,7 +99,7 @@ class Best:
         same = content["metric"] == self._metric and content.get("protocol", self._protocol) == self._protocol
         return content if same else {}
 
-    def _write(self, records: list[dict[str, Any]], judged: int) -> None:
+    def _write(self, records: list[dict[str, Any]], last_step: int) -> None:
         if not records and not self._content():
             return  # what was kept by another metric or protocol stays until there is a record of this one
         content = {
@@ -107,12 +107,12 @@ class Best:
             "protocol": self._protocol,
             "kept": self._kept,
             "records": records,
-            "judged": judged,
+            "judged": last_step,
         }
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_json(self._path, content)
         except OSError as error:
-            raise UserMistake(
+            raise UserError(
                 f"{self._path}: cannot be written ({error.strerror}); make room and run the same command again"
             ) from error

@@ -1,9 +1,9 @@
-"""Checkpoints in the house's own form: safetensors by player and name, JSON, a manifest; never a pickle.
+"""Checkpoints in the house's own form: safetensors by component and name, JSON, a manifest; never a pickle.
 
     checkpoints/step_00001000/
       PLAYER.weights.safetensors     parameters and buffers by name
       PLAYER.optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step, ... by parameter name
-      PLAYER.average.safetensors     the averaged weights, where the player has them
+      PLAYER.average.safetensors     the averaged weights, where the component has them
       state.json                     step, stream position, interval averages, what the data was
       manifest.json                  size and sha256 of each of these
 
@@ -23,7 +23,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from bigtrain.errors import OneRanksMistake, UserMistake
+from bigtrain.errors import RankError, UserError
 from bigtrain.runs import atomic
 
 FORMAT = 1
@@ -41,13 +41,15 @@ class Checkpoint:
         self._files, self.state = _read(path)
         self.step = int(self.state["step"])
 
-    def tensors(self, player: str) -> dict[str, dict[str, Tensor]]:
-        """Everything of one player: {"weights": ..., "optimizer": ..., "average": ...}.
+    def tensors(self, component: str) -> dict[str, dict[str, Tensor]]:
+        """Everything of one component: {"weights": ..., "optimizer": ..., "average": ...}.
 
         On the CPU, and mapped from the files: what is used of a tensor is read when it is used, into memory that all ranks of
         a node share and that the system may take back. Copy what is to stay.
         """
-        return {name.split(".")[1]: tensors for name, tensors in self._files.items() if name.startswith(f"{player}.")}
+        return {
+            name.split(".")[1]: tensors for name, tensors in self._files.items() if name.startswith(f"{component}.")
+        }
 
 
 def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -71,20 +73,20 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
 
 
 def write(
-    folder: Path, step: int, players: Mapping[str, Mapping[str, Mapping[str, Tensor]]], state: Mapping[str, Any]
+    folder: Path, step: int, components: Mapping[str, Mapping[str, Mapping[str, Tensor]]], state: Mapping[str, Any]
 ) -> Path:
     """Writes the checkpoint of `step` under `folder`.
 
-    Raises UserMistake where the disk does not take it (full, read-only); then nothing has been changed.
+    Raises UserError where the disk does not take it (full, read-only); then nothing has been changed.
     """
     final = folder / _NAME.format(step=step)
     temporary = atomic.aside(final)
     try:
         temporary.mkdir(parents=True)
         manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": {}}
-        for player, groups in players.items():
+        for component, groups in components.items():
             for group, tensors in groups.items():
-                name = f"{player}.{group}.safetensors"
+                name = f"{component}.{group}.safetensors"
                 # Straight to the file: bytes in between would hold up a training that goes on beside this.
                 on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
                 safetensors.torch.save_file(on_cpu, temporary / name)
@@ -103,7 +105,7 @@ def write(
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserMistake(
+        raise UserError(
             f"{final}: cannot write the checkpoint ({reason}); earlier checkpoints are untouched: make room and "
             "run the same command again"
         ) from error
@@ -113,7 +115,7 @@ def write(
 def newest_whole(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that agrees with its manifest; damaged ones are reported on stderr and passed over.
 
-    Raises UserMistake where there are checkpoints and none is whole, rather than beginning anew in silence.
+    Raises UserError where there are checkpoints and none is whole, rather than beginning anew in silence.
     """
     damaged = []
     for path in reversed(listed(folder)):
@@ -123,7 +125,7 @@ def newest_whole(folder: Path) -> Checkpoint | None:
             print(f"warning: {path} is damaged ({error}); trying the one before it", file=sys.stderr, flush=True)
             damaged.append(path.name)
     if damaged:
-        raise UserMistake(
+        raise UserError(
             f"{folder}: none of its checkpoints is whole ({', '.join(damaged)}); restore one, or begin anew in another "
             "folder with run.dir=PATH"
         )
@@ -137,33 +139,33 @@ def newest_whole_path(folder: Path) -> Path | None:
 
 
 def chosen_path(folder: Path, which: str) -> Path:
-    """The whole checkpoint that a user asks for: "newest", "best" or a step. Raises UserMistake if there is none."""
+    """The whole checkpoint that a user asks for: "newest", "best" or a step. Raises UserError if there is none."""
     if which == "newest":
         newest = newest_whole_path(folder)
         if newest is None:
-            raise UserMistake(f"{folder.parent}: has no checkpoint yet; train further, or lower train.save_every")
+            raise UserError(f"{folder.parent}: has no checkpoint yet; train further, or lower train.save_every")
         return newest
     if which == "best":
         path = best_path(folder)
         if path is None:
-            raise UserMistake(f"--checkpoint best: {folder.parent} keeps no best checkpoint; train.keep_best=fid does")
+            raise UserError(f"--checkpoint best: {folder.parent} keeps no best checkpoint; train.keep_best=fid does")
     elif which.isdecimal():
         path = folder / _NAME.format(step=int(which))
     else:
-        raise UserMistake(f"--checkpoint: {which!r} is neither newest, best nor a step")
+        raise UserError(f"--checkpoint: {which!r} is neither newest, best nor a step")
     try:
         return Checkpoint(path).path
     except ValueError as error:
         there = ", ".join(str(int(found.name.removeprefix("step_"))) for found in listed(folder))
-        raise UserMistake(f"--checkpoint {which}: {path}: {error}; there are checkpoints of step {there}") from error
+        raise UserError(f"--checkpoint {which}: {path}: {error}; there are checkpoints of step {there}") from error
 
 
 def opened(path: Path) -> Checkpoint:
-    """The checkpoint that the main rank found whole; raises OneRanksMistake where this rank's file system differs."""
+    """The checkpoint that the main rank found whole; raises RankError where this rank's file system differs."""
     try:
         return Checkpoint(path)
     except ValueError as error:
-        raise OneRanksMistake(f"{path} is whole on the main rank, but not here: {error}") from error
+        raise RankError(f"{path} is whole on the main rank, but not here: {error}") from error
 
 
 def listed(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 
 class RunFolder:
@@ -29,7 +29,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserMistake(
+            raise UserError(
                 f"{self.path}: cannot make the run folder ({error.strerror}); choose another with run.dir=PATH"
             ) from error
 
@@ -41,11 +41,11 @@ class RunFolder:
         except OSError as error:
             os.close(descriptor)
             if not isinstance(error, BlockingIOError):  # a Lustre that is mounted without -o flock, say
-                raise UserMistake(
+                raise UserError(
                     f"{self.path}: its file system cannot lock files ({error.strerror}), without which two trainings could "
                     "write here at once; mount it with locks, or choose a folder elsewhere with run.dir=PATH"
                 ) from error
-            raise UserMistake(
+            raise UserError(
                 f"{self.path}: another process is training in this run folder; wait for it, or choose another with "
                 "run.dir=PATH"
             ) from error

@@ -1,4 +1,4 @@
-"""Averaged weights: moving averages of one player, exact and free of host synchronisation."""
+"""Averaged weights: moving averages of one component, exact and free of host synchronisation."""
 
 import copy
 
@@ -11,28 +11,28 @@ from bigtrain.networks.layers.statistics import copied_buffer_names
 from bigtrain.options import Options
 
 
-class FurtherAverage(Options):
+class ExtraAverage(Options):
     """One more average, kept beside the main one: exponential or of power-function form."""
 
     decay: float | None = Field(default=None, ge=0, lt=1)
     """An exponential average: the share of it that survives one step."""
-    relative_width: float | None = Field(default=None, gt=0, lt=0.28)
+    sigma_rel: float | None = Field(default=None, gt=0, lt=0.28)
     """A power-function average (Karras et al. 2024, arXiv:2312.02696, section 3.1): the standard deviation of its weights
     over past steps, as a share of the training so far. (From snapshots of two such others can be put together after
     training, section 3.2 there; bigtrain keeps the averages, and does not put them together.)"""
 
     @model_validator(mode="after")
-    def _one_form(self) -> "FurtherAverage":
-        if (self.decay is None) == (self.relative_width is None):
-            raise ValueError("an average has either decay or relative_width")
+    def _one_form(self) -> "ExtraAverage":
+        if (self.decay is None) == (self.sigma_rel is None):
+            raise ValueError("an average has either decay or sigma_rel")
         return self
 
     def survival(self, step: int) -> float:
         """The share of the average that survives step `step`, which counts from 0."""
         if self.decay is not None:
             return self.decay
-        assert self.relative_width is not None
-        return (1 - 1 / (step + 1)) ** (power_exponent(self.relative_width) + 1)
+        assert self.sigma_rel is not None
+        return (1 - 1 / (step + 1)) ** (power_exponent(self.sigma_rel) + 1)
 
 
 class EmaOptions(Options):
@@ -42,15 +42,15 @@ class EmaOptions(Options):
     """Share of the average that survives one step; constant from start_step on."""
     start_step: int = Field(default=0, ge=0)
     """Before this step the average is a copy of the weights."""
-    further: dict[str, FurtherAverage] = Field(default_factory=dict)
+    extra: dict[str, ExtraAverage] = Field(default_factory=dict)
     """More averages of the same weights, by name; doors take the name as --weights."""
 
     @model_validator(mode="after")
     def _names_are_free(self) -> "EmaOptions":
-        for name in self.further:
+        for name in self.extra:
             if not name.isidentifier() or name in ("ema", "raw"):
                 raise ValueError(
-                    f"ema.further: {name!r} cannot name an average; take letters, digits and underscores, and neither ema nor "
+                    f"ema.extra: {name!r} cannot name an average; take letters, digits and underscores, and neither ema nor "
                     "raw, which are the main average and the weights themselves"
                 )
         return self
@@ -59,18 +59,18 @@ class EmaOptions(Options):
         """The share of the main average that survives step `step`, which counts from 0."""
         return self.decay if step >= self.start_step else 0.0
 
-    def by_name(self) -> "dict[str, EmaOptions | FurtherAverage]":
+    def by_name(self) -> "dict[str, EmaOptions | ExtraAverage]":
         """Every average by its name in a checkpoint: `average`, and `average_NAME` for each further one."""
-        return {"average": self, **{f"average_{name}": further for name, further in self.further.items()}}
+        return {"average": self, **{f"average_{name}": further for name, further in self.extra.items()}}
 
 
-def power_exponent(relative_width: float) -> float:
+def power_exponent(sigma_rel: float) -> float:
     """The exponent gamma of the power-function average of a relative width (Karras et al. 2024, appendix C.2).
 
     The weights of past steps t' <= t are proportional to t'^gamma, whose standard deviation over t is
     sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))); gamma is the largest root of the cubic that this makes.
     """
-    inverse = relative_width**-2
+    inverse = sigma_rel**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
@@ -82,7 +82,7 @@ class MovingAverage:
 
     def __init__(
         self,
-        options: EmaOptions | FurtherAverage,
+        options: EmaOptions | ExtraAverage,
         averaged: tuple[list[Tensor], list[Tensor]],
         copied: tuple[list[Tensor], list[Tensor]],
     ) -> None:
@@ -117,7 +117,7 @@ class MovingAverage:
 class Average(MovingAverage):
     """One average of a whole network's parameters and floating buffers; itself a network (`network`, in eval mode)."""
 
-    def __init__(self, network: nn.Module, options: EmaOptions | FurtherAverage) -> None:
+    def __init__(self, network: nn.Module, options: EmaOptions | ExtraAverage) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         averaged, copied = averaged_and_copied_names(network)
         theirs = dict(network.named_parameters()) | dict(network.named_buffers())
@@ -130,7 +130,7 @@ class Average(MovingAverage):
 
     @classmethod
     def all_of(cls, network: nn.Module, averaged: bool, ema: EmaOptions) -> dict[str, "Average"]:
-        """Every average that a player keeps, by its name in a checkpoint; none for a player that is not averaged."""
+        """Every average that a component keeps, by its name in a checkpoint; none for a component that is not averaged."""
         return {name: cls(network, options) for name, options in ema.by_name().items()} if averaged else {}
 
 

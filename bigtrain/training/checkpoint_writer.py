@@ -20,21 +20,23 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def start(self, step: int, players: Mapping[str, Groups], state: Mapping[str, Any]) -> None:
+    def start(self, step: int, components: Mapping[str, Groups], state: Mapping[str, Any]) -> None:
         """Begins to write; waits for the one before, and raises what it met. The tensors must change no more."""
         self.finish()
-        self._thread = threading.Thread(target=self._write, args=(step, players, state), daemon=True, name="checkpoint")
+        self._thread = threading.Thread(
+            target=self._write, args=(step, components, state), daemon=True, name="checkpoint"
+        )
         self._thread.start()
 
-    def _write(self, step: int, players: Mapping[str, Groups], state: Mapping[str, Any]) -> None:
+    def _write(self, step: int, components: Mapping[str, Groups], state: Mapping[str, Any]) -> None:
         try:
-            checkpoint.write(self.folder, step, players, state)
+            checkpoint.write(self.folder, step, components, state)
             checkpoint.keep_newest(self.folder, step, self.keep)
         except BaseException as failure:
             self._failure = failure
 
     def check(self) -> None:
-        """Raises what a write that has ended met: UserMistake where the disk did not take it."""
+        """Raises what a write that has ended met: UserError where the disk did not take it."""
         if self._thread is None or not self._thread.is_alive():
             self.finish()
 

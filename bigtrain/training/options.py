@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.options import Options
 from bigtrain.training.monitoring.profiling import ProfileOptions
 
@@ -48,12 +48,12 @@ class TrainOptions(Options):
 
 
 def check_batch(train: TrainOptions, ranks: int) -> None:
-    """Raises UserMistake if the global batch does not divide over microbatches and ranks."""
+    """Raises UserError if the global batch does not divide over microbatches and ranks."""
     unit = train.accumulate * ranks
     if train.batch_size % unit:
         below = train.batch_size // unit * unit
         near = " or ".join(str(size) for size in (below, below + unit) if size)
-        raise UserMistake(
+        raise UserError(
             f"train.batch_size: {train.batch_size} does not divide into {train.accumulate} microbatches (train.accumulate) "
             f"x {ranks} ranks; {near} would"
         )

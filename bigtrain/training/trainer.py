@@ -21,7 +21,7 @@ from bigtrain.data.options import DataOptions
 from bigtrain.data.read.batch import Batch, to_codes, to_images
 from bigtrain.data.read.stream import Stream
 from bigtrain.data.splits import describe
-from bigtrain.errors import OneRanksMistake, TrainingDiverged, UserMistake
+from bigtrain.errors import RankError, TrainingDiverged, UserError
 from bigtrain.families.family import Family, Microbatch, Phase, build_network
 from bigtrain.randomness import Draws, torch_seed
 from bigtrain.runs import checkpoint
@@ -30,10 +30,10 @@ from bigtrain.runs.folder import RunFolder
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.checkpoint_writer import CheckpointWriter
 from bigtrain.training.cost.step import flops_of_all_ranks
-from bigtrain.training.engine.component import TrainedPlayer, place
+from bigtrain.training.engine.component import ComponentTrainer, to_device
 from bigtrain.training.engine.kernels import autocast, configure_kernels
 from bigtrain.training.engine.options import EngineOptions, check_strategy
-from bigtrain.training.engine.start import make_player
+from bigtrain.training.engine.start import start_component
 from bigtrain.training.interruption import Interruption
 from bigtrain.training.monitoring.alarm import SpectrumAlarm
 from bigtrain.training.monitoring.meters import Interval, PhaseMeter
@@ -73,8 +73,10 @@ class Trainer:
         self.observers, self.best = observers, best
         self.watchdog = Watchdog(engine.hang_timeout_s, peers_of_world())
         self.ema, self.engine = ema, engine
-        self.networks = {name: place(build_network(family, name, seed), device, engine) for name in family.players}
-        self.players: dict[str, TrainedPlayer] = {}
+        self.networks = {
+            name: to_device(build_network(family, name, seed), device, engine) for name in family.components
+        }
+        self.components: dict[str, ComponentTrainer] = {}
         self.meters = {phase.name: PhaseMeter(phase.name, device) for phase in family.phases}
         self.step = 0
         self.position = 0
@@ -151,22 +153,22 @@ class Trainer:
 
     def _take_step(self) -> None:
         """Every phase that is due, every repeat of it; then the averages."""
-        finite = {name: torch.ones((), dtype=torch.bool, device=self.device) for name in self.players}
+        finite = {name: torch.ones((), dtype=torch.bool, device=self.device) for name in self.components}
         for phase in self.family.phases:
             if self.step % phase.every == 0:
                 for repeat in range(phase.repeats):
-                    finite[phase.player] = self._update(phase, repeat)
-        for name, player in self.players.items():
-            player.update_averages(self.step, finite[name])
+                    finite[phase.component] = self._update(phase, repeat)
+        for name, component in self.components.items():
+            component.update_averages(self.step, finite[name])
         self.step += 1
         self.watchdog.enter(self.step, None)
 
     def _update(self, phase: Phase, repeat: int) -> Tensor:
-        """One update of one player; returns on the device whether it was finite and so was made."""
-        player = self.players[phase.player]
+        """One update of one component; returns on the device whether it was finite and so was made."""
+        component = self.components[phase.component]
         self.watchdog.enter(self.step, phase.name)
-        self._focus(phase.player)
-        player.start_update()
+        self._focus(phase.component)
+        component.start_update()
         meter = self.meters[phase.name]
         for piece in range(self.train.accumulate):
             last = piece == self.train.accumulate - 1
@@ -176,21 +178,21 @@ class Trainer:
                 losses = phase.loss(self.networks, microbatch)
             loss = losses.total / self.train.accumulate
             if last and phase.weight_penalty is not None:
-                loss = loss + phase.weight_penalty(player.network)
-            player.backward(loss, last)
+                loss = loss + phase.weight_penalty(component.network)
+            component.backward(loss, last)
             meter.note(losses)
         self.watchdog.mark("sums losses and gradients over the ranks")
         with self._throughput.waits.waiting():  # the first to meet the other ranks after the backward pass
             sound = meter.share(self.train.accumulate)
-        finite, norm = player.update(self.step, sound)
-        meter.add(finite, norm, phase.reports(player.network) if phase.reports is not None else {}, self.step)
+        finite, norm = component.update(self.step, sound)
+        meter.add(finite, norm, phase.reports(component.network) if phase.reports is not None else {}, self.step)
         return finite
 
-    def _focus(self, player: str) -> None:
-        if self._focused != player:
-            for name, other in self.players.items():
-                other.focus(name == player)
-            self._focused = player
+    def _focus(self, component: str) -> None:
+        if self._focused != component:
+            for name, other in self.components.items():
+                other.focus(name == component)
+            self._focused = component
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -215,7 +217,7 @@ class Trainer:
         self._batches = iter(stream)
         try:
             pieces = range(math.ceil(self.family.initialisation_images / whole))
-            batches = [self._placed(self._next_batch(), piece, Draws(self.seed)) for piece in pieces]
+            batches = [self._on_device(self._next_batch(), piece, Draws(self.seed)) for piece in pieces]
         finally:
             stream.close()
         self._replaced_names, self._wait_s = [], 0.0  # training reads these samples again, and counts them
@@ -228,23 +230,23 @@ class Trainer:
         # The one draw that may depend on the rank: dropout masks (HOUSE, promise 1).
         self._dropout.manual_seed(
             torch_seed(
-                self.seed, f"{phase.name}/dropout", step=self.step, repeat=repeat, index=self._places(piece).start
+                self.seed, f"{phase.name}/dropout", step=self.step, repeat=repeat, index=self._sample_ids(piece).start
             )
         )
         if not phase.reads_data:
-            return self._placed(None, piece, draws)
+            return self._on_device(None, piece, draws)
         batch = self._next_batch()
         self.position += self.train.batch_size // self.train.accumulate
-        return self._placed(batch, piece, draws)
+        return self._on_device(batch, piece, draws)
 
-    def _places(self, piece: int) -> range:
+    def _sample_ids(self, piece: int) -> range:
         """The places in the global batch of this rank's slice of its `piece`-th microbatch."""
         whole = self.train.batch_size // self.train.accumulate
         share = whole // world.size()
         first = piece * whole + world.rank() * share
         return range(first, first + share)
 
-    def _placed(self, batch: Batch | None, piece: int, draws: Draws) -> Microbatch:
+    def _on_device(self, batch: Batch | None, piece: int, draws: Draws) -> Microbatch:
         """The batch on the device, normalised."""
         images = labels = codes = None
         if batch is not None:
@@ -253,15 +255,15 @@ class Trainer:
                 images = to_images(batch, self.device)
             else:
                 codes = to_codes(batch, self.device)
-        return Microbatch(images, labels, self._places(piece), draws, self.device, self.train.batch_size, codes)
+        return Microbatch(images, labels, self._sample_ids(piece), draws, self.device, self.train.batch_size, codes)
 
     def _next_batch(self) -> Batch:
         self.watchdog.mark("waits for data", patient=self._fetched)
         begin = time.perf_counter()
         try:
             batch = next(self._batches)
-        except UserMistake as mistake:
-            raise OneRanksMistake(f"rank {world.rank()}: {mistake}" if world.size() > 1 else str(mistake)) from None
+        except UserError as mistake:
+            raise RankError(f"rank {world.rank()}: {mistake}" if world.size() > 1 else str(mistake)) from None
         self._wait_s += time.perf_counter() - begin
         self._replaced_names += batch.replaced
         return batch
@@ -289,24 +291,24 @@ class Trainer:
                         f"step {self.step}: " + "  ".join(f"{key} {value:.4g}" for key, value in values.items())
                     )
                 if name == "evaluate" and self.best is not None:
-                    self._judge(self.best, values, tracker)
+                    self._select_checkpoint(self.best, values, tracker)
 
     def _has_observed(self, name: str) -> bool:
         """On the main rank: whether nothing is left of what was due at this step."""
-        judged = name != "evaluate" or self.best is None or self.best.has_judged(self.step)
+        judged = name != "evaluate" or self.best is None or self.best.is_recorded(self.step)
         return judged and self.observers[name].has(self.step)
 
-    def _judge(self, best: Best, values: Mapping[str, float], tracker: Tracker | None) -> None:
+    def _select_checkpoint(self, best: Best, values: Mapping[str, float], tracker: Tracker | None) -> None:
         """Keeps the weights of the best evaluation so far, and warns of one that is far worse."""
-        verdict = world.on_main(partial(best.judge, self.step, values))
+        verdict = world.on_main(partial(best.update, self.step, values))
         if tracker is not None and verdict.warning is not None:
             tracker.warn(self.step, verdict.warning)
         if verdict.best:
             self._save(tracker)
 
     def averaged_networks(self) -> dict[str, nn.Module]:
-        """What the family samples with: the main average of each player that has one, else the network itself."""
-        return {name: self.players[name].averaged_network() for name in self.family.sampled_players}
+        """What the family samples with: the main average of each component that has one, else the network itself."""
+        return {name: self.components[name].averaged_network() for name in self.family.sampled_components}
 
     def _log(self, tracker: Tracker | None) -> None:
         """Fetches what the device has gathered since the last row: the only time that the host waits for it."""
@@ -323,8 +325,8 @@ class Trainer:
         self.wall_s += seconds
         row: dict[str, Any] = {"step": self.step, "images": self.step * self.train.batch_size}
         row |= {"wall": round(self.wall_s, 3)} | values
-        row |= {f"lr/{name}": player.learning_rate for name, player in self.players.items()}
-        waited = [player.waited_s() for player in self.players.values()]
+        row |= {f"lr/{name}": component.learning_rate for name, component in self.components.items()}
+        waited = [component.waited_s() for component in self.components.values()]
         row |= self._throughput.read(seconds, steps, self._wait_s, waited)
         if self.replaced:
             row["data/replaced"] = self.replaced
@@ -341,9 +343,9 @@ class Trainer:
         if skipped <= self.train.nonfinite_updates:
             return
         first = min((meter for meter in self.meters.values() if meter.skipped), key=lambda meter: meter.first_skipped)
-        player = next(phase.player for phase in self.family.phases if phase.name == first.phase)
+        component = next(phase.component for phase in self.family.phases if phase.name == first.phase)
         raise TrainingDiverged(
-            f"step {first.first_skipped}, phase {first.phase}, player {player}: the loss or its gradient was not finite "
+            f"step {first.first_skipped}, phase {first.phase}, component {component}: the loss or its gradient was not finite "
             f"({skipped} updates so far, none of them made; train.nonfinite_updates allows "
             f"{self.train.nonfinite_updates}). The checkpoints are sound. A lower learning rate or a clip_norm, in a new "
             "run, is the usual remedy"
@@ -380,29 +382,29 @@ class Trainer:
             "data": describe(self.index),
         }
 
-        players = {name: player.snapshot() for name, player in self.players.items()}
-        world.on_main(lambda: self._writer.start(self.step, players, state))
+        components = {name: component.snapshot() for name, component in self.components.items()}
+        world.on_main(lambda: self._writer.start(self.step, components, state))
 
     def _begin(self) -> None:
-        """Puts the players into training as the newest whole checkpoint has them; without one the run begins at step 0."""
+        """Puts the components into training as the newest whole checkpoint has them; without one the run begins at step 0."""
         found = world.on_main(self._newest_path)
         saved = checkpoint.opened(found) if found is not None else None
         if saved is None:
             self._initialise()
         else:
             self._take_over(saved)
-        for name, player in self.family.players.items():
+        for name, component in self.family.components.items():
             groups = saved.tensors(name) if saved is not None else None
             if groups is not None:
                 self.networks[name].load_state_dict(groups["weights"])
-            self.players[name] = make_player(
-                self.networks[name], player, self.ema, self.engine, self.train.precision, groups
+            self.components[name] = start_component(
+                self.networks[name], component, self.ema, self.engine, self.train.precision, groups
             )
 
     def _take_over(self, saved: checkpoint.Checkpoint) -> None:
         """The clocks and the meters of a checkpoint."""
         if saved.state["data"]["fingerprint"] != self.index.fingerprint:
-            raise UserMistake(
+            raise UserError(
                 f"{self.index.path}: data.train is not the data that {self.folder.path} was trained on (its shards' "
                 "contents differ); restore them, or train in another folder with run.dir=PATH"
             )

@@ -15,7 +15,7 @@ import torch
 
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.passes import Reading
-from bigtrain.data.read.stream import Sweep
+from bigtrain.data.read.stream import SplitLoader
 from bigtrain.evaluation.metrics.frechet import frechet_distance
 from bigtrain.evaluation.metrics.neighbourhoods import recall
 from bigtrain.families.diffusion.samplers import DiffusionSamplingOptions
@@ -37,8 +37,8 @@ def main() -> None:
     train, validation = find_splits(model.recipe.data)
     reading = Reading(batch=100, workers=0)
     features = find_classifier(train, validation, "features", reading, device)
-    judge = find_classifier(train, validation, "judge", reading, device)
-    sweep = Sweep(train, rank=0, world=1, batch=100, workers=0)
+    judge = find_classifier(train, validation, "evaluator", reading, device)
+    sweep = SplitLoader(train, rank=0, world=1, batch=100, workers=0)
     real = torch.cat([features(pictures(batch, device)).features for _, batch in sweep]).double().cpu()
 
     results: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}

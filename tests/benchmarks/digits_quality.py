@@ -13,7 +13,7 @@ import torch
 
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.passes import Reading
-from bigtrain.data.read.stream import Sweep
+from bigtrain.data.read.stream import SplitLoader
 from bigtrain.evaluation.metrics.frechet import frechet_distance
 from bigtrain.evaluation.metrics.neighbourhoods import recall
 from bigtrain.features.classifier import find_classifier
@@ -30,9 +30,9 @@ def main() -> None:
     train, validation = images_behind(train), images_behind(validation)
     reading = Reading(batch=100, workers=0)
     features = find_classifier(train, validation, "features", reading, device)
-    judge = find_classifier(train, validation, "judge", reading, device)
+    judge = find_classifier(train, validation, "evaluator", reading, device)
 
-    sweeps = (Sweep(index, rank=0, world=1, batch=100, workers=0) for index in (train, validation))
+    sweeps = (SplitLoader(index, rank=0, world=1, batch=100, workers=0) for index in (train, validation))
     real = torch.cat([features(pictures(batch, device)).features for sweep in sweeps for _, batch in sweep]).numpy()
     half = len(real) // 2
     sampler = model.sampler(seed=0)

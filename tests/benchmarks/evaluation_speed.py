@@ -31,7 +31,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import Sweep
+from bigtrain.data.read.stream import SplitLoader
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.sources import list_folder
 from bigtrain.evaluation.metrics.definitions import frechet
@@ -55,7 +55,7 @@ def ours(index: Index, mode: str, workers: int) -> float:
     rows = MODES[mode].resize(32, SIDE).float()
     resize = Resize(rows, rows, 0.0, 255.0)
     moments = Moments(FEATURES)
-    for _, batch in Sweep(index, rank=0, world=1, batch=100, workers=workers, limit=PICTURES):
+    for _, batch in SplitLoader(index, rank=0, world=1, batch=100, workers=workers, limit=PICTURES):
         pieces = batch.images.permute(0, 3, 1, 2).split(PIECE_ON_CPU)
         moments.add(torch.cat([no_network(resize(piece.float())) for piece in pieces]))
     return float(moments.covariance().trace())

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/saving.py [RECIPE] [ROUNDS]
 
-Builds the recipe's players with their optimizers and averages, makes no step, and saves them to a temporary folder.
+Builds the recipe's components with their optimizers and averages, makes no step, and saves them to a temporary folder.
 """
 
 import statistics
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from bigtrain.families.family import Problem, build_network
+from bigtrain.families.family import DataSpec, build_network
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import load_recipe
 from bigtrain.runs import checkpoint
 from bigtrain.training.checkpoint_writer import CheckpointWriter
-from bigtrain.training.engine.component import TrainedPlayer, place
-from bigtrain.training.engine.start import make_player
+from bigtrain.training.engine.component import ComponentTrainer, to_device
+from bigtrain.training.engine.start import start_component
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -29,23 +29,23 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def players_of(path: str, device: torch.device) -> dict[str, TrainedPlayer]:
+def players_of(path: str, device: torch.device) -> dict[str, ComponentTrainer]:
     recipe = load_recipe(path)
-    family = make_family(recipe, Problem(recipe.data.image_size, ("a",) * 10, (1,) * 10))
-    players = {}
-    for name, player in family.players.items():
-        network = place(build_network(family, name, 0), device, recipe.engine)
-        players[name] = make_player(network, player, recipe.ema, recipe.engine, "fp32", None)
+    family = make_family(recipe, DataSpec(recipe.data.image_size, ("a",) * 10, (1,) * 10))
+    components = {}
+    for name, component in family.components.items():
+        network = to_device(build_network(family, name, 0), device, recipe.engine)
+        components[name] = start_component(network, component, recipe.ema, recipe.engine, "fp32", None)
         one = sum(parameter.sum() * 0 for parameter in network.parameters())
-        players[name].start_update()
-        players[name].backward(one, last=True)
-        players[name].update(0, torch.tensor(True, device=device))  # so that there are moments
-    return players
+        components[name].start_update()
+        components[name].backward(one, last=True)
+        components[name].update(0, torch.tensor(True, device=device))  # so that there are moments
+    return components
 
 
 def main(path: str, rounds: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    players = players_of(path, device)
+    components = players_of(path, device)
     copies, stops, writes = [], [], []
     for step in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def main(path: str, rounds: int) -> None:
             snapshots = {}
 
             def copy(into: dict = snapshots) -> None:
-                into |= {name: player.snapshot() for name, player in players.items()}
+                into |= {name: component.snapshot() for name, component in components.items()}
 
             copies.append(seconds(copy))
             stops.append(copies[-1] + seconds(lambda w=writer, s=snapshots, n=step: w.start(n, s, {"step": n})))

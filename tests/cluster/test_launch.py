@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from bigtrain.cluster import launch
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 TWO_NODES = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 
@@ -65,5 +65,5 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserMistake, match="started 4 processes on a node with 2 GPUs"):
+    with pytest.raises(UserError, match="started 4 processes on a node with 2 GPUs"):
         launch.join_world("fp32")

@@ -25,7 +25,7 @@ from bigtrain.cluster.slurm import (
     write_script,
 )
 from bigtrain.cluster.sweep import combinations, run_folder
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 NASTY = "\"'`$;|&<>(){}[]*?!#~%\\=: é"
 
@@ -95,20 +95,20 @@ def test_a_value_that_slurm_could_misread_stands_in_its_own_kind_of_quotes(tmp_p
     assert '#SBATCH --account="a \\"b\\\\c\\" #d"' in script.splitlines()
     percent = render(job_in(tmp_path, tmp_path, folder=Path("/runs/100%j/slurm")), ONE)
     assert "#SBATCH --output=/runs/100%%j/slurm/%j.out" in percent.splitlines()
-    with pytest.raises(UserMistake, match=r"run\.dir.*backslash"):
+    with pytest.raises(UserError, match=r"run\.dir.*backslash"):
         render(job_in(tmp_path, tmp_path, folder=Path("/runs/a\\b/slurm")), ONE)
 
 
 @pytest.mark.parametrize("field", ["partition", "time", "account", "qos", "mem"])
 @pytest.mark.parametrize("value", ["a\n#SBATCH --uid=0", "a\x1b[2J", "a\r", ""])
 def test_a_newline_or_a_control_character_is_refused_with_the_flag(field: str, value: str) -> None:
-    with pytest.raises(UserMistake, match=f"^--{field}: must be printable text on one line"):
+    with pytest.raises(UserError, match=f"^--{field}: must be printable text on one line"):
         read_options(None, {"gpus_per_node": 1, field: value})
 
 
 def test_newlines_in_paths_and_overrides_are_refused(tmp_path: Path) -> None:
     for changed in ({"recipe": Path("/a\nb.yaml")}, {"overrides": ["a.b=1\n2"]}, {"tasks": [["a.b=1\n2"]]}):
-        with pytest.raises(UserMistake, match="newline or a control character"):
+        with pytest.raises(UserError, match="newline or a control character"):
             render(job_in(tmp_path, tmp_path, **changed), ONE)
 
 
@@ -117,9 +117,9 @@ def test_only_directives_of_the_list_are_taken(tmp_path: Path) -> None:
     lines = render(job_in(tmp_path, tmp_path), options).splitlines()
     assert '#SBATCH --constraint="a100&ib"' in lines
     assert "#SBATCH --exclusive" in lines
-    with pytest.raises(UserMistake, match="'wrap' is not among those that may be given: begin"):
+    with pytest.raises(UserError, match="'wrap' is not among those that may be given: begin"):
         read_options(None, {"gpus_per_node": 1, "directives": {"wrap": "rm"}})
-    with pytest.raises(UserMistake, match=r"^--directive comment: must be printable"):
+    with pytest.raises(UserError, match=r"^--directive comment: must be printable"):
         read_options(None, {"gpus_per_node": 1, "directives": {"comment": "a\nb"}})
 
 
@@ -143,13 +143,13 @@ def test_a_sites_defaults_stand_behind_the_flags_and_are_checked(tmp_path: Path)
         "a: [": f"^{site}: not a YAML file",
     }.items():
         site.write_text(text)
-        with pytest.raises(UserMistake, match=sentence):
+        with pytest.raises(UserError, match=sentence):
             read_options(site, {"gpus_per_node": 1})
-    with pytest.raises(UserMistake, match="cannot read the site's defaults"):
+    with pytest.raises(UserError, match="cannot read the site's defaults"):
         read_options(tmp_path / "gone.yaml", {})
-    with pytest.raises(UserMistake, match="--gpus-per-node is missing"):
+    with pytest.raises(UserError, match="--gpus-per-node is missing"):
         read_options(None, {})
-    with pytest.raises(UserMistake, match="one process a GPU; leave it out"):
+    with pytest.raises(UserError, match="one process a GPU; leave it out"):
         read_options(None, {"gpus_per_node": 2, "processes_per_node": 4})
 
 
@@ -288,10 +288,10 @@ def test_sbatch_gets_the_script_and_its_refusal_is_handed_on(
     assert submit(script) == "17"
     assert (tmp_path / "seen.sbatch").read_text() == f"--parsable {script}\n"
     monkeypatch.setenv("REFUSE", "sbatch: error: invalid partition specified: x")
-    with pytest.raises(UserMistake, match=r"sbatch refuses .*: sbatch: error: invalid partition specified: x"):
+    with pytest.raises(UserError, match=r"sbatch refuses .*: sbatch: error: invalid partition specified: x"):
         submit(script)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserMistake, match=r"sbatch cannot be run here.*--dry-run"):
+    with pytest.raises(UserError, match=r"sbatch cannot be run here.*--dry-run"):
         submit(script)
 
 
@@ -326,5 +326,5 @@ def test_a_sweep_is_every_combination_in_a_folder_of_its_own() -> None:
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(sweeps: list[str], sentence: str) -> None:
-    with pytest.raises(UserMistake, match=f"^--sweep: .*{sentence}"):
+    with pytest.raises(UserError, match=f"^--sweep: .*{sentence}"):
         combinations(sweeps)

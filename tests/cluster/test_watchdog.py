@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bigtrain.cluster import watchdog
-from bigtrain.cluster.watchdog import Beat, Peers, Watchdog, judge
+from bigtrain.cluster.watchdog import Beat, Peers, Watchdog, diagnose
 from tests.runs_of import ROOT, environment
 
 LIMIT_S = 0.5
@@ -74,46 +74,46 @@ def beat(rank: int, *, number: int = 9, marks: int = 5, idle_s: float = 400.0, p
 
 
 def test_the_rank_with_the_least_progress_is_named_with_its_place() -> None:
-    behind = beat(1, marks=4, place="step 7, phase critic: waits for data")
+    behind = beat(1, marks=4, activity="step 7, phase critic: waits for data")
     beats = [beat(0), behind, beat(2)]
-    verdict = judge([beat(rank, number=8) for rank in range(3)], beats, 20)
-    assert verdict is not None
-    assert verdict.ranks == {1}
-    assert "rank 1 (process 101 on node1) is behind" in verdict.text
-    assert "step 7, phase critic: waits for data for 400 s" in verdict.text
+    diagnosis = diagnose([beat(rank, number=8) for rank in range(3)], beats, 20)
+    assert diagnosis is not None
+    assert diagnosis.ranks == {1}
+    assert "rank 1 (process 101 on node1) is behind" in diagnosis.text
+    assert "step 7, phase critic: waits for data for 400 s" in diagnosis.text
 
 
 def test_a_rank_that_waits_for_one_within_its_own_limit_waits_on() -> None:
     """That one compiles, or evaluates: it has the long limit, the others wait for it at a place with the short one."""
-    assert judge([beat(0, number=8), beat(1, number=8)], [beat(0), beat(1, marks=4, idle_s=200)], 20) is None
+    assert diagnose([beat(0, number=8), beat(1, number=8)], [beat(0), beat(1, marks=4, idle_s=200)], 20) is None
 
 
 def test_a_rank_whose_beat_stands_still_is_named_whatever_its_progress() -> None:
-    verdict = judge([beat(0, number=8), beat(1, marks=6)], [beat(0), beat(1, marks=6, idle_s=1)], 20)
-    assert verdict is not None
-    assert verdict.ranks == {1}
-    assert "no sign of life for at least 20 s" in verdict.text
+    diagnosis = diagnose([beat(0, number=8), beat(1, marks=6)], [beat(0), beat(1, marks=6, idle_s=1)], 20)
+    assert diagnosis is not None
+    assert diagnosis.ranks == {1}
+    assert "no sign of life for at least 20 s" in diagnosis.text
 
 
 def test_a_rank_that_never_came_is_named() -> None:
-    verdict = judge([beat(0, number=8), None], [beat(0), None], 20)
-    assert verdict is not None
-    assert verdict.text == "rank 1 has not come to the training loop"
+    diagnosis = diagnose([beat(0, number=8), None], [beat(0), None], 20)
+    assert diagnosis is not None
+    assert diagnosis.text == "rank 1 has not come to the training loop"
 
 
 def test_no_rank_is_blamed_where_all_are_at_the_same_place() -> None:
-    verdict = judge([beat(0, number=8), beat(1, number=8)], [beat(0), beat(1)], 20)
-    assert verdict is not None
-    assert "none is behind the others" in verdict.text
-    assert verdict.ranks == {0, 1}
-    assert "stood still first" not in verdict.text
+    diagnosis = diagnose([beat(0, number=8), beat(1, number=8)], [beat(0), beat(1)], 20)
+    assert diagnosis is not None
+    assert "none is behind the others" in diagnosis.text
+    assert diagnosis.ranks == {0, 1}
+    assert "stood still first" not in diagnosis.text
 
 
 def test_where_ranks_make_no_marks_the_first_to_stand_still_is_named() -> None:
     """In an evaluation: one rank hangs in its share, the others finish theirs and wait."""
-    verdict = judge([beat(0, number=8), beat(1, number=8)], [beat(0, idle_s=310), beat(1, idle_s=390)], 20)
-    assert verdict is not None
-    assert "rank 1 (process 101 on node1) stood still first, 80 s before the last" in verdict.text
+    diagnosis = diagnose([beat(0, number=8), beat(1, number=8)], [beat(0, idle_s=310), beat(1, idle_s=390)], 20)
+    assert diagnosis is not None
+    assert "rank 1 (process 101 on node1) stood still first, 80 s before the last" in diagnosis.text
 
 
 def test_asking_whether_to_stop_is_a_sign_of_life(store: Dictionary) -> None:
@@ -130,10 +130,10 @@ def test_asking_whether_to_stop_is_a_sign_of_life(store: Dictionary) -> None:
 
 def test_a_thousand_ranks_make_a_message_that_can_be_read() -> None:
     before = [beat(0, number=8), *(beat(rank) for rank in range(1, 1000))]
-    verdict = judge(before, [beat(rank) for rank in range(1000)], 20)
-    assert verdict is not None
-    assert verdict.text.count("\n") == 8
-    assert verdict.text.endswith("and 991 more")
+    diagnosis = diagnose(before, [beat(rank) for rank in range(1000)], 20)
+    assert diagnosis is not None
+    assert diagnosis.text.count("\n") == 8
+    assert diagnosis.text.endswith("and 991 more")
 
 
 @pytest.mark.usefixtures("short_last_words")

@@ -10,9 +10,9 @@ from sklearn.datasets import load_digits
 
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import Sweep
+from bigtrain.data.read.stream import SplitLoader
 from bigtrain.data.splits import find_index
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def images_of(index: Index) -> list[tuple[int, bytes]]:
-    batches = [batch for _, batch in Sweep(index, rank=0, world=1, batch=100, workers=0)]
+    batches = [batch for _, batch in SplitLoader(index, rank=0, world=1, batch=100, workers=0)]
     return sorted(
         (label, image.numpy().tobytes())
         for batch in batches
@@ -65,12 +65,12 @@ def test_ranks_at_once_do_not_harm_each_other(cache: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("BIGTRAIN_CACHE", os.fspath(tmp_path / "file"))
-    with pytest.raises(UserMistake, match=r"file/.*cannot be written.*set BIGTRAIN_CACHE"):
+    with pytest.raises(UserError, match=r"file/.*cannot be written.*set BIGTRAIN_CACHE"):
         digits_index("train", 8)
 
 
 def test_a_damaged_cache_is_named(cache: Path) -> None:
     folder = digits_index("train", 8).parent
     os.truncate(folder / "train-000000.tar", 1024)
-    with pytest.raises(UserMistake, match=r"data\.train: .*train-000000\.tar.* 1024 bytes.*remove the folder"):
+    with pytest.raises(UserError, match=r"data\.train: .*train-000000\.tar.* 1024 bytes.*remove the folder"):
         find_index("digits", "train", 8)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bigtrain.data.index import FORMAT_VERSION, Index
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 Make = Callable[..., Index]
 
@@ -67,7 +67,7 @@ def test_a_damaged_index_is_refused(numbered_shards: Make, damage: Callable[[dic
     value = json.loads(path.read_text())
     damage(value)
     path.write_text(json.dumps(value))
-    with pytest.raises(UserMistake, match=r"train\.json: the index is damaged .*launch/shard\.py"):
+    with pytest.raises(UserError, match=r"train\.json: the index is damaged .*launch/shard\.py"):
         Index.read(path)
 
 
@@ -86,16 +86,14 @@ def test_a_damaged_index_is_refused(numbered_shards: Make, damage: Callable[[dic
 def test_what_is_no_index_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "train.json"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserMistake, match=rf"train\.json: {words}"):
+    with pytest.raises(UserError, match=rf"train\.json: {words}"):
         Index.read(path)
 
 
 def test_an_absent_index_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserMistake, match=r"none\.json: there is no index here; .*launch/shard\.py SOURCE OUT --size N"
-    ):
+    with pytest.raises(UserError, match=r"none\.json: there is no index here; .*launch/shard\.py SOURCE OUT --size N"):
         Index.read(tmp_path / "none.json")
-    with pytest.raises(UserMistake, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
         Index.read(tmp_path)
 
 

@@ -21,10 +21,10 @@ import pytest
 from bigtrain.data import remote
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
-from bigtrain.data.read.stream import Stream, Sweep
+from bigtrain.data.read.stream import SplitLoader, Stream
 from bigtrain.data.remote import Origin, RemoteOptions, beside, receive
 from bigtrain.data.splits import find_index
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from tests.data.conftest import make_numbered_shards
 from tests.data.faulty_server import Choose, now_and_then, serving
 from tests.data.read.test_stream import numbers_of
@@ -51,7 +51,7 @@ def open_at(url: str, given: RemoteOptions) -> Index:
 
 def seen(index: Index, steps: int, microbatch: int = 5, **given: Any) -> list[list[int]]:
     """The sample numbers of each step of a stream."""
-    wanted = {"train": index.where, "image_size": 4, "workers": 0, "window_shards": 2, **given}
+    wanted = {"train": index.where, "image_size": 4, "workers": 0, "shuffle_shards": 2, **given}
     stream = Stream(index, DataOptions.model_validate(wanted), 3, rank=0, world=1, microbatch=microbatch)
     try:
         return [numbers_of(next(stream).images) for _ in range(steps)]
@@ -66,7 +66,7 @@ def test_the_order_is_that_of_shards_here(shards: Path, tmp_path: Path, capsys: 
         assert f"train.json are fetched to {tmp_path / 'kept'} as they are needed" in capsys.readouterr().err
         assert there.fingerprint == here.fingerprint
         assert seen(there, 9) == seen(here, 9)
-        sweep = Sweep(there, rank=0, world=1, batch=4, workers=0)
+        sweep = SplitLoader(there, rank=0, world=1, batch=4, workers=0)
         assert [n for _, batch in sweep for n in numbers_of(batch.images)] == list(range(17))
         assert {path: times for path, times in server.requests.items() if path.endswith(".tar")} == {
             shard.name: 1 for shard in here.shards
@@ -89,7 +89,7 @@ def one_run(seed: int, folder: Path) -> None:
 
 
 def numbers_from(index: Index, position: int, microbatch: int, steps: int) -> list[int]:
-    data = DataOptions.model_validate({"train": index.where, "image_size": 4, "workers": 0, "window_shards": 2})
+    data = DataOptions.model_validate({"train": index.where, "image_size": 4, "workers": 0, "shuffle_shards": 2})
     stream = Stream(index, data, 3, rank=0, world=1, microbatch=microbatch, position=position)
     numbers = [number for _ in range(steps) for number in numbers_of(next(stream).images)]
     stream.close()
@@ -160,7 +160,7 @@ def test_a_download_that_fails_in_the_end_is_one_sentence_with_key_url_and_reaso
     with serving(shards, choose, ranges=False) as server:
         given = options(tmp_path / "kept", retries=2, prefetch_shards=0, timeout_s=0.1)
         index = open_at(f"{server.url}/train.json?token=secret", given)
-        with pytest.raises(UserMistake, match=words) as raised:
+        with pytest.raises(UserError, match=words) as raised:
             seen(index, 4)
         assert str(raised.value).startswith(f"data.train: {server.url}/train-000002.tar: the shard ")
         assert "secret" not in str(raised.value)
@@ -170,9 +170,9 @@ def test_a_download_that_fails_in_the_end_is_one_sentence_with_key_url_and_reaso
 
 def test_an_index_that_is_not_there_or_none_names_its_url(shards: Path) -> None:
     with serving(shards) as server:
-        with pytest.raises(UserMistake, match=rf"data.train: {server.url}/no.json: the index .*HTTP 404"):
+        with pytest.raises(UserError, match=rf"data.train: {server.url}/no.json: the index .*HTTP 404"):
             find_index(f"{server.url}/no.json", "train", 4)
-        with pytest.raises(UserMistake, match=rf"{server.url}/train-000000.tar: not an index"):
+        with pytest.raises(UserError, match=rf"{server.url}/train-000000.tar: not an index"):
             find_index(f"{server.url}/train-000000.tar", "train", 4)
 
 
@@ -216,10 +216,10 @@ def test_an_index_without_end_is_refused(shards: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr("bigtrain.data.index.MOST_BYTES", 1000)
     words = "the index cannot be fetched: it has more than 1000 bytes, the most that are taken"
     with serving(shards) as server:
-        with pytest.raises(UserMistake, match=words):
+        with pytest.raises(UserError, match=words):
             open_at(f"{server.url}/train.json", options(tmp_path / "kept"))
         assert server.requests["train.json"] == 1
-    with pytest.raises(UserMistake, match=words):
+    with pytest.raises(UserError, match=words):
         open_at("pipe:cat /dev/zero", options(tmp_path / "kept", allow_pipe=True))
 
 
@@ -227,7 +227,7 @@ def test_a_host_that_is_not_there_is_one_sentence() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/train.json"
-        with pytest.raises(UserMistake, match=rf"data.train: {url}: .* in 2 attempts; .*ConnectionRefusedError"):
+        with pytest.raises(UserError, match=rf"data.train: {url}: .* in 2 attempts; .*ConnectionRefusedError"):
             find_index(url, "train", 4, remote=RemoteOptions(retries=1, timeout_s=0.3))
 
 
@@ -264,24 +264,24 @@ def test_an_index_from_afar_cannot_name_files_of_this_machine(shards: Path, tmp_
     (shards / "train.json").write_text(json.dumps(value))
     with (
         serving(shards) as server,
-        pytest.raises(UserMistake, match=r"the index is damaged .*is not the name of a shard"),
+        pytest.raises(UserError, match=r"the index is damaged .*is not the name of a shard"),
     ):
         open_at(f"{server.url}/train.json", options(tmp_path / "kept"))
 
 
 @pytest.mark.parametrize("name", ["file:///etc/passwd", "ftp://host/x.tar", "simplecache::s3://b/x.tar"])
 def test_other_schemes_are_refused_in_an_index_and_in_a_recipe(shards: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserMistake, match=r"data.train: .* cannot be read; give a path, or one of http://"):
+    with pytest.raises(UserError, match=r"data.train: .* cannot be read; give a path, or one of http://"):
         open_at(name, options(tmp_path / "kept"))
     here = Index.read(shards / "train.json")
     renamed = dataclasses.replace(here.shards[0], name=name)
     dataclasses.replace(here, shards=(renamed, *here.shards[1:])).write()
-    with serving(shards) as server, pytest.raises(UserMistake, match=r"cannot be read; give a path, or one of http://"):
+    with serving(shards) as server, pytest.raises(UserError, match=r"cannot be read; give a path, or one of http://"):
         open_at(f"{server.url}/train.json", options(tmp_path / "kept"))
 
 
 def test_an_address_that_is_none_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserMistake, match=r"data.train: http://\[::1/train.json: Invalid IPv6 URL"):
+    with pytest.raises(UserError, match=r"data.train: http://\[::1/train.json: Invalid IPv6 URL"):
         open_at("http://[::1/train.json", options(tmp_path / "kept"))
 
 
@@ -300,7 +300,7 @@ def test_pipes_are_refused_unless_the_recipe_allows_them(shards: Path, tmp_path:
     mark = tmp_path / "ran"
     piped(shards, f"touch {mark} {{}}")
     for where in (str(shards / "train.json"), f"pipe:touch {mark}"):
-        with pytest.raises(UserMistake, match=r"data.train: pipe:touch .* data.remote.allow_pipe=true"):
+        with pytest.raises(UserError, match=r"data.train: pipe:touch .* data.remote.allow_pipe=true"):
             open_at(where, options(tmp_path / "kept"))
     assert not mark.exists()
 
@@ -341,7 +341,7 @@ def test_a_pipe_is_read_where_more_files_are_open_than_select_knows(shards: Path
 )
 def test_a_pipe_that_fails_is_named(shards: Path, tmp_path: Path, command: str, words: str) -> None:
     piped(shards, command)
-    with pytest.raises(UserMistake, match=words):
+    with pytest.raises(UserError, match=words):
         seen(open_at(str(shards / "train.json"), options(tmp_path, allow_pipe=True, retries=0, timeout_s=0.2)), 1)
 
 
@@ -356,7 +356,7 @@ def test_a_data_set_on_the_hub_is_read_by_its_plain_address(
         index = open_at("hf://datasets/owner/name@v1/sub/train.json", options(tmp_path / "kept"))
         assert seen(index, 5) == seen(find_index(str(shards / "train.json"), "train", 4), 5)
         assert server.logins == {"Bearer hf_secret"}
-    with pytest.raises(UserMistake, match="not of the form hf://datasets/OWNER/NAME"):
+    with pytest.raises(UserError, match="not of the form hf://datasets/OWNER/NAME"):
         open_at("hf://owner/name", options(tmp_path / "kept"))
 
 
@@ -395,7 +395,7 @@ def test_an_s3_compatible_store_is_read(
     assert seen(index, 7, workers=2) == seen(here, 7)
     shutil.rmtree(tmp_path / "kept")
     assert seen(index, 7) == seen(here, 7)
-    with pytest.raises(UserMistake, match=r"s3://bucket/none.json: the index cannot be fetched: S3 has no such object"):
+    with pytest.raises(UserError, match=r"s3://bucket/none.json: the index cannot be fetched: S3 has no such object"):
         open_at("s3://bucket/none.json", given)
     part = (shards / "train-000001.tar").read_bytes()
     with tempfile.TemporaryFile() as file:  # begun by an attempt that broke off
@@ -407,5 +407,5 @@ def test_an_s3_compatible_store_is_read(
 
 def test_without_s3fs_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserMistake, match=r"data.train: s3://b/t.json: .* pip install 'bigtrain\[s3\]'"):
+    with pytest.raises(UserError, match=r"data.train: s3://b/t.json: .* pip install 'bigtrain\[s3\]'"):
         open_at("s3://b/t.json", options(tmp_path))

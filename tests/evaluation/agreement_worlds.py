@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from bigtrain.cluster import world
-from bigtrain.data.read.stream import dealt
+from bigtrain.data.read.stream import rank_share
 from bigtrain.evaluation.metrics.frechet import frechet_distance
 from bigtrain.evaluation.metrics.moments import Moments
 from bigtrain.features.opening import open_features
@@ -36,7 +36,7 @@ def moments_of(folder: str, name: str, weights: str) -> Moments:
     paths = sorted(Path(folder).glob("*.png"))
     features = open_features(name, weights, 32, CPU)
     moments = Moments(features.dimensions)
-    mine = dealt(np.arange(len(paths)), world.rank(), world.size())
+    mine = rank_share(np.arange(len(paths)), world.rank(), world.size())
     for start in range(0, len(mine), BATCH):
         pixels = np.stack([np.asarray(Image.open(paths[number])) for number in mine[start : start + BATCH]])
         moments.add(features(torch.from_numpy(pixels).permute(0, 3, 1, 2)).features)

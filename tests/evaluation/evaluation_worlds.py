@@ -16,8 +16,8 @@ from torch import Tensor
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import gather_by_number, gather_rows, on_main, together
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import Sweep
-from bigtrain.errors import UserMistake
+from bigtrain.data.read.stream import SplitLoader
+from bigtrain.errors import UserError
 from bigtrain.evaluation.evaluate import evaluate
 from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.images import Drawn
@@ -37,7 +37,7 @@ class RealDigits:
     """A perfect model, but for a shift of brightness: sample i of class c is a real image of class c."""
 
     def __init__(self, index: Index, darker: int = 0) -> None:
-        sweep = Sweep(index, rank=0, world=1, batch=index.samples, workers=0)
+        sweep = SplitLoader(index, rank=0, world=1, batch=index.samples, workers=0)
         ((_, batch),) = sweep
         self.images = batch.images.permute(0, 3, 1, 2)
         self.by_class = [np.flatnonzero(index.labels == number) for number in range(len(index.classes))]
@@ -122,7 +122,7 @@ def scenarios(train: str, features: str) -> dict[str, Any]:
         return evaluate_draws(draw, index, None, options, should_stop=should_stop)
 
     def mistaken(indices: np.ndarray, labels: Tensor) -> Tensor:
-        raise UserMistake("the last rank is mistaken")
+        raise UserError("the last rank is mistaken")
 
     digits = RealDigits(index)
     evaluation(digits)
@@ -149,14 +149,14 @@ def scenarios(train: str, features: str) -> dict[str, Any]:
 
 
 def gathered_onto_a_full_disk(features: ClassFeatures) -> None:
-    with mock.patch.object(ClassFeatures, "add", side_effect=UserMistake("the disk is full")):
+    with mock.patch.object(ClassFeatures, "add", side_effect=UserError("the disk is full")):
         features.gathered(CPU)
 
 
 def message_of(work: Any) -> str:
     try:
         work()
-    except UserMistake as mistake:
+    except UserError as mistake:
         return str(mistake)
     return "no mistake"
 

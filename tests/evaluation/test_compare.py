@@ -7,7 +7,7 @@ import statistics
 import pytest
 from PIL import Image
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.evaluation.compare import Cell, compare, repeated, share
 
 
@@ -62,7 +62,7 @@ def test_a_step_that_was_evaluated_in_several_ways_has_a_row_for_each(run, capsy
     """Named by as few keys as tell them apart; seeds of one way are still one row, and a seed counts once."""
     place = run / "evaluations"
     write(place / "step_00000020_b.json", step=20, fid=2.0, accuracy=0.9, features="b")
-    write(place / "step_00000020_c.json", step=20, fid=3.0, accuracy=0.9, features="b", further={"samples": 500})
+    write(place / "step_00000020_c.json", step=20, fid=3.0, accuracy=0.9, features="b", extra={"samples": 500})
     write(place / "step_00000020_d.json", step=20, fid=4.0, accuracy=0.9)
     compare([run], None, None)
     out, err = capsys.readouterr()
@@ -79,8 +79,8 @@ def test_a_step_that_was_evaluated_in_several_ways_has_a_row_for_each(run, capsy
 def test_what_only_one_row_measured_makes_no_other_protocol(tmp_path, capsys):
     place = tmp_path / "run" / "evaluations"
     write(place / "step_00000010.json", fid=4.0)
-    write(place / "step_00000010_x.json", kid=0.5, further={"kid": {"subsets": 100}})
-    write(tmp_path / "other.json", kid=0.6, further={"kid": {"subsets": 50}})
+    write(place / "step_00000010_x.json", kid=0.5, extra={"kid": {"subsets": 100}})
+    write(tmp_path / "other.json", kid=0.6, extra={"kid": {"subsets": 50}})
     compare([tmp_path / "run"], None, None)
     out, err = capsys.readouterr()
     assert [row.split()[1:4] for row in out.splitlines()[1:]] == [
@@ -95,7 +95,7 @@ def test_what_only_one_row_measured_makes_no_other_protocol(tmp_path, capsys):
 def test_ways_that_differ_in_more_than_their_metrics_are_not_named_by_a_list_of_these(tmp_path, capsys):
     place = tmp_path / "run" / "evaluations"
     write(place / "step_00000010.json", fid=4.0)
-    write(place / "step_00000010_x.json", fid=5.0, kid=0.5, further={"samples": 500, "kid": {"subsets": 100}})
+    write(place / "step_00000010_x.json", fid=5.0, kid=0.5, extra={"samples": 500, "kid": {"subsets": 100}})
     compare([tmp_path / "run"], None, None)
     assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["(samples=100)", "(samples=500)"]
 
@@ -154,5 +154,5 @@ def test_what_is_no_evaluation_is_refused(run, tmp_path):
     (tmp_path / "a.json").write_text("[]")
     (tmp_path / "b.json").write_text("nonsense")
     for place, sentence in (("empty", "has no evaluations"), ("a.json", "no protocol"), ("b.json", "not the JSON")):
-        with pytest.raises(UserMistake, match=sentence):
+        with pytest.raises(UserError, match=sentence):
             compare([tmp_path / place], None, None)

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from bigtrain.cluster.passes import Reading
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import dealt
-from bigtrain.errors import UserMistake
+from bigtrain.data.read.stream import rank_share
+from bigtrain.errors import UserError
 from bigtrain.evaluation.held_out import measure_rfid
 from bigtrain.evaluation.metrics.definitions import DEFAULT_METRICS, METRICS, SampleMetricName
 from bigtrain.evaluation.options import EvaluationOptions
@@ -100,7 +100,7 @@ def test_several_ranks_find_in_a_folder_what_one_process_finds(ranks, train, scr
 
 def test_the_protocol_does_not_depend_on_the_world(ranks, alone):
     for seen in ranks:
-        protocol = {**seen["result"]["protocol"], "judge": alone["protocol"]["judge"]}
+        protocol = {**seen["result"]["protocol"], "evaluator": alone["protocol"]["evaluator"]}
         assert protocol == alone["protocol"]
 
 
@@ -111,7 +111,7 @@ def test_every_rank_has_the_same_result_and_the_same_classifier(ranks):
 
 
 def test_each_sample_is_drawn_once(ranks):
-    shares = [len(dealt(np.arange(SAMPLES), rank, len(ranks))) for rank in range(len(ranks))]
+    shares = [len(rank_share(np.arange(SAMPLES), rank, len(ranks))) for rank in range(len(ranks))]
     drawn = [index for seen, share in zip(ranks, shares, strict=True) for index in seen["drawn"][:share]]
     assert sorted(drawn) == list(range(SAMPLES))
 
@@ -183,7 +183,7 @@ def test_accuracy_alone_needs_no_feature_network(train):
 def test_only_what_is_asked_for_is_measured(train, script):
     result = run(train, EvaluationOptions(metrics=("fid",), samples=50, features=script))
     assert set(result) == {"fid", "protocol"}
-    assert not {"judge", "recall", "real_fid"} & set(result["protocol"])
+    assert not {"evaluator", "recall", "real_fid"} & set(result["protocol"])
 
 
 def test_the_protocol_says_what_the_numbers_depend_on(alone, train, script):
@@ -204,7 +204,7 @@ def test_the_protocol_says_what_the_numbers_depend_on(alone, train, script):
         "samples": 1497,
         "fingerprint": index.fingerprint,
     }
-    assert 0.5 < protocol["judge"]["held_out_accuracy"] <= 1
+    assert 0.5 < protocol["evaluator"]["held_out_accuracy"] <= 1
     assert protocol["recall"] == {"neighbours": 3, "real": SAMPLES, "fake": SAMPLES}
     assert protocol["real_fid"] == {"images_a_side": SAMPLES}
     assert protocol["images"] == {"kind": "drawn", "quantisation": "round"}
@@ -218,7 +218,7 @@ def test_the_reference_may_be_the_validation_split(train, script):
     protocol = run(train, options, validation=validation)["protocol"]
     assert (protocol["reference"]["split"], protocol["reference"]["samples"]) == ("validation", 300)
     assert protocol["real_fid"] == {"images_a_side": 150}, "half of a reference smaller than twice the samples"
-    with pytest.raises(UserMistake, match=r"evaluation\.reference.*data\.validation"):
+    with pytest.raises(UserError, match=r"evaluation\.reference.*data\.validation"):
         run(train, options, validation=None)
 
 
@@ -244,7 +244,7 @@ def test_features_that_are_not_finite_are_an_error(train, tmp_path):
         warnings.simplefilter("ignore")
         torch.jit.script(NotFinite()).save(path)
     options = EvaluationOptions(metrics=("fid",), samples=20, features=str(path))
-    with pytest.raises(UserMistake, match=r"not_finite\.pt gave features of the samples that are not finite"):
+    with pytest.raises(UserError, match=r"not_finite\.pt gave features of the samples that are not finite"):
         run(train, options, lambda indices, labels: torch.zeros(len(indices), 3, 8, 8, dtype=torch.uint8))
 
 
@@ -257,7 +257,7 @@ def test_few_samples_are_warned_of(train, script, caplog):
 
 
 def test_recall_needs_more_samples_than_neighbours(train, script):
-    with pytest.raises(UserMistake, match=r"evaluation\.samples: recall needs more images than neighbours"):
+    with pytest.raises(UserError, match=r"evaluation\.samples: recall needs more images than neighbours"):
         run(train, EvaluationOptions(samples=3, metrics=("recall",), features=script))
     run(train, EvaluationOptions(samples=3, metrics=("fid",), features=script))
 

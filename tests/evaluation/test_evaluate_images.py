@@ -15,7 +15,7 @@ from PIL import Image
 
 from bigtrain.data.index import Index
 from bigtrain.data.write.loose import open_loose, read_loose
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.evaluation import reference
 from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
@@ -86,7 +86,7 @@ def test_shards_are_evaluated_where_they_lie_behind_a_url_too(train, real, scrip
     with serving(Path(train).parent) as server:
         far = measure_images(f"{server.url}/validation.json", real, script, metrics=("fid",))
         for place in ({"folder": f"{server.url}/a.zip"}, {"folder": train, "reference": f"{server.url}/a.zip"}):
-            with pytest.raises(UserMistake, match=rf"{server.url}/a\.zip: a URL may be that of an index of shards"):
+            with pytest.raises(UserError, match=rf"{server.url}/a\.zip: a URL may be that of an index of shards"):
                 measure_images(**({"reference": real, "features": script} | place))
     assert far == measure_images(str(Path(train).parent / "validation.json"), real, script, metrics=("fid",))
 
@@ -214,7 +214,7 @@ def test_a_full_disk_during_an_intra_fid_is_one_sentence(images, real, script, m
     monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path))
     monkeypatch.setattr("tempfile.TemporaryFile", lambda: io.FileIO("/dev/full", "w"))
     with pytest.raises(
-        UserMistake, match=r"cannot be written \(No space left on device\).* set TMPDIR to a folder with more"
+        UserError, match=r"cannot be written \(No space left on device\).* set TMPDIR to a folder with more"
     ):
         measure_images(images, real, script, metrics=("intra_fid",))
 
@@ -252,10 +252,12 @@ def mixed(images: str, folder) -> str:
 
 def test_images_of_several_sizes_are_refused_unless_they_may_be_resized(images, real, script, tmp_path):
     folder = mixed(images, tmp_path / "mixed")
-    with pytest.raises(UserMistake, match=r"differ in size: 0/0\.png is 8 x 8, 9/x\.png is 9 x 8; .*any_size=true"):
+    with pytest.raises(
+        UserError, match=r"differ in size: 0/0\.png is 8 x 8, 9/x\.png is 9 x 8; .*allow_mixed_sizes=true"
+    ):
         measure_images(folder, real, script, metrics=("fid",))
-    result = measure_images(folder, real, script, metrics=("fid", "kid"), any_size=True)
-    one_by_one = measure_images(folder, real, script, metrics=("fid", "kid"), any_size=True, batch_size=1)
+    result = measure_images(folder, real, script, metrics=("fid", "kid"), allow_mixed_sizes=True)
+    one_by_one = measure_images(folder, real, script, metrics=("fid", "kid"), allow_mixed_sizes=True, batch_size=1)
     assert numbers(one_by_one) == pytest.approx(numbers(result), rel=1e-5)
 
 
@@ -276,41 +278,41 @@ def options_of(**options):
     ],
 )
 def test_what_cannot_be_measured_is_said(images, real, script, change, sentence):
-    with pytest.raises(UserMistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         measure_images(images, **(options_of(reference=real, features=script) | change))
 
 
 def test_a_reference_of_another_resolution_is_refused(images, script, tmp_path):
     np.savez(tmp_path / "large.npz", np.zeros((20, 16, 16, 3), dtype=np.uint8))
-    with pytest.raises(UserMistake, match="are 8 x 8, the reference's 16 x 16"):
+    with pytest.raises(UserError, match="are 8 x 8, the reference's 16 x 16"):
         measure_images(images, str(tmp_path / "large.npz"), script, metrics=("fid",))
 
 
 def test_labels_that_are_missing_or_others_are_refused(images, real, script, tmp_path):
     flat, others = tmp_path / "flat.npz", tmp_path / "others"
     np.savez(flat, pixels_of(images))
-    with pytest.raises(UserMistake, match=r"intra_fid needs the class of each image.*arr_1"):
+    with pytest.raises(UserError, match=r"intra_fid needs the class of each image.*arr_1"):
         measure_images(str(flat), real, script, metrics=("intra_fid",))
-    with pytest.raises(UserMistake, match=r"intra_fid needs a reference whose classes have names"):
+    with pytest.raises(UserError, match=r"intra_fid needs a reference whose classes have names"):
         measure_images(images, str(flat), script, metrics=("intra_fid",))
     shutil.copytree(images, others)
     (others / "9").rename(others / "nine")
-    with pytest.raises(UserMistake, match="have the class 'nine', which the other side does not"):
+    with pytest.raises(UserError, match="have the class 'nine', which the other side does not"):
         measure_images(str(others), real, script, metrics=("intra_fid",))
     shutil.rmtree(others / "nine")
-    with pytest.raises(UserMistake, match="have fewer of '9'"):
+    with pytest.raises(UserError, match="have fewer of '9'"):
         measure_images(str(others), real, script, metrics=("intra_fid",))
 
 
 def test_moments_of_other_features_are_refused(images, script, tmp_path):
     np.savez(tmp_path / "moments.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    with pytest.raises(UserMistake, match=r"moments of 2048 dimensions, but colour_moments\.pt .* gives 10"):
+    with pytest.raises(UserError, match=r"moments of 2048 dimensions, but colour_moments\.pt .* gives 10"):
         measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid",))
     theirs = json.dumps({"features": {"name": "other.pt", "fingerprint": "0" * 64}})
     np.savez(tmp_path / "moments.npz", mu=np.zeros(10), sigma=np.eye(10), protocol=np.array(theirs))
-    with pytest.raises(UserMistake, match=r"was made with other\.pt of other weights"):
+    with pytest.raises(UserError, match=r"was made with other\.pt of other weights"):
         measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid",))
-    with pytest.raises(UserMistake, match="holds moments alone"):
+    with pytest.raises(UserError, match="holds moments alone"):
         measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid", "recall"))
 
 
@@ -329,7 +331,7 @@ def test_moments_of_other_features_are_refused(images, script, tmp_path):
 )
 def test_moments_that_are_none_are_refused(images, script, tmp_path, arrays, sentence):
     np.savez(tmp_path / "moments.npz", **arrays)
-    with pytest.raises(UserMistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid",))
 
 
@@ -342,17 +344,17 @@ def test_too_few_images_for_the_features_are_warned_of_and_far_too_few_refused(
         measure_images(str(few), real, script, metrics=("fid",))
     assert "9 images in 10 feature dimensions" in caplog.text
     monkeypatch.setattr("bigtrain.evaluation.finding.LEAST_SHARE", 1)
-    with pytest.raises(UserMistake, match=r"9 images .* are too few for fid in 10 feature dimensions"):
+    with pytest.raises(UserError, match=r"9 images .* are too few for fid in 10 feature dimensions"):
         measure_images(str(few), real, script, metrics=("fid",))
 
 
 @pytest.mark.parametrize(("metric", "count"), [("kid", 1), ("two_sample_test", 3), ("real_fid", 1)])
 def test_images_too_few_for_any_number_are_refused(real, script, tmp_path, metric, count):
     np.savez(tmp_path / "few.npz", pixels_of(real)[:count])
-    with pytest.raises(UserMistake, match=f"{metric} needs . images of each side, not {count}"):
+    with pytest.raises(UserError, match=f"{metric} needs . images of each side, not {count}"):
         measure_images(str(tmp_path / "few.npz"), real, script, metrics=(metric,))
     np.savez(tmp_path / "one.npz", pixels_of(real)[:1])
-    with pytest.raises(UserMistake, match="covariance needs 2 images"):
+    with pytest.raises(UserError, match="covariance needs 2 images"):
         evaluate_images(
             str(tmp_path / "one.npz"), EvaluationOptions(features=script, workers=0), CPU, keep_moments=True
         )
@@ -365,7 +367,7 @@ def test_features_that_are_not_finite_are_an_error_whatever_is_measured(images, 
         torch.jit.script(NotFinite()).save(path)
     np.savez(plain, np.zeros((20, 8, 8, 3), dtype=np.uint8))
     for metric in ("fid", "kid"):
-        with pytest.raises(UserMistake, match=r"not_finite\.pt gave features of the images of .* not finite"):
+        with pytest.raises(UserError, match=r"not_finite\.pt gave features of the images of .* not finite"):
             measure_images(str(plain), images, str(path), metrics=(metric,))
 
 

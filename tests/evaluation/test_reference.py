@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bigtrain.cluster.passes import Reading, Stopped
-from bigtrain.data.read.stream import Sweep
+from bigtrain.data.read.stream import SplitLoader
 from bigtrain.evaluation import reference
 from bigtrain.evaluation.images import Shards
 from bigtrain.evaluation.reference import survey_reference
@@ -44,7 +44,7 @@ def sweeps(monkeypatch) -> list[Wants]:
 
 
 def all_features(index, features) -> torch.Tensor:
-    sweep = Sweep(index, rank=0, world=1, batch=500, workers=0)
+    sweep = SplitLoader(index, rank=0, world=1, batch=500, workers=0)
     return torch.cat([features(batch.images.permute(0, 3, 1, 2)).features for _, batch in sweep])
 
 

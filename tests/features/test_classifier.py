@@ -8,7 +8,7 @@ import torch
 from bigtrain.cluster.passes import Reading, Stopped
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.features import classifier
 from bigtrain.features.classifier import (
     TRAININGS,
@@ -22,7 +22,7 @@ from bigtrain.features.classifier import (
 
 CPU = torch.device("cpu")
 READING = Reading(batch=100, workers=0)
-ROLES = ("features", "judge")
+ROLES = ("features", "evaluator")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_the_judge_is_another_network_than_the_one_that_gives_features(digits, s
     features, judge = (find_classifier(digits[0], None, role, READING, CPU) for role in ROLES)
     assert features.facts["architecture"] == "ResNet"
     assert judge.facts["architecture"] == "DenseNet"
-    assert TRAININGS["features"].seed != TRAININGS["judge"].seed
+    assert TRAININGS["features"].seed != TRAININGS["evaluator"].seed
     assert features.fingerprint != judge.fingerprint
 
 
@@ -62,19 +62,19 @@ def test_takes_images_of_any_size(side, role):
 
 def test_training_again_gives_the_same_weights(digits, short_training):
     first, second = (
-        Classifier(train_classifier(digits[0], "judge", reading, CPU), "judge", {}, CPU)
+        Classifier(train_classifier(digits[0], "evaluator", reading, CPU), "evaluator", {}, CPU)
         for reading in (READING, Reading(batch=7, workers=2))
     )
     assert first.fingerprint == second.fingerprint
 
 
 def test_training_leaves_the_runs_randomness_and_precision_alone(digits, short_training):
-    expected = find_classifier(digits[0], None, "judge", READING, CPU).fingerprint
+    expected = find_classifier(digits[0], None, "evaluator", READING, CPU).fingerprint
     torch.manual_seed(5)
     state = torch.get_rng_state()
     torch.set_default_dtype(torch.float64)
     try:
-        trained = Classifier(train_classifier(digits[0], "judge", READING, CPU), "judge", {}, CPU)
+        trained = Classifier(train_classifier(digits[0], "evaluator", READING, CPU), "evaluator", {}, CPU)
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
@@ -102,25 +102,25 @@ def test_is_trained_anew_for_other_settings(digits, short_training, monkeypatch)
 
 def test_the_held_out_accuracy_is_measured_and_part_of_the_protocol(digits, short_training):
     train, validation = digits
-    known = find_classifier(train, validation, "judge", READING, CPU)
+    known = find_classifier(train, validation, "evaluator", READING, CPU)
     assert known.protocol()["held_out_accuracy"] == measure_accuracy(known, validation, READING)
-    unknown = find_classifier(train, None, "judge", READING, CPU)
+    unknown = find_classifier(train, None, "evaluator", READING, CPU)
     assert unknown.protocol()["held_out_accuracy"] is None
     assert unknown.fingerprint == known.fingerprint, "held-out images have no part in training"
 
 
 def test_one_class_is_the_users_mistake(digits):
     train = dataclasses.replace(digits[0], classes=("digit",))
-    with pytest.raises(UserMistake, match=r"evaluation\.features: .*train\.json has one class"):
+    with pytest.raises(UserError, match=r"evaluation\.features: .*train\.json has one class"):
         find_classifier(train, None, "features", READING, CPU)
-    with pytest.raises(UserMistake, match=r"evaluation\.metrics: .*leave out accuracy"):
-        find_classifier(train, None, "judge", READING, CPU)
+    with pytest.raises(UserError, match=r"evaluation\.metrics: .*leave out accuracy"):
+        find_classifier(train, None, "evaluator", READING, CPU)
 
 
 def test_a_stop_ends_the_training(digits, short_training):
     asked = iter([False] * 3 + [True])
     with pytest.raises(Stopped):
-        find_classifier(digits[0], None, "judge", Reading(100, 0, lambda: next(asked)), CPU)
+        find_classifier(digits[0], None, "evaluator", Reading(100, 0, lambda: next(asked)), CPU)
     assert not (digits[0].folder / ".bigtrain").exists()
 
 

@@ -10,7 +10,7 @@ import torch
 from cleanfid.resize import build_resizer
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.features.inception import MODES, PIECE_ON_CPU, InceptionFeatures
 from tests.features.feature_files import save_random_inception, save_tiny_inception
 
@@ -87,15 +87,15 @@ def test_a_file_that_is_not_the_inception_is_the_users_mistake(tmp_path):
     path = tmp_path / "other.pth"
     for content in (b"", b"nothing", pickle.dumps({"weight": print}, protocol=2)):
         path.write_bytes(content)
-        with pytest.raises(UserMistake, match=r"evaluation\.weights: .*other\.pth is not the Inception"):
+        with pytest.raises(UserError, match=r"evaluation\.weights: .*other\.pth is not the Inception"):
             InceptionFeatures("clean", str(path), CPU)
     torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(UserMistake, match=r"other\.pth is not the Inception of FID: .*inception-2015-12-05\.pt"):
+    with pytest.raises(UserError, match=r"other\.pth is not the Inception of FID: .*inception-2015-12-05\.pt"):
         InceptionFeatures("clean", str(path), CPU)
 
 
 def test_a_pickle_that_would_run_code_is_not_opened(tmp_path):
     path = tmp_path / "evil.pth"
     torch.save({"weight": print}, path)
-    with pytest.raises(UserMistake, match="holds more than weights"):
+    with pytest.raises(UserError, match="holds more than weights"):
         InceptionFeatures("legacy_pytorch", str(path), CPU)

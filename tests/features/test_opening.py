@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.features.network import TorchScriptFeatures
 from tests.features.feature_scripts import FeatureMaps, NoFeatures, Viewing
 
@@ -67,7 +67,7 @@ def test_floating_images_are_refused(script):
 
 
 def test_a_missing_file_is_the_users_mistake():
-    with pytest.raises(UserMistake, match=r"evaluation\.features: nowhere\.pt: No such file.*give `classifier`"):
+    with pytest.raises(UserError, match=r"evaluation\.features: nowhere\.pt: No such file.*give `classifier`"):
         TorchScriptFeatures("nowhere.pt", 8, CPU)
 
 
@@ -75,29 +75,29 @@ def test_a_missing_file_is_the_users_mistake():
 def test_a_file_that_is_no_network_is_the_users_mistake(tmp_path, content):
     path = tmp_path / "bad.pt"
     path.write_bytes(content)
-    with pytest.raises(UserMistake, match=r"bad\.pt: not a TorchScript network"):
+    with pytest.raises(UserError, match=r"bad\.pt: not a TorchScript network"):
         TorchScriptFeatures(str(path), 8, CPU)
 
 
 def test_a_state_dict_is_not_unpickled_and_is_the_users_mistake(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(UserMistake, match=r"weights\.pt: not a TorchScript network"):
+    with pytest.raises(UserError, match=r"weights\.pt: not a TorchScript network"):
         TorchScriptFeatures(str(path), 8, CPU)
 
 
 def test_another_calling_convention_is_the_users_mistake(tmp_path):
-    with pytest.raises(UserMistake, match="return_features"):
+    with pytest.raises(UserError, match="return_features"):
         TorchScriptFeatures(saved(NoFeatures(), tmp_path / "logits.pt"), 8, CPU)
 
 
 def test_maps_instead_of_vectors_are_the_users_mistake(tmp_path):
-    with pytest.raises(UserMistake, match=r"float32 \[2, 3, 8, 8\]"):
+    with pytest.raises(UserError, match=r"float32 \[2, 3, 8, 8\]"):
         TorchScriptFeatures(saved(FeatureMaps(), tmp_path / "maps.pt"), 8, CPU)
 
 
 def test_images_that_the_network_cannot_take_are_the_users_mistake(script):
-    with pytest.raises(UserMistake, match="images of 2 pixels"):
+    with pytest.raises(UserError, match="images of 2 pixels"):
         TorchScriptFeatures(script, 2, CPU)
 
 

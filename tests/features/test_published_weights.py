@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.features.published_weights import Published, published_file
 
 DATA = b"weights" * 1000
@@ -54,14 +54,14 @@ def test_weights_are_fetched_once_by_all_who_want_them(server):
 def test_other_bytes_than_the_published_ones_are_refused_and_not_kept(server):
     published, asked = server
     for _ in range(2):
-        with pytest.raises(UserMistake, match=r"has the sha256 .*, not 00ff; .*evaluation\.weights=PATH"):
+        with pytest.raises(UserError, match=r"has the sha256 .*, not 00ff; .*evaluation\.weights=PATH"):
             published_file(Published(published.url, "00ff"), None)
     assert len(asked) == 2
 
 
 def test_without_a_network_the_sentence_says_where_to_get_the_file_and_which_key_takes_it(tmp_path, monkeypatch):
     monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path))
-    with pytest.raises(UserMistake, match=r"127\.0\.0\.1:1/net\.pt .*refused.*evaluation\.weights=PATH"):
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1/net\.pt .*refused.*evaluation\.weights=PATH"):
         published_file(Published("http://127.0.0.1:1/net.pt", "00ff"), None)
     assert [path.name for path in (tmp_path / "weights").iterdir()] == [".net.pt.lock"]
 
@@ -70,5 +70,5 @@ def test_a_given_path_is_taken_as_it_is(tmp_path):
     path = tmp_path / "own.pt"
     path.write_bytes(b"anything")
     assert published_file(Published("http://127.0.0.1:1/net.pt", "00ff"), str(path)) == path
-    with pytest.raises(UserMistake, match=r"evaluation\.weights: nowhere: there is no such file"):
+    with pytest.raises(UserError, match=r"evaluation\.weights: nowhere: there is no such file"):
         published_file(Published("http://127.0.0.1:1/net.pt", "00ff"), "nowhere")

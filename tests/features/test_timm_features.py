@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.features.timm_features import Preprocessing, TimmFeatures, dinov2_positions
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def test_a_float64_run_keeps_its_randomness_and_gets_the_same_features(tmp_path)
 
 
 def test_an_unknown_model_names_its_neighbours():
-    with pytest.raises(UserMistake, match=r"no weights for a model 'resnet5O'; did you mean .*resnet"):
+    with pytest.raises(UserError, match=r"no weights for a model 'resnet5O'; did you mean .*resnet"):
         TimmFeatures("resnet5O", None, CPU)
 
 
@@ -99,7 +99,7 @@ def test_weights_are_not_unpickled(tmp_path, monkeypatch):
     torch.save({"state_dict": Trap()}, tmp_path / "trap.pth")
     unsafe = torch.load
     monkeypatch.setattr(torch, "load", lambda *given, **how: unsafe(*given, **{"weights_only": False} | how))
-    with pytest.raises(UserMistake, match=r"trap\.pth does not hold the weights"):
+    with pytest.raises(UserError, match=r"trap\.pth does not hold the weights"):
         TimmFeatures(SMALL, str(tmp_path / "trap.pth"), CPU)
 
 
@@ -112,7 +112,7 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_their_files_name(tmp_path)
 
 def test_weights_of_another_model_are_the_users_mistake(tmp_path):
     safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserMistake, match=r"other\.safetensors does not hold the weights of timm:mobilenet"):
+    with pytest.raises(UserError, match=r"other\.safetensors does not hold the weights of timm:mobilenet"):
         TimmFeatures(SMALL, str(tmp_path / "other.safetensors"), CPU)
 
 
@@ -124,7 +124,7 @@ def test_without_a_network_the_sentence_names_the_file_and_the_key(tmp_path, mon
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(UserMistake, match=r"no connection.*huggingface\.co/timm/.*evaluation\.weights=PATH"):
+    with pytest.raises(UserError, match=r"no connection.*huggingface\.co/timm/.*evaluation\.weights=PATH"):
         TimmFeatures(SMALL, None, CPU)
 
 

@@ -5,14 +5,14 @@ import torch
 
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
-from bigtrain.errors import UserMistake
-from bigtrain.families.family import Problem, build_network
+from bigtrain.errors import UserError
+from bigtrain.families.family import DataSpec, build_network
 from bigtrain.inference.model import Sampler, same_on_all
 from tests.toy import Toy, ToyOptions
 
 
 def sampler(spoil: bool) -> Sampler:
-    family = Toy(ToyOptions(kind="toy"), Problem(16, ("a", "b"), (1, 1)))
+    family = Toy(ToyOptions(kind="toy"), DataSpec(16, ("a", "b"), (1, 1)))
     networks = {"maker": build_network(family, "maker", seed=0)}
     if spoil:
         with torch.no_grad():
@@ -45,7 +45,5 @@ def test_machines_with_other_data_at_the_same_place_are_named(monkeypatch: pytes
     index = Index(Path("data/train.json"), "train", ("a",), 16, ())
     assert same_on_all(index, "data.train") is index
     monkeypatch.setattr(world, "gather_objects", lambda value: [value, value, "another"])
-    with pytest.raises(
-        UserMistake, match=r"data\.train: data/train\.json is not the same data .*: ranks 2 have others"
-    ):
+    with pytest.raises(UserError, match=r"data\.train: data/train\.json is not the same data .*: ranks 2 have others"):
         same_on_all(index, "data.train")

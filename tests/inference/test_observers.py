@@ -15,10 +15,10 @@ from bigtrain.cluster.passes import Reading, Stopped
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
 from bigtrain.data.splits import describe
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.evaluation.held_out import measure_likelihood
-from bigtrain.evaluation.result import Measured
-from bigtrain.families.family import Problem
+from bigtrain.evaluation.result import EvaluationResult
+from bigtrain.families.family import DataSpec
 from bigtrain.features import classifier
 from bigtrain.inference.model import find_splits, make_family
 from bigtrain.inference.observers import SampleObserver, observers_of, write_evaluation
@@ -83,8 +83,8 @@ def test_what_the_first_evaluation_would_refuse_is_said_before_the_first_step(
     words += ["data.classes=[3]"] if "one class" in sentence else []
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES[kind], evaluate_every=10), words)
     index, validation = find_splits(recipe.data)
-    trained = make_family(recipe, Problem.of(describe(index)))
-    with pytest.raises(UserMistake, match=sentence):
+    trained = make_family(recipe, DataSpec.of(describe(index)))
+    with pytest.raises(UserError, match=sentence):
         observers_of(trained, RunFolder(tmp_path), recipe, index, validation, CPU)
 
 
@@ -92,8 +92,8 @@ def test_what_the_smaller_evaluations_of_a_training_would_refuse_is_said_too(tmp
     path = write_recipe(tmp_path, FAMILIES["toy"], evaluate_every=10, evaluate_samples=12)
     recipe = load_recipe(path, ["evaluation.metrics=[intra_fid]", "evaluation.samples=1000"])
     index = Index.read(digits_index("train", 16))
-    toy = make_family(recipe, Problem.of(describe(index)))
-    with pytest.raises(UserMistake, match="intra_fid needs 2 images of each class"):
+    toy = make_family(recipe, DataSpec.of(describe(index)))
+    with pytest.raises(UserError, match="intra_fid needs 2 images of each class"):
         observers_of(toy, RunFolder(tmp_path), recipe, index, index, CPU)
 
 
@@ -123,7 +123,7 @@ def test_no_evaluation_takes_the_place_of_another(tmp_path: Path) -> None:
         {"fid": 3.0, "protocol": {"seed": 1}},
         {"nearest_neighbour_distance": 4.0, "protocol": {"seed": 1}},
     ]
-    paths = [write_evaluation(tmp_path, 7, Measured(result)) for result in results * 2]
+    paths = [write_evaluation(tmp_path, 7, EvaluationResult(result)) for result in results * 2]
     assert paths[:4] == paths[4:]
     assert paths[0] == RunFolder(tmp_path).evaluation(7)
     assert [json.loads(path.read_text()) for path in paths[:4]] == results
@@ -134,6 +134,6 @@ def test_a_file_that_is_no_evaluation_is_left_alone(tmp_path: Path) -> None:
     place = RunFolder(tmp_path).evaluation(7)
     place.parent.mkdir()
     place.write_text("[]")
-    written = write_evaluation(tmp_path, 7, Measured({"fid": 1.0, "protocol": {}}))
+    written = write_evaluation(tmp_path, 7, EvaluationResult({"fid": 1.0, "protocol": {}}))
     assert place.read_text() == "[]"
     assert json.loads(written.read_text())["fid"] == 1.0

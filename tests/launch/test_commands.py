@@ -151,16 +151,16 @@ def test_a_mistake_under_two_ranks_is_said_once(tmp_path: Path) -> None:
     result = train(recipe, processes=2, expect=None)
     assert result.returncode != 0
     assert result.stderr.count("error: train.batch_size: 9 does not divide") == 1
-    assert "UserMistake" not in result.stderr, "no rank shows a traceback"
+    assert "UserError" not in result.stderr, "no rank shows a traceback"
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    from bigtrain.errors import UserMistake
+    from bigtrain.errors import UserError
     from bigtrain.runs.folder import RunFolder
 
     first, second = RunFolder(tmp_path), RunFolder(tmp_path)
     first.lock()
-    with pytest.raises(UserMistake, match="another process is training"):
+    with pytest.raises(UserError, match="another process is training"):
         second.lock()
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.inference.model import open_model
 from tests.runs_of import FAMILIES, ROOT, run, write_recipe
 
 LAUNCH = ROOT / "launch"
-UNCONDITIONAL = {"class_conditional": False, "label_dropping": 0.0, "loss": "simple", "variance": "fixed_large"}
+UNCONDITIONAL = {"class_conditional": False, "label_dropout": 0.0, "loss": "simple", "variance": "fixed_large"}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of a class-conditional model with two more averages, trained for four steps."""
     folder = tmp_path_factory.mktemp("conditional")
     recipe = write_recipe(folder, FAMILIES["diffusion"], steps=4)
-    run(LAUNCH / "train.py", recipe, "ema.further={short: {decay: 0.5}, wide: {relative_width: 0.1}}")
+    run(LAUNCH / "train.py", recipe, "ema.extra={short: {decay: 0.5}, wide: {sigma_rel: 0.1}}")
     return folder / "run"
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_export_is_a_users_mistake(damage: str, exported: tuple[Path, 
     shutil.copytree(exported[0], tmp_path / "export")
     open_model(tmp_path / "export", torch.device("cpu"))
     DAMAGE[damage](tmp_path / "export")
-    with pytest.raises(UserMistake, match="the export is incomplete or damaged"):
+    with pytest.raises(UserError, match="the export is incomplete or damaged"):
         open_model(tmp_path / "export", torch.device("cpu"))
 
 

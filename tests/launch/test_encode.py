@@ -18,20 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigtrain.cli import door
+from bigtrain.cli import run_cli
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
 from bigtrain.data.read.batch import TRANSFORM
 from bigtrain.data.read.reader import CodeReader, Reader
 from bigtrain.data.splits import describe
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.families.family import (
     CodeLevel,
+    Component,
+    DataSpec,
     Family,
     Networks,
     OptimizerOptions,
-    Player,
-    Problem,
     build_network,
     find_family,
 )
@@ -72,12 +72,12 @@ class GreyCodes(Family, kind="grey"):
     options_class = GreyOptions
     sampling_class = GreySamplingOptions
     capabilities = frozenset({"reconstruct", "encode"})
-    sampled_players = ("grey",)
+    sampled_components = ("grey",)
     phases = ()
 
-    def __init__(self, options: GreyOptions, problem: Problem) -> None:
-        self.options, self.problem, self.sampling = options, problem, options.sampling
-        self.players = {"grey": Player(Grey, OptimizerOptions(lr=0.01))}
+    def __init__(self, options: GreyOptions, spec: DataSpec) -> None:
+        self.options, self.spec, self.sampling = options, spec, options.sampling
+        self.components = {"grey": Component(Grey, OptimizerOptions(lr=0.01))}
 
     @property
     def code_levels(self) -> Mapping[str, CodeLevel]:
@@ -96,9 +96,9 @@ def make_run(folder: Path, seed: int = 0, **family: Any) -> Path:
     run_folder.mkdir(parents=True)
     (run_folder / "recipe.yaml").write_text(recipe.to_yaml())
     data = describe(Index.read(digits_index("train", 16)))
-    made = find_family(recipe.family.kind)(recipe.family, Problem.of(data))
-    players = {name: {"weights": build_network(made, name, seed).state_dict()} for name in made.players}
-    checkpoint.write(run_folder / "checkpoints", 1, players, {"step": 1, "data": data})
+    made = find_family(recipe.family.kind)(recipe.family, DataSpec.of(data))
+    components = {name: {"weights": build_network(made, name, seed).state_dict()} for name in made.components}
+    checkpoint.write(run_folder / "checkpoints", 1, components, {"step": 1, "data": data})
     return run_folder
 
 
@@ -126,7 +126,7 @@ def test_the_digits_become_codes_in_both_splits(tokenizer: Path, encoded: tuple)
         codes.check_files()
         assert codes.codes.tokenizer == model.fingerprint
         assert codes.codes.levels == {"codes": {"codebook_size": 300, "grid": [4, 4]}}
-        assert (codes.codes.views, codes.codes.transform) == (2, TRANSFORM)
+        assert (codes.codes.flip_variants, codes.codes.transform) == (2, TRANSFORM)
         assert codes.codes.images == {"path": str(images.path), "fingerprint": images.fingerprint}
         assert [shard.name for shard in codes.shards] == [shard.name for shard in images.shards]
         assert codes.labels.tolist() == images.labels.tolist()
@@ -231,7 +231,7 @@ def test_a_mistake_says_where_and_what_to_do_and_changes_nothing(
 ) -> None:
     monkeypatch.setattr("launch.encode.join_world", lambda: torch.device("cpu"))
     before = {path.name: path.stat().st_mtime_ns for path in places["DONE"].iterdir()}
-    with pytest.raises(UserMistake, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         main([str(places.get(word, word)) for word in words])
     assert {path.name: path.stat().st_mtime_ns for path in places["DONE"].iterdir()} == before
     assert not places["OUT"].exists()
@@ -258,4 +258,4 @@ def test_an_image_that_cannot_be_decoded_is_named_once_whichever_rank_meets_it(t
 
 
 if __name__ == "__main__":
-    door(main)
+    run_cli(main)

@@ -8,7 +8,7 @@ import yaml
 
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.plan import Cluster, plan
 from bigtrain.recipe import load_recipe
 from launch.train import main
@@ -60,25 +60,25 @@ def test_assumed_classes_are_said_with_what_they_weigh(tmp_path: Path) -> None:
 
 def test_a_batch_that_does_not_divide_is_a_mistake_that_says_which_would(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]))
-    with pytest.raises(UserMistake, match="8 does not divide into 1 microbatches"):
+    with pytest.raises(UserError, match="8 does not divide into 1 microbatches"):
         plan(recipe, Cluster.parse("nodes=4,gpus=8"))
 
 
 def test_a_strategy_that_cannot_train_the_recipe_is_a_mistake(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]), ["engine.strategy=zero3"])
-    with pytest.raises(UserMistake, match="zero3 cannot train this recipe"):
+    with pytest.raises(UserError, match="zero3 cannot train this recipe"):
         plan(recipe, Cluster.parse("nodes=1,gpus=1"))
 
 
 @pytest.mark.parametrize("text", ["", "nodes=4", "nodes=4,gpus=0", "nodes=4,gpus=8,ranks=3", "nodes=4,gpus=x", "4,8"])
 def test_another_form_is_a_mistake(text: str) -> None:
-    with pytest.raises(UserMistake, match="--plan"):
+    with pytest.raises(UserError, match="--plan"):
         Cluster.parse(text)
 
 
 def test_classes_that_contradict_the_data_are_a_mistake(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["toy"]))
-    with pytest.raises(UserMistake, match=r"classes=3, but .* has 10"):
+    with pytest.raises(UserError, match=r"classes=3, but .* has 10"):
         plan(recipe, Cluster.parse("nodes=1,gpus=1,classes=3"))
 
 
@@ -99,11 +99,11 @@ def test_a_prior_needs_its_tokenizers_recipe_and_no_more(tmp_path: Path) -> None
     prior = dict(FAMILIES["code_prior"], tokenizer=str(tmp_path / "run_that_is_not_there"))
     path = tmp_path / "prior.yaml"
     path.write_text(yaml.safe_dump(content | {"family": prior, "data": {"train": "not/there.json", "image_size": 16}}))
-    with pytest.raises(UserMistake, match=r"family\.tokenizer: .* is not there"):
+    with pytest.raises(UserError, match=r"family\.tokenizer: .* is not there"):
         plan(load_recipe(path), Cluster.parse("nodes=1,gpus=1"))
     text = plan(load_recipe(path, [f"family.tokenizer={tokenizer}"]), Cluster.parse("nodes=1,gpus=1"))
     assert "pixelcnn" in text
-    with pytest.raises(UserMistake, match="not of a tokenizer"):
+    with pytest.raises(UserError, match="not of a tokenizer"):
         plan(load_recipe(path, [f"family.tokenizer={tmp_path / 'small.yaml'}"]), Cluster.parse("nodes=1,gpus=1"))
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bigtrain.data.index import Index
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from launch.shard import main
 
 HOME = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_digits_become_png_shards(tmp_path: Path) -> None:
     main(["digits", str(tmp_path), "--workers", "1"])
     index = Index.read(tmp_path / "train.json")
     assert (index.samples, index.image_size, set(index.shards[0].members)) == (1497, 16, {"png", "cls"})
-    with pytest.raises(UserMistake, match="--size 16, not 32"):
+    with pytest.raises(UserError, match="--size 16, not 32"):
         main(["digits", str(tmp_path), "--workers", "1", "--size", "32"])
 
 
@@ -61,7 +61,7 @@ def test_digits_become_png_shards(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:
-    with pytest.raises(UserMistake, match=message):
+    with pytest.raises(UserError, match=message):
         main(words)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from launch.submit import main
 from tests.runs_of import FAMILIES, write_recipe
 
@@ -62,7 +62,7 @@ def test_a_submission_leaves_its_script_in_the_run_folder_and_says_the_jobs_numb
     ],
 )
 def test_a_mistake_is_found_before_the_queue(recipe: Path, arguments: list[str], sentence: str) -> None:
-    with pytest.raises(UserMistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         main([str(recipe), *arguments])
     assert not (recipe.parent / "run").exists()
 
@@ -78,5 +78,5 @@ def test_data_and_a_tokenizer_may_be_made_by_a_job_that_comes_before(
     main(arguments)
     assert capsys.readouterr().out.count("#!/bin/bash") == 2
     tokenizer = write_recipe(tmp_path / "tokenizer", FAMILIES["vqvae"])
-    with pytest.raises(UserMistake, match=r"data\.train has no codes of level middle"):
+    with pytest.raises(UserError, match=r"data\.train has no codes of level middle"):
         main([*arguments, f"family.tokenizer={tokenizer}", "family.level=middle"])

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs import checkpoint
 from bigtrain.runs.best import Best, Verdict
 
@@ -24,7 +24,7 @@ def fid(folder, **options) -> Best:
 def evaluate(best: Best, folder, *values: tuple[int, float]) -> list[Verdict]:
     verdicts = []
     for step, value in values:
-        verdicts.append(best.judge(step, {"fid": value, "recall": 0.5}))
+        verdicts.append(best.update(step, {"fid": value, "recall": 0.5}))
         save(folder, step)
     return verdicts
 
@@ -41,7 +41,7 @@ def test_the_best_is_spared_and_found(tmp_path):
 def test_a_better_one_replaces_it_only_once_it_is_whole(tmp_path):
     best = fid(tmp_path)
     evaluate(best, tmp_path, (1, 5.0), (2, 6.0), (3, 7.0))
-    best.judge(4, {"fid": 4.0})  # and killed before the checkpoint is written
+    best.update(4, {"fid": 4.0})  # and killed before the checkpoint is written
     assert checkpoint.best_path(tmp_path).name == "step_00000001"
     save(tmp_path, 4)
     assert checkpoint.best_path(tmp_path).name == "step_00000004"
@@ -53,7 +53,7 @@ def test_what_comes_after_the_step_of_a_resumed_run_is_forgotten(tmp_path):
     evaluate(best, tmp_path, (1, 5.0), (2, 4.0))
     best.cut_back(1)
     assert checkpoint.best_path(tmp_path).name == "step_00000001"
-    assert best.judge(2, {"fid": 4.5}).best, "the step is evaluated again"
+    assert best.update(2, {"fid": 4.5}).best, "the step is evaluated again"
 
 
 def test_numbers_of_another_protocol_are_not_compared_and_their_best_stays_until_there_is_a_new_one(tmp_path):
@@ -71,11 +71,11 @@ def test_the_best_by_another_metric_stays_until_there_is_a_number(tmp_path):
     evaluate(fid(tmp_path), tmp_path, (1, 5.0), (2, 6.0))
     recall = Best(tmp_path, "recall", higher=True, kept=True, alarm_ratio=2.0)
     recall.cut_back(2)
-    assert recall.judge(3, {"recall": float("nan")}).warning == "recall is nan"
+    assert recall.update(3, {"recall": float("nan")}).warning == "recall is nan"
     save(tmp_path, 3)
     save(tmp_path, 4)
     assert checkpoint.best_path(tmp_path).name == "step_00000001"
-    assert recall.judge(5, {"recall": 0.5}).best
+    assert recall.update(5, {"recall": 0.5}).best
     save(tmp_path, 5)
     assert [path.name[-1] for path in checkpoint.listed(tmp_path)] == ["4", "5"]
 
@@ -84,20 +84,20 @@ def test_judging_a_step_again_says_the_same(tmp_path):
     best = fid(tmp_path)
     evaluate(best, tmp_path, (1, 5.0), (2, 4.0))
     before = json.loads((tmp_path / "best.json").read_text())
-    assert best.judge(2, {"fid": 4.0}) == Verdict(best=True)
+    assert best.update(2, {"fid": 4.0}) == Verdict(best=True)
     assert json.loads((tmp_path / "best.json").read_text()) == before
 
 
 def test_what_was_evaluated_and_not_judged_is_still_to_be_judged(tmp_path):
     best = fid(tmp_path)
-    assert not best.has_judged(1)
+    assert not best.is_recorded(1)
     evaluate(best, tmp_path, (1, 5.0), (2, 6.0))
-    assert best.has_judged(2)
-    assert not best.has_judged(3), "killed after the evaluation, or made by the evaluate door"
+    assert best.is_recorded(2)
+    assert not best.is_recorded(3), "killed after the evaluation, or made by the evaluate door"
     best.cut_back(1)
-    assert best.has_judged(1)
-    assert not best.has_judged(2)
-    assert fid(tmp_path, kept=False).has_judged(3), "where no best is kept, nothing hangs on it"
+    assert best.is_recorded(1)
+    assert not best.is_recorded(2)
+    assert fid(tmp_path, kept=False).is_recorded(3), "where no best is kept, nothing hangs on it"
 
 
 def test_a_full_disk_is_the_users_mistake(tmp_path, monkeypatch):
@@ -105,13 +105,13 @@ def test_a_full_disk_is_the_users_mistake(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserMistake, match=r"best\.json: cannot be written \(No space left on device\)"):
-        fid(tmp_path).judge(1, {"fid": 5.0})
+    with pytest.raises(UserError, match=r"best\.json: cannot be written \(No space left on device\)"):
+        fid(tmp_path).update(1, {"fid": 5.0})
 
 
 def test_higher_may_be_better(tmp_path):
     best = Best(tmp_path, "recall", higher=True, kept=True, alarm_ratio=2.0)
-    verdicts = [best.judge(step, {"recall": value}) for step, value in ((1, 0.5), (2, 0.6), (3, 0.4), (4, 0.2))]
+    verdicts = [best.update(step, {"recall": value}) for step, value in ((1, 0.5), (2, 0.6), (3, 0.4), (4, 0.2))]
     assert [verdict.best for verdict in verdicts] == [True, True, False, False]
     assert [verdict.warning is not None for verdict in verdicts] == [False, False, False, True]
 
@@ -120,30 +120,30 @@ def test_a_metric_far_above_its_best_raises_an_alarm_that_names_the_best_step(tm
     verdicts = evaluate(fid(tmp_path), tmp_path, (1, 9.0), (2, 5.0), (3, 9.9), (4, 10.1))
     assert [verdict.warning is None for verdict in verdicts] == [True, True, True, False]
     assert "fid is 10.1, and was 5 at step 2" in verdicts[3].warning
-    assert fid(tmp_path, alarm_ratio=None).judge(5, {"fid": 1e6}).warning is None
+    assert fid(tmp_path, alarm_ratio=None).update(5, {"fid": 1e6}).warning is None
 
 
 def test_nothing_is_spared_where_the_recipe_keeps_no_best(tmp_path):
     best = fid(tmp_path, kept=False)
     assert not any(v.best for v in evaluate(best, tmp_path, (1, 4.0), (2, 5.0), (3, 6.0)))
     assert [path.name[-1] for path in checkpoint.listed(tmp_path)] == ["2", "3"]
-    with pytest.raises(UserMistake, match=r"--checkpoint best: .* keeps no best checkpoint; train\.keep_best=fid"):
+    with pytest.raises(UserError, match=r"--checkpoint best: .* keeps no best checkpoint; train\.keep_best=fid"):
         checkpoint.chosen_path(tmp_path, "best")
 
 
 def test_an_interrupted_evaluation_and_a_nan_are_no_records(tmp_path):
     best = fid(tmp_path)
-    assert best.judge(1, {}) == Verdict()
-    assert best.judge(2, {"fid": float("nan")}).warning == "fid is nan"
-    assert best.judge(3, {"fid": 7.0}).best
+    assert best.update(1, {}) == Verdict()
+    assert best.update(2, {"fid": float("nan")}).warning == "fid is nan"
+    assert best.update(3, {"fid": 7.0}).best
 
 
 def test_a_checkpoint_that_is_not_there_or_damaged_is_the_users_mistake(tmp_path):
     save(tmp_path, 3)
-    with pytest.raises(UserMistake, match=r"--checkpoint 2: .*there are checkpoints of step 3"):
+    with pytest.raises(UserError, match=r"--checkpoint 2: .*there are checkpoints of step 3"):
         checkpoint.chosen_path(tmp_path, "2")
-    with pytest.raises(UserMistake, match="'last' is neither newest, best nor a step"):
+    with pytest.raises(UserError, match="'last' is neither newest, best nor a step"):
         checkpoint.chosen_path(tmp_path, "last")
     (tmp_path / "step_00000003" / "state.json").write_text("{}")
-    with pytest.raises(UserMistake, match=r"--checkpoint 3: .*not what was written"):
+    with pytest.raises(UserError, match=r"--checkpoint 3: .*not what was written"):
         checkpoint.chosen_path(tmp_path, "3")

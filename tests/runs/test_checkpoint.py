@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs import atomic, checkpoint
 
 PLAYERS = {"net": {"weights": {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}, "optimizer": {}}}
@@ -132,7 +132,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserMistake, match=r"step_00000002: cannot write the checkpoint \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"step_00000002: cannot write the checkpoint \(No space left on device\)"):
         write(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
     assert checkpoint.newest_whole(tmp_path).step == 1
@@ -147,7 +147,7 @@ def test_a_really_full_disk_loses_nothing(tmp_path: Path) -> None:
     try:
         write(disk, 1)
         big = {"net": {"weights": {"w": torch.zeros(2**19)}}}
-        with pytest.raises(UserMistake, match="No space left on device"):
+        with pytest.raises(UserError, match="No space left on device"):
             checkpoint.write(disk, 2, big, {"step": 2})
         assert [path.name for path in disk.iterdir()] == ["step_00000001"]
         assert checkpoint.newest_whole(disk).step == 1
@@ -177,7 +177,7 @@ def test_damaged_later_checkpoints_never_push_out_whole_ones(tmp_path: Path) -> 
 def test_a_checkpoint_of_another_format_is_not_guessed_at(tmp_path: Path) -> None:
     manifest = write(tmp_path, 1) / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
-    with pytest.raises(UserMistake, match="none of its checkpoints is whole"):
+    with pytest.raises(UserError, match="none of its checkpoints is whole"):
         checkpoint.newest_whole(tmp_path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs.folder import RunFolder
 
 
@@ -19,6 +19,6 @@ def test_a_file_system_without_locks_is_not_taken_for_another_training(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(
-        UserMistake, match=r"its file system cannot lock files \(Function not implemented\).*run\.dir=PATH"
+        UserError, match=r"its file system cannot lock files \(Function not implemented\).*run\.dir=PATH"
     ):
         RunFolder(tmp_path).lock()

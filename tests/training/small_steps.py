@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from bigtrain.families.family import CodeLevel, Family, Microbatch, Phase, Problem, build_network, find_family
+from bigtrain.families.family import CodeLevel, DataSpec, Family, Microbatch, Phase, build_network, find_family
 from bigtrain.networks.layers import statistics
 from bigtrain.randomness import Draws
 from tests.runs_of import FAMILIES
@@ -23,14 +23,14 @@ def small_family(name: str) -> Family:
         section[part]["dropout"] = 0.3
     kind = find_family(section["kind"])
     codes = CODES if "tokenizer" in section else None
-    problem = Problem(SIZE, tuple("0123456789"), (100,) * 10, codes, "tokenizer" if codes else None)
-    return kind(kind.options_class.model_validate(section), problem)
+    spec = DataSpec(SIZE, tuple("0123456789"), (100,) * 10, codes, "tokenizer" if codes else None)
+    return kind(kind.options_class.model_validate(section), spec)
 
 
 def small_networks(family: Family) -> dict[str, nn.Module]:
     """Freshly built; where an untrained network has zeros, that would hide what lies behind them, it has numbers."""
     networks = {}
-    for name in family.players:
+    for name in family.components:
         networks[name] = build_network(family, name, 0).train()
         with torch.no_grad():
             for parameter in networks[name].parameters():
@@ -44,29 +44,29 @@ def microbatch(family: Family, phase: Phase, samples: int = 4, step: int = 0) ->
     empty = Microbatch(None, None, range(samples), Draws(0, step), CPU, samples)
     if not phase.reads_data:
         return empty
-    labels = torch.randint(len(family.problem.classes), (samples,), generator=generator)
-    if family.problem.codes is None:
+    labels = torch.randint(len(family.spec.classes), (samples,), generator=generator)
+    if family.spec.codes is None:
         images = torch.rand(samples, 3, SIZE, SIZE, generator=generator) * 2 - 1
         return replace(empty, images=images, labels=labels)
     codes = {
         name: torch.randint(level.codebook_size, (samples, *level.grid), generator=generator)
-        for name, level in family.problem.codes.items()
+        for name, level in family.spec.codes.items()
     }
     return replace(empty, codes=codes, labels=labels)
 
 
-def focus(networks: Mapping[str, nn.Module], player: str) -> None:
+def focus(networks: Mapping[str, nn.Module], component: str) -> None:
     for name, network in networks.items():
-        network.requires_grad_(name == player)
-        statistics.set_recording(network, name == player)
+        network.requires_grad_(name == component)
+        statistics.set_recording(network, name == component)
 
 
 def run_phase(
     family: Family, networks: Mapping[str, nn.Module], phase: Phase, *, bf16: bool = False
 ) -> dict[str, Tensor]:
     """Two accumulated microbatches and the commit of the statistics: losses, gradients and state afterwards, by name."""
-    focus(networks, phase.player)
-    network = networks[phase.player]
+    focus(networks, phase.component)
+    network = networks[phase.component]
     network.zero_grad()
     results = {}
     for piece in range(2):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.families.family import build_network
 from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.cost.step import LiveBytes
-from bigtrain.training.engine.component import place
+from bigtrain.training.engine.component import to_device
 from bigtrain.training.engine.options import EngineOptions
-from bigtrain.training.engine.start import make_player
+from bigtrain.training.engine.start import start_component
 from tests.runs_of import FAMILIES, final_tensors, train, write_recipe
 from tests.training.small_steps import CPU, focus, microbatch, run_phase, small_family, small_networks
 
@@ -48,7 +48,7 @@ def test_a_forward_pass_leaves_less_behind(name: str) -> None:
     for phase in family.phases:
         kept = []
         for networks in (small_networks(family), recomputing(small_networks(family))):
-            focus(networks, phase.player)
+            focus(networks, phase.component)
             batch = microbatch(family, phase)
             with LiveBytes() as live:
                 loss = phase.loss(networks, batch).total
@@ -60,16 +60,16 @@ def test_a_forward_pass_leaves_less_behind(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_averages_and_names_of_weights_know_nothing_of_it(name: str) -> None:
     family = small_family(name)
-    for key, player in family.players.items():
+    for key, component in family.components.items():
         networks = [build_network(family, key, 0) for _ in range(2)]
         engines = EngineOptions(), EngineOptions(activation_checkpointing=True)
         plain, other = (
-            make_player(place(network, CPU, engine), player, EmaOptions(), engine, "fp32", None)
+            start_component(to_device(network, CPU, engine), component, EmaOptions(), engine, "fp32", None)
             for network, engine in zip(networks, engines, strict=True)
         )
         assert list(other.network.state_dict()) == list(plain.network.state_dict())
         assert [n for n, _ in other.network.named_parameters()] == [n for n, _ in plain.network.named_parameters()]
-        if player.averaged:
+        if component.averaged:
             assert not any("forward" in vars(module) for module in other.averaged_network().modules())
 
 
@@ -95,7 +95,7 @@ def test_nothing_is_kept_to_be_computed_again_where_there_is_no_gradient(monkeyp
 
 
 def test_a_network_that_names_no_blocks_is_refused() -> None:
-    with pytest.raises(UserMistake, match="activation_checkpointing: a Linear does not say"):
+    with pytest.raises(UserError, match="activation_checkpointing: a Linear does not say"):
         recompute_blocks(nn.Linear(2, 2))
 
 

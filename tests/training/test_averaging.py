@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bigtrain.networks.layers.normalisation import SNLinear, SyncedBatchNorm
-from bigtrain.training.averaging import Average, EmaOptions, FurtherAverage, MovingAverage, power_exponent
+from bigtrain.training.averaging import Average, EmaOptions, ExtraAverage, MovingAverage, power_exponent
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -82,7 +82,7 @@ def test_a_constant_is_averaged_to_itself_in_float32() -> None:
 def test_a_power_function_average_has_the_relative_width_that_was_asked_for(width: float) -> None:
     """Its weights over past steps, read off from the survivals, have this standard deviation over the training so far."""
     steps = 4000
-    average = FurtherAverage(relative_width=width)
+    average = ExtraAverage(sigma_rel=width)
     weights = torch.zeros(steps, dtype=torch.float64)
     for step in range(steps):
         survival = average.survival(step)
@@ -102,10 +102,10 @@ def test_the_published_exponents_of_two_relative_widths() -> None:
 
 
 def test_a_further_average_is_of_one_form_and_has_a_free_name() -> None:
-    with pytest.raises(ValueError, match="either decay or relative_width"):
-        FurtherAverage(decay=0.9, relative_width=0.1)
+    with pytest.raises(ValueError, match="either decay or sigma_rel"):
+        ExtraAverage(decay=0.9, sigma_rel=0.1)
     with pytest.raises(ValueError, match="cannot name an average"):
-        EmaOptions(further={"raw": FurtherAverage(decay=0.9)})
+        EmaOptions(extra={"raw": ExtraAverage(decay=0.9)})
 
 
 def test_tensors_on_two_devices_are_averaged_each_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bigtrain.data.splits import describe, find_index
-from bigtrain.errors import UserMistake
-from bigtrain.families.family import Problem, find_family
+from bigtrain.errors import UserError
+from bigtrain.families.family import DataSpec, find_family
 from bigtrain.inference.checkpoint_selection import best_of, in_training
 from bigtrain.inference.model import open_model
 from bigtrain.recipe import Recipe, load_recipe
@@ -48,7 +48,7 @@ def recipe_of(folder: Path, **train) -> Recipe:
 
 def trainer_of(recipe: Recipe) -> Trainer:
     index = find_index("digits", "train", 16)
-    family = find_family("toy")(recipe.family, Problem.of(describe(index)))
+    family = find_family("toy")(recipe.family, DataSpec.of(describe(index)))
     folder = RunFolder(recipe.folder)
     folder.make()
     atomic.write_bytes(folder.recipe, recipe.to_yaml().encode())
@@ -78,7 +78,7 @@ def test_a_step_that_is_best_and_the_last_before_a_signal_is_saved_once(tmp_path
     trainer = trainer_of(recipe_of(tmp_path))
     monkeypatch.setattr(trainer.observers["evaluate"], "signal_at", 4)
     saved = []
-    monkeypatch.setattr(trainer._writer, "start", lambda step, players, state: saved.append(step))
+    monkeypatch.setattr(trainer._writer, "start", lambda step, components, state: saved.append(step))
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     assert trainer.run() == "SIGTERM"
     for number, handler in handlers.items():
@@ -113,7 +113,7 @@ def test_a_run_that_goes_on_from_before_its_best_finds_it_again(tmp_path):
     ],
 )
 def test_a_metric_that_cannot_decide_is_the_users_mistake(tmp_path, train, message):
-    with pytest.raises(UserMistake, match=message):
+    with pytest.raises(UserError, match=message):
         trainer_of(recipe_of(tmp_path, **train))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bigtrain.cluster.launch import die_with_parent
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 _AHEAD = 2
 """Items that each worker is asked for ahead of their use."""
@@ -65,7 +65,7 @@ class Loader:
         if self._iterator is None:
             raise StopIteration
         item = next(self._iterator)
-        if isinstance(item, UserMistake):
+        if isinstance(item, UserError):
             self.close()
             raise item
         return item
@@ -81,7 +81,7 @@ class Loader:
 
 
 class _Packing(Dataset[Any]):
-    """Items by (their place in the order, what to read). Hands a UserMistake over as an item: torch would bury its sentence
+    """Items by (their place in the order, what to read). Hands a UserError over as an item: torch would bury its sentence
     under the worker's traceback."""
 
     def __init__(self, batches: Dataset[Any], slots: "_Slots | None") -> None:
@@ -91,7 +91,7 @@ class _Packing(Dataset[Any]):
         place, item = numbered
         try:
             batch = self._batches[item]
-        except UserMistake as mistake:
+        except UserError as mistake:
             return mistake
         if self._slots is None or get_worker_info() is None:
             return batch

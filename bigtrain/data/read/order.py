@@ -17,7 +17,7 @@ _KEPT_EPOCHS = 2
 """A batch may straddle two epochs, and workers only go forward."""
 
 
-def order(shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, window_shards: int) -> np.ndarray:
+def order(shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, shuffle_shards: int) -> np.ndarray:
     """The epoch's permutation of sample numbers, int64 [sum of shard_sizes]: a pure function of its arguments."""
     draws = generator(seed, "data/order", step=epoch)
     sizes = np.asarray(shard_sizes, dtype=np.int64)
@@ -25,7 +25,7 @@ def order(shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, window
     shards = draws.permutation(len(sizes))
     ends = np.cumsum(sizes[shards])
     numbers = np.arange(ends[-1]) + np.repeat(starts[shards] - (ends - sizes[shards]), sizes[shards])
-    bounds = [0, *ends[window_shards - 1 :: window_shards].tolist(), int(ends[-1])]
+    bounds = [0, *ends[shuffle_shards - 1 :: shuffle_shards].tolist(), int(ends[-1])]
     for begin, end in itertools.pairwise(bounds):
         draws.shuffle(numbers[begin:end])
     return numbers
@@ -69,11 +69,11 @@ def flips(seed: int, first: int, count: int) -> np.ndarray:
 class Epochs:
     """The sample numbers by position: epoch after epoch, each `index.class_counts` long."""
 
-    def __init__(self, index: Index, seed: int, window_shards: int) -> None:
+    def __init__(self, index: Index, seed: int, shuffle_shards: int) -> None:
         self.length = sum(index.class_counts)
         self._shard_sizes = np.array([shard.samples for shard in index.shards])
         self._labels = index.labels if index.is_balanced else None
-        self._seed, self._window_shards = seed, window_shards
+        self._seed, self._window_shards = seed, shuffle_shards
         self._orders: dict[int, np.ndarray] = {}
 
     def numbers(self, first: int, count: int) -> np.ndarray:

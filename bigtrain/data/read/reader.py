@@ -13,7 +13,7 @@ from bigtrain.data.index import IMAGE_EXTENSIONS, Index, codes_extension
 from bigtrain.data.npy import npy_header, read_npy_header
 from bigtrain.data.read.resize import read_square
 from bigtrain.data.read.shard_cache import ShardCache
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 OPEN_SHARDS = 128
 """File descriptors kept per reader, the least recently used closed first: well below the usual limit of 1024."""
@@ -65,11 +65,11 @@ class _ShardReader:
         try:
             data = os.pread(self._descriptor(position), size, offset)
         except OSError as error:
-            raise UserMistake(f"{self.index.location(position)}: the shard cannot be read: {error.strerror}") from None
+            raise UserError(f"{self.index.location(position)}: the shard cannot be read: {error.strerror}") from None
         if len(data) != size:
-            raise UserMistake(
+            raise UserError(
                 f"{self.index.location(position)}: the shard ends within sample {self.name(number)}: it is truncated; "
-                f"run {self.index.door} again, which replaces damaged shards"
+                f"run {self.index.made_by} again, which replaces damaged shards"
             )
         return data
 
@@ -98,14 +98,14 @@ class Reader(_ShardReader):
     def __init__(self, index: Index, image_size: int) -> None:
         super().__init__(index)
         self.image_size = image_size
-        self._resize = index.view.get("resize", "never")
+        self._resize = index.variant.get("resize", "never")
         self._images = self._places(IMAGE_EXTENSIONS)
         small = index.samples * image_size**2 * 3 <= RESIDENT_BYTES
         self._resident = np.empty((index.samples, image_size, image_size, 3), dtype=np.uint8) if small else None
         self._is_resident = np.zeros(index.samples if small else 0, dtype=bool)
 
     def image(self, number: int) -> np.ndarray:
-        """uint8 [size, size, 3]. Raises Undecodable, or UserMistake if the shard is missing or truncated."""
+        """uint8 [size, size, 3]. Raises Undecodable, or UserError if the shard is missing or truncated."""
         image = np.empty((self.image_size, self.image_size, 3), dtype=np.uint8)
         failed = self.fill(np.array([number]), image[None])
         if failed:
@@ -115,7 +115,7 @@ class Reader(_ShardReader):
     def fill(self, numbers: np.ndarray, out: np.ndarray) -> dict[int, str]:
         """Reads images `numbers`, int64 [n], into `out`, uint8 [n, size, size, 3].
 
-        Returns why, by its place, for each that cannot be decoded. Raises UserMistake if a shard is missing or truncated.
+        Returns why, by its place, for each that cannot be decoded. Raises UserError if a shard is missing or truncated.
         """
         if self._resident is None:
             return self._decode(numbers, out)
@@ -169,7 +169,7 @@ class CodeReader(_ShardReader):
         return failed
 
     def codes(self, number: int) -> dict[str, np.ndarray]:
-        """uint16 [views, h, w] by level. Raises Undecodable, or UserMistake if the shard is missing or truncated."""
+        """uint16 [views, h, w] by level. Raises Undecodable, or UserError if the shard is missing or truncated."""
         if self._resident is not None and number in self._resident:
             return self._resident[number]
         codes = {level: self._level(number, level) for level in self._levels}

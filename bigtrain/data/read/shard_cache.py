@@ -18,7 +18,7 @@ from typing import IO
 
 from bigtrain.data.index import Index, Shard
 from bigtrain.data.remote import receive, shown
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs.atomic import cache_folder
 
 GIB = 2**30
@@ -38,21 +38,21 @@ class ShardCache:
         self.folder = given or cache_folder() / "shards"
         self.limit = int(options.cache_gib * GIB)
 
-    def check_room(self, window_shards: int) -> None:
-        """Raises UserMistake if the folder may not hold what a stream with such windows reads side by side: two windows, for
+    def check_room(self, shuffle_shards: int) -> None:
+        """Raises UserError if the folder may not hold what a stream with such windows reads side by side: two windows, for
         workers are not all at one place, and the shards that are fetched ahead."""
         sizes = sorted((s.size for n, s in enumerate(self._index.shards) if self._index.is_remote(n)), reverse=True)
-        at_once = min(len(sizes), 2 * window_shards + self._index.origin.options.prefetch_shards)
+        at_once = min(len(sizes), 2 * shuffle_shards + self._index.origin.options.prefetch_shards)
         needed = sum(sizes[:at_once])
         if needed > self.limit:
-            raise UserMistake(
+            raise UserError(
                 f"data.remote.cache_gib: {self.limit / GIB:.3g} GiB do not hold the {at_once} shards of {self._index.where} "
-                f"that are read side by side ({needed / GIB:.3g} GiB); raise it, or lower data.window_shards or "
+                f"that are read side by side ({needed / GIB:.3g} GiB); raise it, or lower data.shuffle_shards or "
                 "data.remote.prefetch_shards"
             )
 
     def open(self, number: int) -> int:
-        """A descriptor of shard `number`, whole; fetches it if need be. Raises UserMistake where that cannot be done."""
+        """A descriptor of shard `number`, whole; fetches it if need be. Raises UserError where that cannot be done."""
         shard = self._index.shards[number]
         path = self.folder / shard.sha256
         for _ in range(_OPENINGS):
@@ -65,19 +65,19 @@ class ShardCache:
                 os.close(descriptor)  # no work of this module: a disk that lost data, or a stranger's hand
                 path.unlink(missing_ok=True)
             self.fetch(number)
-        raise UserMistake(f"{path}: vanishes as soon as it is there; give data.remote.cache another folder")
+        raise UserError(f"{path}: vanishes as soon as it is there; give data.remote.cache another folder")
 
     def fetch(self, number: int, *, wait: bool = True) -> bool:
         """Sees to it that shard `number` is here. Without `wait`: unless another process is fetching it; False then."""
         shard = self._index.shards[number]
         path = self.folder / shard.sha256
         if shard.size > self.limit:
-            raise UserMistake(
+            raise UserError(
                 f"data.remote.cache_gib: {self.limit / GIB:.3g} GiB do not hold {shown(self._index.location(number))} "
                 f"({shard.size / GIB:.3g} GiB); raise it"
             )
         if "$" in str(self.folder):
-            raise UserMistake(
+            raise UserError(
                 f"data.remote.cache: {self.folder}: this variable is not set here; set it, or name a folder"
             )
         with contextlib.suppress(OSError):
@@ -97,7 +97,7 @@ class ShardCache:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             remedy = "free some space, lower data.remote.cache_gib, or" if full else "make it writable, or"
-            raise UserMistake(
+            raise UserError(
                 f"{self.folder}: the cache of shards cannot be written: {error.strerror}; {remedy} choose another folder "
                 "with data.remote.cache=PATH"
             ) from None

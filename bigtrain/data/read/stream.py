@@ -28,7 +28,7 @@ from bigtrain.data.read.order import Epochs, flips
 from bigtrain.data.read.prefetch import Prefetch
 from bigtrain.data.read.reader import CodeReader, Reader
 from bigtrain.data.read.shard_cache import ShardCache
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.randomness import BLOCK, generator
 
 _BESIDE = 256
@@ -39,7 +39,7 @@ class Stream:
     """An endless iterator of this rank's batches.
 
     `microbatch` is the global one; with n = microbatch / world, item k holds the positions
-    position + k * microbatch + rank * n + [0, n). Raises UserMistake for a missing or truncated shard, for flips that the
+    position + k * microbatch + rank * n + [0, n). Raises UserError for a missing or truncated shard, for flips that the
     codes do not have and, unless options.undecodable is `replace`, for an undecodable sample. `close()` it: its workers
     ignore the signals that the training process handles.
     """
@@ -57,12 +57,12 @@ class Stream:
         pin_memory: bool = False,
     ) -> None:
         assert microbatch % world == 0, f"a global microbatch of {microbatch} does not divide over {world} ranks"
-        if options.flip and index.codes is not None and index.codes.views == 1:
-            raise UserMistake(
+        if options.flip and index.codes is not None and index.codes.flip_variants == 1:
+            raise UserError(
                 f"data.flip: {index.where} holds no codes of mirrored images; set data.flip=false, or encode the images again "
                 "into another folder with `launch/encode.py RUN INDEX OUT --flip`"
             )
-        ShardCache(index).check_room(options.window_shards)
+        ShardCache(index).check_room(options.shuffle_shards)
         local = microbatch // world
         steps = _Steps(index, options, seed, first=position + rank * local, stride=microbatch, count=local)
         self._batches = Loader(
@@ -80,7 +80,7 @@ class Stream:
         self._batches.close()
 
 
-def dealt(numbers: np.ndarray, rank: int, world: int) -> np.ndarray:
+def rank_share(numbers: np.ndarray, rank: int, world: int) -> np.ndarray:
     """A rank's share of `numbers` [n]: blocks of BLOCK consecutive ones, every world-th.
 
     One by one they would be shared more evenly, but keyed draws are made by the block, and each rank would throw most away.
@@ -88,13 +88,13 @@ def dealt(numbers: np.ndarray, rank: int, world: int) -> np.ndarray:
     return numbers[np.arange(len(numbers)) // BLOCK % world == rank]
 
 
-class Sweep:
+class SplitLoader:
     """One finite pass over a split: each sample once, over all ranks together, without flips.
 
-    Iterating gives (sample numbers int64 [n], Batch) with n <= batch: this rank's are `dealt` to it in the index's order, so
-    ranks may get different counts. With `limit`, the pass is over the first `limit` samples of a
-    fixed permutation (a fair subset, whatever the shards' order), still in the index's order. Raises UserMistake for a
-    shard or a sample that cannot be read.
+    Iterating gives (sample numbers int64 [n], Batch) with n <= batch: this rank's are its `rank_share`, in the index's
+    order, so ranks may get different counts. With `limit`, the pass is over the first `limit` samples of a fixed
+    permutation (a fair subset, whatever the shards' order), still in the index's order. Raises UserError for a shard or a
+    sample that cannot be read.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Sweep:
         numbers = np.arange(index.samples)
         if limit is not None and limit < index.samples:
             numbers = np.sort(generator(0, "data/sweep").permutation(index.samples)[:limit])
-        mine = dealt(numbers, rank, world)
+        mine = rank_share(numbers, rank, world)
         self._chunks = [mine[begin : begin + batch] for begin in range(0, len(mine), batch)]
         self._index, self._workers, self._pin_memory = index, workers, pin_memory
 
@@ -126,7 +126,7 @@ class Sweep:
 def read_chunks(
     index: Index, chunks: Sequence[np.ndarray], *, workers: int, pin_memory: bool = False
 ) -> Generator[tuple[np.ndarray, Batch], None, None]:
-    """(sample numbers, Batch) for each of `chunks` (int64 [n]), without flips. Raises UserMistake as a Sweep does."""
+    """(sample numbers, Batch) for each of `chunks` (int64 [n]), without flips. Raises UserError as a SplitLoader does."""
     places = itertools.accumulate(map(len, chunks), initial=0)
     assert index.image_size is not None, f"{index.path}: a sweep needs images of one size"
     room = max(map(len, chunks), default=0) * _room(index, index.image_size)
@@ -142,7 +142,7 @@ class _Steps(Dataset[Any]):
 
     def __init__(self, index: Index, options: DataOptions, seed: int, *, first: int, stride: int, count: int) -> None:
         self._reader = _reader(index, options.image_size)
-        self._epochs = Epochs(index, seed, options.window_shards)
+        self._epochs = Epochs(index, seed, options.shuffle_shards)
         self._options, self._seed = options, seed
         self._first, self._stride, self._count = first, stride, count
         self._prefetch = Prefetch(index, self._epochs.order, epochs=True)
@@ -225,7 +225,7 @@ def _stand_in(reader: Reader | CodeReader, successors: Iterator[int], damage: st
         if not failed:
             return number, samples[0]
     what, whole = ("image", "a whole one") if isinstance(reader, Reader) else ("sample of codes", "the images")
-    raise UserMistake(
+    raise UserError(
         f"{reader.index.home}/{damage}; this {what} cannot be decoded: remake the shard from {whole}, "
         "or train without it by data.undecodable=replace (an evaluation or an encoding needs every one)"
     )

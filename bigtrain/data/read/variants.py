@@ -11,54 +11,54 @@ from dataclasses import replace
 import numpy as np
 
 from bigtrain.data.index import Index, Resize, Shard
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 
 def resized(index: Index, image_size: int, how: Resize) -> Index:
     """The same images, made squares of `image_size` pixels as they are read."""
-    return replace(index, image_size=image_size, view={**index.view, "resize": how})
+    return replace(index, image_size=image_size, variant={**index.variant, "resize": how})
 
 
 def subset(index: Index, chosen: Sequence[int | str]) -> Index:
     """The samples of the classes `chosen` (names, or numbers), which are numbered anew in this order.
 
-    Raises UserMistake for a class that there is not, that comes twice, or if none of them has a sample.
+    Raises UserError for a class that there is not, that comes twice, or if none of them has a sample.
     """
     numbers = [_class_number(index, word) for word in chosen]
     if len(set(numbers)) < len(numbers):
-        raise UserMistake(f"a class stands twice in {list(chosen)}; name each once")
+        raise UserError(f"a class stands twice in {list(chosen)}; name each once")
     shards = [_shard_subset(shard, np.array(numbers), len(index.classes)) for shard in index.shards]
     part = replace(
         index,
         classes=tuple(index.classes[number] for number in numbers),
         shards=tuple(shard for shard in shards if shard.samples),
-        view={**index.view, "classes": numbers},
+        variant={**index.variant, "classes": numbers},
     )
     if part.samples == 0:
-        raise UserMistake(f"{index.where} has no sample of the classes {list(chosen)}")
+        raise UserError(f"{index.where} has no sample of the classes {list(chosen)}")
     return part
 
 
 def balanced(index: Index) -> Index:
-    """The same samples, but each class comes equally often in an epoch. Raises UserMistake for an empty class."""
+    """The same samples, but each class comes equally often in an epoch. Raises UserError for an empty class."""
     if 0 in index.class_counts:
-        raise UserMistake(
+        raise UserError(
             f"{index.where} has no sample of the class {index.classes[index.class_counts.index(0)]!r}, which cannot come as "
             "often as the others; leave it out by data.classes"
         )
-    return replace(index, view={**index.view, "balance": True})
+    return replace(index, variant={**index.variant, "balance": True})
 
 
 def _class_number(index: Index, word: int | str) -> int:
     if isinstance(word, str) and word in index.classes:
         numbers = [number for number, name in enumerate(index.classes) if name == word]
         if len(numbers) > 1:
-            raise UserMistake(f"{index.where} has {len(numbers)} classes {word!r}; give one by its number: {numbers}")
+            raise UserError(f"{index.where} has {len(numbers)} classes {word!r}; give one by its number: {numbers}")
         return numbers[0]
     if str(word).isdecimal() and int(word) < len(index.classes):
         return int(word)
     near = difflib.get_close_matches(str(word), index.classes, n=1)
-    raise UserMistake(
+    raise UserError(
         f"{index.where} has no class {word!r}{f'; did you mean {near[0]!r}?' if near else ''} (it has "
         f"{len(index.classes)}, to be given by name or by number from 0)"
     )

@@ -8,7 +8,7 @@ from typing import IO
 from bigtrain.data.tars import members
 from bigtrain.data.write.sources import STORED, Listing, Source, by_class
 from bigtrain.data.write.zips import zip_members
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 Tick = Callable[[int], object]
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -17,7 +17,7 @@ _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 def list_archive(path: Path, tick: Tick) -> Source:
     """The pictures SPLIT/CLASS/picture or CLASS/picture of a tar or a zip, with or without a folder around all.
 
-    Raises UserMistake for what is neither or is damaged, and for links and for names that would leave a folder.
+    Raises UserError for what is neither or is damaged, and for links and for names that would leave a folder.
     """
     listing = Listing()
     with path.open("rb") as file:
@@ -43,11 +43,11 @@ def _list_zip(path: Path, file: IO[bytes], listing: Listing, tick: Tick) -> None
         if name.endswith("/"):
             continue
         if name.startswith("/") or ".." in name.split("/") or "\\" in name:
-            raise UserMistake(f"{path}: member {name} would lie outside of its folder; write it with names below it")
+            raise UserError(f"{path}: member {name} would lie outside of its folder; write it with names below it")
         if member.link:
-            raise UserMistake(f"{path}: member {name} is a link; write the zip with plain files")
+            raise UserError(f"{path}: member {name} is a link; write the zip with plain files")
         if member.encrypted or member.packing not in _PACKINGS:
-            raise UserMistake(f"{path}: member {name} is encrypted or packed in a rare way; write the zip with deflate")
+            raise UserError(f"{path}: member {name} is encrypted or packed in a rare way; write the zip with deflate")
         if not any(part.startswith(".") for part in name.split("/")):
             listing.add(name, (0, member.offset, member.size, member.packed, member.checksum))
             tick(1)

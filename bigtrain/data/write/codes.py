@@ -30,7 +30,7 @@ from bigtrain.data.write.shards import (
     whole_record,
     write_shard,
 )
-from bigtrain.errors import OneRanksMistake, UserMistake
+from bigtrain.errors import RankError, UserError
 
 Encode = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Images uint8 [n, H, W, 3] to integers [n, h, w] by level."""
@@ -58,14 +58,12 @@ def encode_shards(
     """Completes this rank's share of the shards in `out`: those numbered rank, rank + world, ...; returns their records.
 
     What is whole already (size and sha256) stays as it is. `batch` images are encoded at a time; `workers` processes read
-    them; `progress` is told of images. Raises UserMistake, alike on every rank, if `out` holds shards that are not these
-    codes; OneRanksMistake for an image that cannot be decoded, or a disk that is full (then a rerun continues).
+    them; `progress` is told of images. Raises UserError, alike on every rank, if `out` holds shards that are not these
+    codes; RankError for an image that cannot be decoded, or a disk that is full (then a rerun continues).
     """
     names = [_name(shard) for shard in index.shards]
     if len(set(names)) < len(names):
-        raise UserMistake(
-            f"{index.path}: two of its shards have one file name; codes go into one folder, so rename them"
-        )
+        raise UserError(f"{index.path}: two of its shards have one file name; codes go into one folder, so rename them")
     with disk_troubles(out):
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)
@@ -93,14 +91,14 @@ def encode_shards(
                 fill = partial(_fill, source=shard, encoded=encoded, index=index, manifest=manifest, progress=progress)
                 records.append(write_shard(out / names[number], shard.samples, fill))
         return records
-    except UserMistake as mistake:
-        raise OneRanksMistake(f"rank {rank}: {mistake}" if world > 1 else str(mistake)) from None
+    except UserError as mistake:
+        raise RankError(f"rank {rank}: {mistake}" if world > 1 else str(mistake)) from None
 
 
 def index_codes(index: Index, out: Path, manifest: CodesManifest, records: Iterable[Record]) -> Index:
     """Writes `out/SPLIT.json` from the records of all ranks, which are then dropped; returns the index.
 
-    Raises UserMistake if a shard is not there: ranks on machines that do not share `out`.
+    Raises UserError if a shard is not there: ranks on machines that do not share `out`.
     """
     made = {record.shard.name: record.shard for record in records}
     shards = tuple(made[_name(shard)] for shard in index.shards)
@@ -129,16 +127,16 @@ def _name(shard: Shard) -> str:
 
 
 def _known(out: Path, split: str, manifest: CodesManifest) -> dict[str, Record]:
-    """What is known of the shards in `out`, by name. Raises UserMistake unless all of them are these codes."""
+    """What is known of the shards in `out`, by name. Raises UserError unless all of them are these codes."""
     tars, records = left_behind(out, split)
     path = out / f"{split}.json"
     if path.exists():
         whole = Index.read(path)
         if whole.codes is None:
-            raise UserMistake(f"{path}: it describes shards of images; choose another folder for their codes")
+            raise UserError(f"{path}: it describes shards of images; choose another folder for their codes")
         records = {shard.name: Record(shard, whole.image_size, whole.codes.identity()) for shard in whole.shards}
     elif unknown := sorted(tars - records.keys()):
-        raise UserMistake(
+        raise UserError(
             f"{out / unknown[0]}: this shard was not made by this door, and would be overwritten; choose another folder"
         )
     for record in records.values():
@@ -149,10 +147,10 @@ def _known(out: Path, split: str, manifest: CodesManifest) -> dict[str, Record]:
 def _check_same(out: Path, split: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key, otherwise in _OTHERWISE.items():
         if found.get(key) != wanted[key]:
-            raise UserMistake(f"{out}: its {split} shards {otherwise}; choose another folder")
+            raise UserError(f"{out}: its {split} shards {otherwise}; choose another folder")
     if found["views"] != wanted["views"]:
         made, asked = ("with" if views == 2 else "without" for views in (found["views"], wanted["views"]))
-        raise UserMistake(
+        raise UserError(
             f"{out}: its {split} shards were made {made} --flip, not {asked}; run again {made} it, or choose another folder"
         )
 
@@ -179,7 +177,7 @@ def _fill(
             try:
                 writer.add(key, label, members)
             except ValueError:
-                raise UserMistake(
+                raise UserError(
                     f"{index.folder / source.name}/{key}: with the extension of codes the name is too long for tar; shorten it"
                 ) from None
         done += len(samples)
@@ -191,7 +189,7 @@ def _members(images: Batch, encode: Encode, manifest: CodesManifest) -> list[dic
     """The npy members, by extension, of each image of a batch."""
     assert images.images is not None, "codes are made from images"
     pixels = images.images.numpy()
-    views = [encode(view) for view in (pixels, np.ascontiguousarray(pixels[:, :, ::-1]))[: manifest.views]]
+    views = [encode(view) for view in (pixels, np.ascontiguousarray(pixels[:, :, ::-1]))[: manifest.flip_variants]]
     members: list[dict[str, bytes]] = [{} for _ in pixels]
     for name, level in manifest.levels.items():
         codes = np.stack([view[name] for view in views], axis=1)

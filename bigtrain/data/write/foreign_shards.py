@@ -20,7 +20,7 @@ from bigtrain.data.tars import END_OF_TAR, NOT_COMPRESSED, TRUNCATED, members
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.data.write.shards import common_size, disk_troubles
 from bigtrain.data.write.sources import read_classes
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 MOST_CLASSES = 1_000_000
 LABELS_FROM = re.compile(r"cls|none|json:.+")
@@ -38,7 +38,7 @@ def index_shards(
 
     labels: `cls`, `json:FIELD` (a number or a name in each sample's .json) or `none` (one class). Classes are the lines of
     `folder/classes.txt`, else those of an index that is there already and has its labels from the same place, else the
-    names in use, sorted, or "0" .. the largest label. Raises UserMistake, naming shard and member, for compressed or
+    names in use, sorted, or "0" .. the largest label. Raises UserError, naming shard and member, for compressed or
     truncated tars, duplicate keys, samples that are not one image and its label, and labels that are not decimal or not
     below the number of classes.
     """
@@ -62,25 +62,23 @@ def index_shards(
 def _list(folder: Path) -> dict[str, list[Path]]:
     """The tars of each split, sorted by name."""
     if not folder.is_dir():
-        raise UserMistake(
-            f"{folder}: there is no such folder; --index-only wants a folder of tars SPLIT-000000.tar ..."
-        )
+        raise UserError(f"{folder}: there is no such folder; --index-only wants a folder of tars SPLIT-000000.tar ...")
     by_split: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if _COMPRESSED.fullmatch(path.name):
-            raise UserMistake(f"{path}: {NOT_COMPRESSED}")
+            raise UserError(f"{path}: {NOT_COMPRESSED}")
         if path.suffix != ".tar":
             continue
         match = _TAR.fullmatch(path.name)
         if match is None:
-            raise UserMistake(
+            raise UserError(
                 f"{path}: the name does not say its split; name the tars SPLIT-000000.tar, SPLIT-000001.tar ..."
             )
         by_split.setdefault(match["split"], []).append(path)
     if not by_split:
-        raise UserMistake(f"{folder}: no tars here; --index-only wants tars SPLIT-000000.tar ...")
+        raise UserError(f"{folder}: no tars here; --index-only wants tars SPLIT-000000.tar ...")
     return by_split
 
 
@@ -100,13 +98,13 @@ def _inspect(path: Path, progress: Progress, source: str) -> _Found:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size < len(END_OF_TAR):
-                raise UserMistake(f"{path}: {TRUNCATED}")
+                raise UserError(f"{path}: {TRUNCATED}")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _inspect_bytes(path, file, data, progress, source)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise UserMistake(f"{path}: the shard cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: the shard cannot be read: {error.strerror}") from None
 
 
 def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progress, source: str) -> _Found:
@@ -122,7 +120,7 @@ def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progr
         try:
             labels.append(_label(data, places, source))
         except Undecodable as error:
-            raise UserMistake(f"{path}: member {key}.{_label_member(source)}: {error}") from None
+            raise UserError(f"{path}: member {key}.{_label_member(source)}: {error}") from None
         offset, size = next(places[extension] for extension in IMAGE_EXTENSIONS if extension in places)
         with contextlib.suppress(Undecodable):  # not the index's to judge: data.undecodable says what becomes of it
             shapes.add(header_size(data[offset : offset + size]))
@@ -152,7 +150,7 @@ def _numbers(path: Path, labels: Sequence[int | str]) -> tuple[tuple[str, ...] |
     if not words:
         return None, np.array(labels, dtype=np.int64)
     if len(words) < len(labels):
-        raise UserMistake(f"{path}: some of its labels are names ({words[0]!r}) and others numbers; make them alike")
+        raise UserError(f"{path}: some of its labels are names ({words[0]!r}) and others numbers; make them alike")
     names, numbers = np.unique(np.array(words, dtype=object), return_inverse=True)
     return tuple(names.tolist()), numbers.astype(np.int64)
 
@@ -164,10 +162,10 @@ def _samples(path: Path, found: Iterator[tuple[str, int, int]], source: str) -> 
     for name, offset, size in found:
         match = _KEY_AND_EXTENSION.fullmatch(name)
         if match is None:
-            raise UserMistake(f"{path}: member {name} has no extension; every member is named KEY.EXTENSION")
+            raise UserError(f"{path}: member {name} has no extension; every member is named KEY.EXTENSION")
         key, extension = match[1], match[2].lower()
         if (key != last and key in samples) or extension in samples.get(key, ()):
-            raise UserMistake(f"{path}: member {name}: the key {key} comes twice; keys are unique within a shard")
+            raise UserError(f"{path}: member {name}: the key {key} comes twice; keys are unique within a shard")
         samples.setdefault(key, {})[extension] = (offset, size)
         last = key
     wanted = _label_member(source)
@@ -177,7 +175,7 @@ def _samples(path: Path, found: Iterator[tuple[str, int, int]], source: str) -> 
             images.pop()
         if len(images) != 1 or (wanted is not None and wanted not in extensions):
             needs = f" and one .{wanted} (--labels says where else labels may come from)" if wanted is not None else ""
-            raise UserMistake(
+            raise UserError(
                 f"{path}: sample {key} has the members {', '.join(f'{key}.{extension}' for extension in extensions)}, "
                 f"but needs one image ({', '.join(IMAGE_EXTENSIONS)}){needs}"
             )
@@ -211,12 +209,12 @@ def _classes(
         return (UNLABELLED,)
     named_labels = {name for one in found.values() for name in one.names or ()}
     if named_labels and any(one.names is None and one.shard.samples for one in found.values()):
-        raise UserMistake(f"{folder}: some shards have names for labels and others numbers; make them alike")
+        raise UserError(f"{folder}: some shards have names for labels and others numbers; make them alike")
     listed = folder / "classes.txt"
     if named_labels:
         classes = read_classes(listed) if listed.exists() else tuple(sorted(named_labels))
         if unknown := sorted(named_labels.difference(classes)):
-            raise UserMistake(f"{listed}: lacks the class {unknown[0]!r}, which some sample has; add it")
+            raise UserError(f"{listed}: lacks the class {unknown[0]!r}, which some sample has; add it")
         return classes
     most = max((int(one.shard.labels.max()) for one in found.values() if one.shard.samples), default=-1)
     named = next((index for split in splits if (index := _readable(out / f"{split}.json")) is not None), None)
@@ -229,7 +227,7 @@ def _classes(
     for path, one in found.items():
         for key, number in zip(one.shard.keys, one.shard.labels.tolist(), strict=True):
             if number >= len(classes):
-                raise UserMistake(
+                raise UserError(
                     f"{path}: member {key}.{_label_member(source)}: label {number} is out of range: {where} "
                     f"{len(classes)} classes, numbered from 0"
                 )
@@ -240,7 +238,7 @@ def _readable(path: Path) -> Index | None:
     """The index that is there already; None if there is none, or one that this run is to replace."""
     try:
         return Index.read(path)
-    except UserMistake:
+    except UserError:
         return None
 
 
@@ -251,7 +249,7 @@ def _write_index(out: Path, split: str, classes: tuple[str, ...], found: Mapping
     size = common_size({shape for one in found.values() for shape in one.shapes})
     index = Index(path, split, classes, size, shards, labels_from=source)
     if index.samples == 0:
-        raise UserMistake(f"{out}: the {split} shards hold no samples")
+        raise UserError(f"{out}: the {split} shards hold no samples")
     before = _readable(path)
     if before is None or _described(before) != _described(index):
         index.write()

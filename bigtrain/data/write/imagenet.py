@@ -22,7 +22,7 @@ import numpy as np
 from bigtrain.data.tars import members
 from bigtrain.data.write.archives import add_member
 from bigtrain.data.write.sources import Listing, Pictures, Source, files_below, read_text, sorted_by_name
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 Tick = Callable[[int], object]
 _WNID = re.compile(r"n\d{8}")
@@ -57,7 +57,7 @@ class _Part:
 
 
 def list_imagenet(source: Path, tick: Tick) -> Source:
-    """Its train and val splits, whichever are there. Raises UserMistake, which says what is missing."""
+    """Its train and val splits, whichever are there. Raises UserError, which says what is missing."""
     folder = source.parent if source.is_file() else source
     found: dict[str, _Part] = {}
     for split, lists in (("train", _list_train), ("val", _list_val)):
@@ -68,7 +68,7 @@ def list_imagenet(source: Path, tick: Tick) -> Source:
     words = _words(folder)
     wnids = sorted(set().union(*(part.wnids for part in found.values())))
     if not wnids:
-        raise UserMistake(f"{source}: no pictures of ImageNet here; see `python launch/shard.py --help`")
+        raise UserError(f"{source}: no pictures of ImageNet here; see `python launch/shard.py --help`")
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     splits = {}
     for split, part in found.items():
@@ -92,7 +92,7 @@ def _list_train(folder: Path, tick: Tick) -> _Part | None:
         for inner, begin, size in members(archive, file, 0, archive.stat().st_size):
             wnid = inner.rpartition("/")[2].removesuffix(".tar")
             if not _WNID.fullmatch(wnid):
-                raise UserMistake(f"{archive}: member {inner} is not the tar of a class n01440764.tar")
+                raise UserError(f"{archive}: member {inner} is not the tar of a class n01440764.tar")
             for name, offset, length in members(f"{archive}: {inner}", file, begin, begin + size):
                 add_member(listing, f"{wnid}/{name.removeprefix('./')}", 0, offset, length, tick)
     return _labelled(listing, archive, _own_folder)
@@ -128,7 +128,7 @@ def _list_class_folders(folder: Path, tick: Tick) -> _Part:
     listing = Listing()
     for name in files_below(folder):
         if not _WNID.match(name) or name.count("/") != 1:
-            raise UserMistake(f"{folder}: {name} does not lie in a folder of its class, as n01440764")
+            raise UserError(f"{folder}: {name} does not lie in a folder of its class, as n01440764")
         listing.add(name)
         tick(1)
     return _labelled(listing, folder, _own_folder)
@@ -147,7 +147,7 @@ def _labelled(listing: Listing, where: Path, wnid_of: Callable[[str], str | None
     for place, name in enumerate(listing.names):
         wnid = wnid_of(name)
         if wnid is None:
-            raise UserMistake(f"{pictures.shown(place)}: the list of true classes does not have it; remove the picture")
+            raise UserError(f"{pictures.shown(place)}: the list of true classes does not have it; remove the picture")
         labels[place] = numbers.setdefault(wnid, len(numbers))
     return _Part(pictures, list(numbers), listing.left_out)
 
@@ -160,23 +160,21 @@ def _true_classes(folder: Path) -> dict[str, str]:
         rows = [(row.get("ImageId"), row.get("PredictionString")) for row in found]
         truth = {name: (said or "").partition(" ")[0] for name, said in rows if name is not None}
         if wrong := next((wnid for wnid in truth.values() if not _WNID.fullmatch(wnid)), None):
-            raise UserMistake(f"{table}: {wrong!r} is not a WNID such as n01440764; download it again")
+            raise UserError(f"{table}: {wrong!r} is not a WNID such as n01440764; download it again")
         return truth
     numbers = _find(folder, "ILSVRC2012_validation_ground_truth.txt")
     if numbers is None:
-        raise UserMistake(
+        raise UserError(
             f"{folder}: the validation pictures are in no class folders, and no list has their classes; put "
             "ILSVRC2012_devkit_t12 (with data/ILSVRC2012_validation_ground_truth.txt) or LOC_val_solution.csv beside them"
         )
     meta = _find(folder, _META)
     if meta is None:
-        raise UserMistake(
-            f"{numbers}: its numbers are the devkit's own; put its meta.mat beside it, which says of what"
-        )
+        raise UserError(f"{numbers}: its numbers are the devkit's own; put its meta.mat beside it, which says of what")
     wnids = {number: wnid for number, wnid, _ in _synsets(meta)}
     lines = numbers.read_text(encoding="ascii", errors="replace").split()
     if wrong := next((line for line in lines if not line.isdecimal() or int(line) not in wnids), None):
-        raise UserMistake(f"{numbers}: {wrong!r} is not the number of a class in {meta.name}; download it again")
+        raise UserError(f"{numbers}: {wrong!r} is not the number of a class in {meta.name}; download it again")
     return {f"ILSVRC2012_val_{place:08d}": wnids[int(line)] for place, line in enumerate(lines, start=1)}
 
 
@@ -188,7 +186,7 @@ def _synsets(meta: Path) -> list[tuple[int, str, str]]:
         table = loadmat(meta, squeeze_me=True, variable_names=["synsets"])["synsets"]
         return [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in table]
     except Exception as error:  # scipy raises nearly anything on damaged files
-        raise UserMistake(f"{meta}: not the devkit's table of classes ({error}); download it again") from None
+        raise UserError(f"{meta}: not the devkit's table of classes ({error}); download it again") from None
 
 
 def _words(folder: Path) -> Mapping[str, str]:

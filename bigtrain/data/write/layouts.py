@@ -18,7 +18,7 @@ from bigtrain.data.write.archives import list_archive
 from bigtrain.data.write.imagenet import is_imagenet, list_imagenet
 from bigtrain.data.write.picture_reader import open_database, unpacked_file
 from bigtrain.data.write.sources import PLACE, STORED, Names, Pictures, Pixels, Source, list_folder, read_classes
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 _IDX = re.compile(r"(?P<split>.+)-images[-.]idx3-ubyte(\.gz)?")
 _SPLIT_OF_IDX = {"t10k": "test"}
@@ -34,16 +34,16 @@ _LSUN = re.compile(r"(?P<label>.+?)(_(?P<split>train|val|test))?(_lmdb)?")
 
 
 def list_source(where: Path, layout: str | None, *, quiet: bool = False) -> Source:
-    """The pictures of a set. `layout`: one of LAYOUTS, None: as it looks. Raises UserMistake, which names the file."""
+    """The pictures of a set. `layout`: one of LAYOUTS, None: as it looks. Raises UserError, which names the file."""
     try:
         if layout is None:
             layout = next((name for name, known in LAYOUTS.items() if known.looks(where)), "folder")
         elif not LAYOUTS[layout].looks(where):
-            raise UserMistake(f"{where}: does not look like --layout {layout}: {LAYOUTS[layout].wants}")
+            raise UserError(f"{where}: does not look like --layout {layout}: {LAYOUTS[layout].wants}")
         with tqdm(unit=" pictures", desc=f"listing {where}", disable=quiet, leave=False) as bar:
             return LAYOUTS[layout].lists(where, bar.update)
     except OSError as error:
-        raise UserMistake(f"{error.filename or where}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{error.filename or where}: cannot be read: {error.strerror}") from None
 
 
 class _Layout:
@@ -71,11 +71,11 @@ def _list_idx(folder: Path, tick: Callable[[int], object]) -> Source:
     for split, images in _idx_files(folder).items():
         labels_file = images.with_name(re.sub(r"-images([-.])idx3", r"-labels\1idx1", images.name))
         if not labels_file.exists():
-            raise UserMistake(f"{labels_file}: missing, but {images.name} is there; copy the labels beside it")
+            raise UserError(f"{labels_file}: missing, but {images.name} is there; copy the labels beside it")
         count, height, width = _idx_header(images, _IDX_IMAGES, 3)
         (labelled,) = _idx_header(labels_file, _IDX_LABELS, 1)
         if labelled != count:
-            raise UserMistake(f"{labels_file}: has {labelled} labels for the {count} images of {images.name}")
+            raise UserError(f"{labels_file}: has {labelled} labels for the {count} images of {images.name}")
         _check_length(images, 16 + count * height * width)
         _check_length(labels_file, 8 + count)
         labels = np.frombuffer(_content(labels_file)[8:], dtype=np.uint8).astype(np.int32)
@@ -90,20 +90,20 @@ def _list_idx(folder: Path, tick: Callable[[int], object]) -> Source:
 def _idx_header(path: Path, magic: int, dimensions: int) -> list[int]:
     header = np.frombuffer(_content(path)[: 4 + 4 * dimensions], dtype=">u4").tolist()
     if len(header) != 1 + dimensions or header[0] != magic:
-        raise UserMistake(f"{path}: not an idx file of unsigned bytes in {dimensions} dimensions; download it again")
+        raise UserError(f"{path}: not an idx file of unsigned bytes in {dimensions} dimensions; download it again")
     return header[1:]
 
 
 def _check_length(path: Path, wanted: int) -> None:
     if (found := len(_content(path))) != wanted:
-        raise UserMistake(f"{path}: has {found} bytes, not the {wanted} that its header says; download it again")
+        raise UserError(f"{path}: has {found} bytes, not the {wanted} that its header says; download it again")
 
 
 def _content(path: Path) -> bytes:
     try:
         return unpacked_file(path) if path.suffix == ".gz" else path.read_bytes()
     except Undecodable as error:
-        raise UserMistake(f"{error}; download it again") from None
+        raise UserError(f"{error}; download it again") from None
 
 
 def _named_classes(folder: Path, lists: Sequence[Path], least: int) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ def _named_classes(folder: Path, lists: Sequence[Path], least: int) -> tuple[str
         if path.exists():
             classes = read_classes(path)
             if len(classes) < least:
-                raise UserMistake(f"{path}: has {len(classes)} names, but labels run to {least - 1}")
+                raise UserError(f"{path}: has {len(classes)} names, but labels run to {least - 1}")
             return classes
     return tuple(map(str, range(least)))
 
@@ -147,7 +147,7 @@ def _list_cifar(folder: Path, tick: Callable[[int], object]) -> Source:
     names = {path.name for path in _files(folder)}
     ten = not names.isdisjoint(_CIFAR_10_FILES)
     if not ten and not {"train.bin", "test.bin"} <= names:
-        raise UserMistake(
+        raise UserError(
             f"{folder}: this is CIFAR's Python version, whose files are pickles, which can run code and are not opened; "
             "download its binary version (cifar-10-binary.tar.gz or cifar-100-binary.tar.gz) and unpack it"
         )
@@ -159,7 +159,7 @@ def _list_cifar(folder: Path, tick: Callable[[int], object]) -> Source:
         if names.isdisjoint(wanted):
             continue
         if missing := [name for name in wanted if name not in names]:
-            raise UserMistake(
+            raise UserError(
                 f"{folder / missing[0]}: missing, but others of its split are there; unpack cifar-10-binary.tar.gz again"
             )
         files = tuple(folder / name for name in wanted)
@@ -172,12 +172,10 @@ def _list_cifar(folder: Path, tick: Callable[[int], object]) -> Source:
 def _cifar_labels(path: Path, record: int, classes: int) -> np.ndarray:
     data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     if len(data) == 0 or len(data) % record:
-        raise UserMistake(f"{path}: {len(data)} bytes are not records of {record} bytes: truncated; download it again")
+        raise UserError(f"{path}: {len(data)} bytes are not records of {record} bytes: truncated; download it again")
     labels = data[record - _CIFAR_PIXELS - 1 :: record].astype(np.int32)
     if labels.max() >= classes:
-        raise UserMistake(
-            f"{path}: label {labels.max()} of record {labels.argmax()} is out of range: {classes} classes"
-        )
+        raise UserError(f"{path}: label {labels.max()} of record {labels.argmax()} is out of range: {classes} classes")
     return labels
 
 
@@ -207,7 +205,7 @@ def _list_lsun(where: Path, tick: Callable[[int], object]) -> Source:
             files.append(path)
             counts.append(len(names) - before)
         if not len(names):
-            raise UserMistake(f"{pairs[0][1]}: the database is empty; download it again")
+            raise UserError(f"{pairs[0][1]}: the database is empty; download it again")
         places = np.full((len(names), PLACE), STORED, dtype=np.int64)
         places[:, 0] = np.repeat(np.arange(len(files)), counts)
         numbers = np.repeat([classes.index(label) for label, _ in pairs], counts).astype(np.int32)

@@ -29,7 +29,7 @@ from bigtrain.data.index import IMAGE_EXTENSIONS
 from bigtrain.data.read.loader import Loader
 from bigtrain.data.tars import members as tar_members
 from bigtrain.data.write.sources import refuse_a_circle
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 Kind = Literal["folder", "tar", "zip", "npz"]
 EXTENSIONS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -70,7 +70,7 @@ class Loose(ABC):
 
     @abstractmethod
     def image(self, number: int) -> np.ndarray:
-        """uint8 [H, W, 3]. Raises Undecodable, or UserMistake if the file cannot be read."""
+        """uint8 [H, W, 3]. Raises Undecodable, or UserError if the file cannot be read."""
 
     @abstractmethod
     def name(self, number: int) -> str:
@@ -92,18 +92,16 @@ class _Files(Loose):
         self.count = len(self._members)
         unread = next((member.name for member in every if member.name.lower().endswith(UNREAD)), None)
         if unread is not None:
-            raise UserMistake(
+            raise UserError(
                 f"{path}: {unread} looks like an image, of a kind that is not read ({', '.join(EXTENSIONS)} are); convert it, "
                 "or take it away"
             )
         if not self._members:
-            raise UserMistake(
-                f"{path}: no images here ({', '.join(EXTENSIONS)}), in a {self.kind} of {len(every)} files"
-            )
+            raise UserError(f"{path}: no images here ({', '.join(EXTENSIONS)}), in a {self.kind} of {len(every)} files")
         names = [member.name for member in self._members]
         twice = next((name for name, after in itertools.pairwise(names) if name == after), None)
         if twice is not None:
-            raise UserMistake(f"{path}: {twice} stands in it twice; pack it again")
+            raise UserError(f"{path}: {twice} stands in it twice; pack it again")
         self._find_labels(every)
 
     def _find_labels(self, every: Sequence[Member]) -> None:
@@ -125,7 +123,7 @@ class _Files(Loose):
         try:
             return label(self._bytes(member))
         except Undecodable as error:
-            raise UserMistake(f"{self.path}: {member.name}: {error}") from None
+            raise UserError(f"{self.path}: {member.name}: {error}") from None
 
     def image(self, number: int) -> np.ndarray:
         member = self._members[number]
@@ -138,7 +136,7 @@ class _Files(Loose):
 
     @abstractmethod
     def _bytes(self, member: Member) -> bytes:
-        """The member's content. Raises Undecodable or UserMistake."""
+        """The member's content. Raises Undecodable or UserError."""
 
 
 def _stem(member: Member) -> str:
@@ -163,7 +161,7 @@ class _Folder(_Files):
                 try:
                     facts = file.stat()
                 except OSError as error:
-                    raise UserMistake(f"{file}: cannot be read: {error.strerror}") from None
+                    raise UserError(f"{file}: cannot be read: {error.strerror}") from None
                 relative = file.relative_to(path).as_posix()
                 members.append(Member(relative, 0, facts.st_size))
                 text = f"\n{relative} {facts.st_size} {facts.st_mtime_ns}"
@@ -174,11 +172,11 @@ class _Folder(_Files):
         try:
             return (self.path / member.name).read_bytes()
         except OSError as error:
-            raise UserMistake(f"{self.path / member.name}: cannot be read: {error.strerror}") from None
+            raise UserError(f"{self.path / member.name}: cannot be read: {error.strerror}") from None
 
 
 def _unreadable(error: OSError) -> None:
-    raise UserMistake(f"{error.filename}: the folder cannot be read: {error.strerror}")
+    raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}")
 
 
 class _Tar(_Files):
@@ -193,7 +191,7 @@ class _Tar(_Files):
                     if not _hidden(name)
                 ]
         except OSError as error:
-            raise UserMistake(f"{path}: cannot be read: {error.strerror}") from None
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
         self._file = _Positioned(path)
         super().__init__(path, found, _stamp(path))
 
@@ -219,7 +217,7 @@ class _Zip(_Files):
             with self._archive.open().open(member.name) as file:
                 return file.read(member.size)
         except _ZIP_TROUBLES as error:
-            raise UserMistake(
+            raise UserError(
                 f"{self.path}: {member.name}: {error}; pack it again, whole and without a password"
             ) from None
 
@@ -244,21 +242,19 @@ class Npz(Loose):
         archive = self._archive.open()
         names = archive.namelist()
         if _SAMPLES not in names:
-            raise UserMistake(f"{path}: holds {', '.join(names)}, and no samples: arr_0, uint8 [N, H, W, 3]")
+            raise UserError(f"{path}: holds {', '.join(names)}, and no samples: arr_0, uint8 [N, H, W, 3]")
         with archive.open(_SAMPLES) as member:
             shape, dtype, fortran = _npy_header(member, path)
             begin = member.tell()
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not math.prod(shape):
-            raise UserMistake(f"{path}: arr_0 is {dtype} {list(shape)}, where samples are uint8 [N, H, W, 3]")
+            raise UserError(f"{path}: arr_0 is {dtype} {list(shape)}, where samples are uint8 [N, H, W, 3]")
         self.count, self._shape = shape[0], shape[1:]
         self._row = math.prod(self._shape)
         if self._row > 3 * 2**27:
-            raise UserMistake(f"{path}: arr_0 has images of {shape[1]} x {shape[2]}, which is too many pixels")
+            raise UserError(f"{path}: arr_0 has images of {shape[1]} x {shape[2]}, which is too many pixels")
         info = archive.getinfo(_SAMPLES)
         if info.file_size != begin + self.count * self._row:
-            raise UserMistake(
-                f"{path}: arr_0 announces {self.count} images and holds another number; copy it here again"
-            )
+            raise UserError(f"{path}: arr_0 announces {self.count} images and holds another number; copy it here again")
         stored = info.compress_type == zipfile.ZIP_STORED
         self._begin, self._offset = begin, self._data_offset(info) + begin if stored else None
         self._stream: tuple[int, Any] | None = None
@@ -274,13 +270,13 @@ class Npz(Loose):
             with np.load(self.path, allow_pickle=False) as arrays:
                 labels = arrays["arr_1"]
         except _ZIP_TROUBLES as error:
-            raise UserMistake(f"{self.path}: arr_1 is damaged: {error}; copy it here again") from None
+            raise UserError(f"{self.path}: arr_1 is damaged: {error}; copy it here again") from None
         except ValueError:
-            raise UserMistake(
+            raise UserError(
                 f"{self.path}: arr_1 holds pickled objects, which are never read; save labels as integers"
             ) from None
         if labels.shape != (self.count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-            raise UserMistake(
+            raise UserError(
                 f"{self.path}: arr_1 is {labels.dtype} {list(labels.shape)}, not {self.count} class numbers"
             )
         return labels.astype(np.int64)
@@ -291,7 +287,7 @@ class Npz(Loose):
         else:
             data = self._unpacked(number)
         if len(data) != self._row:
-            raise UserMistake(f"{self.path}: the file ends within image {number}: it is truncated; copy it here again")
+            raise UserError(f"{self.path}: the file ends within image {number}: it is truncated; copy it here again")
         return np.frombuffer(bytearray(data), np.uint8).reshape(self._shape)
 
     def _unpacked(self, number: int) -> bytes:
@@ -301,22 +297,22 @@ class Npz(Loose):
             self._stream[1].seek(self._begin + number * self._row)
             return self._stream[1].read(self._row)
         except _ZIP_TROUBLES as error:
-            raise UserMistake(f"{self.path}: arr_0 is damaged: {error}; copy it here again") from None
+            raise UserError(f"{self.path}: arr_0 is damaged: {error}; copy it here again") from None
 
     def name(self, number: int) -> str:
         return f"arr_0[{number}]"
 
 
 def _npy_header(member: Any, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
-    """(shape, dtype, Fortran order). Raises UserMistake; numpy parses a literal here and unpickles nothing."""
+    """(shape, dtype, Fortran order). Raises UserError; numpy parses a literal here and unpickles nothing."""
     try:
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(member)
     except (ValueError, *_ZIP_TROUBLES) as error:
-        raise UserMistake(f"{path}: arr_0 is damaged: {error}; copy it here again") from None
+        raise UserError(f"{path}: arr_0 is damaged: {error}; copy it here again") from None
     if dtype.hasobject:
-        raise UserMistake(f"{path}: arr_0 holds pickled objects, which are never read; save uint8 [N, H, W, 3]")
+        raise UserError(f"{path}: arr_0 holds pickled objects, which are never read; save uint8 [N, H, W, 3]")
     return shape, dtype, fortran
 
 
@@ -332,7 +328,7 @@ class _Positioned:
                 self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             return os.pread(self._descriptor, size, offset)
         except OSError as error:
-            raise UserMistake(f"{self._path}: cannot be read: {error.strerror}") from None
+            raise UserError(f"{self._path}: cannot be read: {error.strerror}") from None
 
 
 class _Archive:
@@ -347,7 +343,7 @@ class _Archive:
             try:
                 self._opened = (os.getpid(), zipfile.ZipFile(self._path))
             except (zipfile.BadZipFile, OSError, EOFError) as error:
-                raise UserMistake(f"{self._path}: cannot be read: {error}; copy it here again") from None
+                raise UserError(f"{self._path}: cannot be read: {error}; copy it here again") from None
         return self._opened[1]
 
 
@@ -357,18 +353,18 @@ def _stamp(path: Path) -> str:
 
 
 def open_loose(path: Path) -> Loose:
-    """What lies at `path`. Raises UserMistake if that is nothing that holds images."""
+    """What lies at `path`. Raises UserError if that is nothing that holds images."""
     if path.is_dir():
         return _Folder(path)
     if not path.exists():
-        raise UserMistake(f"{path}: there is no such file or folder")
+        raise UserError(f"{path}: there is no such file or folder")
     if path.suffix == ".npz":
         return Npz(path)
     if zipfile.is_zipfile(path):
         return _Zip(path)
     if path.name.endswith((".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")):
         return _Tar(path)
-    raise UserMistake(f"{path}: is none of a folder, a tar or zip of images, or an npz of samples")
+    raise UserError(f"{path}: is none of a folder, a tar or zip of images, or an npz of samples")
 
 
 @dataclass(frozen=True)
@@ -385,7 +381,7 @@ def read_loose(
 ) -> Generator[Pictures, None, None]:
     """The images of each of `chunks` (int64 [n], numbers ascending over all), read by `workers` processes (0: this one).
 
-    `room`: bytes that most chunks take; workers hand over larger ones more slowly. Raises UserMistake, naming the image, for
+    `room`: bytes that most chunks take; workers hand over larger ones more slowly. Raises UserError, naming the image, for
     one that cannot be read.
     """
     batches = Loader(_Chunks(loose), iter(chunks), workers, pin_memory=False, room=room)
@@ -413,7 +409,7 @@ class _Chunks(Dataset[Any]):
         try:
             return self._loose.image(number)
         except Undecodable as error:
-            raise UserMistake(
+            raise UserError(
                 f"{self._loose.path}: {self._loose.name(number)} cannot be decoded: {error}; mend it or take it away"
             ) from None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,7 +23,7 @@ def run(work: Work[T, R], tasks: Sequence[T], workers: int, progress: Progress) 
     """work(task, progress) for every task, in `workers` processes (0 or 1: in this one); results in the tasks' order.
 
     `work` is a function of a module and is imported anew in each process, so that it cannot hang on a lock that this
-    process held. The first UserMistake of a task ends all processes and is raised here; any other error is raised as
+    process held. The first UserError of a task ends all processes and is raised here; any other error is raised as
     RuntimeError with its traceback. A process whose parent has died ends at its next report.
     """
     if workers <= 1 or len(tasks) <= 1:
@@ -63,7 +63,7 @@ def _collect(readers: dict[Connection, Any], count: int, progress: Progress) -> 
             elif kind == "result":
                 results[value[0]] = value[1]
             elif kind == "mistake":
-                raise UserMistake(value)
+                raise UserError(value)
             else:
                 raise RuntimeError(f"a worker process failed:\n{value}")
     return [results[number] for number in range(count)]
@@ -82,7 +82,7 @@ def _serve(work: Work[Any, Any], tasks: Sequence[tuple[int, Any]], writer: Conne
                 writer.send(("result", (number, result)))
         except BrokenPipeError:
             raise
-        except UserMistake as mistake:
+        except UserError as mistake:
             writer.send(("mistake", str(mistake)))
         except Exception:
             writer.send(("failure", traceback.format_exc()))

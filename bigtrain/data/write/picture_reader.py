@@ -15,7 +15,7 @@ from PIL import Image
 
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.write.sources import STORED, Pictures
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 MOST_BYTES = 2**28
 """A larger picture file is refused before any memory is taken for it (a zip bomb, or a damaged header)."""
@@ -36,7 +36,7 @@ class PictureReader:
         self._opened.close()
 
     def read(self, number: int) -> bytes:
-        """The picture file's bytes. Raises Undecodable, OSError, or UserMistake where a package is missing."""
+        """The picture file's bytes. Raises Undecodable, OSError, or UserError where a package is missing."""
         pictures = self.pictures
         path = pictures.file(number)
         if pictures.kind == "files":
@@ -124,14 +124,14 @@ def unpacked_file(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def open_database(path: Path) -> Any:
-    """An LMDB environment, read only. Raises UserMistake without the package, or if it is none."""
+    """An LMDB environment, read only. Raises UserError without the package, or if it is none."""
     try:
         import lmdb
     except ImportError:
-        raise UserMistake(
+        raise UserError(
             f"{path}: LMDB needs the package lmdb: pip install 'bigtrain[lmdb]'; or unpack it to a folder CLASS/*.webp"
         ) from None
     try:
         return lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=path.is_dir())
     except lmdb.Error as error:
-        raise UserMistake(f"{path}: not an LMDB database: {error}") from None
+        raise UserError(f"{path}: not an LMDB database: {error}") from None

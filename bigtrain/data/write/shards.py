@@ -32,7 +32,7 @@ from bigtrain.data.write.convert import Member, convert
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.data.write.picture_reader import PictureReader
 from bigtrain.data.write.sources import Pictures, Source
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_flushed, write_json
 
 _PLACE_BYTES = 16
@@ -80,7 +80,7 @@ class _Task:
 def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: int, quiet: bool = False) -> list[Path]:
     """Writes `out/SPLIT-000000.tar ...` and `out/SPLIT.json` for every split; returns the indexes' paths.
 
-    What is whole already (size and sha256) stays as it is. Raises UserMistake if `out` holds shards of other pictures or
+    What is whole already (size and sha256) stays as it is. Raises UserError if `out` holds shards of other pictures or
     other options, or another run is writing such there, if a split is empty, if a picture is broken (naming the file), or if
     the disk is full (then a rerun continues).
     """
@@ -112,7 +112,7 @@ def _plan(source: Source, split: str, out: Path, options: ShardOptions) -> list[
         _check_same(out, split, record.made, made)
     pictures = source.splits[split]
     if not len(pictures):
-        raise UserMistake(f"{source.folder}: it has no pictures for the split {split}; take its empty files away")
+        raise UserError(f"{source.folder}: it has no pictures for the split {split}; take its empty files away")
     places = np.frombuffer(b"".join(map(_place, pictures.names)), dtype=f"S{_PLACE_BYTES}")
     placed = np.argsort(places, kind="stable")
     tasks = []
@@ -132,9 +132,9 @@ def _check_same(out: Path, split: str, found: Mapping[str, Any], made: Mapping[s
         if found.get(key) == value:
             continue
         if key == "source":
-            raise UserMistake(f"{out}: its {split} shards were made from other files or classes; choose another folder")
+            raise UserError(f"{out}: its {split} shards were made from other files or classes; choose another folder")
         flag = f"--{key.replace('_', '-')}"
-        raise UserMistake(
+        raise UserError(
             f"{out}: its {split} shards were made with {flag} {found.get(key)}, not {value}; "
             f"give the same {flag} or choose another folder"
         )
@@ -151,10 +151,10 @@ def _records(out: Path, split: str) -> dict[str, Record]:
     if index.exists():
         whole = Index.read(index)
         if whole.made is None:
-            raise UserMistake(f"{index}: it describes shards that this door did not make; choose another folder")
+            raise UserError(f"{index}: it describes shards that this door did not make; choose another folder")
         return {shard.name: Record(shard, whole.image_size, whole.made) for shard in whole.shards}
     if unknown := sorted(tars - records.keys()):
-        raise UserMistake(
+        raise UserError(
             f"{out / unknown[0]}: this shard was not made by this door, and would be overwritten; choose another "
             f"folder, or index it as it is with `python launch/shard.py {out} --index-only`"
         )
@@ -192,7 +192,7 @@ def drop_records(tars: Iterable[Path]) -> None:
 
 
 def _claim(tar: Path, made: Mapping[str, Any]) -> None:
-    """Notes what the split's shards are made from, before there is one. Raises UserMistake if another run noted other.
+    """Notes what the split's shards are made from, before there is one. Raises UserError if another run noted other.
 
     A hard link is made, or is there already, in one step, and what it names is whole. The index is looked at last, because
     a run that has ended wrote it before it dropped its claim.
@@ -203,7 +203,7 @@ def _claim(tar: Path, made: Mapping[str, Any]) -> None:
         path.unlink(missing_ok=True)
         found = ""
     if found != digest:
-        raise UserMistake(
+        raise UserError(
             f"{tar.parent}: another run makes its {_split(tar)} shards, from other files or with other options; choose "
             f"another folder for these, or remove {path} if that run was killed"
         )
@@ -276,7 +276,7 @@ def _is_whole(path: Path, shard: Shard) -> bool:
 def write_shard(path: Path, samples: int, fill: "Callable[[ShardWriter], Record]") -> Record:
     """Writes a shard and its record whole or not at all; `fill` adds `samples` samples and finishes.
 
-    Raises UserMistake if the disk does not take it or another run makes other shards there, and whatever `fill` raises.
+    Raises UserError if the disk does not take it or another run makes other shards there, and whatever `fill` raises.
     """
     with disk_troubles(path):
         temporary, file = _open_aside(path)
@@ -317,9 +317,9 @@ def _converted(reader: PictureReader, number: int, options: ShardOptions) -> Mem
     try:
         return convert(reader.read(number), options.size, options.format)
     except OSError as error:
-        raise UserMistake(f"{where}: the picture cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{where}: the picture cannot be read: {error.strerror or error}") from None
     except Undecodable as error:
-        raise UserMistake(f"{where}: the picture is broken: {error}; replace it or remove it, and run again") from None
+        raise UserError(f"{where}: the picture is broken: {error}; replace it or remove it, and run again") from None
 
 
 class TarWriter:
@@ -409,4 +409,4 @@ def disk_troubles(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         after = "; free some space and run again, which continues" if error.errno in _FULL else ""
-        raise UserMistake(f"{path}: cannot be written: {error.strerror}{after}") from None
+        raise UserError(f"{path}: cannot be written: {error.strerror}{after}") from None

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from bigtrain.data.index import UNLABELLED
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Files taken as pictures, in any case; others are left out and counted."""
@@ -142,9 +142,9 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Source:
-    """Lists `split/class/picture` or `class/picture` (the split is then `train`); UserMistake for anything else."""
+    """Lists `split/class/picture` or `class/picture` (the split is then `train`); UserError for anything else."""
     if not folder.is_dir():
-        raise UserMistake(f"{folder}: there is no such folder; give a folder laid out as {LAYOUTS}, or the word digits")
+        raise UserError(f"{folder}: there is no such folder; give a folder laid out as {LAYOUTS}, or the word digits")
     listing = Listing()
     for name in files_below(folder):
         listing.add(name)
@@ -154,7 +154,7 @@ def list_folder(folder: Path) -> Source:
 def by_class(
     source: Path, listing: Listing, files: tuple[Path, ...], kind: Literal["files", "parts"], *, top: bool = False
 ) -> Source:
-    """Splits and classes as the names say: SPLIT/CLASS/picture or CLASS/picture. Raises UserMistake for other names.
+    """Splits and classes as the names say: SPLIT/CLASS/picture or CLASS/picture. Raises UserError for other names.
 
     top: a folder that all names begin with is left away where they are one level too deep, as archives often have it.
     """
@@ -184,11 +184,11 @@ def by_class(
 
 
 def sorted_by_name(pictures: Pictures, numbers: np.ndarray, source: Path) -> Pictures:
-    """These of the pictures, sorted by name. Raises UserMistake if a name comes twice, as it may in an archive."""
+    """These of the pictures, sorted by name. Raises UserError if a name comes twice, as it may in an archive."""
     ordered = sorted(numbers.tolist(), key=pictures.names.__getitem__)
     for one, next_one in itertools.pairwise(ordered):
         if pictures.names[one] == pictures.names[next_one]:
-            raise UserMistake(f"{source}: {pictures.names[one]} is there twice; leave one of them away")
+            raise UserError(f"{source}: {pictures.names[one]} is there twice; leave one of them away")
     return pictures.take(np.array(ordered, dtype=np.int64))
 
 
@@ -202,16 +202,16 @@ def _common_top(names: Names) -> int:
 
 def _check_depths(source: Path, first_at: Mapping[int, str]) -> None:
     if not first_at:
-        raise UserMistake(f"{source}: no pictures here ({', '.join(PICTURE_EXTENSIONS)}), laid out as {LAYOUTS}")
+        raise UserError(f"{source}: no pictures here ({', '.join(PICTURE_EXTENSIONS)}), laid out as {LAYOUTS}")
     for depth, name in first_at.items():
         if depth not in (1, 2):
             where = "outside a class folder" if depth == 0 else "deeper than SPLIT/CLASS"
-            raise UserMistake(
+            raise UserError(
                 f"{source}: {name} lies {where}; lay it out as {LAYOUTS}, or take the pictures of a folder without classes "
                 "by --labels none"
             )
     if len(first_at) == 2:
-        raise UserMistake(
+        raise UserError(
             f"{source}: {first_at[1]} is laid out as CLASS/picture but {first_at[2]} as SPLIT/CLASS/picture; "
             f"choose one of {LAYOUTS}"
         )
@@ -220,12 +220,12 @@ def _check_depths(source: Path, first_at: Mapping[int, str]) -> None:
 def list_unlabelled(folder: Path) -> Source:
     """Lists all pictures as one class. Folders that are called as splits are (SPLITS) are splits; else all is `train`."""
     if not folder.is_dir():
-        raise UserMistake(f"{folder}: there is no such folder; give a folder of pictures")
+        raise UserError(f"{folder}: there is no such folder; give a folder of pictures")
     listing = Listing()
     for name in files_below(folder):
         listing.add(name)
     if not len(listing.names):
-        raise UserMistake(f"{folder}: no pictures here ({', '.join(PICTURE_EXTENSIONS)})")
+        raise UserError(f"{folder}: no pictures here ({', '.join(PICTURE_EXTENSIONS)})")
     known = {split: number for number, split in enumerate(sorted(SPLITS))}
     tops = np.fromiter((known.get(name.partition("/")[0], -1) for name in listing.names), np.int8, len(listing.names))
     pictures = Pictures(listing.names, np.zeros(len(listing.names), dtype=np.int32), (folder,))
@@ -238,7 +238,7 @@ def list_unlabelled(folder: Path) -> Source:
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """Paths relative to the folder, hidden ones left out. Raises UserMistake for a circle of links."""
+    """Paths relative to the folder, hidden ones left out. Raises UserError for a circle of links."""
     return _files(folder, "")
 
 
@@ -247,7 +247,7 @@ def _files(folder: Path, prefix: str) -> Iterator[str]:
         with os.scandir(folder / prefix) as entries:
             found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
-        raise UserMistake(f"{folder / prefix}: the folder cannot be read: {error.strerror}") from None
+        raise UserError(f"{folder / prefix}: the folder cannot be read: {error.strerror}") from None
     for name, is_folder in found:
         if is_folder:
             refuse_a_circle(folder / prefix / name)
@@ -257,28 +257,28 @@ def _files(folder: Path, prefix: str) -> Iterator[str]:
 
 
 def read_classes(path: Path, *, unique: bool = True) -> tuple[str, ...]:
-    """The names of classes by number, a line each. Raises UserMistake unless it is text without an empty line.
+    """The names of classes by number, a line each. Raises UserError unless it is text without an empty line.
 
     unique: whether a name that comes twice is a mistake; where labels are numbers it is none ("crane" is a bird and a machine).
     """
     lines = read_text(path).rstrip().splitlines()
     if not all(map(str.strip, lines)):
-        raise UserMistake(f"{path}: an empty line stands among its class names; take it away, or name the class")
+        raise UserError(f"{path}: an empty line stands among its class names; take it away, or name the class")
     twice = [name for name, times in Counter(lines).items() if times > 1]
     if unique and twice:
-        raise UserMistake(f"{path}: the class {twice[0]!r} stands in it twice; give each number a name of its own")
+        raise UserError(f"{path}: the class {twice[0]!r} stands in it twice; give each number a name of its own")
     return tuple(lines)
 
 
 def read_text(path: Path) -> str:
-    """What stands in a file of UTF-8. Raises UserMistake for other bytes."""
+    """What stands in a file of UTF-8. Raises UserError for other bytes."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserMistake(f"{path}: its byte {error.start} is no UTF-8; save it as UTF-8 text") from None
+        raise UserError(f"{path}: its byte {error.start} is no UTF-8; save it as UTF-8 text") from None
 
 
 def refuse_a_circle(folder: Path) -> None:
-    """Raises UserMistake if the folder is a link to one that it lies in: there would be no end of it."""
+    """Raises UserError if the folder is a link to one that it lies in: there would be no end of it."""
     if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
-        raise UserMistake(f"{folder}: this link leads back to a folder that it lies in; take it away")
+        raise UserError(f"{folder}: this link leads back to a folder that it lies in; take it away")

@@ -14,7 +14,7 @@ from bigtrain.data.index import IMAGE_EXTENSIONS, Index
 from bigtrain.data.read.reader import CodeReader
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.write.parallel import Progress, run
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 _CHUNK = 2**24
 
@@ -35,7 +35,7 @@ def _verify_shard(index: Index, progress: Progress) -> list[str]:
     (shard,) = index.shards
     try:
         descriptor = ShardCache(index).open(0) if index.is_remote(0) else os.open(index.location(0), os.O_RDONLY)
-    except UserMistake as mistake:
+    except UserError as mistake:
         progress(shard.samples)
         return [str(mistake)]
     except OSError as error:
@@ -64,7 +64,7 @@ def _broken(index: Index, descriptor: int, progress: Progress) -> Iterator[str]:
             try:
                 _check_label(index, descriptor, number)
                 reader.check(number) if isinstance(reader, _Images) else reader.codes(number)
-            except (Undecodable, UserMistake) as error:
+            except (Undecodable, UserError) as error:
                 yield f"{key}: {error}"
             except OSError as error:
                 yield f"{key}: cannot be read: {error.strerror}"

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 _HEADER = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
@@ -37,11 +37,11 @@ class ZipMember(NamedTuple):
 
 
 def zip_members(path: object, file: IO[bytes]) -> Iterator[ZipMember]:
-    """Every member, folders included. Raises UserMistake, which names `path`, for a damaged zip."""
+    """Every member, folders included. Raises UserError, which names `path`, for a damaged zip."""
     try:
         yield from _members(file)
     except (ValueError, struct.error) as error:
-        raise UserMistake(f"{path}: the zip is damaged ({error}); copy it here again") from None
+        raise UserError(f"{path}: the zip is damaged ({error}); copy it here again") from None
 
 
 def _members(file: IO[bytes]) -> Iterator[ZipMember]:

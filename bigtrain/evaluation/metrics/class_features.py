@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import gather_by_number, together
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 
 class ClassFeatures:
@@ -28,12 +28,12 @@ class ClassFeatures:
         self._numbers: list[np.ndarray] = []
 
     def add(self, features: Tensor, labels: np.ndarray, numbers: np.ndarray) -> None:
-        """Vectors [n, d] of images `numbers` of classes `labels`, int64 [n]. Raises UserMistake where the disk is full."""
+        """Vectors [n, d] of images `numbers` of classes `labels`, int64 [n]. Raises UserError where the disk is full."""
         try:
             self._file.write(features.to("cpu", torch.float32).contiguous().numpy().tobytes())
             self._file.flush()
         except OSError as error:
-            raise UserMistake(
+            raise UserError(
                 f"{tempfile.gettempdir()}: cannot be written ({error.strerror}), where intra_fid keeps {4 * self._dimensions} "
                 "bytes for each image on either side; set TMPDIR to a folder with more room, or leave it out of "
                 "evaluation.metrics"
@@ -66,7 +66,7 @@ class ClassFeatures:
     def gathered(self, device: torch.device) -> "ClassFeatures":
         """On rank 0 those of all ranks, each class in the order of the images' numbers; every rank calls it.
 
-        Raises UserMistake, on all ranks alike, where rank 0's disk is full.
+        Raises UserError, on all ranks alike, where rank 0's disk is full.
         """
         if world.size() == 1:
             return self

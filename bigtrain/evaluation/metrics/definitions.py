@@ -33,7 +33,7 @@ SampleMetricName = Literal[
     "nearest_neighbours",
 ]
 _NEIGHBOUR_METRICS = frozenset[NeighbourMetric](("precision", "recall", "density", "coverage"))
-Need = Literal["moments", "features", "classes", "halves", "logits", "judge", "images", "neighbours", "labels"]
+Need = Literal["moments", "features", "classes", "halves", "logits", "evaluator", "images", "neighbours", "labels"]
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ METRICS: dict[SampleMetricName, Metric] = {
     "fid": Metric(_fid, fake=frozenset({"moments"}), real=frozenset({"moments"})),
     "recall": _neighbour_metric("recall"),
     "accuracy": Metric(
-        lambda evidence: {"accuracy": evidence.fake.recognised / evidence.samples}, fake=frozenset({"judge", "labels"})
+        lambda evidence: {"accuracy": evidence.fake.recognised / evidence.samples},
+        fake=frozenset({"evaluator", "labels"}),
     ),
     "real_fid": Metric(_real_fid, real=frozenset({"halves"})),
     "kid": Metric(_kid, _STORED, _STORED),

@@ -48,9 +48,9 @@ def neighbour_picture(
 def _fetch(reference: ImageSet, numbers: np.ndarray, reading: Reading) -> dict[int, Tensor]:
     here = Reading(reading.batch, 0)
     found: dict[int, Tensor] = {}
-    for view in reference.views(numbers, here, torch.device("cpu")):
-        for places, group in view.groups:
-            found |= dict(zip(view.numbers[places].tolist(), group, strict=True))
+    for batch in reference.batches(numbers, here, torch.device("cpu")):
+        for places, group in batch.groups:
+            found |= dict(zip(batch.numbers[places].tolist(), group, strict=True))
     return found
 
 

@@ -15,14 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from bigtrain.families.family import (
+    Component,
+    DataSpec,
     Family,
     Losses,
     Microbatch,
     Networks,
     OptimizerOptions,
     Phase,
-    Player,
-    Problem,
 )
 from bigtrain.networks.adversarial.biggan import (
     Discriminator,
@@ -117,22 +117,22 @@ def _discriminator_spectrum(discriminator: Any) -> dict[str, Tensor]:
 
 
 class GAN(Family, kind="gan"):
-    """Players: generator (averaged), discriminator. Phases: discriminator x n, generator x 1."""
+    """Components: generator (averaged), discriminator. Phases: discriminator x n, generator x 1."""
 
     options_class = GANOptions
     sampling_class = GANSamplingOptions
-    sampled_players = ("generator",)
+    sampled_components = ("generator",)
 
-    def __init__(self, options: GANOptions, problem: Problem) -> None:
-        self.options, self.problem = options, problem
+    def __init__(self, options: GANOptions, spec: DataSpec) -> None:
+        self.options, self.spec = options, spec
         self.sampling = options.sampling
-        self.latent = latent_size(options.generator, problem.image_size)
-        sizes = problem.image_size, len(problem.classes)
-        self.players = {
-            "generator": Player(
+        self.latent = latent_size(options.generator, spec.image_size)
+        sizes = spec.image_size, len(spec.classes)
+        self.components = {
+            "generator": Component(
                 partial(Generator, options.generator, *sizes), options.generator_optimizer, averaged=True
             ),
-            "discriminator": Player(
+            "discriminator": Component(
                 partial(Discriminator, options.discriminator, *sizes), options.discriminator_optimizer
             ),
         }
@@ -171,15 +171,15 @@ class GAN(Family, kind="gan"):
 
     def _fakes(self, networks: Networks, batch: Microbatch, phase: str, *, gradients: bool) -> tuple[Tensor, Tensor]:
         """Images and their classes, drawn by the places of the samples in the global batch."""
-        labels = batch.place(self._fake_labels(batch.draws, f"{phase}/labels", batch.indices))
-        z = batch.place(batch.draws.normal(f"{phase}/z", batch.indices, (self.latent,)))
+        labels = batch.to_device(self._fake_labels(batch.draws, f"{phase}/labels", batch.indices))
+        z = batch.to_device(batch.draws.normal(f"{phase}/z", batch.indices, (self.latent,)))
         with torch.set_grad_enabled(gradients):
             return networks["generator"](z, labels), labels
 
     def _fake_labels(self, draws: Draws, stream: str, indices: Sequence[int]) -> Tensor:
         if self.options.fake_labels == "uniform":
-            return draws.integers(stream, indices, len(self.problem.classes))
-        return self.problem.draw_labels(draws, stream, indices)
+            return draws.integers(stream, indices, len(self.spec.classes))
+        return self.spec.draw_labels(draws, stream, indices)
 
     def _orthogonal_penalty(self, generator: Any) -> Tensor:
         return orthogonal_penalty(generator, self.options.orthogonal_regularisation)

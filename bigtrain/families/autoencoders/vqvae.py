@@ -1,6 +1,6 @@
 """VQ-VAE and VQ-VAE-2: autoencoders whose codes another model learns to draw (van den Oord et al. 2017; Razavi et al. 2019).
 
-One player, one phase: reconstruction and commitment; the codebooks move in the phase's commit, after the optimizer's update.
+One component, one phase: reconstruction and commitment; the codebooks move in the phase's commit, after the optimizer's update.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.families.family import (
     Capability,
     CodeLevel,
+    Component,
+    DataSpec,
     Family,
     Losses,
     Microbatch,
     Networks,
     OptimizerOptions,
     Phase,
-    Player,
-    Problem,
 )
 from bigtrain.networks.autoencoders.vqvae import Autoencoder, AutoencoderOptions, code_grids
 from bigtrain.networks.layers.normalisation import statistics_dtype
@@ -49,19 +49,19 @@ class VQVAEOptions(Options):
 
 
 class VQVAE(Family, kind="vqvae"):
-    """Player: autoencoder (averaged). Phase: autoencoder."""
+    """Component: autoencoder (averaged). Phase: autoencoder."""
 
     options_class = VQVAEOptions
     sampling_class = VQVAESamplingOptions
-    sampled_players = ("autoencoder",)
+    sampled_components = ("autoencoder",)
     capabilities = frozenset({"reconstruct", "encode"})
     initialisation_images = 1024
 
-    def __init__(self, options: VQVAEOptions, problem: Problem) -> None:
-        self.options, self.problem, self.sampling = options, problem, options.sampling
-        self._grids = code_grids(options.autoencoder, problem.image_size)
-        build = partial(Autoencoder, options.autoencoder, problem.image_size, problem.images)
-        self.players = {"autoencoder": Player(build, options.optimizer, averaged=True)}
+    def __init__(self, options: VQVAEOptions, spec: DataSpec) -> None:
+        self.options, self.spec, self.sampling = options, spec, options.sampling
+        self._grids = code_grids(options.autoencoder, spec.image_size)
+        build = partial(Autoencoder, options.autoencoder, spec.image_size, spec.images)
+        self.components = {"autoencoder": Component(build, options.optimizer, averaged=True)}
         self.phases = [Phase("autoencoder", "autoencoder", self.loss, reports=self._readings)]
 
     def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
@@ -70,7 +70,7 @@ class VQVAE(Family, kind="vqvae"):
         autoencoder = _autoencoder(networks)
         variance = self.options.pixel_variance or pixel_variance(images)
         if variance < 1e-9:  # less than one pixel in thousands of images makes
-            raise UserMistake(
+            raise UserError(
                 "family.pixel_variance: the first images of data.train are all of one colour, so the error cannot be divided "
                 "by their variance; look at the data, or give a value"
             )

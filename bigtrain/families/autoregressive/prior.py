@@ -16,20 +16,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.families.family import (
     Capability,
     CodeLevel,
+    Component,
+    DataSpec,
+    Dependency,
     Family,
-    Follow,
+    LoadedModel,
     Losses,
     Microbatch,
     Networks,
     OptimizerOptions,
     Phase,
-    Player,
-    Problem,
-    Trained,
 )
 from bigtrain.networks.autoregressive.pixelcnn import PixelCNN, PixelCNNOptions
 from bigtrain.networks.autoregressive.pixelcnn_sampling import sample
@@ -72,7 +72,7 @@ class PriorOptions(Options):
 
 
 class Prior(Family, kind="prior"):
-    """Player: pixelcnn (averaged). Phase: pixelcnn, negative log-likelihood in nats per dimension.
+    """Component: pixelcnn (averaged). Phase: pixelcnn, negative log-likelihood in nats per dimension.
 
     A dimension is one code, or one channel of one pixel.
     """
@@ -80,28 +80,28 @@ class Prior(Family, kind="prior"):
     reads_codes = True
     options_class = PriorOptions
     sampling_class = PriorSamplingOptions
-    sampled_players = ("pixelcnn",)
+    sampled_components = ("pixelcnn",)
 
-    def __init__(self, options: PriorOptions, problem: Problem) -> None:
-        self.options, self.problem, self.sampling = options, problem, options.sampling
-        _check(options, problem)
-        self.coarser, level = _place(options, problem)
-        self.grid = level.grid if level is not None else (problem.image_size, problem.image_size)
-        finest = problem.codes is None or options.level == list(problem.codes)[-1]
+    def __init__(self, options: PriorOptions, spec: DataSpec) -> None:
+        self.options, self.spec, self.sampling = options, spec, options.sampling
+        _check(options, spec)
+        self.coarser, level = _place(options, spec)
+        self.grid = level.grid if level is not None else (spec.image_size, spec.image_size)
+        finest = spec.codes is None or options.level == list(spec.codes)[-1]
         able: list[Capability] = ["likelihood"]
         able += ["sample"] if finest else []
         able += ["by_class"] if finest and options.class_conditional else []
         self.capabilities = frozenset(able)
-        condition = problem.codes[self.coarser] if problem.codes is not None and self.coarser is not None else None
+        condition = spec.codes[self.coarser] if spec.codes is not None and self.coarser is not None else None
         network = partial(
             PixelCNN,
             options.network,
             self.grid,
             level.codebook_size if level is not None else None,
-            len(problem.classes) if options.class_conditional else None,
+            len(spec.classes) if options.class_conditional else None,
             (condition.codebook_size, condition.grid) if condition is not None else None,
         )
-        self.players = {"pixelcnn": Player(network, options.optimizer, averaged=True)}
+        self.components = {"pixelcnn": Component(network, options.optimizer, averaged=True)}
         self.phases = [Phase("pixelcnn", "pixelcnn", self.loss)]
 
     # -- likelihood -------------------------------------------------------------------------------------------------
@@ -144,8 +144,8 @@ class Prior(Family, kind="prior"):
     def next_step(self, run: str, train: str, validation: str | None, flip: bool) -> str:
         if "sample" in self.capabilities:
             return super().next_step(run, train, validation, flip)
-        assert self.problem.codes is not None
-        levels = list(self.problem.codes)
+        assert self.spec.codes is not None
+        levels = list(self.spec.codes)
         below = levels[levels.index(self.options.level) + 1]
         return (
             f"train the prior of level {below}: accelerate launch launch/train.py RECIPE.yaml family.level={below} "
@@ -153,44 +153,42 @@ class Prior(Family, kind="prior"):
         )
 
     @property
-    def follows(self) -> Mapping[str, Follow]:
+    def dependencies(self) -> Mapping[str, Dependency]:
         others = {}
         if self.options.tokenizer is not None:
-            others["tokenizer"] = Follow(self.options.tokenizer, at_start=True)
+            others["tokenizer"] = Dependency(self.options.tokenizer, at_start=True)
         if self.options.condition is not None:
-            others["condition"] = Follow(self.options.condition, roles=("condition",))
+            others["condition"] = Dependency(self.options.condition, roles=("condition",))
         return others
 
-    def follow(self, trained: Mapping[str, Trained]) -> None:
+    def attach(self, trained: Mapping[str, LoadedModel]) -> None:
         if "tokenizer" in trained:
             self._check_tokenizer(trained["tokenizer"])
         if "condition" in trained:
             self._check_condition(trained["condition"].family)
-        super().follow(trained)
+        super().attach(trained)
 
-    def _check_tokenizer(self, tokenizer: Trained) -> None:
+    def _check_tokenizer(self, tokenizer: LoadedModel) -> None:
         where = f"family.tokenizer: {self.options.tokenizer}"
         if "encode" not in tokenizer.family.capabilities:
-            raise UserMistake(f"{where} is a {tokenizer.family.kind}, not a tokenizer; give the run of a VQ-VAE")
-        if tokenizer.fingerprint != self.problem.tokenizer:
-            raise UserMistake(
+            raise UserError(f"{where} is a {tokenizer.family.kind}, not a tokenizer; give the run of a VQ-VAE")
+        if tokenizer.fingerprint != self.spec.tokenizer:
+            raise UserError(
                 f"{where} is not the tokenizer that made the codes (fingerprint {tokenizer.fingerprint[:12]}, theirs "
-                f"{str(self.problem.tokenizer)[:12]}): it is another run, or was trained further since; encode the images "
+                f"{str(self.spec.tokenizer)[:12]}): it is another run, or was trained further since; encode the images "
                 "again with launch/encode.py, or give an export of the weights that made them"
             )
 
     def _check_condition(self, condition: Family) -> None:
         where = f"family.condition: {self.options.condition}"
         if not isinstance(condition, Prior) or condition.options.level != self.coarser:
-            raise UserMistake(
-                f"{where} is not a prior of level {self.coarser}, which level {self.options.level} follows"
-            )
-        if condition.problem.tokenizer != self.problem.tokenizer:
-            raise UserMistake(f"{where} was trained on codes of another tokenizer; train it on those of this one")
-        theirs = condition.problem.classes if condition.options.class_conditional else ()
-        ours = self.problem.classes if self.options.class_conditional else ()
+            raise UserError(f"{where} is not a prior of level {self.coarser}, which level {self.options.level} follows")
+        if condition.spec.tokenizer != self.spec.tokenizer:
+            raise UserError(f"{where} was trained on codes of another tokenizer; train it on those of this one")
+        theirs = condition.spec.classes if condition.options.class_conditional else ()
+        ours = self.spec.classes if self.options.class_conditional else ()
         if theirs != ours:
-            raise UserMistake(
+            raise UserError(
                 f"{where} knows {len(theirs)} classes and this prior {len(ours)}, or others: together they would draw none of "
                 "them; train both on the same classes, and with the same family.class_conditional"
             )
@@ -209,7 +207,7 @@ class Prior(Family, kind="prior"):
         values = self.sample_values(networks, labels, indices, seed, sampling)
         if self.options.level == PIXELS:
             return values[PIXELS].to(torch.get_default_dtype()) / 127.5 - 1
-        tokenizer = self.followed["tokenizer"]
+        tokenizer = self.attached["tokenizer"]
         return tokenizer.family.decode(tokenizer.networks, values)
 
     def sample_values(
@@ -218,7 +216,7 @@ class Prior(Family, kind="prior"):
         """This level's values by its name, with those of every coarser level, the coarsest first."""
         values: dict[str, Tensor] = {}
         if self.coarser is not None:
-            coarser = self.followed["condition"]
+            coarser = self.attached["condition"]
             assert isinstance(coarser.family, Prior)
             values = coarser.family.sample_values(coarser.networks, labels, indices, seed, sampling)
         network = networks["pixelcnn"]
@@ -236,29 +234,29 @@ class Prior(Family, kind="prior"):
         return values
 
 
-def _check(options: PriorOptions, problem: Problem) -> None:
-    """Raises ValueError (or UserMistake), naming the key, for options that contradict each other or the data."""
+def _check(options: PriorOptions, spec: DataSpec) -> None:
+    """Raises ValueError (or UserError), naming the key, for options that contradict each other or the data."""
     _check_sampling(options, options.sampling)
-    if options.class_conditional and len(problem.classes) < 2:
+    if options.class_conditional and len(spec.classes) < 2:
         raise ValueError(
             "family.class_conditional: the data have one class only; set it to false, or give shards with labels"
         )
     if options.level == PIXELS:
-        if problem.codes is not None:
+        if spec.codes is not None:
             raise ValueError(
                 "family.level: pixels, but data.train holds codes; give the images, or the level of the codes"
             )
         if options.tokenizer is not None or options.condition is not None:
             raise ValueError("family.tokenizer and family.condition: a prior over pixels has neither; remove them")
         return
-    if problem.codes is None:
+    if spec.codes is None:
         raise ValueError(
             f"family.level: {options.level}, but data.train holds images; encode them with `accelerate launch launch/encode.py "
             "TOKENIZER INDEX OUT` and give OUT's index, or learn their pixels with family.level=pixels"
         )
-    if options.level not in problem.codes:
+    if options.level not in spec.codes:
         raise ValueError(
-            f"family.level: data.train has no codes of level {options.level}; it has {', '.join(problem.codes)}"
+            f"family.level: data.train has no codes of level {options.level}; it has {', '.join(spec.codes)}"
         )
     if options.tokenizer is None:
         raise ValueError("family.tokenizer is missing: the run or export of the tokenizer that made the codes")
@@ -270,17 +268,17 @@ def _check(options: PriorOptions, problem: Problem) -> None:
 
 def _check_sampling(options: PriorOptions, sampling: PriorSamplingOptions) -> None:
     if options.network.mixtures is not None and (sampling.top_k is not None or sampling.top_p is not None):
-        raise UserMistake(
+        raise UserError(
             "family.sampling: top_k and top_p choose among a list of values, which a mixture of logistics has not; use "
             "temperature"
         )
 
 
-def _place(options: PriorOptions, problem: Problem) -> tuple[str | None, CodeLevel | None]:
+def _place(options: PriorOptions, spec: DataSpec) -> tuple[str | None, CodeLevel | None]:
     """The name of the next coarser level, if there is one, and this level; (None, None) for pixels."""
-    if problem.codes is None:
+    if spec.codes is None:
         return None, None
-    levels = list(problem.codes)
+    levels = list(spec.codes)
     position = levels.index(options.level)
     coarser = levels[position - 1] if position else None
     if coarser is None and options.condition is not None:
@@ -290,4 +288,4 @@ def _place(options: PriorOptions, problem: Problem) -> tuple[str | None, CodeLev
             f"family.condition is missing: level {options.level} follows level {coarser}; name the run of that prior (it "
             "may be trained at the same time)"
         )
-    return coarser, problem.codes[options.level]
+    return coarser, spec.codes[options.level]

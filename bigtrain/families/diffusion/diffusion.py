@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.families.diffusion.process import Prediction, Process, Schedule, Variance, make_process
 from bigtrain.families.diffusion.samplers import (
     Denoiser,
@@ -27,14 +27,14 @@ from bigtrain.families.diffusion.samplers import (
 )
 from bigtrain.families.family import (
     Capability,
+    Component,
+    DataSpec,
     Family,
     Losses,
     Microbatch,
     Networks,
     OptimizerOptions,
     Phase,
-    Player,
-    Problem,
     build_network,
 )
 from bigtrain.networks.diffusion.unet import UNet, UNetOptions, to_diffusers, unet_config
@@ -72,7 +72,7 @@ class DiffusionOptions(Options):
     """Where min_snr cuts the signal-to-noise ratio off."""
     class_conditional: bool = False
     """Whether the network is told the class."""
-    label_dropping: float = Field(default=0.0, ge=0, lt=1)
+    label_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the samples whose class is withheld in training; above 0, the model can be guided (0.1 is usual)."""
     rescale_timesteps: bool = False
     """Whether the network sees t x 1000 / T (OpenAI's rescale_timesteps) instead of t."""
@@ -92,37 +92,35 @@ class DiffusionOptions(Options):
             raise ValueError(
                 f"variance: learned cannot be learned by loss: {self.loss}, which does not see it; set loss: hybrid"
             )
-        if self.label_dropping and not self.class_conditional:
-            raise ValueError(
-                "label_dropping: there are no labels to drop; set class_conditional: true, or leave it out"
-            )
+        if self.label_dropout and not self.class_conditional:
+            raise ValueError("label_dropout: there are no labels to drop; set class_conditional: true, or leave it out")
         check_sampling(self, self.sampling, make_process(self.schedule, self.timesteps))
         return self
 
 
 def check_sampling(options: DiffusionOptions, sampling: DiffusionSamplingOptions, process: Process) -> None:
-    """Raises UserMistake if a model of these options cannot be sampled in this way."""
-    if sampling.guidance and not options.label_dropping:
-        why = "trained without label_dropping" if options.class_conditional else "unconditional"
-        raise UserMistake(
+    """Raises UserError if a model of these options cannot be sampled in this way."""
+    if sampling.guidance and not options.label_dropout:
+        why = "trained without label_dropout" if options.class_conditional else "unconditional"
+        raise UserError(
             f"sampling.guidance: {sampling.guidance} needs a model that has learned with and without the class, but this one "
-            f"is {why}; leave guidance out, or train with class_conditional: true and label_dropping: 0.1"
+            f"is {why}; leave guidance out, or train with class_conditional: true and label_dropout: 0.1"
         )
     try:
         visited_timesteps(sampling.sampler, process, sampling.steps, sampling.spacing)
     except ValueError as error:
-        raise UserMistake(str(error)) from None
+        raise UserError(str(error)) from None
 
 
 class Diffusion(Family, kind="diffusion"):
-    """Player: unet (averaged). Phase: denoising."""
+    """Component: unet (averaged). Phase: denoising."""
 
     options_class = DiffusionOptions
     sampling_class = DiffusionSamplingOptions
-    sampled_players = ("unet",)
+    sampled_components = ("unet",)
 
-    def __init__(self, options: DiffusionOptions, problem: Problem) -> None:
-        self.options, self.problem = options, problem
+    def __init__(self, options: DiffusionOptions, spec: DataSpec) -> None:
+        self.options, self.spec = options, spec
         self.sampling = options.sampling
         by_class: frozenset[Capability] = frozenset({"by_class"} if options.class_conditional else ())
         self.capabilities = by_class | {"sample", "likelihood"}
@@ -130,13 +128,13 @@ class Diffusion(Family, kind="diffusion"):
         self._placed = {torch.device("cpu"): self.process}
         network = (
             options.unet,
-            problem.image_size,
+            spec.image_size,
             6 if options.variance == "learned" else 3,
-            len(problem.classes) if options.class_conditional else None,
-            options.label_dropping > 0,
+            len(spec.classes) if options.class_conditional else None,
+            options.label_dropout > 0,
         )
         unet_config(*network)  # a size that does not fit is a mistake now, not when the network is built
-        self.players = {"unet": Player(partial(UNet, *network), options.optimizer, averaged=True)}
+        self.components = {"unet": Component(partial(UNet, *network), options.optimizer, averaged=True)}
         self.phases = [Phase("denoising", "unet", self.denoising_loss)]
 
     # -- training ---------------------------------------------------------------------------------------------------
@@ -151,8 +149,10 @@ class Diffusion(Family, kind="diffusion"):
         assert batch.images is not None
         process = self._process_on(batch.device)
         x0 = batch.images.to(statistics_dtype(batch.images.dtype))
-        t = batch.place(stratified_timesteps(batch.draws, batch.indices, batch.whole, self.options.timesteps))
-        noise = batch.place(batch.draws.normal("denoising/noise", batch.indices, tuple(x0.shape[1:])))
+        t = batch.to_device(
+            stratified_timesteps(batch.draws, batch.indices, batch.global_batch_size, self.options.timesteps)
+        )
+        noise = batch.to_device(batch.draws.normal("denoising/noise", batch.indices, tuple(x0.shape[1:])))
         x = process.q_sample(x0, t, noise)
         output = networks["unet"](x, self._network_time(t), self._training_labels(batch))
         prediction, interpolation = self._split(output.to(x.dtype))
@@ -197,14 +197,14 @@ class Diffusion(Family, kind="diffusion"):
         if not self.options.class_conditional:
             return None
         assert batch.labels is not None
-        if not self.options.label_dropping:
+        if not self.options.label_dropout:
             return batch.labels
-        dropped = batch.draws.uniform("denoising/dropped", batch.indices) < self.options.label_dropping
-        return torch.where(batch.place(dropped), self._null_class, batch.labels)
+        dropped = batch.draws.uniform("denoising/dropped", batch.indices) < self.options.label_dropout
+        return torch.where(batch.to_device(dropped), self._null_class, batch.labels)
 
     @property
     def _null_class(self) -> int:
-        return len(self.problem.classes)
+        return len(self.spec.classes)
 
     def _network_time(self, t: Tensor) -> Tensor:
         """What the network sees of timesteps of the whole process."""
@@ -245,18 +245,18 @@ class Diffusion(Family, kind="diffusion"):
     def sample(
         self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: DiffusionSamplingOptions
     ) -> Tensor:
-        size = self.problem.image_size
+        size = self.spec.image_size
         places = Microbatch(None, labels, indices, Draws(seed), labels.device, len(indices))
         way = (self.options.schedule, self.options.timesteps, sampling.sampler, sampling.steps, sampling.spacing)
         on_host, process = visited_process(*way, torch.device("cpu")), visited_process(*way, labels.device)
         chosen = on_host.timesteps.tolist()
         denoise = self._denoiser(networks["unet"], process, labels, sampling.guidance or 0.0)
-        x = places.place(places.draws.normal("sample/noise", indices, (3, size, size)))
+        x = places.to_device(places.draws.normal("sample/noise", indices, (3, size, size)))
 
         def noise(step: int) -> Tensor:
             # Keyed by the timestep; x_T above has step 0, at which no noise is drawn.
             draws = replace(places.draws, step=chosen[step])
-            return places.place(draws.normal("sample/noise", indices, (3, size, size)))
+            return places.to_device(draws.normal("sample/noise", indices, (3, size, size)))
 
         if sampling.sampler == "ancestral":
             return ancestral(process, denoise, x, self.options.variance, noise)
@@ -288,7 +288,7 @@ class Diffusion(Family, kind="diffusion"):
 
     # -- export -----------------------------------------------------------------------------------------------------
 
-    def plain_pipeline(self, networks: Networks) -> "DDPMPipeline | None":
+    def to_diffusers(self, networks: Networks) -> "DDPMPipeline | None":
         """diffusers' own pipeline of ancestral sampling; None for a class-conditional model, as it knows no classes."""
         from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline  # heavy, and only exports need it
 
@@ -300,7 +300,7 @@ class Diffusion(Family, kind="diffusion"):
         scheduler: Any = scheduler_of(self.options)  # mypy takes diffusers' stand-ins for the classes themselves
         return DDPMPipeline(to_diffusers(unet, times), scheduler)
 
-    def plain_networks(self, pipeline: "DDPMPipeline") -> Networks:
+    def from_diffusers(self, pipeline: "DDPMPipeline") -> Networks:
         unet = build_network(self, "unet", seed=0)
         assert isinstance(unet, UNet)
         unet.take(pipeline.unet)
@@ -310,7 +310,7 @@ class Diffusion(Family, kind="diffusion"):
 
     @property
     def dimensions(self) -> int:
-        return 3 * self.problem.image_size**2
+        return 3 * self.spec.image_size**2
 
     def likelihood_protocol(self, evaluations: int | None, seed: int) -> dict[str, Any]:
         return {
@@ -323,7 +323,7 @@ class Diffusion(Family, kind="diffusion"):
     def _likelihood_evaluations(self, evaluations: int | None) -> int:
         timesteps = self.options.timesteps
         if evaluations is not None and not 2 <= evaluations <= timesteps:
-            raise UserMistake(
+            raise UserError(
                 f"evaluation.likelihood_evaluations: the bound of a model with {timesteps} timesteps is estimated from 2 .. "
                 f"{timesteps} evaluations, not {evaluations}; null takes them all, exactly"
             )
@@ -336,7 +336,7 @@ class Diffusion(Family, kind="diffusion"):
         L_T and `decoder` L_0, [n] each; `vlb_by_timestep` [n, T]: L_0 at 0, L_{t-1} at t.
 
         `evaluations` of the network per image; None: one for each t. Fewer: t = 0 and a stratified draw of the others, which
-        is right in the mean over images and noisy in each. Raises UserMistake, a ValueError, for fewer than 2 and for more
+        is right in the mean over images and noisy in each. Raises UserError, a ValueError, for fewer than 2 and for more
         than T.
         """
         assert batch.images is not None
@@ -347,9 +347,9 @@ class Diffusion(Family, kind="diffusion"):
         terms = x0.new_zeros(len(x0), process.steps)
         for number in range(evaluations):
             draws = replace(batch.draws, step=number)
-            noise = batch.place(draws.normal("likelihood/noise", batch.indices, tuple(x0.shape[1:]))).double()
+            noise = batch.to_device(draws.normal("likelihood/noise", batch.indices, tuple(x0.shape[1:]))).double()
             chosen, weight = self._likelihood_timesteps(draws, batch.indices, number, evaluations)
-            t = batch.place(chosen)
+            t = batch.to_device(chosen)
             x = process.q_sample(x0, t, noise)
             predicted_x0, interpolation = denoise(x, t)
             log_variance = process.log_variance(self.options.variance, interpolation, t, x)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.networks.layers.normalisation import (
     ConditionalBatchNorm,
     SNConv2d,
@@ -102,7 +102,7 @@ def convolve_and_pool(x: Tensor, conv: SNConv2d) -> Tensor:
 
 
 def latent_size(options: GeneratorOptions, resolution: int) -> int:
-    """Size of z: a chunk for the first layer and one for every block. Raises UserMistake if no table fits."""
+    """Size of z: a chunk for the first layer and one for every block. Raises UserError if no table fits."""
     _check_resolution(resolution)
     return options.latent_per_block * (1 + len(GENERATOR_WIDTHS[resolution][0]))
 
@@ -171,7 +171,7 @@ class Generator(nn.Module):
     recomputed_blocks = (GeneratorBlock, SelfAttention)
 
     def __init__(self, options: GeneratorOptions, resolution: int, classes: int) -> None:
-        """Weights are drawn from torch's global generator. Raises UserMistake for sizes that no table or block fits."""
+        """Weights are drawn from torch's global generator. Raises UserError for sizes that no table or block fits."""
         super().__init__()
         _check_resolution(resolution)
         inputs, outputs = ([options.channels * width for width in row] for row in GENERATOR_WIDTHS[resolution])
@@ -238,7 +238,7 @@ class Discriminator(nn.Module):
     recomputed_blocks = (DiscriminatorBlock, SelfAttention)
 
     def __init__(self, options: DiscriminatorOptions, resolution: int, classes: int) -> None:
-        """Weights are drawn from torch's global generator. Raises UserMistake for sizes that no table or block fits."""
+        """Weights are drawn from torch's global generator. Raises UserError for sizes that no table or block fits."""
         super().__init__()
         _check_resolution(resolution)
         widths, halvings = DISCRIMINATOR_WIDTHS[resolution]
@@ -294,22 +294,22 @@ def _off_diagonal(rows: Tensor) -> Tensor:
 def _check_resolution(resolution: int) -> None:
     if resolution not in GENERATOR_WIDTHS:
         known = ", ".join(map(str, GENERATOR_WIDTHS))
-        raise UserMistake(f"data.image_size: BigGAN has no network for {resolution}; choose one of {known}")
+        raise UserError(f"data.image_size: BigGAN has no network for {resolution}; choose one of {known}")
 
 
 def _attention(
-    player: str, options: GeneratorOptions | DiscriminatorOptions, outputs: list[int], resolutions: list[int]
+    component: str, options: GeneratorOptions | DiscriminatorOptions, outputs: list[int], resolutions: list[int]
 ) -> tuple[SelfAttention | None, int]:
     """The attention block and the index of the block that it follows, from each block's output width and resolution."""
-    asked, key = options.attention_resolution, f"family.{player}"
+    asked, key = options.attention_resolution, f"family.{component}"
     if asked is None:
         return None, -1
     if asked not in resolutions:
         valid = ", ".join(str(size) for size in sorted(set(resolutions)))
-        raise UserMistake(f"{key}.attention_resolution: there are no features of {asked}; choose {valid} or null")
+        raise UserError(f"{key}.attention_resolution: there are no features of {asked}; choose {valid} or null")
     after = resolutions.index(asked)
     if outputs[after] % 8:
-        raise UserMistake(
+        raise UserError(
             f"{key}.channels: attention divides its {outputs[after]} features by 8; choose a multiple of 8, "
             f"or null for {key}.attention_resolution"
         )

@@ -4,8 +4,8 @@ One level is the authors' own network for CIFAR-10 (sonnet, examples/vqvae_examp
 3x3, two residual blocks; mirrored by the decoder. Each further level encodes the one below it. A level is quantised
 knowing all coarser ones: its vectors are made of its encoder's features and of what the coarser codes decode to. The
 decoder of images sees all levels (Razavi et al. 2019, section 3.1 and figure 2a; details that the paper leaves open are as
-in the public reproduction rosinality/vq-vae-2-pytorch). Parameters, without the codebook (codebook_size x code_size for
-each level), with code_size = 64 and channels = 128:
+in the public reproduction rosinality/vq-vae-2-pytorch). Parameters, without the codebook (codebook_size x embedding_dim for
+each level), with embedding_dim = 64 and channels = 128:
 
     VQ-VAE on CIFAR-10, levels {codes: 4}, residual_channels 32:                 662,723
     VQ-VAE-2 on ImageNet 256x256, {bottom: 4, top: 2}, residual_channels 64:  1,716,803
@@ -133,7 +133,7 @@ class Level(nn.Module):
         """`inputs`: channels of what is encoded. `coarser`: the next coarser level, which stays its own. `epoch`: vectors
         of this level in an epoch."""
         super().__init__()
-        size = options.code_size
+        size = options.embedding_dim
         self.factor, self.seen_size = factor, size
         self.encoder = Encoder(inputs, factor, options)
         if coarser is None:
@@ -146,7 +146,7 @@ class Level(nn.Module):
         self.quantiser = Quantiser(options, epoch)
 
     def latents(self, features: Tensor, coarser: Tensor | None) -> Tensor:
-        """What is quantised, [n, code_size, h, w], of the encoder's features and of what is seen of the coarser level."""
+        """What is quantised, [n, embedding_dim, h, w], of the encoder's features and of what is seen of the coarser level."""
         if coarser is None:
             return self.to_codes(features)
         condition = self.condition(coarser)

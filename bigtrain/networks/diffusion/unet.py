@@ -45,7 +45,7 @@ class UNetOptions(Options):
     """Whether residual blocks change the resolution (BigGAN's and ADM's resblock_updown) or single convolutions do."""
     norm_groups: int = Field(default=32, gt=0)
     """Groups of every group norm."""
-    details: Literal["openai", "ho"] = "openai"
+    variant: Literal["openai", "ho"] = "openai"
     """Whose code settles the details. ho: time embedding (sin, cos) with the last frequency 1/10000, group norm's epsilon 1e-6,
     TensorFlow's one-sided padding where a convolution halves, uniform initialisation by fan_avg. openai: (cos, sin) with that
     frequency left out, 1e-5, padding on both sides, PyTorch's initialisation."""
@@ -190,7 +190,7 @@ def unet_config(
     plain_down = "ResnetDownsampleBlock2D" if options.resnet_resampling else "DownBlock2D"
     plain_up = "ResnetUpsampleBlock2D" if options.resnet_resampling else "UpBlock2D"
     resampling = "resnet" if options.resnet_resampling else "conv"
-    ho = options.details == "ho"
+    ho = options.variant == "ho"
     return {
         "sample_size": image_size,
         "in_channels": 3,
@@ -217,7 +217,7 @@ def unet_config(
 
 def _initialise(unet: UNet2DModel, options: UNetOptions) -> None:
     """The originals' weights, from torch's global generator."""
-    if options.details == "ho":
+    if options.variant == "ho":
         for module in unet.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -4,7 +4,7 @@ The codebook follows the vectors that choose it, as a moving average (appendix A
 pure: what the batch was is noted there, and `commit` moves the codebook, once per update, from sums over all ranks.
 
 A code that nothing chooses is never moved and so stays unchosen. Two things keep the codebook alive: it starts as vectors
-of the data (`initialise`), and codes whose usage falls too low are put where the data are (`restart_below`).
+of the data (`initialise`), and codes whose usage falls too low are put where the data are (`dead_code_threshold`).
 
 Everything here is computed in at least float32, whatever autocast says: in bfloat16 a moving average stands still, and
 the nearest code is often another one.
@@ -30,7 +30,7 @@ BLOCK_ELEMENTS = 2**26
 class QuantiserOptions(Options):
     """A codebook and how it is learned."""
 
-    code_size: int = Field(default=64, gt=0)
+    embedding_dim: int = Field(default=64, gt=0)
     """Dimensions of a code."""
     codebook_size: int = Field(default=512, ge=2)
     """Codes in a codebook; 65536 at most."""
@@ -40,7 +40,7 @@ class QuantiserOptions(Options):
     """ema: the share of the moving averages that survives one update."""
     codebook_smoothing: float = Field(default=1e-5, gt=0)
     """ema: the Laplace smoothing of the usage, in units of the usage that a code has if all are used alike."""
-    restart_below: float = Field(default=0.01, ge=0, lt=1)
+    dead_code_threshold: float = Field(default=0.01, ge=0, lt=1)
     """ema: a code whose usage falls below this share of the usage that it would have if all were used alike is replaced by
     one of the batch's own vectors; 0: never."""
 
@@ -54,16 +54,16 @@ class QuantiserOptions(Options):
 
     @model_validator(mode="after")
     def _only_averages_restart(self) -> "QuantiserOptions":
-        if self.codebook == "gradient" and self.restart_below > 0:
+        if self.codebook == "gradient" and self.dead_code_threshold > 0:
             raise ValueError(
-                "restart_below goes with codebook: ema, as a code learned by gradient has no usage of its own to begin anew "
-                "with; set restart_below: 0, or codebook: ema"
+                "dead_code_threshold goes with codebook: ema, as a code learned by gradient keeps no count of its use; "
+                "set dead_code_threshold: 0, or codebook: ema"
             )
         return self
 
 
 class Quantised(NamedTuple):
-    """What a quantiser makes of vectors z [n, code_size, h, w]."""
+    """What a quantiser makes of vectors z [n, embedding_dim, h, w]."""
 
     vectors: Tensor
     """The codes' own vectors, the shape of z; the gradient goes on to z as if nothing had been rounded."""
@@ -76,7 +76,7 @@ class Quantised(NamedTuple):
 
 
 class Quantiser(StatisticsModule):
-    """A codebook e [codebook_size, code_size] and its statistics.
+    """A codebook e [codebook_size, embedding_dim] and its statistics.
 
     With codebook: ema, N_k is the moving average of code k's usage and m_k that of the sum of its vectors, both in units
     of the usage that a code has if all are used alike; e_k = m_k / N_k, with N_k Laplace-smoothed. In these units neither
@@ -104,8 +104,8 @@ class Quantiser(StatisticsModule):
         """
         super().__init__()
         self.options, self.epoch = options, epoch
-        size, dimensions = options.codebook_size, options.code_size
-        self.averaging, self.restarting = options.codebook == "ema", options.restart_below > 0
+        size, dimensions = options.codebook_size, options.embedding_dim
+        self.averaging, self.restarting = options.codebook == "ema", options.dead_code_threshold > 0
         self.copied_buffers = ("perplexity", "epoch_usage")
         if self.averaging:
             self.copied_buffers += ("codebook", "usage", "sums")
@@ -127,7 +127,7 @@ class Quantiser(StatisticsModule):
         self.register_buffer("noted_candidates", torch.zeros(size, columns), persistent=False)
 
     def forward(self, z: Tensor) -> Quantised:
-        """z [n, code_size, h, w] in any floating dtype; vectors and losses are in at least float32."""
+        """z [n, embedding_dim, h, w] in any floating dtype; vectors and losses are in at least float32."""
         with without_autocast(z):
             z = z.to(statistics_dtype(z.dtype))
             flat = as_rows(z)
@@ -143,12 +143,12 @@ class Quantiser(StatisticsModule):
             return Quantised(chosen + (z - z.detach()), codes, commitment, codebook_loss)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
-        """int64 [n, h, w] -> [n, code_size, h, w]."""
+        """int64 [n, h, w] -> [n, embedding_dim, h, w]."""
         return F.embedding(codes, self.codebook).movedim(-1, 1)
 
     @torch.no_grad()
     def _nearest(self, flat: Tensor) -> Tensor:
-        """Of each row of [V, code_size] the code at the smallest distance, the first of several; int64 [V]."""
+        """Of each row of [V, embedding_dim] the code at the smallest distance, the first of several; int64 [V]."""
         # |z - e|^2 = |z|^2 + |e|^2 - 2 z.e, of which |z|^2 is the same for every code. Around the codebook's mean, because
         # of vectors that share an offset the small differences would drown in the rounding of large products.
         centre = self.codebook.mean(0)
@@ -198,7 +198,7 @@ class Quantiser(StatisticsModule):
         smoothed = (usage + options.codebook_smoothing) * (whole / (whole + size * options.codebook_smoothing))
         codebook = sums / smoothed[:, None]
         if self.restarting:
-            dead = usage < options.restart_below
+            dead = usage < options.dead_code_threshold
             usage = torch.where(dead, 1, usage)
             codebook = torch.where(dead[:, None], candidates, codebook)
             sums = torch.where(dead[:, None], candidates, sums)
@@ -230,7 +230,7 @@ class Quantiser(StatisticsModule):
     def initialise(self, microbatches: Iterable[Tensor], count: int) -> None:
         """Makes vectors of the data the codebook, spread evenly over so many global microbatches.
 
-        `microbatches`: this rank's slices of them [n, code_size, h, w], `count` of one size; slices lie one after another
+        `microbatches`: this rank's slices of them [n, embedding_dim, h, w], `count` of one size; slices lie one after another
         in the order of ranks. The codebook is the same on every rank, and whatever their number.
         """
         chosen = torch.zeros_like(self.codebook)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 
 def recompute_blocks(network: nn.Module) -> None:
@@ -19,12 +19,12 @@ def recompute_blocks(network: nn.Module) -> None:
 
     Blocks are the modules of the classes in its `recomputed_blocks`, and none of them holds another. Every collective within
     a block is issued a second time, in the order of the backward pass, which is the same on all ranks. Without gradients
-    nothing changes. Raises UserMistake if the network names no blocks, or has none.
+    nothing changes. Raises UserError if the network names no blocks, or has none.
     """
     kinds: tuple[type[nn.Module], ...] = getattr(network, "recomputed_blocks", ())
     blocks = [module for module in network.modules() if isinstance(module, kinds)]
     if not blocks:
-        raise UserMistake(
+        raise UserError(
             f"engine.activation_checkpointing: a {type(network).__name__} does not say which of its modules are blocks; set it "
             "to false, or name their classes in its recomputed_blocks"
         )

@@ -2,7 +2,7 @@
 
 Forward is pure: a module that keeps statistics (batch moments, power-iteration vectors, codebook counts) only notes
 what it saw, and only while it is told to record. `commit` applies the notes once per phase. Activation checkpointing,
-gradient accumulation, evaluation and a second forward therefore change nothing, and a frozen player learns nothing by
+gradient accumulation, evaluation and a second forward therefore change nothing, and a frozen component learns nothing by
 accident.
 """
 
@@ -19,7 +19,7 @@ class StatisticsModule(nn.Module):
     """Names of this module's buffers that an average of weights copies instead of averaging (a direction, a count)."""
 
     recording: bool = False
-    """Whether a training forward takes notes; the trainer turns it on for the player of the current phase alone."""
+    """Whether a training forward takes notes; the trainer turns it on for the component of the current phase alone."""
 
     def commit(self, finite: Tensor) -> None:
         """Apply the notes and drop them. `finite`: bool scalar on the device; where False, nothing but the dropping."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from bigtrain.training.cost.step import PlayerCost
+from bigtrain.training.cost.step import ComponentCost
 from bigtrain.training.engine.zero import BUCKET_ELEMENTS
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
@@ -25,7 +25,7 @@ class Residents:
 
 
 def residents(
-    players: Mapping[str, PlayerCost],
+    components: Mapping[str, ComponentCost],
     averages: Sequence[str],
     strategy: Strategy,
     *,
@@ -33,8 +33,9 @@ def residents(
     ranks: int,
     accumulate: int,
 ) -> Residents:
-    """`averages`: the names of those that each averaged player keeps; `accumulate`: microbatches of an update. `offload`: the
-    optimizer's part lies on the host with the gradients that it reads, and under zero3 the averages that follow its weights.
+    """`averages`: the names of those that each averaged component keeps; `accumulate`: microbatches of an update.
+    `offload`: the optimizer's part lies on the host with the gradients that it reads, and under zero3 the averages that
+    follow its weights.
 
     Raises ValueError for `offload` under ddp, whose optimizer has no part of its own to move.
     """
@@ -45,24 +46,24 @@ def residents(
     def share(size: int, from_stage: int) -> int:
         return -(-size // ranks) if stage >= from_stage else size
 
-    weights = sum(player.weights for player in players.values())
-    moments = share(sum(player.moments for player in players.values()), 1)
+    weights = sum(component.weights for component in components.values())
+    moments = share(sum(component.moments for component in components.values()), 1)
     master = share(weights, 1) if stage else 0
     gradients = share(weights, 2)
     if offload and (stage == 3 or (stage == 2 and accumulate == 1)):
         gradients = 0  # they leave for the host bucket by bucket
     gpu = {
         "weights": share(weights, 3),
-        "statistics": sum(player.buffers for player in players.values()),
+        "statistics": sum(component.buffers for component in components.values()),
         "gradients": gradients,
         "optimizer moments": 0 if offload else moments,
         "optimizer's weights": 0 if offload else master,
-        # Under ddp the gradients themselves lie in the buckets; DeepSpeed copies them into one of each player's.
-        "buckets": 4 * BUCKET_ELEMENTS * len(players) if stage else 0,
+        # Under ddp the gradients themselves lie in the buckets; DeepSpeed copies them into one of each component's.
+        "buckets": 4 * BUCKET_ELEMENTS * len(components) if stage else 0,
     }
-    averaged = [player for player in players.values() if player.average]
-    of_weights = sum(share(player.weights, 3) for player in averaged)
-    of_buffers = sum(player.average - player.weights for player in averaged)
+    averaged = [component for component in components.values() if component.average]
+    of_weights = sum(share(component.weights, 3) for component in averaged)
+    of_buffers = sum(component.average - component.weights for component in averaged)
     # Under zero3 they follow the optimizer's weights.
     on_host = of_weights if offload and stage == 3 else 0
     gpu |= {name: of_weights - on_host + of_buffers for name in averages if averaged}

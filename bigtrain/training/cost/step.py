@@ -28,8 +28,8 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class PlayerCost:
-    """One player's tensors, whole, in bytes but for `parameters`, which is a number."""
+class ComponentCost:
+    """One component's tensors, whole, in bytes but for `parameters`, which is a number."""
 
     parameters: int
     weights: int
@@ -38,7 +38,7 @@ class PlayerCost:
     moments: int
     """What the optimizer keeps for each weight."""
     average: int
-    """One average of this player; 0 if none is kept."""
+    """One average of this component; 0 if none is kept."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class StepCost:
 
     samples: int
     accumulate: int
-    players: Mapping[str, PlayerCost]
+    components: Mapping[str, ComponentCost]
     phases: tuple[PhaseCost, ...]
     batch: int
     """Bytes of the images or codes of one microbatch, as they lie on the device."""
@@ -93,7 +93,7 @@ def step_cost(
     `recompute`: with activation checkpointing. `memory` False: FLOPs alone, in half the time; `kept` and `peak` are 0 then.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        networks = {name: _prepared(build_network(family, name, 0)) for name in family.players}
+        networks = {name: _prepared(build_network(family, name, 0)) for name in family.components}
         microbatch = _microbatch(family, samples, accumulate)
         flops = {phase.name: _flops(phase, networks, microbatch, precision) for phase in family.phases}
         bytes_ = {phase.name: (0, 0) for phase in family.phases}
@@ -102,16 +102,16 @@ def step_cost(
                 for network in networks.values():
                     recompute_blocks(network)
             bytes_ = {phase.name: _bytes(phase, networks, microbatch, precision) for phase in family.phases}
-        players = {
-            name: _player_cost(networks[name], player.optimizer, player.averaged)
-            for name, player in family.players.items()
+        components = {
+            name: _player_cost(networks[name], component.optimizer, component.averaged)
+            for name, component in family.components.items()
         }
     data = [microbatch.images, *(microbatch.codes or {}).values()]
     phases = tuple(
         PhaseCost(phase.name, *flops[phase.name], *bytes_[phase.name], runs=phase.repeats / phase.every)
         for phase in family.phases
     )
-    return StepCost(samples, accumulate, players, phases, sum(t.nbytes for t in data if t is not None))
+    return StepCost(samples, accumulate, components, phases, sum(t.nbytes for t in data if t is not None))
 
 
 def flops_of_all_ranks(family: Family, batch_size: int, accumulate: int, precision: str) -> float:
@@ -120,9 +120,9 @@ def flops_of_all_ranks(family: Family, batch_size: int, accumulate: int, precisi
 
 
 def parameters_of(family: Family) -> int:
-    """The number of weights of all players."""
+    """The number of weights of all components."""
     with FakeTensorMode():
-        networks = [build_network(family, name, 0) for name in family.players]
+        networks = [build_network(family, name, 0) for name in family.components]
         return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
@@ -152,12 +152,12 @@ def _prepared(network: nn.Module) -> nn.Module:
 
 
 def _microbatch(family: Family, samples: int, accumulate: int) -> Microbatch:
-    problem = family.problem
+    spec = family.spec
     images = codes = None
-    if problem.codes is None:
-        images = torch.empty(samples, 3, problem.image_size, problem.image_size)
+    if spec.codes is None:
+        images = torch.empty(samples, 3, spec.image_size, spec.image_size)
     else:
-        codes = {name: torch.empty(samples, *level.grid, dtype=torch.int64) for name, level in problem.codes.items()}
+        codes = {name: torch.empty(samples, *level.grid, dtype=torch.int64) for name, level in spec.codes.items()}
     labels = torch.empty(samples, dtype=torch.int64)
     return Microbatch(images, labels, range(samples), _NoDraws(0), CPU, samples * accumulate, codes)
 
@@ -170,7 +170,7 @@ def _flops(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbat
         _total(phase, networks, microbatch, precision).backward()
         flops = counter.get_total_flops()
         if phase.weight_penalty is not None:
-            phase.weight_penalty(networks[phase.player]).backward()
+            phase.weight_penalty(networks[phase.component]).backward()
         return flops, counter.get_total_flops() - flops
 
 
@@ -180,25 +180,25 @@ def _bytes(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbat
         loss = _total(phase, networks, microbatch, precision)
         kept = live.bytes
         if phase.weight_penalty is not None:
-            loss = loss + phase.weight_penalty(networks[phase.player])
+            loss = loss + phase.weight_penalty(networks[phase.component])
         loss.backward()
         return kept, live.peak
 
 
 def _total(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> Tensor:
     if not phase.reads_data:
-        microbatch = Microbatch(None, None, microbatch.indices, microbatch.draws, CPU, microbatch.whole)
+        microbatch = Microbatch(None, None, microbatch.indices, microbatch.draws, CPU, microbatch.global_batch_size)
     with autocast(precision, CPU):
         return phase.loss(networks, microbatch).total
 
 
 @contextmanager
 def _focused(phase: Phase, networks: Mapping[str, nn.Module]) -> Iterator[None]:
-    """As in training: only the phase's player learns and takes notes. Its gradients are there, so that none is made anew."""
+    """As in training: only the phase's component learns and takes notes. Its gradients are there, so that none is made anew."""
     for name, network in networks.items():
-        network.requires_grad_(name == phase.player)
-        statistics.set_recording(network, name == phase.player)
-    parameters = list(networks[phase.player].parameters())
+        network.requires_grad_(name == phase.component)
+        statistics.set_recording(network, name == phase.component)
+    parameters = list(networks[phase.component].parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     yield
@@ -243,12 +243,12 @@ class LiveBytes(TorchDispatchMode):
         self.bytes -= self._sizes.pop(address)
 
 
-def _player_cost(network: nn.Module, optimizer: OptimizerOptions, averaged: bool) -> PlayerCost:
+def _player_cost(network: nn.Module, optimizer: OptimizerOptions, averaged: bool) -> ComponentCost:
     parameters = list(network.parameters())
     weights = sum(parameter.nbytes for parameter in parameters)
     buffers = sum(buffer.nbytes for buffer in network.buffers())
     each = {"adam": 2, "adamw": 2, "sgd": 1 if optimizer.momentum else 0}[optimizer.kind]
-    return PlayerCost(
+    return ComponentCost(
         sum(parameter.numel() for parameter in parameters),
         weights,
         buffers,

@@ -16,13 +16,13 @@ from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.training.engine.options import EngineOptions
 
 Groups = Mapping[str, Mapping[str, Tensor]]
-"""A checkpoint's tensors of one player, on the CPU, by parameter name: `weights` (parameters and buffers), `optimizer`
-(NAME/exp_avg and so on) and, for an averaged player, `average` and `average_NAME` for each further average. Those of a
+"""A checkpoint's tensors of one component, on the CPU, by parameter name: `weights` (parameters and buffers), `optimizer`
+(NAME/exp_avg and so on) and, for an averaged component, `average` and `average_NAME` for each further average. Those of a
 checkpoint that is taken over are mapped from its files: what stays of them is copied."""
 
 
-class TrainedPlayer(ABC):
-    """One player while it is trained: its network, its optimizer, its gradients, its averages."""
+class ComponentTrainer(ABC):
+    """One component while it is trained: its network, its optimizer, its gradients, its averages."""
 
     def __init__(self, network: nn.Module, options: OptimizerOptions) -> None:
         self.network = network
@@ -30,7 +30,7 @@ class TrainedPlayer(ABC):
         self._parameters = dict(network.named_parameters())
 
     def focus(self, on: bool) -> None:
-        """Whether the current phase trains this player: gradients flow into it and its statistics take notes."""
+        """Whether the current phase trains this component: gradients flow into it and its statistics take notes."""
         for parameter in self._parameters.values():
             parameter.requires_grad_(on)
         statistics.set_recording(self.network, on)
@@ -68,15 +68,15 @@ class TrainedPlayer(ABC):
 
     @abstractmethod
     def averaged_network(self) -> nn.Module:
-        """The main average, or the network itself of a player that has none, whole; called on every rank."""
+        """The main average, or the network itself of a component that has none, whole; called on every rank."""
 
     @abstractmethod
     def snapshot(self) -> Groups:
-        """What a checkpoint holds of this player, copied to host memory, on the main rank; called on every rank, empty on
+        """What a checkpoint holds of this component, copied to host memory, on the main rank; called on every rank, empty on
         the others. Later updates do not change it."""
 
 
-def place(network: nn.Module, device: torch.device, engine: EngineOptions) -> nn.Module:
+def to_device(network: nn.Module, device: torch.device, engine: EngineOptions) -> nn.Module:
     """The network on its device, in train mode and in the memory layout of its strategy."""
     network = network.train().to(device)
     # DeepSpeed lays all parameters into one flat buffer, in their logical order.

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bigtrain.training.monitoring.comm_timer import WaitClock
+from bigtrain.training.monitoring.comm_timer import CommTimer
 
 BUCKET_BYTES = 25 * 2**20
 """Large enough to fill the links, small enough to start early; what DistributedDataParallel uses."""
@@ -47,7 +47,7 @@ class GradientSum:
         self._armed = False
         self._buckets = [_Bucket(group) for group in _groups(parameters)] if world > 1 else []
         self._next = 0
-        self.waits = WaitClock(parameters[0].device)
+        self.waits = CommTimer(parameters[0].device)
         """What of the sum was not hidden behind the backward pass."""
         for bucket in self._buckets:
             for parameter in bucket.parameters:

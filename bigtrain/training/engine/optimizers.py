@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bigtrain.families.family import Player
+from bigtrain.families.family import Component
 
 
-def optimizer_of(player: Player, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def optimizer_of(component: Component, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """A fused optimizer: one kernel, and a device flag (`found_inf`) that turns its step into nothing."""
-    options = player.optimizer
+    options = component.optimizer
     if options.kind == "sgd":
         return torch.optim.SGD(
             parameters, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bigtrain.cluster.watchdog import START_S
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.families.family import Family
 from bigtrain.options import Options
 
@@ -14,12 +14,12 @@ class EngineOptions(Options):
     """How the work is spread over devices; never what is computed."""
 
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
-    """ddp: every rank holds every player whole. zero1: optimizer moments are sharded over ranks; zero2: gradients too;
+    """ddp: every rank holds every component whole. zero1: optimizer moments are sharded over ranks; zero2: gradients too;
     zero3: weights and averages too (Rajbhandari et al. 2020, arXiv:1910.02054; DeepSpeed)."""
     offload_optimizer: bool = False
     """Under zero1 to zero3: keep optimizer moments, and make the update, in host memory."""
     compile: bool = False
-    """Compile each player's network with torch.compile; not under zero3, whose gathering of weights it would cut apart."""
+    """Compile each component's network with torch.compile; not under zero3, whose gathering of weights it would cut apart."""
     activation_checkpointing: bool = False
     """Keep only the inputs of each block of a network, and compute its activations again in the backward pass: less memory
     for about a third more work, and the same result."""
@@ -39,10 +39,10 @@ class EngineOptions(Options):
 
 
 def check_strategy(family: Family, engine: EngineOptions) -> None:
-    """Raises UserMistake if a phase of the family cannot be trained under the strategy."""
+    """Raises UserError if a phase of the family cannot be trained under the strategy."""
     for phase in family.phases:
         if engine.strategy == "zero3" and phase.needs_whole_weights:
-            raise UserMistake(
+            raise UserError(
                 f"engine.strategy: zero3 cannot train this recipe, because phase {phase.name} adds a penalty on whole weights "
-                f"of the {phase.player}, which zero3 never holds; take zero2, or turn the penalty off (it is a key of family)"
+                f"of the {phase.component}, which zero3 never holds; take zero2, or turn the penalty off (a key of family)"
             )

@@ -1,4 +1,4 @@
-"""How a player's parameters lie in the flat partitions of ZeRO's ranks: pure arithmetic, both ways.
+"""How a component's parameters lie in the flat partitions of ZeRO's ranks: pure arithmetic, both ways.
 
 ZeRO-1 and ZeRO-2 lay all parameters end to end and cut the whole into equal partitions, one a rank. ZeRO-3 cuts every
 parameter into equal parts and lays each rank's parts end to end. Ends are padded; what lies in the padding means nothing.
@@ -47,7 +47,7 @@ def pieces_of_each(sizes: Mapping[str, int], rank: int, ranks: int) -> list[Piec
     return pieces
 
 
-def place(whole: Mapping[str, Tensor], partition: Tensor, pieces: Sequence[Piece]) -> None:
+def copy_into(whole: Mapping[str, Tensor], partition: Tensor, pieces: Sequence[Piece]) -> None:
     """Writes a rank's partition into the whole (contiguous) tensors that it is a partition of."""
     for piece in pieces:
         whole[piece.name].view(-1)[piece.of_parameter] = partition[piece.of_partition].to(whole[piece.name].device)

@@ -1,4 +1,4 @@
-"""The strategy `ddp`: every player whole on every rank, its gradients summed over ranks."""
+"""The strategy `ddp`: every component whole on every rank, its gradients summed over ranks."""
 
 from collections.abc import Mapping
 
@@ -6,27 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
-from bigtrain.families.family import Player
+from bigtrain.families.family import Component
 from bigtrain.networks.layers import statistics
 from bigtrain.training.averaging import Average, EmaOptions
-from bigtrain.training.engine.component import Groups, TrainedPlayer, prepare_forward
+from bigtrain.training.engine.component import ComponentTrainer, Groups, prepare_forward
 from bigtrain.training.engine.gradients import GradientSum
 from bigtrain.training.engine.optimizers import allocate_momentum, optimizer_of
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.schedule import learning_rate
 
 
-class ReplicatedPlayer(TrainedPlayer):
-    """One player under `ddp`."""
+class ReplicatedTrainer(ComponentTrainer):
+    """One component under `ddp`."""
 
     def __init__(
-        self, network: nn.Module, player: Player, ema: EmaOptions, engine: EngineOptions, saved: Groups | None
+        self, network: nn.Module, component: Component, ema: EmaOptions, engine: EngineOptions, saved: Groups | None
     ) -> None:
-        super().__init__(network, player.optimizer)
-        self._averages = Average.all_of(network, player.averaged, ema)
+        super().__init__(network, component.optimizer)
+        self._averages = Average.all_of(network, component.averaged, ema)
         prepare_forward(network, engine)
         parameters = list(self._parameters.values())
-        self._optimizer = optimizer_of(player, parameters)
+        self._optimizer = optimizer_of(component, parameters)
         allocate_momentum(self._optimizer, parameters)
         if saved is not None:
             self._load(saved)

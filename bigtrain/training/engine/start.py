@@ -2,23 +2,28 @@
 
 from torch import nn
 
-from bigtrain.families.family import Player
+from bigtrain.families.family import Component
 from bigtrain.training.averaging import EmaOptions
-from bigtrain.training.engine.component import Groups, TrainedPlayer
+from bigtrain.training.engine.component import ComponentTrainer, Groups
 from bigtrain.training.engine.options import EngineOptions
-from bigtrain.training.engine.replicated import ReplicatedPlayer
+from bigtrain.training.engine.replicated import ReplicatedTrainer
 
 
-def make_player(
-    network: nn.Module, player: Player, ema: EmaOptions, engine: EngineOptions, precision: str, saved: Groups | None
-) -> TrainedPlayer:
+def start_component(
+    network: nn.Module,
+    component: Component,
+    ema: EmaOptions,
+    engine: EngineOptions,
+    precision: str,
+    saved: Groups | None,
+) -> ComponentTrainer:
     """Puts a network into training under the strategy; called on every rank, with equal networks.
 
-    `network` comes from `place` and has the weights to begin with; `saved`: what a checkpoint holds of the player, whose
+    `network` comes from `place` and has the weights to begin with; `saved`: what a checkpoint holds of the component, whose
     optimizer and averages are taken over. Averages begin at the weights where there is none.
     """
     if engine.strategy == "ddp":
-        return ReplicatedPlayer(network, player, ema, engine, saved)
-    from bigtrain.training.engine.zero import ZeroPlayer  # imports DeepSpeed, which takes seconds
+        return ReplicatedTrainer(network, component, ema, engine, saved)
+    from bigtrain.training.engine.zero import ZeroTrainer  # imports DeepSpeed, which takes seconds
 
-    return ZeroPlayer(network, player, ema, engine, precision, saved)
+    return ZeroTrainer(network, component, ema, engine, precision, saved)

@@ -1,4 +1,4 @@
-"""The strategies `zero1`, `zero2` and `zero3`: one DeepSpeed engine a player (Rajbhandari et al. 2020, arXiv:1910.02054).
+"""The strategies `zero1`, `zero2` and `zero3`: one DeepSpeed engine a component (Rajbhandari et al. 2020, arXiv:1910.02054).
 
 DeepSpeed holds the shards, moves gradients and weights between ranks and calls the optimizer on its shard. Everything
 that decides an experiment stays ours and equals `ddp`: the loss and its share a rank, the norm and the clipping, the flag
@@ -21,41 +21,41 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
-from bigtrain.families.family import Player
+from bigtrain.families.family import Component
 from bigtrain.networks.layers import statistics
 from bigtrain.training.averaging import (
     Average,
     EmaOptions,
-    FurtherAverage,
+    ExtraAverage,
     MovingAverage,
     averaged_and_copied_names,
 )
-from bigtrain.training.engine.component import Groups, TrainedPlayer, prepare_forward
+from bigtrain.training.engine.component import ComponentTrainer, Groups, prepare_forward
 from bigtrain.training.engine.optimizers import allocate_momentum, optimizer_of
 from bigtrain.training.engine.options import EngineOptions
-from bigtrain.training.engine.partition import Piece, cut, pieces_end_to_end, pieces_of_each, place
+from bigtrain.training.engine.partition import Piece, copy_into, cut, pieces_end_to_end, pieces_of_each
 from bigtrain.training.engine.replicated import copied_to_host
 from bigtrain.training.schedule import learning_rate
 
 BUCKET_ELEMENTS = 2**24
-"""Gradients travel in buckets of this many; DeepSpeed's own 5e8 would take two gigabytes a player."""
+"""Gradients travel in buckets of this many; DeepSpeed's own 5e8 would take two gigabytes a component."""
 PERSISTENT_ELEMENTS = 10**5
 """zero3 keeps parameters up to this size whole on every rank, because gathering them would cost more than it saves."""
 
 
-class ZeroPlayer(TrainedPlayer):
-    """One player under `zero1`, `zero2` or `zero3`."""
+class ZeroTrainer(ComponentTrainer):
+    """One component under `zero1`, `zero2` or `zero3`."""
 
     def __init__(
         self,
         network: nn.Module,
-        player: Player,
+        component: Component,
         ema: EmaOptions,
         options: EngineOptions,
         precision: str,
         saved: Groups | None,
     ) -> None:
-        super().__init__(network, player.optimizer)
+        super().__init__(network, component.optimizer)
         self._device = next(network.parameters()).device
         self._stage = int(options.strategy.removeprefix("zero"))
         self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
@@ -66,17 +66,17 @@ class ZeroPlayer(TrainedPlayer):
             parameter.ds_optim_param = False  # type: ignore[attr-defined]  # which says: do not
         self._averages: Mapping[str, MovingAverage] = {}
         if self._stage < 3:
-            self._averages = Average.all_of(network, player.averaged, ema)
+            self._averages = Average.all_of(network, component.averaged, ema)
         else:
             self._empty = _without_parameters(network)
             for parameter in self._parameters.values():  # zero3 sends them nevertheless
                 parameter.data = parameter.data.reshape(parameter.shape or (1,))
         prepare_forward(network, options)
-        self._optimizer = optimizer_of(player, list(self._parameters.values()))
-        self._guard = _Guard(self._optimizer, player.optimizer.clip_norm, self._device)
+        self._optimizer = optimizer_of(component, list(self._parameters.values()))
+        self._guard = _Guard(self._optimizer, component.optimizer.clip_norm, self._device)
         self._engine = _start_engine(network, self._optimizer, options, precision, self._device)
         self._partition: Tensor = self._find_partition()
-        if self._stage == 3 and player.averaged:
+        if self._stage == 3 and component.averaged:
             self._averages = {
                 name: ShardedAverage(self._partition, network, each) for name, each in ema.by_name().items()
             }
@@ -88,7 +88,7 @@ class ZeroPlayer(TrainedPlayer):
         """This rank's float32 shard of the weights, flat: what DeepSpeed calls the optimizer on."""
         sharded = self._engine.optimizer
         flats = sharded.single_partition_of_fp32_groups if self._stage < 3 else sharded.fp32_partitioned_groups_flat
-        assert len(flats) == 1, f"one partition a player, and not {len(flats)}"
+        assert len(flats) == 1, f"one partition a component, and not {len(flats)}"
         return flats[0]
 
     def _pieces(self, rank: int) -> list[Piece]:
@@ -185,7 +185,7 @@ class ZeroPlayer(TrainedPlayer):
         """Places every rank's flat tensor into `whole`, one rank's at a time, so that it costs one partition of memory."""
         for rank, part in self._parts(flat):
             if whole is not None:
-                place(whole, part, self._pieces(rank))
+                copy_into(whole, part, self._pieces(rank))
 
     def _parts(self, flat: Tensor) -> Iterator[tuple[int, Tensor]]:
         for rank in range(world.size()):
@@ -221,7 +221,7 @@ class ZeroPlayer(TrainedPlayer):
 class ShardedAverage(MovingAverage):
     """One average under zero3: of this rank's flat shard of the weights, and of the buffers, which every rank holds."""
 
-    def __init__(self, weights: Tensor, network: nn.Module, options: EmaOptions | FurtherAverage) -> None:
+    def __init__(self, weights: Tensor, network: nn.Module, options: EmaOptions | ExtraAverage) -> None:
         theirs = _buffers(network)
         self.partition = weights.detach().clone()
         self.buffers = {name: buffer.detach().clone() for name, buffer in theirs.items()}

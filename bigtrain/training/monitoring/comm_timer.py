@@ -9,7 +9,7 @@ import torch
 from bigtrain.cluster import world
 
 
-class WaitClock:
+class CommTimer:
     """Adds up the time that a device spends in regions that do nothing but wait for other ranks.
 
     On a GPU two events stand around a region in the device's own stream, so that only what computation did not hide counts;

@@ -49,7 +49,7 @@ class PhaseMeter:
     def add(self, finite: Tensor, norm: Tensor, reports: Mapping[str, Tensor], step: int) -> None:
         """Adds the update to the averages if it was made, to the skipped ones if not.
 
-        `reports`: what the player says of itself after it (Phase.reports), equal on all ranks.
+        `reports`: what the component says of itself after it (Phase.reports), equal on all ranks.
         """
         self._reported = [f"{self.phase}/{name}" for name in reports]
         own = [value.detach().double().reshape(()) for value in (norm, *reports.values())]

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch.profiler import ProfilerActivity, profile
 
 from bigtrain.cluster import world
-from bigtrain.errors import OneRanksMistake
+from bigtrain.errors import RankError
 from bigtrain.options import Options
 from bigtrain.runs import atomic
 
@@ -70,7 +70,7 @@ class ProfilerWindow:
             os.replace(aside, self._folder / f"{name}.json.gz")
             atomic.write_bytes(self._folder / f"{name}.txt", self._table(profiler).encode())
         except OSError as error:
-            raise OneRanksMistake(
+            raise RankError(
                 f"{self._folder}: rank {world.rank()} cannot write its trace ({error.strerror}); make room, or train on with "
                 "train.profile=null"
             ) from error

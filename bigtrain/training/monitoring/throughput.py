@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from bigtrain.cluster import world
-from bigtrain.training.monitoring.comm_timer import WaitClock
+from bigtrain.training.monitoring.comm_timer import CommTimer
 
 PEAK_FLOPS = {
     "NVIDIA A100-PCIE-40GB": {"bf16": 312e12, "fp32": 19.5e12},
@@ -53,19 +53,19 @@ class Throughput:
         """`flops_per_step`: counts those of all ranks together, without what activation checkpointing computes again; only
         called for a device whose peak is known. Others have no `throughput/mfu`."""
         self.device, self.images_per_step = device, images_per_step
-        self.waits = WaitClock(device)
-        """For what waits for other ranks and is not the players' own."""
+        self.waits = CommTimer(device)
+        """For what waits for other ranks and is not the components' own."""
         peak = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
         flops = None if peak is None else _counted(flops_per_step)
         self.ideal_s = None if peak is None or flops is None else flops / (peak * world.size())
         """Seconds that a step would take at the peak, None where there is none."""
 
     def read(self, seconds: float, steps: int, data_s: float, waited_s: Sequence[float | None]) -> dict[str, float]:
-        """`seconds` of wall time for `steps`, of which this rank waited `data_s` for data and each player `waited_s` for
+        """`seconds` of wall time for `steps`, of which this rank waited `data_s` for data and each component `waited_s` for
         other ranks (None: it cannot tell). A collective: every rank calls it.
 
         `throughput/`: images of all ranks and of one GPU a second; `mfu`; shares of the time that ranks waited, on average,
-        without `communication_wait_share` if a player cannot tell or there is one rank alone; `rank_s`, seconds of a step in
+        without `communication_wait_share` if a component cannot tell or there is one rank alone; `rank_s`, seconds of a step in
         which a rank worked and did not wait, of the fastest, the mean and the slowest rank, and which that was. Batch
         statistics are exchanged within the forward pass and count as work. `memory/`: the largest of any rank's, since its
         start: by tensors on the GPU (by the process on a CPU), by the allocator, by the process.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.runs import atomic
 
 
@@ -32,7 +32,7 @@ class Tracker:
                 if "/" in name:
                     self._board.add_scalar(name, value, int(values["step"]))
         except OSError as error:
-            raise UserMistake(
+            raise UserError(
                 f"{self._file.name}: cannot write the metrics ({error.strerror}); make room and run the same command "
                 "again: it goes on from the newest checkpoint"
             ) from error

@@ -46,7 +46,7 @@ def test_each_sample_comes_once_an_epoch_over_shards_ranks_workers_and_restarts(
     sizes: list[int], window: int, seed: int, lives: list[tuple[int, int, int]]
 ) -> None:
     index = index_of(sizes)
-    options = DataOptions(train="train.json", image_size=1, workers=0, window_shards=window)
+    options = DataOptions(train="train.json", image_size=1, workers=0, shuffle_shards=window)
     seen: list[int] = []
     with mock.patch.object(stream, "_read", lambda reader, numbers, *_: numbers.tolist()):
         for world, workers, steps in lives:

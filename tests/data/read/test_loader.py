@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bigtrain.data.read.loader import Loader
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 LENGTH = 1000
 
@@ -29,7 +29,7 @@ class Items(Dataset):
 
     def __getitem__(self, number: int) -> Item:
         if number < 0:
-            raise UserMistake(f"{number} is no number")
+            raise UserError(f"{number} is no number")
         length = LENGTH - number % 7
         images = torch.full((length,), number, dtype=torch.uint8)
         codes = {"top": torch.full((3, 2), number), "bottom": torch.arange(number)}
@@ -80,5 +80,5 @@ def test_two_loaders_do_not_share_their_memory():
 def test_a_mistake_is_raised_where_it_would_have_come(workers):
     with opened([0, 1, -1, 3], workers, 20000) as loader:
         assert [next(loader).words for _ in range(2)] == [["0"], ["1"]]
-        with pytest.raises(UserMistake, match="-1 is no number"):
+        with pytest.raises(UserError, match="-1 is no number"):
             next(loader)

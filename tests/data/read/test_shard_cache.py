@@ -25,7 +25,7 @@ from bigtrain.data.read.stream import Stream, read_chunks
 from bigtrain.data.remote import RemoteOptions
 from bigtrain.data.splits import find_index
 from bigtrain.data.write.shards import ShardOptions
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from tests.data.conftest import make_numbered_shards
 from tests.data.faulty_server import FaultyServer, serving
 from tests.data.read.test_stream import numbers_of
@@ -73,7 +73,7 @@ def whole(folder: Path) -> set[str]:
 
 
 def stream(index: Index, **given: object) -> Stream:
-    wanted = {"train": index.where, "image_size": 4, "workers": 0, "window_shards": 1, **given}
+    wanted = {"train": index.where, "image_size": 4, "workers": 0, "shuffle_shards": 1, **given}
     return Stream(index, DataOptions.model_validate(wanted), 3, rank=0, world=1, microbatch=3)
 
 
@@ -152,16 +152,14 @@ def held_but_deleted(folder: Path) -> list[str]:
 def test_a_window_that_the_cache_cannot_hold_is_refused_before_anything_is_fetched(
     there: Open, server: FaultyServer
 ) -> None:
-    with pytest.raises(UserMistake, match=r"data.remote.cache_gib: .* do not hold the 5 shards .*data.window_shards"):
-        stream(there(shards=4, prefetch_shards=1), window_shards=2)
-    stream(there(shards=5, prefetch_shards=1), window_shards=2)
+    with pytest.raises(UserError, match=r"data.remote.cache_gib: .* do not hold the 5 shards .*data.shuffle_shards"):
+        stream(there(shards=4, prefetch_shards=1), shuffle_shards=2)
+    stream(there(shards=5, prefetch_shards=1), shuffle_shards=2)
     assert sum(tars(server)) == 0
 
 
 def test_a_shard_larger_than_the_cache_is_refused(there: Open, server: FaultyServer) -> None:
-    with pytest.raises(
-        UserMistake, match=r"data.remote.cache_gib: .* do not hold http://.*/train-000002.tar .*raise it"
-    ):
+    with pytest.raises(UserError, match=r"data.remote.cache_gib: .* do not hold http://.*/train-000002.tar .*raise it"):
         ShardCache(there(shards=0)).open(2)
     assert sum(tars(server)) == 0
 
@@ -169,7 +167,7 @@ def test_a_shard_larger_than_the_cache_is_refused(there: Open, server: FaultySer
 def test_a_download_that_failed_leaves_nothing_that_is_counted(there: Open, tmp_path: Path) -> None:
     index = there(retries=0)
     (tmp_path / "served/train-000000.tar").unlink()
-    with pytest.raises(UserMistake, match="HTTP 404"):
+    with pytest.raises(UserError, match="HTTP 404"):
         ShardCache(index).open(0)
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"lock"}
 
@@ -233,12 +231,12 @@ def test_a_process_forked_during_a_fetch_that_fails_does_not_keep_the_lock(
     def fork_and_fail(url: str, file: IO[bytes], *given: object, **named: object) -> None:
         file.write(b"half")
         kept.append(os.dup(file.fileno()))  # shares the lock, as a forked process's descriptor does
-        raise UserMistake("the server is gone")
+        raise UserError("the server is gone")
 
     cache = ShardCache(there())
     with monkeypatch.context() as patch:
         patch.setattr("bigtrain.data.read.shard_cache.receive", fork_and_fail)
-        with pytest.raises(UserMistake, match="gone"):
+        with pytest.raises(UserError, match="gone"):
             cache.fetch(0)
     assert cache.fetch(0, wait=False)
     os.close(kept[0])
@@ -293,9 +291,7 @@ def test_workers_read_the_same_and_fetch_each_shard_once(there: Open, here: Inde
 
 def test_a_folder_that_cannot_be_written_is_named(there: Open, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(
-        UserMistake, match=r"file/kept: the cache of shards cannot be written: .*data.remote.cache=PATH"
-    ):
+    with pytest.raises(UserError, match=r"file/kept: the cache of shards cannot be written: .*data.remote.cache=PATH"):
         numbers(there(cache=str(tmp_path / "file/kept")), 1)
 
 
@@ -303,7 +299,7 @@ def test_a_variable_that_is_not_set_does_not_become_a_folder(
     there: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserMistake, match=r"data\.remote\.cache: \$NO_SUCH/kept: this variable is not set here"):
+    with pytest.raises(UserError, match=r"data\.remote\.cache: \$NO_SUCH/kept: this variable is not set here"):
         numbers(there(cache="$NO_SUCH/kept"), 1)
     assert not (tmp_path / "$NO_SUCH").exists()
 
@@ -398,7 +394,7 @@ def test_a_run_of_two_ranks_whose_cache_is_deleted_under_it_continues_and_learns
             words = [f"data.{split}={base}/{split}.json" for split in ("train", "validation")]
             deleting = threading.Thread(target=delete_again_and_again, args=(kept, over))
             deleting.start()
-            train(recipe, *words, f"data.remote.cache={kept}", "data.workers=1", "data.window_shards=2", processes=2)
+            train(recipe, *words, f"data.remote.cache={kept}", "data.workers=1", "data.shuffle_shards=2", processes=2)
             deleted = max(tars_of(server).values(), default=0)
             over.set()
             deleting.join()

@@ -22,10 +22,10 @@ from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read.batch import Batch, to_images
 from bigtrain.data.read.order import FLIP_BLOCK, flips, order
-from bigtrain.data.read.stream import Stream, Sweep, dealt
+from bigtrain.data.read.stream import SplitLoader, Stream, rank_share
 from bigtrain.data.splits import find_index
 from bigtrain.data.write.foreign_shards import index_shards
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.randomness import BLOCK
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 
@@ -86,14 +86,14 @@ def test_each_sample_comes_once_an_epoch_over_any_ranks_and_restarts(
     with tempfile.TemporaryDirectory() as name:
         index, samples = make_numbered_shards(shard_sizes, Path(name)), sum(shard_sizes)
         steps = stop + 2 * samples // 12 + 1
-        before = read(index, stop, world=world, microbatch=12, window_shards=window, flip=True)
+        before = read(index, stop, world=world, microbatch=12, shuffle_shards=window, flip=True)
         after = read(
-            index, steps - stop, world=later_world, microbatch=12, position=12 * stop, window_shards=window, flip=True
+            index, steps - stop, world=later_world, microbatch=12, position=12 * stop, shuffle_shards=window, flip=True
         )
         seen = [number for batch in before + after for number in numbers_of(batch.images)]
         assert sorted(seen[:samples]) == list(range(samples))
         assert sorted(seen[samples : 2 * samples]) == list(range(samples))
-        assert same(before + after, read(index, steps, world=1, microbatch=12, window_shards=window, flip=True))
+        assert same(before + after, read(index, steps, world=1, microbatch=12, shuffle_shards=window, flip=True))
 
 
 def test_images_and_labels_stay_together(numbered_shards: Make) -> None:
@@ -105,12 +105,12 @@ def test_images_and_labels_stay_together(numbered_shards: Make) -> None:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(numbered_shards: Make, workers: int) -> None:
     index = numbered_shards([9, 4, 6])
-    given = {"world": 2, "microbatch": 6, "position": 18, "flip": True, "window_shards": 2}
+    given = {"world": 2, "microbatch": 6, "position": 18, "flip": True, "shuffle_shards": 2}
     assert same(read(index, 8, **given, workers=workers), read(index, 8, **given, workers=0))
 
 
 def test_order_shuffles_within_windows_of_shards_and_nowhere_else() -> None:
-    numbers = order([20] * 10, seed=1, epoch=0, window_shards=3)
+    numbers = order([20] * 10, seed=1, epoch=0, shuffle_shards=3)
     windows = [set(numbers[begin : begin + 60] // 20) for begin in range(0, 200, 60)]
     assert [len(window) for window in windows] == [3, 3, 3, 1]
     assert windows != [{0, 1, 2}, {3, 4, 5}, {6, 7, 8}, {9}]
@@ -125,7 +125,7 @@ def test_order_is_new_in_every_epoch_and_for_every_seed() -> None:
 
 def test_order_is_the_same_for_ever() -> None:
     """A change of the order breaks every run that is then resumed: this must not change by accident."""
-    assert order([3, 2, 4], seed=0, epoch=0, window_shards=2).tolist() == [0, 3, 4, 2, 1, 8, 5, 6, 7]
+    assert order([3, 2, 4], seed=0, epoch=0, shuffle_shards=2).tolist() == [0, 3, 4, 2, 1, 8, 5, 6, 7]
     assert np.flatnonzero(flips(0, 0, 16)).tolist() == [0, 1, 2, 3, 7, 8, 10, 11, 12]
 
 
@@ -197,7 +197,7 @@ def truncated(data: bytes) -> bytes:
 def test_an_undecodable_image_is_an_error_that_names_it(numbered_shards: Make, workers: int) -> None:
     index = numbered_shards([6])
     damage(index, 3, truncated)
-    with pytest.raises(UserMistake, match=r"train-000000\.tar/00003: .*data\.undecodable=replace") as mistake:
+    with pytest.raises(UserError, match=r"train-000000\.tar/00003: .*data\.undecodable=replace") as mistake:
         read(index, 6, world=1, microbatch=2, workers=workers)
     assert "Traceback" not in str(mistake.value)
 
@@ -221,13 +221,13 @@ def test_replacing_ends_when_nothing_can_be_decoded(numbered_shards: Make) -> No
     index = numbered_shards([2])
     for number in (0, 1):
         damage(index, number, truncated)
-    with pytest.raises(UserMistake, match=r"train-000000\.tar/0000"):
+    with pytest.raises(UserError, match=r"train-000000\.tar/0000"):
         read(index, 1, world=1, microbatch=1, undecodable="replace")
 
 
 def test_an_image_of_another_size_is_an_error_that_says_both(numbered_shards: Make) -> None:
     index = numbered_shards([3])
-    with pytest.raises(UserMistake, match="it is 4 x 4, not 8 x 8"):
+    with pytest.raises(UserError, match="it is 4 x 4, not 8 x 8"):
         read(index, 1, world=1, microbatch=1, image_size=8)
 
 
@@ -239,7 +239,7 @@ def test_a_shard_that_vanishes_or_shrinks_is_an_error_always(
     for change, words in ((Path.unlink, "cannot be read"), (shrink, "truncated")):
         index = numbered_shards([5, 5], tmp_path / words)
         change(index.folder / index.shards[1].name)
-        with pytest.raises(UserMistake, match=rf"train-000001\.tar: .*{words}"):
+        with pytest.raises(UserError, match=rf"train-000001\.tar: .*{words}"):
             read(index, 5, world=1, microbatch=2, undecodable=undecodable, workers=workers)
 
 
@@ -251,19 +251,19 @@ def test_find_index_says_what_is_wrong_and_what_to_do(numbered_shards: Make, tmp
     index = numbered_shards([3, 3])
     where = str(index.path)
     assert find_index(where, "train", 4).samples == 6
-    with pytest.raises(UserMistake, match=r"data\.train: .*data\.image_size=4.*--size 8"):
+    with pytest.raises(UserError, match=r"data\.train: .*data\.image_size=4.*--size 8"):
         find_index(where, "train", 8)
-    with pytest.raises(UserMistake, match=r"data\.validation: .*ftp:// cannot be read"):
+    with pytest.raises(UserError, match=r"data\.validation: .*ftp:// cannot be read"):
         find_index("ftp://host/train.json", "validation", 4)
-    with pytest.raises(UserMistake, match=r"data\.train: .*nowhere.json.*launch/shard\.py SOURCE OUT"):
+    with pytest.raises(UserError, match=r"data\.train: .*nowhere.json.*launch/shard\.py SOURCE OUT"):
         find_index(str(tmp_path / "nowhere.json"), "train", 4)
-    with pytest.raises(UserMistake, match=r"data\.train: .*is a folder.*train\.json"):
+    with pytest.raises(UserError, match=r"data\.train: .*is a folder.*train\.json"):
         find_index(str(tmp_path), "train", 4)
     shrink(tmp_path / "train-000001.tar")
-    with pytest.raises(UserMistake, match=r"data\.train: .*train-000001\.tar.* 1024 bytes"):
+    with pytest.raises(UserError, match=r"data\.train: .*train-000001\.tar.* 1024 bytes"):
         find_index(where, "train", 4)
     (tmp_path / "train-000001.tar").unlink()
-    with pytest.raises(UserMistake, match=r"data\.train: .*train-000001\.tar.*No such file"):
+    with pytest.raises(UserError, match=r"data\.train: .*train-000001\.tar.*No such file"):
         find_index(where, "train", 4)
 
 
@@ -271,7 +271,7 @@ def test_find_index_refuses_images_of_different_sizes(tmp_path: Path) -> None:
     samples = [{"__key__": f"{size}", "png": numbered_png(0, size), "cls": b"0"} for size in (4, 8)]
     write_tar(tmp_path / "train-0.tar", samples)
     (path,) = index_shards(tmp_path, workers=0, quiet=True)
-    with pytest.raises(UserMistake, match="images of different sizes"):
+    with pytest.raises(UserError, match="images of different sizes"):
         find_index(str(path), "train", 4)
 
 
@@ -291,7 +291,7 @@ def test_a_pickle_in_a_shard_is_never_executed(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", [{"__key__": "0", "png": numbered_png(0), "cls": b"0", **extras}])
     index = find_index(str(index_shards(tmp_path, workers=0, quiet=True)[0]), "train", 4)
     read(index, 2, world=1, microbatch=1)
-    list(Sweep(index, rank=0, world=1, batch=1, workers=0))
+    list(SplitLoader(index, rank=0, world=1, batch=1, workers=0))
     assert not (tmp_path / "executed").exists()
     pickle.loads(poison)
     assert (tmp_path / "executed").exists()  # the trap does work
@@ -344,7 +344,7 @@ def test_workers_outlive_the_signals_that_the_main_process_handles(numbered_shar
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
-# Sweep
+# SplitLoader
 
 
 @pytest.mark.parametrize("limit", [None, 37])
@@ -355,7 +355,7 @@ def test_a_sweep_sees_each_sample_once_over_all_ranks(
     index = numbered_shards([40, 13])
     seen = []
     for rank in range(world):
-        sweep = Sweep(index, rank=rank, world=world, batch=batch, workers=workers, limit=limit)
+        sweep = SplitLoader(index, rank=rank, world=world, batch=batch, workers=workers, limit=limit)
         batches = list(sweep)
         assert len(batches) == len(sweep)
         for numbers, part in batches:
@@ -371,7 +371,7 @@ def test_a_sweep_sees_each_sample_once_over_all_ranks(
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_samples_whose_draws_are_made_together_stay_on_one_rank(world: int) -> None:
-    shares = [dealt(np.arange(1000), rank, world) for rank in range(world)]
+    shares = [rank_share(np.arange(1000), rank, world) for rank in range(world)]
     blocks = [set((share // BLOCK).tolist()) for share in shares]
     assert sum(map(len, blocks)) == len(set().union(*blocks)) == -(-1000 // BLOCK)
     assert np.array_equal(np.sort(np.concatenate(shares)), np.arange(1000))
@@ -385,7 +385,7 @@ def test_a_limited_sweep_is_a_fair_subset_that_grows(numbered_shards: Make) -> N
         return {
             number
             for rank in range(world)
-            for numbers, _ in Sweep(index, rank=rank, world=world, batch=64, workers=0, limit=limit)
+            for numbers, _ in SplitLoader(index, rank=rank, world=world, batch=64, workers=0, limit=limit)
             for number in numbers.tolist()
         }
 
@@ -403,7 +403,9 @@ def test_sweeps_that_are_over_hold_no_shard_open(numbered_shards: Make) -> None:
     gc.collect()  # others' garbage
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        assert sum(len(numbers) for numbers, _ in Sweep(index, rank=0, world=1, batch=4, workers=0)) == index.samples
+        assert (
+            sum(len(numbers) for numbers, _ in SplitLoader(index, rank=0, world=1, batch=4, workers=0)) == index.samples
+        )
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
 
@@ -411,8 +413,8 @@ def test_sweeps_that_are_over_hold_no_shard_open(numbered_shards: Make) -> None:
 def test_a_sweep_refuses_to_leave_an_image_out(numbered_shards: Make) -> None:
     index = numbered_shards([4])
     damage(index, 2, truncated)
-    with pytest.raises(UserMistake, match=r"train-000000\.tar/00002"):
-        list(Sweep(index, rank=0, world=1, batch=4, workers=1))
+    with pytest.raises(UserError, match=r"train-000000\.tar/00002"):
+        list(SplitLoader(index, rank=0, world=1, batch=4, workers=1))
 
 
 def test_mirrored_images_are_mirrored_and_the_others_are_not() -> None:

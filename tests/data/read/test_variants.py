@@ -15,13 +15,13 @@ from PIL import Image
 
 from bigtrain.data.index import Index
 from bigtrain.data.read.order import Epochs, balanced_counts
-from bigtrain.data.read.stream import Stream, Sweep
+from bigtrain.data.read.stream import SplitLoader, Stream
 from bigtrain.data.read.variants import balanced, resized, subset
 from bigtrain.data.splits import describe, find_images, find_split
 from bigtrain.data.write.codes import encode_shards, index_codes
 from bigtrain.data.write.foreign_shards import index_shards
-from bigtrain.errors import UserMistake
-from bigtrain.families.family import Problem
+from bigtrain.errors import UserError
+from bigtrain.families.family import DataSpec
 from bigtrain.inference.model import images_behind
 from launch.shard import main
 from tests.data.conftest import make_numbered_shards, write_tar
@@ -37,7 +37,7 @@ def test_a_subset_has_the_chosen_classes_numbered_anew_in_their_order(numbered_s
     part = subset(whole, ["3", 1])
     assert (part.classes, part.samples, part.class_counts) == (("3", "1"), 5, (2, 3))
     assert len(part.shards) == 2  # the third has none of them
-    ((numbers, batch),) = Sweep(part, rank=0, world=1, batch=10, workers=0)
+    ((numbers, batch),) = SplitLoader(part, rank=0, world=1, batch=10, workers=0)
     assert numbers.tolist() == list(range(5))
     shown = numbers_of(batch.images)
     assert shown == [n for n in range(13) if n % 5 in (1, 3)]
@@ -61,14 +61,14 @@ def test_a_subset_is_other_data_in_every_order(numbered_shards: Make) -> None:
 )
 def test_a_class_that_there_is_not_is_named(tmp_path: Path, chosen: list[int | str], words: str) -> None:
     where = labelled_by_json(tmp_path, ["cat", "dog", "cat"])
-    with pytest.raises(UserMistake, match=words):
+    with pytest.raises(UserError, match=words):
         find_split(options(train=where, classes=chosen, image_size=8, resize="exact"), "train")
 
 
 def test_a_name_of_two_classes_is_given_by_number(numbered_shards: Make, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("crane\ncat\ncrane\ndog\neel\n")
     whole = numbered_shards([10])
-    with pytest.raises(UserMistake, match=r"has 2 classes 'crane'; give one by its number: \[0, 2\]"):
+    with pytest.raises(UserError, match=r"has 2 classes 'crane'; give one by its number: \[0, 2\]"):
         subset(whole, ["crane"])
     assert subset(whole, [2, "eel"]).classes == ("crane", "eel")
 
@@ -91,7 +91,7 @@ def test_an_empty_shard_does_not_change_what_is_balanced(numbered_shards: Make, 
 def test_an_empty_class_cannot_be_balanced(numbered_shards: Make) -> None:
     whole = numbered_shards([3])
     padded = Index(whole.path, whole.split, (*whole.classes, "none such"), whole.image_size, whole.shards)
-    with pytest.raises(UserMistake, match=r"no sample of the class 'none such'.*data\.classes"):
+    with pytest.raises(UserError, match=r"no sample of the class 'none such'.*data\.classes"):
         balanced(padded)
 
 
@@ -110,7 +110,7 @@ def test_a_balanced_epoch_is_its_multiset_over_any_ranks_and_restarts(
         index = balanced(make_numbered_shards(shard_sizes, Path(name)))
         length = sum(index.class_counts)
         steps = stop + 2 * length // 12 + 1
-        given = {"microbatch": 12, "window_shards": window, "flip": True}
+        given = {"microbatch": 12, "shuffle_shards": window, "flip": True}
         before = read(index, stop, world=world, **given)
         after = read(index, steps - stop, world=later_world, position=12 * stop, **given)
         seen = [number for batch in before + after for number in numbers_of(batch.images)]
@@ -139,10 +139,10 @@ def test_photographs_are_streamed_as_squares_where_the_recipe_allows_it(tmp_path
     ]
     write_tar(tmp_path / "train-0.tar", samples)
     (path,) = index_shards(tmp_path, workers=0, quiet=True)
-    with pytest.raises(UserMistake, match=r"different sizes.*data\.resize=exact.*--size 16"):
+    with pytest.raises(UserError, match=r"different sizes.*data\.resize=exact.*--size 16"):
         find_split(options(train=str(path), image_size=16), "train")
     index = find_split(options(train=str(path), image_size=16, resize="exact"), "train")
-    assert (index.image_size, index.view) == (16, {"resize": "exact"})
+    assert (index.image_size, index.variant) == (16, {"resize": "exact"})
     assert find_images(str(path), "train", "INDEX", 16, "exact").fingerprint == index.fingerprint
     one, two = (read(index, 2, world=world, microbatch=2, image_size=16) for world in (1, 2))
     assert one[0].images.shape == (2, 16, 16, 3)
@@ -166,10 +166,10 @@ def test_pixels_that_were_decoded_beforehand_are_read_as_they_are(tmp_path: Path
 
 def test_labels_of_samples_are_drawn_as_training_drew_its_own(numbered_shards: Make) -> None:
     whole = numbered_shards([6])
-    problem = Problem.of(describe(whole))
-    assert (problem.class_counts, problem.images) == ((2, 1, 1, 1, 1), 6)
-    problem = Problem.of(describe(balanced(subset(whole, [4, 0]))))
-    assert (problem.classes, problem.class_counts, problem.images) == (("4", "0"), (2, 2), 4)
+    spec = DataSpec.of(describe(whole))
+    assert (spec.class_counts, spec.images) == ((2, 1, 1, 1, 1), 6)
+    spec = DataSpec.of(describe(balanced(subset(whole, [4, 0]))))
+    assert (spec.classes, spec.class_counts, spec.images) == (("4", "0"), (2, 2), 4)
 
 
 def test_what_was_done_to_the_data_goes_into_the_checkpoint(numbered_shards: Make) -> None:

@@ -17,7 +17,7 @@ from bigtrain.data.write import picture_reader
 from bigtrain.data.write.picture_reader import PictureReader
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.zips import zip_members
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from tests.data.conftest import numbered_png
 from tests.data.sets import device, hard_link, link, listed, read, shard, tarred, zip_of
 from tests.data.write.test_foreign_shards import tar_of
@@ -84,7 +84,7 @@ def test_a_tars_tricks_with_paths_are_refused(
         if change:
             change(header)
         tar.addfile(header)
-    with pytest.raises(UserMistake, match=words):
+    with pytest.raises(UserError, match=words):
         listed(tmp_path / "set.tar")
 
 
@@ -95,7 +95,7 @@ def test_a_zips_tricks_with_paths_are_refused(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.zip"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(member, b"x")
-        with pytest.raises(UserMistake, match=r"would lie outside of its folder|is a link"):
+        with pytest.raises(UserError, match=r"would lie outside of its folder|is a link"):
             listed(path)
 
 
@@ -103,7 +103,7 @@ def test_a_zips_tricks_with_paths_are_refused(tmp_path: Path) -> None:
 def test_a_tar_that_ends_early_is_refused_even_between_two_members(tmp_path: Path, length: int) -> None:
     data = tarred([(f"cat/{n}.png", b"x" * 100) for n in range(3)])
     (tmp_path / "set.tar").write_bytes(data[:length])
-    with pytest.raises(UserMistake, match=r"set.tar: after .*truncated or damaged"):
+    with pytest.raises(UserError, match=r"set.tar: after .*truncated or damaged"):
         listed(tmp_path / "set.tar")
 
 
@@ -112,11 +112,11 @@ def test_a_zip_bomb_is_refused_before_it_takes_memory(tmp_path: Path, monkeypatc
     assert path.stat().st_size < 2000
     with monkeypatch.context() as patch:
         patch.setattr(picture_reader, "MOST_BYTES", 10**5)
-        with pytest.raises(UserMistake, match=r"cat/bomb.png: the picture is broken: it unpacks to 1000000 bytes"):
+        with pytest.raises(UserError, match=r"cat/bomb.png: the picture is broken: it unpacks to 1000000 bytes"):
             shard(path, tmp_path / "out")
     lying = path.read_bytes().replace((10**6).to_bytes(4, "little"), (10**3).to_bytes(4, "little"))
     path.write_bytes(lying)
-    with pytest.raises(UserMistake, match=r"does not unpack to the 1000 bytes that the zip says"):
+    with pytest.raises(UserError, match=r"does not unpack to the 1000 bytes that the zip says"):
         shard(path, tmp_path / "out")
 
 
@@ -126,9 +126,7 @@ def test_a_zip_that_claims_more_packed_bytes_than_there_is_memory_is_refused(tmp
     begin = data.index(b"PK\x01\x02")
     data[begin + 20 : begin + 24] = (2**32 - 2).to_bytes(4, "little")
     path.write_bytes(data)
-    with pytest.raises(
-        UserMistake, match=r"cat/a.png: the picture is broken: it unpacks to 1000 bytes from 4294967294"
-    ):
+    with pytest.raises(UserError, match=r"cat/a.png: the picture is broken: it unpacks to 1000 bytes from 4294967294"):
         shard(path, tmp_path / "out")
 
 
@@ -138,22 +136,22 @@ def test_damage_within_a_zip_is_named(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(content) + 500] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserMistake, match=r"set.zip: cat/a.png: the picture is broken: its checksum in the archive"):
+    with pytest.raises(UserError, match=r"set.zip: cat/a.png: the picture is broken: its checksum in the archive"):
         shard(path, tmp_path / "out")
     path.write_bytes(data[:-10])
-    with pytest.raises(UserMistake, match=r"set.zip"):
+    with pytest.raises(UserError, match=r"set.zip"):
         shard(path, tmp_path / "out")
 
 
 def test_a_name_that_comes_twice_in_an_archive_is_refused(tmp_path: Path) -> None:
     tar_of(tmp_path / "set.tar", [("cat/a.png", b"1"), ("cat/a.png", b"2")])
-    with pytest.raises(UserMistake, match=r"cat/a.png is there twice"):
+    with pytest.raises(UserError, match=r"cat/a.png is there twice"):
         listed(tmp_path / "set.tar")
 
 
 def test_a_compressed_tar_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz").write_bytes(gzip.compress(tarred([("cat/a.png", b"1")])))
-    with pytest.raises(UserMistake, match=r"unpack it to a plain .tar"):
+    with pytest.raises(UserError, match=r"unpack it to a plain .tar"):
         listed(tmp_path / "set.tar.gz")
 
 
@@ -208,17 +206,17 @@ def test_no_damage_to_a_zips_directory_is_more_than_one_sentence(tmp_path: Path)
     for place in range(begin, len(whole)):
         for value in (0x00, 0x7F, 0xFF):
             (tmp_path / "set.zip").write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
-            with contextlib.suppress(UserMistake):
+            with contextlib.suppress(UserError):
                 members_of(tmp_path / "set.zip")
     (tmp_path / "set.zip").write_bytes(whole[40:])
-    with pytest.raises(UserMistake, match=r"set.zip: the zip is damaged \(its directory lies before its beginning"):
+    with pytest.raises(UserError, match=r"set.zip: the zip is damaged \(its directory lies before its beginning"):
         members_of(tmp_path / "set.zip")
     large = struct.pack("<2H2Q", 1, 16, 2**64 - 1, 2**64 - 1)
     entry = bytearray(whole[begin : begin + 46 + len("cat/0.png")])
     entry[20:28], entry[30:32] = b"\xff" * 8, struct.pack("<H", len(large))
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, len(entry) + len(large), 0, 0)
     (tmp_path / "set.zip").write_bytes(entry + large + end)
-    with pytest.raises(UserMistake, match="a member of it is larger than any file"):
+    with pytest.raises(UserError, match="a member of it is larger than any file"):
         members_of(tmp_path / "set.zip")
 
 

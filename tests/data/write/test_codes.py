@@ -19,12 +19,12 @@ from bigtrain.data.options import DataOptions
 from bigtrain.data.read.batch import Batch, to_codes
 from bigtrain.data.read.order import flips
 from bigtrain.data.read.reader import CodeReader
-from bigtrain.data.read.stream import Stream, Sweep
+from bigtrain.data.read.stream import SplitLoader, Stream
 from bigtrain.data.splits import find_index
 from bigtrain.data.write.codes import count_codes, encode_shards, index_codes
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardWriter, TarWriter
-from bigtrain.errors import OneRanksMistake, UserMistake
+from bigtrain.errors import RankError, UserError
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 
 SHARDS = [5, 3, 4]
@@ -91,8 +91,8 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_codes_come_out_as_they_went_in_under_the_images_keys_and_labels(images: Index, out: Path) -> None:
-    codes = Index.read(write(images, out, views=2).path)
-    assert codes.codes == manifest_of(images, views=2)
+    codes = Index.read(write(images, out, flip_variants=2).path)
+    assert codes.codes == manifest_of(images, flip_variants=2)
     assert list(codes.codes.levels) == ["top", "bottom"]
     assert (codes.split, codes.classes, codes.image_size, codes.made) == ("train", images.classes, 4, None)
     assert [shard.name for shard in codes.shards] == [shard.name for shard in images.shards]
@@ -108,7 +108,7 @@ def test_codes_come_out_as_they_went_in_under_the_images_keys_and_labels(images:
 
 
 def test_webdataset_reads_the_shards(images: Index, out: Path) -> None:
-    codes = write(images, out, views=2)
+    codes = write(images, out, flip_variants=2)
     urls = [str(codes.folder / shard.name) for shard in codes.shards]
     samples = list(wds.WebDataset(urls, shardshuffle=False).decode())
     assert [sample["__key__"] for sample in samples] == [key for shard in images.shards for key in shard.keys]
@@ -131,9 +131,9 @@ def test_the_one_level_of_a_tokenizer_is_named_codes(images: Index, out: Path) -
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_worlds_and_workers_give_the_same_bytes(images: Index, tmp_path: Path) -> None:
-    write(images, tmp_path / "one", views=2)
-    write(images, tmp_path / "two", views=2, world=2, workers=1)
-    write(images, tmp_path / "five", views=2, world=5)
+    write(images, tmp_path / "one", flip_variants=2)
+    write(images, tmp_path / "two", flip_variants=2, world=2, workers=1)
+    write(images, tmp_path / "five", flip_variants=2, world=5)
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "five")
     assert sorted(contents(tmp_path / "one")) == [*(f"train-{n:06d}.tar" for n in range(3)), "train.json"]
 
@@ -209,17 +209,17 @@ def test_a_folder_of_other_codes_is_refused(
     before = states(out)
     if change == {"others": True}:
         images, change = make_numbered_shards([2, 6, 4], tmp_path / "others"), {}
-    with pytest.raises(UserMistake, match=words):
+    with pytest.raises(UserError, match=words):
         write(images, out, **change)
     assert states(out) == before
 
 
 def test_shards_of_images_are_never_overwritten(images: Index) -> None:
     before = contents(images.folder)
-    with pytest.raises(UserMistake, match=r"train\.json: it describes shards of images"):
+    with pytest.raises(UserError, match=r"train\.json: it describes shards of images"):
         write(images, images.folder)
     images.path.rename(images.folder / "elsewhere.txt")
-    with pytest.raises(UserMistake, match=r"train-000000\.tar: this shard was not made by this door"):
+    with pytest.raises(UserError, match=r"train-000000\.tar: this shard was not made by this door"):
         write(images, images.folder)
     (images.folder / "elsewhere.txt").rename(images.path)
     assert contents(images.folder) == before
@@ -234,7 +234,7 @@ def test_an_image_that_cannot_be_decoded_is_named_by_the_rank_that_met_it(tmp_pa
             folder / f"train-{shard}.tar", [{"__key__": f"{n}", "png": d, "cls": b"0"} for n, d in enumerate(data)]
         )
     index = Index.read(index_shards(folder, workers=0, quiet=True)[0])
-    with pytest.raises(OneRanksMistake, match=r"^rank 1: .*images/train-1\.tar/1: .*cannot be decoded"):
+    with pytest.raises(RankError, match=r"^rank 1: .*images/train-1\.tar/1: .*cannot be decoded"):
         write(index, out, world=2)
 
 
@@ -242,13 +242,13 @@ def test_an_index_is_not_written_while_a_shard_is_not_there(images: Index, out: 
     manifest, how = manifest_of(images), {"batch": 2, "workers": 0, "progress": lambda images: None}
     records = encode_shards(images, out, manifest, encode, rank=0, world=1, **how)
     (out / "train-000001.tar").unlink()
-    with pytest.raises(UserMistake, match=r"train-000001\.tar: .*launch/encode\.py"):
+    with pytest.raises(UserError, match=r"train-000001\.tar: .*launch/encode\.py"):
         index_codes(images, out, manifest, records)
     assert not (out / "train.json").exists()
 
 
 def test_counts_add_up_over_ranks_and_views(images: Index, out: Path) -> None:
-    codes = write(images, out, views=2)
+    codes = write(images, out, flip_variants=2)
     parts = [count_codes(codes, rank=rank, world=3) for rank in range(3)]
     counts = sum(part["top"] for part in parts)
     assert counts.shape == (256,)
@@ -266,7 +266,7 @@ def test_the_fingerprint_is_of_the_codes_and_what_made_them_and_not_of_a_place(i
     assert replace(codes, codes=moved).fingerprint == codes.fingerprint
     others = [
         replace(manifest, tokenizer="b"),
-        replace(manifest, views=2),
+        replace(manifest, flip_variants=2),
         replace(manifest, transform="none"),
         replace(manifest, levels={**LEVELS, "top": Level(codebook_size=256, grid=[2, 1])}),
         replace(manifest, images=EncodedImages(path=str(images.path), fingerprint="0")),
@@ -286,7 +286,7 @@ DAMAGE: dict[str, Callable[[dict], object]] = {
     "a grid of one side": lambda codes: codes["levels"]["top"].update(grid=[4]),
     "a grid of nothing": lambda codes: codes["levels"]["top"].update(grid=[0, 4]),
     "no level": lambda codes: codes.update(levels={}),
-    "three views": lambda codes: codes.update(views=3),
+    "three views": lambda codes: codes.update(flip_variants=3),
     "no tokenizer": lambda codes: codes.pop("tokenizer"),
 }
 
@@ -297,17 +297,17 @@ def test_a_damaged_manifest_is_refused(images: Index, out: Path, damage: Callabl
     value = json.loads(path.read_text())
     damage(value["codes"])
     path.write_text(json.dumps(value))
-    with pytest.raises(UserMistake, match=r"train\.json: the index is damaged"):
+    with pytest.raises(UserError, match=r"train\.json: the index is damaged"):
         Index.read(path)
 
 
 def test_find_index_holds_codes_to_the_size_of_their_images(images: Index, out: Path) -> None:
     where = str(write(images, out).path)
     assert find_index(where, "train", 4).codes is not None
-    with pytest.raises(UserMistake, match=r"data\.train: .*images of 4 pixels but data\.image_size is 8"):
+    with pytest.raises(UserError, match=r"data\.train: .*images of 4 pixels but data\.image_size is 8"):
         find_index(where, "train", 8)
     (out / "train-000002.tar").unlink()
-    with pytest.raises(UserMistake, match=r"train-000002\.tar: .*launch/encode\.py"):
+    with pytest.raises(UserError, match=r"train-000002\.tar: .*launch/encode\.py"):
         find_index(where, "train", 4)
 
 
@@ -337,8 +337,8 @@ def numbers_of(batches: list[Batch]) -> list[int]:
 
 
 def test_each_samples_codes_come_once_an_epoch_over_any_ranks_and_restarts(images: Index, out: Path) -> None:
-    codes = write(images, out, views=2)
-    given = {"microbatch": 6, "flip": True, "window_shards": 2}
+    codes = write(images, out, flip_variants=2)
+    given = {"microbatch": 6, "flip": True, "shuffle_shards": 2}
     whole = read(codes, 6, world=1, **given)
     parts = read(codes, 1, world=2, **given) + read(codes, 5, world=3, position=6, **given)
     for level in LEVELS:
@@ -351,7 +351,7 @@ def test_each_samples_codes_come_once_an_epoch_over_any_ranks_and_restarts(image
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_codes_come_in_the_order_and_with_the_flips_of_their_images(images: Index, out: Path) -> None:
     given = {"world": 1, "microbatch": 8, "flip": True, "workers": 1}
-    codes, pictures = read(write(images, out, views=2), 5, **given), read(images, 5, **given)
+    codes, pictures = read(write(images, out, flip_variants=2), 5, **given), read(images, 5, **given)
     assert numbers_of(codes) == [int(number) for batch in pictures for number in batch.images[:, 0, 0, 0]]
     assert all(torch.equal(a.flips, b.flips) for a, b in zip(codes, pictures, strict=True))
     mirrored = joined(codes, "top")[:, 0, 1].bool().tolist()
@@ -361,7 +361,7 @@ def test_codes_come_in_the_order_and_with_the_flips_of_their_images(images: Inde
 
 
 def test_a_batch_of_codes_is_int32_here_and_int64_on_the_device(images: Index, out: Path) -> None:
-    (batch,) = read(write(images, out, views=2), 1, world=1, microbatch=4)
+    (batch,) = read(write(images, out, flip_variants=2), 1, world=1, microbatch=4)
     assert batch.images is None
     assert (batch.codes["bottom"].dtype, batch.codes["bottom"].shape) == (torch.int32, (4, 2, 3))
     placed = to_codes(batch, "cpu")
@@ -378,15 +378,13 @@ def test_codes_are_pinned(images: Index, out: Path) -> None:
 
 
 def test_flips_without_codes_of_mirrored_images_are_refused(images: Index, out: Path) -> None:
-    with pytest.raises(
-        UserMistake, match=r"data\.flip: .*codes/train\.json holds no codes of mirrored images; .*--flip"
-    ):
+    with pytest.raises(UserError, match=r"data\.flip: .*codes/train\.json holds no codes of mirrored images; .*--flip"):
         read(write(images, out), 1, world=1, microbatch=4, flip=True)
 
 
 def test_a_sweep_gives_the_codes_of_the_images_as_they_are(images: Index, out: Path) -> None:
-    codes = write(images, out, views=2)
-    found = [item for rank in range(2) for item in Sweep(codes, rank=rank, world=2, batch=4, workers=0)]
+    codes = write(images, out, flip_variants=2)
+    found = [item for rank in range(2) for item in SplitLoader(codes, rank=rank, world=2, batch=4, workers=0)]
     for numbers, batch in found:
         assert batch.codes["top"][:, 0].tolist() == [[number, 0] for number in numbers]
     assert sorted(number for numbers, _ in found for number in numbers.tolist()) == list(range(12))
@@ -459,7 +457,7 @@ def test_what_is_not_codes_is_named_and_never_executed(
 ) -> None:
     trap = tmp_path / "executed"
     index = code_shard(tmp_path / "hostile", [npy(good()), make(trap)], images)
-    with pytest.raises(UserMistake, match=rf"train-000000\.tar/00001: its top\.codes\.npy {words}.*cannot be decoded"):
+    with pytest.raises(UserError, match=rf"train-000000\.tar/00001: its top\.codes\.npy {words}.*cannot be decoded"):
         read(index, 1, world=1, microbatch=2)
     (batch,) = read(index, 1, world=1, microbatch=2, undecodable="replace")
     assert batch.codes["top"].tolist() == [[[0, 0]], [[0, 0]]]
@@ -481,5 +479,5 @@ def test_a_key_too_long_for_tar_is_named(tmp_path: Path, out: Path) -> None:
     folder.mkdir()
     write_tar(folder / "train-0.tar", [{"__key__": "k" * 95, "png": numbered_png(0), "cls": b"0"}])
     index = Index.read(index_shards(folder, workers=0, quiet=True)[0])
-    with pytest.raises(UserMistake, match=r"images/train-0\.tar/k{95}: with the extension of codes"):
+    with pytest.raises(UserError, match=r"images/train-0\.tar/k{95}: with the extension of codes"):
         write(index, out)

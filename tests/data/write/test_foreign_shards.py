@@ -17,7 +17,7 @@ from bigtrain.data.read.reader import Reader
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.sources import list_folder
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 
 IMAGE = numbered_png(0)
@@ -38,7 +38,7 @@ def tar_of(path: Path, members: Sequence[tuple[str, bytes]], form: int = tarfile
 
 
 def refused(folder: Path, words: str) -> None:
-    with pytest.raises(UserMistake, match=words):
+    with pytest.raises(UserError, match=words):
         index_shards(folder, workers=0, quiet=True)
     assert not list(folder.glob("*.json"))
 
@@ -217,7 +217,7 @@ def test_a_folder_without_named_tars_is_refused(tmp_path: Path, prepare: Callabl
     folder = tmp_path / "shards"
     folder.mkdir()
     prepare(folder)
-    with pytest.raises(UserMistake, match=words):
+    with pytest.raises(UserError, match=words):
         index_shards(folder, workers=0, quiet=True)
 
 
@@ -279,10 +279,10 @@ def test_names_for_labels_have_one_number_in_all_splits(tmp_path: Path) -> None:
     test, train = (Index.read(path) for path in index_shards(folder, workers=0, quiet=True, labels="json:kind"))
     assert (train.classes, train.labels.tolist(), test.labels.tolist()) == (("eel", "dog", "cat"), [1, 2], [0, 1])
     (folder / "classes.txt").write_text("eel\ndog\ncat\neel\n")
-    with pytest.raises(UserMistake, match=r"classes\.txt: the class 'eel' stands in it twice"):
+    with pytest.raises(UserError, match=r"classes\.txt: the class 'eel' stands in it twice"):
         index_shards(folder, workers=0, quiet=True, labels="json:kind")
     (folder / "classes.txt").write_text("eel\ndog\n")
-    with pytest.raises(UserMistake, match=r"classes\.txt: lacks the class 'cat'"):
+    with pytest.raises(UserError, match=r"classes\.txt: lacks the class 'cat'"):
         index_shards(folder, workers=0, quiet=True, labels="json:kind")
 
 
@@ -298,20 +298,20 @@ def test_names_for_labels_have_one_number_in_all_splits(tmp_path: Path) -> None:
     ],
 )
 def test_a_json_without_a_label_is_named(tmp_path: Path, values: list[object], words: str) -> None:
-    with pytest.raises(UserMistake, match=words):
+    with pytest.raises(UserError, match=words):
         index_shards(with_json(tmp_path, train=values), workers=0, quiet=True, labels="json:kind")
 
 
 def test_a_number_in_json_beyond_the_class_names_is_named_there(tmp_path: Path) -> None:
     folder = with_json(tmp_path, train=[{"kind": 0}, {"kind": 2}])
     (folder / "classes.txt").write_text("cat\ndog\n")
-    with pytest.raises(UserMistake, match=r"train-0\.tar: member 1\.json: label 2 is out of range: .* has 2 classes"):
+    with pytest.raises(UserError, match=r"train-0\.tar: member 1\.json: label 2 is out of range: .* has 2 classes"):
         index_shards(folder, workers=0, quiet=True, labels="json:kind")
 
 
 def test_shards_without_labels_are_one_class_if_that_is_said(tmp_path: Path) -> None:
     folder = with_json(tmp_path, train=[{"kind": 2}, {"kind": 0}])
-    with pytest.raises(UserMistake, match=r"needs one image .* and one \.cls \(--labels says"):
+    with pytest.raises(UserError, match=r"needs one image .* and one \.cls \(--labels says"):
         index_shards(folder, workers=0, quiet=True)
     (path,) = index_shards(folder, workers=0, quiet=True, labels="none")
     index = Index.read(path)

@@ -24,7 +24,7 @@ from bigtrain.data.write.convert import convert
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.layouts import list_source
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 from tests.data.sets import device, hard_link, link
 
@@ -50,7 +50,7 @@ def test_a_shard_with_tricks_in_its_members_is_not_indexed(
             header.size = 0
             change(header)
         tar.addfile(header, io.BytesIO(data))
-    with pytest.raises(UserMistake, match=rf"train-000000.tar: member {name} {words}"):
+    with pytest.raises(UserError, match=rf"train-000000.tar: member {name} {words}"):
         index_shards(tmp_path, workers=0, quiet=True)
 
 
@@ -61,7 +61,7 @@ def test_a_member_of_less_than_no_bytes_is_refused_and_not_read_for_ever(tmp_pat
     second[148:156] = b" " * 8
     second[148:156] = b"%06o\0 " % sum(second)
     (tmp_path / "train-000000.tar").write_bytes(first.tobuf(tarfile.USTAR_FORMAT) + bytes(second) + bytes(2048))
-    with pytest.raises(UserMistake, match=rf"member {name.rstrip('/')}.* has a size below zero"):
+    with pytest.raises(UserError, match=rf"member {name.rstrip('/')}.* has a size below zero"):
         index_shards(tmp_path, workers=0, quiet=True)
 
 
@@ -81,7 +81,7 @@ def test_a_hostile_index_is_refused(tmp_path: Path, change: Callable[[dict[str, 
     value = json.loads(index.path.read_text())
     change(value["shards"][1])
     index.path.write_text(json.dumps(value))
-    with pytest.raises(UserMistake, match=r"train.json: the index is damaged"):
+    with pytest.raises(UserError, match=r"train.json: the index is damaged"):
         Index.read(index.path)
 
 
@@ -90,25 +90,25 @@ def test_a_split_cannot_name_another_folder(tmp_path: Path, split: str) -> None:
     index = make_numbered_shards([3], tmp_path)
     value = json.loads(index.path.read_text())
     index.path.write_text(json.dumps({**value, "split": split}))
-    with pytest.raises(UserMistake, match="cannot name a split"):
+    with pytest.raises(UserError, match="cannot name a split"):
         Index.read(index.path)
 
 
 def test_files_of_zero_bytes_are_named(tmp_path: Path) -> None:
     (tmp_path / "set/cat").mkdir(parents=True)
     (tmp_path / "set/cat/1.jpg").touch()
-    with pytest.raises(UserMistake, match=r"cat/1.jpg: the picture is broken"):
+    with pytest.raises(UserError, match=r"cat/1.jpg: the picture is broken"):
         shard(tmp_path / "set", tmp_path / "out")
     for name, words in (("set.tar", "truncated or damaged"), ("set.zip", "truncated or damaged")):
         (tmp_path / name).touch()
-        with pytest.raises(UserMistake, match=words):
+        with pytest.raises(UserError, match=words):
             shard(tmp_path / name, tmp_path / "out")
         (tmp_path / name).unlink()
     (tmp_path / "train-000000.tar").touch()
-    with pytest.raises(UserMistake, match=r"train-000000.tar: the shard is truncated"):
+    with pytest.raises(UserError, match=r"train-000000.tar: the shard is truncated"):
         index_shards(tmp_path, workers=0, quiet=True)
     (tmp_path / "train.json").touch()
-    with pytest.raises(UserMistake, match=r"train.json: not an index"):
+    with pytest.raises(UserError, match=r"train.json: not an index"):
         Index.read(tmp_path / "train.json")
 
 
@@ -116,7 +116,7 @@ def test_a_pipe_and_a_device_among_the_pictures_are_named_and_not_waited_for(tmp
     (tmp_path / "set/cat").mkdir(parents=True)
     for make in (lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")):
         make(tmp_path / "set/cat/1.jpg")
-        with pytest.raises(UserMistake, match=r"cat/1.jpg: the picture is broken: it is not a plain file"):
+        with pytest.raises(UserError, match=r"cat/1.jpg: the picture is broken: it is not a plain file"):
             shard(tmp_path / "set", tmp_path / "out")
         (tmp_path / "set/cat/1.jpg").unlink()
 
@@ -131,7 +131,7 @@ def test_a_pipe_and_a_device_among_the_pictures_are_named_and_not_waited_for(tmp
 def test_a_doubtful_list_of_classes_is_one_sentence(tmp_path: Path, text: bytes, words: str) -> None:
     make_numbered_shards([5], tmp_path)
     (tmp_path / "classes.txt").write_bytes(text)
-    with pytest.raises(UserMistake, match=rf"classes.txt: {words}"):
+    with pytest.raises(UserError, match=rf"classes.txt: {words}"):
         index_shards(tmp_path, workers=0, quiet=True)
 
 

@@ -9,7 +9,7 @@ from scipy.io import savemat
 
 from bigtrain.data.index import Index
 from bigtrain.data.write.sources import Source
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from tests.data.conftest import numbered_png
 from tests.data.sets import listed, read, shard, tarred
 from tests.data.write.test_foreign_shards import tar_of
@@ -107,14 +107,14 @@ def test_kaggles_folder_is_read_with_its_solution(tmp_path: Path) -> None:
 def test_a_solution_of_other_columns_is_one_sentence(tmp_path: Path, text: str) -> None:
     unpack_imagenet(tmp_path, tmp_path / "ILSVRC/Data/CLS-LOC")
     (tmp_path / "LOC_val_solution.csv").write_text(text)
-    with pytest.raises(UserMistake, match=r"is not a WNID|the list of true classes does not have it"):
+    with pytest.raises(UserError, match=r"is not a WNID|the list of true classes does not have it"):
         listed(tmp_path)
 
 
 def test_imagenets_folders_are_a_plain_folder_until_something_tells_more(tmp_path: Path) -> None:
     unpack_imagenet(tmp_path, tmp_path)
     with pytest.raises(
-        UserMistake, match=r"no list has their classes; put ILSVRC2012_devkit_t12 .* LOC_val_solution.csv"
+        UserError, match=r"no list has their classes; put ILSVRC2012_devkit_t12 .* LOC_val_solution.csv"
     ):
         listed(tmp_path)
     for number, path in enumerate(sorted((tmp_path / "val").iterdir())):
@@ -155,11 +155,11 @@ def label_missing(folder: Path) -> None:
 def test_doubts_about_imagenets_classes_are_errors(tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:
     devkit(imagenet_tars(tmp_path))
     damage(tmp_path)
-    with pytest.raises(UserMistake, match=words):
+    with pytest.raises(UserError, match=words):
         listed(tmp_path)
 
 
 def test_a_file_of_a_set_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "ILSVRC2012_img_train.tar").mkdir()
-    with pytest.raises(UserMistake, match=r"ILSVRC2012_img_train.tar: cannot be read: Is a directory"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train.tar: cannot be read: Is a directory"):
         listed(tmp_path)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bigtrain.data.decode import decode
 from bigtrain.data.index import Index
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from launch.shard import main
 from tests.data.conftest import numbered_png
 from tests.data.sets import listed, read, shard
@@ -49,7 +49,7 @@ def test_idx_files_are_read(tmp_path: Path, packed: bool, between: str) -> None:
 def test_idx_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     images, labels = idx(np.zeros((3, 4, 4), dtype=np.uint8), [0, 1, 2])
     (tmp_path / "train-images-idx3-ubyte").write_bytes(images)
-    with pytest.raises(UserMistake, match=r"train-labels-idx1-ubyte: missing"):
+    with pytest.raises(UserError, match=r"train-labels-idx1-ubyte: missing"):
         listed(tmp_path)
     for wrong, words in (
         (labels[:-1], "has 10 bytes, not the 11"),
@@ -58,13 +58,13 @@ def test_idx_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
         (b"", "not an idx file"),
     ):
         (tmp_path / "train-labels-idx1-ubyte").write_bytes(wrong)
-        with pytest.raises(UserMistake, match=words):
+        with pytest.raises(UserError, match=words):
             listed(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").unlink()
     (tmp_path / "train-images-idx3-ubyte").unlink()
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(images)[:-9])
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-    with pytest.raises(UserMistake, match=r"train-images-idx3-ubyte.gz: .*download it again"):
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz: .*download it again"):
         listed(tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_a_split_without_pictures_is_one_sentence(tmp_path: Path) -> None:
     images, labels = idx(np.zeros((0, 4, 4), dtype=np.uint8), [])
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(images)
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(labels)
-    with pytest.raises(UserMistake, match=r"it has no pictures for the split test"):
+    with pytest.raises(UserError, match=r"it has no pictures for the split test"):
         shard(tmp_path, tmp_path / "out")
 
 
@@ -132,7 +132,7 @@ def test_cifar_100s_fine_labels_are_read(tmp_path: Path) -> None:
 def test_damaged_cifar_files_are_named(tmp_path: Path, data: bytes, words: str) -> None:
     write_cifar_10(tmp_path)
     (tmp_path / "data_batch_1.bin").write_bytes(data)
-    with pytest.raises(UserMistake, match=rf"data_batch_1.bin: .*{words}"):
+    with pytest.raises(UserError, match=rf"data_batch_1.bin: .*{words}"):
         listed(tmp_path)
 
 
@@ -142,7 +142,7 @@ def test_a_batch_of_cifar_10_that_is_missing_is_named(tmp_path: Path, name: str)
     (tmp_path / "test_batch.bin").unlink()
     assert list(listed(tmp_path).splits) == ["train"]
     (tmp_path / name).unlink()
-    with pytest.raises(UserMistake, match=rf"{name}: missing, .*; unpack cifar-10-binary.tar.gz again"):
+    with pytest.raises(UserError, match=rf"{name}: missing, .*; unpack cifar-10-binary.tar.gz again"):
         listed(tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_cifars_pickles_are_refused_unopened_and_the_binary_version_is_named(
 ) -> None:
     for name in names:
         (tmp_path / name).write_bytes(pickle.dumps(Harm(tmp_path / "ran")))
-    with pytest.raises(UserMistake, match=r"are pickles, which can run code .*cifar-10-binary.tar.gz"):
+    with pytest.raises(UserError, match=r"are pickles, which can run code .*cifar-10-binary.tar.gz"):
         listed(tmp_path)
     assert not (tmp_path / "ran").exists()
 
@@ -190,17 +190,17 @@ def test_without_lmdb_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "bedroom_train_lmdb/data.mdb").write_bytes(b"x" * 5000)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "lmdb", None)
-        with pytest.raises(UserMistake, match=r"pip install 'bigtrain\[lmdb\]'"):
+        with pytest.raises(UserError, match=r"pip install 'bigtrain\[lmdb\]'"):
             listed(tmp_path)
     pytest.importorskip("lmdb")
-    with pytest.raises(UserMistake, match=r"bedroom_train_lmdb: not an LMDB database"):
+    with pytest.raises(UserError, match=r"bedroom_train_lmdb: not an LMDB database"):
         listed(tmp_path)
 
 
 def test_a_layout_that_the_source_does_not_have_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat/1.png").write_bytes(numbered_png(1))
-    with pytest.raises(UserMistake, match=r"does not look like --layout idx: it wants files train-images-idx3-ubyte"):
+    with pytest.raises(UserError, match=r"does not look like --layout idx: it wants files train-images-idx3-ubyte"):
         listed(tmp_path, "idx")
     assert listed(tmp_path, "folder").classes == ("cat",)
 

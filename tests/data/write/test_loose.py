@@ -11,7 +11,7 @@ from PIL import Image
 
 from bigtrain.data.write import loose
 from bigtrain.data.write.loose import open_loose, read_loose
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 
 def pictures(count: int, side: int = 6) -> np.ndarray:
@@ -112,13 +112,13 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     linked = open_loose(tmp_path / "set")
     assert (linked.count, linked.classes) == (4, ("ant", "cat"))
     (tmp_path / "store" / "cat" / "again").symlink_to(tmp_path / "store")
-    with pytest.raises(UserMistake, match=r"cat/again: this link leads back"):
+    with pytest.raises(UserError, match=r"cat/again: this link leads back"):
         open_loose(tmp_path / "set")
 
 
 def test_an_image_of_a_kind_that_is_not_read_is_told(tmp_path):
     files = contents(pictures(4)) | {"cat/04.TIFF": b"II*"}
-    with pytest.raises(UserMistake, match=r"cat/04\.TIFF looks like an image, of a kind that is not read"):
+    with pytest.raises(UserError, match=r"cat/04\.TIFF looks like an image, of a kind that is not read"):
         open_loose(write_zip(tmp_path / "a.zip", files))
 
 
@@ -176,7 +176,7 @@ def test_images_of_several_sizes_come_in_groups(tmp_path):
 )
 def test_an_npz_of_anything_else_is_refused(tmp_path, arrays, sentence):
     np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(UserMistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         open_loose(tmp_path / "a.npz")
 
 
@@ -184,7 +184,7 @@ def test_a_truncated_npz_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", pictures(9))
     data = (tmp_path / "a.npz").read_bytes()
     (tmp_path / "a.npz").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserMistake, match="copy it here again"):
+    with pytest.raises(UserError, match="copy it here again"):
         open_loose(tmp_path / "a.npz")
 
 
@@ -197,34 +197,34 @@ def test_an_npz_that_announces_more_images_than_it_holds_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.writestr("arr_0.npy", lying)
         archive.writestr("padding.bin", bytes(1000))
-    with pytest.raises(UserMistake, match="announces 10 images"):
+    with pytest.raises(UserError, match="announces 10 images"):
         open_loose(tmp_path / "b.npz")
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(UserMistake, match="no images here"):
+    with pytest.raises(UserError, match="no images here"):
         open_loose(write_folder(tmp_path / "empty", {"notes.txt": b""}))
-    with pytest.raises(UserMistake, match="there is no such file or folder"):
+    with pytest.raises(UserError, match="there is no such file or folder"):
         open_loose(tmp_path / "nowhere")
-    with pytest.raises(UserMistake, match="compressed tars cannot be read"):
+    with pytest.raises(UserError, match="compressed tars cannot be read"):
         open_loose(write_tar(tmp_path / "a.tar.gz", contents(pictures(2)), "w:gz"))
 
 
 def test_a_tar_that_ends_between_two_images_is_refused(tmp_path):
     path = write_tar(tmp_path / "a.tar", {"0.npy": b"0", "1.npy": b"1"})
     path.write_bytes(path.read_bytes()[:1024])
-    with pytest.raises(UserMistake, match=r"after member 0\.npy there is neither a member nor the archive's end"):
+    with pytest.raises(UserError, match=r"after member 0\.npy there is neither a member nor the archive's end"):
         open_loose(path)
 
 
 def test_a_bomb_is_refused_before_it_goes_off(tmp_path, monkeypatch):
     monkeypatch.setattr(loose, "MOST_BYTES", 1000)
     bomb = write_zip(tmp_path / "bomb.zip", {"a.png": bytes(100_000)})
-    with pytest.raises(UserMistake, match=r"a\.png cannot be decoded: it takes 100000 bytes"):
+    with pytest.raises(UserError, match=r"a\.png cannot be decoded: it takes 100000 bytes"):
         read_all(bomb)
     header = bytearray(encoded(pictures(1)[0], "png"))
     header[16:24] = (60_000).to_bytes(4, "big") * 2
-    with pytest.raises(UserMistake, match=r"big\.png cannot be decoded"):
+    with pytest.raises(UserError, match=r"big\.png cannot be decoded"):
         read_all(write_folder(tmp_path / "f", {"big.png": bytes(header)}))
 
 
@@ -232,10 +232,10 @@ def test_a_broken_image_is_named(tmp_path):
     files = contents(pictures(4))
     files["cat/01.jpg"] = files["cat/01.jpg"][:-100]
     files["cat/03.png"] = b"import os"
-    with pytest.raises(UserMistake, match=r"cat/01\.jpg cannot be decoded"):
+    with pytest.raises(UserError, match=r"cat/01\.jpg cannot be decoded"):
         read_all(write_folder(tmp_path / "f", files))
     damaged = bytearray(write_zip(tmp_path / "a.zip", contents(pictures(4))).read_bytes())
     damaged[60] ^= 255
     (tmp_path / "a.zip").write_bytes(bytes(damaged))
-    with pytest.raises(UserMistake, match=r"a\.zip: ant/00\.png"):
+    with pytest.raises(UserError, match=r"a\.zip: ant/00\.png"):
         read_all(tmp_path / "a.zip")

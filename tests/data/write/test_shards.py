@@ -25,7 +25,7 @@ from bigtrain.data.write.convert import convert
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, TarWriter, write_shards
 from bigtrain.data.write.sources import list_folder
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 OPTIONS = ShardOptions(size=16, format="jpg", samples_per_shard=6)
 
@@ -153,7 +153,7 @@ def test_other_options_over_existing_shards_are_refused(
     else:
         write(pictures, out)
     before = states(out)
-    with pytest.raises(UserMistake, match=f"{words}; .*choose another folder"):
+    with pytest.raises(UserError, match=f"{words}; .*choose another folder"):
         write(pictures, out, options)
     assert states(out) == before
 
@@ -171,7 +171,7 @@ def stop_before_indexes(pictures: Path, out: Path, monkeypatch: pytest.MonkeyPat
 def test_other_pictures_over_existing_shards_are_refused(pictures: Path, tmp_path: Path) -> None:
     write(pictures, tmp_path / "out")
     (pictures / "train/dog/000.jpg").rename(pictures / "train/dog/new.jpg")
-    with pytest.raises(UserMistake, match="its train shards were made from other files"):
+    with pytest.raises(UserError, match="its train shards were made from other files"):
         write(pictures, tmp_path / "out")
 
 
@@ -184,7 +184,7 @@ def test_shards_of_others_are_never_overwritten(pictures: Path, tmp_path: Path, 
     if indexed:
         index_shards(out, workers=1, quiet=True)
     before = states(out)
-    with pytest.raises(UserMistake, match="this door did not make" if indexed else "not made by this door"):
+    with pytest.raises(UserError, match="this door did not make" if indexed else "not made by this door"):
         write(pictures, out)
     assert states(out) == before
 
@@ -306,7 +306,7 @@ def test_a_run_that_finds_another_with_other_options_has_written_nothing(
 
     before: dict[str, tuple[int, int]] = {}
     monkeypatch.setattr(module, "run", after_the_other)
-    with pytest.raises(UserMistake, match=r"out: another run makes its test shards, .* choose another folder"):
+    with pytest.raises(UserError, match=r"out: another run makes its test shards, .* choose another folder"):
         write(pictures, out, OTHER)
     assert states(out) == before
     write(pictures, out)
@@ -340,7 +340,7 @@ def test_the_claim_of_a_run_that_was_killed_before_its_first_record_can_be_remov
         patch.setattr(module, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             write(pictures, out, OTHER)
-    with pytest.raises(UserMistake, match=f"or remove {claim} if that run was killed"):
+    with pytest.raises(UserError, match=f"or remove {claim} if that run was killed"):
         write(pictures, out)
     claim.unlink()
     write(pictures, out)
@@ -359,7 +359,7 @@ def test_a_folder_that_is_removed_while_shards_are_written_ends_the_run(
 
     own_claim = module._claim
     monkeypatch.setattr(module, "_claim", claim)
-    with pytest.raises(UserMistake, match=r"out/test-000000\.tar: cannot be written: No such file or directory"):
+    with pytest.raises(UserError, match=r"out/test-000000\.tar: cannot be written: No such file or directory"):
         write(pictures, out)
 
 
@@ -370,7 +370,7 @@ def test_a_broken_picture_is_named_and_nothing_half_written_stays(
     broken, out = pictures / "train/cat/005.jpg", tmp_path / "out"
     data = broken.read_bytes()
     broken.write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserMistake, match=r"train/cat/005\.jpg: the picture is broken") as mistake:
+    with pytest.raises(UserError, match=r"train/cat/005\.jpg: the picture is broken") as mistake:
         write(pictures, out, workers=workers)
     assert "Traceback" not in str(mistake.value)
     assert all(path.read_bytes() == whole[path.name] for path in out.glob("*.tar"))
@@ -402,7 +402,7 @@ def test_a_full_disk_is_a_clear_error_and_a_second_run_continues(
 
     with monkeypatch.context() as patch:
         patch.setattr(TarWriter, "_write", limited)
-        with pytest.raises(UserMistake, match=r"\.tar: cannot be written: No space left .*run again, which continues"):
+        with pytest.raises(UserError, match=r"\.tar: cannot be written: No space left .*run again, which continues"):
             write(pictures, out)
     tars = list(out.glob("*.tar"))
     assert 0 < len(tars) < 7
@@ -414,7 +414,7 @@ def test_a_full_disk_is_a_clear_error_and_a_second_run_continues(
 
 def test_an_out_that_cannot_be_made_is_named(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserMistake, match="file/out: cannot be written"):
+    with pytest.raises(UserError, match="file/out: cannot be written"):
         write(pictures, tmp_path / "file" / "out")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bigtrain.data.write.sources import list_folder, list_unlabelled
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -43,12 +43,12 @@ def test_a_class_has_one_number_in_all_splits(tmp_path: Path) -> None:
     ],
 )
 def test_other_layouts_are_refused(tmp_path: Path, names: list[str], words: str) -> None:
-    with pytest.raises(UserMistake, match=words):
+    with pytest.raises(UserError, match=words):
         list_folder(touch(tmp_path, *names))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserMistake, match="nowhere: there is no such folder"):
+    with pytest.raises(UserError, match="nowhere: there is no such folder"):
         list_folder(tmp_path / "nowhere")
 
 
@@ -72,7 +72,7 @@ def test_pictures_without_classes_are_taken_from_any_folders(tmp_path: Path) -> 
         "train": [("train/1.jpg", 0)],
         "val": [("val/x/2.png", 0)],
     }
-    with pytest.raises(UserMistake, match="no pictures here"):
+    with pytest.raises(UserError, match="no pictures here"):
         list_unlabelled(touch(tmp_path / "c", "notes.txt"))
 
 
@@ -84,5 +84,5 @@ def test_pictures_without_classes_are_taken_however_deep_they_lie(tmp_path: Path
 def test_a_circle_of_links_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "cat/1.jpg")
     (tmp_path / "cat/again").symlink_to(tmp_path)
-    with pytest.raises(UserMistake, match="cat/again: this link leads back"):
+    with pytest.raises(UserError, match="cat/again: this link leads back"):
         list_folder(tmp_path)

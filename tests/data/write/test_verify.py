@@ -12,7 +12,7 @@ import pytest
 from bigtrain.data.index import Index
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.verify import verify
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from launch.shard import main
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 from tests.data.faulty_server import serving
@@ -23,9 +23,9 @@ def index(tmp_path: Path) -> Index:
     return make_numbered_shards([4, 3, 5], tmp_path / "shards")
 
 
-def door(index: Index) -> str:
+def verify_output(index: Index) -> str:
     """What the door says of it: the mistake's text."""
-    with pytest.raises(UserMistake) as raised:
+    with pytest.raises(UserError) as raised:
         main(["--verify", str(index.path), "--workers", "1"])
     return str(raised.value)
 
@@ -101,7 +101,7 @@ DAMAGE: dict[str, tuple[Callable[[Index], object], list[str]]] = {
 @pytest.mark.parametrize(("damage", "lines"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_what_is_broken_is_named(index: Index, damage: Callable[[Index], object], lines: list[str]) -> None:
     damage(index)
-    said, *found = door(index).splitlines()
+    said, *found = verify_output(index).splitlines()
     assert f"train.json: {len(lines)} things are broken" in said
     assert len(found) == len(lines)
     for line, wanted in zip(found, lines, strict=True):
@@ -113,7 +113,7 @@ def test_a_sample_without_an_image_is_named(index: Index) -> None:
     bare = {**index.shards[2].members, "png": (np.where(np.arange(5) == 3, -1, offsets), sizes)}
     shards = (*index.shards[:2], dataclasses.replace(index.shards[2], members=bare))
     dataclasses.replace(index, shards=shards).write()
-    assert door(index).endswith("train-000002.tar: 00010: has no jpg, jpeg, png, webp, npy member")
+    assert verify_output(index).endswith("train-000002.tar: 00010: has no jpg, jpeg, png, webp, npy member")
 
 
 def test_features_beside_a_picture_are_not_taken_for_pixels(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_shards_at_a_url_are_fetched_and_read(index: Index, tmp_path: Path, monk
     (index.folder / "train-000002.tar").write_bytes(b"")
     with serving(index.folder, lambda path, _: "absent" if "1.tar" in path else "") as server:
         monkeypatch.setattr("bigtrain.data.remote.FIRST_PAUSE_S", 0.001)
-        with pytest.raises(UserMistake, match=r"2 things are broken") as raised:
+        with pytest.raises(UserError, match=r"2 things are broken") as raised:
             main(["--verify", f"{server.url}/train.json", "--workers", "1"])
         assert "train-000001.tar: the shard cannot be fetched: HTTP 404" in str(raised.value)
         assert "0 bytes came where the index says" in str(raised.value)
@@ -155,5 +155,5 @@ def test_shards_at_a_url_are_fetched_and_read(index: Index, tmp_path: Path, monk
     ],
 )
 def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:
-    with pytest.raises(UserMistake, match=message):
+    with pytest.raises(UserError, match=message):
         main(words)

@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from bigtrain.families.adversarial.gan import GAN, GANOptions, GANSamplingOptions, latents, non_saturating_generator
-from bigtrain.families.family import Microbatch, Problem, build_network
+from bigtrain.families.family import DataSpec, Microbatch, build_network
 from bigtrain.networks.adversarial.biggan import orthogonal_penalty
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws
 from tests.runs_of import FAMILIES
 
-PROBLEM = Problem(16, ("a", "b", "c"), (10, 0, 30))
+PROBLEM = DataSpec(16, ("a", "b", "c"), (10, 0, 30))
 
 
 def family(**options: object) -> GAN:
@@ -17,7 +17,7 @@ def family(**options: object) -> GAN:
 
 
 def networks_of(gan: GAN) -> dict:
-    return {name: build_network(gan, name, seed=0) for name in gan.players}
+    return {name: build_network(gan, name, seed=0) for name in gan.components}
 
 
 def microbatch(n: int = 6) -> Microbatch:
@@ -109,7 +109,7 @@ def test_the_reported_singular_values_are_those_of_the_first_layers() -> None:
     gan = family()
     networks = networks_of(gan)
     for phase, loss in zip(gan.phases, (gan.discriminator_loss, gan.generator_loss), strict=True):
-        network = networks[phase.player]
+        network = networks[phase.component]
         set_recording(network, True)
         for _ in range(60):
             with torch.no_grad():

@@ -2,14 +2,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.families.autoencoders.vqvae import VQVAE, VQVAEOptions
-from bigtrain.families.family import CodeLevel, Microbatch, Networks, Problem, build_network
+from bigtrain.families.family import CodeLevel, DataSpec, Microbatch, Networks, build_network
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.randomness import Draws
 
-PROBLEM = Problem(16, ("a", "b"), (30, 34))
-AUTOENCODER = {"channels": 8, "residual_channels": 4, "code_size": 4, "codebook_size": 16}
+PROBLEM = DataSpec(16, ("a", "b"), (30, 34))
+AUTOENCODER = {"channels": 8, "residual_channels": 4, "embedding_dim": 4, "codebook_size": 16}
 
 
 def family(autoencoder: dict | None = None, **options: object) -> VQVAE:
@@ -18,7 +18,7 @@ def family(autoencoder: dict | None = None, **options: object) -> VQVAE:
 
 
 def networks_of(vqvae: VQVAE) -> Networks:
-    return {name: build_network(vqvae, name, seed=0) for name in vqvae.players}
+    return {name: build_network(vqvae, name, seed=0) for name in vqvae.components}
 
 
 def microbatch(n: int = 8, seed: int = 0) -> Microbatch:
@@ -40,7 +40,7 @@ def test_the_loss_is_the_papers_with_the_error_in_units_of_the_datas_variance() 
 
 
 def test_the_codebooks_loss_is_there_only_where_they_learn_by_gradient() -> None:
-    vqvae, batch = family({"codebook": "gradient", "restart_below": 0}), microbatch()
+    vqvae, batch = family({"codebook": "gradient", "dead_code_threshold": 0}), microbatch()
     networks = networks_of(vqvae)
     vqvae.initialise(networks, [batch])
     made, losses = networks["autoencoder"](batch.images), vqvae.loss(networks, batch)
@@ -61,7 +61,7 @@ def test_images_of_one_colour_are_refused_where_the_variance_is_to_be_measured()
     batch = microbatch()
     batch = Microbatch(torch.full_like(batch.images, 0.3), batch.labels, batch.indices, batch.draws, batch.device, 8)
     vqvae = family()
-    with pytest.raises(UserMistake, match=r"family\.pixel_variance"):
+    with pytest.raises(UserError, match=r"family\.pixel_variance"):
         vqvae.initialise(networks_of(vqvae), [batch])
     vqvae = family(pixel_variance=0.25)
     networks = networks_of(vqvae)
@@ -91,7 +91,7 @@ def test_training_brings_the_error_down_and_the_readings_tell_of_the_codebook() 
 
 
 def test_readings_name_their_level_where_there_are_several() -> None:
-    vqvae = family({"levels": {"bottom": 2, "top": 2}, "restart_below": 0})
+    vqvae = family({"levels": {"bottom": 2, "top": 2}, "dead_code_threshold": 0})
     readings = vqvae.phases[0].reports(networks_of(vqvae)["autoencoder"])
     assert set(readings) == {"perplexity/top", "usage/top", "perplexity/bottom", "usage/bottom"}
 
@@ -127,8 +127,8 @@ def test_recipes_build_their_family(name: str) -> None:
     from tests.runs_of import ROOT
 
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
-    problem = Problem(recipe.data.image_size, ("a",), (1000,))
-    levels = VQVAE(recipe.family, problem).code_levels
+    spec = DataSpec(recipe.data.image_size, ("a",), (1000,))
+    levels = VQVAE(recipe.family, spec).code_levels
     grids = {name: level.grid[0] for name, level in levels.items()}
     expected = {
         "vqvae_digits": {"codes": 4}, "vqvae_cifar10": {"codes": 8}, "vqvae2_imagenet": {"top": 32, "bottom": 64},

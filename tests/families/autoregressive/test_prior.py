@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.families.autoregressive.prior import Prior, PriorOptions, PriorSamplingOptions
-from bigtrain.families.family import CodeLevel, Family, Microbatch, Problem, Trained, build_network
+from bigtrain.families.family import CodeLevel, DataSpec, Family, LoadedModel, Microbatch, build_network
 from bigtrain.randomness import Draws
 
 LEVELS = {"top": CodeLevel(5, (2, 2)), "bottom": CodeLevel(7, (4, 4))}
-CODES = Problem(8, ("a", "b", "c"), (10, 10, 20), LEVELS, "f" * 64)
-PIXELS = Problem(4, ("a", "b", "c"), (10, 10, 20))
+CODES = DataSpec(8, ("a", "b", "c"), (10, 10, 20), LEVELS, "f" * 64)
+PIXELS = DataSpec(4, ("a", "b", "c"), (10, 10, 20))
 NETWORK = {"channels": 8, "layers": 2}
 
 
-def prior(problem: Problem, **options: Any) -> Prior:
+def prior(spec: DataSpec, **options: Any) -> Prior:
     section = {"kind": "prior", "optimizer": {"lr": 1e-3}, "network": NETWORK} | options
-    return Prior(PriorOptions.model_validate(section), problem)
+    return Prior(PriorOptions.model_validate(section), spec)
 
 
 def top() -> Prior:
@@ -40,7 +40,7 @@ class Tokenizer(Family):
     capabilities = frozenset({"encode", "reconstruct"})
 
     def __init__(self) -> None:
-        self.problem = CODES
+        self.spec = CODES
 
     def decode(self, networks: Any, codes: Mapping[str, Tensor]) -> Tensor:
         assert list(codes) == ["top", "bottom"]
@@ -74,10 +74,10 @@ def microbatch(n: int, codes: bool) -> Microbatch:
 def whole_model() -> tuple[Prior, dict[str, Any]]:
     """The bottom prior with the top one and a tokenizer behind it."""
     first, second = top(), bottom()
-    second.follow(
+    second.attach(
         {
-            "tokenizer": Trained(Tokenizer(), {}, "f" * 64),
-            "condition": Trained(first, networks_of(first), "0" * 64),
+            "tokenizer": LoadedModel(Tokenizer(), {}, "f" * 64),
+            "condition": LoadedModel(first, networks_of(first), "0" * 64),
         }
     )
     return second, networks_of(second)
@@ -126,7 +126,7 @@ def test_sampling_goes_from_the_coarsest_level_through_the_decoder() -> None:
     assert [tuple(value.shape) for value in values.values()] == [(4, 2, 2), (4, 4, 4)]
     images = family.sample(prepared, labels, range(4), 0, options)
     assert images.shape == (4, 3, 8, 8)
-    coarse, networks_of_top = family.followed["condition"].family, family.followed["condition"].networks
+    coarse, networks_of_top = family.attached["condition"].family, family.attached["condition"].networks
     assert isinstance(coarse, Prior)
     alone = coarse.sample_values(coarse.prepare_sampling(networks_of_top, options, 0), labels, range(4), 0, options)
     assert torch.equal(alone["top"], values["top"])
@@ -162,27 +162,29 @@ def test_the_prior_of_an_upper_level_is_no_image() -> None:
 
 
 def test_codes_of_another_tokenizer_are_refused() -> None:
-    with pytest.raises(UserMistake, match=r"family.tokenizer: runs/tokenizer is not the tokenizer that made the codes"):
-        bottom().follow({"tokenizer": Trained(Tokenizer(), {}, "e" * 64)})
-    with pytest.raises(UserMistake, match=r"is a prior, not a tokenizer"):
-        bottom().follow({"tokenizer": Trained(top(), {}, "f" * 64)})
+    with pytest.raises(UserError, match=r"family.tokenizer: runs/tokenizer is not the tokenizer that made the codes"):
+        bottom().attach({"tokenizer": LoadedModel(Tokenizer(), {}, "e" * 64)})
+    with pytest.raises(UserError, match=r"is a prior, not a tokenizer"):
+        bottom().attach({"tokenizer": LoadedModel(top(), {}, "f" * 64)})
 
 
 def test_a_condition_of_another_level_or_of_other_codes_is_refused() -> None:
-    with pytest.raises(UserMistake, match=r"family.condition: runs/top is not a prior of level top"):
-        bottom().follow({"condition": Trained(bottom(), {}, "0" * 64)})
-    others = prior(Problem(8, CODES.classes, CODES.class_counts, LEVELS, "e" * 64), level="top", tokenizer="runs/other")
-    with pytest.raises(UserMistake, match="codes of another tokenizer"):
-        bottom().follow({"condition": Trained(others, {}, "0" * 64)})
+    with pytest.raises(UserError, match=r"family.condition: runs/top is not a prior of level top"):
+        bottom().attach({"condition": LoadedModel(bottom(), {}, "0" * 64)})
+    others = prior(
+        DataSpec(8, CODES.classes, CODES.class_counts, LEVELS, "e" * 64), level="top", tokenizer="runs/other"
+    )
+    with pytest.raises(UserError, match="codes of another tokenizer"):
+        bottom().attach({"condition": LoadedModel(others, {}, "0" * 64)})
 
 
 @pytest.mark.parametrize("classes", [("c", "b", "a"), ("x", "y"), None])
 def test_a_condition_of_other_classes_is_refused(classes: tuple[str, ...] | None) -> None:
     """Its codes would be those of other classes than the ones that are asked for, and nothing would show it."""
-    problem = CODES if classes is None else replace(CODES, classes=classes, class_counts=(1,) * len(classes))
-    other = prior(problem, level="top", tokenizer="runs/tokenizer", class_conditional=classes is not None)
-    with pytest.raises(UserMistake, match=r"family.condition: runs/top knows"):
-        bottom().follow({"condition": Trained(other, {}, "0" * 64)})
+    spec = CODES if classes is None else replace(CODES, classes=classes, class_counts=(1,) * len(classes))
+    other = prior(spec, level="top", tokenizer="runs/tokenizer", class_conditional=classes is not None)
+    with pytest.raises(UserError, match=r"family.condition: runs/top knows"):
+        bottom().attach({"condition": LoadedModel(other, {}, "0" * 64)})
 
 
 @pytest.mark.parametrize(
@@ -196,20 +198,20 @@ def test_a_condition_of_other_classes_is_refused(classes: tuple[str, ...] | None
         (CODES, {"level": "top", "tokenizer": "t", "condition": "c"}, r"level top is the coarsest"),
         (PIXELS, {"level": "pixels", "tokenizer": "t"}, r"a prior over pixels has neither"),
         (CODES, {"level": "top", "tokenizer": "t", "network": {"mixtures": 3}}, r"family.network.mixtures"),
-        (Problem(4, ("a",), (9,)), {"level": "pixels"}, r"family.class_conditional: the data have one class only"),
+        (DataSpec(4, ("a",), (9,)), {"level": "pixels"}, r"family.class_conditional: the data have one class only"),
     ],
 )
-def test_options_that_do_not_fit_the_data_name_their_key(problem: Problem, options: dict, message: str) -> None:
+def test_options_that_do_not_fit_the_data_name_their_key(spec: DataSpec, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        prior(problem, **options)
+        prior(spec, **options)
 
 
 def test_a_mixture_refuses_a_list_of_values_before_it_trains_and_when_it_samples() -> None:
     network = NETWORK | {"mixtures": 2}
-    with pytest.raises(UserMistake, match="top_k and top_p"):
+    with pytest.raises(UserError, match="top_k and top_p"):
         prior(PIXELS, level="pixels", network=network, sampling={"top_k": 3})
     family = prior(PIXELS, level="pixels", network=network)
-    with pytest.raises(UserMistake, match="top_k and top_p"):
+    with pytest.raises(UserError, match="top_k and top_p"):
         family.prepare_sampling(networks_of(family), PriorSamplingOptions(top_k=3), 0)
 
 

@@ -12,7 +12,7 @@ from diffusers import DDPMPipeline
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.families.diffusion.diffusion import (
     Diffusion,
     DiffusionOptions,
@@ -21,16 +21,16 @@ from bigtrain.families.diffusion.diffusion import (
     stratified_timesteps,
 )
 from bigtrain.families.diffusion.samplers import visited_timesteps
-from bigtrain.families.family import Microbatch, Problem, build_network
+from bigtrain.families.family import DataSpec, Microbatch, build_network
 from bigtrain.networks.diffusion.unet import UNet
 from bigtrain.randomness import Draws
 from bigtrain.recipe import load_recipe
 from tests.families.diffusion.test_diffusion_samplers import NoLookAtTheDevice
 
-PROBLEM = Problem(16, ("a", "b", "c"), (10, 0, 30))
+PROBLEM = DataSpec(16, ("a", "b", "c"), (10, 0, 30))
 UNET = {"channels": 8, "multipliers": [1, 2], "blocks_per_level": 1, "attention_resolutions": [8], "norm_groups": 4}
 SMALL: dict[str, Any] = {"kind": "diffusion", "unet": UNET, "timesteps": 25, "optimizer": {"lr": 0.001}}
-GUIDED = {"class_conditional": True, "label_dropping": 0.25}
+GUIDED = {"class_conditional": True, "label_dropout": 0.25}
 HYBRID = {"loss": "hybrid", "variance": "learned"}
 
 
@@ -76,10 +76,10 @@ class Spy(nn.Module):
     [
         ({"loss": "hybrid"}, "loss: hybrid .* variance is fixed_small; set variance: learned"),
         ({"variance": "learned"}, "variance: learned cannot be learned by loss: simple.* set loss: hybrid"),
-        ({"label_dropping": 0.1}, "label_dropping: there are no labels to drop; set class_conditional: true"),
+        ({"label_dropout": 0.1}, "label_dropout: there are no labels to drop; set class_conditional: true"),
         ({"timesteps": 20}, "timesteps: the linear schedule"),
         ({"sampling": {"guidance": 1.0}}, "sampling.guidance: 1.0 needs .* unconditional"),
-        ({"sampling": {"guidance": 1.0}, "class_conditional": True}, "guidance: .* trained without label_dropping"),
+        ({"sampling": {"guidance": 1.0}, "class_conditional": True}, "guidance: .* trained without label_dropout"),
         ({"sampling": {"steps": 26}}, "sampling.steps: 26 is more than the model's 25 timesteps"),
         ({"sampling": {"sampler": "euler"}}, "'ancestral', 'ddim' or 'dpmpp'"),
     ],
@@ -106,7 +106,7 @@ def test_a_size_that_the_unet_cannot_halve_is_refused_before_a_network_is_built(
 )
 def test_the_doors_sampling_options_are_checked_too(sampling: dict[str, Any], message: str) -> None:
     diffusion = family()
-    with pytest.raises(UserMistake, match=message):
+    with pytest.raises(UserError, match=message):
         diffusion.prepare_sampling(network_of(diffusion), DiffusionSamplingOptions(**sampling), seed=0)
 
 
@@ -114,8 +114,8 @@ def test_the_doors_sampling_options_are_checked_too(sampling: dict[str, Any], me
 def test_the_recipes_are_whole_and_evaluate_in_few_steps(recipe: str) -> None:
     loaded = load_recipe(Path(__file__).parents[3] / "recipes" / f"{recipe}.yaml")
     assert loaded.family.sampling.steps == 20
-    problem = Problem(loaded.data.image_size, ("a", "b"), (1, 1))
-    assert Diffusion(loaded.family, problem).players["unet"].averaged
+    spec = DataSpec(loaded.data.image_size, ("a", "b"), (1, 1))
+    assert Diffusion(loaded.family, spec).components["unet"].averaged
 
 
 # ------------------------------------------------------------------------------------------------------------ times
@@ -380,7 +380,7 @@ def test_a_samples_bound_depends_on_its_number_alone() -> None:
 def test_fewer_evaluations_estimate_the_same_bound() -> None:
     diffusion = family()
     networks = {"unet": network_of(diffusion)["unet"].eval()}
-    batch = replace(microbatch(whole=32, indices=range(32)), draws=Draws(0))
+    batch = replace(microbatch(global_batch_size=32, indices=range(32)), draws=Draws(0))
     whole, parts = diffusion.likelihood(networks, batch, None), diffusion.likelihood(networks, batch, 9)
     difference = parts["nats"] - whole["nats"]
     assert difference.mean().abs() < 4 * difference.std() / math.sqrt(32)
@@ -393,9 +393,9 @@ def test_fewer_evaluations_estimate_the_same_bound() -> None:
 def test_a_bound_of_evaluations_that_there_are_not_is_refused_by_its_key(evaluations: int) -> None:
     diffusion = family()
     message = f"evaluation.likelihood_evaluations: .* 25 timesteps .* 2 .. 25 evaluations, not {evaluations}"
-    with pytest.raises(UserMistake, match=message):
+    with pytest.raises(UserError, match=message):
         diffusion.likelihood(network_of(diffusion), microbatch(), evaluations)
-    with pytest.raises(UserMistake, match=message):
+    with pytest.raises(UserError, match=message):
         diffusion.likelihood_protocol(evaluations, seed=0)
 
 
@@ -425,7 +425,7 @@ def test_a_network_that_knows_the_image_pays_for_its_last_step_alone() -> None:
 def test_plain_diffusers_loads_and_samples_an_unconditional_model(options: dict[str, Any], tmp_path: Path) -> None:
     diffusion = family(**options)
     networks = network_of(diffusion)
-    plain = diffusion.plain_pipeline(networks)
+    plain = diffusion.to_diffusers(networks)
     assert plain is not None
     plain.save_pretrained(tmp_path)
     pipeline = DDPMPipeline.from_pretrained(tmp_path)
@@ -435,7 +435,7 @@ def test_plain_diffusers_loads_and_samples_an_unconditional_model(options: dict[
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 24])
     expected = networks["unet"].eval()(x, diffusion._network_time(t))
     torch.testing.assert_close(pipeline.unet(x, t).sample, expected, rtol=1e-5, atol=1e-5)
-    back = diffusion.plain_networks(pipeline)["unet"].eval()(x, diffusion._network_time(t))
+    back = diffusion.from_diffusers(pipeline)["unet"].eval()(x, diffusion._network_time(t))
     assert torch.equal(back, expected)
     ours = diffusion.process.alpha_bar.float()
     torch.testing.assert_close(pipeline.scheduler.alphas_cumprod, ours, rtol=1e-3, atol=1e-7)
@@ -457,7 +457,7 @@ def test_plain_diffusers_given_our_noise_draws_our_images(
     diffusion, how = family(**options), DiffusionSamplingOptions(steps=steps)
     networks = {"unet": network_of(diffusion)["unet"].eval()}
     ours = diffusion.sample(networks, torch.zeros(2, dtype=torch.int64), range(2), 3, how)
-    pipeline = diffusion.plain_pipeline(networks)
+    pipeline = diffusion.to_diffusers(networks)
     assert pipeline is not None
     pipeline.set_progress_bar_config(disable=True)
     chosen = visited_timesteps("ancestral", diffusion.process, steps)
@@ -475,7 +475,7 @@ def test_plain_diffusers_given_our_noise_draws_our_images(
 
 def test_a_class_conditional_model_is_nothing_for_the_plain_pipeline() -> None:
     diffusion = family(**GUIDED)
-    assert diffusion.plain_pipeline(network_of(diffusion)) is None
+    assert diffusion.to_diffusers(network_of(diffusion)) is None
 
 
 @pytest.mark.parametrize(

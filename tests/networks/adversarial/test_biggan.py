@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigtrain.errors import UserMistake
+from bigtrain.errors import UserError
 from bigtrain.networks.adversarial.biggan import (
     DISCRIMINATOR_WIDTHS,
     GENERATOR_WIDTHS,
@@ -98,15 +98,17 @@ def test_tables_agree_with_the_resolutions_they_stand_for() -> None:
         assert resolution >> halvings == (8 if resolution == 32 else 4)
 
 
-@pytest.mark.parametrize("player", ["generator", "discriminator"])
-def test_attention_where_there_are_no_features_names_the_key_and_the_choices(player: str) -> None:
-    build, choices = {"generator": (small_generator, "8, 16"), "discriminator": (small_discriminator, "4, 8")}[player]
-    with pytest.raises(UserMistake, match=rf"family\.{player}\.attention_resolution: .* 64; choose {choices} or null"):
+@pytest.mark.parametrize("component", ["generator", "discriminator"])
+def test_attention_where_there_are_no_features_names_the_key_and_the_choices(component: str) -> None:
+    build, choices = {"generator": (small_generator, "8, 16"), "discriminator": (small_discriminator, "4, 8")}[
+        component
+    ]
+    with pytest.raises(UserError, match=rf"family\.{component}\.attention_resolution: .* 64; choose {choices} or null"):
         build(16, attention=64)
 
 
 def test_attention_on_features_that_8_does_not_divide_names_the_key() -> None:
-    with pytest.raises(UserMistake, match=r"family\.discriminator\.channels: .* 6 features"):
+    with pytest.raises(UserError, match=r"family\.discriminator\.channels: .* 6 features"):
         Discriminator(DiscriminatorOptions(channels=3, attention_resolution=16), 32, 4)
 
 
@@ -114,7 +116,7 @@ def test_attention_on_features_that_8_does_not_divide_names_the_key() -> None:
     "build", [small_generator, small_discriminator, lambda resolution: latent_size(GeneratorOptions(), resolution)]
 )
 def test_a_resolution_without_a_table_names_the_key_and_the_choices(build) -> None:
-    with pytest.raises(UserMistake, match=r"data\.image_size: .* 48; choose one of 16, 32, 64, 128, 256, 512"):
+    with pytest.raises(UserError, match=r"data\.image_size: .* 48; choose one of 16, 32, 64, 128, 256, 512"):
         build(48)
 
 

@@ -11,7 +11,7 @@ from bigtrain.networks.autoencoders.vqvae import Autoencoder, AutoencoderOptions
 from bigtrain.networks.layers.statistics import commit, set_recording
 
 YES = torch.tensor(True)
-TINY = {"channels": 8, "residual_channels": 4, "code_size": 4, "codebook_size": 16}
+TINY = {"channels": 8, "residual_channels": 4, "embedding_dim": 4, "codebook_size": 16}
 LEVELS = {"one": {"codes": 4}, "two": {"bottom": 4, "top": 2}, "three": {"a": 2, "b": 4, "c": 2}}
 
 
@@ -61,7 +61,7 @@ def test_decoding_the_codes_gives_the_reconstruction_to_the_bit(levels: dict) ->
 
 @pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
 def test_every_weight_learns_and_every_level_is_seen(levels: dict) -> None:
-    autoencoder, x = build(levels, codebook="gradient", restart_below=0), images()
+    autoencoder, x = build(levels, codebook="gradient", dead_code_threshold=0), images()
     autoencoder.initialise([images(seed=2)])  # the vectors of x itself would leave the codebook nothing to learn
     made = autoencoder(x)
     (made.images.square().mean() + made.commitment + made.codebook_loss).backward()

@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 SMALL = {"channels": 16, "multipliers": (1, 2), "blocks_per_level": 1, "attention_resolutions": (8,), "norm_groups": 8}
 ADM = {"head_channels": 8, "scale_shift": True, "resnet_resampling": True}
 IDDPM = {"head_channels": 8, "scale_shift": True}
-HO = {"details": "ho"}
+HO = {"variant": "ho"}
 
 
 def woken(network: nn.Module) -> nn.Module:
@@ -116,7 +116,7 @@ def test_the_null_class_is_one_class_more() -> None:
             "head_channels: 32 does not divide the 16 and 32 channels",
         ),
         ({"head_channels": 12, "attention_resolutions": ()}, "head_channels: 12 does not divide the 32 channels"),
-        ({"channels": 2, "norm_groups": 2, "details": "ho"}, "channels: 2 gives the first level 2.* 4 or more"),
+        ({"channels": 2, "norm_groups": 2, "variant": "ho"}, "channels: 2 gives the first level 2.* 4 or more"),
         ({"channels": 9, "norm_groups": 9}, "channels: 9 gives the first level 9"),
     ],
 )

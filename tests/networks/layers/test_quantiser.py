@@ -12,7 +12,7 @@ from bigtrain.networks.layers.quantiser import Quantiser, QuantiserOptions, as_r
 from bigtrain.networks.layers.statistics import copied_buffer_names
 
 YES, NO = torch.tensor(True), torch.tensor(False)
-SMALL = {"code_size": 3, "codebook_size": 8}
+SMALL = {"embedding_dim": 3, "codebook_size": 8}
 
 
 def build(epoch: int = 1000, **options: object) -> Quantiser:
@@ -58,7 +58,7 @@ def test_distances_in_blocks_choose_the_same_codes(monkeypatch) -> None:
 
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
 def test_the_gradient_passes_straight_through_the_rounding(codebook: str) -> None:
-    quantiser, z = build(codebook=codebook, restart_below=0), vectors().requires_grad_()
+    quantiser, z = build(codebook=codebook, dead_code_threshold=0), vectors().requires_grad_()
     weights = torch.randn(z.shape)
     (quantiser(z).vectors * weights).sum().backward()
     assert torch.equal(z.grad, weights)
@@ -67,7 +67,7 @@ def test_the_gradient_passes_straight_through_the_rounding(codebook: str) -> Non
 
 def test_commitment_moves_the_vectors_alone_and_the_codebook_loss_the_codebook_alone() -> None:
     """With the two swapped, the commitment's weight would be the codebook's."""
-    quantiser, z = build(codebook="gradient", restart_below=0), vectors().requires_grad_()
+    quantiser, z = build(codebook="gradient", dead_code_threshold=0), vectors().requires_grad_()
     found = quantiser(z)
     found.commitment.backward()
     assert quantiser.codebook.grad is None
@@ -88,7 +88,7 @@ def test_a_codebook_that_is_averaged_has_no_gradient_and_no_parameter() -> None:
 
 
 def test_autocast_changes_neither_the_codes_nor_the_precision_of_the_codebook() -> None:
-    quantiser, other = build(code_size=16, codebook_size=256), build(code_size=16, codebook_size=256)
+    quantiser, other = build(embedding_dim=16, codebook_size=256), build(embedding_dim=16, codebook_size=256)
     z = vectors(16, 16).bfloat16()
     exact = quantiser(z.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -107,7 +107,7 @@ def test_autocast_changes_neither_the_codes_nor_the_precision_of_the_codebook() 
 
 def test_commit_is_the_papers_moving_average() -> None:
     """Equations 6 to 8 of appendix A.1, in units of the usage that a code has if all are used alike."""
-    quantiser, z = build(restart_below=0, codebook_decay=0.9), vectors()
+    quantiser, z = build(dead_code_threshold=0, codebook_decay=0.9), vectors()
     before = quantiser.codebook.clone()
     chosen = torch.nn.functional.one_hot(quantiser(z).codes.flatten(), 8).float()
     quantiser.commit(YES)
@@ -121,7 +121,7 @@ def test_commit_is_the_papers_moving_average() -> None:
 
 def test_a_stationary_codebook_stays_where_it_is() -> None:
     """Usage and sums start at what the codebook stands for: started at zero, unused codes would be flung away."""
-    quantiser = build(restart_below=0)
+    quantiser = build(dead_code_threshold=0)
     before = quantiser.codebook.clone()
     quantiser(before.t().reshape(1, 3, 2, 4))
     quantiser.commit(YES)
@@ -184,7 +184,7 @@ def test_an_update_that_is_not_finite_leaves_everything_as_it_was() -> None:
 
 
 def test_a_state_dict_continues_to_the_bit() -> None:
-    one = build(codebook_decay=0.5, restart_below=0.7, epoch=170)
+    one = build(codebook_decay=0.5, dead_code_threshold=0.7, epoch=170)
     for step in range(3):
         one(vectors(seed=step))
         one.commit(YES)
@@ -205,7 +205,7 @@ def test_a_state_dict_continues_to_the_bit() -> None:
 def test_an_average_of_weights_copies_the_averaged_codebook_and_averages_the_learned_one() -> None:
     everything = {name for name, buffer in build().named_buffers() if buffer.is_floating_point()}
     assert copied_buffer_names(build()) == everything - {"noted", "noted_candidates"}
-    assert "codebook" not in copied_buffer_names(build(codebook="gradient", restart_below=0))
+    assert "codebook" not in copied_buffer_names(build(codebook="gradient", dead_code_threshold=0))
 
 
 # -- initialisation and restarts ----------------------------------------------------------------------------------
@@ -245,8 +245,10 @@ def offset_gaussian(step: int) -> Tensor:
 @pytest.mark.parametrize(("how", "fewest", "most"), [("restarts", 300, 512), ("neither", 0, 20)])
 def test_data_dependent_start_and_restarts_keep_the_codebook_alive(how: str, fewest: int, most: int) -> None:
     """Far from where the codebook is drawn, a few codes win everything, unless dead ones come back."""
-    restart_below = 0.01 if how == "restarts" else 0
-    quantiser = build(code_size=8, codebook_size=512, codebook_decay=0.9, restart_below=restart_below, epoch=2**30)
+    dead_code_threshold = 0.01 if how == "restarts" else 0
+    quantiser = build(
+        embedding_dim=8, codebook_size=512, codebook_decay=0.9, dead_code_threshold=dead_code_threshold, epoch=2**30
+    )
     restarts = 0
     for step in range(100):
         quantiser(offset_gaussian(step))
@@ -271,7 +273,7 @@ def test_a_restarted_code_begins_anew_at_a_vector_of_the_last_microbatch() -> No
 
 
 def test_a_code_that_is_used_enough_is_left_alone() -> None:
-    quantiser = build(codebook_decay=0.0, restart_below=0.5)
+    quantiser = build(codebook_decay=0.0, dead_code_threshold=0.5)
     z = quantiser.codebook[torch.arange(8).repeat(5)].t().reshape(1, 3, 5, 8)
     quantiser(z)
     quantiser.commit(YES)
@@ -305,7 +307,7 @@ def test_perplexity_is_that_of_the_last_batch() -> None:
 
 
 def test_usage_is_that_of_the_last_whole_epoch_and_before_it_what_was_used_so_far() -> None:
-    quantiser = build(epoch=8, restart_below=0, codebook_decay=0.999)
+    quantiser = build(epoch=8, dead_code_threshold=0, codebook_decay=0.999)
 
     def see(*codes: int) -> float:
         quantiser(quantiser.codebook[torch.tensor(codes)].t().reshape(1, 3, 2, 2))
@@ -319,7 +321,7 @@ def test_usage_is_that_of_the_last_whole_epoch_and_before_it_what_was_used_so_fa
 
 
 def test_options_that_cannot_be_are_refused_with_their_keys() -> None:
-    with pytest.raises(ValueError, match=r"restart_below.*codebook: ema"):
+    with pytest.raises(ValueError, match=r"dead_code_threshold.*codebook: ema"):
         build(codebook="gradient")
     with pytest.raises(ValueError, match="codebook_size is 65537"):
         build(codebook_size=65537)
@@ -330,7 +332,7 @@ def test_options_that_cannot_be_are_refused_with_their_keys() -> None:
 def test_the_nearest_code_is_the_nearest_wherever_the_vectors_lie(offset: float) -> None:
     """In float32 the products of vectors that share a large offset round away what tells the codes apart."""
     torch.manual_seed(0)
-    quantiser = build(code_size=64, codebook_size=512)
+    quantiser = build(embedding_dim=64, codebook_size=512)
     quantiser.codebook.copy_(0.3 * torch.randn(512, 64) + offset)
     z = 0.3 * torch.randn(1, 64, 16, 16) + offset
     codes = quantiser(z).codes.flatten()

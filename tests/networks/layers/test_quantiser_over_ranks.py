@@ -12,8 +12,8 @@ from bigtrain.networks.layers.quantiser import Quantiser, QuantiserOptions
 
 RANKS, PER_RANK, UPDATES = 2, 3, 12
 CASES = {
-    "ema": {"codebook_decay": 0.7, "restart_below": 0.7},
-    "gradient": {"codebook": "gradient", "restart_below": 0},
+    "ema": {"codebook_decay": 0.7, "dead_code_threshold": 0.7},
+    "gradient": {"codebook": "gradient", "dead_code_threshold": 0},
 }
 
 
@@ -27,7 +27,7 @@ def global_microbatch(number: int) -> Tensor:
 def learn(case: str, rank: int, pieces: int) -> dict[str, Tensor]:
     """Everything that some updates of two microbatches each leave, on this rank's piece of them."""
     torch.manual_seed(0)
-    quantiser = Quantiser(QuantiserOptions.model_validate({"code_size": 5, "codebook_size": 16} | CASES[case]), 500)
+    quantiser = Quantiser(QuantiserOptions.model_validate({"embedding_dim": 5, "codebook_size": 16} | CASES[case]), 500)
     quantiser.recording = True
     piece = slice(rank * PER_RANK * RANKS // pieces, (rank + 1) * PER_RANK * RANKS // pieces)
     quantiser.initialise((global_microbatch(number)[piece] for number in range(3)), 3)

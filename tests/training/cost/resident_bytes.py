@@ -11,13 +11,13 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from bigtrain.families.family import OptimizerOptions, Player
+from bigtrain.families.family import Component, OptimizerOptions
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.cost.memory import STRATEGIES, residents
-from bigtrain.training.cost.step import PlayerCost
-from bigtrain.training.engine.component import place, zero
+from bigtrain.training.cost.step import ComponentCost
+from bigtrain.training.engine.component import to_device, zero
 from bigtrain.training.engine.options import EngineOptions
-from bigtrain.training.engine.start import make_player
+from bigtrain.training.engine.start import start_component
 
 zero.BUCKET_ELEMENTS = 2**10
 zero.PERSISTENT_ELEMENTS = 0
@@ -36,21 +36,23 @@ def held(strategy: str, offload: bool, precision: str, accumulate: int) -> float
     before = {tensor.untyped_storage().data_ptr() for tensor in tensors()}
     network = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
     options = EngineOptions(strategy=strategy, offload_optimizer=offload)
-    network = place(network, torch.device("cpu"), options)
-    player = make_player(network, Player(lambda: network, ADAM, averaged=True), EmaOptions(), options, precision, None)
+    network = to_device(network, torch.device("cpu"), options)
+    component = start_component(
+        network, Component(lambda: network, ADAM, averaged=True), EmaOptions(), options, precision, None
+    )
     for step in range(2):
-        player.start_update()
+        component.start_update()
         for piece in range(accumulate):
-            player.backward(network(torch.ones(4, WIDTH)).square().mean(), last=piece == accumulate - 1)
-        player.update(step, torch.tensor(True))
-        player.update_averages(step, torch.tensor(True))
+            component.backward(network(torch.ones(4, WIDTH)).square().mean(), last=piece == accumulate - 1)
+        component.update(step, torch.tensor(True))
+        component.update_averages(step, torch.tensor(True))
     gc.collect()
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors()}
     return sum(size for address, size in storages.items() if address not in before) / WEIGHTS
 
 
 def said(strategy: str, offload: bool, accumulate: int) -> float:
-    cost = PlayerCost(WEIGHTS // 4, WEIGHTS, buffers=0, moments=2 * WEIGHTS, average=WEIGHTS)
+    cost = ComponentCost(WEIGHTS // 4, WEIGHTS, buffers=0, moments=2 * WEIGHTS, average=WEIGHTS)
     parts = residents({"one": cost}, ["average"], strategy, offload=offload, ranks=1, accumulate=accumulate)
     passing = ("buckets", *(("gradients",) if strategy != "zero3" else ()))
     return (sum(size for part, size in parts.gpu.items() if part not in passing) + parts.host) / WEIGHTS

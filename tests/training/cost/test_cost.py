@@ -8,14 +8,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from bigtrain.families.family import Family, Losses, Microbatch, Networks, OptimizerOptions, Phase, Player, Problem
+from bigtrain.families.family import Component, DataSpec, Family, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm
 from bigtrain.options import Options
 from bigtrain.training.cost.step import LiveBytes, flops_of_all_ranks, parameters_of, step_cost
 from tests.runs_of import FAMILIES
 from tests.training.small_steps import focus, microbatch, small_family, small_networks
 
-PROBLEM = Problem(16, ("one", "two"), (1, 1))
+PROBLEM = DataSpec(16, ("one", "two"), (1, 1))
 
 
 class OneConvolutionOptions(Options):
@@ -27,10 +27,10 @@ class OneConvolution(Family, kind="one_convolution"):
 
     options_class = OneConvolutionOptions
 
-    def __init__(self, options: Any, problem: Problem) -> None:
-        self.options, self.problem = options, problem
+    def __init__(self, options: Any, spec: DataSpec) -> None:
+        self.options, self.spec = options, spec
         sgd = OptimizerOptions(kind="sgd", lr=0.1)
-        self.players = {"net": Player(self._build, sgd)}
+        self.components = {"net": Component(self._build, sgd)}
         self.phases = [Phase("fit", "net", self.loss, every=2, repeats=3, weight_penalty=self.penalty)]
 
     def _build(self) -> nn.Module:
@@ -59,11 +59,11 @@ def test_flops_are_those_counted_by_hand() -> None:
 
 
 def test_players_are_weighed_as_they_are() -> None:
-    (player,) = step_cost(OneConvolution(OneConvolutionOptions(), PROBLEM), 1, "fp32").players.values()
-    assert player.parameters == 3 * 5 * 9 + 5 + 2 * 5 + 5 + 1
-    assert player.weights == 4 * player.parameters
-    assert player.buffers == 4 * (2 * 5 + 2 * 5 + 1)
-    assert player.moments == player.average == 0
+    (component,) = step_cost(OneConvolution(OneConvolutionOptions(), PROBLEM), 1, "fp32").components.values()
+    assert component.parameters == 3 * 5 * 9 + 5 + 2 * 5 + 5 + 1
+    assert component.weights == 4 * component.parameters
+    assert component.buffers == 4 * (2 * 5 + 2 * 5 + 1)
+    assert component.moments == component.average == 0
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> No
         network.to(memory_format=torch.channels_last)
     weights = [t for network in networks.values() for t in [*network.parameters(), *network.buffers()]]
     for phase in family.phases:
-        focus(networks, phase.player)
+        focus(networks, phase.component)
         batch = microbatch(family, phase, samples=8)
         given = [t for t in [batch.images, batch.labels, *(batch.codes or {}).values()] if t is not None]
         own = {tensor.untyped_storage()._cdata for tensor in [*weights, *given]}
@@ -144,5 +144,7 @@ def test_counting_makes_nothing_real(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counted family stays as it was, and no generator moves."""
     family = small_family("toy")
     state = torch.get_rng_state()
-    assert parameters_of(family) == sum(player.parameters for player in step_cost(family, 4, "bf16").players.values())
+    assert parameters_of(family) == sum(
+        component.parameters for component in step_cost(family, 4, "bf16").components.values()
+    )
     assert torch.equal(torch.get_rng_state(), state)

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from bigtrain.training.cost.memory import STRATEGIES, residents
-from bigtrain.training.cost.step import PlayerCost
+from bigtrain.training.cost.step import ComponentCost
 from tests.runs_of import ROOT, run
 
 PLAYERS = {
-    "generator": PlayerCost(parameters=200, weights=800, buffers=40, moments=1600, average=840),
-    "discriminator": PlayerCost(parameters=100, weights=400, buffers=8, moments=800, average=0),
+    "generator": ComponentCost(parameters=200, weights=800, buffers=40, moments=1600, average=840),
+    "discriminator": ComponentCost(parameters=100, weights=400, buffers=8, moments=800, average=0),
 }
 
 

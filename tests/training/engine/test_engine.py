@@ -1,14 +1,14 @@
-"""The update of one player beside plain PyTorch."""
+"""The update of one component beside plain PyTorch."""
 
 import pytest
 import torch
 from torch import nn
 
-from bigtrain.families.family import OptimizerOptions, Player
+from bigtrain.families.family import Component, OptimizerOptions
 from bigtrain.training.averaging import EmaOptions
-from bigtrain.training.engine.component import Groups, TrainedPlayer, place
+from bigtrain.training.engine.component import ComponentTrainer, Groups, to_device
 from bigtrain.training.engine.options import EngineOptions
-from bigtrain.training.engine.start import make_player
+from bigtrain.training.engine.start import start_component
 
 CPU = torch.device("cpu")
 YES = torch.tensor(True)
@@ -19,13 +19,13 @@ OPTIMIZERS = {
 }
 
 
-def player(options: OptimizerOptions, saved: Groups | None = None) -> TrainedPlayer:
+def component(options: OptimizerOptions, saved: Groups | None = None) -> ComponentTrainer:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     if saved is not None:
         network.load_state_dict(saved["weights"])
-    network = place(network, CPU, EngineOptions())
-    return make_player(network, Player(lambda: network, options), EmaOptions(), EngineOptions(), "fp32", saved)
+    network = to_device(network, CPU, EngineOptions())
+    return start_component(network, Component(lambda: network, options), EmaOptions(), EngineOptions(), "fp32", saved)
 
 
 def loss_of(network: nn.Module, step: int) -> torch.Tensor:
@@ -37,8 +37,8 @@ def loss_of(network: nn.Module, step: int) -> torch.Tensor:
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_an_update_is_plain_pytorchs(kind: str, clip: float | None) -> None:
     options, plain_kind, arguments = OPTIMIZERS[kind]
-    ours = player(options.model_copy(update={"clip_norm": clip}))
-    theirs = player(options)
+    ours = component(options.model_copy(update={"clip_norm": clip}))
+    theirs = component(options)
     plain = plain_kind(theirs.network.parameters(), lr=0.01, **arguments)
     for step in range(4):
         ours.start_update()
@@ -55,7 +55,7 @@ def test_an_update_is_plain_pytorchs(kind: str, clip: float | None) -> None:
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_non_finite_gradient_changes_nothing(kind: str) -> None:
-    ours = player(OPTIMIZERS[kind][0])
+    ours = component(OPTIMIZERS[kind][0])
     for step, scale in enumerate([1.0, float("inf"), 1.0]):
         before = {f"{g}/{n}": t for g, tensors in ours.snapshot().items() for n, t in tensors.items()}
         ours.start_update()
@@ -70,7 +70,7 @@ def test_a_non_finite_gradient_changes_nothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_non_finite_first_update_leaves_nothing_unwritten(kind: str) -> None:
     """Fused SGD allocates its momentum and returns before it fills it."""
-    skipped, plain = player(OPTIMIZERS[kind][0]), player(OPTIMIZERS[kind][0])
+    skipped, plain = component(OPTIMIZERS[kind][0]), component(OPTIMIZERS[kind][0])
     skipped.start_update()
     skipped.backward(loss_of(skipped.network, 0) * float("nan"), last=True)
     skipped.update(0, YES)
@@ -84,11 +84,11 @@ def test_a_non_finite_first_update_leaves_nothing_unwritten(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_loading_what_was_saved_continues_bit_for_bit(kind: str) -> None:
-    one = player(OPTIMIZERS[kind][0])
+    one = component(OPTIMIZERS[kind][0])
     other = None
     for step in range(6):
         if step == 3:
-            other = player(OPTIMIZERS[kind][0], saved=one.snapshot())
+            other = component(OPTIMIZERS[kind][0], saved=one.snapshot())
         for each in (one, other) if other is not None else (one,):
             each.start_update()
             each.backward(loss_of(each.network, step), last=True)
@@ -98,13 +98,13 @@ def test_loading_what_was_saved_continues_bit_for_bit(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_what_was_saved_is_copied_and_not_trained_further(kind: str) -> None:
-    """A checkpoint's tensors are its files: a player that kept one would hold the file, and its space on the disk."""
-    one = player(OPTIMIZERS[kind][0])
+    """A checkpoint's tensors are its files: a component that kept one would hold the file, and its space on the disk."""
+    one = component(OPTIMIZERS[kind][0])
     one.start_update()
     one.backward(loss_of(one.network, 0), last=True)
     one.update(0, YES)
     saved, expected = one.snapshot(), one.snapshot()
-    other = player(OPTIMIZERS[kind][0], saved=saved)
+    other = component(OPTIMIZERS[kind][0], saved=saved)
     other.start_update()
     other.backward(loss_of(other.network, 1), last=True)
     other.update(1, YES)
@@ -115,6 +115,6 @@ def test_what_was_saved_is_copied_and_not_trained_further(kind: str) -> None:
 
 
 def test_a_frozen_player_gets_no_gradient() -> None:
-    ours = player(OPTIMIZERS["adam"][0])
+    ours = component(OPTIMIZERS["adam"][0])
     ours.focus(False)
     assert not loss_of(ours.network, 0).requires_grad

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigtrain.training.engine.partition import cut, pieces_end_to_end, pieces_of_each, place
+from bigtrain.training.engine.partition import copy_into, cut, pieces_end_to_end, pieces_of_each
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
@@ -23,7 +23,7 @@ def test_every_element_of_every_parameter_is_on_one_rank(sizes: list[int], ranks
     for rank in range(ranks):
         partition = torch.zeros(length)
         cut(parameters, pieces[rank], partition)
-        place(found, partition, pieces[rank])
+        copy_into(found, partition, pieces[rank])
     assert all(torch.equal(found[name], tensor) for name, tensor in parameters.items())
     assert sum(p.of_parameter.stop - p.of_parameter.start for rank in pieces for p in rank) == sum(sizes)
 

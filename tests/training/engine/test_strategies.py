@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bigtrain.errors import UserMistake
-from bigtrain.families.family import Problem
+from bigtrain.errors import UserError
+from bigtrain.families.family import DataSpec
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import load_recipe
 from bigtrain.training.engine.options import EngineOptions, check_strategy
@@ -174,9 +174,9 @@ def test_optimizer_state_in_host_memory_recomputation_and_bf16_go_with_sharding(
 
 def test_a_penalty_on_whole_weights_is_refused_under_zero3(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]))
-    family = make_family(recipe, Problem(16, ("a", "b"), (1, 1)))
+    family = make_family(recipe, DataSpec(16, ("a", "b"), (1, 1)))
     check_strategy(family, EngineOptions(strategy="zero2"))
-    with pytest.raises(UserMistake, match=r"engine.strategy: zero3 .* phase generator adds a penalty on whole weights"):
+    with pytest.raises(UserError, match=r"engine.strategy: zero3 .* phase generator adds a penalty on whole weights"):
         check_strategy(family, EngineOptions(strategy="zero3"))
 
 

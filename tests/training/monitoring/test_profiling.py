@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigtrain.errors import OneRanksMistake
+from bigtrain.errors import RankError
 from bigtrain.training.monitoring.profiling import ProfileOptions, ProfilerWindow, exposed
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def test_without_a_window_and_behind_it_nothing_is_written(tmp_path: Path, optio
 
 def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "profile").write_text("a file")
-    with pytest.raises(OneRanksMistake, match=r"cannot write its trace .*train\.profile=null"):
+    with pytest.raises(RankError, match=r"cannot write its trace .*train\.profile=null"):
         steps(ProfilerWindow(ProfileOptions(start_step=0, steps=1), tmp_path / "profile", CPU), 0, 1)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from bigtrain.cluster import world
 from bigtrain.training.monitoring import throughput
-from bigtrain.training.monitoring.comm_timer import WaitClock
+from bigtrain.training.monitoring.comm_timer import CommTimer
 from bigtrain.training.monitoring.throughput import PEAK_FLOPS, Throughput, _Measured, peak_flops
 from tests.runs_of import FAMILIES, train, write_recipe
 
@@ -53,8 +53,8 @@ def test_utilisation_is_of_all_devices_and_only_of_known_ones(monkeypatch: pytes
     monkeypatch.setattr(throughput, "memory_peaks", lambda device: (1, 1, 1))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
     as_a_world_of(monkeypatch, 4, lambda mine: [mine] * 4)
-    monkeypatch.setattr(WaitClock, "__init__", lambda self, device: None)
-    monkeypatch.setattr(WaitClock, "read", lambda self: 0.0)
+    monkeypatch.setattr(CommTimer, "__init__", lambda self, device: None)
+    monkeypatch.setattr(CommTimer, "read", lambda self: 0.0)
     row = Throughput(device, 8, "bf16", lambda: 4 * 312e12).read(20.0, 10, 0.0, [0.0])
     assert row["throughput/mfu"] == pytest.approx(0.5)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB MIG 1g.5gb")
@@ -77,9 +77,9 @@ def test_every_known_device_has_both_precisions_and_no_other_has_any() -> None:
 
 
 def test_a_wait_clock_adds_regions_up_and_starts_anew_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = WaitClock(CPU)
+    alone = CommTimer(CPU)
     monkeypatch.setattr(world, "size", lambda: 2)
-    clock = WaitClock(CPU)
+    clock = CommTimer(CPU)
     for _ in range(2):
         with alone.waiting(), clock.waiting():
             time.sleep(0.02)
