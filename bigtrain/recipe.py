@@ -17,6 +17,7 @@ from bigtrain.data.options import DataOptions
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.family import find_family
+from bigtrain.formats import FORMAT, checked_format, upgraded
 from bigtrain.options import Options
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.options import EngineOptions
@@ -69,7 +70,8 @@ class Recipe(Options):
 
     def to_yaml(self) -> str:
         """The resolved recipe: every key, defaults included; alone it reproduces the run."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        content = {"format": FORMAT} | self.model_dump(mode="json")
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -87,7 +89,7 @@ class _StrictLoader(yaml.SafeLoader):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads, extends, overrides and checks a recipe. Raises UserError that names the file, the key and the remedy."""
     path = Path(path)
-    content = _read(path, ())
+    content = _read(path)
     for override in overrides:
         _apply(content, override)
     content = {section: value for section, value in content.items() if value is not None}
@@ -134,7 +136,21 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe with what it extends, in today's keys, whichever of these files were written by an earlier version."""
+    files = _with_parents(path, ())
+    families = [content.get("family") for _, content in files]
+    kinds = [family["kind"] for family in families if isinstance(family, Mapping) and "kind" in family]
+    result: dict[str, Any] = {}
+    for file, content in reversed(files):
+        if not checked_format(content, str(file)):
+            content = upgraded(content, _model_of(kinds[0] if kinds else None, str(file)), where=str(file))
+        result = _merged(result, content)
+    return result
+
+
+def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
+    """The contents of a recipe and of those that it extends, the recipe itself first."""
     if path.resolve() in children:
         raise UserError(f"{path}: extends itself by way of {children[-1]}; remove one `extends`")
     try:
@@ -149,10 +165,10 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: a recipe is a mapping of sections (run, data, family, train, ...)")
     parent = content.pop("extends", None)
     if parent is None:
-        return content
+        return [(path, content)]
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends: must be the path of one recipe, relative to this one")
-    return _merged(_read(path.parent / parent, (*children, path.resolve())), content)
+    return [(path, content), *_with_parents(path.parent / parent, (*children, path.resolve()))]
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,13 +199,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 def _checked(content: dict[str, Any], source: str, overrides: Sequence[str]) -> Recipe:
     family = content.get("family")
-    kind = family.get("kind") if isinstance(family, Mapping) else None
-    if not isinstance(kind, str):
-        raise UserError(f"{source}: family.kind is missing; it says what is trained (gan, for one)")
-    try:
-        model = create_model("Recipe", __base__=Recipe, family=(find_family(kind).options_class, ...))
-    except UserError as mistake:
-        raise UserError(f"{source}: {mistake}") from None
+    model = _model_of(family.get("kind") if isinstance(family, Mapping) else None, source)
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -197,15 +207,22 @@ def _checked(content: dict[str, Any], source: str, overrides: Sequence[str]) -> 
         raise UserError("; ".join(_sentence(model, item, source, overridden) for item in error.errors())) from None
 
 
+def _model_of(kind: Any, source: str) -> type[Recipe]:
+    """The class of recipes whose family is of this kind."""
+    if not isinstance(kind, str):
+        raise UserError(f"{source}: family.kind is missing; it says what is trained (gan, for one)")
+    try:
+        return create_model("Recipe", __base__=Recipe, family=(find_family(kind).options_class, ...))
+    except UserError as mistake:
+        raise UserError(f"{source}: {mistake}") from None
+
+
 def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[str]) -> str:
     location = tuple(error["loc"])
     key = ".".join(str(part) for part in location) or "the recipe"
     where = "command line" if key in overridden else source
     if error["type"] == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        remedy = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else "remove it"
-        return f"{where}: {key} is not a key; {remedy} (there are: {', '.join(known)})"
+        return f"{where}: {key} is not a key; {_remedy(_options_at(model, location[:-1]), location)}"
     if error["type"] == "missing":
         return f"{where}: {key} is missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -213,9 +230,25 @@ def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[s
     return f"{where}: {key}: {message}{given}"
 
 
-def _keys_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
+def _remedy(options: Any, location: Sequence[Any]) -> str:
+    """What to do about a key that is not among those of an options class."""
+    last = str(location[-1])
+    removed = getattr(options, "removed_keys", {})
+    if last in removed:
+        return removed[last]
+    known = sorted(getattr(options, "model_fields", {}))
+    renamed = getattr(options, "renamed_keys", {}).get(last)
+    if renamed is not None:
+        return f"it is called {'.'.join([*map(str, location[:-1]), renamed])} now"
+    near = difflib.get_close_matches(last, known, n=1)
+    remedy = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else "remove it"
+    return f"{remedy} (there are: {', '.join(known)})"
+
+
+def _options_at(model: type[BaseModel], location: Sequence[Any]) -> Any:
+    """The options class at a place in a recipe, or None."""
     here: Any = model
     for part in location:
         field = getattr(here, "model_fields", {}).get(part)
         here = field.annotation if field is not None else None
-    return sorted(getattr(here, "model_fields", {}))
+    return here

@@ -1,6 +1,7 @@
 """What a recipe may say of its data."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +12,8 @@ from bigtrain.options import Options
 
 class DataOptions(Options):
     """Where the images, or the codes of images, are and how they are read."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"window_shards": "shuffle_shards"}
 
     train: str
     """Index of the training split (`OUT/train.json` of launch/shard.py, or of launch/encode.py for codes), or `digits`: a path,

@@ -16,6 +16,7 @@ from bigtrain.data.read import variants
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.remote import DEFAULTS, HERE, Origin, RemoteOptions, is_remote
 from bigtrain.errors import UserError
+from bigtrain.formats import FORMAT
 
 
 def find_split(data: DataOptions, split: Literal["train", "validation"]) -> Index:
@@ -126,6 +127,7 @@ def _checked(path: Path, key: str, remedy: str = "", origin: Origin = HERE) -> I
 def describe(index: Index) -> dict[str, Any]:
     """What a checkpoint says of the data, enough to sample from the weights without it."""
     facts: dict[str, Any] = {
+        "format": FORMAT,
         "fingerprint": index.fingerprint,
         "image_size": index.image_size,
         "classes": list(index.classes),

@@ -29,7 +29,7 @@ from bigtrain.runs import atomic
 
 OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images", "image_size")
 """Keys of a protocol that say what was evaluated rather than how."""
-SHARE = re.compile(r"accuracy(_.*)?")
+SHARE = re.compile(r"class_accuracy(_.*)?")
 """A metric that is a share of the samples; what follows its name is the way of sampling."""
 SPREAD = re.compile(r".*(_standard_error|_std)(_.*)?")
 """What says how far another number spreads."""

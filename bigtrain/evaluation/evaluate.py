@@ -162,7 +162,7 @@ class _Evaluation:
             self.needs("fake", "evaluator") or self.needs("fake", "images") or self._pictured()
         ):
             raise UserError(
-                "evaluation.allow_mixed_sizes: accuracy, classification_accuracy_score and nearest_neighbours see the "
+                "evaluation.allow_mixed_sizes: class_accuracy, classification_accuracy_score and nearest_neighbours see the "
                 "images themselves, which must be of one size; leave them out, or make the images one size"
             )
 
@@ -250,13 +250,13 @@ class _Evaluation:
             return
         if train is None:
             raise UserError(
-                "evaluation.metrics: accuracy and classification_accuracy_score need labelled real images; give the index of "
-                "shards as evaluation.reference, or leave them out"
+                "evaluation.metrics: class_accuracy and classification_accuracy_score need labelled real images; give the index "
+                "of shards as evaluation.reference, or leave them out"
             )
         check_classes(train, "evaluator")
         if self.images.size() != (side_of(train), side_of(train)):
             raise UserError(
-                f"evaluation.metrics: accuracy and classification_accuracy_score need images of the size of {train.path} "
+                f"evaluation.metrics: class_accuracy and classification_accuracy_score need images of the size of {train.path} "
                 f"({side_of(train)} pixels); leave them out"
             )
         if self.needs("fake", "images") and self.real.test is None:

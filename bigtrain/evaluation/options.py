@@ -1,7 +1,7 @@
 """What a recipe may say of evaluation."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,15 +23,18 @@ DEFAULT_HELD_OUT: tuple[HeldOutName, ...] = ("bits_per_dim", "reconstruction")
 class EvaluationOptions(Options):
     """What is measured and against what. Larger `samples` lower the bias of a FID: compare only at equal `samples`."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"stored": "max_features", "any_size": "allow_mixed_sizes"}
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"metrics": {"accuracy": "class_accuracy"}}
+
     metrics: tuple[MetricName, ...] | None = Field(default=None, min_length=1)
-    """What to measure; null: fid, recall, real_fid and, where classes can be asked for, accuracy of a family that draws
+    """What to measure; null: fid, recall, real_fid and, where classes can be asked for, class_accuracy of a family that draws
     images, else what it can; of images from anywhere fid, kid, precision, recall, density and coverage.
 
     fid: of the samples against the whole reference (Heusel et al. 2017). kid: the kernel distance (Binkowski et al. 2018).
     inception_score: with its deviation over splits (Salimans et al. 2016). precision, recall: share of the samples among the
     reference, of the reference among the samples (Kynkäänniemi et al. 2019). density, coverage: the same by real
     neighbourhoods alone (Naeem et al. 2020). intra_fid: mean FID within each class (Miyato & Koyama 2018); it keeps all feature
-    vectors in files, the reference's for the next time too (8 KiB an image for Inception). accuracy: share of
+    vectors in files, the reference's for the next time too (8 KiB an image for Inception). class_accuracy: share of
     the samples in which an independent classifier sees the class that was asked for. classification_accuracy_score: share of
     held-out images that a classifier trained on the samples recognises (Ravuri & Vinyals 2019). two_sample_test: how well
     neighbours tell samples from real images (Lopez-Paz & Oquab 2017). nearest_neighbours: the reference's images nearest to
@@ -96,5 +99,5 @@ class EvaluationOptions(Options):
         if self.metrics is not None:
             return self.metrics
         if "sample" in capabilities:
-            return tuple(name for name in DEFAULT_METRICS if name != "accuracy" or "by_class" in capabilities)
+            return tuple(name for name in DEFAULT_METRICS if name != "class_accuracy" or "by_class" in capabilities)
         return tuple(name for name in DEFAULT_HELD_OUT if HELD_OUT[name] in capabilities)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bigtrain.families.family import DataSpec, Family, LoadedModel, Networks, build_network, find_family
+from bigtrain.formats import FORMAT, checked_format, upgraded
 from bigtrain.pictures import to_uint8
 
 DESCRIPTION = "_bigtrain"
@@ -33,7 +34,7 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         and its fingerprint."""
         super().__init__()
         described = json.loads(model)
-        self.family = described_family(described["family"], described["problem"])
+        self.family = described_family(described)
         self.networks = _networks(self.family)
         self.others = _attach(self.family, described["followed"])
 
@@ -53,16 +54,14 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
 
 
 class _Other(nn.Module):
-    """A followed model's networks, and those of the models that it follows in turn."""
+    """The networks of a model that another depends on, and those of the models that it depends on in turn."""
 
-    def __init__(
-        self, family: Mapping[str, Any], spec: Mapping[str, Any], fingerprint: str, attached: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, described: Mapping[str, Any]) -> None:
         super().__init__()
-        described = described_family(family, spec)
-        self.networks = _networks(described)
-        self.others = _attach(described, attached)
-        self.trained = LoadedModel(described, dict(self.networks.items()), fingerprint)
+        family = described_family(described)
+        self.networks = _networks(family)
+        self.others = _attach(family, described["followed"])
+        self.loaded = LoadedModel(family, dict(self.networks.items()), described["fingerprint"])
 
 
 def _networks(family: Family) -> nn.ModuleDict:
@@ -72,15 +71,18 @@ def _networks(family: Family) -> nn.ModuleDict:
 
 
 def _attach(family: Family, attached: Mapping[str, Any]) -> nn.ModuleDict:
-    others = {role: _Other(**description) for role, description in attached.items()}
-    family.attach({role: other.trained for role, other in others.items()})
+    others = {role: _Other(description) for role, description in attached.items()}
+    family.attach({role: other.loaded for role, other in others.items()})
     return nn.ModuleDict(others)
 
 
-def described_family(family: Mapping[str, Any], spec: Mapping[str, Any]) -> Family:
-    """The family that JSON describes: a recipe's `family` section and DataSpec.to_json."""
-    kind = find_family(family["kind"])
-    return kind(kind.options_class.model_validate(dict(family)), DataSpec.of(spec))
+def described_family(described: Mapping[str, Any]) -> Family:
+    """The family that `description` describes, or that of an earlier version did."""
+    options = dict(described["family"])
+    kind = find_family(options["kind"])
+    if not checked_format({"format": described.get("format", 1)}, "the description of the model"):
+        options = upgraded(options, kind.options_class, where="the description of the model")
+    return kind(kind.options_class.model_validate(options), DataSpec.of(described["problem"]))
 
 
 def description(family: Family) -> dict[str, Any]:
@@ -89,6 +91,7 @@ def description(family: Family) -> dict[str, Any]:
         role: {**description(other.family), "fingerprint": other.fingerprint} for role, other in family.attached.items()
     }
     return {
+        "format": FORMAT,
         "family": family.options.model_dump(mode="json"),
         "problem": family.spec.to_json(),
         "followed": others,
@@ -178,8 +181,7 @@ class PlainFamilyPipeline(SamplesByFamily, DDPMPipeline):  # type: ignore[misc] 
     def __init__(self, unet: UNet2DModel, scheduler: Any, described: str = "") -> None:
         """`scheduler`: theirs, which the family samples without; `described`: what `ExportedModel` takes."""
         super().__init__(unet, scheduler)
-        description = json.loads(described)
-        self.family = described_family(description["family"], description["problem"])
+        self.family = described_family(json.loads(described))
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:

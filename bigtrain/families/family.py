@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigtrain.errors import UserError
+from bigtrain.formats import FORMAT
 from bigtrain.options import Options
 from bigtrain.randomness import Draws, torch_seed
 
@@ -161,6 +162,7 @@ class DataSpec:
     def to_json(self) -> dict[str, Any]:
         """The inverse of `of`."""
         facts: dict[str, Any] = {
+            "format": FORMAT,
             "image_size": self.image_size,
             "classes": list(self.classes),
             "class_counts": list(self.class_counts),

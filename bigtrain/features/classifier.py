@@ -29,6 +29,8 @@ from bigtrain.randomness import generator, torch_seed
 
 Role = Literal["features", "evaluator", "selector"]
 
+_RECORDED_ROLES: dict[Role, str] = {"features": "features", "evaluator": "judge", "selector": "selector"}
+"""What fingerprints and kept weights call each role: what they have called it from the beginning."""
 TRUNK_SIDE = 16
 """Positions a side after the stem, whatever the images' size, which bounds the work per image."""
 HELD_OUT_IMAGES = 10_000
@@ -105,7 +107,9 @@ class Classifier(Features):
         classes = network.get_classifier().out_features  # type: ignore[operator]
         self.facts = {"kind": "trained on the data's labels", "resize": "none", "classes": classes, **facts}
         self.dimensions = int(network.num_features)  # type: ignore[arg-type]
-        self.fingerprint = fingerprint(network.state_dict(), [role, type(network).__name__, self.dimensions])
+        self.fingerprint = fingerprint(
+            network.state_dict(), [_RECORDED_ROLES[role], type(network).__name__, self.dimensions]
+        )
 
     def predict(self, images: Tensor) -> Tensor:
         """uint8 [n, 3, H, W] on the device to the numbers of the likeliest classes, int64 [n]."""
@@ -176,7 +180,7 @@ def _key(index: Index, role: Role) -> dict[str, Any]:
     import timm
 
     return {
-        "role": role,
+        "role": _RECORDED_ROLES[role],
         "index": index.fingerprint,
         "image_size": index.image_size,
         "training": asdict(TRAININGS[role]),

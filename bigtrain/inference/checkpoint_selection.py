@@ -15,7 +15,7 @@ HIGHER_IS_BETTER = {
     "recall": True,
     "density": True,
     "coverage": True,
-    "accuracy": True,
+    "class_accuracy": True,
     "classification_accuracy_score": True,
     "rfid": False,
     "bits_per_dim": False,

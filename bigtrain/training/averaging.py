@@ -1,6 +1,8 @@
 """Averaged weights: moving averages of one component, exact and free of host synchronisation."""
 
 import copy
+from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from bigtrain.options import Options
 
 class ExtraAverage(Options):
     """One more average, kept beside the main one: exponential or of power-function form."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"relative_width": "sigma_rel"}
 
     decay: float | None = Field(default=None, ge=0, lt=1)
     """An exponential average: the share of it that survives one step."""
@@ -37,6 +41,8 @@ class ExtraAverage(Options):
 
 class EmaOptions(Options):
     """Exponential moving average of the weights (Polyak & Juditsky 1992; BigGAN, appendix C), and others beside it."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"further": "extra"}
 
     decay: float = Field(default=0.9999, ge=0, lt=1)
     """Share of the average that survives one step; constant from start_step on."""

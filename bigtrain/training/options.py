@@ -1,6 +1,7 @@
 """What a recipe may say of its training."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +12,8 @@ from bigtrain.training.monitoring.profiling import ProfileOptions
 
 class TrainOptions(Options):
     """How long and in what pieces."""
+
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"keep_best": {"accuracy": "class_accuracy"}}
 
     steps: int = Field(gt=0)
     """Steps in all; one step runs every phase that is due, with all of its repeats."""
@@ -35,9 +38,9 @@ class TrainOptions(Options):
     evaluate_samples: int | None = Field(default=None, ge=2)
     """Samples of those evaluations; null: evaluation.samples. Fewer are cheaper, and compare with equally few only."""
     keep_best: str | None = None
-    """Metric of those evaluations (fid, accuracy, bits_per_dim, ...) whose best checkpoint is kept beside the newest; doors
-    take it as --checkpoint best. null: none. Of a run that goes on with another metric the former best is kept until there is
-    one by the new metric."""
+    """Metric of those evaluations (fid, class_accuracy, bits_per_dim, ...) whose best checkpoint is kept beside the newest;
+    doors take it as --checkpoint best. null: none. Of a run that goes on with another metric the former best is kept until
+    there is one by the new metric."""
     alarm_ratio: float | None = Field(default=2.0, gt=1)
     """Warn when that metric (fid, if keep_best is null) is so many times worse than its best, or the largest singular value of
     a spectrally normalised weight so many times what it was in the last rows; null: never."""

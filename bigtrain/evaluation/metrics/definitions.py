@@ -20,7 +20,7 @@ from bigtrain.evaluation.survey import Findings
 SampleMetricName = Literal[
     "fid",
     "recall",
-    "accuracy",
+    "class_accuracy",
     "real_fid",
     "kid",
     "inception_score",
@@ -157,8 +157,8 @@ def _neighbour_metric(name: NeighbourMetric) -> Metric:
 METRICS: dict[SampleMetricName, Metric] = {
     "fid": Metric(_fid, fake=frozenset({"moments"}), real=frozenset({"moments"})),
     "recall": _neighbour_metric("recall"),
-    "accuracy": Metric(
-        lambda evidence: {"accuracy": evidence.fake.recognised / evidence.samples},
+    "class_accuracy": Metric(
+        lambda evidence: {"class_accuracy": evidence.fake.recognised / evidence.samples},
         fake=frozenset({"evaluator", "labels"}),
     ),
     "real_fid": Metric(_real_fid, real=frozenset({"halves"})),
@@ -175,7 +175,7 @@ METRICS: dict[SampleMetricName, Metric] = {
     "two_sample_test": Metric(_two_sample_test, _STORED, _STORED),
     "nearest_neighbours": Metric(_nearest_neighbours, fake=frozenset({"neighbours"}), real=frozenset({"neighbours"})),
 }
-DEFAULT_METRICS: tuple[SampleMetricName, ...] = ("fid", "recall", "accuracy", "real_fid")
+DEFAULT_METRICS: tuple[SampleMetricName, ...] = ("fid", "recall", "class_accuracy", "real_fid")
 """Of a model that draws images."""
 DEFAULT_METRICS_OF_IMAGES: tuple[SampleMetricName, ...] = ("fid", "kid", "precision", "recall", "density", "coverage")
 """Of images from anywhere."""

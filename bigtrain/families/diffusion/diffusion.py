@@ -5,10 +5,10 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -53,6 +53,8 @@ BITS = 1 / math.log(2)
 
 class DiffusionOptions(Options):
     """A diffusion model and its training."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"label_dropping": "label_dropout"}
 
     kind: Literal["diffusion"]
     unet: UNetOptions = UNetOptions()

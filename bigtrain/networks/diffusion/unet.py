@@ -9,7 +9,8 @@ Parameters: DDPM at CIFAR-10 35,746,307, iDDPM at CIFAR-10 52,546,438, ADM at Im
 """
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -25,6 +26,8 @@ from bigtrain.options import Options
 
 class UNetOptions(Options):
     """A UNet's size. Level i works on maps of image_size / 2^i pixels with channels x multipliers[i] channels."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"details": "variant"}
 
     channels: int = Field(default=128, gt=0)
     """Channels of the first level at multiplier 1."""

@@ -10,8 +10,8 @@ Everything here is computed in at least float32, whatever autocast says: in bflo
 the nearest code is often another one.
 """
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ BLOCK_ELEMENTS = 2**26
 
 class QuantiserOptions(Options):
     """A codebook and how it is learned."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"code_size": "embedding_dim", "restart_below": "dead_code_threshold"}
 
     embedding_dim: int = Field(default=64, gt=0)
     """Dimensions of a code."""

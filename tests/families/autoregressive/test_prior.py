@@ -188,7 +188,7 @@ def test_a_condition_of_other_classes_is_refused(classes: tuple[str, ...] | None
 
 
 @pytest.mark.parametrize(
-    ("problem", "options", "message"),
+    ("spec", "options", "message"),
     [
         (PIXELS, {"level": "codes"}, r"data.train holds images; encode them"),
         (CODES, {"level": "pixels"}, r"family.level: pixels, but data.train holds codes"),
