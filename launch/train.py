@@ -18,7 +18,7 @@ from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.slurm import ask_for_requeue
 from bigtrain.data.splits import describe
-from bigtrain.families.family import DataSpec
+from bigtrain.families.family import DataSpec, Family
 from bigtrain.inference.checkpoint_selection import best_of
 from bigtrain.inference.model import find_splits, make_family
 from bigtrain.inference.observers import observers_of
@@ -90,9 +90,21 @@ def train(recipe: Recipe) -> str | None:
     say(f"trained {trainer.step} steps: {folder.path}")
     if folder.samples(trainer.step).exists():
         say(f"the picture: {folder.samples(trainer.step)}")
-    data = recipe.data
-    say(f"next: {family.next_step(str(folder.path), data.train, data.validation, data.flip)}")
+    say(f"next: {next_commands(family, recipe)}")
     return None
+
+
+def next_commands(family: Family, recipe: Recipe) -> str:
+    """What a user may do with the trained run, by what its family can be asked for."""
+    run, data = recipe.folder, recipe.data
+    if "sample" in family.capabilities:
+        return f"python launch/sample.py {run} --out samples.png    python launch/export.py {run} export"
+    if "encode" in family.capabilities:
+        mirrored = " --flip" if data.flip else ""
+        splits = dict.fromkeys(split for split in (data.train, data.validation) if split is not None)
+        commands = [f"accelerate launch launch/encode.py {run} {split} {run}/codes{mirrored}" for split in splits]
+        return "encode the images, and train a prior on the codes: " + "    ".join(commands)
+    return family.why_not("sample")
 
 
 if __name__ == "__main__":

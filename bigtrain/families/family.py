@@ -7,7 +7,7 @@ To add a family: one module here with a `Family` subclass, one of networks, one 
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -129,6 +129,9 @@ class Phase:
     reports: Callable[[nn.Module], Mapping[str, Tensor]] | None = None
     """Scalars on the device that the component holds after its update, equal on all ranks, to be logged as `PHASE/NAME`."""
 
+    watched: Mapping[str, str] = field(default_factory=dict)
+    """Those of the reports that jump when training goes wrong, and what a jump of each means, as a sentence."""
+
     @property
     def needs_whole_weights(self) -> bool:
         """Whether the update looks at whole weight tensors, which a strategy that shards parameters cannot give."""
@@ -239,6 +242,8 @@ class Family(ABC):
     reads_codes: ClassVar[bool] = False
     """Whether the data may be a tokenizer's codes."""
     capabilities: frozenset[Capability] = frozenset({"sample", "by_class"})
+    speed_options: frozenset[str] = frozenset()
+    """Sampling options that change how fast samples are drawn, and no sample: a protocol leaves them out."""
     initialisation_images: int = 0
     """How many images `initialise` is to see before step 0, at least; 0: it is not called."""
 
@@ -280,10 +285,6 @@ class Family(ABC):
             "encode": "encode images",
         }
         return f"a {self.kind} cannot {able[capability]}"
-
-    def next_step(self, run: str, train: str, validation: str | None, flip: bool) -> str:
-        """The commands that a user may want once `run` is trained, on data.train, data.validation and data.flip."""
-        return f"python launch/sample.py {run} --out samples.png    python launch/export.py {run} export"
 
     @property
     def dependencies(self) -> Mapping[str, Dependency]:

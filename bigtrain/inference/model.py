@@ -169,8 +169,9 @@ class Sampler:
 
     def protocol(self) -> dict[str, Any]:
         """What of a sample's making belongs beside a number measured on it."""
-        # Whether a GPU replays its work changes no sample.
-        facts: dict[str, Any] = {"sampling": self.sampling.model_dump(mode="json", exclude={"capture"})}
+        facts: dict[str, Any] = {
+            "sampling": self.sampling.model_dump(mode="json", exclude=set(self.family.speed_options))
+        }
         if self.family.attached:
             facts["followed"] = {role: trained.fingerprint for role, trained in self.family.attached.items()}
         if self.selection is not None:

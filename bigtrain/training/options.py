@@ -42,8 +42,8 @@ class TrainOptions(Options):
     doors take it as --checkpoint best. null: none. Of a run that goes on with another metric the former best is kept until
     there is one by the new metric."""
     alarm_ratio: float | None = Field(default=2.0, gt=1)
-    """Warn when that metric (fid, if keep_best is null) is so many times worse than its best, or the largest singular value of
-    a spectrally normalised weight so many times what it was in the last rows; null: never."""
+    """Warn when that metric (fid, if keep_best is null) is so many times worse than its best, or a value that the
+    family watches (a GAN's largest singular values) is so many times what it was in the last rows; null: never."""
     nonfinite_updates: int = Field(default=0, ge=0)
     """Updates with a non-finite loss or gradient that are skipped, in the whole run, before it stops."""
     profile: ProfileOptions | None = None

@@ -35,7 +35,7 @@ from bigtrain.training.engine.kernels import autocast, configure_kernels
 from bigtrain.training.engine.options import EngineOptions, check_strategy
 from bigtrain.training.engine.start import start_component
 from bigtrain.training.interruption import Interruption
-from bigtrain.training.monitoring.alarm import SpectrumAlarm
+from bigtrain.training.monitoring.alarm import JumpAlarm, watched_values
 from bigtrain.training.monitoring.meters import Interval, PhaseMeter
 from bigtrain.training.monitoring.profiling import ProfilerWindow
 from bigtrain.training.monitoring.throughput import Throughput
@@ -116,7 +116,7 @@ class Trainer:
             if self.best is not None:
                 self.best.cut_back(self.step)
             tracker = Tracker(self.folder.metrics, self.folder.tensorboard, step=self.step, steps=self.train.steps)
-            self._alarm = SpectrumAlarm(self.train.alarm_ratio, self.folder.metrics)
+            self._alarm = JumpAlarm(self.train.alarm_ratio, self.folder.metrics, watched_values(self.family.phases))
         self._batches = iter(stream)
         self._interval = Interval(self.step)
         signal = None

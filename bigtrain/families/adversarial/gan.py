@@ -116,6 +116,12 @@ def _discriminator_spectrum(discriminator: Any) -> dict[str, Tensor]:
     }
 
 
+_COLLAPSE = (
+    "such a jump goes before the collapse of a GAN (Brock et al. 2019, section 4); keep the checkpoints from before it"
+)
+"""What a jump of a largest singular value means. It is a symptom: holding it down did not prevent the collapse there."""
+
+
 class GAN(Family, kind="gan"):
     """Components: generator (averaged), discriminator. Phases: discriminator x n, generator x 1."""
 
@@ -144,6 +150,7 @@ class GAN(Family, kind="gan"):
                 self.discriminator_loss,
                 repeats=options.discriminator_steps,
                 reports=_discriminator_spectrum,
+                watched=dict.fromkeys(("singular_value/first_block", "singular_value/largest"), _COLLAPSE),
             ),
             Phase(
                 "generator",
@@ -152,6 +159,9 @@ class GAN(Family, kind="gan"):
                 reads_data=False,
                 weight_penalty=self._orthogonal_penalty if options.orthogonal_regularisation else None,
                 reports=_generator_spectrum,
+                watched=dict.fromkeys(
+                    ("singular_value/linear", "singular_value/first_block", "singular_value/largest"), _COLLAPSE
+                ),
             ),
         ]
 

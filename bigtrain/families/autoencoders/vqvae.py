@@ -110,12 +110,6 @@ class VQVAE(Family, kind="vqvae"):
             )
         return super().why_not(capability)
 
-    def next_step(self, run: str, train: str, validation: str | None, flip: bool) -> str:
-        mirrored = " --flip" if flip else ""
-        splits = dict.fromkeys(split for split in (train, validation) if split is not None)
-        commands = [f"accelerate launch launch/encode.py {run} {split} {run}/codes{mirrored}" for split in splits]
-        return "encode the images, and train a prior on the codes: " + "    ".join(commands)
-
     # -- reconstruct, encode ----------------------------------------------------------------------------------------
 
     @property

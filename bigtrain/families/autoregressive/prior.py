@@ -80,6 +80,7 @@ class Prior(Family, kind="prior"):
     reads_codes = True
     options_class = PriorOptions
     sampling_class = PriorSamplingOptions
+    speed_options = frozenset({"capture"})
     sampled_components = ("pixelcnn",)
 
     def __init__(self, options: PriorOptions, spec: DataSpec) -> None:
@@ -135,22 +136,14 @@ class Prior(Family, kind="prior"):
 
     def why_not(self, capability: Capability) -> str:
         if capability == "sample":
+            assert self.spec.codes is not None
+            levels = list(self.spec.codes)
+            below = levels[levels.index(self.options.level) + 1]
             return (
-                f"it is the prior of level {self.options.level}, whose codes alone are no image; train the priors of the "
-                "levels below it and sample the last of them, which follows this one"
+                f"it is the prior of level {self.options.level}, whose codes alone are no image: train the prior of level "
+                f"{below} with family.level={below} and family.condition naming this run, and sample that"
             )
         return super().why_not(capability)
-
-    def next_step(self, run: str, train: str, validation: str | None, flip: bool) -> str:
-        if "sample" in self.capabilities:
-            return super().next_step(run, train, validation, flip)
-        assert self.spec.codes is not None
-        levels = list(self.spec.codes)
-        below = levels[levels.index(self.options.level) + 1]
-        return (
-            f"train the prior of level {below}: accelerate launch launch/train.py RECIPE.yaml family.level={below} "
-            f"family.tokenizer={self.options.tokenizer} family.condition={run} data.train={train}"
-        )
 
     @property
     def dependencies(self) -> Mapping[str, Dependency]:

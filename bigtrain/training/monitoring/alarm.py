@@ -1,32 +1,31 @@
-"""An early alarm: the spectra of spectrally normalised weights foretell the collapse of a GAN.
+"""An early alarm: values that a family watches, and that jump when its training goes wrong.
 
-Brock et al. 2019, section 4: in the generator the largest singular values of some layers, above all of the first, grow all
-through training and explode at collapse; in the discriminator they grow and jump at collapse. They are a symptom and not
-the cause (holding them down did not prevent it), so this warns and does not stop.
+A family names them with its phases (`Phase.watched`). This warns and does not stop: a jump is a symptom.
 """
 
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-WATCHED = "/singular_value/"
-"""What the names of watched values have in them."""
+from bigtrain.families.family import Phase
+
 ROWS = 10
 """A jump is seen against the median of so many rows before it, and not before there are so many."""
 
 
-class SpectrumAlarm:
+class JumpAlarm:
     """Looks at every logged row; on the main rank."""
 
-    def __init__(self, ratio: float | None, metrics: Path) -> None:
+    def __init__(self, ratio: float | None, metrics: Path, watched: Mapping[str, str]) -> None:
         """`ratio`: warn when a value is so many times the median of the last rows; None: never. `metrics`: what the run has
-        logged so far, so that a resumed run says what it would have said."""
-        self._ratio = ratio
+        logged so far, so that a resumed run says what it would have said. `watched`: by their names in a row, what a jump of
+        each means."""
+        self._ratio, self._watched = ratio, watched
         self._history: dict[str, deque[float]] = {}
         self._raised: set[str] = set()
-        if ratio is not None and metrics.exists():
+        if ratio is not None and watched and metrics.exists():
             for line in metrics.read_text(encoding="utf-8").splitlines():
                 self.look(json.loads(line))
 
@@ -35,16 +34,19 @@ class SpectrumAlarm:
         if self._ratio is None:
             return []
         said = []
-        for name, value in row.items():
-            if WATCHED in name:
-                history = self._history.setdefault(name, deque(maxlen=ROWS))
-                usual = median(history) if len(history) == ROWS else None
-                jumped = usual is not None and value > self._ratio * usual
-                if jumped and name not in self._raised:
-                    said.append(
-                        f"{name} is {value:.4g}, {value / (usual or 1):.1f} times what it was: such a jump goes before the "
-                        "collapse of a GAN (Brock et al. 2019, section 4); keep the checkpoints from before it"
-                    )
-                (self._raised.add if jumped else self._raised.discard)(name)
-                history.append(value)
-        return said
+        for name in self._watched.keys() & row.keys():
+            value = row[name]
+            history = self._history.setdefault(name, deque(maxlen=ROWS))
+            usual = median(history) if len(history) == ROWS else None
+            jumped = usual is not None and value > self._ratio * usual
+            if jumped and name not in self._raised:
+                times = value / (usual or 1)
+                said.append(f"{name} is {value:.4g}, {times:.1f} times what it was: {self._watched[name]}")
+            (self._raised.add if jumped else self._raised.discard)(name)
+            history.append(value)
+        return sorted(said)
+
+
+def watched_values(phases: Sequence[Phase]) -> dict[str, str]:
+    """What the phases watch, by the name of each value in a row."""
+    return {f"{phase.name}/{name}": meaning for phase in phases for name, meaning in phase.watched.items()}

@@ -158,7 +158,7 @@ def test_the_prior_of_an_upper_level_is_no_image() -> None:
     assert bottom().capabilities == {"sample", "by_class", "likelihood"}
     assert prior(PIXELS, level="pixels", class_conditional=False).capabilities == {"sample", "likelihood"}
     assert "no image" in top().why_not("sample")
-    assert "family.level=bottom" in top().next_step("runs/top", "codes/train.json", None, False)
+    assert "family.level=bottom" in top().why_not("sample")
 
 
 def test_codes_of_another_tokenizer_are_refused() -> None:

@@ -2,9 +2,10 @@
 
 import json
 
-from bigtrain.training.monitoring.alarm import ROWS, SpectrumAlarm
+from bigtrain.training.monitoring.alarm import ROWS, JumpAlarm
 
 NAME = "generator/singular_value/linear"
+WATCHED = {NAME: "look at it (Brock et al. 2019)"}
 
 
 def rows(*values: float) -> list[dict[str, float]]:
@@ -12,7 +13,7 @@ def rows(*values: float) -> list[dict[str, float]]:
 
 
 def test_a_jump_is_said_once_and_slow_growth_never(tmp_path):
-    alarm = SpectrumAlarm(2.0, tmp_path / "none")
+    alarm = JumpAlarm(2.0, tmp_path / "none", WATCHED)
     said = [alarm.look(row) for row in rows(*(1.1**n for n in range(40)), 200.0, 300.0)]
     assert [len(texts) for texts in said] == [0] * 40 + [1, 0]
     assert NAME in said[40][0]
@@ -20,23 +21,23 @@ def test_a_jump_is_said_once_and_slow_growth_never(tmp_path):
 
 
 def test_nothing_is_said_before_there_are_rows_to_compare_with(tmp_path):
-    alarm = SpectrumAlarm(2.0, tmp_path / "none")
+    alarm = JumpAlarm(2.0, tmp_path / "none", WATCHED)
     assert not any(alarm.look(row) for row in rows(*[2.0**n for n in range(ROWS)]))
 
 
 def test_no_ratio_no_alarm(tmp_path):
-    alarm = SpectrumAlarm(None, tmp_path / "none")
+    alarm = JumpAlarm(None, tmp_path / "none", WATCHED)
     assert not any(alarm.look(row) for row in rows(*[1.0] * 20, 100.0))
 
 
 def test_a_resumed_run_says_what_it_would_have_said(tmp_path):
     values = [1.0] * 15 + [5.0, 6.0] + [1.0] * 20 + [7.0]
-    alarm = SpectrumAlarm(2.0, tmp_path / "none")
+    alarm = JumpAlarm(2.0, tmp_path / "none", WATCHED)
     whole = [alarm.look(row) for row in rows(*values)]
     for cut in (3, 12, 16, 37):
         lines = [json.dumps(row) for row in rows(*values)[:cut]]
         (tmp_path / "metrics.jsonl").write_text(
             "".join(line + "\n" for line in [*lines, '{"step": 1, "warning": "x"}'])
         )
-        resumed = SpectrumAlarm(2.0, tmp_path / "metrics.jsonl")
+        resumed = JumpAlarm(2.0, tmp_path / "metrics.jsonl", WATCHED)
         assert [resumed.look(row) for row in rows(*values)[cut:]] == whole[cut:]
