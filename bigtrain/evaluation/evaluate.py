@@ -250,8 +250,8 @@ class _Evaluation:
             return
         if train is None:
             raise UserError(
-                "evaluation.metrics: class_accuracy and classification_accuracy_score need labelled real images; give the index "
-                "of shards as evaluation.reference, or leave them out"
+                "evaluation.metrics: class_accuracy and classification_accuracy_score need labelled real images; give the "
+                "index of shards as evaluation.reference, or leave them out"
             )
         check_classes(train, "evaluator")
         if self.images.size() != (side_of(train), side_of(train)):

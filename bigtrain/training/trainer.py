@@ -4,9 +4,8 @@
 continues as if it had not been. To resume, run the same command again.
 """
 
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,9 @@ from bigtrain.cluster import world
 from bigtrain.cluster.watchdog import Watchdog, peers_of_world
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
-from bigtrain.data.read.batch import Batch, to_codes, to_images
-from bigtrain.data.read.stream import Stream
 from bigtrain.data.splits import describe
-from bigtrain.errors import RankError, TrainingDiverged, UserError
-from bigtrain.families.family import Family, Microbatch, Phase, build_network
-from bigtrain.randomness import Draws, torch_seed
+from bigtrain.errors import TrainingDiverged, UserError
+from bigtrain.families.family import Family, Phase, build_network
 from bigtrain.runs import checkpoint
 from bigtrain.runs.best import Best
 from bigtrain.runs.folder import RunFolder
@@ -35,6 +31,7 @@ from bigtrain.training.engine.kernels import autocast, configure_kernels
 from bigtrain.training.engine.options import EngineOptions, check_strategy
 from bigtrain.training.engine.start import start_component
 from bigtrain.training.interruption import Interruption
+from bigtrain.training.microbatches import Microbatches
 from bigtrain.training.monitoring.alarm import JumpAlarm, watched_values
 from bigtrain.training.monitoring.meters import Interval, PhaseMeter
 from bigtrain.training.monitoring.profiling import ProfilerWindow
@@ -68,10 +65,10 @@ class Trainer:
         check_strategy(family, engine)
         configure_kernels(train.deterministic)
         self.family, self.index, self.folder = family, index, folder
-        self._fetched = any(index.is_remote(number) for number in range(len(index.shards)))
         self.seed, self.data, self.train, self.device = seed, data, train, device
         self.observers, self.best = observers, best
         self.watchdog = Watchdog(engine.hang_timeout_s, peers_of_world())
+        self.microbatches = Microbatches(index, data, train, seed, device, self.watchdog)
         self.ema, self.engine = ema, engine
         self.networks = {
             name: to_device(build_network(family, name, seed), device, engine) for name in family.components
@@ -79,20 +76,11 @@ class Trainer:
         self.components: dict[str, ComponentTrainer] = {}
         self.meters = {phase.name: PhaseMeter(phase.name, device) for phase in family.phases}
         self.step = 0
-        self.position = 0
         self.wall_s = 0.0
-        self.replaced = 0
-        self._replaced_names: list[str] = []
-        self._batches: Iterator[Batch] = iter(())
         self._interval = Interval(0)
         self._writer = CheckpointWriter(folder.checkpoints, train.keep)
         self._saved_step = -1
         self._focused: str | None = None
-        # The device's own default generator: torch.manual_seed would visit those of every backend, step after step.
-        self._dropout = (
-            torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
-        )
-        self._wait_s = 0.0
         flops = partial(flops_of_all_ranks, family, train.batch_size, train.accumulate, train.precision)
         self._throughput = Throughput(device, train.batch_size, train.precision, flops)
 
@@ -110,14 +98,13 @@ class Trainer:
     def _run(self) -> str | None:
         self._begin()
         interruption = Interruption()
-        stream = self._open_stream()
+        self.microbatches.open()
         tracker = None
         if world.is_main():
             if self.best is not None:
                 self.best.cut_back(self.step)
             tracker = Tracker(self.folder.metrics, self.folder.tensorboard, step=self.step, steps=self.train.steps)
             self._alarm = JumpAlarm(self.train.alarm_ratio, self.folder.metrics, watched_values(self.family.phases))
-        self._batches = iter(stream)
         self._interval = Interval(self.step)
         signal = None
         window = ProfilerWindow(self.train.profile, self.folder.path / "profile", self.device)
@@ -143,7 +130,7 @@ class Trainer:
             world.on_main(self._writer.finish)
             return signal
         finally:
-            stream.close()
+            self.microbatches.close()
             self.watchdog.mark("writes a checkpoint", patient=True)
             self._writer.wait()
             if tracker is not None:
@@ -172,7 +159,7 @@ class Trainer:
         meter = self.meters[phase.name]
         for piece in range(self.train.accumulate):
             last = piece == self.train.accumulate - 1
-            microbatch = self._microbatch(phase, repeat, piece)
+            microbatch = self.microbatches.next(phase, self.step, repeat, piece)
             self.watchdog.mark("forward and backward")
             with autocast(self.train.precision, self.device):
                 losses = phase.loss(self.networks, microbatch)
@@ -193,80 +180,6 @@ class Trainer:
             for name, other in self.components.items():
                 other.focus(name == component)
             self._focused = component
-
-    # -- data -------------------------------------------------------------------------------------------------------
-
-    def _open_stream(self) -> Stream:
-        return Stream(
-            self.index,
-            self.data,
-            self.seed,
-            rank=world.rank(),
-            world=world.size(),
-            microbatch=self.train.batch_size // self.train.accumulate,
-            position=self.position,
-            pin_memory=self.device.type == "cuda",
-        )
-
-    def _initialise(self) -> None:
-        """Data-dependent initialisation on the stream's first images, which training then reads again from its start."""
-        if not self.family.initialisation_images:
-            return
-        whole = self.train.batch_size // self.train.accumulate
-        stream = self._open_stream()
-        self._batches = iter(stream)
-        try:
-            pieces = range(math.ceil(self.family.initialisation_images / whole))
-            batches = [self._on_device(self._next_batch(), piece, Draws(self.seed)) for piece in pieces]
-        finally:
-            stream.close()
-        self._replaced_names, self._wait_s = [], 0.0  # training reads these samples again, and counts them
-        with torch.no_grad():
-            self.family.initialise(self.networks, batches)
-
-    def _microbatch(self, phase: Phase, repeat: int, piece: int) -> Microbatch:
-        """This rank's slice of one global microbatch; a phase that reads no data gets the same places without samples."""
-        draws = Draws(self.seed, self.step, repeat)
-        # The one draw that may depend on the rank: dropout masks (HOUSE, promise 1).
-        self._dropout.manual_seed(
-            torch_seed(
-                self.seed, f"{phase.name}/dropout", step=self.step, repeat=repeat, index=self._sample_ids(piece).start
-            )
-        )
-        if not phase.reads_data:
-            return self._on_device(None, piece, draws)
-        batch = self._next_batch()
-        self.position += self.train.batch_size // self.train.accumulate
-        return self._on_device(batch, piece, draws)
-
-    def _sample_ids(self, piece: int) -> range:
-        """The places in the global batch of this rank's slice of its `piece`-th microbatch."""
-        whole = self.train.batch_size // self.train.accumulate
-        share = whole // world.size()
-        first = piece * whole + world.rank() * share
-        return range(first, first + share)
-
-    def _on_device(self, batch: Batch | None, piece: int, draws: Draws) -> Microbatch:
-        """The batch on the device, normalised."""
-        images = labels = codes = None
-        if batch is not None:
-            labels = batch.labels.to(self.device, non_blocking=True)
-            if batch.codes is None:
-                images = to_images(batch, self.device)
-            else:
-                codes = to_codes(batch, self.device)
-        return Microbatch(images, labels, self._sample_ids(piece), draws, self.device, self.train.batch_size, codes)
-
-    def _next_batch(self) -> Batch:
-        self.watchdog.mark("waits for data", patient=self._fetched)
-        begin = time.perf_counter()
-        try:
-            batch = next(self._batches)
-        except UserError as mistake:
-            raise RankError(f"rank {world.rank()}: {mistake}" if world.size() > 1 else str(mistake)) from None
-        self._wait_s += time.perf_counter() - begin
-        self._replaced_names += batch.replaced
-        return batch
 
     # -- what is seen of it -----------------------------------------------------------------------------------------
 
@@ -327,10 +240,9 @@ class Trainer:
         row |= {"wall": round(self.wall_s, 3)} | values
         row |= {f"lr/{name}": component.learning_rate for name, component in self.components.items()}
         waited = [component.waited_s() for component in self.components.values()]
-        row |= self._throughput.read(seconds, steps, self._wait_s, waited)
-        if self.replaced:
-            row["data/replaced"] = self.replaced
-        self._wait_s = 0.0
+        row |= self._throughput.read(seconds, steps, self.microbatches.take_wait_s(), waited)
+        if self.microbatches.replaced:
+            row["data/replaced"] = self.microbatches.replaced
         if tracker is not None:
             tracker.row(row)
             for warning in self._alarm.look(row):
@@ -353,13 +265,9 @@ class Trainer:
 
     def _count_replaced(self, tracker: Tracker | None) -> None:
         """Counts, over all ranks, the undecodable samples that were replaced, and names them."""
-        if self.data.undecodable == "replace":
-            names = [name for names in world.gather_objects(self._replaced_names) for name in names]
-            self.replaced += len(names)
-            self._replaced_names = []
+        for name in self.microbatches.count_replaced():
             if tracker is not None:
-                for name in names:
-                    tracker.say(f"warning: replaced an undecodable sample: {name}")
+                tracker.say(f"warning: replaced an undecodable sample: {name}")
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -375,9 +283,9 @@ class Trainer:
         self._count_replaced(tracker)
         state = {
             "step": self.step,
-            "position": self.position,
+            "position": self.microbatches.position,
             "wall": self.wall_s + self._interval.seconds,
-            "replaced": self.replaced,
+            "replaced": self.microbatches.replaced,
             "meters": meters,
             "data": describe(self.index),
         }
@@ -401,6 +309,13 @@ class Trainer:
                 self.networks[name], component, self.ema, self.engine, self.train.precision, groups
             )
 
+    def _initialise(self) -> None:
+        """Data-dependent initialisation on the stream's first images, which training then reads again from its start."""
+        if self.family.initialisation_images:
+            batches = self.microbatches.first(self.family.initialisation_images)
+            with torch.no_grad():
+                self.family.initialise(self.networks, batches)
+
     def _take_over(self, saved: checkpoint.Checkpoint) -> None:
         """The clocks and the meters of a checkpoint."""
         if saved.state["data"]["fingerprint"] != self.index.fingerprint:
@@ -410,9 +325,9 @@ class Trainer:
             )
         for name, meter in self.meters.items():
             meter.load(saved.state["meters"][name])
-        self.step, self.position = saved.step, saved.state["position"]
+        self.step, self.microbatches.position = saved.step, saved.state["position"]
         self._saved_step = saved.step
-        self.wall_s, self.replaced = saved.state["wall"], saved.state["replaced"]
+        self.wall_s, self.microbatches.replaced = saved.state["wall"], saved.state["replaced"]
 
     def _newest_path(self) -> Path | None:
         checkpoint.clean(self.folder.checkpoints)

@@ -1,0 +1,131 @@
+"""What a phase is handed: this rank's slice of each global microbatch, on the device, with the draws of its step."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+
+from bigtrain.cluster import world
+from bigtrain.cluster.watchdog import Watchdog
+from bigtrain.data.index import Index
+from bigtrain.data.options import DataOptions
+from bigtrain.data.read.batch import Batch, to_codes, to_images
+from bigtrain.data.read.stream import Stream
+from bigtrain.errors import RankError, UserError
+from bigtrain.families.family import Microbatch, Phase
+from bigtrain.randomness import Draws, torch_seed
+from bigtrain.training.options import TrainOptions
+
+
+class Microbatches:
+    """Reads the stream as phases ask for it, and owns its position.
+
+    `position`: samples of the stream that were consumed, the one number that a checkpoint holds of the data. `replaced`: how
+    many undecodable ones another stood in for, over all ranks, as of the last `count_replaced`.
+    """
+
+    def __init__(
+        self, index: Index, data: DataOptions, train: TrainOptions, seed: int, device: torch.device, watchdog: Watchdog
+    ) -> None:
+        self.position = 0
+        self.replaced = 0
+        self._index, self._data, self._train, self._seed, self._device = index, data, train, seed, device
+        self._watchdog = watchdog
+        self._global_size = train.batch_size // train.accumulate
+        self._stream: Stream | None = None
+        self._batches: Iterator[Batch] = iter(())
+        self._fetched = any(index.is_remote(number) for number in range(len(index.shards)))
+        self._replaced_names: list[str] = []
+        self._wait_s = 0.0
+        # The device's own default generator: torch.manual_seed would visit those of every backend, step after step.
+        self._dropout = (
+            torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+        )
+
+    def open(self) -> None:
+        """Starts reading at `position`."""
+        self._stream = Stream(
+            self._index,
+            self._data,
+            self._seed,
+            rank=world.rank(),
+            world=world.size(),
+            microbatch=self._global_size,
+            position=self.position,
+            pin_memory=self._device.type == "cuda",
+        )
+        self._batches = iter(self._stream)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def first(self, images: int) -> list[Microbatch]:
+        """This rank's slices of the first global microbatches, `images` samples of them at least; `position` stays, so that
+        training reads them again."""
+        self.open()
+        try:
+            pieces = range(math.ceil(images / self._global_size))
+            batches = [self._on_device(self._next_batch(), piece, Draws(self._seed)) for piece in pieces]
+        finally:
+            self.close()
+        self._replaced_names, self._wait_s = [], 0.0  # they are counted when training reads them
+        return batches
+
+    def next(self, phase: Phase, step: int, repeat: int, piece: int) -> Microbatch:
+        """This rank's slice of microbatch `piece` of an update. A phase that reads no data gets the same sample numbers
+        without samples."""
+        draws = Draws(self._seed, step, repeat)
+        # The one draw that may depend on the rank: dropout masks (HOUSE, promise 1).
+        first = self._sample_ids(piece).start
+        self._dropout.manual_seed(
+            torch_seed(self._seed, f"{phase.name}/dropout", step=step, repeat=repeat, index=first)
+        )
+        if not phase.reads_data:
+            return self._on_device(None, piece, draws)
+        batch = self._next_batch()
+        self.position += self._global_size
+        return self._on_device(batch, piece, draws)
+
+    def take_wait_s(self) -> float:
+        """Seconds that this rank has waited for data since the last call."""
+        waited, self._wait_s = self._wait_s, 0.0
+        return waited
+
+    def count_replaced(self) -> list[str]:
+        """The undecodable samples, over all ranks, that were replaced since the last call, by name; every rank calls it."""
+        if self._data.undecodable != "replace":
+            return []
+        names = [name for names in world.gather_objects(self._replaced_names) for name in names]
+        self.replaced += len(names)
+        self._replaced_names = []
+        return names
+
+    def _sample_ids(self, piece: int) -> range:
+        """The numbers in the global batch of this rank's slice of its `piece`-th microbatch."""
+        share = self._global_size // world.size()
+        first = piece * self._global_size + world.rank() * share
+        return range(first, first + share)
+
+    def _on_device(self, batch: Batch | None, piece: int, draws: Draws) -> Microbatch:
+        """The batch on the device, normalised."""
+        images = labels = codes = None
+        if batch is not None:
+            labels = batch.labels.to(self._device, non_blocking=True)
+            if batch.codes is None:
+                images = to_images(batch, self._device)
+            else:
+                codes = to_codes(batch, self._device)
+        return Microbatch(images, labels, self._sample_ids(piece), draws, self._device, self._train.batch_size, codes)
+
+    def _next_batch(self) -> Batch:
+        self._watchdog.mark("waits for data", patient=self._fetched)
+        begin = time.perf_counter()
+        try:
+            batch = next(self._batches)
+        except UserError as mistake:
+            raise RankError(f"rank {world.rank()}: {mistake}" if world.size() > 1 else str(mistake)) from None
+        self._wait_s += time.perf_counter() - begin
+        self._replaced_names += batch.replaced
+        return batch
