@@ -25,7 +25,8 @@ from bigtrain.data.splits import find_images
 from bigtrain.data.write.codes import count_codes, encode_shards, index_codes
 from bigtrain.errors import RankError, UserError
 from bigtrain.features.network import full_float32
-from bigtrain.inference.model import Model, open_model, same_on_all
+from bigtrain.inference.model import Model, open_model
+from bigtrain.inference.splits import same_on_all
 
 BATCH_SIZE = 128
 

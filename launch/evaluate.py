@@ -22,8 +22,9 @@ from bigtrain.evaluation.compare import compare
 from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.evaluation.result import EvaluationResult
-from bigtrain.inference.model import find_splits, open_model
-from bigtrain.inference.observers import evaluate_model, write_evaluation
+from bigtrain.inference.evaluation import evaluate_model, write_evaluation
+from bigtrain.inference.model import open_model
+from bigtrain.inference.splits import find_splits
 from bigtrain.recipe import evaluation_options
 
 

@@ -20,8 +20,9 @@ from bigtrain.cluster.slurm import ask_for_requeue
 from bigtrain.data.splits import describe
 from bigtrain.families.family import DataSpec, Family
 from bigtrain.inference.checkpoint_selection import best_of
-from bigtrain.inference.model import find_splits, make_family
+from bigtrain.inference.model import make_family
 from bigtrain.inference.observers import observers_of
+from bigtrain.inference.splits import find_splits
 from bigtrain.plan import Cluster, plan
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.training.options import check_batch

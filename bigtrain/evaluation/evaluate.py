@@ -18,7 +18,6 @@ from torch import Tensor
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading, Stopped, on_main
 from bigtrain.errors import UserError
-from bigtrain.evaluation.finding import check_enough, find_features
 from bigtrain.evaluation.images import ImageSet, Relabelled, fair_order
 from bigtrain.evaluation.metrics.definitions import (
     METRICS,
@@ -31,6 +30,7 @@ from bigtrain.evaluation.metrics.neighbour_picture import neighbour_picture
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.reference import Labels, RealData, Reference, survey_reference
 from bigtrain.evaluation.result import EvaluationResult, versions
+from bigtrain.evaluation.sample_counts import check_enough
 from bigtrain.evaluation.survey import Findings, Survey, Wants, nearest
 from bigtrain.features.classifier import (
     Classifier,
@@ -41,6 +41,7 @@ from bigtrain.features.classifier import (
     train_on_images,
 )
 from bigtrain.features.network import Features
+from bigtrain.features.opening import open_features
 
 LEAST: dict[SampleMetricName, int] = {"kid": 2, "two_sample_test": 4, "real_fid": 2}
 """Images of each side without which there is no number at all."""
@@ -74,7 +75,7 @@ def evaluate(
     reading = Reading(options.batch_size, workers, should_stop)
     try:
         evaluation = _Evaluation(images, labels, real, metrics, options, device, reading, keep_moments)
-        evaluation.find_features()
+        evaluation.open_features()
         return evaluation.run(protocol)
     except Stopped:
         return None
@@ -92,7 +93,7 @@ def check(
     it. A network that would have to be trained is not, unless a file of moments must be of its features."""
     evaluation = _Evaluation(images, labels, real, metrics, options, device, Reading(options.batch_size, 0), False)
     if options.features != "classifier" or (real.reference is not None and real.reference.moments is not None):
-        evaluation.find_features()
+        evaluation.open_features()
 
 
 class _Evaluation:
@@ -289,14 +290,20 @@ class _Evaluation:
 
     # -- networks ---------------------------------------------------------------------------------------------------
 
-    def find_features(self) -> None:
+    def open_features(self) -> None:
         """Opens or trains the feature network, where one is needed, and checks that it fits."""
         if not self._needs_features():
             return
         size = self.images.size()
         assert size is not None
-        features = find_features(
-            self.real.train, self.real.validation, self.options, size[0], self.reading, self.device
+        features = open_features(
+            self.options.features,
+            self.options.weights,
+            size[0],
+            self.reading,
+            self.device,
+            train=self.real.train,
+            validation=self.real.validation,
         )
         if self.needs("fake", "logits") and not features.facts.get("classes"):
             raise UserError(

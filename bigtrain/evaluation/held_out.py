@@ -16,13 +16,14 @@ from bigtrain.data.index import Index
 from bigtrain.data.read.batch import Batch, to_images
 from bigtrain.data.read.stream import SplitLoader
 from bigtrain.errors import UserError
-from bigtrain.evaluation.finding import check_enough, find_features
 from bigtrain.evaluation.images import Reconstructions
 from bigtrain.evaluation.metrics.frechet import frechet_distance
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.reference import split_of, survey_reference
+from bigtrain.evaluation.sample_counts import check_enough
 from bigtrain.evaluation.survey import Survey, Wants
 from bigtrain.features.classifier import side_of
+from bigtrain.features.opening import open_features
 
 Likelihood = Callable[[Any, Batch], Mapping[str, Tensor]]
 """(sample numbers int64 [n], batch on the CPU) to float64 tensors whose leading dimension is n: "nats" and its terms."""
@@ -122,7 +123,9 @@ def measure_rfid(
     Of `options.split_samples` of them, in a fair order, where that is set. Every rank gets the same. Raises UserError and
     Stopped.
     """
-    features = find_features(train, validation, options, side_of(split), reading, device)
+    features = open_features(
+        options.features, options.weights, side_of(split), reading, device, train=train, validation=validation
+    )
     again = Reconstructions(split, options.split, reconstruct, options.split_samples)
     check_enough(features, again.count, again.name, "rfid", "evaluation.split_samples")
     real = survey_reference(split_of(split, options.split), Wants(moments=True), features, False, reading)

@@ -1,10 +1,14 @@
-"""Which feature network a recipe's `evaluation.features` names."""
+"""Feature networks by name: what a recipe's `evaluation.features` may say."""
 
 from pathlib import Path
 
 import torch
 
+from bigtrain.cluster import world
+from bigtrain.cluster.passes import Reading, together
+from bigtrain.data.index import Index
 from bigtrain.errors import UserError
+from bigtrain.features.classifier import find_classifier
 from bigtrain.features.inception import MODES, InceptionFeatures
 from bigtrain.features.network import Features, TorchScriptFeatures
 from bigtrain.features.timm_features import TimmFeatures
@@ -12,7 +16,34 @@ from bigtrain.features.timm_features import TimmFeatures
 TIMM = "timm:"
 
 
-def open_features(name: str, weights: str | None, image_size: int, device: torch.device) -> Features:
+def open_features(
+    name: str,
+    weights: str | None,
+    image_size: int,
+    reading: Reading,
+    device: torch.device,
+    *,
+    train: Index | None,
+    validation: Index | None,
+) -> Features:
+    """The network of a name: `classifier`, which is trained on the labels of `train` now unless it is kept already, or one that
+    `open_network` opens. Every rank calls it. Raises UserError and Stopped.
+    """
+    if name == "classifier":
+        if train is None:
+            raise UserError(
+                "evaluation.features: classifier is trained on the labels of real images, and there is no index of any; "
+                "choose another network, such as evaluation.features=clean, or give the index of shards as "
+                "evaluation.reference"
+            )
+        return find_classifier(train, validation, "features", reading, device)
+    features = together(lambda: open_network(name, weights, image_size, device))
+    if len(set(world.gather_objects(features.fingerprint))) > 1:
+        raise UserError(f"evaluation.features: {name} is not the same network on all machines")
+    return features
+
+
+def open_network(name: str, weights: str | None, image_size: int, device: torch.device) -> Features:
     """The network of a name that is not `classifier`: `clean`, `legacy_tensorflow`, `legacy_pytorch`, `timm:MODEL`, or the path
     of a TorchScript file, which is tried on images of `image_size` pixels.
 

@@ -21,7 +21,8 @@ from bigtrain.evaluation.metrics.neighbourhoods import recall
 from bigtrain.families.diffusion.samplers import DiffusionSamplingOptions
 from bigtrain.features.classifier import find_classifier
 from bigtrain.features.network import pictures
-from bigtrain.inference.model import find_splits, open_model
+from bigtrain.inference.model import open_model
+from bigtrain.inference.splits import find_splits
 
 WAYS = {
     "dpmpp, 20": DiffusionSamplingOptions(sampler="dpmpp", steps=20),

@@ -18,7 +18,8 @@ from bigtrain.evaluation.metrics.frechet import frechet_distance
 from bigtrain.evaluation.metrics.neighbourhoods import recall
 from bigtrain.features.classifier import find_classifier
 from bigtrain.features.network import pictures
-from bigtrain.inference.model import find_splits, images_behind, open_model
+from bigtrain.inference.model import open_model
+from bigtrain.inference.splits import find_splits, images_behind
 
 
 def main() -> None:

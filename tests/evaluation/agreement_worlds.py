@@ -14,7 +14,7 @@ from bigtrain.cluster import world
 from bigtrain.data.read.stream import rank_share
 from bigtrain.evaluation.metrics.frechet import frechet_distance
 from bigtrain.evaluation.metrics.moments import Moments
-from bigtrain.features.opening import open_features
+from bigtrain.features.opening import open_network
 
 CPU = torch.device("cpu")
 BATCH = 20
@@ -34,7 +34,7 @@ def write_pictures(folder: Path, count: int, side: int, seed: int) -> Path:
 def moments_of(folder: str, name: str, weights: str) -> Moments:
     """Of all pictures of the folder, on every rank: each has looked at its share."""
     paths = sorted(Path(folder).glob("*.png"))
-    features = open_features(name, weights, 32, CPU)
+    features = open_network(name, weights, 32, CPU)
     moments = Moments(features.dimensions)
     mine = rank_share(np.arange(len(paths)), world.rank(), world.size())
     for start in range(0, len(mine), BATCH):

@@ -343,7 +343,7 @@ def test_too_few_images_for_the_features_are_warned_of_and_far_too_few_refused(
     with caplog.at_level(logging.WARNING):
         measure_images(str(few), real, script, metrics=("fid",))
     assert "9 images in 10 feature dimensions" in caplog.text
-    monkeypatch.setattr("bigtrain.evaluation.finding.LEAST_SHARE", 1)
+    monkeypatch.setattr("bigtrain.evaluation.sample_counts.LEAST_SHARE", 1)
     with pytest.raises(UserError, match=r"9 images .* are too few for fid in 10 feature dimensions"):
         measure_images(str(few), real, script, metrics=("fid",))
 

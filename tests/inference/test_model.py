@@ -7,7 +7,8 @@ from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.errors import UserError
 from bigtrain.families.family import DataSpec, build_network
-from bigtrain.inference.model import Sampler, same_on_all
+from bigtrain.inference.model import Sampler
+from bigtrain.inference.splits import same_on_all
 from tests.toy import Toy, ToyOptions
 
 

@@ -20,8 +20,10 @@ from bigtrain.evaluation.held_out import measure_likelihood
 from bigtrain.evaluation.result import EvaluationResult
 from bigtrain.families.family import DataSpec
 from bigtrain.features import classifier
-from bigtrain.inference.model import find_splits, make_family
-from bigtrain.inference.observers import SampleObserver, observers_of, write_evaluation
+from bigtrain.inference.evaluation import write_evaluation
+from bigtrain.inference.model import make_family
+from bigtrain.inference.observers import SampleObserver, observers_of
+from bigtrain.inference.splits import find_splits
 from bigtrain.recipe import load_recipe
 from bigtrain.runs.folder import RunFolder
 from tests.families.diffusion.test_diffusion import family, network_of

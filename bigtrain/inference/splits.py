@@ -1,0 +1,59 @@
+"""The splits of a run, the same on all ranks, and the images behind an index of codes."""
+
+from bigtrain.cluster import world
+from bigtrain.data.index import Index
+from bigtrain.data.options import DataOptions
+from bigtrain.data.read import variants
+from bigtrain.data.splits import find_split
+from bigtrain.errors import UserError
+
+
+def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
+    """The indices of data.train and data.validation; the main rank first, which may have to make them.
+
+    Raises UserError if one is missing, is another on another rank, or if they do not have the same classes.
+    """
+    train = same_on_all(world.main_first(lambda: find_split(data, "train")), "data.train")
+    where = data.validation
+    if where is None:
+        return train, None
+    validation = same_on_all(world.main_first(lambda: find_split(data, "validation")), "data.validation")
+    if validation.classes != train.classes:
+        raise UserError(f"data.validation: {where} has other classes than data.train; give splits of the same data")
+    if (train.codes and train.codes.tokenizer) != (validation.codes and validation.codes.tokenizer):
+        raise UserError(
+            f"data.validation: {where} and data.train are not codes of one tokenizer; encode both with the same run"
+        )
+    return train, validation
+
+
+def same_on_all(index: Index, key: str) -> Index:
+    """The index, if every rank has the same; every rank calls it. Raises UserError, on all, where they differ."""
+    found = world.gather_objects(index.fingerprint)
+    if len(set(found)) > 1:
+        others = [rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]]
+        raise UserError(
+            f"{key}: {index.where} is not the same data on all machines: ranks {', '.join(map(str, others))} have others than "
+            "rank 0; copy the index and its shards to all of them, or put them where all see the same"
+        )
+    return index
+
+
+def images_behind(index: Index) -> Index:
+    """The images that an index of codes was made from; an index of images as it is. Raises UserError."""
+    if index.codes is None:
+        return index
+    source = index.codes.images
+    try:
+        images = Index.read(source["path"], index.origin)
+        images.check_files()
+    except UserError as mistake:
+        raise UserError(f"{index.where}: the images that its codes were made from cannot be read: {mistake}") from None
+    if "resize" in source:
+        assert index.image_size is not None, f"{index.path}: codes are of images of one size"
+        images = variants.resized(images, index.image_size, source["resize"])
+    if images.fingerprint != source["fingerprint"]:
+        raise UserError(
+            f"{index.where}: its codes were made from {images.where}, which holds other images now; encode them again"
+        )
+    return variants.subset(images, index.variant["classes"]) if "classes" in index.variant else images
