@@ -109,6 +109,8 @@ def test_what_one_family_owns_is_named_nowhere_else() -> None:
     owners: dict[str, set[str]] = {}
     for kind in family_kinds():
         family = find_family(kind)
+        if not family.__module__.startswith("bigtrain."):
+            continue  # the tests' own toy
         for name in {kind, *fields_of(family.options_class), *fields_of(family.sampling_class)}:
             owners.setdefault(name, set()).add(kind)
     names = {name for name, kinds in owners.items() if len(kinds) == 1} - SHARED_WORDS
