@@ -143,7 +143,7 @@ def check_classes(index: Index, role: Role) -> None:
         raise UserError(
             f"evaluation.{_KEYS[role]}: {index.path} has one class, so no "
             "classifier can be trained on its labels; give evaluation.features a TorchScript network, and leave out "
-            "accuracy"
+            "class_accuracy"
         )
 
 
