@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bigtrain.families import diffusion as family_module
+from bigtrain.families.diffusion import diffusion as family_module
 from bigtrain.families.diffusion.diffusion import Diffusion, DiffusionOptions, DiffusionSamplingOptions
 from bigtrain.families.diffusion.process import Process, make_process
 from bigtrain.families.diffusion.samplers import visited_timesteps
