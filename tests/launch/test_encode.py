@@ -96,7 +96,7 @@ def make_run(folder: Path, seed: int = 0, **family: Any) -> Path:
     run_folder.mkdir(parents=True)
     (run_folder / "recipe.yaml").write_text(recipe.to_yaml())
     data = describe(Index.read(digits_index("train", 16)))
-    made = find_family(recipe.family.kind)(recipe.family, DataSpec.of(data))
+    made = find_family(recipe.family.kind)(recipe.family, DataSpec.from_json(data))
     components = {name: {"weights": build_network(made, name, seed).state_dict()} for name in made.components}
     checkpoint.write(run_folder / "checkpoints", 1, components, {"step": 1, "data": data})
     return run_folder

@@ -75,7 +75,7 @@ class Spy(nn.Module):
     ("options", "message"),
     [
         ({"loss": "hybrid"}, "loss: hybrid .* variance is fixed_small; set variance: learned"),
-        ({"variance": "learned"}, "variance: learned cannot be learned by loss: simple.* set loss: hybrid"),
+        ({"variance": "learned"}, "variance: learned cannot be trained by loss: simple.* set loss: hybrid"),
         ({"label_dropout": 0.1}, "label_dropout: there are no labels to drop; set class_conditional: true"),
         ({"timesteps": 20}, "timesteps: the linear schedule"),
         ({"sampling": {"guidance": 1.0}}, "sampling.guidance: 1.0 needs .* unconditional"),
