@@ -308,7 +308,7 @@ class Diffusion(Family, kind="diffusion"):
     def from_diffusers(self, pipeline: "DDPMPipeline") -> Networks:
         unet = build_network(self, "unet", seed=0)
         assert isinstance(unet, UNet)
-        unet.take(pipeline.unet)
+        unet.load_diffusers(pipeline.unet)
         return {"unet": unet}
 
     # -- likelihood -------------------------------------------------------------------------------------------------

@@ -194,7 +194,11 @@ def test_a_condition_of_other_classes_is_refused(classes: tuple[str, ...] | None
         (CODES, {"level": "pixels"}, r"family.level: pixels, but data.train holds codes"),
         (CODES, {"level": "middle", "tokenizer": "t"}, r"no codes of level middle; it has top, bottom"),
         (CODES, {"level": "top"}, r"family.tokenizer is missing"),
-        (CODES, {"level": "bottom", "tokenizer": "t"}, r"family.condition is missing: level bottom depends on level top"),
+        (
+            CODES,
+            {"level": "bottom", "tokenizer": "t"},
+            r"family.condition is missing: level bottom depends on level top",
+        ),
         (CODES, {"level": "top", "tokenizer": "t", "condition": "c"}, r"level top is the coarsest"),
         (PIXELS, {"level": "pixels", "tokenizer": "t"}, r"a prior over pixels has neither"),
         (CODES, {"level": "top", "tokenizer": "t", "network": {"mixtures": 3}}, r"family.network.mixtures"),
