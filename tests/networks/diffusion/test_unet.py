@@ -131,9 +131,9 @@ def test_a_heads_channels_divide_only_where_there_is_attention() -> None:
     assert network(*inputs()[:2]).isfinite().all()
 
 
-@pytest.mark.parametrize("details", ["ho", "openai"])
-def test_the_narrowest_network_sees_the_time_in_finite_numbers(details: str) -> None:
-    options = {"channels": 4, "multipliers": (1,), "attention_resolutions": (), "norm_groups": 4, "details": details}
+@pytest.mark.parametrize("variant", ["ho", "openai"])
+def test_the_narrowest_network_sees_the_time_in_finite_numbers(variant: str) -> None:
+    options = {"channels": 4, "multipliers": (1,), "attention_resolutions": (), "norm_groups": 4, "variant": variant}
     assert woken(UNet(UNetOptions(**SMALL | options), 16, 3))(*inputs()[:2]).isfinite().all()
 
 
