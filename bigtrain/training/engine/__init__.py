@@ -1,4 +1,4 @@
 """How one component is trained under a strategy: replicated on every rank (`replicated`) or sharded by DeepSpeed (`zero`).
 
-`component` is the interface that the trainer uses; `start` picks the strategy. Only training imports this package.
+`component` is the interface that the trainer uses; `start` picks the strategy. Outside training only `options` is imported.
 """

@@ -1,1 +1,1 @@
-"""What a run reports: interval averages, speed, waits, profiles, warnings, metrics.jsonl. Only training imports this."""
+"""What a run reports: interval averages, speed, waits, profiles, warnings, metrics.jsonl."""
