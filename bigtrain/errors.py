@@ -1,16 +1,16 @@
-"""The two ways in which a run may end early on purpose. Anything else is a defect and keeps its traceback."""
+"""The errors by which a command ends on purpose. Any other exception is a defect and keeps its traceback."""
 
 
 class UserError(ValueError):
-    """Something that the user can put right.
+    """An error that the user can correct.
 
-    The message is one clear text that names the file, the key and the remedy. Doors print it without a traceback,
-    once for all ranks, and exit with code 2.
+    The message names the file, the key and the remedy. Commands print it without a traceback, once for all ranks, and exit
+    with code 2.
     """
 
 
 class RankError(UserError):
-    """A user's mistake that one rank alone has met (a broken image in its share): that rank says so itself."""
+    """A UserError that only one rank has raised (a broken image in its share), which that rank prints itself."""
 
 
 class TrainingDiverged(RuntimeError):

@@ -1,8 +1,8 @@
-"""Recipes and descriptions as earlier versions wrote them, turned into today's.
+"""Converts recipes and descriptions that earlier versions wrote to the current format.
 
-Whatever is stored carries `format`: a run's recipe.yaml, an export's provenance and configuration, the description of the data
-in a checkpoint. Without it the file is of format 1. What was renamed stands beside the options class that has it
-(`Options.renamed_keys`, `renamed_values`, `removed_keys`), so that no family is named here.
+Stored files have a key `format`: a run's recipe.yaml, an export's provenance and configuration, the description of the data in
+a checkpoint. A file without it has format 1. Renamed keys are listed in their options class (`Options.renamed_keys`,
+`renamed_values`, `removed_keys`), so that no family is named here.
 """
 
 import types
@@ -16,13 +16,13 @@ from bigtrain.errors import UserError
 from bigtrain.options import Options
 
 FORMAT = 2
-"""Raise it when a key or a value changes its name or its meaning, and read the one before here."""
+"""The current format. Increase it when a key or value changes name or meaning, and convert the previous format here."""
 
 
 def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
-    """What JSON or YAML says of an options class, in today's keys and values; other content than a mapping as it is.
+    """The content of a JSON or YAML file for `options`, with current keys and values; if not a mapping, unchanged.
 
-    `where`: the file, for messages. Raises UserError for a key that was removed, unless its value switched it off.
+    `where`: the file, for messages. Raises UserError for a key that was removed, unless its value had turned it off.
     """
     if not isinstance(content, Mapping):
         return content
@@ -42,27 +42,27 @@ def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
 
 
 def checked_format(content: dict[str, Any], where: str) -> bool:
-    """Takes `format` out of a file's content; whether it is today's. Raises UserError for one that is newer."""
-    found = content.pop("format", 1)
-    if found not in range(1, FORMAT + 1):
-        raise UserError(f"{where}: format {found!r} is not known, {FORMAT} is the newest; update bigtrain to read it")
-    return found == FORMAT
+    """Removes `format` from a file's content; returns whether it is the current one. Raises UserError if it is newer."""
+    number = content.pop("format", 1)
+    if number not in range(1, FORMAT + 1):
+        raise UserError(f"{where}: format {number!r} is not known, {FORMAT} is the newest; update bigtrain to read it")
+    return number == FORMAT
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, list | tuple):
-        return [_renamed(each, names) for each in value]
+        return [_renamed(item, names) for item in value]
     return names.get(value, value) if isinstance(value, str) else value
 
 
 def _within(value: Any, annotation: Any, where: str) -> Any:
-    """The value of a field, whose options class may stand in it, or in a mapping by name."""
-    for each in _parts(annotation):
-        if isinstance(each, type) and issubclass(each, BaseModel):
-            return upgraded(value, each, where=where)
-        if typing.get_origin(each) is dict and isinstance(value, Mapping):
-            inner = typing.get_args(each)[1]
-            return {name: _within(one, inner, where) for name, one in value.items()}
+    """The converted value of a field that may be an options class, or a mapping of them by name."""
+    for part in _parts(annotation):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return upgraded(value, part, where=where)
+        if typing.get_origin(part) is dict and isinstance(value, Mapping):
+            inner = typing.get_args(part)[1]
+            return {name: _within(item, inner, where) for name, item in value.items()}
     return value
 
 

@@ -1,4 +1,4 @@
-"""The base of every options class. Options stand beside the code that they configure; recipe.py composes them."""
+"""The base of every options class. An options class is in the file that it configures; recipe.py composes them."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -7,14 +7,14 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Options(BaseModel):
-    """A frozen set of options: unknown keys are refused, and the string under a field is its documentation."""
+    """A frozen set of options: unknown keys are errors, and the string under a field is its documentation."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
     renamed_keys: ClassVar[Mapping[str, str]] = {}
-    """Keys of format 1, and what they are called now (bigtrain/formats.py reads old files by it)."""
+    """Old names of keys in format 1 to their new names; bigtrain/formats.py reads old files with it."""
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    """By today's key, words of format 1 and what they are now."""
+    """By the key's new name: old values in format 1 to their new values."""
     removed_keys: ClassVar[Mapping[str, str]] = {}
-    """Keys of format 1 that are gone, and the sentence that says what to do instead."""
+    """Keys of format 1 that were removed, and a sentence that says what to do instead."""

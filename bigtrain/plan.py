@@ -104,7 +104,7 @@ def _find_problem(recipe: Recipe, classes: int | None) -> tuple[DataSpec, int | 
         index = as_trained_on(Index.read(digits_index("train", size) if where == "digits" else where), recipe.data)
         if classes not in (None, len(index.classes)):
             raise UserError(f"--plan: classes={classes}, but data.train has {len(index.classes)}; leave it out")
-        return DataSpec.of(describe(index)), sum(index.class_counts), []
+        return DataSpec.from_json(describe(index)), sum(index.class_counts), []
     number = classes or CLASSES
     remark = f"data.train ({where}) is not there: {number} classes are {'given' if classes else 'ASSUMED'}"
     return _assumed_problem(recipe, number), None, [remark]

@@ -1,8 +1,8 @@
 """Keyed random draws: every draw is a pure function of (seed, stream, step, repeat, index).
 
-Nothing here has state, so nothing here has to be saved: a draw never depends on the rank, the worker, the batch size
-or the clock. Philox is counter-based, which makes the promise literal: the key is (seed, stream), the counter is
-(step, repeat, index) (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+There is no state, so none has to be saved: a draw never depends on the rank, the worker, the batch size or the clock.
+Philox is a counter-based generator: its key is (seed, stream), its counter (step, repeat, index) (Salmon et al. 2011,
+"Parallel random numbers: as easy as 1, 2, 3").
 """
 
 import hashlib
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 BLOCK = 16
-"""Indices that share a generator in `Draws`; part of what a seed means, so never to be changed."""
+"""Indices that share a generator in `Draws`. It determines the draws of a seed, so it must never change."""
 
 
 @lru_cache(maxsize=1024)
 def _key(seed: int, stream: str) -> tuple[int, int]:
-    """128 bits from the seed and the stream's name; Python's own `hash` differs from process to process."""
+    """128 bits from the seed and the stream's name. Not Python's `hash`, which differs from process to process."""
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
@@ -39,7 +39,7 @@ def torch_seed(seed: int, stream: str, *, step: int = 0, repeat: int = 0, index:
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of one repeat of one phase at one step; `index` is the sample's place in the global batch.
+    """The draws of one repeat of one phase at one step; an index is the sample's number in the global batch.
 
     All methods return one row per index, drawn in float64 on the CPU and then cast, so that a sample is the same on
     every device, at every batch size and at every world size. Making a generator costs more than drawing a row of z, so
@@ -72,10 +72,10 @@ class Draws:
         shape: tuple[int, ...],
         draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray],
     ) -> np.ndarray:
-        places = np.asarray(indices, dtype=np.int64)
-        blocks, block_of = np.unique(places // BLOCK, return_inverse=True)
+        numbers = np.asarray(indices, dtype=np.int64)
+        blocks, block_of = np.unique(numbers // BLOCK, return_inverse=True)
         rows = [
             draw(generator(self.seed, stream, step=self.step, repeat=self.repeat, index=int(block)), (BLOCK, *shape))
             for block in blocks
         ]
-        return np.stack(rows)[block_of, places % BLOCK] if rows else draw(generator(self.seed, stream), (0, *shape))
+        return np.stack(rows)[block_of, numbers % BLOCK] if rows else draw(generator(self.seed, stream), (0, *shape))

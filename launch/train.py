@@ -64,7 +64,7 @@ def train(recipe: Recipe) -> str | None:
     device = join_world(recipe.train.precision)
     check_batch(recipe.train, world.size())
     images, validation = find_splits(recipe.data)
-    family = make_family(recipe, DataSpec.of(describe(images)))
+    family = make_family(recipe, DataSpec.from_json(describe(images)))
     folder = open_run(recipe)
     best = best_of(family, recipe, folder)
     observers = observers_of(family, folder, recipe, images, validation, device)

@@ -1,2 +1,6 @@
-"""Where it runs: this process among its ranks, the launcher that started it, and Slurm. Everyone may import `world`; `slurm`
-and `sweep` are for the doors."""
+"""Where a run executes: its ranks (`world`), the launcher (`launch`), evaluation passes over ranks (`passes`), the watchdog
+against hanging ranks (`watchdog`), Slurm jobs and sweeps (`slurm`, `sweep`).
+
+Everyone may import `world`; `slurm` and `sweep` are for the commands. This package imports only errors, options and
+runs/atomic.
+"""

@@ -1,4 +1,4 @@
-"""Joining the world that a launcher made, and refusing one that asks for something other than the recipe."""
+"""Joins the processes that a launcher started, and refuses launcher flags that contradict the recipe."""
 
 import ctypes
 import ipaddress
@@ -17,8 +17,8 @@ from bigtrain.cluster import world
 from bigtrain.errors import UserError
 
 TIMEOUT_S = 2400
-"""How long a collective may wait for a rank before it fails by itself, with an error that names nobody: longer than any
-limit of the watchdog (cluster/watchdog.py), which names the rank. It is the only limit outside the training loop."""
+"""How long a collective may wait for a rank before it fails with an error that names no rank. Longer than any limit of the
+watchdog (cluster/watchdog.py), which names the rank. It is the only limit outside the training loop."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
@@ -26,21 +26,21 @@ _PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 def join_world(precision: str = "no") -> torch.device:
     """Starts torch.distributed if a launcher made several processes; returns this rank's device.
 
-    `precision` is the recipe's (fp32 or bf16), or "no" in a door that trains nothing. Raises UserError where the
+    `precision` is the recipe's (fp32 or bf16), or "no" for a command that does not train. Raises UserError if the
     launcher's flags contradict the recipe.
     """
     _refuse_contradictions(precision)
     _choose_network()
-    from accelerate import InitProcessGroupKwargs, PartialState  # a heavy import, not needed to refuse
+    from accelerate import InitProcessGroupKwargs, PartialState  # a heavy import, not needed to refuse flags
 
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true")
     if not cpu and world.local_size() > torch.cuda.device_count():
         raise UserError(
-            f"the launcher started {world.local_size()} processes on a node with {torch.cuda.device_count()} GPUs; one process "
-            "serves one GPU: launch with --num_processes of that many (times the number of nodes)"
+            f"the launcher started {world.local_size()} processes on a node with {torch.cuda.device_count()} GPUs; each GPU "
+            "needs one process: launch with --num_processes equal to the number of GPUs (times the number of nodes)"
         )
     state = PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT_S)).to_kwargs())
-    torch.set_float32_matmul_precision("highest")  # float32 means float32, in every door alike
+    torch.set_float32_matmul_precision("highest")  # no TF32, in any command
     torch.backends.cudnn.allow_tf32 = False
     if cpu:
         _share_cores()
@@ -49,7 +49,7 @@ def join_world(precision: str = "no") -> torch.device:
 
 
 def follow_launcher() -> None:
-    """Asks the kernel for a SIGTERM if the launcher dies, so that no rank works on as an orphan.
+    """Asks the kernel for a SIGTERM if the launcher dies, so that no rank goes on as an orphan.
 
     Only under a launcher: a process started from a shell must outlive it (nohup). Raises UserError if the launcher has
     died already.
@@ -71,25 +71,25 @@ def die_with_parent(number: int) -> None:
 
 
 def _refuse_contradictions(precision: str) -> None:
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", precision):
+    flag = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if flag not in ("no", precision):
         raise UserError(
-            f"the launcher's --mixed_precision {asked} contradicts the recipe: precision is train.precision's to say "
+            f"the launcher's --mixed_precision {flag} contradicts the recipe, where train.precision sets it "
             "(fp32 or bf16); launch with --mixed_precision no"
         )
     for variable, flag in (("ACCELERATE_USE_DEEPSPEED", "--use_deepspeed"), ("ACCELERATE_USE_FSDP", "--use_fsdp")):
         if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
             raise UserError(
-                f"the launcher's {flag} contradicts the recipe: the strategy is engine.strategy's to say; "
+                f"the launcher's {flag} contradicts the recipe, where engine.strategy sets the strategy; "
                 f"launch without {flag}"
             )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO")
     if backend.upper() != "NO":
         raise UserError(
-            f"the launcher's --dynamo_backend {backend.lower()} contradicts the recipe: compilation is engine.compile's "
-            "to say; launch with --dynamo_backend no"
+            f"the launcher's --dynamo_backend {backend.lower()} contradicts the recipe, where engine.compile sets "
+            "compilation; launch with --dynamo_backend no"
         )
-    # `accelerate launch --cpu --num_processes 2` sets a meeting place for several processes, and then starts one.
+    # `accelerate launch --cpu --num_processes 2` sets an address for several processes to meet at, but starts only one.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise UserError(
@@ -100,10 +100,10 @@ def _refuse_contradictions(precision: str) -> None:
 
 
 def _choose_network() -> None:
-    """Between several nodes, has gloo use the network on which they meet, unless GLOO_SOCKET_IFNAME names another.
+    """With several nodes, makes gloo use the network interface that reaches MASTER_ADDR, unless GLOO_SOCKET_IFNAME is set.
 
-    Gloo joins CPU ranks, and carries the small exchanges between GPU ranks. By itself it offers the other nodes the address
-    behind this node's own name: 127.0.1.1 on a plain Debian or Ubuntu, and often nothing at all in a container.
+    Gloo connects CPU ranks, and carries the small exchanges between GPU ranks. By default it gives the other nodes the address
+    that this node's own name resolves to: 127.0.1.1 on a plain Debian or Ubuntu, and often none in a container.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not several or "GLOO_SOCKET_IFNAME" in os.environ or "MASTER_ADDR" not in os.environ:
@@ -111,7 +111,7 @@ def _choose_network() -> None:
     try:
         meeting = socket.getaddrinfo(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], type=socket.SOCK_DGRAM)[0]
         with socket.socket(meeting[0], socket.SOCK_DGRAM) as probe:
-            probe.connect(meeting[4])  # sends nothing: the kernel chooses the way there
+            probe.connect(meeting[4])  # sends nothing: the kernel only chooses the route
             own = probe.getsockname()[0]
     except OSError:
         return  # torch.distributed will say what is wrong with the address
@@ -121,7 +121,7 @@ def _choose_network() -> None:
 
 
 def _share_cores() -> None:
-    """A CPU rank's share of this node's cores; `accelerate launch` asks for one thread whatever there is."""
+    """Sets threads to a CPU rank's share of this node's cores; `accelerate launch` always sets one thread."""
     by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if by_launcher or "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -129,8 +129,8 @@ def _share_cores() -> None:
 
 
 def _keep_memory() -> None:
-    """Asks glibc to keep freed memory: a CPU step frees and asks for the same large tensors, and each page of a fresh one
-    costs a fault (about 8 % of a small GAN's step; tests/benchmarks/RESULTS.md)."""
+    """Makes glibc keep freed memory: each step on a CPU frees and allocates the same large tensors, and each page of fresh
+    memory costs a page fault (about 8 % of a small GAN's step; tests/benchmarks/RESULTS.md)."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):

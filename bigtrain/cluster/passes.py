@@ -1,4 +1,4 @@
-"""How the ranks of an evaluation stay together: nothing collective within a pass, one agreement at its end."""
+"""Evaluation passes over ranks: no collectives within a pass; at its end all ranks agree on how it ended."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """The caller asked to stop; nothing has been measured."""
+    """The caller's `should_stop` returned True; nothing has been measured."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a pass goes: `batch` images at a time and rank, read by `workers` processes a rank (0: in this process).
+    """How a pass reads its images: `batch` at a time on each rank, by `workers` processes per rank (0: in this process).
 
-    `should_stop` is asked once a batch.
+    `should_stop` is called once per batch.
     """
 
     batch: int
@@ -35,15 +35,15 @@ class Reading:
     should_stop: Callable[[], bool] = lambda: False
 
     def check_stop(self) -> None:
-        """Raises Stopped if the caller wishes; only within `together`, or the other ranks would wait for this one."""
+        """Raises Stopped if `should_stop` says so. Only within `together`, or the other ranks would wait for this one."""
         if self.should_stop():
             raise Stopped
 
 
 @contextmanager
 def stoppable(should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Within it, the next call of any network raises Stopped once the caller wishes: one batch of samples, or of bounds on a
-    likelihood, may take a thousand calls. Only within `together`."""
+    """Within it, any call of a network raises Stopped once `should_stop` says so, because one batch of samples, or of bounds
+    on a likelihood, may take a thousand calls. Only within `together`."""
 
     def check(*_: object) -> None:
         if should_stop():
@@ -57,24 +57,24 @@ def stoppable(should_stop: Callable[[], bool]) -> Iterator[None]:
 
 
 def together(work: Callable[[], T]) -> T:
-    """Every rank does its work, then all learn how it ended: one rank's UserError or Stopped is every rank's."""
+    """Every rank does its work, then all learn how it ended: if one rank raised UserError or Stopped, every rank raises it."""
     end, text, result = "done", "", None
     try:
         result = work()
-    except UserError as mistake:
-        end, text = "mistake", str(mistake)
+    except UserError as error:
+        end, text = "error", str(error)
     except Stopped:
         end = "stopped"
     ends = dict(reversed(world.gather_objects((end, text))))
-    if "mistake" in ends:
-        raise UserError(ends["mistake"])
+    if "error" in ends:
+        raise UserError(ends["error"])
     if "stopped" in ends:
         raise Stopped
     return result  # type: ignore[return-value]
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Rank 0 does the work; every rank gets its result, its UserError or its Stopped."""
+    """Rank 0 does the work; every rank gets its result, or raises its UserError or Stopped."""
     result = together(work if world.is_main() else lambda: None)
     return world.broadcast_object(result)  # type: ignore[return-value]
 
@@ -102,7 +102,7 @@ def gather_by_number(numbers: np.ndarray, rows: Tensor) -> Tensor | None:
 
 
 class Progress:
-    """A bar on rank 0 with rate and time left, in images of all ranks together, which advance alike."""
+    """A progress bar on rank 0, in images of all ranks together; assumes that all advance at the same rate."""
 
     def __init__(self, total: int, what: str) -> None:
         pause = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs no animation

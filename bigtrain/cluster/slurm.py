@@ -1,9 +1,9 @@
-"""Slurm: what a job may ask for, the script that sbatch takes, and the mark by which a job asks to be queued again.
+"""Slurm: the options of a job, its script for sbatch, and the marker file that makes a job requeue itself.
 
-The script is one fixed text under assignments that are quoted word by word, so nothing that a user wrote is ever read as
-shell. A job trains until its time limit is near or it is preempted, leaves a checkpoint on that signal, and goes back to
-the queue; the same command resumes it. It goes back because of a mark that the trainer leaves and never because of an exit
-code: a launcher's code cannot tell a signal from a failure, and what fails for a reason of its own would fail again.
+The script is one fixed text after assignments whose values are quoted word by word, so a user's text is never run as shell.
+A job trains until its time limit is near or it is preempted, writes a checkpoint on that signal, and goes back to the queue;
+the same command resumes it. It is requeued if the trainer has written a marker file, and never because of an exit code: a
+launcher's exit code does not distinguish a signal from a failure, and a failure would only happen again.
 """
 
 import hashlib
@@ -28,26 +28,26 @@ DIRECTIVES = (
     "begin", "comment", "constraint", "cpus-per-gpu", "dependency", "exclude", "exclusive", "gres", "hint", "licenses",
     "mail-type", "mail-user", "mem-per-cpu", "mem-per-gpu", "nice", "nodelist", "reservation", "switches", "tmp", "wckey",
 )  # fmt: skip
-"""What else sbatch may be asked for: none of them changes what the script itself relies on."""
+"""Other sbatch directives that a user may give: none of them changes what the script relies on."""
 
 OF_LAUNCHERS = (
     "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
     "NODE_RANK", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_DEEPSPEED",
     "ACCELERATE_USE_FSDP",
 )  # fmt: skip
-"""What a launcher says to its ranks, and what a user may still have exported from another job: the script forgets it."""
+"""Variables that a launcher sets for its ranks. The script unsets them, as they may be exported from another job."""
 
 LAUNCHER_GRACE_S = 30
-"""How long a launcher by itself leaves its ranks between SIGTERM and SIGKILL; a checkpoint may take longer."""
+"""A launcher's default time between SIGTERM and SIGKILL of its ranks; a checkpoint may take longer."""
 
 MARKER = "BIGTRAIN_REQUEUE_MARKER"
-"""The environment variable in which the script tells the trainer where to leave its mark."""
+"""The environment variable with the path of the marker file, from the script to the trainer."""
 
 
 def one_line(value: Any) -> str:
     """The value, if it is printable text on one line; raises ValueError for anything else.
 
-    `#SBATCH` knows nothing but lines: what follows a newline would be a directive, or a command, of its own.
+    `#SBATCH` directives are lines: text after a newline would be another directive, or a command.
     """
     if not isinstance(value, str):
         raise ValueError("must be text; in a YAML file, put it in quotes (12:00:00 without them is a number)")
@@ -64,43 +64,43 @@ Text = Annotated[str, BeforeValidator(one_line)]
 
 
 class SlurmOptions(Options):
-    """What a job asks Slurm for. A site's YAML file gives defaults under these names; flags go before it."""
+    """What a job requests from Slurm. A site's YAML file gives defaults under these names; flags override them."""
 
     nodes: int = Field(default=1, gt=0)
     """Nodes of the job."""
     gpus_per_node: int = Field(ge=0)
-    """GPUs of each node, with one process each; 0: processes on the CPU, as many as processes_per_node says."""
+    """GPUs of each node, with one process each; 0: processes_per_node processes on the CPU."""
     processes_per_node: int | None = Field(default=None, gt=0)
-    """Processes on each node of a job without GPUs (1); with GPUs there are as many as GPUs."""
+    """Processes on each node of a job without GPUs; null: 1. With GPUs there is one per GPU."""
     partition: Text | None = None
     """Partition (queue); null: the site's default."""
     time: Text | None = None
-    """Time limit of each life of the job, as Slurm writes it: 12:00:00, 2-00:00:00, or minutes; null: the partition's."""
+    """Time limit from each start of the job, in Slurm's format: 12:00:00, 2-00:00:00, or minutes; null: the partition's."""
     account: Text | None = None
     """Account that is charged."""
     qos: Text | None = None
     """Quality of service."""
     cpus_per_task: int | None = Field(default=None, gt=0)
-    """Cores of each node, for all of its processes and their data workers together; null: what the site gives with a GPU or
-    a node, on many of them one core."""
+    """Cores of each node, for all of its processes and their data workers together; null: the site's default, which is often
+    one core."""
     mem: Text | None = None
     """Memory of each node, such as 400G."""
     signal_before_s: int = Field(default=300, ge=1, le=65535)
-    """Seconds before the time limit at which training is told to save and to leave; longer than start, step and save take."""
+    """Seconds before the time limit at which training is told to save and stop; longer than start, a step and a save take."""
     max_restarts: int = Field(default=100, ge=0)
-    """Restarts, for whatever reason, after which the job is not queued again."""
+    """Restarts, for any reason, after which the job is not queued again."""
     setup: Text | None = None
-    """Shell file that each life of the job reads first (module load ..., export NCCL_...); it must not call srun. Where it
-    exports MASTER_ADDR or MASTER_PORT the nodes meet there, and otherwise at the first of them."""
+    """Shell file that the job sources at each start (module load ..., export NCCL_...); it must not call srun. If it exports
+    MASTER_ADDR or MASTER_PORT the nodes connect there, and otherwise to the first node."""
     directives: Mapping[str, Annotated[str, BeforeValidator(_one_line_or_none)]] = {}
-    """Further directives of sbatch from an allow-list, such as constraint: a100; those without a value: exclusive: ""."""
+    """Other sbatch directives from an allow-list, such as constraint: a100, or without a value exclusive: ""."""
 
     @field_validator("setup")
     @classmethod
-    def _there(cls, setup: str | None) -> str | None:
+    def _is_a_file(cls, setup: str | None) -> str | None:
         path = Path(setup).expanduser().absolute() if setup is not None else None
         if path is not None and not path.is_file():
-            raise ValueError("is not a file that a job could read")
+            raise ValueError("is not a file")
         return str(path) if path is not None else None
 
     @field_validator("directives")
@@ -122,10 +122,10 @@ class SlurmOptions(Options):
 
     @property
     def grace_s(self) -> int:
-        """Seconds that the job's launchers leave their ranks between SIGTERM and SIGKILL.
+        """Seconds between SIGTERM and SIGKILL that the job's launchers give their ranks.
 
-        As long as a save may take, but so that a rank which heeds no SIGTERM is ended, and named, before Slurm ends the whole
-        job at its time limit; and never longer than the watchdog leaves a rank that hangs.
+        Long enough for a save, but short enough that a rank which ignores SIGTERM is ended, and named, before Slurm ends the
+        job at its time limit; and never longer than the watchdog's longest limit.
         """
         return max(LAUNCHER_GRACE_S, min(self.signal_before_s - LAUNCHER_GRACE_S, int(START_S)))
 
@@ -144,12 +144,12 @@ def site_file(given: Path | None) -> Path | None:
         return given
     if os.environ.get("BIGTRAIN_SITE"):
         return Path(os.environ["BIGTRAIN_SITE"])
-    usual = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "bigtrain" / "site.yaml"
-    return usual if usual.is_file() else None
+    default = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "bigtrain" / "site.yaml"
+    return default if default.is_file() else None
 
 
 def read_options(site: Path | None, flags: Mapping[str, Any]) -> SlurmOptions:
-    """Options from a site's file and from flags (by field name, those that were given), which go before it.
+    """Options from a site's file and from the flags that were given (by field name), which override it.
 
     Directives of both are merged. Raises UserError that names the file or the flag.
     """
@@ -171,7 +171,7 @@ def _read_site(path: Path) -> dict[str, Any]:
             f"{path}: cannot read the site's defaults ({error.strerror}); see --site and $BIGTRAIN_SITE"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file that can be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a site's file is a mapping, such as `partition: gpu`")
     return content
@@ -198,23 +198,23 @@ def _sentence(error: Any, site: Path | None, flags: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """What a script is to run. Paths are absolute; `tasks` holds the overrides of each task of an array, or is empty."""
+    """What a script runs. Paths are absolute; `tasks` has the overrides of each task of an array, or is empty."""
 
     name: str
     folder: Path
-    """Where the script, what the job prints and its marks are: `slurm/` in the run folder."""
+    """The folder of the script, its output and its marker files: `slurm/` in the run folder."""
     directory: Path
-    """Where the job works: the paths in a recipe are relative to it."""
+    """The working directory, to which paths in a recipe are relative."""
     python: Path
     launch: Path
-    """The folder of the doors."""
+    """The folder launch/, with the commands."""
     recipe: Path
     overrides: Sequence[str]
     tasks: Sequence[Sequence[str]] = ()
 
 
 def render(job: Job, options: SlurmOptions) -> str:
-    """The script. Raises UserError for a value that cannot stand on one line, or that Slurm would not take as a file name."""
+    """The script. Raises UserError for a value that is not one printable line, or a file name that Slurm does not accept."""
     return "\n".join(
         ["#!/bin/bash", *_directives(job, options), *_preparation(job, options), *_assignments(job, options), _SCRIPT]
     )
@@ -223,7 +223,7 @@ def render(job: Job, options: SlurmOptions) -> str:
 def _directives(job: Job, options: SlurmOptions) -> list[str]:
     if "\\" in str(job.folder):
         raise UserError(
-            f"run.dir: {job.folder} holds a backslash, which Slurm does not take in the name of a file; choose another"
+            f"run.dir: {job.folder} has a backslash, which Slurm does not accept in a file name; choose another"
         )
     output = "%A_%a.out" if job.tasks else "%j.out"
     values: dict[str, Any] = {
@@ -238,7 +238,7 @@ def _directives(job: Job, options: SlurmOptions) -> list[str]:
         "account": options.account,
         "qos": options.qos,
         "array": f"0-{len(job.tasks) - 1}" if job.tasks else None,
-        # To the script alone, which tells the training processes, again and again.
+        # Only to the script, which repeats it to the training processes.
         "signal": f"B:USR1@{options.signal_before_s}",
         "open-mode": "append",
         "output": str(job.folder).replace("%", "%%") + f"/{output}",
@@ -249,9 +249,9 @@ def _directives(job: Job, options: SlurmOptions) -> list[str]:
 
 
 def _directive(name: str, value: str) -> str:
-    """A line as sbatch reads it: the value in double quotes, a backslash before each of its own and each quote.
+    """A line for sbatch: the value in double quotes, with a backslash before each backslash and each quote in it.
 
-    (shlex.quote is for shells: within single quotes sbatch still takes a backslash for an escape.)
+    (shlex.quote is for shells: sbatch reads a backslash as an escape even within single quotes.)
     """
     if not value:
         return f"#SBATCH --{name}"
@@ -261,13 +261,13 @@ def _directive(name: str, value: str) -> str:
 
 
 def _preparation(job: Job, options: SlurmOptions) -> list[str]:
-    """What comes before the names that the script relies on, which a site's file might use for something else."""
+    """The lines before the script's own variables, because a site's setup file might set variables of the same names."""
     lines = [
         "",
         "told=0",
         "trap 'told=1' USR1",
         f"cd -- {shlex.quote(_checked('the folder', str(job.directory)))} || exit 1",
-        # sbatch hands the whole environment of the submission on, where such a name belongs to another job.
+        # sbatch passes on the submitter's environment, where these variables belong to another job.
         f"unset {' '.join(OF_LAUNCHERS)}",
     ]
     return lines if options.setup is None else [*lines, f"source {shlex.quote(options.setup)}"]
@@ -299,12 +299,12 @@ def _words(overrides: Sequence[str]) -> str:
 
 def _checked(name: str, text: str) -> str:
     if text and not text.isprintable():
-        raise UserError(f"{name}: {text!r} holds a newline or a control character, which a job script cannot hold")
+        raise UserError(f"{name}: {text!r} has a newline or a control character, which a job script cannot contain")
     return text
 
 
 _SCRIPT = r"""
-# The first task of an array bears the number of the whole array, and what is done to that number is done to all tasks.
+# The first task of an array has the same job number as the array, and a command for that number affects all tasks.
 job="$SLURM_JOB_ID"
 if [[ -n "${SLURM_ARRAY_TASK_ID:-}" ]]; then job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
 restarts="${SLURM_RESTART_COUNT:-0}"
@@ -313,15 +313,15 @@ if ((restarts > MAX_RESTARTS)); then
   exit 1
 fi
 
-# A mark of an earlier life must not speak for this one.
+# Remove a marker that an earlier start of this job has left.
 export BIGTRAIN_REQUEUE_MARKER="$FOLDER/requeue-$SLURM_JOB_ID"
 rm -f -- "$BIGTRAIN_REQUEUE_MARKER"
-# How long a launcher leaves its ranks between SIGTERM and SIGKILL.
+# Seconds that a launcher gives its ranks between SIGTERM and SIGKILL.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$GRACE_S"
-# Said either way: the submitter's shell may say something else.
+# Set or unset in both cases: the submitter's shell may have exported it.
 if ((GPUS_PER_NODE == 0)); then export ACCELERATE_USE_CPU=true; else unset ACCELERATE_USE_CPU; fi
 
-# What each node runs. USR1 is ignored by all that has not asked for it: a launcher would die of it, training listens.
+# What each node runs. USR1 is ignored by default: it would end a launcher; training installs its own handler.
 node='trap "" USR1; exec "$0" "$@"'
 flags=()
 world=$((SLURM_NNODES * PROCESSES_PER_NODE))
@@ -334,7 +334,7 @@ if ((world > 1)); then
       address="$(scontrol show node "$address" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
     fi
   fi
-  # A launcher makes each rank a session of its own, which Slurm loses sight of where it follows groups of processes.
+  # A launcher starts each rank in its own session, where Slurm's signals do not reach it if Slurm tracks process groups.
   node='trap "" USR1
     "$0" -m accelerate.commands.launch --machine_rank "$SLURM_NODEID" "$@" &
     launcher=$!
@@ -350,7 +350,7 @@ srun --kill-on-bad-exit=1 --label ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM
   bash -c "$node" "$PYTHON" "${flags[@]}" "$TRAIN" "$RECIPE" "${OVERRIDES[@]}" &
 step=$!
 
-# Again and again: a process that is still starting does not listen yet.
+# Repeatedly: a process that is still starting has no handler yet.
 tell() { while kill -0 "$step" 2>/dev/null; do scancel --quiet --signal=USR1 "$job.0"; sleep 5; done; }
 trap 'tell &' USR1
 if ((told)); then tell & fi
@@ -364,7 +364,7 @@ if [[ -e "$BIGTRAIN_REQUEUE_MARKER" ]]; then
     echo "job $job: stopped by a signal with a checkpoint; not queued again after $restarts restarts (--max-restarts)" >&2
     exit 1
   fi
-  # Where it is no longer running, Slurm is ending it or queueing it again by itself, and that is enough.
+  # If it is no longer running, Slurm is ending or requeueing it already.
   if [[ "$(squeue --noheader --format=%T --jobs="$job")" == RUNNING ]]; then
     echo "job $job: stopped by a signal with a checkpoint; queued again"
     scontrol requeue "$job"
@@ -376,7 +376,7 @@ exit "$code"
 
 
 def write_script(job: Job, script: str) -> Path:
-    """Writes the script under a name that follows from its contents. Raises UserError where the disk does not take it."""
+    """Writes the script under a name with a hash of its content. Raises UserError if it cannot be written."""
     path = job.folder / f"job-{hashlib.sha256(script.encode()).hexdigest()[:8]}.sh"
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -389,7 +389,7 @@ def write_script(job: Job, script: str) -> Path:
 
 
 def submit(script: Path) -> str:
-    """Hands the script to sbatch; returns the job's number. Raises UserError where there is no sbatch, or it refuses."""
+    """Submits the script with sbatch; returns the job's number. Raises UserError if sbatch is missing or refuses it."""
     try:
         done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)
     except OSError as error:
@@ -404,9 +404,9 @@ def submit(script: Path) -> str:
 
 
 def ask_for_requeue(signal: str) -> None:
-    """Marks that a signal, and no failure, ended training. For the main rank, once the checkpoint is on the disk.
+    """Writes the marker file: a signal, and not a failure, ended training. For the main rank, after the checkpoint.
 
-    Does nothing outside of a job script of `render`.
+    Does nothing outside of a job script from `render`.
     """
     if MARKER in os.environ:
         atomic.write_json(Path(os.environ[MARKER]), {"signal": signal})

@@ -1,4 +1,4 @@
-"""Sweeps: every combination of values of some keys, each a run of its own in a folder that is named after it."""
+"""Sweeps: one run for every combination of values of some keys, each in a folder named after its values."""
 
 import hashlib
 import itertools
@@ -15,10 +15,10 @@ _LONGEST_NAME = 120
 
 
 def combinations(sweeps: Sequence[str]) -> list[list[str]]:
-    """`KEY=VALUE,VALUE,...` of each key to the overrides `KEY=VALUE` of each combination, the last key's values varying first.
+    """From `KEY=VALUE,VALUE,...` of each key to the overrides `KEY=VALUE` of each combination; the last key varies fastest.
 
-    A comma within brackets or quotes parts no values: `family.multipliers=[1,2],[1,2,4]` has two. Raises UserError for what
-    is not of this form, for a key or a value that stands twice, and for the run's folder and name, which follow from the rest.
+    A comma within brackets or quotes does not separate values: `family.multipliers=[1,2],[1,2,4]` has two. Raises UserError for
+    anything not of this form, for a key or value given twice, and for run.dir and run.name, which follow from the others.
     """
     by_key: dict[str, list[str]] = {}
     for sweep in sweeps:
@@ -28,7 +28,7 @@ def combinations(sweeps: Sequence[str]) -> list[list[str]]:
         if key in ("run.dir", "run.name"):
             raise UserError(f"--sweep: {key} cannot be swept: each run gets a folder of its own under the recipe's")
         if key in by_key:
-            raise UserError(f"--sweep: {key} stands twice; give all of its values at once")
+            raise UserError(f"--sweep: {key} is given twice; give all of its values at once")
         by_key[key] = _values(key, text)
     return [
         [f"{key}={value}" for key, value in zip(by_key, values, strict=True)]
@@ -37,7 +37,7 @@ def combinations(sweeps: Sequence[str]) -> list[list[str]]:
 
 
 def _values(key: str, text: str) -> list[str]:
-    """The values as they stand in the text, for YAML to read each by itself."""
+    """The text of each value, to be parsed as YAML later."""
     try:
         node = yaml.compose(f"[{text}]", Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
@@ -53,6 +53,8 @@ def run_folder(base: Path, overrides: Sequence[str]) -> str:
     """The override that gives a combination its own run folder, under `base` and named after its values."""
     text = ",".join(overrides)
     name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", text)
-    if name != text or len(name) > _LONGEST_NAME:  # what was left out tells two combinations apart
+    if (
+        name != text or len(name) > _LONGEST_NAME
+    ):  # the hash distinguishes combinations that differ only in what was replaced
         name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return f"run.dir={json.dumps(str(base / name), ensure_ascii=False)}"

@@ -1,10 +1,10 @@
 """A thread in every rank that notices when the job hangs, says which rank hangs where, and ends its process.
 
-The step path only assigns to attributes: `enter` (a step's phase), `mark` (what is being done), `pulse` (a sign of life
-within something long). The thread looks at them every few seconds and publishes them as this rank's beat through the
-job's meeting point. A rank that has not moved for its limit reads all ranks' beats: the one that hangs is the one that gives
-no sign of life, or the one with the least progress; a rank that only waits for another that is within that one's own limit
-waits on. Then the process leaves by `os._exit`, its launcher ends the others, and the same command resumes.
+The training loop only assigns to attributes: `enter` (a phase of a step), `mark` (the current activity), `pulse` (a sign of
+life within a long activity). Every few seconds the thread reads them and publishes them as this rank's beat in the job's
+key-value store. A rank that has made no progress for longer than its limit reads all ranks' beats. The rank that hangs is the
+one without a sign of life, or the one with the least progress. As long as that one is within its own limit, the others go on
+waiting. Then the process ends by `os._exit`, its launcher ends the others, and the same command resumes.
 """
 
 import contextlib
@@ -31,17 +31,17 @@ from bigtrain.cluster.launch import TIMEOUT_S
 
 T = TypeVar("T")
 START_S = 1800.0
-"""The limit of what may take long: a phase's first update in a process (compilation, the first data, the start of many
-nodes), and what is marked `patient` (checkpoints, pictures, evaluations)."""
+"""The limit for what may take long: a phase's first update in a process (compilation, the first data, the start of many
+nodes), and activities marked `patient` (checkpoints, pictures, evaluations)."""
 BEAT_S = 5.0
-"""Between two beats; with a limit of less than fifty seconds, a tenth of it."""
+"""Seconds between two beats; with a limit of less than fifty seconds, a tenth of it."""
 SPEAKER_FIRST_S = 10.0
-"""How long the other ranks of a node let the one that speaks for them go first, and how long last words may take."""
-_NAMED = 8  # ranks; more would bury the message
+"""One rank of each node prints the diagnosis. The others wait this long for it; the process ends after twice this at most."""
+_NAMED = 8  # ranks that a message lists at most
 
 
 class Store(Protocol):
-    """What is used of torch.distributed's key-value stores."""
+    """The methods of torch.distributed's key-value stores that are used here."""
 
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str) -> bytes: ...
@@ -51,20 +51,20 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank last said of itself."""
+    """A rank's last report."""
 
     rank: int
     host: str
     process: int
     number: int
-    """Of its beats so far; one that stays the same is that of a rank that is dead, stopped or cut off."""
+    """Number of its beats so far; if it no longer grows, the rank is dead, stopped or cut off."""
     marks: int
-    """Its progress: all ranks set the same marks in the same order."""
+    """Its progress, in marks; all ranks set the same marks in the same order."""
     activity: str
     idle_s: float
-    """Since it last moved."""
+    """Seconds since its last progress or pulse."""
     limit_s: float
-    """How long it may stay where it is."""
+    """How long its current activity may last without progress."""
 
     @property
     def name(self) -> str:
@@ -72,19 +72,19 @@ class Beat:
 
 
 class Diagnosis(NamedTuple):
-    """Who is to blame, and a text that says so."""
+    """The ranks that hang, and a text that says so."""
 
     text: str
     ranks: frozenset[int]
 
 
 def diagnose(before: Sequence[Beat | None], after: Sequence[Beat | None], apart_s: float) -> Diagnosis | None:
-    """The diagnosis on two readings of all ranks' beats, `apart_s` seconds apart; None while a rank that is behind the
-    others is within its own limit. A rank without a beat (None) has not come to the training loop."""
+    """The diagnosis from two readings of all ranks' beats, `apart_s` seconds apart; None while a rank that is behind the
+    others is within its own limit. A rank without a beat (None) has not reached the training loop."""
     missing = [rank for rank, beat in enumerate(after) if beat is None]
     silent = [a for b, a in zip(before, after, strict=True) if b and a and a.number == b.number]
     if missing or silent:
-        words = [f"rank {rank} has not come to the training loop" for rank in missing]
+        words = [f"rank {rank} has not reached the training loop" for rank in missing]
         words += [
             f"{beat.name} has given no sign of life for at least {apart_s:.0f} s: its process is dead or stopped, or the "
             f"network to it is cut; it was last heard of at {beat.activity}"
@@ -110,7 +110,7 @@ def _describe(behind: Sequence[Beat], beats: Sequence[Beat]) -> str:
             f". {first.name} stood still first, {apart_s:.0f} s before the last" if apart_s > first.limit_s / 10 else ""
         )
         return (
-            f"all {len(beats)} ranks have been at the same place for {last.idle_s:.0f} s ({first.activity}): none is behind "
+            f"all {len(beats)} ranks have been at the same point for {last.idle_s:.0f} s ({first.activity}): none is behind "
             f"the others, so the network between them, a device or a file system hangs; the stacks tell more{sooner}"
         )
     furthest = max(beats, key=lambda beat: beat.marks)
@@ -126,13 +126,13 @@ def _listed(words: Sequence[str]) -> str:
 
 
 class Unreachable(Exception):
-    """The meeting point does not answer."""
+    """The key-value store does not answer."""
 
 
 class Peers:
     """The beats of all ranks, over a store connection that nothing else uses.
 
-    Calls run on a thread of their own, because one on a network that has been cut never returns.
+    Calls run on their own thread, because a call over a network that has been cut never returns.
     """
 
     def __init__(self, store: Store, rank: int, size: int, node: str = "0") -> None:
@@ -146,16 +146,16 @@ class Peers:
         while (call := self._calls.get()) is not None:
             call()
 
-    def _ask(self, call: Callable[[], T]) -> "Future[T]":
+    def _submit(self, call: Callable[[], T]) -> "Future[T]":
         future: Future[T] = Future()
 
-        def answer() -> None:
+        def run() -> None:
             try:
                 future.set_result(call())
             except Exception as error:  # whatever a broken connection raises
                 future.set_exception(error)
 
-        self._calls.put(answer)
+        self._calls.put(run)
         return future
 
     def close(self) -> None:
@@ -166,41 +166,41 @@ class Peers:
         """Sends this rank's beat, unless the one before it is still on its way."""
         if self._published is None or self._published.done():
             text = json.dumps(asdict(beat))
-            self._published = self._ask(lambda: self._store.set(f"watchdog/beat/{self.rank}", text))
+            self._published = self._submit(lambda: self._store.set(f"watchdog/beat/{self.rank}", text))
         return self._published
 
     def read(self, timeout_s: float) -> list[Beat | None]:
         """All ranks' beats, by rank; None for one that has published none. Raises Unreachable."""
-        return self._answer(lambda: [self._beat(rank) for rank in range(self.size)], timeout_s)
+        return self._result(lambda: [self._beat(rank) for rank in range(self.size)], timeout_s)
 
     def _beat(self, rank: int) -> Beat | None:
         key = f"watchdog/beat/{rank}"
         return Beat(**json.loads(self._store.get(key))) if self._store.check([key]) else None
 
     def claim(self, timeout_s: float) -> bool:
-        """Whether this rank is the one to speak for its node; true where no one can be asked."""
+        """Whether this rank prints the diagnosis for its node; True if the store does not answer."""
         try:
-            return self._answer(lambda: self._store.add(f"watchdog/speaker/{self._node}", 1) == 1, timeout_s)
+            return self._result(lambda: self._store.add(f"watchdog/speaker/{self._node}", 1) == 1, timeout_s)
         except Unreachable:
             return True
 
-    def _answer(self, call: Callable[[], T], timeout_s: float) -> T:
+    def _result(self, call: Callable[[], T], timeout_s: float) -> T:
         try:
-            return self._ask(call).result(timeout_s)
+            return self._submit(call).result(timeout_s)
         except Exception as error:
             raise Unreachable(str(error)) from error
 
 
 def peers_of_world() -> Peers | None:
-    """This job's ranks, or None in a world of one."""
+    """This job's ranks, or None for a single rank."""
     if world.size() == 1:
         return None
-    store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own: the other one may be waiting
+    store = dist.distributed_c10d._get_default_store().clone()  # its own connection: the other one may be blocked
     store.set_timeout(timedelta(seconds=START_S))
     return Peers(store, world.rank(), world.size(), os.environ.get("GROUP_RANK", "0"))
 
 
-class _Place(NamedTuple):
+class _Activity(NamedTuple):
     step: int
     phase: str | None
     activity: str
@@ -212,9 +212,9 @@ class _Place(NamedTuple):
 
 
 class Watchdog:
-    """Watches this process from its `with` block's begin to its end.
+    """Watches this process during its `with` block.
 
-    Called from the step path, `enter`, `mark` and `pulse` cost an assignment: no lock, no clock, no synchronisation.
+    `enter`, `mark` and `pulse`, which the training loop calls, cost an assignment: no lock, no clock, no synchronisation.
     """
 
     def __init__(
@@ -225,37 +225,37 @@ class Watchdog:
         start_s: float = START_S,
         leave: Callable[[int], Any] = os._exit,
     ) -> None:
-        """`limit_s`: seconds without progress before the process ends, None for never; `start_s`: those of what may take
+        """`limit_s`: seconds without progress before the process ends, None for never; `start_s`: the limit for what may take
         long, at least `limit_s`; `leave`: called with the exit code 1."""
         self._limit_s, self._start_s = limit_s, max(start_s, limit_s or 0.0)
         self._peers, self._leave = peers, leave
         self._beat_s = min(BEAT_S, (limit_s or 0.0) / 10)
-        self._activity = _Place(0, None, "starts", patient=False)
+        self._activity = _Activity(0, None, "starts", patient=False)
         self._proven: set[str | None] = set()
         self._marks = self._pulses = self._beats = 0
         self._before: tuple[float, list[Beat | None]] | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    # -- the step path ----------------------------------------------------------------------------------------------
+    # -- called by the training loop --------------------------------------------------------------------------------
 
     def enter(self, step: int, phase: str | None) -> None:
-        """A step's phase begins, or what is between phases (None). A phase's first time has the long limit."""
+        """A phase of a step begins, or the time between phases (None). The first time of each phase has the long limit."""
         self._proven.add(self._activity.phase)
-        self._activity = _Place(step, phase, "begins", patient=False)
+        self._activity = _Activity(step, phase, "begins", patient=False)
         self._marks += 1
 
     def mark(self, activity: str, patient: bool = False) -> None:
-        """What this rank does now, as every rank does at this place; `patient`: it may take long."""
-        self._activity = _Place(self._activity.step, self._activity.phase, activity, patient)
+        """Sets the current activity; every rank makes the same calls in the same order. `patient`: it may take long."""
+        self._activity = _Activity(self._activity.step, self._activity.phase, activity, patient)
         self._marks += 1
 
     def pulse(self) -> None:
-        """A sign of life in the middle of something; ranks need not agree on how many."""
+        """A sign of life within an activity; their number may differ between ranks."""
         self._pulses += 1
 
     def polled(self, question: Callable[[], T]) -> Callable[[], T]:
-        """The same question; that it is asked is a sign of life."""
+        """The same function, each call of which is also a sign of life."""
 
         def ask() -> T:
             self.pulse()
@@ -268,22 +268,20 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         if self._limit_s is not None:
             if self._peers is not None:
-                self._peers.publish(self._own_beat(0.0))  # so that a rank which stops at once has a name
+                self._peers.publish(self._own_beat(0.0))  # so that a rank which stops at once can be named
             self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stops watching; an error gets a note that says where this rank was."""
+        """Stops watching; adds a note to an error that says what this rank was doing."""
         activity = self._activity
         self.mark("leaves the loop" if error is None else f"ended with {type(error).__name__}")
         if error is not None:
             error.add_note(f"rank {world.rank()} was at {activity}")
             if "connection" in str(error).lower():
-                error.add_note(
-                    "where a connection was lost, the rank at its other end has gone first: see what it said"
-                )
+                error.add_note("if a connection was lost, the rank at its other end ended first: see its messages")
         if self._thread.is_alive():
             self._closing.set()
             self._thread.join(2 * SPEAKER_FIRST_S)
@@ -296,7 +294,7 @@ class Watchdog:
         looked = since
         while not self._closing.wait(self._beat_s):
             now, moved = time.monotonic(), self._marks + self._pulses
-            stopped = now - looked > self._silence_s  # this whole process was, and perhaps others: all begin afresh
+            stopped = now - looked > self._silence_s  # this process was suspended, and perhaps others: start again
             if moved != seen or stopped:
                 seen, since = moved, now
             self._guard()
@@ -311,18 +309,18 @@ class Watchdog:
                 return
             looked = time.monotonic()
         if self._peers is not None:
-            with contextlib.suppress(Exception):  # no one has to hear it
+            with contextlib.suppress(Exception):  # it does not matter if it is lost
                 self._peers.publish(self._own_beat(0.0)).result(self._beat_s)
 
     @property
     def _silence_s(self) -> float:
-        """A rank whose beat stands still for so long gives no sign of life; a busy machine delays beats by less."""
+        """A rank without a new beat for this long gives no sign of life; a busy machine delays beats by less."""
         return 4 * self._beat_s
 
     def _own_beat(self, idle_s: float) -> Beat:
         self._beats += 1
         activity = self._activity
-        assert self._limit_s is not None, "without a limit nobody watches"
+        assert self._limit_s is not None, "the watchdog runs only with a limit"
         limit_s = self._start_s if activity.patient or activity.phase not in self._proven else self._limit_s
         rank = self._peers.rank if self._peers is not None else 0
         return Beat(
@@ -330,17 +328,17 @@ class Watchdog:
         )
 
     def _guard(self) -> None:
-        """Ends the process even if this thread never runs again, because other code holds the interpreter.
+        """Ends the process even if this thread never runs again, because other code holds the interpreter lock.
 
-        The other ranks see it much sooner, as a rank that gives no sign of life; this is for when all of them are so. Its timer
-        cannot tell that from a pause of the whole job (SIGSTOP, docker pause), so it leaves the time that a collective may
-        wait, beyond which a paused job would fail anyway. Not in a world of one, where nobody waits for it.
+        Other ranks detect such a rank much sooner, as one without a sign of life; this is for the case that all ranks are so.
+        The timer cannot distinguish it from a pause of the whole job (SIGSTOP, docker pause). So it is as long as the timeout
+        of a collective, after which a paused job would fail anyway. Not for a single rank, for which no other waits.
         """
         if self._peers is not None:
             faulthandler.dump_traceback_later(TIMEOUT_S, exit=True)
 
     def _diagnosis(self, own: Beat) -> Diagnosis | None:
-        """Reads all beats twice, some beats apart; None while there is nothing to say yet."""
+        """Reads all beats twice, several beats apart; None while there is no diagnosis yet."""
         if self._peers is None:
             return diagnose([None], [own], 0.0)
         try:
@@ -349,8 +347,8 @@ class Watchdog:
             where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
             why = f" ({error})" if str(error) else ""
             return Diagnosis(
-                f"the job's meeting point {where} on the main rank's host does not answer{why}: that host or its launcher has "
-                f"gone, or the network to it is cut. {own.name} has been at {own.activity} for {own.idle_s:.0f} s",
+                f"the job's key-value store at {where} on the main rank's host does not answer{why}: that host or its launcher "
+                f"is gone, or the network to it is cut. {own.name} has been at {own.activity} for {own.idle_s:.0f} s",
                 frozenset(),
             )
         now = time.monotonic()
@@ -363,8 +361,8 @@ class Watchdog:
         return diagnose(before, beats, now - at)
 
     def _bring_down(self, diagnosis: Diagnosis, own: Beat) -> None:
-        """Says it, once for each node and with the stack of every rank that is to blame, and ends this process."""
-        last = threading.Timer(2 * SPEAKER_FIRST_S, self._leave, (1,))  # where nobody reads what is written
+        """Prints the diagnosis, once per node, and the stack of every rank that hangs, and ends this process."""
+        last = threading.Timer(2 * SPEAKER_FIRST_S, self._leave, (1,))  # if stderr is a pipe that nobody reads
         last.daemon = True
         last.start()
         speaks = self._peers is None or not diagnosis.ranks or self._peers.claim(SPEAKER_FIRST_S)

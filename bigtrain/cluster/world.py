@@ -1,6 +1,6 @@
-"""Where this process stands among its ranks, and the few collectives that are not the engine's.
+"""This process's rank and the number of ranks, and the collectives outside the engine.
 
-One process without torch.distributed is a world of one: every function here then costs nothing.
+A process without torch.distributed is a world of one rank, where these functions do no communication.
 """
 
 import os
@@ -38,7 +38,7 @@ def is_main() -> bool:
 
 
 def ensure_group(device: torch.device) -> None:
-    """Makes a process group of one where no launcher made a larger one, for a library that cannot do without."""
+    """Creates a process group of one rank if no launcher created one, for a library that needs a group."""
     if not _initialised():
         store = dist.HashStore()  # type: ignore[attr-defined]
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -53,7 +53,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def _object_device() -> torch.device:
-    """Where object collectives stage their bytes: the device that the process group's backend serves."""
+    """The device on which object collectives put their bytes: that of the process group's backend."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
@@ -76,7 +76,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def gather_on_main(value: T) -> list[T]:
-    """Every rank's value, in the order of ranks, on rank 0; nothing on the others."""
+    """Every rank's value, in the order of ranks, on rank 0; an empty list on the others."""
     if size() == 1:
         return [value]
     values: list[Any] | None = [None] * size() if is_main() else None
@@ -85,20 +85,20 @@ def gather_on_main(value: T) -> list[T]:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Rank 0 does the work; every rank gets its result, or a UserError in its place."""
+    """Rank 0 does the work; every rank gets its result, or raises its UserError."""
     return _agreed(work if is_main() else None)
 
 
 def main_first(work: Callable[[], T]) -> T:
-    """Rank 0 does the work first, then the others do it too and find its traces (a warm cache)."""
-    results: list[T] = []  # not sent around: an index of millions of samples takes hundreds of megabytes
+    """Rank 0 does the work first, then the others do it too, and profit from what it cached."""
+    results: list[T] = []  # not broadcast: an index of millions of samples takes hundreds of megabytes
     _agreed((lambda: results.append(work())) if is_main() else None)
     if is_main():
         return results[0]
     try:
         return work()
-    except UserError as mistake:
-        raise RankError(f"rank {rank()}: {mistake}") from None
+    except UserError as error:
+        raise RankError(f"rank {rank()}: {error}") from None
 
 
 def _agreed(work: Callable[[], T] | None) -> Any:
@@ -106,9 +106,9 @@ def _agreed(work: Callable[[], T] | None) -> Any:
     if work is not None:
         try:
             outcome = ("value", work())
-        except UserError as mistake:
-            outcome = ("mistake", str(mistake))
+        except UserError as error:
+            outcome = ("error", str(error))
     kind, value = broadcast_object(outcome)
-    if kind == "mistake":
+    if kind == "error":
         raise UserError(value)
     return value

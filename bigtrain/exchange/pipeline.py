@@ -82,7 +82,7 @@ def described_family(described: Mapping[str, Any]) -> Family:
     kind = find_family(options["kind"])
     if not checked_format({"format": described.get("format", 1)}, "the description of the model"):
         options = upgraded(options, kind.options_class, where="the description of the model")
-    return kind(kind.options_class.model_validate(options), DataSpec.of(described["problem"]))
+    return kind(kind.options_class.model_validate(options), DataSpec.from_json(described["problem"]))
 
 
 def description(family: Family) -> dict[str, Any]:

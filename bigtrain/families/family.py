@@ -1,7 +1,7 @@
-"""What every family says of itself: its components, its phases, how to sample. The trainer knows nothing else.
+"""What every family defines: its components, its phases, how to sample. The trainer knows nothing else of a family.
 
 A **component** is one trained network with its optimizer and its schedule. A **phase** trains one component against one loss.
-To add a family: one module here with a `Family` subclass, one of networks, one recipe, one test.
+To add a family: one module here with a `Family` subclass, one module of networks, one recipe, one test.
 """
 
 import importlib
@@ -46,10 +46,10 @@ class OptimizerOptions(Options):
     decay_steps: int | None = Field(default=None, gt=0)
     """Step at which a linear or cosine decay reaches zero (not train.steps, which a resumed run may change)."""
     decay_factor: float | None = Field(default=None, gt=0, lt=1)
-    """What an exponential decay multiplies the rate by at every step."""
+    """The factor by which an exponential decay multiplies the rate at every step."""
 
     @model_validator(mode="after")
-    def _decay_has_its_number(self) -> "OptimizerOptions":
+    def _decay_has_its_length_or_factor(self) -> "OptimizerOptions":
         if (self.decay in ("linear", "cosine")) != (self.decay_steps is not None):
             raise ValueError("decay_steps goes with decay: linear or cosine, and only with it")
         if (self.decay == "exponential") != (self.decay_factor is not None):
@@ -73,7 +73,7 @@ class Component:
 
 @dataclass(frozen=True)
 class CodeLevel:
-    """One level of a tokenizer: how many codes there are, and how many of them an image has, as (height, width)."""
+    """One level of a tokenizer: the size of its codebook, and the grid of codes that an image becomes, as (height, width)."""
 
     codebook_size: int
     grid: tuple[int, int]
@@ -85,8 +85,8 @@ class Microbatch:
 
     images: [n, 3, H, W] in [-1, 1], or None where the data are codes; codes: int64 [n, h, w] by level, or None where the
     data are images; labels: int64 [n]. All three are None in a phase that reads no data.
-    indices: the numbers of these n samples in the global batch, which key every draw; global_batch_size: its size;
-    draws: the keyed draws of this step and repeat; device: where new tensors go.
+    indices: the numbers of these n samples in the global batch, which key every draw; global_batch_size: how many samples
+    it has; draws: the keyed draws of this step and repeat; device: where new tensors go.
     """
 
     images: Tensor | None
@@ -98,7 +98,7 @@ class Microbatch:
     codes: Mapping[str, Tensor] | None = None
 
     def to_device(self, drawn: Tensor) -> Tensor:
-        """A draw from the CPU on the device, by way of pinned memory: from pageable memory the host would wait."""
+        """Copies a draw from the CPU to the device. Through pinned memory, because from pageable memory the host would wait."""
         if self.device.type == "cuda":
             return drawn.pin_memory().to(self.device, non_blocking=True)
         return drawn.to(self.device)
@@ -114,7 +114,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Phase:
-    """Trains one component against one loss. Every other component is frozen meanwhile and takes no notes."""
+    """Trains one component against one loss. The other components are frozen and do not update their statistics."""
 
     name: str
     component: str
@@ -127,33 +127,32 @@ class Phase:
     weight_penalty: Callable[[nn.Module], Tensor] | None = None
     """A loss on the component's weights alone, added once per update, outside autocast."""
     reports: Callable[[nn.Module], Mapping[str, Tensor]] | None = None
-    """Scalars on the device that the component holds after its update, equal on all ranks, to be logged as `PHASE/NAME`."""
-
+    """Scalars on the device that describe the component after its update, equal on all ranks, logged as `PHASE/NAME`."""
     watched: Mapping[str, str] = field(default_factory=dict)
-    """Those of the reports that jump when training goes wrong, and what a jump of each means, as a sentence."""
+    """The reports that jump when training goes wrong, each with a sentence that says what a jump means."""
 
     @property
     def needs_whole_weights(self) -> bool:
-        """Whether the update looks at whole weight tensors, which a strategy that shards parameters cannot give."""
+        """Whether the update needs whole weight tensors, which a strategy that shards parameters does not have."""
         return self.weight_penalty is not None
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a family must know of the data: square RGB images of `image_size` pixels in named classes, or their codes."""
+    """What a family needs to know about the data: square RGB images of `image_size` pixels in named classes, or their codes."""
 
     image_size: int
     classes: tuple[str, ...]
     class_counts: tuple[int, ...]
     """Training images of each class: the distribution that labels of samples are drawn from."""
     codes: Mapping[str, CodeLevel] | None = None
-    """Where the data are codes: their levels, the coarsest first."""
+    """The levels of the codes, the coarsest first; None where the data are images."""
     tokenizer: str | None = None
-    """Where the data are codes: the fingerprint of the tokenizer that made them."""
+    """The fingerprint of the tokenizer that made the codes; None where the data are images."""
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> "DataSpec":
-        """The problem that a checkpoint's or an export's description of its data poses."""
+    def from_json(cls, data: Mapping[str, Any]) -> "DataSpec":
+        """From the description of the data that a checkpoint or an export holds."""
         codes = data.get("codes")
         levels = codes and {
             name: CodeLevel(level["codebook_size"], (level["grid"][0], level["grid"][1]))
@@ -163,8 +162,8 @@ class DataSpec:
         return cls(data["image_size"], tuple(data["classes"]), tuple(data["class_counts"]), levels, tokenizer)
 
     def to_json(self) -> dict[str, Any]:
-        """The inverse of `of`."""
-        facts: dict[str, Any] = {
+        """The inverse of `from_json`."""
+        content: dict[str, Any] = {
             "format": FORMAT,
             "image_size": self.image_size,
             "classes": list(self.classes),
@@ -175,51 +174,53 @@ class DataSpec:
                 name: {"codebook_size": level.codebook_size, "grid": list(level.grid)}
                 for name, level in self.codes.items()
             }
-            facts["codes"] = {"tokenizer": self.tokenizer, "levels": levels}
-        return facts
+            content["codes"] = {"tokenizer": self.tokenizer, "levels": levels}
+        return content
 
     @property
     def images(self) -> int:
-        """Training images in all: the length of an epoch."""
+        """Number of training images: the length of an epoch."""
         return sum(self.class_counts)
 
-    def find_classes(self, asked: str | None) -> list[int]:
+    def find_classes(self, words: str | None) -> list[int]:
         """Class indices of a comma-separated list of indices or names; all of them for None. Raises UserError."""
-        if asked is None:
+        if words is None:
             return list(range(len(self.classes)))
-        return [self._find_class(word.strip()) for word in asked.split(",")]
+        return [self._find_class(word.strip()) for word in words.split(",")]
 
     def _find_class(self, word: str) -> int:
         if word.isdecimal() and int(word) < len(self.classes):
             return int(word)
         if word in self.classes:
             return self.classes.index(word)
-        raise UserError(f"class {word!r}: there is none; indices are 0 .. {len(self.classes) - 1}, or give a name")
+        raise UserError(
+            f"class {word!r}: there is no such class; indices are 0 .. {len(self.classes) - 1}, or give a name"
+        )
 
     def draw_labels(self, draws: Draws, stream: str, indices: Sequence[int]) -> Tensor:
-        """Labels from the data's own distribution, int64 [len(indices)], on the CPU."""
+        """Labels with the frequencies of the training data, int64 [len(indices)], on the CPU."""
         bounds = torch.tensor(self.class_counts).cumsum(0)
         return torch.searchsorted(bounds, draws.integers(stream, indices, self.images), right=True)
 
 
 Capability = Literal["sample", "by_class", "likelihood", "reconstruct", "encode"]
-"""What a trained model may be asked for; `by_class`: that its samples are of the classes that are asked for."""
+"""What a trained model can do; `by_class`: draw samples of given classes."""
 
 
 @dataclass(frozen=True)
 class Dependency:
-    """A trained model that another family stands on when it samples: `place` is a run or an export."""
+    """A trained model that another family needs in order to sample. `path`: of its run or its export."""
 
-    place: str
+    path: str
     roles: tuple[str, ...] = ()
-    """Those of the models that it follows itself which it needs in this part."""
+    """Which of its own dependencies it needs as well, by role."""
     at_start: bool = False
-    """Whether it must be there, and fit, before training begins."""
+    """Whether it must exist, and fit, before training begins."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A followed model: its family, its networks ready to be used, and the fingerprint of their weights."""
+    """A dependency that has been opened: its family, its networks ready to use, and the fingerprint of their weights."""
 
     family: "Family"
     networks: Networks
@@ -227,13 +228,13 @@ class LoadedModel:
 
 
 class Family(ABC):
-    """One kind of generative model, built for one problem.
+    """One kind of generative model, built for one data set.
 
-    A subclass names its kind (`class GAN(Family, kind="gan")`), which is what `family.kind` says in a recipe, and its
+    A subclass names its kind (`class GAN(Family, kind="gan")`), which a recipe gives as `family.kind`, and its
     `options_class`. Making a family is cheap: networks are built by `build_network`, one by one, where they are needed.
-    Raises ValueError, naming the key, for options that do not fit the problem.
+    Raises ValueError, naming the key, for options that do not fit the data.
 
-    What a family can do beyond training is in `capabilities`; the methods of the others are never called.
+    What a family can do beyond training is in `capabilities`; methods for a capability that it lacks are never called.
     """
 
     kind: ClassVar[str]
@@ -243,21 +244,21 @@ class Family(ABC):
     """Whether the data may be a tokenizer's codes."""
     capabilities: frozenset[Capability] = frozenset({"sample", "by_class"})
     speed_options: frozenset[str] = frozenset()
-    """Sampling options that change how fast samples are drawn, and no sample: a protocol leaves them out."""
+    """Sampling options that change the speed but not the samples, so that a protocol leaves them out."""
     initialisation_images: int = 0
-    """How many images `initialise` is to see before step 0, at least; 0: it is not called."""
+    """The least number of images that `initialise` is given before step 0; 0: it is not called."""
 
     options: Any
-    """The recipe's section, an `options_class`; with `problem` all that it takes to make this family again."""
+    """The recipe's section, an `options_class`; together with `spec` enough to make this family again."""
     spec: DataSpec
     components: Mapping[str, Component]
     phases: Sequence[Phase]
     sampling: Any
-    """The recipe's own options of sampling, a `sampling_class`."""
+    """The recipe's sampling options, a `sampling_class`."""
     sampled_components: Sequence[str]
     """The components whose networks `prepare_sampling`, `likelihood`, `reconstruct`, `encode` and `decode` need."""
     attached: Mapping[str, LoadedModel] = {}
-    """The models that `attach` took over, by role."""
+    """The models that `attach` was given, by role."""
 
     def __init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -276,30 +277,30 @@ class Family(ABC):
         raise NotImplementedError
 
     def why_not(self, capability: Capability) -> str:
-        """The sentence that tells a user why a model of this family lacks a capability, and what to do instead."""
-        able = {
+        """Why a model of this family lacks a capability and what to do instead, as a message for the user."""
+        names = {
             "sample": "draw images",
-            "by_class": "draw images of a class that is asked for, as it was not trained to",
+            "by_class": "draw images of a given class, as it was trained without classes",
             "likelihood": "give likelihoods",
             "reconstruct": "reconstruct images",
             "encode": "encode images",
         }
-        return f"a {self.kind} cannot {able[capability]}"
+        return f"a {self.kind} cannot {names[capability]}"
 
     @property
     def dependencies(self) -> Mapping[str, Dependency]:
-        """The trained models that this one stands on when it samples, by role."""
+        """The trained models that this one needs in order to sample, by role."""
         return {}
 
     def attach(self, trained: Mapping[str, LoadedModel]) -> None:
-        """Takes over models that `dependencies` names, all of them before `sample`. Raises UserError if one does not fit."""
-        assert trained.keys() <= self.dependencies.keys(), f"{self.kind} does not follow {sorted(trained)}"
+        """Stores models that `dependencies` names; `sample` needs all of them. Raises UserError if one does not fit."""
+        assert trained.keys() <= self.dependencies.keys(), f"{self.kind} does not depend on {sorted(trained)}"
         self.attached = {**self.attached, **trained}
 
     # -- sample -----------------------------------------------------------------------------------------------------
 
     def prepare_sampling(self, networks: Networks, sampling: Any, seed: int) -> Networks:
-        """The networks ready to sample (eval mode, standing statistics where asked for); the given ones stay as they are."""
+        """The networks ready to sample (eval mode, standing statistics if chosen). Does not change the given ones."""
         raise NotImplementedError
 
     def sample(self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: Any) -> Tensor:
@@ -311,42 +312,42 @@ class Family(ABC):
         raise NotImplementedError
 
     def sampling_name(self, sampling: Any) -> str:
-        """What a metric's name must say of the way of sampling, where that is a cheaper one than the published protocol's;
-        else nothing."""
+        """The suffix of a metric's name for samples drawn in a cheaper way than the published protocol; else empty."""
         return ""
 
     def to_diffusers(self, networks: Networks) -> Any:
-        """A pipeline of diffusers' own that samples this model without bigtrain, where there is one; else None."""
+        """One of diffusers' own pipelines that samples this model without bigtrain; None if there is none."""
         return None
 
     def from_diffusers(self, pipeline: Any) -> Networks:
-        """The networks that `to_diffusers` made the pipeline of."""
+        """The inverse of `to_diffusers`: the networks in its pipeline."""
         raise NotImplementedError
 
     # -- likelihood -------------------------------------------------------------------------------------------------
 
     @property
     def dimensions(self) -> int:
-        """Dimensions of a sample, by which its nats are divided for bits per dimension."""
+        """Number of dimensions of a sample, for bits per dimension."""
         raise NotImplementedError
 
     def likelihood(self, networks: Networks, batch: Microbatch, evaluations: int | None) -> dict[str, Tensor]:
         """Float64 tensors whose leading dimension is n: "nats", the negative log-likelihood (or its bound) of each
-        sample, and the terms that it is made of.
+        sample, and the terms whose sum it is.
 
         Networks are in eval mode; `batch.indices` are the samples' numbers in their split, which key any draw.
-        `evaluations`: of the network for each sample, where a bound can be estimated from fewer than it takes; None: all.
+        `evaluations`: how many times the network is evaluated per sample, where that can be fewer than the bound has terms;
+        None: all.
         """
         raise NotImplementedError
 
     def likelihood_protocol(self, evaluations: int | None, seed: int) -> dict[str, Any]:
-        """What the likelihood depends on beside the weights and the data: nothing, if it is exact."""
+        """What the likelihood depends on besides the weights and the data; empty if it is exact."""
         return {}
 
     # -- reconstruct, encode ----------------------------------------------------------------------------------------
 
     def reconstruct(self, networks: Networks, images: Tensor) -> Tensor:
-        """Images [n, 3, H, W] in [-1, 1] as the model gives them back."""
+        """The reconstructions of images [n, 3, H, W] in [-1, 1], in the same shape and range."""
         raise NotImplementedError
 
     @property
@@ -359,7 +360,7 @@ class Family(ABC):
         raise NotImplementedError
 
     def decode(self, networks: Networks, codes: Mapping[str, Tensor]) -> Tensor:
-        """Images [n, 3, H, W] in [-1, 1] of codes, all levels of them."""
+        """Images [n, 3, H, W] in [-1, 1] from the codes of all levels."""
         raise NotImplementedError
 
 
@@ -370,16 +371,16 @@ _MODULES = {
     "prior": "autoregressive.prior",
     "vqvae": "autoencoders.vqvae",
 }
-"""The module of this package that registers each kind: a table, so that a recipe imports one family and not all."""
+"""The module of this package that registers each kind. A table, so that a recipe imports one family and not all."""
 
 
 def family_kinds() -> list[str]:
-    """Every kind that a recipe may name: those of this package, and what else has been registered."""
+    """Every kind that a recipe may name: those of this package, and any others that have been registered."""
     return sorted({*_MODULES, *_FAMILIES})
 
 
 def find_family(kind: str) -> type[Family]:
-    """The family of a kind; imports only the module that is asked for. Raises UserError if there is none."""
+    """The family of a kind; imports only its module. Raises UserError if there is none."""
     if kind not in family_kinds():
         raise UserError(f"family.kind: {kind!r} is not a family; there are {', '.join(family_kinds())}")
     if kind not in _FAMILIES:
@@ -388,7 +389,7 @@ def find_family(kind: str) -> type[Family]:
 
 
 def build_network(family: Family, component: str, seed: int) -> nn.Module:
-    """A component's network with weights keyed by (seed, component): the same on every rank, whatever else is built."""
+    """A component's network with initial weights keyed by (seed, component): the same on every rank and in any order."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, f"{component}/initialisation"))
         return family.components[component].build()

@@ -224,7 +224,7 @@ def attach_dependencies(family: Family, device: torch.device, roles: Sequence[st
     trained = {}
     for role, other in missing.items():
         try:
-            model = open_model(Path(other.place), device)
+            model = open_model(Path(other.path), device)
         except UserError as mistake:
             raise UserError(f"family.{role}: {mistake}") from None
         attach_dependencies(model.family, device, other.roles)
@@ -238,7 +238,7 @@ def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, wh
         there = ", ".join(["ema", "raw", *recipe.ema.extra])
         raise UserError(f"--weights: {path} has no average {weights!r}; there are {there}")
     saved = checkpoint.opened(chosen)
-    family = make_family(recipe, DataSpec.of(saved.state["data"]))
+    family = make_family(recipe, DataSpec.from_json(saved.state["data"]))
     group = {"ema": "average", "raw": "weights"}.get(weights, f"average_{weights}")
     networks: dict[str, nn.Module] = {}
     for name in family.sampled_components:
@@ -255,7 +255,7 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str 
 
     try:
         provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
-        family = make_family(recipe, DataSpec.of(provenance["data"]))
+        family = make_family(recipe, DataSpec.from_json(provenance["data"]))
         networks, attached = opened(path, family)
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: the export is incomplete or damaged ({error}); export the run again") from error

@@ -1,5 +1,5 @@
 """Torch modules and nothing else: no losses, no files, no recipes.
 
-Whatever keeps statistics does so through `statistics`: pure forward, explicit commit. Families, training, evaluation
-and pipelines may import from here; networks import only each other, options, errors and the facts about the world.
+Modules that keep statistics build on `layers/statistics`: forward is pure, and a commit applies them. Families and
+training import from here; networks import only each other, options, errors and cluster/world.
 """

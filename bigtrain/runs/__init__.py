@@ -1,1 +1,4 @@
-"""The run folder: its layout, writes that are whole or not there, checkpoints. Knows nothing of families."""
+"""The run folder (`folder`): checkpoints, the record of the best one, and atomic writes.
+
+Everyone may import this package. It knows nothing of families, and imports only errors.
+"""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, flushed to the disk, renamed."""
+"""Atomic writes: a file is written under a temporary name, flushed to the disk, and renamed."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def aside(path: Path) -> Path:
-    """A hidden name beside `path` that no other process uses."""
+    """A hidden path in the same folder that no other process uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
@@ -19,7 +19,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Makes what stands in a file survive a power cut."""
+    """Makes the content of a file survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -28,7 +28,7 @@ def sync(path: Path) -> None:
 
 
 def write_flushed(path: Path, data: bytes) -> None:
-    """Writes and flushes to the disk under the name as given; for files inside a folder that is renamed as a whole."""
+    """Writes to `path` itself and flushes to the disk; for files in a folder that is renamed afterwards."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -36,7 +36,7 @@ def write_flushed(path: Path, data: bytes) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` at once. Raises OSError (a full disk, say) with what stood there untouched."""
+    """Replaces the content of `path` atomically. Raises OSError (a full disk, say) and leaves the old content in place."""
     temporary = aside(path)
     try:
         write_flushed(temporary, data)
@@ -56,7 +56,7 @@ def sha256_of(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made again: $BIGTRAIN_CACHE, else the user's cache folder."""
+    """The folder for files that can be made again: $BIGTRAIN_CACHE, else the user's cache folder."""
     if "BIGTRAIN_CACHE" in os.environ:
         return Path(os.environ["BIGTRAIN_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bigtrain"

@@ -1,7 +1,8 @@
-"""Which of a run's checkpoints is best by one metric, and when that metric says that the run goes wrong.
+"""Which of a run's checkpoints is best by one metric, and warnings when that metric gets much worse.
 
-`checkpoints/best.json` holds every evaluation that was better than all before it. The last of them whose checkpoint is there
-is the best one: `checkpoint.keep_newest` spares it, and doors find it. A kill at any moment leaves the one before.
+`checkpoints/best.json` records every evaluation that was better than all before it. The best checkpoint is the last of them
+that exists: `checkpoint.keep_newest` does not delete it, and commands take it as --checkpoint best. After a kill at any moment
+the previous best is still there.
 """
 
 import json
@@ -18,14 +19,14 @@ from bigtrain.runs.checkpoint import BEST
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one evaluation. `best`: its weights are to be kept; `warning`: what a user should look at, or None."""
+    """The verdict on one evaluation. `best`: keep its checkpoint; `warning`: a message for the user, or None."""
 
     best: bool = False
     warning: str | None = None
 
 
 class Best:
-    """The record of one metric. Called on the main rank alone."""
+    """The record of one metric. Only for the main rank."""
 
     def __init__(
         self,
@@ -37,16 +38,17 @@ class Best:
         alarm_ratio: float | None,
         protocol: Mapping[str, Any] | None = None,
     ) -> None:
-        """`folder`: of the checkpoints; `metric`: its name among an evaluation's values; `higher`: whether more is better;
-        `kept`: whether the best checkpoint outlives train.keep; `alarm_ratio`: warn when the metric is so many times worse
-        than its best; None: never; `protocol`: what else, as JSON, decides the numbers (samples, features): records of another
-        one are not compared with, and their best checkpoint is kept until the first record of this one."""
+        """`folder`: of the checkpoints; `metric`: its name among an evaluation's values; `higher`: whether higher is better;
+        `kept`: whether the best checkpoint is kept beyond train.keep; `alarm_ratio`: warn when the metric is this many times
+        worse than its best; None: never; `protocol`: what else determines the numbers (samples, features), as JSON: records
+        under another protocol are not compared, and their best checkpoint is kept until the first record under this one."""
         self._path = folder / BEST
         self._metric, self._higher, self._kept, self._alarm_ratio = metric, higher, kept, alarm_ratio
         self._protocol = protocol or {}
 
     def update(self, step: int, values: Mapping[str, float]) -> Verdict:
-        """Of the evaluation of `step`; written down before the checkpoint is, and worth nothing until that is there."""
+        """The verdict on the evaluation of `step`, which is recorded before the checkpoint is written. A record without a
+        checkpoint is ignored."""
         value = values.get(self._metric)
         if value is None:  # the evaluation was interrupted
             return Verdict()
@@ -61,12 +63,12 @@ class Best:
         return Verdict(warning=self._alarm(value, earlier[-1]))
 
     def is_recorded(self, step: int) -> bool:
-        """Whether nothing is to be judged at `step` any more. An evaluation alone does not say so: the run may have been killed
-        before it was judged, or the evaluate door may have made it."""
+        """Whether the evaluation of `step` was recorded here. That it exists is not enough: the run may have been killed before
+        it was recorded, or launch/evaluate.py may have made it."""
         return not self._kept or self._last_step() >= step
 
     def cut_back(self, step: int) -> None:
-        """Forgets what came after `step`: a run that goes on from there will evaluate it again."""
+        """Removes the records after `step`: a run that is resumed there will evaluate those steps again."""
         if self._content():
             kept = [record for record in self._records() if record["step"] <= step]
             self._write(kept, min(self._last_step(), step))
@@ -87,11 +89,11 @@ class Best:
         return self._content().get("records", [])
 
     def _last_step(self) -> int:
-        """The last step that was judged, or -1."""
+        """The last step whose evaluation was recorded, or -1."""
         return self._content().get("judged", -1)
 
     def _content(self) -> dict[str, Any]:
-        """What was written of this metric under this protocol; nothing if either was another one."""
+        """The file's content; empty if it is of another metric or protocol."""
         try:
             content = json.loads(self._path.read_bytes())
         except FileNotFoundError:
@@ -101,7 +103,7 @@ class Best:
 
     def _write(self, records: list[dict[str, Any]], last_step: int) -> None:
         if not records and not self._content():
-            return  # what was kept by another metric or protocol stays until there is a record of this one
+            return  # keep the file of another metric or protocol until then
         content = {
             "metric": self._metric,
             "protocol": self._protocol,
@@ -114,5 +116,6 @@ class Best:
             atomic.write_json(self._path, content)
         except OSError as error:
             raise UserError(
-                f"{self._path}: cannot be written ({error.strerror}); make room and run the same command again"
+                f"{self._path}: cannot be written ({error.strerror}); make room on the disk and run the same command "
+                "again"
             ) from error

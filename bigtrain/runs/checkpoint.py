@@ -1,13 +1,13 @@
-"""Checkpoints in the house's own form: safetensors by component and name, JSON, a manifest; never a pickle.
+"""Checkpoints in bigtrain's own format: safetensors by component and name, JSON, and a manifest; never a pickle.
 
     checkpoints/step_00001000/
-      PLAYER.weights.safetensors     parameters and buffers by name
-      PLAYER.optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step, ... by parameter name
-      PLAYER.average.safetensors     the averaged weights, where the component has them
-      state.json                     step, stream position, interval averages, what the data was
-      manifest.json                  size and sha256 of each of these
+      COMPONENT.weights.safetensors     parameters and buffers by name
+      COMPONENT.optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step, ... by parameter name
+      COMPONENT.average.safetensors     the averaged weights, if the component has them (average_NAME: extra averages)
+      state.json                        step, stream position, interval averages, a description of the data
+      manifest.json                     size and sha256 of each of these
 
-A checkpoint is written in a hidden folder beside its place, flushed, and renamed: it is whole or it is not there.
+A checkpoint is written to a hidden folder, flushed, and renamed: it is whole or it is not there.
 """
 
 import json
@@ -29,14 +29,14 @@ from bigtrain.runs import atomic
 FORMAT = 1
 _NAME = "step_{step:08d}"
 BEST = "best.json"
-"""Beside the checkpoints: which of them were the best so far (runs/best.py)."""
+"""The file beside the checkpoints that records the best ones (runs/best.py)."""
 
 
 class Checkpoint:
     """A whole checkpoint: its files agree with its manifest."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError that says what is wrong with the folder."""
+        """Raises ValueError, saying what is wrong, for a damaged checkpoint."""
         self.path = path
         self._files, self.state = _read(path)
         self.step = int(self.state["step"])
@@ -44,8 +44,8 @@ class Checkpoint:
     def tensors(self, component: str) -> dict[str, dict[str, Tensor]]:
         """Everything of one component: {"weights": ..., "optimizer": ..., "average": ...}.
 
-        On the CPU, and mapped from the files: what is used of a tensor is read when it is used, into memory that all ranks of
-        a node share and that the system may take back. Copy what is to stay.
+        On the CPU, memory-mapped from the files: they are read when they are used, into pages that all ranks of a node share
+        and that the system may reclaim. Copy what must stay.
         """
         return {
             name.split(".")[1]: tensors for name, tensors in self._files.items() if name.startswith(f"{component}.")
@@ -53,7 +53,7 @@ class Checkpoint:
 
 
 def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """(tensors by file and name, state.json). Mapped at once: a run that goes on beside may delete the files after this."""
+    """(tensors by file and name, state.json). Maps the files at once, because a run that still trains may delete them."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         if manifest["format"] != FORMAT:
@@ -66,7 +66,7 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         files = {name: safetensors.torch.load_file(path / name) for name in names}
         return files, json.loads((path / "state.json").read_bytes())
     except OSError as error:
-        # A disk that fails in the middle of a file names none.
+        # A disk error in the middle of a file has no filename.
         raise ValueError(f"{Path(error.filename or path).name}: {error.strerror or error}") from error
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError("manifest.json cannot be read") from error
@@ -77,7 +77,7 @@ def write(
 ) -> Path:
     """Writes the checkpoint of `step` under `folder`.
 
-    Raises UserError where the disk does not take it (full, read-only); then nothing has been changed.
+    Raises UserError if the disk is full or read-only; then nothing has changed.
     """
     final = folder / _NAME.format(step=step)
     temporary = atomic.aside(final)
@@ -87,7 +87,7 @@ def write(
         for component, groups in components.items():
             for group, tensors in groups.items():
                 name = f"{component}.{group}.safetensors"
-                # Straight to the file: bytes in between would hold up a training that goes on beside this.
+                # Directly to the file: building bytes first would block training, which goes on in another thread.
                 on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
                 safetensors.torch.save_file(on_cpu, temporary / name)
         atomic.write_flushed(temporary / "state.json", json.dumps(state, indent=2).encode())
@@ -106,16 +106,16 @@ def write(
         shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"{final}: cannot write the checkpoint ({reason}); earlier checkpoints are untouched: make room and "
-            "run the same command again"
+            f"{final}: cannot write the checkpoint ({reason}); earlier checkpoints are untouched: make room "
+            "on the disk and run the same command again"
         ) from error
     return final
 
 
 def newest_whole(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that agrees with its manifest; damaged ones are reported on stderr and passed over.
+    """The newest checkpoint that agrees with its manifest; damaged ones are reported on stderr and skipped.
 
-    Raises UserError where there are checkpoints and none is whole, rather than beginning anew in silence.
+    Raises UserError if there are checkpoints but none is whole, rather than silently starting again.
     """
     damaged = []
     for path in reversed(listed(folder)):
@@ -126,24 +126,24 @@ def newest_whole(folder: Path) -> Checkpoint | None:
             damaged.append(path.name)
     if damaged:
         raise UserError(
-            f"{folder}: none of its checkpoints is whole ({', '.join(damaged)}); restore one, or begin anew in another "
+            f"{folder}: none of its checkpoints is whole ({', '.join(damaged)}); restore one, or start again in another "
             "folder with run.dir=PATH"
         )
     return None
 
 
 def newest_whole_path(folder: Path) -> Path | None:
-    """The path of `newest_whole`, for ranks to agree on."""
+    """The path of `newest_whole`, to be broadcast to all ranks."""
     newest = newest_whole(folder)
     return newest.path if newest is not None else None
 
 
 def chosen_path(folder: Path, which: str) -> Path:
-    """The whole checkpoint that a user asks for: "newest", "best" or a step. Raises UserError if there is none."""
+    """The whole checkpoint that a user names: "newest", "best" or a step. Raises UserError if there is none."""
     if which == "newest":
         newest = newest_whole_path(folder)
         if newest is None:
-            raise UserError(f"{folder.parent}: has no checkpoint yet; train further, or lower train.save_every")
+            raise UserError(f"{folder.parent}: has no checkpoint yet; train longer, or lower train.save_every")
         return newest
     if which == "best":
         path = best_path(folder)
@@ -156,12 +156,12 @@ def chosen_path(folder: Path, which: str) -> Path:
     try:
         return Checkpoint(path).path
     except ValueError as error:
-        there = ", ".join(str(int(found.name.removeprefix("step_"))) for found in listed(folder))
-        raise UserError(f"--checkpoint {which}: {path}: {error}; there are checkpoints of step {there}") from error
+        steps = ", ".join(str(int(existing.name.removeprefix("step_"))) for existing in listed(folder))
+        raise UserError(f"--checkpoint {which}: {path}: {error}; there are checkpoints of step {steps}") from error
 
 
 def opened(path: Path) -> Checkpoint:
-    """The checkpoint that the main rank found whole; raises RankError where this rank's file system differs."""
+    """Opens the checkpoint that the main rank found whole; raises RankError if it is not whole for this rank."""
     try:
         return Checkpoint(path)
     except ValueError as error:
@@ -174,16 +174,16 @@ def listed(folder: Path) -> list[Path]:
 
 
 def clean(folder: Path) -> None:
-    """Removes what killed processes left half-written or half-deleted. Only for the process that holds the run's lock."""
+    """Removes what killed processes left half written or half deleted. Only for the process that holds the run's lock."""
     for path in folder.glob(".*.tmp"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        else:  # of best.json
+        else:  # a temporary file of best.json
             path.unlink(missing_ok=True)
 
 
 def best_path(folder: Path) -> Path | None:
-    """The checkpoint that the run keeps as its best (train.keep_best), not verified; None if it keeps none."""
+    """The path of the run's best checkpoint (train.keep_best), not verified; None if it keeps none."""
     try:
         content = json.loads((folder / BEST).read_bytes())
     except FileNotFoundError:
@@ -195,7 +195,7 @@ def best_path(folder: Path) -> Path | None:
 def keep_newest(folder: Path, step: int, keep: int) -> None:
     """Deletes all but the newest `keep` and the best, once the checkpoint of `step` is whole.
 
-    Later ones were damaged, or the run would have gone on from them: they go too, and do not count.
+    Checkpoints of later steps are damaged, or the run would have resumed from them: they are deleted too, and do not count.
     """
     until = [path for path in listed(folder) if int(path.name.removeprefix("step_")) <= step]
     best = best_path(folder)
@@ -205,7 +205,7 @@ def keep_newest(folder: Path, step: int, keep: int) -> None:
 
 
 def discard(path: Path) -> None:
-    """Renames first, so that a kill in the middle leaves no checkpoint that lacks files."""
-    doomed = atomic.aside(path)
-    os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Deletes a checkpoint. Renames it first, so that a kill in the middle leaves no checkpoint with missing files."""
+    hidden = atomic.aside(path)
+    os.rename(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Averaged weights: moving averages of one component, exact and free of host synchronisation."""
+"""Averaged weights: moving averages of one component, exact and without host synchronisation."""
 
 import copy
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ from bigtrain.options import Options
 
 
 class ExtraAverage(Options):
-    """One more average, kept beside the main one: exponential or of power-function form."""
+    """An average besides the main one: exponential, or with a power-function profile."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"relative_width": "sigma_rel"}
 
     decay: float | None = Field(default=None, ge=0, lt=1)
-    """An exponential average: the share of it that survives one step."""
+    """For an exponential average: its decay per step."""
     sigma_rel: float | None = Field(default=None, gt=0, lt=0.28)
-    """A power-function average (Karras et al. 2024, arXiv:2312.02696, section 3.1): the standard deviation of its weights
-    over past steps, as a share of the training so far. (From snapshots of two such others can be put together after
-    training, section 3.2 there; bigtrain keeps the averages, and does not put them together.)"""
+    """For a power-function average (Karras et al. 2024, arXiv:2312.02696, section 3.1): the standard deviation of its
+    profile over past steps, relative to the training so far. (From snapshots of two of them others can be reconstructed
+    after training, section 3.2 there; bigtrain keeps the averages but does not reconstruct others.)"""
 
     @model_validator(mode="after")
     def _one_form(self) -> "ExtraAverage":
@@ -40,16 +40,16 @@ class ExtraAverage(Options):
 
 
 class EmaOptions(Options):
-    """Exponential moving average of the weights (Polyak & Juditsky 1992; BigGAN, appendix C), and others beside it."""
+    """The exponential moving average of the weights (Polyak & Juditsky 1992; BigGAN, appendix C), and extra averages."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"further": "extra"}
 
     decay: float = Field(default=0.9999, ge=0, lt=1)
-    """Share of the average that survives one step; constant from start_step on."""
+    """Decay of the average per step; constant from start_step on."""
     start_step: int = Field(default=0, ge=0)
     """Before this step the average is a copy of the weights."""
     extra: dict[str, ExtraAverage] = Field(default_factory=dict)
-    """More averages of the same weights, by name; doors take the name as --weights."""
+    """More averages of the same weights, by name; commands take the name as --weights."""
 
     @model_validator(mode="after")
     def _names_are_free(self) -> "EmaOptions":
@@ -66,24 +66,24 @@ class EmaOptions(Options):
         return self.decay if step >= self.start_step else 0.0
 
     def by_name(self) -> "dict[str, EmaOptions | ExtraAverage]":
-        """Every average by its name in a checkpoint: `average`, and `average_NAME` for each further one."""
-        return {"average": self, **{f"average_{name}": further for name, further in self.extra.items()}}
+        """Every average by its name in a checkpoint: `average`, and `average_NAME` for each extra one."""
+        return {"average": self, **{f"average_{name}": extra for name, extra in self.extra.items()}}
 
 
 def power_exponent(sigma_rel: float) -> float:
-    """The exponent gamma of the power-function average of a relative width (Karras et al. 2024, appendix C.2).
+    """The exponent gamma of the power-function average with this relative width (Karras et al. 2024, appendix C.2).
 
     The weights of past steps t' <= t are proportional to t'^gamma, whose standard deviation over t is
-    sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))); gamma is the largest root of the cubic that this makes.
+    sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))); gamma is the largest root of the cubic that follows.
     """
     inverse = sigma_rel**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
 class MovingAverage:
-    """Tensors that follow others: some as their average, integers and directions as copies.
+    """Target tensors that track source tensors: some as their average; integers and directions as copies.
 
-    They have at least float32, and are updated without the host looking at the device.
+    Averages have at least float32, and are updated without host synchronisation.
     """
 
     def __init__(
@@ -92,57 +92,57 @@ class MovingAverage:
         averaged: tuple[list[Tensor], list[Tensor]],
         copied: tuple[list[Tensor], list[Tensor]],
     ) -> None:
-        """`averaged` and `copied`: (the followers, those that they follow), in the same order."""
+        """`averaged` and `copied`: (target tensors, source tensors), in the same order."""
         self.options = options
         assert all(tensor.dtype.itemsize >= 4 for tensor in averaged[0]), "an average must have at least float32"
         self._copied = copied
-        # zero3 with its optimizer in host memory has the weights there, and the buffers on the GPU.
+        # Grouped by device: zero3 with offload_optimizer has the weights in host memory and the buffers on the GPU.
         self._averaged = [
-            [(mine, its) for mine, its in zip(*averaged, strict=True) if mine.device == device]
-            for device in dict.fromkeys(mine.device for mine in averaged[0])
+            [(target, source) for target, source in zip(*averaged, strict=True) if target.device == device]
+            for device in dict.fromkeys(target.device for target in averaged[0])
         ]
 
     @torch.no_grad()
     def update(self, step: int, finite: Tensor) -> None:
-        """After the updates of `step`; where `finite` (a bool scalar on the device) is False the average stays."""
+        """Call after the updates of `step`; if `finite` (a bool scalar on the device) is False the average does not move."""
         survival = self.options.survival(step)
         for pairs in self._averaged:
-            ours, theirs = [mine for mine, _ in pairs], [its.detach() for _, its in pairs]
+            targets, sources = [target for target, _ in pairs], [source.detach() for _, source in pairs]
             if survival == 0:
-                torch._foreach_copy_(ours, theirs)
+                torch._foreach_copy_(targets, sources)
                 continue
-            # lerp with a weight on the device, so that a skipped update needs no host to look at the flag
-            weight = finite.to(ours[0].device, ours[0].dtype) * (1 - survival)
-            change = torch._foreach_sub(theirs, ours)
+            # lerp with a weight on the device, so that the host need not read the flag to skip an update
+            weight = finite.to(targets[0].device, targets[0].dtype) * (1 - survival)
+            change = torch._foreach_sub(sources, targets)
             torch._foreach_mul_(change, weight)
-            torch._foreach_add_(ours, change)
-        for mine, its in zip(*self._copied, strict=True):
-            mine.copy_(its)
+            torch._foreach_add_(targets, change)
+        for target, source in zip(*self._copied, strict=True):
+            target.copy_(source)
 
 
 class Average(MovingAverage):
-    """One average of a whole network's parameters and floating buffers; itself a network (`network`, in eval mode)."""
+    """One average of all parameters and floating-point buffers of a network, as a network in eval mode (`network`)."""
 
     def __init__(self, network: nn.Module, options: EmaOptions | ExtraAverage) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         averaged, copied = averaged_and_copied_names(network)
-        theirs = dict(network.named_parameters()) | dict(network.named_buffers())
-        ours = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        sources = dict(network.named_parameters()) | dict(network.named_buffers())
+        targets = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
         super().__init__(
             options,
-            ([ours[name] for name in averaged], [theirs[name] for name in averaged]),
-            ([ours[name] for name in copied], [theirs[name] for name in copied]),
+            ([targets[name] for name in averaged], [sources[name] for name in averaged]),
+            ([targets[name] for name in copied], [sources[name] for name in copied]),
         )
 
     @classmethod
     def all_of(cls, network: nn.Module, averaged: bool, ema: EmaOptions) -> dict[str, "Average"]:
-        """Every average that a component keeps, by its name in a checkpoint; none for a component that is not averaged."""
+        """All averages of a component, by their names in a checkpoint; none for a component that is not averaged."""
         return {name: cls(network, options) for name, options in ema.by_name().items()} if averaged else {}
 
 
 def averaged_and_copied_names(network: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of the tensors of its state dict that an average averages, and of those that it copies."""
+    """Names in the network's state dict: of the tensors that are averaged, and of those that are copied."""
     state = network.state_dict()
-    never = copied_buffer_names(network)
-    averaged = [name for name, tensor in state.items() if tensor.is_floating_point() and name not in never]
+    never_averaged = copied_buffer_names(network)
+    averaged = [name for name, tensor in state.items() if tensor.is_floating_point() and name not in never_averaged]
     return averaged, sorted(state.keys() - set(averaged))

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: the trainer waits for a copy in host memory, and for nothing else."""
+"""Writes checkpoints while training goes on: the trainer waits only for a copy in host memory."""
 
 import threading
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from bigtrain.training.engine.component import Groups
 class CheckpointWriter:
     """Writes one checkpoint at a time, in a thread. Only for the main rank.
 
-    A kill in the middle loses the checkpoint that is being written and no other (runs/checkpoint.py).
+    A kill in the middle loses only the checkpoint that is being written (runs/checkpoint.py).
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -21,7 +21,7 @@ class CheckpointWriter:
         self._failure: BaseException | None = None
 
     def start(self, step: int, components: Mapping[str, Groups], state: Mapping[str, Any]) -> None:
-        """Begins to write; waits for the one before, and raises what it met. The tensors must change no more."""
+        """Starts writing, after waiting for the previous write, whose error it raises. The tensors must not change any more."""
         self.finish()
         self._thread = threading.Thread(
             target=self._write, args=(step, components, state), daemon=True, name="checkpoint"
@@ -36,19 +36,19 @@ class CheckpointWriter:
             self._failure = failure
 
     def check(self) -> None:
-        """Raises what a write that has ended met: UserError where the disk did not take it."""
+        """Raises the error of a write that has ended: UserError if the disk was full or read-only."""
         if self._thread is None or not self._thread.is_alive():
             self.finish()
 
     def finish(self) -> None:
-        """Waits until the checkpoint is whole. Raises as `check` does."""
+        """Waits until the checkpoint is complete. Raises as `check` does."""
         self.wait()
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
     def wait(self) -> None:
-        """Waits until nothing is being written, whole or not."""
+        """Waits until nothing is being written; raises nothing."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -1,4 +1,4 @@
-"""Leaving on a signal: every rank agrees on the step, the trainer writes a checkpoint, the process ends."""
+"""Stopping on a signal: all ranks agree on the step, the trainer writes a checkpoint, the process ends."""
 
 import signal
 from datetime import timedelta
@@ -15,32 +15,32 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Interruption:
-    """Notes SIGTERM, SIGINT and SIGUSR1; a second SIGINT interrupts at once.
+    """Records SIGTERM, SIGINT and SIGUSR1; a second SIGINT interrupts at once.
 
-    `agreed` is called by every rank after every step. The answer of step s is the maximum over ranks of what had arrived
-    by step s - 1: the exchange runs on the CPU beside the step, so that neither the device nor another rank is waited
-    for, and all ranks leave after the same step.
+    `agreed` is called by every rank after every step. Its answer at step s is the maximum over ranks of the signals received
+    by step s - 1: the exchange runs on the CPU during the step, so that no rank waits for the device or for another rank,
+    and all ranks stop after the same step.
     """
 
     def __init__(self) -> None:
         self._signal = 0
-        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._record) for number in SIGNALS}
         self._group: Any = None
         if world.size() > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S))
         self._exchange: tuple[Any, torch.Tensor] | None = None
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if self._signal == number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
 
     def requested(self) -> bool:
-        """Whether this rank has been told to leave; the others may not know yet."""
+        """Whether this rank has received a signal; the others may not know yet."""
         return self._signal != 0
 
     def agreed(self) -> str | None:
-        """The name of the signal on which all ranks leave now, or None."""
+        """The name of the signal on which all ranks stop now, or None."""
         if self._group is None:
             return signal.Signals(self._signal).name if self._signal else None
         number = self._finish_exchange()
@@ -57,9 +57,10 @@ class Interruption:
         return int(flag)
 
     def close(self) -> None:
-        """Waits for the exchange that is still under way, and gives the signals back.
+        """Waits for the pending exchange, and restores the previous signal handlers.
 
-        Not where one has come: Slurm repeats it, and nothing is to end the process before the door has had its last word.
+        After a signal it does not restore them: Slurm repeats the signal, which must not end the process before the command
+        has finished.
         """
         self._finish_exchange()
         if not self._signal:

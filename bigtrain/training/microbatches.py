@@ -1,4 +1,4 @@
-"""What a phase is handed: this rank's slice of each global microbatch, on the device, with the draws of its step."""
+"""The input of a phase: this rank's slice of each global microbatch, on the device, with the draws of its step."""
 
 import math
 import time
@@ -21,8 +21,8 @@ from bigtrain.training.options import TrainOptions
 class Microbatches:
     """Reads the stream as phases ask for it, and owns its position.
 
-    `position`: samples of the stream that were consumed, the one number that a checkpoint holds of the data. `replaced`: how
-    many undecodable ones another stood in for, over all ranks, as of the last `count_replaced`.
+    `position`: how many samples of the stream were consumed; a checkpoint needs no other state of the data. `replaced`: how
+    many undecodable samples were replaced by others, over all ranks, as of the last `count_replaced`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Microbatches:
         self._fetched = any(index.is_remote(number) for number in range(len(index.shards)))
         self._replaced_names: list[str] = []
         self._wait_s = 0.0
-        # The device's own default generator: torch.manual_seed would visit those of every backend, step after step.
+        # The device's default generator: torch.manual_seed would seed those of every backend, at every step.
         self._dropout = (
             torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
         )
@@ -62,8 +62,8 @@ class Microbatches:
             self._stream.close()
 
     def first(self, images: int) -> list[Microbatch]:
-        """This rank's slices of the first global microbatches, `images` samples of them at least; `position` stays, so that
-        training reads them again."""
+        """This rank's slices of the first global microbatches, which have at least `images` samples together. `position` does
+        not move, so that training reads them again."""
         self.open()
         try:
             pieces = range(math.ceil(images / self._global_size))
@@ -74,10 +74,10 @@ class Microbatches:
         return batches
 
     def next(self, phase: Phase, step: int, repeat: int, piece: int) -> Microbatch:
-        """This rank's slice of microbatch `piece` of an update. A phase that reads no data gets the same sample numbers
-        without samples."""
+        """This rank's slice of microbatch `piece` of an update. A phase that reads no data gets the sample numbers without
+        samples."""
         draws = Draws(self._seed, step, repeat)
-        # The one draw that may depend on the rank: dropout masks (HOUSE, promise 1).
+        # Dropout masks are the only draw that depends on the rank.
         first = self._sample_ids(piece).start
         self._dropout.manual_seed(
             torch_seed(self._seed, f"{phase.name}/dropout", step=step, repeat=repeat, index=first)
@@ -94,7 +94,7 @@ class Microbatches:
         return waited
 
     def count_replaced(self) -> list[str]:
-        """The undecodable samples, over all ranks, that were replaced since the last call, by name; every rank calls it."""
+        """Names of the undecodable samples, over all ranks, that were replaced since the last call; a collective."""
         if self._data.undecodable != "replace":
             return []
         names = [name for names in world.gather_objects(self._replaced_names) for name in names]
@@ -109,7 +109,7 @@ class Microbatches:
         return range(first, first + share)
 
     def _on_device(self, batch: Batch | None, piece: int, draws: Draws) -> Microbatch:
-        """The batch on the device, normalised."""
+        """The microbatch on the device, with images normalised to [-1, 1]."""
         images = labels = codes = None
         if batch is not None:
             labels = batch.labels.to(self._device, non_blocking=True)
@@ -124,8 +124,8 @@ class Microbatches:
         begin = time.perf_counter()
         try:
             batch = next(self._batches)
-        except UserError as mistake:
-            raise RankError(f"rank {world.rank()}: {mistake}" if world.size() > 1 else str(mistake)) from None
+        except UserError as error:
+            raise RankError(f"rank {world.rank()}: {error}" if world.size() > 1 else str(error)) from None
         self._wait_s += time.perf_counter() - begin
         self._replaced_names += batch.replaced
         return batch

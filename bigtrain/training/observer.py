@@ -1,4 +1,4 @@
-"""What the trainer calls at intervals; inference/observers.py has those that draw pictures and evaluate."""
+"""What the trainer calls at intervals. The observers that draw pictures and evaluate are in inference/observers.py."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -7,17 +7,17 @@ from torch import nn
 
 
 class Observer(Protocol):
-    """What the doors have done at intervals with the averaged weights: pictures, evaluations."""
+    """Does something with the averaged weights at intervals: draws pictures, evaluates."""
 
     def has(self, step: int) -> bool:
-        """Whether what it makes at `step` is there already; asked on the main rank of a resumed run."""
+        """Whether its output for `step` exists already; called on the main rank of a resumed run."""
         ...
 
     def observe(
         self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
     ) -> Mapping[str, float]:
-        """Called on every rank. The averaged networks are in eval mode; all must be left as they are.
+        """Called on every rank. The averaged networks are in eval mode and must not be changed.
 
-        Gives up soon after `should_stop` says so on any rank. Returns values to be shown.
+        Stops soon after `should_stop` returns True on any rank. Returns values to print.
         """
         ...

@@ -1,4 +1,4 @@
-"""What a recipe may say of its training."""
+"""The options of a recipe's train section."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -11,43 +11,43 @@ from bigtrain.training.monitoring.profiling import ProfileOptions
 
 
 class TrainOptions(Options):
-    """How long and in what pieces."""
+    """How long to train, with what batches, and what is logged, saved and evaluated."""
 
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"keep_best": {"accuracy": "class_accuracy"}}
 
     steps: int = Field(gt=0)
-    """Steps in all; one step runs every phase that is due, with all of its repeats."""
+    """Total number of steps; one step runs every phase that is due, with all of its repeats."""
     batch_size: int = Field(gt=0)
-    """Images of one update, over all ranks and microbatches."""
+    """Images per update, over all ranks and microbatches."""
     accumulate: int = Field(default=1, gt=0)
-    """Microbatches of one update. Batch statistics are those of a microbatch, so this is part of the experiment."""
+    """Microbatches per update. Batch statistics are computed per microbatch, so this is part of the experiment."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast; weights, averages, losses and statistics stay float32."""
     deterministic: bool = False
-    """On GPUs: only kernels that give the same bits at every run (slower). CPU runs are so in any case."""
+    """On GPUs: only kernels that give the same bits in every run (slower). CPU runs always do."""
     log_every: int = Field(default=100, gt=0)
     """Steps between rows of metrics.jsonl."""
     sample_every: int | None = Field(default=None, gt=0)
     """Steps between pictures; null: none."""
     save_every: int = Field(default=1000, gt=0)
-    """Steps between checkpoints; there is one at the end in any case."""
+    """Steps between checkpoints; there is always one at the end."""
     keep: int = Field(default=2, ge=2)
-    """Newest checkpoints that are kept; two at least, so that a damaged one has one before it."""
+    """How many of the newest checkpoints are kept; at least two, in case the newest is damaged."""
     evaluate_every: int | None = Field(default=None, gt=0)
     """Steps between evaluations of the averaged weights; null: none."""
     evaluate_samples: int | None = Field(default=None, ge=2)
-    """Samples of those evaluations; null: evaluation.samples. Fewer are cheaper, and compare with equally few only."""
+    """Samples of those evaluations; null: evaluation.samples. Fewer are cheaper, but compare only with equally few."""
     keep_best: str | None = None
-    """Metric of those evaluations (fid, class_accuracy, bits_per_dim, ...) whose best checkpoint is kept beside the newest;
-    doors take it as --checkpoint best. null: none. Of a run that goes on with another metric the former best is kept until
-    there is one by the new metric."""
+    """Metric of those evaluations (fid, class_accuracy, bits_per_dim, ...) whose best checkpoint is kept besides the newest;
+    commands take it as --checkpoint best. null: none. If a run is resumed with another metric, the old best checkpoint is
+    kept until there is one by the new metric."""
     alarm_ratio: float | None = Field(default=2.0, gt=1)
-    """Warn when that metric (fid, if keep_best is null) is so many times worse than its best, or a value that the
-    family watches (a GAN's largest singular values) is so many times what it was in the last rows; null: never."""
+    """Warn when that metric (fid, if keep_best is null) is this many times worse than its best, or a value that the family
+    watches (a GAN's largest singular values) is this many times its median over the last rows; null: never."""
     nonfinite_updates: int = Field(default=0, ge=0)
-    """Updates with a non-finite loss or gradient that are skipped, in the whole run, before it stops."""
+    """How many updates with a non-finite loss or gradient are skipped, over the whole run, before it stops."""
     profile: ProfileOptions | None = None
-    """A window of steps under the profiler, into RUN/profile/; null: none."""
+    """Steps to run under the profiler, whose trace goes to RUN/profile/; null: none."""
 
 
 def check_batch(train: TrainOptions, ranks: int) -> None:

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step alone, so that stopping and resuming cannot move it."""
+"""The learning rate as a function of the step alone, so that stopping and resuming cannot change it."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The loop. It knows phases and nothing else: no family is named here.
+"""The training loop. It knows only phases: no family is named here.
 
 `step` is the only clock: schedules, draws, intervals and the data's position follow from it, so a run that was stopped
 continues as if it had not been. To resume, run the same command again.
@@ -59,8 +59,8 @@ class Trainer:
         observers: Mapping[str, Observer],
         best: Best | None = None,
     ) -> None:
-        """`observers`: by what runs them: "sample" (train.sample_every) and "evaluate" (train.evaluate_every). `best`: judges
-        what the latter measures."""
+        """`observers`: by name, "sample" (called every train.sample_every) and "evaluate" (every train.evaluate_every). `best`:
+        decides from evaluations which checkpoint to keep."""
         check_batch(train, world.size())
         check_strategy(family, engine)
         configure_kernels(train.deterministic)
@@ -89,7 +89,7 @@ class Trainer:
     def run(self) -> str | None:
         """Trains to the last step, from the newest whole checkpoint if there is one.
 
-        Returns the signal on which it left early with a checkpoint written, or None when it is complete. Raises
+        Returns None when training is complete, or the signal on which it stopped early after writing a checkpoint. Raises
         TrainingDiverged after more non-finite updates than the recipe allows.
         """
         with self.watchdog:
@@ -114,14 +114,14 @@ class Trainer:
                 window.before(self.step)
                 self._take_step()
                 if window.ends_before(self.step):
-                    self.watchdog.mark("writes what the profiler has seen", patient=True)
+                    self.watchdog.mark("writes the profiler's trace", patient=True)
                     window.close()
                 if self._due(self.train.log_every):
                     self._log(tracker)
                 if self._due(self.train.save_every):
                     self._save(tracker)
                 self._observe(tracker, interruption)
-                self.watchdog.mark("agrees with the other ranks to go on")
+                self.watchdog.mark("agrees with the other ranks whether to go on")
                 signal = interruption.agreed()
                 if signal:
                     self._save(tracker)
@@ -139,7 +139,7 @@ class Trainer:
             window.close()
 
     def _take_step(self) -> None:
-        """Every phase that is due, every repeat of it; then the averages."""
+        """Runs every repeat of every phase that is due, then updates the averages."""
         finite = {name: torch.ones((), dtype=torch.bool, device=self.device) for name in self.components}
         for phase in self.family.phases:
             if self.step % phase.every == 0:
@@ -151,7 +151,7 @@ class Trainer:
         self.watchdog.enter(self.step, None)
 
     def _update(self, phase: Phase, repeat: int) -> Tensor:
-        """One update of one component; returns on the device whether it was finite and so was made."""
+        """One update of one component; returns whether it was finite and so was applied, as a bool on the device."""
         component = self.components[phase.component]
         self.watchdog.enter(self.step, phase.name)
         self._focus(phase.component)
@@ -167,12 +167,12 @@ class Trainer:
             if last and phase.weight_penalty is not None:
                 loss = loss + phase.weight_penalty(component.network)
             component.backward(loss, last)
-            meter.note(losses)
+            meter.record(losses)
         self.watchdog.mark("sums losses and gradients over the ranks")
         with self._throughput.waits.waiting():  # the first to meet the other ranks after the backward pass
-            sound = meter.share(self.train.accumulate)
-        finite, norm = component.update(self.step, sound)
-        meter.add(finite, norm, phase.reports(component.network) if phase.reports is not None else {}, self.step)
+            loss_finite = meter.average_over_ranks(self.train.accumulate)
+        finite, norm = component.update(self.step, loss_finite)
+        meter.add_update(finite, norm, phase.reports(component.network) if phase.reports is not None else {}, self.step)
         return finite
 
     def _focus(self, component: str) -> None:
@@ -181,13 +181,13 @@ class Trainer:
                 other.focus(name == component)
             self._focused = component
 
-    # -- what is seen of it -----------------------------------------------------------------------------------------
+    # -- pictures, evaluations, logs --------------------------------------------------------------------------------
 
     def _due(self, every: int | None) -> bool:
         return every is not None and (self.step % every == 0 or self.step == self.train.steps)
 
     def _observe(self, tracker: Tracker | None, interruption: Interruption, only_missing: bool = False) -> None:
-        """Pictures and evaluations that are due at this step; a resumed run makes up for those that it lacks."""
+        """Makes the pictures and evaluations that are due at this step; `only_missing`: those that do not exist yet."""
         for name, every in (("sample", self.train.sample_every), ("evaluate", self.train.evaluate_every)):
             if name in self.observers and self.step > 0 and self._due(every):
                 observer = self.observers[name]
@@ -207,12 +207,12 @@ class Trainer:
                     self._select_checkpoint(self.best, values, tracker)
 
     def _has_observed(self, name: str) -> bool:
-        """On the main rank: whether nothing is left of what was due at this step."""
-        judged = name != "evaluate" or self.best is None or self.best.is_recorded(self.step)
-        return judged and self.observers[name].has(self.step)
+        """On the main rank: whether everything that was due at this step has been done."""
+        recorded = name != "evaluate" or self.best is None or self.best.is_recorded(self.step)
+        return recorded and self.observers[name].has(self.step)
 
     def _select_checkpoint(self, best: Best, values: Mapping[str, float], tracker: Tracker | None) -> None:
-        """Keeps the weights of the best evaluation so far, and warns of one that is far worse."""
+        """Saves a checkpoint if this evaluation is the best so far, and warns if it is far worse than the best."""
         verdict = world.on_main(partial(best.update, self.step, values))
         if tracker is not None and verdict.warning is not None:
             tracker.warn(self.step, verdict.warning)
@@ -220,14 +220,14 @@ class Trainer:
             self._save(tracker)
 
     def averaged_networks(self) -> dict[str, nn.Module]:
-        """What the family samples with: the main average of each component that has one, else the network itself."""
+        """The networks that the family samples with: the main average of a component, or its network if it has none."""
         return {name: self.components[name].averaged_network() for name in self.family.sampled_components}
 
     def _log(self, tracker: Tracker | None) -> None:
-        """Fetches what the device has gathered since the last row: the only time that the host waits for it."""
+        """Fetches what the device has accumulated since the last row; only here does the host wait for the device."""
         self.watchdog.mark("waits for the device, to log")
         values: dict[str, float] = {}
-        # A row at the last step alone ends no interval: a run that is resumed with more steps goes on with it.
+        # An extra row at the last step does not end an interval: a run that is resumed with more steps continues it.
         regular = self.step % self.train.log_every == 0
         for meter in self.meters.values():
             values |= meter.fetch(reset=regular)
@@ -250,7 +250,7 @@ class Trainer:
             tracker.line(row, eta_s=(self.train.steps - self.step) * seconds / max(steps, 1))
 
     def _stop_if_diverged(self) -> None:
-        """Every rank comes to the same verdict, because the meters are the same on all of them."""
+        """Raises TrainingDiverged; on all ranks alike, because the meters are the same on all of them."""
         skipped = sum(meter.skipped for meter in self.meters.values())
         if skipped <= self.train.nonfinite_updates:
             return
@@ -258,9 +258,9 @@ class Trainer:
         component = next(phase.component for phase in self.family.phases if phase.name == first.phase)
         raise TrainingDiverged(
             f"step {first.first_skipped}, phase {first.phase}, component {component}: the loss or its gradient was not finite "
-            f"({skipped} updates so far, none of them made; train.nonfinite_updates allows "
-            f"{self.train.nonfinite_updates}). The checkpoints are sound. A lower learning rate or a clip_norm, in a new "
-            "run, is the usual remedy"
+            f"({skipped} such updates so far, all skipped; train.nonfinite_updates allows "
+            f"{self.train.nonfinite_updates}). The checkpoints are not affected. The usual remedy is a lower learning rate or "
+            "a clip_norm, in a new run"
         )
 
     def _count_replaced(self, tracker: Tracker | None) -> None:
@@ -272,8 +272,8 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self, tracker: Tracker | None) -> None:
-        """Has the main rank write a checkpoint beside the next steps, unless this step has one; every rank learns whether the
-        disk took the last one."""
+        """Starts writing a checkpoint, which goes on during the next steps, unless this step has one. If writing the previous
+        one failed, raises that error on every rank."""
         if self._saved_step == self.step:
             return
         self._saved_step = self.step
@@ -289,18 +289,17 @@ class Trainer:
             "meters": meters,
             "data": describe(self.index),
         }
-
         components = {name: component.snapshot() for name, component in self.components.items()}
         world.on_main(lambda: self._writer.start(self.step, components, state))
 
     def _begin(self) -> None:
-        """Puts the components into training as the newest whole checkpoint has them; without one the run begins at step 0."""
-        found = world.on_main(self._newest_path)
-        saved = checkpoint.opened(found) if found is not None else None
+        """Starts the components from the newest whole checkpoint; without one the run begins at step 0."""
+        path = world.on_main(self._newest_path)
+        saved = checkpoint.opened(path) if path is not None else None
         if saved is None:
             self._initialise()
         else:
-            self._take_over(saved)
+            self._restore(saved)
         for name, component in self.family.components.items():
             groups = saved.tensors(name) if saved is not None else None
             if groups is not None:
@@ -316,8 +315,8 @@ class Trainer:
             with torch.no_grad():
                 self.family.initialise(self.networks, batches)
 
-    def _take_over(self, saved: checkpoint.Checkpoint) -> None:
-        """The clocks and the meters of a checkpoint."""
+    def _restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Restores the step, the stream position, the wall time and the meters from a checkpoint."""
         if saved.state["data"]["fingerprint"] != self.index.fingerprint:
             raise UserError(
                 f"{self.index.path}: data.train is not the data that {self.folder.path} was trained on (its shards' "

@@ -32,7 +32,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "biggan_digits.yaml"
 
 def ours(recipe: Recipe, device: torch.device, folder: Path) -> Iterator[None]:
     index = find_index("digits", "train", recipe.data.image_size)
-    family = find_family("gan")(recipe.family, DataSpec.of(describe(index)))
+    family = find_family("gan")(recipe.family, DataSpec.from_json(describe(index)))
     trainer = Trainer(
         family, index, RunFolder(folder), seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema,
         engine=recipe.engine, device=device, observers={},
@@ -48,7 +48,7 @@ def bare(recipe: Recipe, device: torch.device) -> Iterator[None]:
     reader = Reader(index, recipe.data.image_size)
     images = torch.from_numpy(np.stack([reader.image(number) for number in range(index.samples)])).to(device)
     labels = torch.from_numpy(index.labels).to(device)
-    family = find_family("gan")(recipe.family, DataSpec.of(describe(index)))
+    family = find_family("gan")(recipe.family, DataSpec.from_json(describe(index)))
     g, d, average = (build_network(family, name, 0).to(device) for name in ("generator", "discriminator", "generator"))
     g, d, average = (net.to(memory_format=torch.channels_last) for net in (g, d, average))
     options = recipe.family.generator_optimizer

@@ -205,7 +205,7 @@ def test_when_the_link_is_cut_both_hosts_end_and_say_why(tmp_path: Path) -> None
         main, other = (output.read_text() for _, output in jobs)
     assert "the job hangs, and is ended: rank 1 (process " in main
     assert "has given no sign of life" in main
-    assert "the job's meeting point 10.77.0.1" in other
+    assert "the job's key-value store at 10.77.0.1" in other
     assert "the network to it is cut. rank 1 (process " in other
     assert "has been at step " in other
 

@@ -140,7 +140,7 @@ def test_a_sites_defaults_stand_behind_the_flags_and_are_checked(tmp_path: Path)
         "time: 12:00:00": f"^{site}: time: must be text; in a YAML file, put it in quotes",
         "setup: gone.sh": f"^{site}: setup: is not a file",
         "- a": f"^{site}: a site's file is a mapping",
-        "a: [": f"^{site}: not a YAML file",
+        "a: [": f"^{site}: cannot be read as YAML",
     }.items():
         site.write_text(text)
         with pytest.raises(UserError, match=sentence):
@@ -320,7 +320,7 @@ def test_a_sweep_is_every_combination_in_a_folder_of_its_own() -> None:
         (["run.seed"], "not of the form"),
         (["run.seed="], "names no value"),
         (["run.seed=1,1"], "names a value twice"),
-        (["run.seed=1", "run.seed=2"], "stands twice"),
+        (["run.seed=1", "run.seed=2"], "is given twice"),
         (["run.dir=a,b"], "cannot be swept"),
         (["run.seed=[1"], "not a list of YAML values"),
     ],

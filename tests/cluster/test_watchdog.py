@@ -69,8 +69,8 @@ def eventually(true: Callable[[], object], within_s: float = 20.0) -> bool:
     return bool(true())
 
 
-def beat(rank: int, *, number: int = 9, marks: int = 5, idle_s: float = 400.0, place: str = "step 7: logs") -> Beat:
-    return Beat(rank, f"node{rank}", 100 + rank, number, marks, place, idle_s, limit_s=300.0)
+def beat(rank: int, *, number: int = 9, marks: int = 5, idle_s: float = 400.0, activity: str = "step 7: logs") -> Beat:
+    return Beat(rank, f"node{rank}", 100 + rank, number, marks, activity, idle_s, limit_s=300.0)
 
 
 def test_the_rank_with_the_least_progress_is_named_with_its_place() -> None:
@@ -98,7 +98,7 @@ def test_a_rank_whose_beat_stands_still_is_named_whatever_its_progress() -> None
 def test_a_rank_that_never_came_is_named() -> None:
     diagnosis = diagnose([beat(0, number=8), None], [beat(0), None], 20)
     assert diagnosis is not None
-    assert diagnosis.text == "rank 1 has not come to the training loop"
+    assert diagnosis.text == "rank 1 has not reached the training loop"
 
 
 def test_no_rank_is_blamed_where_all_are_at_the_same_place() -> None:
@@ -210,7 +210,7 @@ def test_an_error_says_where_its_rank_was() -> None:
         lose_a_connection()
     assert caught.value.__notes__ == [
         "rank 0 was at step 4, phase maker: begins",
-        "where a connection was lost, the rank at its other end has gone first: see what it said",
+        "if a connection was lost, the rank at its other end ended first: see its messages",
     ]
 
 

@@ -85,7 +85,7 @@ def test_what_the_first_evaluation_would_refuse_is_said_before_the_first_step(
     words += ["data.classes=[3]"] if "one class" in sentence else []
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES[kind], evaluate_every=10), words)
     index, validation = find_splits(recipe.data)
-    trained = make_family(recipe, DataSpec.of(describe(index)))
+    trained = make_family(recipe, DataSpec.from_json(describe(index)))
     with pytest.raises(UserError, match=sentence):
         observers_of(trained, RunFolder(tmp_path), recipe, index, validation, CPU)
 
@@ -94,7 +94,7 @@ def test_what_the_smaller_evaluations_of_a_training_would_refuse_is_said_too(tmp
     path = write_recipe(tmp_path, FAMILIES["toy"], evaluate_every=10, evaluate_samples=12)
     recipe = load_recipe(path, ["evaluation.metrics=[intra_fid]", "evaluation.samples=1000"])
     index = Index.read(digits_index("train", 16))
-    toy = make_family(recipe, DataSpec.of(describe(index)))
+    toy = make_family(recipe, DataSpec.from_json(describe(index)))
     with pytest.raises(UserError, match="intra_fid needs 2 images of each class"):
         observers_of(toy, RunFolder(tmp_path), recipe, index, index, CPU)
 

@@ -96,7 +96,7 @@ def make_run(folder: Path, seed: int = 0, **family: Any) -> Path:
     run_folder.mkdir(parents=True)
     (run_folder / "recipe.yaml").write_text(recipe.to_yaml())
     data = describe(Index.read(digits_index("train", 16)))
-    made = find_family(recipe.family.kind)(recipe.family, DataSpec.of(data))
+    made = find_family(recipe.family.kind)(recipe.family, DataSpec.from_json(data))
     components = {name: {"weights": build_network(made, name, seed).state_dict()} for name in made.components}
     checkpoint.write(run_folder / "checkpoints", 1, components, {"step": 1, "data": data})
     return run_folder
@@ -198,7 +198,7 @@ def test_a_killed_run_goes_on_where_it_was(tokenizer: Path, encoded: tuple, tmp_
 
 MISTAKES = [
     (["GAN", "digits", "OUT"], "run: is a gan, which has no codes; give a VQ-VAE's run"),
-    (["YOUNG", "digits", "OUT"], "has no checkpoint yet; train further, or lower train.save_every"),
+    (["YOUNG", "digits", "OUT"], "has no checkpoint yet; train longer, or lower train.save_every"),
     (["nowhere", "digits", "OUT"], "nowhere: is neither a run folder nor an export"),
     (["RUN", "nowhere.json", "OUT"], "INDEX: nowhere.json: there is no index here"),
     (["RUN", "DIGITS", "OUT"], "is a folder; give the index within it ("),

@@ -48,7 +48,7 @@ def recipe_of(folder: Path, **train) -> Recipe:
 
 def trainer_of(recipe: Recipe) -> Trainer:
     index = find_index("digits", "train", 16)
-    family = find_family("toy")(recipe.family, DataSpec.of(describe(index)))
+    family = find_family("toy")(recipe.family, DataSpec.from_json(describe(index)))
     folder = RunFolder(recipe.folder)
     folder.make()
     atomic.write_bytes(folder.recipe, recipe.to_yaml().encode())

@@ -1,1 +1,1 @@
-"""Families that are trained by a game between networks."""
+"""Families whose networks are trained against each other: class-conditional GANs (`gan`)."""

@@ -38,18 +38,18 @@ from bigtrain.randomness import Draws
 
 
 class GANSamplingOptions(Options):
-    """How a trained generator is sampled; the sample door has a flag for each."""
+    """How a trained generator is sampled; launch/sample.py has a flag for each."""
 
     truncation: float | None = Field(default=None, gt=0)
     """z is drawn from a normal distribution truncated to [-t, t] (Brock et al. 2019, section 3.1); null: not truncated."""
     statistics: Literal["running", "standing"] = "running"
-    """Batch norm's moments: the averages of training, or standing ones, measured anew with the weights that sample."""
+    """Batch norm's moments: running averages from training, or standing ones, measured with the weights that sample."""
     standing_batches: int = Field(default=16, gt=0)
     """Batches that standing statistics are averaged over (Brock et al. 2019, appendix C.1: 100 passes)."""
     standing_batch_size: int = Field(default=64, gt=1)
-    """Samples in each of them."""
+    """Samples in each of those batches."""
     interpolate: int | None = Field(default=None, ge=2)
-    """Each run of this many samples walks from one z to another; null: every sample has a z of its own."""
+    """Each group of this many samples interpolates between two draws of z; null: every sample has its own z."""
 
 
 class GANOptions(Options):
@@ -61,7 +61,7 @@ class GANOptions(Options):
     discriminator_steps: int = Field(default=2, gt=0)
     """Updates of the discriminator for one of the generator; each reads a batch of its own."""
     fake_labels: Literal["data", "uniform"] = "data"
-    """Classes of the fakes in training: drawn with the data's own frequencies, or all alike."""
+    """Classes of the fakes in training: drawn with the frequencies of the data, or uniformly."""
     orthogonal_regularisation: float = Field(default=0.0, ge=0)
     """Strength of the generator's orthogonal regularisation (Brock et al. 2019, eq. 3; 1e-4 there); 0: none."""
     generator: GeneratorOptions = GeneratorOptions()
@@ -99,8 +99,8 @@ LOSSES = {
 
 
 def _generator_spectrum(generator: Any) -> dict[str, Tensor]:
-    """Largest singular values before normalisation: the first layers' are those that explode at collapse, while most
-    others stay well-behaved (Brock et al. 2019, section 4.1)."""
+    """Largest singular values before normalisation. At collapse those of the first layers explode, while most others do
+    not (Brock et al. 2019, section 4.1)."""
     return {
         "singular_value/linear": generator.linear.noted_sigma,
         "singular_value/first_block": generator.blocks[0].conv1.noted_sigma,
@@ -109,7 +109,7 @@ def _generator_spectrum(generator: Any) -> dict[str, Tensor]:
 
 
 def _discriminator_spectrum(discriminator: Any) -> dict[str, Tensor]:
-    """The discriminator's grow through training and jump at collapse, in all layers (Brock et al. 2019, section 4.2)."""
+    """Largest singular values: in all layers they grow through training and jump at collapse (Brock et al., section 4.2)."""
     return {
         "singular_value/first_block": discriminator.blocks[0].conv1.noted_sigma,
         "singular_value/largest": largest_singular_value(discriminator),
@@ -117,9 +117,9 @@ def _discriminator_spectrum(discriminator: Any) -> dict[str, Tensor]:
 
 
 _COLLAPSE = (
-    "such a jump goes before the collapse of a GAN (Brock et al. 2019, section 4); keep the checkpoints from before it"
+    "such a jump comes before a GAN collapses (Brock et al. 2019, section 4); keep the checkpoints from before it"
 )
-"""What a jump of a largest singular value means. It is a symptom: holding it down did not prevent the collapse there."""
+"""What a jump of a largest singular value means. It is a symptom: in that paper, limiting it did not prevent collapse."""
 
 
 class GAN(Family, kind="gan"):
@@ -180,7 +180,7 @@ class GAN(Family, kind="gan"):
         return Losses(self._generator_loss(networks["discriminator"](images, labels)), {})
 
     def _fakes(self, networks: Networks, batch: Microbatch, phase: str, *, gradients: bool) -> tuple[Tensor, Tensor]:
-        """Images and their classes, drawn by the places of the samples in the global batch."""
+        """Images and their classes, drawn by the numbers of the samples in the global batch."""
         labels = batch.to_device(self._fake_labels(batch.draws, f"{phase}/labels", batch.indices))
         z = batch.to_device(batch.draws.normal(f"{phase}/z", batch.indices, (self.latent,)))
         with torch.set_grad_enabled(gradients):
@@ -197,14 +197,14 @@ class GAN(Family, kind="gan"):
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def prepare_sampling(self, networks: Networks, sampling: GANSamplingOptions, seed: int) -> Networks:
-        """The generator in eval mode, with standing statistics where asked for: the same on every rank."""
+        """The generator in eval mode, with standing statistics if chosen; the same on every rank."""
         generator = copy.deepcopy(networks["generator"]).requires_grad_(False)
         if sampling.statistics == "standing":
             draws = Draws(seed)
             size = sampling.standing_batch_size
-            places = [range(batch * size, (batch + 1) * size) for batch in range(sampling.standing_batches)]
+            batches = [range(batch * size, (batch + 1) * size) for batch in range(sampling.standing_batches)]
             standing_statistics(
-                generator, [partial(self._standing_forward, generator, draws, these) for these in places]
+                generator, [partial(self._standing_forward, generator, draws, indices) for indices in batches]
             )
         return {"generator": generator.eval()}
 
@@ -222,20 +222,20 @@ class GAN(Family, kind="gan"):
 
 
 def latents(draws: Draws, indices: Sequence[int], size: int, sampling: GANSamplingOptions) -> Tensor:
-    """z of the samples `indices`, [n, size]: independent, truncated, or walking from one to the next."""
+    """z of the samples `indices`, [n, size]: independent (truncated if chosen), or interpolated between pairs of draws."""
     if sampling.interpolate is None:
         return _independent(draws, "sample/z", indices, size, sampling.truncation)
     lines = [index // sampling.interpolate for index in indices]
-    along = torch.tensor([index % sampling.interpolate for index in indices]) / (sampling.interpolate - 1)
+    weight = torch.tensor([index % sampling.interpolate for index in indices]) / (sampling.interpolate - 1)
     begin = _independent(draws, "sample/from", lines, size, sampling.truncation)
     end = _independent(draws, "sample/to", lines, size, sampling.truncation)
-    return torch.lerp(begin, end, along.to(begin.dtype).unsqueeze(1))
+    return torch.lerp(begin, end, weight.to(begin.dtype).unsqueeze(1))
 
 
 def _independent(draws: Draws, stream: str, indices: Sequence[int], size: int, truncation: float | None) -> Tensor:
     if truncation is None:
         return draws.normal(stream, indices, (size,))
-    # By the inverse distribution function, which is what redrawing the values outside [-t, t] converges to.
+    # By the inverse distribution function: the same distribution as redrawing the values outside [-t, t].
     low = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))
     values = torch.special.ndtri(low + draws.uniform(stream, indices, (size,)) * (1 - 2 * low))
     return values.clamp(-truncation, truncation).to(torch.get_default_dtype())

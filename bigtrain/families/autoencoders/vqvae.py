@@ -1,6 +1,7 @@
 """VQ-VAE and VQ-VAE-2: autoencoders whose codes another model learns to draw (van den Oord et al. 2017; Razavi et al. 2019).
 
-One component, one phase: reconstruction and commitment; the codebooks move in the phase's commit, after the optimizer's update.
+One component, one phase: reconstruction and commitment. The codebooks are updated by the phase's commit, after the
+optimizer's update.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from bigtrain.options import Options
 
 
 class VQVAESamplingOptions(Options):
-    """Nothing: a tokenizer draws no images by itself."""
+    """Empty: a tokenizer draws no images by itself."""
 
 
 class VQVAEOptions(Options):
@@ -41,10 +42,10 @@ class VQVAEOptions(Options):
     autoencoder: AutoencoderOptions = AutoencoderOptions()
     optimizer: OptimizerOptions
     commitment_weight: float = Field(default=0.25, ge=0)
-    """Strength of the commitment of the encoder to the codes, beta of van den Oord et al. 2017, eq. 3."""
+    """Weight of the commitment loss, beta in van den Oord et al. 2017, eq. 3."""
     pixel_variance: float | None = Field(default=None, gt=0)
-    """What the squared error is divided by: the variance of all pixels' values in [-1, 1]; null: measured on the first
-    images of the training data. (For values in [-0.5, 0.5], as in the authors' code, it is a quarter of this.)"""
+    """The squared error is divided by this, the variance of all pixel values in [-1, 1]; null: measured on the first images
+    of the training data. (For values in [-0.5, 0.5], as in the authors' code, it is a quarter of this.)"""
     sampling: VQVAESamplingOptions = VQVAESamplingOptions()
 
 
@@ -62,23 +63,23 @@ class VQVAE(Family, kind="vqvae"):
         self._grids = code_grids(options.autoencoder, spec.image_size)
         build = partial(Autoencoder, options.autoencoder, spec.image_size, spec.images)
         self.components = {"autoencoder": Component(build, options.optimizer, averaged=True)}
-        self.phases = [Phase("autoencoder", "autoencoder", self.loss, reports=self._readings)]
+        self.phases = [Phase("autoencoder", "autoencoder", self.loss, reports=self._reports)]
 
     def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
-        """The variance of pixels, and codebooks made of the encoder's own vectors of the images."""
+        """Measures the variance of pixels, and starts the codebooks as encoder outputs of the images."""
         images = [batch.images for batch in batches if batch.images is not None]
         autoencoder = _autoencoder(networks)
         variance = self.options.pixel_variance or pixel_variance(images)
-        if variance < 1e-9:  # less than one pixel in thousands of images makes
+        if variance < 1e-9:  # one differing pixel in thousands of images makes more
             raise UserError(
                 "family.pixel_variance: the first images of data.train are all of one colour, so the error cannot be divided "
-                "by their variance; look at the data, or give a value"
+                "by their variance; check the data, or give a value"
             )
         autoencoder.pixel_variance.fill_(variance)
         autoencoder.initialise(images)
 
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
-        """mse / pixel_variance + commitment_weight commitment (+ the codebooks' own loss, where they learn by gradient)."""
+        """mse / pixel_variance + commitment_weight x commitment (+ the codebook loss with codebook: gradient)."""
         assert batch.images is not None
         autoencoder = _autoencoder(networks)
         reconstruction = autoencoder(batch.images)
@@ -89,12 +90,12 @@ class VQVAE(Family, kind="vqvae"):
         total = nmse + self.options.commitment_weight * reconstruction.commitment
         if self.options.autoencoder.codebook == "gradient":
             total = total + reconstruction.codebook_loss
-        # Of values in [-1, 1] the peak is 2. The mean over images, because that of a batch would depend on its size.
+        # The peak of values in [-1, 1] is 2. The mean of each image's PSNR, as the PSNR of a batch would depend on its size.
         psnr = (10 * torch.log10(4 / errors.detach().clamp_min(1e-12))).mean()
         return Losses(total, {"mse": mse, "nmse": nmse, "psnr": psnr, "commitment": reconstruction.commitment})
 
-    def _readings(self, autoencoder: nn.Module) -> dict[str, Tensor]:
-        """The quantisers' readings; with several levels as NAME/LEVEL."""
+    def _reports(self, autoencoder: nn.Module) -> dict[str, Tensor]:
+        """The quantisers' readings, named NAME/LEVEL if there are several levels."""
         quantisers = cast(Autoencoder, autoencoder).quantisers()
         return {
             f"{name}/{level}" if len(quantisers) > 1 else name: value
@@ -134,7 +135,7 @@ def _autoencoder(networks: Networks) -> Autoencoder:
 
 
 def pixel_variance(microbatches: Sequence[Tensor]) -> float:
-    """The variance of all values of all ranks' images, around one mean; waits for the device."""
+    """The variance of all values of all ranks' images, around their common mean; waits for the device."""
     sums = torch.stack([_moments(images) for images in microbatches]).sum(0)
     count, total, squares = world.sum_over_ranks(sums).tolist()
     return squares / count - (total / count) ** 2

@@ -1,1 +1,1 @@
-"""Families that learn one position given those before it."""
+"""Families that predict each position from those before it: priors over codes or pixels (`prior`)."""

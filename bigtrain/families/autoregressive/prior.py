@@ -1,9 +1,9 @@
 """Autoregressive priors: a PixelCNN over one level of a tokenizer's codes, or over pixels. One step: one update.
 
 Over codes (van den Oord et al. 2017, section 4.1; Razavi et al. 2019, section 3.2) one run learns one level: the coarsest
-by class, each other one also given the codes of the next coarser level. Sampling goes from the coarsest level to the finest
-and through the tokenizer's decoder; the runs or exports that it needs are named in the recipe and known by their weights'
-fingerprints.
+given the class, the others given also the codes of the next coarser level. Sampling goes from the coarsest level to the
+finest and through the tokenizer's decoder. The recipe names the runs or exports that this needs; they are identified by the
+fingerprints of their weights.
 """
 
 import copy
@@ -40,31 +40,31 @@ PIXELS = "pixels"
 
 
 class PriorSamplingOptions(Options):
-    """How values are drawn from what the network predicts; for every level alike."""
+    """How values are drawn from the predicted distribution; the same for every level."""
 
     temperature: float = Field(default=1.0, gt=0)
-    """Logits are divided by this: below 1 likelier values become likelier still."""
+    """Logits are divided by this; below 1 likely values become more likely."""
     top_k: int | None = Field(default=None, gt=0)
-    """Draw only among so many likeliest values; null: all."""
+    """Draw only among this many most likely values; null: all."""
     top_p: float | None = Field(default=None, gt=0, le=1)
-    """Draw only among the likeliest values that together have this probability (Holtzman et al. 2020); null: all."""
+    """Draw only among the most likely values that together have this probability (Holtzman et al. 2020); null: all."""
     capture: bool = False
-    """On GPUs: record a row's work as a CUDA graph and replay it, which spares the host; the same samples."""
+    """On GPUs: capture the kernels of one row as a CUDA graph and replay it, which saves host time; the same samples."""
 
 
 class PriorOptions(Options):
-    """One prior: what it is learned over, and its network."""
+    """One prior: what it is trained on, and its network."""
 
     kind: Literal["prior"]
     level: str = "codes"
-    """The level of the tokenizer's codes that is learned (`codes` is the name of an only level), or `pixels`."""
+    """The level of the tokenizer's codes that is learned (`codes` is the name of a single level), or `pixels`."""
     tokenizer: str | None = None
-    """The tokenizer's run or export, the one that made the codes; null for pixels."""
+    """The run or export of the tokenizer that made the codes; null for pixels."""
     condition: str | None = None
-    """The run or export of the prior of the next coarser level, which sampling starts from; null for the coarsest one. It
-    may be trained later or at the same time: it has to be there for pictures and samples only."""
+    """The run or export of the prior of the next coarser level, which is sampled first; null for the coarsest level. It may
+    be trained later or at the same time: only pictures and samples need it."""
     class_conditional: bool = True
-    """Whether the network is told the class."""
+    """Whether the network is given the class."""
     network: PixelCNNOptions = PixelCNNOptions()
     optimizer: OptimizerOptions
     sampling: PriorSamplingOptions = PriorSamplingOptions()
@@ -86,13 +86,13 @@ class Prior(Family, kind="prior"):
     def __init__(self, options: PriorOptions, spec: DataSpec) -> None:
         self.options, self.spec, self.sampling = options, spec, options.sampling
         _check(options, spec)
-        self.coarser, level = _place(options, spec)
+        self.coarser, level = _levels(options, spec)
         self.grid = level.grid if level is not None else (spec.image_size, spec.image_size)
         finest = spec.codes is None or options.level == list(spec.codes)[-1]
-        able: list[Capability] = ["likelihood"]
-        able += ["sample"] if finest else []
-        able += ["by_class"] if finest and options.class_conditional else []
-        self.capabilities = frozenset(able)
+        capabilities: list[Capability] = ["likelihood"]
+        capabilities += ["sample"] if finest else []
+        capabilities += ["by_class"] if finest and options.class_conditional else []
+        self.capabilities = frozenset(capabilities)
         condition = spec.codes[self.coarser] if spec.codes is not None and self.coarser is not None else None
         network = partial(
             PixelCNN,
@@ -138,10 +138,10 @@ class Prior(Family, kind="prior"):
         if capability == "sample":
             assert self.spec.codes is not None
             levels = list(self.spec.codes)
-            below = levels[levels.index(self.options.level) + 1]
+            finer = levels[levels.index(self.options.level) + 1]
             return (
-                f"it is the prior of level {self.options.level}, whose codes alone are no image: train the prior of level "
-                f"{below} with family.level={below} and family.condition naming this run, and sample that"
+                f"it is the prior of level {self.options.level}, whose codes alone make no image: train the prior of level "
+                f"{finer} with family.level={finer} and family.condition naming this run, and sample that"
             )
         return super().why_not(capability)
 
@@ -167,7 +167,7 @@ class Prior(Family, kind="prior"):
             raise UserError(f"{where} is a {tokenizer.family.kind}, not a tokenizer; give the run of a VQ-VAE")
         if tokenizer.fingerprint != self.spec.tokenizer:
             raise UserError(
-                f"{where} is not the tokenizer that made the codes (fingerprint {tokenizer.fingerprint[:12]}, theirs "
+                f"{where} is not the tokenizer that made the codes (fingerprint {tokenizer.fingerprint[:12]}, the codes' is "
                 f"{str(self.spec.tokenizer)[:12]}): it is another run, or was trained further since; encode the images "
                 "again with launch/encode.py, or give an export of the weights that made them"
             )
@@ -175,21 +175,23 @@ class Prior(Family, kind="prior"):
     def _check_condition(self, condition: Family) -> None:
         where = f"family.condition: {self.options.condition}"
         if not isinstance(condition, Prior) or condition.options.level != self.coarser:
-            raise UserError(f"{where} is not a prior of level {self.coarser}, which level {self.options.level} follows")
-        if condition.spec.tokenizer != self.spec.tokenizer:
-            raise UserError(f"{where} was trained on codes of another tokenizer; train it on those of this one")
-        theirs = condition.spec.classes if condition.options.class_conditional else ()
-        ours = self.spec.classes if self.options.class_conditional else ()
-        if theirs != ours:
             raise UserError(
-                f"{where} knows {len(theirs)} classes and this prior {len(ours)}, or others: together they would draw none of "
-                "them; train both on the same classes, and with the same family.class_conditional"
+                f"{where} is not a prior of level {self.coarser}, on which level {self.options.level} depends"
+            )
+        if condition.spec.tokenizer != self.spec.tokenizer:
+            raise UserError(f"{where} was trained on codes of another tokenizer; train both on codes of the same one")
+        condition_classes = condition.spec.classes if condition.options.class_conditional else ()
+        own_classes = self.spec.classes if self.options.class_conditional else ()
+        if condition_classes != own_classes:
+            raise UserError(
+                f"{where} has {len(condition_classes)} classes and this prior {len(own_classes)}, and they must be the same "
+                "ones; train both on the same classes, and with the same family.class_conditional"
             )
 
     def prepare_sampling(self, networks: Networks, sampling: PriorSamplingOptions, seed: int) -> Networks:
         _check_sampling(self.options, sampling)
         if not all(bool(parameter.isfinite().all()) for parameter in networks["pixelcnn"].parameters()):
-            # What is drawn from logits that are not numbers would be codes like any others.
+            # Codes drawn from NaN logits would look like any others.
             raise FloatingPointError("the prior's weights are not finite: it has diverged")
         return {"pixelcnn": copy.deepcopy(networks["pixelcnn"]).requires_grad_(False).eval()}
 
@@ -206,7 +208,7 @@ class Prior(Family, kind="prior"):
     def sample_values(
         self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: PriorSamplingOptions
     ) -> dict[str, Tensor]:
-        """This level's values by its name, with those of every coarser level, the coarsest first."""
+        """The values of every coarser level and of this one, by the level's name, the coarsest first."""
         values: dict[str, Tensor] = {}
         if self.coarser is not None:
             coarser = self.attached["condition"]
@@ -232,7 +234,7 @@ def _check(options: PriorOptions, spec: DataSpec) -> None:
     _check_sampling(options, options.sampling)
     if options.class_conditional and len(spec.classes) < 2:
         raise ValueError(
-            "family.class_conditional: the data have one class only; set it to false, or give shards with labels"
+            "family.class_conditional: the data have only one class; set it to false, or give shards with labels"
         )
     if options.level == PIXELS:
         if spec.codes is not None:
@@ -245,7 +247,7 @@ def _check(options: PriorOptions, spec: DataSpec) -> None:
     if spec.codes is None:
         raise ValueError(
             f"family.level: {options.level}, but data.train holds images; encode them with `accelerate launch launch/encode.py "
-            "TOKENIZER INDEX OUT` and give OUT's index, or learn their pixels with family.level=pixels"
+            "TOKENIZER INDEX OUT` and give the index in OUT, or learn their pixels with family.level=pixels"
         )
     if options.level not in spec.codes:
         raise ValueError(
@@ -262,12 +264,12 @@ def _check(options: PriorOptions, spec: DataSpec) -> None:
 def _check_sampling(options: PriorOptions, sampling: PriorSamplingOptions) -> None:
     if options.network.mixtures is not None and (sampling.top_k is not None or sampling.top_p is not None):
         raise UserError(
-            "family.sampling: top_k and top_p choose among a list of values, which a mixture of logistics has not; use "
+            "family.sampling: top_k and top_p choose among a list of values, which a mixture of logistics does not have; use "
             "temperature"
         )
 
 
-def _place(options: PriorOptions, spec: DataSpec) -> tuple[str | None, CodeLevel | None]:
+def _levels(options: PriorOptions, spec: DataSpec) -> tuple[str | None, CodeLevel | None]:
     """The name of the next coarser level, if there is one, and this level; (None, None) for pixels."""
     if spec.codes is None:
         return None, None
@@ -275,10 +277,10 @@ def _place(options: PriorOptions, spec: DataSpec) -> tuple[str | None, CodeLevel
     position = levels.index(options.level)
     coarser = levels[position - 1] if position else None
     if coarser is None and options.condition is not None:
-        raise ValueError(f"family.condition: level {options.level} is the coarsest and follows no other; remove it")
+        raise ValueError(f"family.condition: level {options.level} is the coarsest and depends on no other; remove it")
     if coarser is not None and options.condition is None:
         raise ValueError(
-            f"family.condition is missing: level {options.level} follows level {coarser}; name the run of that prior (it "
+            f"family.condition is missing: level {options.level} depends on level {coarser}; name the run of that prior (it "
             "may be trained at the same time)"
         )
     return coarser, spec.codes[options.level]

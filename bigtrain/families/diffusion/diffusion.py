@@ -1,4 +1,4 @@
-"""Diffusion models. One step: a network learns to tell the noise in noised images, at times spread over the global batch.
+"""Diffusion models. One step: the network predicts the noise in noised images, at times spread over the global batch.
 
 `process.py` holds the mathematics and `samplers.py` turns noise into images; the family itself is here.
 """
@@ -63,19 +63,19 @@ class DiffusionOptions(Options):
     schedule: Schedule = "linear"
     """linear in beta (Ho et al. 2020), scaled with 1000 / timesteps, or cosine (iDDPM)."""
     prediction: Prediction = "epsilon"
-    """What the network puts out: the noise, the image, or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0."""
+    """What the network predicts: the noise, the image, or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0."""
     loss: Literal["simple", "min_snr", "hybrid", "vlb"] = "simple"
     """simple: squared error of the prediction (Ho et al. 2020, eq. 14). min_snr: weighted (Hang et al. 2023). vlb: the
-    variational bound, T x L_t in bits per dimension. hybrid: simple + 0.001 vlb, which teaches the variance alone (iDDPM, eq.
-    16; bits as in OpenAI's code)."""
+    variational bound, T x L_t in bits per dimension. hybrid: simple + 0.001 vlb, where vlb trains the variance alone (iDDPM,
+    eq. 16; bits as in OpenAI's code)."""
     variance: Variance = "fixed_small"
-    """Of a sampling step: the posterior's, beta, or learned between them (iDDPM, eq. 15)."""
+    """Variance of a sampling step: the posterior's, beta, or learned between the two (iDDPM, eq. 15)."""
     min_snr_gamma: float = Field(default=5.0, gt=0)
-    """Where min_snr cuts the signal-to-noise ratio off."""
+    """The largest signal-to-noise ratio that min_snr weights with."""
     class_conditional: bool = False
-    """Whether the network is told the class."""
+    """Whether the network is given the class."""
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the samples whose class is withheld in training; above 0, the model can be guided (0.1 is usual)."""
+    """Share of the samples whose class is dropped in training; above 0, the model can be guided (0.1 is usual)."""
     rescale_timesteps: bool = False
     """Whether the network sees t x 1000 / T (OpenAI's rescale_timesteps) instead of t."""
     optimizer: OptimizerOptions
@@ -87,12 +87,12 @@ class DiffusionOptions(Options):
         learned = self.variance == "learned"
         if self.loss == "hybrid" and not learned:
             raise ValueError(
-                f"loss: hybrid is there to learn the variance, but variance is {self.variance}; set variance: learned, or "
+                f"loss: hybrid is for a learned variance, but variance is {self.variance}; set variance: learned, or "
                 "loss: simple"
             )
         if learned and self.loss in ("simple", "min_snr"):
             raise ValueError(
-                f"variance: learned cannot be learned by loss: {self.loss}, which does not see it; set loss: hybrid"
+                f"variance: learned cannot be trained by loss: {self.loss}, which does not depend on it; set loss: hybrid"
             )
         if self.label_dropout and not self.class_conditional:
             raise ValueError("label_dropout: there are no labels to drop; set class_conditional: true, or leave it out")
@@ -101,12 +101,12 @@ class DiffusionOptions(Options):
 
 
 def check_sampling(options: DiffusionOptions, sampling: DiffusionSamplingOptions, process: Process) -> None:
-    """Raises UserError if a model of these options cannot be sampled in this way."""
+    """Raises UserError if a model with these options cannot be sampled with `sampling`."""
     if sampling.guidance and not options.label_dropout:
-        why = "trained without label_dropout" if options.class_conditional else "unconditional"
+        reason = "trained without label_dropout" if options.class_conditional else "unconditional"
         raise UserError(
-            f"sampling.guidance: {sampling.guidance} needs a model that has learned with and without the class, but this one "
-            f"is {why}; leave guidance out, or train with class_conditional: true and label_dropout: 0.1"
+            f"sampling.guidance: {sampling.guidance} needs a model that was trained with and without the class, but this one "
+            f"is {reason}; leave guidance out, or train with class_conditional: true and label_dropout: 0.1"
         )
     try:
         visited_timesteps(sampling.sampler, process, sampling.steps, sampling.spacing)
@@ -127,7 +127,7 @@ class Diffusion(Family, kind="diffusion"):
         by_class: frozenset[Capability] = frozenset({"by_class"} if options.class_conditional else ())
         self.capabilities = by_class | {"sample", "likelihood"}
         self.process = make_process(options.schedule, options.timesteps)
-        self._placed = {torch.device("cpu"): self.process}
+        self._process_by_device = {torch.device("cpu"): self.process}
         network = (
             options.unet,
             spec.image_size,
@@ -135,7 +135,7 @@ class Diffusion(Family, kind="diffusion"):
             len(spec.classes) if options.class_conditional else None,
             options.label_dropout > 0,
         )
-        unet_config(*network)  # a size that does not fit is a mistake now, not when the network is built
+        unet_config(*network)  # raises for a size that does not fit now, not when the network is built
         self.components = {"unet": Component(partial(UNet, *network), options.optimizer, averaged=True)}
         self.phases = [Phase("denoising", "unet", self.denoising_loss)]
 
@@ -145,8 +145,9 @@ class Diffusion(Family, kind="diffusion"):
         """The loss at one time per sample. Terms: `quartile_1` .. `quartile_4`, the loss by time, early (little noise) to late;
         with hybrid also `simple` and `vlb`.
 
-        A quartile's term is 4 x the mean over all samples of what its own samples lose: times are spread evenly over the
-        global batch, so that a quarter of it falls into each, and sums rather than means average rightly over ranks.
+        A quartile's term is 4 times the sum of its samples' losses divided by the number of all samples. Times are spread
+        evenly over the global batch, so a quarter of it falls into each quartile; and unlike a mean over a quartile's own
+        samples, which differ in number from rank to rank, this can be averaged over ranks.
         """
         assert batch.images is not None
         process = self._process_on(batch.device)
@@ -174,13 +175,13 @@ class Diffusion(Family, kind="diffusion"):
         prediction: Tensor,
         interpolation: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Each sample's loss [n], and the means that it is made of."""
+        """Each sample's loss [n], and the means of its terms, to be logged."""
         kind = self.options.prediction
         if self.options.loss == "vlb":
             return self._bound(process, x0, x, t, prediction, interpolation), {}
         simple = (prediction - process.target(kind, x0, t, noise)).square().flatten(1).mean(1)
         if self.options.loss == "hybrid":
-            # The bound is noisy: it teaches the variance, and the mean learns from the simple loss alone.
+            # The bound is noisy: it trains the variance, and the mean is trained by the simple loss alone.
             bound = self._bound(process, x0, x, t, prediction.detach(), interpolation)
             return simple + 0.001 * bound, {"simple": simple.mean(), "vlb": bound.mean()}
         if self.options.loss == "min_snr":
@@ -190,7 +191,7 @@ class Diffusion(Family, kind="diffusion"):
     def _bound(
         self, process: Process, x0: Tensor, x: Tensor, t: Tensor, prediction: Tensor, interpolation: Tensor | None
     ) -> Tensor:
-        """T x L_t in bits per dimension: over uniform times an unbiased estimate of the bound without L_T."""
+        """T x L_t in bits per dimension: for uniform t an unbiased estimate of the bound without L_T."""
         predicted_x0 = process.predicted_x0(self.options.prediction, prediction, x, t)
         log_variance = process.log_variance(self.options.variance, interpolation, t, x)
         return process.bound_term(x0, x, t, predicted_x0, log_variance) * (process.steps * BITS / self.dimensions)
@@ -209,7 +210,7 @@ class Diffusion(Family, kind="diffusion"):
         return len(self.spec.classes)
 
     def _network_time(self, t: Tensor) -> Tensor:
-        """What the network sees of timesteps of the whole process."""
+        """The time that the network is given for timestep t of the full process."""
         return t * (1000 / self.options.timesteps) if self.options.rescale_timesteps else t
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -219,22 +220,22 @@ class Diffusion(Family, kind="diffusion"):
         return prediction, interpolation
 
     def _process_on(self, device: torch.device) -> Process:
-        """The tables on the device, which is waited for only once."""
-        if device not in self._placed:
-            self._placed[device] = self.process.on(device)
-        return self._placed[device]
+        """The process with its tables on the device; copied once, so that the host waits once."""
+        if device not in self._process_by_device:
+            self._process_by_device[device] = self.process.on(device)
+        return self._process_by_device[device]
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def prepare_sampling(self, networks: Networks, sampling: DiffusionSamplingOptions, seed: int) -> Networks:
-        """The network in eval mode: with dropout left on it would sample something else."""
+        """The network in eval mode, as dropout would change the samples."""
         check_sampling(self.options, sampling, self.process)
         unet = networks["unet"]
         return {"unet": copy.deepcopy(unet).eval() if unet.training else unet}
 
     def sampling_name(self, sampling: DiffusionSamplingOptions) -> str:
-        """Nothing for ancestral sampling of every step, which is what is published; else such as dpmpp_20, ddim_20_trailing
-        or dpmpp_20_guided_1.5."""
+        """Empty for ancestral sampling with every step, which is what papers publish; else for example dpmpp_20,
+        ddim_20_trailing or dpmpp_20_guided_1.5."""
         steps = sampling.steps or self.options.timesteps
         words = (
             [] if (sampling.sampler, steps) == ("ancestral", self.options.timesteps) else [sampling.sampler, str(steps)]
@@ -248,37 +249,39 @@ class Diffusion(Family, kind="diffusion"):
         self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: DiffusionSamplingOptions
     ) -> Tensor:
         size = self.spec.image_size
-        places = Microbatch(None, labels, indices, Draws(seed), labels.device, len(indices))
-        way = (self.options.schedule, self.options.timesteps, sampling.sampler, sampling.steps, sampling.spacing)
-        on_host, process = visited_process(*way, torch.device("cpu")), visited_process(*way, labels.device)
+        batch = Microbatch(None, labels, indices, Draws(seed), labels.device, len(indices))
+        settings = (self.options.schedule, self.options.timesteps, sampling.sampler, sampling.steps, sampling.spacing)
+        on_host, process = visited_process(*settings, torch.device("cpu")), visited_process(*settings, labels.device)
         chosen = on_host.timesteps.tolist()
         denoise = self._denoiser(networks["unet"], process, labels, sampling.guidance or 0.0)
-        x = places.to_device(places.draws.normal("sample/noise", indices, (3, size, size)))
+        x = batch.to_device(batch.draws.normal("sample/noise", indices, (3, size, size)))
 
         def noise(step: int) -> Tensor:
             # Keyed by the timestep; x_T above has step 0, at which no noise is drawn.
-            draws = replace(places.draws, step=chosen[step])
-            return places.to_device(draws.normal("sample/noise", indices, (3, size, size)))
+            draws = replace(batch.draws, step=chosen[step])
+            return batch.to_device(draws.normal("sample/noise", indices, (3, size, size)))
 
         if sampling.sampler == "ancestral":
             return ancestral(process, denoise, x, self.options.variance, noise)
         return (ddim if sampling.sampler == "ddim" else dpmpp)(on_host, denoise, x)
 
     def _denoiser(self, unet: nn.Module, process: Process, labels: Tensor | None, guidance: float) -> Denoiser:
-        """The network as samplers see it, on steps of `process`: a clipped x_0, and what interpolates the variance.
+        """The function that samplers call at steps of `process`: it returns the clipped x_0, and what interpolates a learned
+        variance.
 
-        With guidance the network sees the classes and no classes in one call; the variance is the conditional one's.
+        With guidance one call of the network has the samples twice, with and without their classes; the variance is that of
+        the conditional half.
         """
-        given = labels if self.options.class_conditional else None
+        classes = labels if self.options.class_conditional else None
         if guidance:
             assert labels is not None
-            given = torch.cat([labels, torch.full_like(labels, self._null_class)])
+            classes = torch.cat([labels, torch.full_like(labels, self._null_class)])
 
         def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-            time, seen = self._network_time(process.timesteps[t]), x.to(torch.get_default_dtype())
+            time, images = self._network_time(process.timesteps[t]), x.to(torch.get_default_dtype())
             if guidance:
-                time, seen = torch.cat([time, time]), torch.cat([seen, seen])
-            prediction, interpolation = self._split(unet(seen, time, given).to(x.dtype))
+                time, images = torch.cat([time, time]), torch.cat([images, images])
+            prediction, interpolation = self._split(unet(images, time, classes).to(x.dtype))
             if guidance:
                 conditional, unconditional = prediction.chunk(2)
                 prediction = conditional + guidance * (conditional - unconditional)
@@ -291,7 +294,7 @@ class Diffusion(Family, kind="diffusion"):
     # -- export -----------------------------------------------------------------------------------------------------
 
     def to_diffusers(self, networks: Networks) -> "DDPMPipeline | None":
-        """diffusers' own pipeline of ancestral sampling; None for a class-conditional model, as it knows no classes."""
+        """diffusers' own pipeline of ancestral sampling; None for a class-conditional model, which it does not support."""
         from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline  # heavy, and only exports need it
 
         if self.options.class_conditional:
@@ -299,13 +302,13 @@ class Diffusion(Family, kind="diffusion"):
         unet = networks["unet"]
         assert isinstance(unet, UNet)
         times = self._network_time(self.process.timesteps) if self.options.rescale_timesteps else None
-        scheduler: Any = scheduler_of(self.options)  # mypy takes diffusers' stand-ins for the classes themselves
+        scheduler: Any = scheduler_of(self.options)  # mypy sees diffusers' placeholder classes instead
         return DDPMPipeline(to_diffusers(unet, times), scheduler)
 
     def from_diffusers(self, pipeline: "DDPMPipeline") -> Networks:
         unet = build_network(self, "unet", seed=0)
         assert isinstance(unet, UNet)
-        unet.take(pipeline.unet)
+        unet.load_diffusers(pipeline.unet)
         return {"unet": unet}
 
     # -- likelihood -------------------------------------------------------------------------------------------------
@@ -327,7 +330,7 @@ class Diffusion(Family, kind="diffusion"):
         if evaluations is not None and not 2 <= evaluations <= timesteps:
             raise UserError(
                 f"evaluation.likelihood_evaluations: the bound of a model with {timesteps} timesteps is estimated from 2 .. "
-                f"{timesteps} evaluations, not {evaluations}; null takes them all, exactly"
+                f"{timesteps} evaluations, not {evaluations}; null takes all of them, which is exact"
             )
         return timesteps if evaluations is None else evaluations
 
@@ -337,8 +340,8 @@ class Diffusion(Family, kind="diffusion"):
         them (Ho et al. 2020, eq. 5), with one draw of x_t for each t. Float64, in nats: `nats`, the bound; of which `prior` is
         L_T and `decoder` L_0, [n] each; `vlb_by_timestep` [n, T]: L_0 at 0, L_{t-1} at t.
 
-        `evaluations` of the network per image; None: one for each t. Fewer: t = 0 and a stratified draw of the others, which
-        is right in the mean over images and noisy in each. Raises UserError, a ValueError, for fewer than 2 and for more
+        `evaluations`: of the network per image; None: one for each t. Fewer: t = 0 and a stratified draw of the others, an
+        estimate that is unbiased but noisy for each image. Raises UserError, a ValueError, for fewer than 2 and for more
         than T.
         """
         assert batch.images is not None
@@ -363,27 +366,27 @@ class Diffusion(Family, kind="diffusion"):
     def _likelihood_timesteps(
         self, draws: Draws, indices: Sequence[int], number: int, evaluations: int
     ) -> tuple[Tensor, float]:
-        """The times int64 [n] of one evaluation of the bound, and how many times each of them stands for.
+        """The times int64 [n] of evaluation `number` of the bound, and the weight of each: how many times it represents.
 
-        The first is t = 0, whose term is not like the others; the rest are cut into as many strata as there are evaluations
-        left. As many evaluations as times visit every time once.
+        The first evaluation is t = 0, whose term is not like the others. The other times are cut into as many strata as there
+        are evaluations left, and each evaluation draws from its own. With T evaluations every time is visited once.
         """
         if number == 0:
             return torch.zeros(len(indices), dtype=torch.int64), 1.0
         others = self.options.timesteps - 1
         share = others / (evaluations - 1)
-        place = (number - 1 + draws.uniform("likelihood/time", indices)) * share
-        return 1 + place.long().clamp(max=others - 1), share
+        position = (number - 1 + draws.uniform("likelihood/time", indices)) * share
+        return 1 + position.long().clamp(max=others - 1), share
 
 
 def scheduler_of(options: DiffusionOptions) -> "DDPMScheduler":
-    """diffusers' ancestral sampler for a model of these options; its tables are ours in float32."""
+    """diffusers' ancestral sampler for a model with these options; its tables equal ours in float32."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # heavy, and only exports need it
 
     scale = 1000 / options.timesteps
     return DDPMScheduler(
         num_train_timesteps=options.timesteps,
-        # diffusers does not scale the linear schedule with T, the cosine one needs no bounds.
+        # diffusers does not scale the linear schedule with T; the cosine one ignores these bounds.
         beta_start=1e-4 * scale,
         beta_end=0.02 * scale,
         beta_schedule="linear" if options.schedule == "linear" else "squaredcos_cap_v2",
@@ -394,9 +397,9 @@ def scheduler_of(options: DiffusionOptions) -> "DDPMScheduler":
     )
 
 
-def stratified_timesteps(draws: Draws, indices: Sequence[int], whole: int, timesteps: int) -> Tensor:
-    """Times int64 [len(indices)] in 0 .. timesteps - 1, on the CPU: evenly spread over the `whole` global batch from one
-    uniform offset for all. Each is uniform by itself, and a batch has its share of every part of the process."""
+def stratified_timesteps(draws: Draws, indices: Sequence[int], global_batch_size: int, timesteps: int) -> Tensor:
+    """Times int64 [len(indices)] in 0 .. timesteps - 1, on the CPU, evenly spaced over the global batch from one uniform
+    offset. Each time is uniform by itself, and every batch covers all parts of the process alike."""
     offset = draws.uniform("denoising/offset", [0])
-    places = torch.tensor(list(indices), dtype=torch.float64) / whole
-    return ((offset + places) % 1.0 * timesteps).long().clamp(max=timesteps - 1)
+    fractions = torch.tensor(list(indices), dtype=torch.float64) / global_batch_size
+    return ((offset + fractions) % 1.0 * timesteps).long().clamp(max=timesteps - 1)

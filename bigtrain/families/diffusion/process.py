@@ -1,9 +1,9 @@
-"""The diffusion process in the mathematics' own names: schedules, q(x_t | x_0), posteriors, losses, the variational bound.
+"""The diffusion process in the papers' notation: schedules, q(x_t | x_0), posteriors, losses, the variational bound.
 
 Ho, Jain & Abbeel 2020 (DDPM, arXiv:2006.11239), Nichol & Dhariwal 2021 (iDDPM, arXiv:2102.09672), Salimans & Ho 2022
 (predicting v, arXiv:2202.00512), Hang et al. 2023 (min-SNR, arXiv:2303.09556). Times count from 0 here: t = 0 is the papers'
-t = 1. Tables are float64, for 1 - alpha_bar loses its digits in float32 where alpha_bar is near 1; what is gathered from them
-takes on the precision of the images, at least float32.
+t = 1. Tables are float64, because in float32 1 - alpha_bar loses its digits where alpha_bar is near 1; values gathered from
+them are cast to the precision of the images, at least float32.
 """
 
 import math
@@ -34,7 +34,7 @@ class Process:
         self.posterior_of_x0 = beta * self.alpha_bar_before.sqrt() / (1 - alpha_bar)
         self.posterior_of_x = (1 - self.alpha_bar_before) * alpha.sqrt() / (1 - alpha_bar)
         variance = beta * (1 - self.alpha_bar_before) / (1 - alpha_bar)
-        # The posterior of step 0 is a point, without a logarithm: step 1's stands in for it, there and in fixed_large, as in
+        # The posterior variance of step 0 is 0 and has no logarithm. Step 1's is used for it, here and in fixed_large, as in
         # both papers' code.
         self.log_posterior_variance = torch.cat([variance[1:2], variance[1:]]).log()
         self.log_beta = beta.log()
@@ -49,7 +49,7 @@ class Process:
         return Process(self.alpha_bar.to(device), self.timesteps.to(device))
 
     def respaced(self, chosen: list[int]) -> "Process":
-        """The process that visits only the `chosen` steps, increasing; its betas follow (iDDPM, section 4)."""
+        """The process with only the `chosen` steps, increasing, and the betas that follow from them (iDDPM, section 4)."""
         index = torch.tensor(chosen, device=self.alpha_bar.device)
         return Process(self.alpha_bar[index], self.timesteps[index])
 
@@ -61,7 +61,7 @@ class Process:
         return signal * x0 + deviation * noise
 
     def target(self, prediction: Prediction, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """What a network of this kind of prediction should put out."""
+        """The network's target for this kind of prediction."""
         if prediction == "epsilon":
             return noise
         if prediction == "x0":
@@ -70,16 +70,16 @@ class Process:
         return signal * noise - deviation * x0
 
     def min_snr_weight(self, prediction: Prediction, t: Tensor, gamma: float) -> Tensor:
-        """Weights [n] of the squared error, float64: min(SNR, gamma) as an error in x_0 (Hang et al. 2023, section 3.4)."""
+        """Weights [n] of the squared error, float64: min(SNR, gamma) for an error in x_0 (Hang et al. 2023, section 3.4)."""
         snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])
-        # An error of one in epsilon is one of 1 / sqrt(SNR) in x_0, and one in v is one of 1 / sqrt(SNR + 1).
+        # An error of 1 in epsilon is an error of 1 / sqrt(SNR) in x_0, and in v of 1 / sqrt(SNR + 1).
         in_x0 = {"epsilon": snr, "x0": torch.ones_like(snr), "v": snr + 1}[prediction]
         return snr.clamp(max=gamma) / in_x0
 
     # -- backward ---------------------------------------------------------------------------------------------------
 
     def predicted_x0(self, prediction: Prediction, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """x_0 as the network's `output` has it at x_t (Ho et al. 2020, eq. 15; Salimans & Ho 2022, appendix D)."""
+        """x_0 that follows from the network's `output` at x_t (Ho et al. 2020, eq. 15; Salimans & Ho 2022, appendix D)."""
         if prediction == "x0":
             return output
         signal, deviation = self._signal_and_deviation(t, x)
@@ -94,15 +94,15 @@ class Process:
     def log_variance(self, variance: Variance, interpolation: Tensor | None, t: Tensor, like: Tensor) -> Tensor:
         """The log variance of p(x_{t-1} | x_t), [n, 1, 1, 1], or [n, 3, h, w] where it is learned, in the dtype of `like`.
 
-        fixed_small is the posterior's and fixed_large is beta, which at t = 0 is the posterior's too (Ho et al. 2020, section
-        3.2). learned: `interpolation` [n, 3, h, w] goes from the one at -1 to the other at 1 (iDDPM, eq. 15; the network's
+        fixed_small is the posterior's; fixed_large is beta, but the posterior's at t = 0 (Ho et al. 2020, section 3.2).
+        learned: between the posterior's, at `interpolation` [n, 3, h, w] -1, and beta, at 1 (iDDPM, eq. 15; the network's
         range as in OpenAI's code).
         """
         if variance == "fixed_small":
             return self._at(self.log_posterior_variance, t, like)
         if variance == "fixed_large":
             return self._at(self.log_large_variance, t, like)
-        assert interpolation is not None, "a learned variance needs the network's second half"
+        assert interpolation is not None, "a learned variance needs the second half of the network's output"
         share = (interpolation + 1) / 2
         return torch.lerp(self._at(self.log_posterior_variance, t, like), self._at(self.log_beta, t, like), share)
 
@@ -111,7 +111,7 @@ class Process:
     def bound_term(self, x0: Tensor, x: Tensor, t: Tensor, predicted_x0: Tensor, log_variance: Tensor) -> Tensor:
         """L_{t-1} of each sample, or L_0 at t = 0 (Ho et al. 2020, eq. 5; iDDPM, eq. 4 to 7): nats [n], summed over pixels.
 
-        `x0` is on the grid of 256 levels in [-1, 1], which L_0 takes the probability of.
+        `x0` has one of the 256 levels in [-1, 1] at each pixel, of which L_0 takes the probability.
         """
         true_log_variance = self._at(self.log_posterior_variance, t, x)
         mean = self.posterior_mean(predicted_x0, x, t)
@@ -124,7 +124,7 @@ class Process:
     def prior_term(self, x0: Tensor) -> Tensor:
         """L_T of each sample, KL(q(x_T | x_0) || N(0, 1)): nats [n], summed over pixels."""
         alpha_bar = self.alpha_bar[-1]
-        # log(1 - alpha_bar) + alpha_bar by itself would lose its digits where alpha_bar is nearly zero.
+        # log1p, because log(1 - alpha_bar) loses its digits where alpha_bar is nearly zero.
         terms = alpha_bar * x0.double().square() - alpha_bar - torch.log1p(-alpha_bar)
         return terms.flatten(1).sum(1) / 2
 
@@ -132,7 +132,7 @@ class Process:
         return self._at(self.alpha_bar.sqrt(), t, like), self._at((1 - self.alpha_bar).sqrt(), t, like)
 
     def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        assert like.dtype in (torch.float32, torch.float64), f"{like.dtype} has no room for the noise levels"
+        assert like.dtype in (torch.float32, torch.float64), f"{like.dtype} is too coarse for the noise levels"
         return table[t].to(like.dtype)[:, None, None, None]
 
 
@@ -159,20 +159,21 @@ def make_process(schedule: Schedule, timesteps: int) -> Process:
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
     """The log probability that a normal distribution, rounded to 256 levels in [-1, 1], takes the value x (Ho et al. 2020,
-    eq. 13). The first and the last level own their tails. Elementwise, in the dtype of `mean`; `x` is on the grid.
+    eq. 13). The first and the last level include the tails. Elementwise, in the dtype of `mean`; `x` is one of the levels.
 
-    Exact where both papers' code approximates the distribution function and bounds the probability from below, which would
-    make of the bound on a likelihood none.
+    Exact. Both papers' code approximates the distribution function and clamps the probability from below; with that, the
+    variational bound would no longer be a bound.
     """
-    # In float64, because the gradient of log_ndtr is the exponential of a difference of squares: far out, float32 has no
-    # digit of it and then not even a finite value, which reaches the weights though it is of a time that is not selected.
+    # In float64, because the gradient of log_ndtr is the exponential of a difference of squares: far out in the tail float32
+    # has no correct digit of it, and at last no finite value. That would reach the weights even for samples at t > 0, for
+    # which this is computed and not used.
     centred, precision = x.double() - mean.double(), (-log_deviation.double()).exp()
     lower, upper = (centred - 1 / 255) * precision, (centred + 1 / 255) * precision
-    # By symmetry every interval is looked at in the lower tail, where the logarithms keep their digits.
+    # By symmetry every interval is mirrored into the lower tail, where the logarithms keep their digits.
     mirrored = lower + upper > 0
     below, above = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
     log_above = torch.special.log_ndtr(above)
-    # Far out of a wide distribution the two may round to one; the gradient of log 0 would be NaN.
+    # Both ends may round to the same probability; the gradient of log 0 would be NaN.
     ratio = (torch.special.log_ndtr(below) - log_above).clamp(max=-1e-300)
     inside = log_above + torch.log(-torch.expm1(ratio))
     first, last = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)

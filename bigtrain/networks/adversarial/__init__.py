@@ -1,1 +1,1 @@
-"""Generators and discriminators, one paper a file."""
+"""Generators and discriminators, one file per paper."""

@@ -2,7 +2,7 @@
 
 Residual blocks as in appendix B of the paper, spectral norm on every weight but the shared class embedding, conditional
 batch norm in the generator, projection (Miyato & Koyama 2018) in the discriminator, one self-attention block (Zhang et
-al. 2019) in each. Parameters, with channels = 96 and latent_per_block = 20:
+al. 2019) in each. Parameter counts, with channels = 96 and latent_per_block = 20:
 
     ImageNet 128x128, 1000 classes, attention at 64:   generator 70,433,988   discriminator 87,982,370
     CIFAR-10 32x32, 10 classes, attention at 16:       generator  9,416,196   discriminator  2,415,170
@@ -55,7 +55,7 @@ class GeneratorOptions(Options):
     """The generator's architecture."""
 
     channels: int = Field(default=96, gt=0)
-    """The width that the table of the resolution multiplies."""
+    """The base width, which the table for the resolution multiplies."""
     latent_per_block: int = Field(default=20, gt=0)
     """Size of each chunk of z: one for the first layer and one for every block."""
     class_embedding: int = Field(default=128, gt=0)
@@ -65,7 +65,7 @@ class GeneratorOptions(Options):
     batch_norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the variance in batch norm. StudioGAN's recipes use 1e-4."""
     batch_norm_momentum: float = Field(default=0.1, gt=0, le=1)
-    """Share of the newest moments in the running statistics."""
+    """Share of the new moments in each update of the running statistics."""
     spectral_norm_eps: float = Field(default=1e-6, gt=0)
     """Smallest norm that the power iteration divides by."""
     init: Literal["orthogonal", "n02"] = "orthogonal"
@@ -76,7 +76,7 @@ class DiscriminatorOptions(Options):
     """The discriminator's architecture."""
 
     channels: int = Field(default=96, gt=0)
-    """The width that the table of the resolution multiplies."""
+    """The base width, which the table for the resolution multiplies."""
     attention_resolution: int | None = Field(default=64, gt=0)
     """Self-attention follows the first block whose output has this height and width; null: none."""
     spectral_norm_eps: float = Field(default=1e-6, gt=0)
@@ -86,7 +86,7 @@ class DiscriminatorOptions(Options):
 
 
 # Exact rewrites of the two resampling convolutions, with 4/9 of the multiplications each. Both widen the 3x3 kernel to
-# 4x4: taps that meet the same pixel are added up once, in the kernel, and not again for every image and place.
+# 4x4: taps that read the same pixel are added up once, in the kernel, and not again for every image and position.
 
 
 def upsample_and_convolve(x: Tensor, conv: SNConv2d) -> Tensor:
@@ -158,10 +158,10 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [n, inputs, h, w], y [n, condition] -> [n, outputs, 2h, 2w]."""
-        # In place where the norm's backward has no use for its output.
+        # ReLU in place: the norm's backward does not need its output.
         h = upsample_and_convolve(F.relu(self.norm1(x, y), inplace=True), self.conv1)
         h = self.conv2(F.relu(self.norm2(h, y), inplace=True))
-        # A 1x1 convolution and nearest upsampling commute: a quarter of the work before it.
+        # A 1x1 convolution and nearest upsampling commute; convolving first is a quarter of the work.
         return h + F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest")
 
 
@@ -196,21 +196,21 @@ class Generator(nn.Module):
         """z [n, latent], labels int64 [n] in 0 .. classes - 1 -> images [n, 3, R, R] in [-1, 1], at least float32."""
         shared = self.shared(labels)
         first, *chunks = z.split(self.latent_per_block, dim=1)
-        # channels_last is the layout that convolutions are fastest in, and it spreads from the first feature map on.
+        # Convolutions are fastest in channels_last; later feature maps inherit the layout of the first.
         h = self.linear(first).unflatten(1, (-1, 4, 4)).contiguous(memory_format=torch.channels_last)
         for index, (block, chunk) in enumerate(zip(self.blocks, chunks, strict=True)):
             h = block(h, torch.cat([shared, chunk], dim=1))
             if self.attention is not None and index == self.attention_after:
                 h = self.attention(h)
         h = self.conv(F.relu(self.norm(h), inplace=True))
-        # bfloat16 knows 128 values between 0.5 and 1: too coarse for the bright end of an image.
+        # bfloat16 has 128 values between 0.5 and 1: too few for the bright pixels of an image.
         return torch.tanh(h.to(statistics_dtype(h.dtype)))
 
 
 class DiscriminatorBlock(nn.Module):
     """ReLU-conv3-ReLU-conv3-pool, plus conv1-pool as the shortcut (Brock et al. 2019, figure 15c).
 
-    The first block sees pixels and has no ReLU in front. The shortcut is the identity where a block changes nothing.
+    The first block reads pixels and has no ReLU in front. The shortcut is the identity where the shape does not change.
     """
 
     def __init__(self, inputs: int, outputs: int, *, first: bool, downsample: bool, eps: float) -> None:
@@ -224,11 +224,11 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, inputs, h, w] -> [n, outputs, h / 2, w / 2], or h, w without downsampling."""
-        # Out of place: the shortcut takes x itself. (In place it would get ReLU(x), as in StudioGAN.)
+        # Not in place: the shortcut reads x itself. (In place it would read ReLU(x), as in StudioGAN.)
         h = F.relu(self.conv1(x if self.first else F.relu(x)), inplace=True)
         if not self.downsample:
             return self.conv2(h) + self.shortcut(x)
-        # A 1x1 convolution and average pooling commute: a quarter of the work after it.
+        # A 1x1 convolution and average pooling commute; pooling first leaves it a quarter of the work.
         return convolve_and_pool(h, self.conv2) + self.shortcut(F.avg_pool2d(x, 2))
 
 
@@ -268,9 +268,9 @@ class Discriminator(nn.Module):
 
 
 def orthogonal_penalty(network: nn.Module, strength: float) -> Tensor:
-    """BigGAN's orthogonal regularisation without the diagonal (Brock et al. 2019, eq. 3), as a scalar loss.
+    """BigGAN's orthogonal regularisation, which leaves the diagonal free (Brock et al. 2019, eq. 3), as a scalar loss.
 
-    strength / 2 |W W^T o (1 - I)|^2, summed over every weight but the shared embedding, each as a matrix W [out, rest].
+    strength / 2 |W W^T o (1 - I)|^2, summed over all weights except the shared embedding, each as a matrix W [out, rest].
     Its gradient is 2 strength ((W W^T) o (1 - I)) W, which is what BigGAN-PyTorch adds. The paper's strength is 1e-4.
     """
     weights = [module.weight for module in network.modules() if isinstance(module, SpectralNorm)]
@@ -286,8 +286,8 @@ def _off_diagonal(rows: Tensor) -> Tensor:
     if len(rows) <= 2 * rows.shape[1]:
         gram = rows @ rows.t()
         return (gram - gram.diagonal().diag_embed()).square().sum()
-    # |W W^T| = |W^T W|, which is small where W is tall: the generator's first layer at 128x128 is [24576, 20]. So tall, the
-    # diagonal is the lesser part of the sum, and little is lost by subtracting it.
+    # |W W^T| = |W^T W|, and W^T W is a small matrix where W is tall: the generator's first layer at 128x128 is [24576, 20].
+    # For such a W the diagonal is a small part of the sum, so that subtracting it loses little precision.
     return (rows.t() @ rows).square().sum() - rows.square().sum(1).square().sum()
 
 
@@ -301,27 +301,27 @@ def _attention(
     component: str, options: GeneratorOptions | DiscriminatorOptions, outputs: list[int], resolutions: list[int]
 ) -> tuple[SelfAttention | None, int]:
     """The attention block and the index of the block that it follows, from each block's output width and resolution."""
-    asked, key = options.attention_resolution, f"family.{component}"
-    if asked is None:
+    resolution, key = options.attention_resolution, f"family.{component}"
+    if resolution is None:
         return None, -1
-    if asked not in resolutions:
+    if resolution not in resolutions:
         valid = ", ".join(str(size) for size in sorted(set(resolutions)))
-        raise UserError(f"{key}.attention_resolution: there are no features of {asked}; choose {valid} or null")
-    after = resolutions.index(asked)
+        raise UserError(f"{key}.attention_resolution: no feature map has size {resolution}; choose {valid} or null")
+    after = resolutions.index(resolution)
     if outputs[after] % 8:
         raise UserError(
             f"{key}.channels: attention divides its {outputs[after]} features by 8; choose a multiple of 8, "
-            f"or null for {key}.attention_resolution"
+            f"or set {key}.attention_resolution to null"
         )
     return SelfAttention(outputs[after], eps=options.spectral_norm_eps), after
 
 
 @torch.no_grad()
-def _initialise(network: nn.Module, how: Literal["orthogonal", "n02"]) -> None:
-    """Draws every convolution's, linear map's and embedding's weight, and zeroes the biases."""
+def _initialise(network: nn.Module, init: Literal["orthogonal", "n02"]) -> None:
+    """Draws the weights of all convolutions, linear maps and embeddings, and zeroes the biases."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
-            if how == "orthogonal":
+            if init == "orthogonal":
                 nn.init.orthogonal_(module.weight)
             else:
                 nn.init.normal_(module.weight, std=0.02)

@@ -1,1 +1,1 @@
-"""Encoders and decoders, one paper a file."""
+"""Encoders and decoders, one file per paper."""

@@ -1,10 +1,10 @@
 """Gated PixelCNN (van den Oord et al. 2016b, arXiv:1606.05328): the likelihood of a grid, position by position.
 
-Positions come in raster order, p = row * width + column. Two stacks read the past: the vertical one every row above, the
-horizontal one the columns to the left in the same row, and the vertical one too. Nothing is masked: a kernel covers only
-what it may see, and shifts (padding above and to the left) keep the present out, so that no weight is ever written to and
-no past position is out of sight (a test takes the Jacobian). Drawing is in pixelcnn_sampling.py, the distributions of one
-position in pixelcnn_outputs.py.
+Positions are in raster order, p = row * width + column. Two stacks read the past: the vertical one all rows above, the
+horizontal one the columns to the left in the same row, and the vertical stack. No weight is masked: kernels are cropped to
+the positions that they may see, and shifts (padding above and to the left) exclude the position itself. So there is no
+blind spot (a test takes the Jacobian). Sampling is in pixelcnn_sampling.py, the distributions of one position in
+pixelcnn_outputs.py.
 """
 
 from collections.abc import Iterable
@@ -23,37 +23,37 @@ class PixelCNNOptions(Options):
     """The architecture."""
 
     channels: int = Field(default=64, gt=0)
-    """Features of both stacks, of the codes' embedding and of the output stack."""
+    """Features of both stacks, of the embedding of codes and of the output stack."""
     layers: int = Field(default=12, gt=0)
-    """Gated layers. A position sees (layers + 1) * (kernel // 2) rows up and columns aside, without attention."""
+    """Gated layers. Without attention a position sees (layers + 1) * (kernel // 2) rows up and as many columns aside."""
     kernel: int = Field(default=3, ge=3)
-    """Width of the square that a layer's kernels are cropped from, in positions; odd."""
+    """Width in positions of the square kernel from which a layer's kernels are cropped; odd."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the gates' outputs that training drops, elementwise."""
+    """Dropout of the gates' outputs, elementwise."""
     attention_every: int | None = Field(default=None, gt=0)
-    """Causal attention follows every so many layers; null: none."""
+    """Causal attention after every so many layers; null: none."""
     attention_heads: int = Field(default=4, gt=0)
-    """Heads of each attention; `channels` is shared out among their values."""
+    """Heads of each attention; their values split `channels` between them."""
     attention_key_channels: int = Field(default=16, gt=0)
     """Size of a head's queries and keys."""
     output_layers: int = Field(default=0, ge=0)
-    """Residual gated layers of single positions between the last layer and the output."""
+    """Residual gated layers on single positions, between the last layer and the output."""
     condition_channels: int = Field(default=64, gt=0)
     """Features of the stack that reads the coarser codes, where there are any."""
     condition_layers: int = Field(default=4, ge=0)
     """Residual 3x3 blocks of that stack, on the coarser grid."""
     mixtures: int | None = Field(default=None, gt=0)
-    """Pixels only: components of a discretised logistic mixture (PixelCNN++); null: a 256-way softmax per channel."""
+    """For pixels: components of a discretised logistic mixture (PixelCNN++); null: a 256-way softmax per channel."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "PixelCNNOptions":
         if self.kernel % 2 == 0:
             raise ValueError(
-                f"family.network.kernel is {self.kernel}; it must be odd, so that it has a centre: {self.kernel + 1}"
+                f"family.network.kernel is {self.kernel}; it must be odd, so that it has a centre: take {self.kernel + 1}"
             )
         if self.attention_every is not None and self.channels % self.attention_heads:
             raise ValueError(
-                f"family.network.attention_heads: {self.attention_heads} do not divide family.network.channels "
+                f"family.network.attention_heads: {self.attention_heads} does not divide family.network.channels "
                 f"({self.channels}); change one of them"
             )
         if self.attention_every is not None and self.attention_every > self.layers:
@@ -71,7 +71,7 @@ def gate(x: Tensor, dim: int = 1) -> Tensor:
 
 
 class GatedLayer(nn.Module):
-    """Figure 2 of the paper. With W the kernels, V and H the stacks, t the terms of class and coarser codes:
+    """Figure 2 of the paper. With W and O the kernels, L the link, V and H the stacks, t the terms of class and coarser codes:
 
     a = W_v V + t_v,  V' = V + gate(a)
     b = W_h H + L (W_v V) + t_h,  H' = H + O gate(b)
@@ -82,7 +82,7 @@ class GatedLayer(nn.Module):
         channels, reach = options.channels, options.kernel // 2
         self.vertical = nn.Conv2d(channels, 2 * channels, (reach + 1, options.kernel), padding=(0, reach))
         self.link = nn.Conv2d(2 * channels, 2 * channels, 1)
-        # Biases here would only repeat those of the link and of the next layer.
+        # Biases here would be redundant with those of the link and of the next layer.
         self.horizontal = nn.Conv2d(channels, 2 * channels, (1, reach + 1), bias=False)
         self.out = nn.Conv2d(channels, channels, 1, bias=False)
         self.of_class = nn.Embedding(classes, 4 * channels) if classes is not None else None
@@ -92,8 +92,8 @@ class GatedLayer(nn.Module):
         self.dropout = nn.Dropout(options.dropout)
         self.reach = reach
 
-    def look_up(self, rows: Tensor, labels: Tensor | None, maps: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What moves V [n, c, h, w], and L (W_v V) + t_h [n, 2c, h, w].
+    def vertical_step(self, rows: Tensor, labels: Tensor | None, maps: Tensor | None) -> tuple[Tensor, Tensor]:
+        """gate(a), which is added to V [n, c, h, w], and L (W_v V) + t_h [n, 2c, h, w].
 
         `rows`: V with `reach` more rows on top, [n, c, reach + h, w]. `maps`: the coarser codes' features at these h
         rows [n, condition_channels, h, w].
@@ -109,8 +109,8 @@ class GatedLayer(nn.Module):
         return self.dropout(gate(summed)), linked
 
     def forward(self, v: Tensor, h: Tensor, labels: Tensor | None, maps: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Both stacks [n, c, h, w], labels int64 [n], maps as in `look_up` -> both stacks after the layer."""
-        moved, linked = self.look_up(F.pad(v, (0, 0, self.reach, 0)), labels, maps)
+        """Both stacks [n, c, h, w], labels int64 [n], maps as in `vertical_step` -> both stacks after the layer."""
+        moved, linked = self.vertical_step(F.pad(v, (0, 0, self.reach, 0)), labels, maps)
         summed = self.horizontal(F.pad(h, (self.reach, 0))) + linked
         return v + moved, h + self.out(self.dropout(gate(summed)))
 
@@ -119,8 +119,8 @@ class CausalAttention(nn.Module):
     """H + O attention(queries, keys, values) over the strict past, by heads (after PixelSNAIL, arXiv:1712.09763, eq. 4).
 
     A query is linear in H and the position's coordinates ("background"); keys and values of q < p are linear in those of
-    q and in the embedding of the value at q, which the stacks at q have not seen. A learned null key precedes them all:
-    the first position has something to attend to, and position p is the p-th key of a plain causal attention.
+    q and in the embedding of the value at q, which the stacks at q have not read. A learned null key comes before all
+    others: it gives the first position something to attend to, and shifts keys by one, so that plain causal attention will do.
     """
 
     background: Tensor
@@ -142,13 +142,13 @@ class CausalAttention(nn.Module):
         self.register_buffer("background", background.to(torch.get_default_dtype()), persistent=False)
 
     def query_and_rest(self, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of `of_features` and `of_background` [n, p, ...] -> queries [n, heads, p, key], and what they add to
-        keys and values [n, p, heads * (key + value)]."""
+        """The sum of `of_features` and `of_background` [n, p, ...] -> queries [n, heads, p, key], and the part of keys and
+        values that does not depend on the value at a position [n, p, heads * (key + value)]."""
         query, rest = projected.tensor_split([self.heads * self.key], dim=-1)
         return self._by_head(query), rest
 
     def keys_and_values(self, rest: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """That addition and the embedded values [n, p, inputs] -> [n, heads, p, key] and [n, heads, p, value]."""
+        """That part and the embedded values [n, p, inputs] -> [n, heads, p, key] and [n, heads, p, value]."""
         key, value = (rest + self.of_input(embedded)).tensor_split([self.heads * self.key], dim=-1)
         return self._by_head(key), self._by_head(value)
 
@@ -160,7 +160,7 @@ class CausalAttention(nn.Module):
         projected = self.of_features(h.flatten(2).transpose(1, 2)) + self.of_background(self.background)
         query, rest = self.query_and_rest(projected)
         keys, values = self.keys_and_values(rest, embedded.flatten(1, 2))
-        # The last position's own key is for nobody: with the null key in front, causal means strictly past.
+        # Nobody attends to the last position: with the null key in front, causal means strictly past.
         keys = torch.cat([self.null_key.expand(len(h), -1, -1, -1), keys[:, :, :-1]], 2)
         values = torch.cat([self.null_value.expand(len(h), -1, -1, -1), values[:, :, :-1]], 2)
         attended = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
@@ -195,8 +195,8 @@ class ResidualBlock(nn.Module):
 class ConditionStack(nn.Module):
     """Coarser codes int64 [n, h, w] -> features [n, condition_channels, H, W] on the fine grid.
 
-    Residual blocks on the coarser grid, then a transposed convolution whose kernel is its stride: each of the fine
-    positions in a coarse one has weights of its own, which a nearest upsampling would not give it.
+    Residual blocks on the coarser grid, then a transposed convolution whose kernel size is its stride: each of the fine
+    positions within a coarse one has its own weights, which nearest upsampling would not give it.
     """
 
     def __init__(self, options: PixelCNNOptions, codebook_size: int, stride: tuple[int, int]) -> None:
@@ -221,9 +221,9 @@ class PixelCNN(nn.Module):
 
     - Gated PixelCNN: the vertical stack has a residual connection as well; the first layer is linear, with cropped
       kernels of the same size instead of 7x7; one ReLU and one linear map make the logits. Class and coarser codes enter
-      both stacks' gates, as there. Colours are told apart in the output only, not in every layer.
-    - PixelCNN++: its likelihood, and its channel of ones that tells the border from the data; neither its downsampling
-      nor its weight norm. Probabilities between the edges are exact.
+      both stacks' gates, as there. Colours are ordered in the output only, not in every layer.
+    - PixelCNN++: its likelihood, and its channel of ones, by which a network tells padding from data; neither its
+      downsampling nor its weight norm. Probabilities between the edges are exact.
     - PixelSNAIL: its attention, added to the stack by a linear map instead of a gated block, with several heads and a
       null key.
     - VQ-VAE-2: the condition's stack ends in a transposed convolution; the output stack is gated.
@@ -242,12 +242,12 @@ class PixelCNN(nn.Module):
         """`grid` (height, width); `codebook_size` None: pixels; `classes` None: not class-conditional.
 
         `condition`: codebook size and grid of the coarser codes, if there are any. Raises ValueError if `grid` is not a
-        whole multiple of that grid, or if mixtures are asked for over codes.
+        whole multiple of that grid, or for mixtures with codes.
         """
         super().__init__()
         channels, reach, (height, width) = options.channels, options.kernel // 2, grid
         self.grid, self.reach, self.classes = grid, reach, classes
-        self.output = _output(options, codebook_size)
+        self.output = _make_output(options, codebook_size)
         inputs = self.output.width + 1
         self.stem_vertical = nn.Conv2d(inputs, channels, (reach, options.kernel), padding=(0, reach))
         self.stem_horizontal = nn.Conv2d(inputs, channels, (1, reach))
@@ -256,7 +256,7 @@ class PixelCNN(nn.Module):
         )
         every = options.attention_every
         self.attentions = nn.ModuleDict(
-            {str(i): CausalAttention(options, grid, self.output.width) for i in _followed(options.layers, every)}
+            {str(i): CausalAttention(options, grid, self.output.width) for i in _attended(options.layers, every)}
         )
         self.output_layers = nn.Sequential(
             *[OutputLayer(channels, options.dropout) for _ in range(options.output_layers)]
@@ -288,7 +288,7 @@ class PixelCNN(nn.Module):
         return self.output.logits(features, self._by_position(values))
 
     def features(self, values: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
-        """[n, channels, h, w]; those at a position depend on the values before it, and not on its own.
+        """[n, channels, h, w]; those at a position depend on the values before it and not on its own value.
 
         Raises ValueError for shapes or dtypes that are not this network's.
         """
@@ -301,9 +301,9 @@ class PixelCNN(nn.Module):
         return None if self.condition is None else self.condition(condition)
 
     def features_of(self, embedded: Tensor, labels: Tensor | None, maps: Tensor | None) -> Tensor:
-        """The same from the values' embedding [n, h, w, width], with `condition_maps`' features."""
+        """`features` from the values' embedding [n, h, w, width] and the `condition_maps`."""
         x = F.pad(embedded, (0, 1), value=1.0).movedim(-1, 1)
-        # A kernel of the rows above (columns to the left), shifted by one: the last row (column) is not even read.
+        # Kernels over the rows above (columns to the left), shifted by one, so the last row (column) is not read.
         v = self.stem_vertical(F.pad(x[:, :, :-1], (0, 0, self.reach, 0)))
         h = self.stem_horizontal(F.pad(x[..., :-1], (self.reach, 0)))
         for number, layer in enumerate(self.layers):
@@ -313,13 +313,13 @@ class PixelCNN(nn.Module):
         return self.output_layers(h.movedim(1, -1)).movedim(-1, 1)
 
     def gated_layers(self) -> list[tuple[GatedLayer, CausalAttention | None]]:
-        """The layers, each with the attention that follows it."""
+        """The layers, each with the attention after it, if there is one."""
         layers = cast(Iterable[GatedLayer], self.layers)
         attentions = cast(dict[str, CausalAttention], dict(self.attentions.items()))
         return [(layer, attentions.get(str(number))) for number, layer in enumerate(layers)]
 
     def _by_position(self, values: Tensor) -> Tensor:
-        """Values as the outputs know them, [n, h, w, channels]."""
+        """Values as the outputs take them, [n, h, w, channels]."""
         return values.unsqueeze(-1) if self.output.channels == 1 else values.movedim(1, -1)
 
     def _check_values(self, values: Tensor) -> None:
@@ -331,26 +331,26 @@ class PixelCNN(nn.Module):
             )
 
     def check_context(self, samples: int, labels: Tensor | None, condition: Tensor | None) -> None:
-        """Raises ValueError unless labels and condition are there where they are needed, and fit."""
+        """Raises ValueError unless labels and condition are given if and only if they are needed, and fit."""
         _check_given("labels", labels, None if self.classes is None else (samples,))
         grid = self.condition_grid
         _check_given("condition", condition, None if grid is None else (samples, *grid))
 
 
-def _check_given(name: str, given: Tensor | None, expected: tuple[int, ...] | None) -> None:
-    if expected is None and given is not None:
+def _check_given(name: str, tensor: Tensor | None, expected: tuple[int, ...] | None) -> None:
+    if expected is None and tensor is not None:
         raise ValueError(f"{name} are given, but this network was built without them; leave them out")
-    if expected is not None and (given is None or given.dtype != torch.int64 or tuple(given.shape) != expected):
-        found = "missing" if given is None else f"{given.dtype} {list(given.shape)}"
-        raise ValueError(f"{name}: {found}; this network needs torch.int64 {list(expected)}")
+    if expected is not None and (tensor is None or tensor.dtype != torch.int64 or tuple(tensor.shape) != expected):
+        given = "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+        raise ValueError(f"{name}: {given}; this network needs torch.int64 {list(expected)}")
 
 
-def _followed(layers: int, every: int | None) -> list[int]:
-    """Numbers of the layers that attention follows."""
+def _attended(layers: int, every: int | None) -> list[int]:
+    """Numbers of the layers after which there is attention."""
     return [] if every is None else list(range(every - 1, layers, every))
 
 
-def _output(options: PixelCNNOptions, codebook_size: int | None) -> Output:
+def _make_output(options: PixelCNNOptions, codebook_size: int | None) -> Output:
     if codebook_size is None:
         return (
             PixelSoftmax(options.channels)

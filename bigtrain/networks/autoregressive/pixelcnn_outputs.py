@@ -1,10 +1,10 @@
-"""What a PixelCNN says about one position: three distributions, their likelihoods and how they are drawn from.
+"""What a PixelCNN predicts at one position: three kinds of distribution, their likelihoods and how to draw from them.
 
-Every output works on the features of positions, one by one: [..., features] in, whatever the dots are. Its values are int64
-[..., channels], with one channel for codes and three (R, G, B in 0..255) for pixels. A draw is the inverse distribution
-function of uniforms that the caller brings, so that a sample is a function of its own numbers and of nothing else.
+Every output works on the features of single positions: [..., features], with any leading dimensions. Its values are int64
+[..., channels], with one channel for codes and three (R, G, B in 0..255) for pixels. A draw applies the inverse distribution
+function to uniforms that the caller gives, so that a sample depends on its own uniforms and on nothing else.
 
-Likelihoods and draws are computed in at least float32, whatever autocast says.
+Likelihoods and draws are computed in at least float32, under autocast too.
 """
 
 import math
@@ -20,15 +20,15 @@ LEVELS = 256
 """Values of a pixel's channel."""
 
 SMALLEST_LOG_SCALE = -7.0
-"""Floor of a logistic's log scale (PixelCNN++): e^-7 is a ninth of the distance between two values of a pixel."""
+"""Smallest log scale of a logistic (PixelCNN++): e^-7 is a ninth of the distance between two values of a pixel."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a distribution is sharpened before it is drawn from: first temperature, then top_k, then top_p.
+    """How a distribution is sharpened before drawing from it: first temperature, then top_k, then top_p.
 
-    `temperature` > 0 divides the logits. `top_k` keeps the k likeliest values (and those that tie with the last of
-    them). `top_p`, in (0, 1], keeps the fewest likeliest values whose probabilities reach p together. Raises
+    `temperature` > 0 divides the logits. `top_k` keeps the k most likely values (and those that tie with the last of
+    them). `top_p`, in (0, 1], keeps the smallest set of most likely values whose probabilities reach p together. Raises
     ValueError for anything else.
     """
 
@@ -48,7 +48,7 @@ class Sampling:
 
     def sharpen(self, logits: Tensor) -> Tensor:
         """[..., values] -> the same shape, with -inf for what is excluded."""
-        if self.temperature != 1:  # the largest becomes 0, so that no temperature is too low
+        if self.temperature != 1:  # the largest becomes 0, so that a low temperature cannot overflow
             logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits = logits.masked_fill(logits < logits.topk(self.top_k).values[..., -1:], -math.inf)
@@ -57,7 +57,7 @@ class Sampling:
             probabilities = descending.softmax(-1)
             before = probabilities.cumsum(-1) - probabilities
             excluded = before >= self.top_p
-            excluded[..., 0] = False  # whatever rounding says
+            excluded[..., 0] = False  # also if rounding would exclude it
             logits = logits.masked_fill(torch.empty_like(excluded).scatter_(-1, order, excluded), -math.inf)
         return logits
 
@@ -79,7 +79,7 @@ class Output(nn.Module):
     channels: int
     """Values at a position: 1 code, or 3 channels of a pixel."""
     draws: int
-    """Uniforms that one position takes."""
+    """Number of uniforms that one position needs."""
     width: int
     """Size of `embed`'s vectors."""
 
@@ -88,7 +88,7 @@ class Output(nn.Module):
         raise NotImplementedError
 
     def logits(self, features: Tensor, values: Tensor) -> Tensor:
-        """What the distribution is made of, from features [..., f] and values [..., channels] (only earlier channels)."""
+        """The parameters of the distribution, from features [..., f] and values [..., channels] (earlier channels only)."""
         raise NotImplementedError
 
     def log_probabilities(self, features: Tensor, values: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Output(nn.Module):
 
 
 def _small_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A last layer that starts near zero: the first loss is that of the distribution its bias describes."""
+    """A last layer whose weights start near zero, so that the first loss is that of the distribution in its bias."""
     linear = nn.Linear(inputs, outputs)
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
@@ -156,8 +156,8 @@ def as_numbers(values: Tensor, dtype: torch.dtype) -> Tensor:
 class PixelSoftmax(PixelOutput):
     """256 logits a channel, R, then G given R, then B given R and G: [..., 3, 256].
 
-    van den Oord et al. 2016a (arXiv:1601.06759, section 3.3) split the features of every layer by colour; here the
-    earlier channels of the same pixel enter only this head, each by a table of vectors that is added to hidden features.
+    van den Oord et al. 2016a (arXiv:1601.06759, section 3.3) split the features of every layer by colour. Here only this
+    head reads the earlier channels of the same pixel: an embedding of each is added to the hidden features.
     """
 
     draws = 3
@@ -207,7 +207,7 @@ class LogisticMixture(PixelOutput):
 
     One component is drawn for the whole pixel; in it R, G, B are logistic, rounded to 8 bits, and the means of G and B
     are linear in the earlier channels: mu_G + alpha R, mu_B + beta R + gamma G, with numbers in [-1, 1] and
-    coefficients in (-1, 1). The values 0 and 255 take the tails. `logits` [..., 10, mixtures]: weights, 3 means,
+    coefficients in (-1, 1). The values 0 and 255 include the tails. `logits` [..., 10, mixtures]: weights, 3 means,
     3 log scales, 3 coefficients before their tanh.
 
     Unlike the published code, the probability of a value between the edges is exact at every scale:
@@ -221,7 +221,7 @@ class LogisticMixture(PixelOutput):
         self.mixtures = mixtures
         self.to_logits = _small_linear(features, 10 * mixtures)
         with torch.no_grad():
-            # Broad components side by side cover the values: the first loss is within a nat or so of a channel's log 256.
+            # Broad components, evenly spaced over the values: the first loss is within about a nat of log 256 per channel.
             bias = self.to_logits.bias.view(10, mixtures)
             bias[1:4] = torch.linspace(-1, 1, 2 * mixtures + 1)[1::2]
             bias[4:7] = -1.0
@@ -251,14 +251,14 @@ class LogisticMixture(PixelOutput):
         between = to_the_left + to_the_right + (-torch.expm1(-2 * half * inverse_scale)).log()
         edges = values.unsqueeze(-1)
         by_component = torch.where(edges == 0, to_the_left, torch.where(edges == LEVELS - 1, to_the_right, between))
-        # log p(R), log p(R, G), log p(R, G, B), each summed over the components; differences condition them.
+        # log p(R), log p(R, G), log p(R, G, B), each summed over the components; their differences are conditional.
         joint = (weights.log_softmax(-1) + by_component.cumsum(-2)).logsumexp(-1)
         return joint - F.pad(joint[..., :-1], (1, 0))
 
     def draw(self, features: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
-        """As ever; `temperature` divides the weights' logits and multiplies the scales. Raises ValueError for the rest."""
+        """`temperature` divides the weights' logits and multiplies the scales. Raises ValueError for top_k and top_p."""
         if sampling.top_k is not None or sampling.top_p is not None:
-            raise ValueError("top_k and top_p are for softmax outputs; with mixtures give temperature alone")
+            raise ValueError("top_k and top_p are for softmax outputs; with mixtures give only a temperature")
         logits = self.logits(features)
         component = draw_index(logits[..., 0, :], uniforms[..., 0], Sampling(sampling.temperature))
         chosen = component[..., None, None].expand(*component.shape, 10, 1)

@@ -1,16 +1,15 @@
 """Drawing from a PixelCNN with every activation computed once (after Ramachandran et al. 2017, arXiv:1704.06001).
 
-A whole forward per position would compute a grid's activations once for each of its positions. But what a position's
-features read never changes once it is drawn, so that all of it can be kept:
+Naive sampling runs one forward of the whole grid for each position. But the inputs of a position's features do not change
+once they are drawn, so every activation can be computed once and kept:
 
-- the vertical stack at row r reads only rows above r: it runs a row at a time, and keeps of each layer the last
-  kernel // 2 rows; with it come, for the whole row, what it hands to the horizontal stack and all terms of class and
-  coarser codes;
-- the horizontal stack runs a position at a time, two matrix products a layer, and keeps of each layer this row's inputs;
+- the vertical stack at row r reads only rows above r: it runs a row at a time, and keeps the last kernel // 2 rows of each
+  layer; its output to the horizontal stack, and all terms of class and coarser codes, are computed for the full row;
+- the horizontal stack runs a position at a time, two matrix products a layer, and keeps each layer's inputs of this row;
 - attention keeps keys and values of all positions in buffers of their final size.
 
-All state is allocated once, in fixed shapes; nothing waits for the device, and where a row depends on its number, it
-depends on a tensor. One row is therefore one sequence of kernels, the same for every row, which CUDA can capture.
+All state is allocated once, in fixed shapes, the host never waits for the device, and the row's number is a tensor. So every
+row is the same sequence of kernels, which CUDA can capture as a graph.
 """
 
 from collections.abc import Callable
@@ -40,11 +39,11 @@ def sample(
 
     `uniforms` [n, h * w, network.draws_per_position] in [0, 1), float32 or float64, on the network's device: a sample is a
     function of its own row of them, its label and its coarser codes. `labels` and `condition` as in the network's forward.
-    See `Sampling` for the other options. `capture` records one row as a CUDA graph and replays it: the same numbers, with
-    less work for the host. Works in the precision of the weights, outside autocast.
+    See `Sampling` for the other options. `capture` captures one row as a CUDA graph and replays it: the same values, with
+    less work for the host. Computes in the precision of the weights, without autocast.
 
     Raises ValueError for shapes that do not fit, for a network in training mode (dropout would be on), for top_k or top_p
-    with mixtures, and for `capture` off CUDA.
+    with mixtures, and for `capture` on another device than CUDA.
     """
     height, width = network.grid
     samples, positions = len(uniforms), height * width
@@ -57,7 +56,7 @@ def sample(
     if network.training:
         raise ValueError("the network is in training mode; call its eval() before sampling")
     if capture and uniforms.device.type != "cuda":
-        raise ValueError(f"capture needs CUDA, and the uniforms are on {uniforms.device}; leave capture off")
+        raise ValueError(f"capture needs CUDA, but the uniforms are on {uniforms.device}; leave capture off")
     sampling = Sampling(temperature, top_k, top_p)
     with without_autocast(uniforms):
         maps = network.condition_maps(condition)
@@ -96,7 +95,7 @@ class AttentionState:
         self.row_background = self.background.index_select(0, positions)
 
     def attend(self, h: Tensor, column: int, allowed: Tensor) -> None:
-        """h [n, c] += attention over the first keys, those that `allowed` [keys] says have been drawn."""
+        """h [n, c] += attention over those of the first keys that `allowed` (bool [keys]) marks as drawn."""
         projected = torch.addmm(self.row_background[column], h, self.weight).unsqueeze(1)
         query, self.rest = self.module.query_and_rest(projected)
         visible = len(allowed)
@@ -105,20 +104,20 @@ class AttentionState:
         )
         h.addmm_(attended.flatten(1), self.out)
 
-    def remember(self, embedded: Tensor, place: Tensor) -> None:
-        """The key and the value of the position just drawn, whose embedding is [n, inputs], at `place` int64 [1]."""
+    def store(self, embedded: Tensor, row: Tensor) -> None:
+        """Stores key and value of the position just drawn, whose embedding is [n, inputs], in row `row` int64 [1]."""
         key, value = self.module.keys_and_values(self.rest, embedded.unsqueeze(1))
-        self.keys.index_copy_(2, place, key)
-        self.values.index_copy_(2, place, value)
+        self.keys.index_copy_(2, row, key)
+        self.values.index_copy_(2, row, value)
 
 
 class RowState:
-    """What is kept from row to row, and `draw_row`, which reads `uniforms` and `maps` and leaves the row in `values`."""
+    """The state that is kept from row to row. `draw_row` reads `uniforms` and `maps` and writes the row into `values`."""
 
     def __init__(
         self, network: PixelCNN, samples: int, labels: Tensor | None, sampling: Sampling, uniforms: Tensor
     ) -> None:
-        """`uniforms`: any tensor with the dtype and the device of what will be copied into this state's."""
+        """`uniforms`: only its dtype and device are used."""
         height, width = network.grid
         reach, output = network.reach, network.output
         self.network, self.labels, self.sampling = network, labels, sampling
@@ -129,12 +128,12 @@ class RowState:
         layers = network.gated_layers()
         first_map = layers[0][0].of_condition
         self.maps = None if first_map is None else new(samples, first_map.in_channels, 1, width)
-        # The vertical stack: rows above, of the input (its last channel is the ones of PixelCNN++) and of each layer.
-        # Channels last, as a row's convolution is one matrix product over positions.
+        # The vertical stack: the rows above, of the input (its last channel is PixelCNN++'s channel of ones) and of each
+        # layer. Channels last, because a row's convolution is one matrix product over positions.
         inputs = output.width + 1
         self.inputs_above = _rows(new, samples, inputs, reach, width)
         self.rows_above = [_rows(new, samples, self.channels, reach, width) for _ in layers]
-        # The horizontal stack: this row's inputs, each with `reach` zeros to its left, of the stem and of each layer.
+        # The horizontal stack: the inputs of the stem and of each layer in this row, with `reach` zeros to the left.
         self.inputs = new(samples, reach + width, inputs)
         self.inputs[:, reach:, -1] = 1
         self.states = new(len(layers) + 1, samples, reach + width, self.channels)
@@ -148,13 +147,13 @@ class RowState:
         self.raster = torch.arange(height * width + 1, device=uniforms.device)
         self.positions = self.raster[:width].clone()
         self.visible = height * width
-        """How many keys attention looks at; those that have not been drawn are hidden anyhow."""
+        """How many keys attention reads; a mask hides those that have not been drawn."""
 
     def _views(self, column: int) -> list[tuple[Tensor, ...]]:
-        """For each layer at one column: link, window, matrix, place before, matrix, place after.
+        """For each layer at one column: link, window, matrix, the column's input, matrix, the column's output.
 
-        The reach + 1 columns of a window lie side by side in memory, so that a window is a matrix without a copy. Made once:
-        at small batches, making views would cost as much as the products.
+        The reach + 1 columns of a window are contiguous in memory, so that a window is a matrix without a copy. Made once,
+        because with small batches making views would cost as much as the products.
         """
         here = column + self.reach
         return [
@@ -170,11 +169,11 @@ class RowState:
         ]
 
     def draw_row(self) -> None:
-        """The next row, after which the state is that of the row below it."""
+        """Draws the next row, and advances the state to the row below it."""
         self._run_vertical_stack()
         attentions = [attention for attention in self.attentions if attention is not None]
         allowed = self.raster[: self.visible] <= self.positions.unsqueeze(1)
-        places = self.positions + 1
+        key_rows = self.positions + 1  # the null key is in row 0
         for attention in attentions:
             attention.start_row(self.positions)
         for column in range(self.width):
@@ -184,16 +183,16 @@ class RowState:
             self.values[:, column] = values
             self.inputs[:, column + self.reach, :-1] = embedded
             for attention in attentions:
-                attention.remember(embedded, places[column : column + 1])
+                attention.store(embedded, key_rows[column : column + 1])
         _push(self.inputs_above, self.inputs[:, self.reach :].transpose(1, 2).unsqueeze(2))
         self.positions.add_(self.width)
 
     def _run_vertical_stack(self) -> None:
-        """V of this row, from the rows above; leaves what it hands to the horizontal stack in `linked`."""
+        """V of this row, from the rows above; writes its output to the horizontal stack into `linked`."""
         v = self.network.stem_vertical(self.inputs_above)
         for number, (layer, _) in enumerate(self.network.gated_layers()):
             rows = torch.cat([self.rows_above[number], v], 2)
-            moved, linked = layer.look_up(rows, self.labels, self.maps)
+            moved, linked = layer.vertical_step(rows, self.labels, self.maps)
             self.rows_above[number].copy_(rows[:, :, 1:])
             self.linked[number].copy_(linked.squeeze(2).transpose(1, 2))
             v = v + moved
@@ -202,31 +201,31 @@ class RowState:
         """The features [n, c] that the value at this column is drawn from."""
         inputs = self.inputs.shape[-1]
         window = self.inputs.flatten(1)[:, column * inputs : (column + self.reach) * inputs]
-        place = self.states[0][:, column + self.reach]
-        torch.addmm(self.stem_bias, window, self.stem, out=place)
-        for (linked, window, into, before, out, place), attention in zip(
+        h = self.states[0][:, column + self.reach]
+        torch.addmm(self.stem_bias, window, self.stem, out=h)
+        for (linked, window, into, before, out, h), attention in zip(
             self.columns[column], self.attentions, strict=True
         ):
             torch.addmm(linked, window, into, out=self.summed)
             self.summed[:, : self.channels].tanh_()
-            torch.addmm(before, F.glu(self.summed, 1), out, out=place)
+            torch.addmm(before, F.glu(self.summed, 1), out, out=h)
             if attention is not None:
-                attention.attend(place, column, allowed[column])
-        return self.network.output_layers(place)
+                attention.attend(h, column, allowed[column])
+        return self.network.output_layers(h)
 
     def reset(self) -> None:
-        """Back above the first row; all that is left of the rows drawn is overwritten before it is read."""
+        """Goes back to the first row. What is left of the rows drawn so far is overwritten before it is read."""
         for rows in (self.inputs_above, *self.rows_above):
             rows.zero_()
         self.positions.copy_(self.raster[: self.width])
 
     def captured(self) -> Callable[[], None]:
-        """`draw_row` as a CUDA graph; the state is that before the first row."""
+        """`draw_row` as a CUDA graph; leaves the state at the first row."""
         with torch.cuda.device(self.uniforms.device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                self.draw_row()  # libraries choose their kernels and allocate their workspaces outside of the graph
+                self.draw_row()  # libraries choose kernels and allocate workspaces outside of the graph
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
@@ -241,10 +240,10 @@ def _rows(new: Callable[..., Tensor], samples: int, channels: int, rows: int, wi
 
 
 def _push(rows: Tensor, row: Tensor) -> None:
-    """Drops the uppermost row and adds one below."""
+    """Drops the top row and appends one at the bottom."""
     rows.copy_(torch.cat([rows[:, :, 1:], row], 2))
 
 
 def _as_matrix(kernel: Tensor) -> Tensor:
-    """A kernel of one row [out, in, 1, columns] as the matrix [columns * in, out] that windows are multiplied with."""
+    """A kernel of one row [out, in, 1, columns] as the matrix [columns * in, out] by which windows are multiplied."""
     return kernel.squeeze(2).permute(2, 1, 0).flatten(0, 1).contiguous()

@@ -1,1 +1,1 @@
-"""Denoising networks."""
+"""Denoising networks of diffusion models."""

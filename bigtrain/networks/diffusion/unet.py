@@ -1,8 +1,8 @@
-"""The UNets of DDPM, iDDPM and ADM: diffusers' `UNet2DModel`, with what the originals have and it lacks.
+"""The UNets of DDPM, iDDPM and ADM: diffusers' `UNet2DModel`, with details of the originals that it lacks.
 
 DDPM: Ho, Jain & Abbeel 2020 (arXiv:2006.11239, appendix B). iDDPM: Nichol & Dhariwal 2021 (arXiv:2102.09672). ADM: Dhariwal
 & Nichol 2021 (arXiv:2105.05233, section 3). Added here: zeros in the last layer of every residual branch and of the network,
-so that an untrained network puts out exactly zero; Ho's initialisation; a null class; time embedding and last convolution in
+so that an untrained network outputs exactly zero; Ho's initialisation; a null class; time embedding and last convolution in
 at least float32 under autocast, as OpenAI computes them. Names and shapes of weights are `UNet2DModel`'s.
 
 Parameters: DDPM at CIFAR-10 35,746,307, iDDPM at CIFAR-10 52,546,438, ADM at ImageNet 64x64 295,904,454.
@@ -32,34 +32,34 @@ class UNetOptions(Options):
     channels: int = Field(default=128, gt=0)
     """Channels of the first level at multiplier 1."""
     multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1, 2, 2, 2), min_length=1)
-    """Channels of each level, as multiples of `channels`; as many levels as there are numbers."""
+    """Channels of each level, as multiples of `channels`; one number per level."""
     blocks_per_level: int = Field(default=2, gt=0)
     """Residual blocks of a level on the way down; one more on the way up."""
     attention_resolutions: tuple[int, ...] = (16,)
     """Sizes of the maps (pixels) that have self-attention after each block; the middle always has it."""
     head_channels: int | None = Field(default=None, gt=0)
-    """Channels of an attention head, which divide those of every level that has attention and of the last one, where the
-    middle has it; null: one head."""
+    """Channels of an attention head; they must divide the channels of every level with attention, and of the last level, as
+    the middle has it; null: one head."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the second convolution of each residual block."""
     scale_shift: bool = False
-    """Whether the time scales and shifts the normalised maps (iDDPM, section 3; ADM) or is added to them (DDPM)."""
+    """true: the time embedding scales and shifts the normalised maps (iDDPM, section 3; ADM); false: it is added (DDPM)."""
     resnet_resampling: bool = False
-    """Whether residual blocks change the resolution (BigGAN's and ADM's resblock_updown) or single convolutions do."""
+    """true: residual blocks change the resolution (BigGAN, ADM's resblock_updown); false: single convolutions do."""
     norm_groups: int = Field(default=32, gt=0)
     """Groups of every group norm."""
     variant: Literal["openai", "ho"] = "openai"
-    """Whose code settles the details. ho: time embedding (sin, cos) with the last frequency 1/10000, group norm's epsilon 1e-6,
-    TensorFlow's one-sided padding where a convolution halves, uniform initialisation by fan_avg. openai: (cos, sin) with that
-    frequency left out, 1e-5, padding on both sides, PyTorch's initialisation."""
+    """Whose code the details follow. ho: time embedding (sin, cos) with 1/10000 as the last frequency, group norm's epsilon
+    1e-6, TensorFlow's one-sided padding in strided convolutions, uniform initialisation by fan_avg. openai: (cos, sin) without
+    that last frequency, 1e-5, padding on both sides, PyTorch's initialisation."""
 
     @model_validator(mode="after")
     def _widths_divide(self) -> "UNetOptions":
         first = self.channels * self.multipliers[0]
         if first % 2 or first < 4:
             raise ValueError(
-                f"channels: {self.channels} gives the first level {first}, but the time embedding has sines and cosines in "
-                "pairs, of two frequencies at least; take an even number of 4 or more"
+                f"channels: {self.channels} gives the first level {first}, but the time embedding needs a sine and a cosine "
+                "for each of at least two frequencies; take an even number of 4 or more"
             )
         for multiplier in self.multipliers:
             width = self.channels * multiplier
@@ -72,7 +72,7 @@ class UNetOptions(Options):
 
 
 class UNet(nn.Module):
-    """What a diffusion model predicts of a noised image. The `UNet2DModel` itself is the attribute `unet`."""
+    """A noised image and its time -> the prediction. The `UNet2DModel` itself is the attribute `unet`."""
 
     # Not diffusers' own enable_gradient_checkpointing, which leaves the attention out.
     recomputed_blocks = (ResnetBlock2D, Attention)
@@ -81,7 +81,7 @@ class UNet(nn.Module):
         self, options: UNetOptions, image_size: int, outputs: int, classes: int | None = None, null_class: bool = False
     ) -> None:
         """`outputs`: channels of the prediction (3, or 6 with a learned variance); `classes`: None for an unconditional
-        network; `null_class`: whether there is one class more, number `classes`, that stands for none.
+        network; `null_class`: whether there is one more class, number `classes`, that means "no class".
 
         Raises ValueError, naming the key, if the options do not fit the image size.
         """
@@ -90,7 +90,7 @@ class UNet(nn.Module):
         config = unet_config(options, image_size, outputs, classes, null_class)
         width = config["block_out_channels"][0]
         self.unet = UNet2DModel(**config)
-        # The same names and shapes of weights: a state dict knows no difference.
+        # They have the same names and shapes of weights, so a state dict is the same.
         self.unet.time_proj = TimeFrequencies(width, config["flip_sin_to_cos"], config["freq_shift"])
         self.unet.time_embedding = PreciseTimeEmbedding(width, 4 * width)
         self.unet.conv_out = PreciseConv2d(width, outputs, kernel_size=3, padding=1)
@@ -102,10 +102,10 @@ class UNet(nn.Module):
         time = t.to(statistics_dtype(self.unet.conv_in.weight.dtype))
         return self.unet(x, time, labels, return_dict=False)[0]
 
-    def take(self, plain: UNet2DModel) -> None:
-        """Takes over the weights of what `to_diffusers` made."""
+    def load_diffusers(self, plain: UNet2DModel) -> None:
+        """Loads the weights of a network that `to_diffusers` made."""
         weights = plain.state_dict()
-        weights.pop("time_proj.weight", None)  # a table that `times` made it hold
+        weights.pop("time_proj.weight", None)  # the table that it has if `times` were given
         self.unet.load_state_dict(weights)
 
 
@@ -116,7 +116,7 @@ class TimeFrequencies(nn.Module):
     """
 
     def __init__(self, channels: int, cosine_first: bool, shift: int) -> None:
-        """`channels`: even, at least 4; `shift`: 1 if the last frequency is 1/10000, 0 if the one after it would be."""
+        """`channels`: even, at least 4; `shift`: 1 if the last frequency is 1/10000, 0 if 1/10000 would come after it."""
         super().__init__()
         self.pairs = channels // 2
         self.cosine_first = cosine_first
@@ -131,7 +131,7 @@ class TimeFrequencies(nn.Module):
 
 
 class PreciseTimeEmbedding(TimestepEmbedding):
-    """The two layers on top of the frequencies, out of autocast: bf16 would round neighbouring times together."""
+    """The two layers on top of the frequencies, outside autocast: bf16 would round neighbouring times to the same value."""
 
     def forward(self, sample: Tensor, condition: Any = None) -> Tensor:
         """[n, channels] -> [n, 4 channels]."""
@@ -140,7 +140,7 @@ class PreciseTimeEmbedding(TimestepEmbedding):
 
 
 class PreciseConv2d(nn.Conv2d):
-    """The last convolution, out of autocast: a prediction in bf16 would have steps of 1/256 of itself."""
+    """The last convolution, outside autocast: bf16 would round the prediction to about 1/256 of its value."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[n, channels, h, w] -> [n, outputs, h, w] in the weight's dtype."""
@@ -151,8 +151,8 @@ class PreciseConv2d(nn.Conv2d):
 def to_diffusers(network: UNet, times: Tensor | None = None) -> UNet2DModel:
     """A plain `UNet2DModel` with the same weights, which diffusers saves and loads without us; in eval mode, on the CPU.
 
-    `times` [T]: what the network is to see of timesteps 0 .. T - 1, where that is not the timestep itself; the plain network
-    then holds a table of their sines and cosines. The output is the same to the rounding of float32.
+    `times` [T]: the times that the network is given for timesteps 0 .. T - 1, if they are not the timesteps themselves; the
+    plain network then has a table of their sines and cosines. The output is the same up to float32 rounding.
     """
     learned = {} if times is None else {"time_embedding_type": "learned", "num_train_timesteps": len(times)}
     own = {key: value for key, value in network.unet.config.items() if not key.startswith("_")}
@@ -167,7 +167,7 @@ def to_diffusers(network: UNet, times: Tensor | None = None) -> UNet2DModel:
 def unet_config(
     options: UNetOptions, image_size: int, outputs: int, classes: int | None = None, null_class: bool = False
 ) -> dict[str, Any]:
-    """The arguments of `UNet2DModel`; those of `UNet`. Raises ValueError, naming the key, if they do not fit."""
+    """The arguments of `UNet2DModel` for those of `UNet`. Raises ValueError, naming the key, if they do not fit."""
     levels = len(options.multipliers)
     if image_size % 2 ** (levels - 1):
         raise ValueError(
@@ -175,10 +175,10 @@ def unet_config(
             f"divisible by {2 ** (levels - 1)}; take fewer levels or another size"
         )
     sizes = [image_size // 2**level for level in range(levels)]
-    strangers = [size for size in options.attention_resolutions if size not in sizes]
-    if strangers:
+    missing = [size for size in options.attention_resolutions if size not in sizes]
+    if missing:
         raise ValueError(
-            f"attention_resolutions: no level works at {strangers[0]} pixels; at data.image_size {image_size} there are "
+            f"attention_resolutions: no level has maps of {missing[0]} pixels; at data.image_size {image_size} there are "
             f"{', '.join(map(str, sizes))}"
         )
     attends = [size in options.attention_resolutions for size in sizes]
@@ -209,7 +209,7 @@ def unet_config(
         "dropout": options.dropout,
         "resnet_time_scale_shift": "scale_shift" if options.scale_shift else "default",
         "norm_num_groups": options.norm_groups,
-        # Left out, it would drop the group norm of the middle's attention wherever the time scales and shifts.
+        # Without it, diffusers leaves out the group norm of the middle's attention if scale_shift is on.
         "attn_norm_num_groups": options.norm_groups,
         "norm_eps": 1e-6 if ho else 1e-5,
         "flip_sin_to_cos": not ho,
@@ -219,7 +219,7 @@ def unet_config(
 
 
 def _initialise(unet: UNet2DModel, options: UNetOptions) -> None:
-    """The originals' weights, from torch's global generator."""
+    """Draws the weights as the originals do, from torch's global generator."""
     if options.variant == "ho":
         for module in unet.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

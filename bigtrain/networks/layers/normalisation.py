@@ -1,10 +1,10 @@
-"""Spectral norm and batch norm with pure forwards: what they learn from a batch is noted, and `commit` applies it.
+"""Spectral norm and batch norm with pure forwards: statistics of a batch are recorded, and `commit` applies them.
 
 Spectral norm: Miyato et al. 2018 (arXiv:1802.05957), one power iteration per forward. Batch norm: Ioffe & Szegedy 2015,
 over the global microbatch, so that its size is part of the experiment and the number of ranks is not. Conditional batch
 norm: Dumoulin et al. 2017, de Vries et al. 2017, in BigGAN's parametrisation (Brock et al. 2019, appendix B).
 
-Both are computed in at least float32, whatever autocast says, and neither ever waits for the device.
+Both are computed in at least float32, under autocast too, and neither waits for the device.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off on the tensor's device. Entering it costs as much as a small kernel, so only where it is on."""
+    """Turns autocast off on the tensor's device. Entering it costs as much as a small kernel, so only if it is on."""
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
@@ -42,7 +42,7 @@ class SpectralNorm(StatisticsModule):
         v = normalise(W^T u),  u' = normalise(W v),  sigma = u' . (W v) = |W v|
 
     u' and v are constants to the gradient, so d sigma / d W = u' v^T. The computation is the same in training and in
-    evaluation; u' replaces u at `commit`, and only if a recording training forward noted it.
+    evaluation; `commit` replaces u by the u' of the last recording training forward, if there was one.
     """
 
     copied_buffers = ("u",)
@@ -50,15 +50,15 @@ class SpectralNorm(StatisticsModule):
     u: Tensor
     noted_u: Tensor
     noted_sigma: Tensor
-    """The last sigma of a recording training forward, to be reported."""
+    """Sigma of the last recording training forward, for reports."""
     spectral_norm_eps: float
 
     def _start_power_iteration(self, eps: float) -> None:
-        """`u` starts as a random direction from torch's global generator. To be called once `weight` exists."""
+        """Starts `u` as a random direction from torch's global generator. Call it once `weight` exists."""
         self.spectral_norm_eps = eps
         u = F.normalize(torch.randn(self.weight.shape[0], device=self.weight.device), dim=0)
         self.register_buffer("u", u)
-        # NaN says that nothing has been noted: zero would not do, as a unit vector may well hold zeros.
+        # NaN means that nothing has been recorded; zero could not, as a unit vector may contain zeros.
         self.register_buffer("noted_u", torch.full_like(u, torch.nan), persistent=False)
         self.register_buffer("noted_sigma", torch.full_like(u[0], torch.nan), persistent=False)
 
@@ -66,13 +66,13 @@ class SpectralNorm(StatisticsModule):
         """W / sigma, in the shape and dtype of `weight`."""
         weight = self.weight
         with without_autocast(weight):
-            # Only the order of W's columns changes, and with it nothing but v: this spares a copy in channels_last.
+            # In channels_last this changes the order of W's columns, and so of v, but not sigma or u; it avoids a copy.
             rows = weight if weight.is_contiguous() else weight.movedim(1, -1)
             matrix = rows.flatten(1).to(statistics_dtype(weight.dtype))
             with torch.no_grad():
                 v = F.normalize(torch.mv(matrix.t(), self.u.to(matrix.dtype)), dim=0, eps=self.spectral_norm_eps)
             stretched = torch.mv(matrix, v)
-            # The gradient of |W v| at constant v is u' v^T, as it must be.
+            # The gradient of |W v| at constant v is u' v^T, as documented above.
             sigma = torch.linalg.vector_norm(stretched)
             if self.training and self.recording:
                 self.noted_u.copy_(F.normalize(stretched.detach(), dim=0, eps=self.spectral_norm_eps))
@@ -88,7 +88,7 @@ class SNConv2d(SpectralNorm, nn.Conv2d):
     """A convolution whose kernel [out, in, k, k] is normalised as a matrix [out, in k k]."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True, eps: float = 1e-6) -> None:
-        """`kernel`: odd; padding keeps height and width. `eps`: the smallest norm that a direction is divided by."""
+        """`kernel`: odd; padding keeps height and width. `eps`: the smallest norm that the power iteration divides by."""
         nn.Conv2d.__init__(self, inputs, outputs, kernel, padding=kernel // 2, bias=bias)
         self._start_power_iteration(eps)
 
@@ -122,7 +122,7 @@ class SNEmbedding(SpectralNorm, nn.Embedding):
 
 
 def largest_singular_value(network: nn.Module) -> Tensor:
-    """Of all spectrally normalised weights in the last recording forward, a scalar; a NaN among them stays one."""
+    """The largest sigma of all spectrally normalised weights in the last recording forward, a scalar; NaN if one is NaN."""
     return torch.stack([m.noted_sigma for m in network.modules() if isinstance(m, SpectralNorm)]).amax()
 
 
@@ -130,9 +130,9 @@ def largest_singular_value(network: nn.Module) -> Tensor:
 
 
 class _NormaliseOverRanks(torch.autograd.Function):
-    """Batch norm with the moments of all ranks' batches, which must be of equal size (the trainer sees to it).
+    """Batch norm with the moments of all ranks' batches, which must be of equal size (the trainer ensures it).
 
-    Returns the output, the mean [c] and the unbiased variance [c] of the joined batch. One collective each way: the
+    Returns the output, the mean [c] and the unbiased variance [c] of the global batch. One collective each way: the
     ranks' moments [2, c] forward, the two sums [2, c] of the gradient backward. Gradients of weight and bias are this
     rank's share, like every other parameter's.
     """
@@ -146,7 +146,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
         dist.all_gather_into_tensor(gathered, local)
         variances, means = gathered.view(ranks, 2, -1).unbind(1)
         mean = means.mean(0)
-        # The law of total variance: exact where E[x^2] - E[x]^2 would cancel.
+        # The law of total variance: accurate where E[x^2] - E[x]^2 would cancel.
         variance = (variances + (means - mean).square()).mean(0)
         ctx.count = x.numel() // x.shape[1] * ranks
         ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
@@ -171,8 +171,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
 class SyncedBatchNorm(StatisticsModule):
     """Batch norm over the global microbatch; running statistics move at `commit`, never in forward.
 
-    A recording training forward adds its batch's mean and unbiased variance to the notes. `commit` moves the running
-    statistics by `momentum` towards the average over the notes, so that accumulation is one update, not several.
+    A recording training forward records its batch's mean and unbiased variance. `commit` moves the running statistics by
+    `momentum` towards the average of the recorded moments, so that the microbatches of an update count as one.
     """
 
     running_mean: Tensor
@@ -181,10 +181,10 @@ class SyncedBatchNorm(StatisticsModule):
     notes: Tensor
 
     synchronised: bool = True
-    """Whether the batch is joined with the other ranks'. Off where ranks work apart (sampling, standing statistics)."""
+    """Whether moments are those of all ranks' batches together. Off where ranks work independently (sampling)."""
 
     def __init__(self, features: int, *, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        """`momentum`: the share of the new in the running statistics; `eps` is added to the variance."""
+        """`momentum`: the share of the new moments in the running statistics; `eps` is added to the variance."""
         super().__init__()
         self.eps = eps
         self.momentum = momentum
@@ -202,17 +202,17 @@ class SyncedBatchNorm(StatisticsModule):
         if self.synchronised and world.size() > 1:
             out, mean, variance = _NormaliseOverRanks.apply(x, self.weight, self.bias, self.eps)
             if self.recording:
-                self._note(torch.stack([mean, variance]))
+                self._record(torch.stack([mean, variance]))
             return out
         if not self.recording:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        # With momentum 1 the fused kernel leaves the batch's own moments in what it takes for running statistics.
+        # With momentum 1 the fused kernel writes the batch's own moments into the running statistics it is given.
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         out = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-        self._note(torch.stack([mean, variance]))
+        self._record(torch.stack([mean, variance]))
         return out
 
-    def _note(self, moments: Tensor) -> None:
+    def _record(self, moments: Tensor) -> None:
         if not recomputing():
             self.noted_moments.add_(moments)
             self.notes.add_(1)
@@ -221,7 +221,7 @@ class SyncedBatchNorm(StatisticsModule):
         self._move(self.momentum, finite)
 
     def adopt(self) -> None:
-        """Makes the average over the notes the running statistics, whatever they were, and drops the notes."""
+        """Replaces the running statistics by the average of the recorded moments, and clears these."""
         self._move(1.0, self.notes > 0)
 
     def _move(self, momentum: float, allowed: Tensor) -> None:
@@ -233,17 +233,17 @@ class SyncedBatchNorm(StatisticsModule):
         self.forget()
 
     def forget(self) -> None:
-        """Drops the notes."""
+        """Clears what was recorded."""
         self.noted_moments.zero_()
         self.notes.zero_()
 
 
 @torch.no_grad()
 def standing_statistics(network: nn.Module, forwards: Iterable[Callable[[], object]]) -> None:
-    """Replaces running statistics by the plain average of the batch moments over `forwards` (Brock et al. 2019, C.1).
+    """Replaces running statistics by the plain average of batch moments over `forwards` (Brock et al. 2019, C.1).
 
-    Each of `forwards` runs the network once, on this rank alone. In place: of a network that still trains, hand in a
-    copy. The network is left in evaluation mode.
+    Each of `forwards` runs the network once, on this rank alone. Changes the network in place and leaves it in evaluation
+    mode: pass a copy of a network that is still trained.
     """
     norms = [module for module in network.modules() if isinstance(module, SyncedBatchNorm)]
     before = [(norm.synchronised, norm.recording) for norm in norms]
@@ -271,7 +271,7 @@ class ConditionalBatchNorm(nn.Module):
         momentum: float = 0.1,
         spectral_norm_eps: float = 1e-6,
     ) -> None:
-        """`condition`: the size of y; the other options are the norm's and the two maps' own."""
+        """`condition`: the size of y; the other options are those of the norm and of the two linear maps."""
         super().__init__()
         self.norm = SyncedBatchNorm(features, affine=False, eps=eps, momentum=momentum)
         self.gain = SNLinear(condition, features, bias=False, eps=spectral_norm_eps)

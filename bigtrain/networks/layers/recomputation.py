@@ -1,7 +1,7 @@
-"""Activation checkpointing: a block keeps its inputs alone and computes the rest again in the backward pass.
+"""Activation checkpointing: a block keeps only its inputs and computes the rest again in the backward pass.
 
-After Chen et al. 2016 (arXiv:1604.06174). A network says in `recomputed_blocks` which of its modules are blocks. Nothing
-else changes: names of weights, the random numbers of dropout and, because forward is pure (statistics.py), what is computed.
+After Chen et al. 2016 (arXiv:1604.06174). A network lists in `recomputed_blocks` the classes of its blocks. Everything else
+stays the same: names of weights, dropout masks and, because forward is pure (statistics.py), all results.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from bigtrain.errors import UserError
 
 
 def recompute_blocks(network: nn.Module) -> None:
-    """From now on `network` computes its blocks again in the backward pass instead of keeping their activations.
+    """Makes `network` compute its blocks again in the backward pass instead of keeping their activations.
 
-    Blocks are the modules of the classes in its `recomputed_blocks`, and none of them holds another. Every collective within
-    a block is issued a second time, in the order of the backward pass, which is the same on all ranks. Without gradients
+    Blocks are the modules of the classes in its `recomputed_blocks`; no block contains another. Every collective within a
+    block is called a second time, in the order of the backward pass, which is the same on all ranks. Without gradients
     nothing changes. Raises UserError if the network names no blocks, or has none.
     """
     kinds: tuple[type[nn.Module], ...] = getattr(network, "recomputed_blocks", ())
@@ -29,12 +29,12 @@ def recompute_blocks(network: nn.Module) -> None:
             "to false, or name their classes in its recomputed_blocks"
         )
     for block in blocks:
-        # On the instance, around its own forward: a wrapper module would change the names of weights.
+        # Replaces forward on the instance: a wrapper module would change the names of weights.
         block.forward = _Recomputed(block.forward, _draws(block))
 
 
 class _Recomputed:
-    """A block's forward. An object of its own rather than a closure, so that a deep copy of the block runs the copy."""
+    """A block's forward. An object and not a closure, so that a deep copy of the block calls the copy's forward."""
 
     def __init__(self, forward: Callable[..., Any], draws: bool) -> None:
         self.forward, self.draws = forward, draws
@@ -46,5 +46,5 @@ class _Recomputed:
 
 
 def _draws(block: nn.Module) -> bool:
-    """Whether the block draws random numbers, whose generator's state must then be kept with its inputs."""
+    """Whether the block draws random numbers; then the state of their generator must be kept with its inputs."""
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in block.modules())

@@ -1,9 +1,9 @@
 """Statistics that a forward pass computes and an explicit update applies.
 
-Forward is pure: a module that keeps statistics (batch moments, power-iteration vectors, codebook counts) only notes
-what it saw, and only while it is told to record. `commit` applies the notes once per phase. Activation checkpointing,
-gradient accumulation, evaluation and a second forward therefore change nothing, and a frozen component learns nothing by
-accident.
+Forward is pure: a module that keeps statistics (batch moments, power-iteration vectors, codebook counts) only records what
+a forward pass computed, and only while `recording` is on. `commit` applies what was recorded, once per phase. So activation
+checkpointing, gradient accumulation, evaluation and a second forward change nothing, and the statistics of a frozen
+component never move by accident.
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 
 class StatisticsModule(nn.Module):
-    """A module with statistics of its own. Its notes are non-persistent buffers: no checkpoint ever holds them."""
+    """A module with its own statistics. What it records is in non-persistent buffers, which are in no checkpoint."""
 
     copied_buffers: tuple[str, ...] = ()
     """Names of this module's buffers that an average of weights copies instead of averaging (a direction, a count)."""
 
     recording: bool = False
-    """Whether a training forward takes notes; the trainer turns it on for the component of the current phase alone."""
+    """Whether a training forward records; the trainer turns it on only for the component of the current phase."""
 
     def commit(self, finite: Tensor) -> None:
-        """Apply the notes and drop them. `finite`: bool scalar on the device; where False, nothing but the dropping."""
+        """Applies what was recorded and clears it. `finite`: bool scalar on the device; where False, it is only cleared."""
         raise NotImplementedError
 
 
@@ -37,13 +37,13 @@ def set_recording(network: nn.Module, on: bool) -> None:
 
 @torch.no_grad()
 def commit(network: nn.Module, finite: Tensor) -> None:
-    """The explicit update, once per phase, after the optimizer's."""
+    """Updates all statistics of the network from what was recorded; once per phase, after the optimizer's update."""
     for module in statistics_modules(network):
         module.commit(finite)
 
 
 def copied_buffer_names(network: nn.Module) -> set[str]:
-    """Full names of the buffers that averaging copies."""
+    """Full names of the buffers that an average of the weights copies."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in network.named_modules()
@@ -53,8 +53,8 @@ def copied_buffer_names(network: nn.Module) -> set[str]:
 
 
 def recomputing() -> bool:
-    """Whether this forward runs inside a backward: activation checkpointing computes again what has been noted already.
+    """Whether this forward runs inside a backward: then activation checkpointing repeats a forward that was recorded already.
 
-    torch.utils.checkpoint tells it in the same way. A compiled graph notes once in any case: it recomputes values only.
+    torch.utils.checkpoint detects it in the same way. A compiled graph records once in any case: it recomputes only values.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

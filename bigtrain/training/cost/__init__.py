@@ -1,1 +1,1 @@
-"""What a step costs, and what memory a strategy takes: arithmetic on shapes, for `--plan` and for utilisation."""
+"""What a step costs (`step`) and how much memory a strategy needs (`memory`), computed from shapes; for `--plan` and MFU."""

@@ -1,8 +1,8 @@
-"""What a strategy leaves of a family on each GPU: arithmetic on sizes, for `launch/train.py --plan`.
+"""Memory that a family takes on each GPU under a strategy, computed from sizes, for `launch/train.py --plan`.
 
-ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054, section 5) spreads over the ranks: stage 1 what the optimizer keeps, stage 2
-gradients too, stage 3 weights too, and with them their averages. Weights are float32 under every strategy, with bf16 too, but
-DeepSpeed's optimizer works on a flat copy of the weights that it updates, which is spread in the same way from stage 1 on.
+ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054, section 5) shards over the ranks: stage 1 the optimizer's state, stage 2 also
+gradients, stage 3 also weights, and with them their averages. Weights are float32 under every strategy, with bf16 too.
+DeepSpeed's optimizer works on a flat copy of the weights, which is sharded from stage 1 on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 @dataclass(frozen=True)
 class Residents:
-    """Bytes that stay on each GPU from step to step, by part, and in the memory of its host."""
+    """Bytes that stay allocated from step to step: on each GPU, by part, and per GPU in host memory."""
 
     gpu: Mapping[str, int]
     host: int
@@ -33,11 +33,10 @@ def residents(
     ranks: int,
     accumulate: int,
 ) -> Residents:
-    """`averages`: the names of those that each averaged component keeps; `accumulate`: microbatches of an update.
-    `offload`: the optimizer's part lies on the host with the gradients that it reads, and under zero3 the averages that
-    follow its weights.
+    """`averages`: names of the averages of each averaged component; `accumulate`: microbatches of an update. `offload`: the
+    optimizer's state is in host memory, with the gradients that it reads and, under zero3, the averages of its weights.
 
-    Raises ValueError for `offload` under ddp, whose optimizer has no part of its own to move.
+    Raises ValueError for `offload` under ddp.
     """
     if offload and strategy == "ddp":
         raise ValueError("engine.offload_optimizer needs engine.strategy zero1, zero2 or zero3")
@@ -51,25 +50,25 @@ def residents(
     master = share(weights, 1) if stage else 0
     gradients = share(weights, 2)
     if offload and (stage == 3 or (stage == 2 and accumulate == 1)):
-        gradients = 0  # they leave for the host bucket by bucket
+        gradients = 0  # they are moved to the host bucket by bucket
     gpu = {
         "weights": share(weights, 3),
         "statistics": sum(component.buffers for component in components.values()),
         "gradients": gradients,
         "optimizer moments": 0 if offload else moments,
         "optimizer's weights": 0 if offload else master,
-        # Under ddp the gradients themselves lie in the buckets; DeepSpeed copies them into one of each component's.
+        # Under ddp gradients are stored in the buckets themselves; DeepSpeed copies them into one bucket per component.
         "buckets": 4 * BUCKET_ELEMENTS * len(components) if stage else 0,
     }
     averaged = [component for component in components.values() if component.average]
     of_weights = sum(share(component.weights, 3) for component in averaged)
     of_buffers = sum(component.average - component.weights for component in averaged)
-    # Under zero3 they follow the optimizer's weights.
+    # Under zero3 the averages are on the same device as the optimizer's weights.
     on_host = of_weights if offload and stage == 3 else 0
     gpu |= {name: of_weights - on_host + of_buffers for name in averages if averaged}
     if not offload:
         return Residents(gpu, 0)
-    # The gradients that the optimizer reads, and a buffer: of stages 1 and 2 for the weights on their way back to the GPU, of
-    # stage 3 for the gradients of the microbatches so far, which stage 2 has beside.
+    # The gradients that the optimizer reads, and a buffer: in stages 1 and 2 for the weights on their way back to the GPU, in
+    # stage 3 for the gradients of the microbatches so far. Stage 2 needs that one too when it accumulates.
     shares = 3 if stage == 2 and accumulate > 1 else 2
     return Residents(gpu, moments + master + shares * share(weights, 1) + len(averages) * on_host)

@@ -1,8 +1,8 @@
-"""What a step costs, counted on tensors that have a shape and no memory: no data, no GPU, seconds for any size.
+"""FLOPs and memory of a step, counted on tensors without storage: no data, no GPU, seconds for any size.
 
 Every phase runs once, forward and backward, under PyTorch's FakeTensorMode with the kernels and the autocast rules of a CPU.
-Three things differ on a GPU: a kernel may keep other intermediates; attention whose heads have other sizes for keys than for
-values (BigGAN's) is fused there, and here written out as a matrix of logits; cuDNN and NCCL have workspaces of their own.
+Three things differ on a GPU: a kernel may keep other intermediates; attention with different sizes of keys and values
+(BigGAN's) is fused there, while here its matrix of logits is computed; cuDNN and NCCL have their own workspaces.
 """
 
 import weakref
@@ -29,16 +29,16 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ComponentCost:
-    """One component's tensors, whole, in bytes but for `parameters`, which is a number."""
+    """One component's full tensors in bytes; `parameters` is a count."""
 
     parameters: int
     weights: int
     buffers: int
-    """Statistics that go with the weights: running moments, power-iteration vectors, codebooks and their notes."""
+    """Statistics: running moments, power-iteration vectors, codebooks, and the buffers that record a batch's statistics."""
     moments: int
-    """What the optimizer keeps for each weight."""
+    """The optimizer's state."""
     average: int
-    """One average of this component; 0 if none is kept."""
+    """One average of this component; 0 if it is not averaged."""
 
 
 @dataclass(frozen=True)
@@ -47,50 +47,50 @@ class PhaseCost:
 
     name: str
     flops: int
-    """Of matrix products and convolutions, forward and backward, without what activation checkpointing computes again."""
+    """Of matrix products and convolutions, forward and backward, not counting what activation checkpointing recomputes."""
     update_flops: int
-    """Of the loss on weights alone, once per update."""
+    """Of the weight penalty, once per update."""
     kept: int
-    """Bytes that the forward pass leaves behind for the backward pass."""
+    """Bytes that the forward pass keeps for the backward pass."""
     peak: int
-    """Most bytes at one time, of the forward and the backward pass, beside weights, buffers and gradients."""
+    """Largest number of bytes at one time in forward and backward, besides weights, buffers and gradients."""
     runs: float
-    """Updates of this phase per step: its repeats, spread over the steps at which it is not due."""
+    """Mean number of updates of this phase per step: repeats / every."""
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one step costs one rank: `samples` of each microbatch, `accumulate` of them an update."""
+    """The cost of one step on one rank, with `samples` per microbatch and `accumulate` microbatches per update."""
 
     samples: int
     accumulate: int
     components: Mapping[str, ComponentCost]
     phases: tuple[PhaseCost, ...]
     batch: int
-    """Bytes of the images or codes of one microbatch, as they lie on the device."""
+    """Bytes of the images or codes of one microbatch on the device."""
 
     @property
     def flops(self) -> float:
-        """Of this rank, in one step."""
+        """FLOPs of this rank in one step."""
         return sum(phase.runs * (self.accumulate * phase.flops + phase.update_flops) for phase in self.phases)
 
     @property
     def flops_per_image(self) -> float:
-        """Of one image of the global batch: what one step costs, all phases together, by the images of an update."""
+        """FLOPs of one step, all phases together, divided by the images of an update."""
         return self.flops / (self.samples * self.accumulate)
 
     @property
     def peak(self) -> int:
-        """The largest phase's."""
+        """The peak of the phase with the largest peak."""
         return max(phase.peak for phase in self.phases)
 
 
 def step_cost(
     family: Family, samples: int, precision: str, *, accumulate: int = 1, recompute: bool = False, memory: bool = True
 ) -> StepCost:
-    """Counts a step of `family` on `samples` a rank and microbatch.
+    """Counts a step of `family` with `samples` per rank and microbatch.
 
-    `recompute`: with activation checkpointing. `memory` False: FLOPs alone, in half the time; `kept` and `peak` are 0 then.
+    `recompute`: with activation checkpointing. `memory` False: only FLOPs, in half the time; `kept` and `peak` are 0 then.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         networks = {name: _prepared(build_network(family, name, 0)) for name in family.components}
@@ -103,7 +103,7 @@ def step_cost(
                     recompute_blocks(network)
             bytes_ = {phase.name: _bytes(phase, networks, microbatch, precision) for phase in family.phases}
         components = {
-            name: _player_cost(networks[name], component.optimizer, component.averaged)
+            name: _component_cost(networks[name], component.optimizer, component.averaged)
             for name, component in family.components.items()
         }
     data = [microbatch.images, *(microbatch.codes or {}).values()]
@@ -115,7 +115,7 @@ def step_cost(
 
 
 def flops_of_all_ranks(family: Family, batch_size: int, accumulate: int, precision: str) -> float:
-    """FLOPs of one step over all ranks together: those of one rank that does all of it."""
+    """FLOPs of one step over all ranks together: those of a single rank that does all the work."""
     return step_cost(family, batch_size // accumulate, precision, accumulate=accumulate, memory=False).flops
 
 
@@ -127,7 +127,7 @@ def parameters_of(family: Family) -> int:
 
 
 class _NoDraws(Draws):
-    """Shapes in the place of draws: where nothing is computed nothing need be drawn."""
+    """Tensors of the right shapes instead of draws, as no values are computed."""
 
     def normal(self, stream: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
         return torch.empty(len(indices), *shape)
@@ -140,7 +140,7 @@ class _NoDraws(Draws):
 
 
 def _prepared(network: nn.Module) -> nn.Module:
-    """As in training, but alone: a rank that counts must not wait for others."""
+    """The network as in training, but not synchronised: a rank that counts must not wait for others."""
     for module in network.train().modules():
         if isinstance(module, SyncedBatchNorm):
             module.synchronised = False
@@ -163,7 +163,7 @@ def _microbatch(family: Family, samples: int, accumulate: int) -> Microbatch:
 
 
 def _flops(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> tuple[int, int]:
-    """(of one microbatch, of the loss on weights alone)."""
+    """(FLOPs of one microbatch, of the weight penalty)."""
     from torch.utils.flop_counter import FlopCounterMode  # half a second, and only a count needs it
 
     with _focused(phase, networks), FlopCounterMode(display=False) as counter:
@@ -175,7 +175,7 @@ def _flops(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbat
 
 
 def _bytes(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> tuple[int, int]:
-    """(kept for the backward pass, most at one time)."""
+    """(bytes kept for the backward pass, largest number at one time)."""
     with _focused(phase, networks), LiveBytes() as live:
         loss = _total(phase, networks, microbatch, precision)
         kept = live.bytes
@@ -194,7 +194,8 @@ def _total(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbat
 
 @contextmanager
 def _focused(phase: Phase, networks: Mapping[str, nn.Module]) -> Iterator[None]:
-    """As in training: only the phase's component learns and takes notes. Its gradients are there, so that none is made anew."""
+    """As in training: only the phase's component has gradients and records statistics. Its gradients exist already, so that
+    they are not counted."""
     for name, network in networks.items():
         network.requires_grad_(name == phase.component)
         statistics.set_recording(network, name == phase.component)
@@ -207,10 +208,10 @@ def _focused(phase: Phase, networks: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that were made since it was entered and still live.
+    """Counts the bytes of tensors that were created since it was entered and are still alive.
 
-    A storage counts once, however many tensors see it; what only the autograd graph or an activation checkpoint holds counts
-    too.
+    A storage counts once, however many tensors share it; tensors that only the autograd graph or an activation checkpoint
+    holds count too.
     """
 
     def __init__(self) -> None:
@@ -243,15 +244,15 @@ class LiveBytes(TorchDispatchMode):
         self.bytes -= self._sizes.pop(address)
 
 
-def _player_cost(network: nn.Module, optimizer: OptimizerOptions, averaged: bool) -> ComponentCost:
+def _component_cost(network: nn.Module, optimizer: OptimizerOptions, averaged: bool) -> ComponentCost:
     parameters = list(network.parameters())
     weights = sum(parameter.nbytes for parameter in parameters)
     buffers = sum(buffer.nbytes for buffer in network.buffers())
-    each = {"adam": 2, "adamw": 2, "sgd": 1 if optimizer.momentum else 0}[optimizer.kind]
+    moments_per_weight = {"adam": 2, "adamw": 2, "sgd": 1 if optimizer.momentum else 0}[optimizer.kind]
     return ComponentCost(
         sum(parameter.numel() for parameter in parameters),
         weights,
         buffers,
-        each * weights,
+        moments_per_weight * weights,
         weights + buffers if averaged else 0,
     )

@@ -1,1 +1,4 @@
-"""One component under a strategy: whole on every rank (`replicated`) or sharded by DeepSpeed (`zero`)."""
+"""How one component is trained under a strategy: replicated on every rank (`replicated`) or sharded by DeepSpeed (`zero`).
+
+`component` is the interface that the trainer uses; `start` picks the strategy. Outside training only `options` is imported.
+"""

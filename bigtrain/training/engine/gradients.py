@@ -1,9 +1,9 @@
-"""The sum of gradients over ranks, overlapped with the backward pass, in an order that never changes.
+"""The sum of gradients over ranks, overlapped with the backward pass, in a fixed order.
 
-Why not DistributedDataParallel: it lays its buckets out anew after a process's first backward pass. From three ranks on,
-the layout decides the order in which a ring adds, so a resumed run, whose process is new, would differ from the run that
-was never stopped in the last bit of its first step. Here the layout is a function of the parameters alone. And a network stays
-the plain module that a phase may call as often as it likes, frozen or not.
+Why not DistributedDataParallel: it rebuilds its buckets after a process's first backward pass. From three ranks on, the
+layout decides the order in which a ring adds. So a resumed run, whose process is new, would differ from the run that was
+never stopped in the last bit of its first step. Here the layout is a function of the parameters alone. And a network remains
+a plain module, which a phase may call as often as it likes, frozen or not.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ BUCKET_BYTES = 25 * 2**20
 
 
 class _Bucket:
-    """Gradients that travel together: views into one flat buffer, into which autograd adds."""
+    """Gradients that are reduced together: views of one flat buffer, into which autograd adds."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
@@ -38,8 +38,8 @@ class _Bucket:
 class GradientSum:
     """Sums the gradients of `parameters` over all ranks during the backward pass of the last microbatch.
 
-    Usage per update: `reset()`, backward passes, `arm()` before the last of them, `wait()` after it. In a world of one
-    gradients are autograd's own.
+    Usage per update: `reset()`, backward passes, `arm()` before the last of them, `wait()` after it. On a single rank there
+    are no buckets, and nothing is summed.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: int) -> None:
@@ -48,7 +48,7 @@ class GradientSum:
         self._buckets = [_Bucket(group) for group in _groups(parameters)] if world > 1 else []
         self._next = 0
         self.waits = CommTimer(parameters[0].device)
-        """What of the sum was not hidden behind the backward pass."""
+        """The time of the sum that did not overlap with the backward pass."""
         for bucket in self._buckets:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._arrived(bucket))
@@ -61,14 +61,14 @@ class GradientSum:
             bucket.flat.zero_()
 
     def arm(self) -> None:
-        """The next backward pass is the update's last: send each bucket as soon as it is full."""
+        """The next backward pass is the update's last: reduce each bucket as soon as it is complete."""
         self._armed = True
         self._next = 0
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
 
     def wait(self) -> list[Tensor]:
-        """The summed gradients, once all have arrived; zero for a parameter that had no part in the loss."""
+        """The summed gradients, once all have arrived; zero for a parameter that the loss does not depend on."""
         self._send(everything=True)
         self._armed = False
         with self.waits.waiting():
@@ -85,7 +85,7 @@ class GradientSum:
             self._send(everything=False)
 
     def _send(self, everything: bool) -> None:
-        """Sends full buckets in their fixed order, so that every rank calls the same collectives in the same order."""
+        """Reduces complete buckets in their fixed order, so that all ranks call the same collectives in the same order."""
         while self._next < len(self._buckets) and (everything or self._buckets[self._next].missing <= 0):
             bucket = self._buckets[self._next]
             bucket.work = dist.all_reduce(bucket.flat, async_op=True)
@@ -93,14 +93,14 @@ class GradientSum:
 
 
 def _groups(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Buckets in the order in which a backward pass fills them: roughly the reverse of registration."""
+    """Parameters by bucket, in the order in which a backward pass reaches them: roughly the reverse of registration."""
     groups: list[list[nn.Parameter]] = []
-    room = 0
+    free = 0
     for parameter in reversed(parameters):
         size = parameter.numel() * parameter.element_size()
-        if not groups or size > room or groups[-1][0].dtype != parameter.dtype:
+        if not groups or size > free or groups[-1][0].dtype != parameter.dtype:
             groups.append([])
-            room = BUCKET_BYTES
+            free = BUCKET_BYTES
         groups[-1].append(parameter)
-        room -= size
+        free -= size
     return groups

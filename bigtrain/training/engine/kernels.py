@@ -1,4 +1,4 @@
-"""Which kernels a device uses, and in what precision."""
+"""Which kernels are used, and in what precision."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import torch
 
 
 def configure_kernels(deterministic: bool) -> None:
-    """deterministic: kernels that give the same bits at every run."""
+    """`deterministic`: only kernels that give the same bits in every run."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
     torch.backends.cudnn.benchmark = not deterministic

@@ -9,7 +9,7 @@ from bigtrain.families.family import Component
 
 
 def optimizer_of(component: Component, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """A fused optimizer: one kernel, and a device flag (`found_inf`) that turns its step into nothing."""
+    """A fused optimizer: one kernel, and a flag on the device (`found_inf`) that makes it skip its step."""
     options = component.optimizer
     if options.kind == "sgd":
         return torch.optim.SGD(
@@ -22,7 +22,7 @@ def optimizer_of(component: Component, parameters: list[nn.Parameter]) -> torch.
 
 
 def allocate_momentum(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
-    """SGD would leave the momentum buffer, which it allocates at its first update, unwritten if that is skipped."""
+    """Allocates SGD's momentum. SGD does so itself at its first update, but uninitialised if that update is skipped."""
     if optimizer.defaults.get("momentum"):
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

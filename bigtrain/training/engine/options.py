@@ -1,4 +1,4 @@
-"""What a recipe may say of the engine, and which strategies can train a family."""
+"""The options of a recipe's engine section, and which strategies can train a family."""
 
 from typing import Literal
 
@@ -11,21 +11,21 @@ from bigtrain.options import Options
 
 
 class EngineOptions(Options):
-    """How the work is spread over devices; never what is computed."""
+    """How the work is distributed over devices; this never changes what is computed."""
 
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
-    """ddp: every rank holds every component whole. zero1: optimizer moments are sharded over ranks; zero2: gradients too;
+    """ddp: every rank has the full components. zero1: optimizer moments are sharded over ranks; zero2: gradients too;
     zero3: weights and averages too (Rajbhandari et al. 2020, arXiv:1910.02054; DeepSpeed)."""
     offload_optimizer: bool = False
-    """Under zero1 to zero3: keep optimizer moments, and make the update, in host memory."""
+    """With zero1 to zero3: keep optimizer moments in host memory, and update there."""
     compile: bool = False
-    """Compile each component's network with torch.compile; not under zero3, whose gathering of weights it would cut apart."""
+    """Compile each component's network with torch.compile; not with zero3, whose gathering of weights breaks the graph."""
     activation_checkpointing: bool = False
-    """Keep only the inputs of each block of a network, and compute its activations again in the backward pass: less memory
-    for about a third more work, and the same result."""
+    """Keep only the inputs of each block of a network, and recompute its activations in the backward pass: less memory for
+    about a third more work, and the same result."""
     hang_timeout_s: float | None = Field(default=300.0, gt=0, le=START_S)
-    """Seconds without progress after which a rank that hangs is named and the job ended; null never ends it (for a
-    debugger). What may take long has half an hour: a first step, checkpoints, pictures, evaluations, data from a URL."""
+    """Seconds without progress after which a rank that hangs is named and the job is ended; null: never (for a debugger).
+    For what may take long the limit is half an hour: a first step, checkpoints, pictures, evaluations, data from a URL."""
 
     @model_validator(mode="after")
     def _fit_the_strategy(self) -> "EngineOptions":
@@ -34,7 +34,9 @@ class EngineOptions(Options):
                 "engine.offload_optimizer: needs a sharding strategy; set engine.strategy: zero1 (or zero2, zero3)"
             )
         if self.compile and self.strategy == "zero3":
-            raise ValueError("engine.compile: cannot go with engine.strategy: zero3; take zero2, or compile: false")
+            raise ValueError(
+                "engine.compile: cannot be combined with engine.strategy: zero3; take zero2, or compile: false"
+            )
         return self
 
 

@@ -1,7 +1,7 @@
-"""How a component's parameters lie in the flat partitions of ZeRO's ranks: pure arithmetic, both ways.
+"""Where a component's parameters are in the flat partitions of ZeRO's ranks, and copies in both directions.
 
-ZeRO-1 and ZeRO-2 lay all parameters end to end and cut the whole into equal partitions, one a rank. ZeRO-3 cuts every
-parameter into equal parts and lays each rank's parts end to end. Ends are padded; what lies in the padding means nothing.
+ZeRO-1 and ZeRO-2 concatenate all parameters and cut the result into equal partitions, one per rank. ZeRO-3 cuts every
+parameter into equal parts and concatenates each rank's parts. Ends are padded; values in the padding have no meaning.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of one parameter, in its logical order, and where it lies in a rank's partition."""
+    """A slice of one flattened parameter, in its logical order, and where it is in a rank's partition."""
 
     name: str
     of_parameter: slice
@@ -47,13 +47,14 @@ def pieces_of_each(sizes: Mapping[str, int], rank: int, ranks: int) -> list[Piec
     return pieces
 
 
-def copy_into(whole: Mapping[str, Tensor], partition: Tensor, pieces: Sequence[Piece]) -> None:
-    """Writes a rank's partition into the whole (contiguous) tensors that it is a partition of."""
+def copy_into(tensors: Mapping[str, Tensor], partition: Tensor, pieces: Sequence[Piece]) -> None:
+    """Writes a rank's partition into the full (contiguous) tensors, by parameter name."""
     for piece in pieces:
-        whole[piece.name].view(-1)[piece.of_parameter] = partition[piece.of_partition].to(whole[piece.name].device)
+        tensor = tensors[piece.name]
+        tensor.view(-1)[piece.of_parameter] = partition[piece.of_partition].to(tensor.device)
 
 
-def cut(whole: Mapping[str, Tensor], pieces: Sequence[Piece], partition: Tensor) -> None:
-    """Fills a rank's partition from whole tensors; its padding stays as it is."""
+def cut(tensors: Mapping[str, Tensor], pieces: Sequence[Piece], partition: Tensor) -> None:
+    """Fills a rank's partition from the full tensors; does not change its padding."""
     for piece in pieces:
-        partition[piece.of_partition] = torch.flatten(whole[piece.name])[piece.of_parameter].to(partition)
+        partition[piece.of_partition] = torch.flatten(tensors[piece.name])[piece.of_parameter].to(partition)

@@ -1,4 +1,4 @@
-"""The strategy `ddp`: every component whole on every rank, its gradients summed over ranks."""
+"""The strategy `ddp`: every rank has the full component, and gradients are summed over ranks."""
 
 from collections.abc import Mapping
 
@@ -47,15 +47,15 @@ class ReplicatedTrainer(ComponentTrainer):
             self._gradients.arm()
         (loss / world.size()).backward()
 
-    def update(self, step: int, sound: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, step: int, loss_finite: Tensor) -> tuple[Tensor, Tensor]:
         gradients = self._gradients.wait()
         norm = torch.nn.utils.get_total_norm(gradients)
-        finite = sound & torch.isfinite(norm)
+        finite = loss_finite & torch.isfinite(norm)
         if self.options.clip_norm is not None:
             torch._foreach_mul_(gradients, (self.options.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.options, step)
-        # Fused optimizers make no update, and count none, where found_inf is 1: no host has to look at the flag.
+        # Fused optimizers skip the update, and do not count it, if found_inf is 1; the host need not read the flag.
         self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self._optimizer.step()
         statistics.commit(self.network, finite)
@@ -83,7 +83,7 @@ class ReplicatedTrainer(ComponentTrainer):
 
     @torch.no_grad()
     def _load(self, groups: Groups) -> None:
-        """Takes over optimizer and averages, in the memory layout of this device."""
+        """Restores optimizer and averages, in the memory layout of this device."""
         for name, average in self._averages.items():
             average.network.load_state_dict(groups[name])
         for name, value in groups["optimizer"].items():
@@ -95,8 +95,7 @@ class ReplicatedTrainer(ComponentTrainer):
 
 
 def copied_to_host(groups: Groups) -> Groups:
-    """Copies of all tensors in host memory. From a GPU they travel to pinned memory one behind the other, and the host waits
-    once."""
+    """Copies of all tensors in host memory. From a GPU all are queued to pinned memory, and the host waits once."""
     cuda = False
     copies: dict[str, dict[str, Tensor]] = {}
     for group, tensors in groups.items():

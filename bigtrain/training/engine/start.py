@@ -1,4 +1,4 @@
-"""Puts a network into training under the strategy that the recipe names."""
+"""Prepares a component for training under the recipe's strategy."""
 
 from torch import nn
 
@@ -17,10 +17,10 @@ def start_component(
     precision: str,
     saved: Groups | None,
 ) -> ComponentTrainer:
-    """Puts a network into training under the strategy; called on every rank, with equal networks.
+    """A trainer of the component under the strategy of `engine`; called on every rank, with equal networks.
 
-    `network` comes from `place` and has the weights to begin with; `saved`: what a checkpoint holds of the component, whose
-    optimizer and averages are taken over. Averages begin at the weights where there is none.
+    `network` comes from `to_device` and has the initial weights; `saved`: the component's tensors in a checkpoint, from which
+    the optimizer and the averages are restored. Without it averages start as copies of the weights.
     """
     if engine.strategy == "ddp":
         return ReplicatedTrainer(network, component, ema, engine, saved)

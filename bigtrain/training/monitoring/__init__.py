@@ -1,1 +1,1 @@
-"""What a run says of itself: interval averages, speed, waits, profiles, warnings, metrics.jsonl."""
+"""What a run reports: interval averages, speed, waits, profiles, warnings, metrics.jsonl."""

@@ -1,4 +1,4 @@
-"""How long a rank waits for the others, measured without making it wait for its device."""
+"""How long a rank waits for the others, measured without synchronising with the device."""
 
 import time
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from bigtrain.cluster import world
 
 
 class CommTimer:
-    """Adds up the time that a device spends in regions that do nothing but wait for other ranks.
+    """Sums the time that a device spends in regions that only wait for other ranks.
 
-    On a GPU two events stand around a region in the device's own stream, so that only what computation did not hide counts;
-    nobody reads them before `read`. On a CPU it is the wall clock. In a world of one there is nothing to wait for.
+    On a GPU two events around a region in the device's stream measure it, so that only time that computation did not hide
+    counts; they are not read before `read`. On a CPU it is the wall clock. On a single rank it measures nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class CommTimer:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The region; it raises what is raised within it."""
+        """The region; exceptions pass through."""
         if not self._active:
             yield
             return
@@ -34,7 +34,7 @@ class CommTimer:
             yield
             self._seconds += time.perf_counter() - begin
             return
-        if self._used == len(self._events):  # events are used again after `read`
+        if self._used == len(self._events):  # events are reused after `read`
             self._events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
         first, last = self._events[self._used]
         self._used += 1

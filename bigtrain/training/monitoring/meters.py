@@ -1,4 +1,4 @@
-"""Interval averages that stay on the device between two rows of metrics.jsonl, and travel with the checkpoint."""
+"""Interval averages that stay on the device between two rows of metrics.jsonl, and are saved in checkpoints."""
 
 import time
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from bigtrain.families.family import Losses
 class PhaseMeter:
     """Averages of one phase's losses and gradient norm over the updates since the last row, and its skipped updates.
 
-    Values are averaged over ranks at every update (one small collective), so the state is the same on all ranks at any
-    time: a checkpoint at an odd moment, or at another world size, changes no logged number.
+    Values are averaged over ranks at every update (one small collective), so the state is always the same on all ranks: a
+    checkpoint in the middle of an interval, or another world size, changes no logged number.
     """
 
     def __init__(self, phase: str, device: torch.device) -> None:
         self.phase = phase
         self.skipped = 0
-        """Updates that were not finite and so not made, in the whole run; as of the last `fetch` or `state`."""
+        """Updates that were not finite and so were skipped, in the whole run; as of the last `fetch` or `state`."""
         self.first_skipped = -1
         """The step of the first of them, or -1."""
         self._names: list[str] = []
@@ -33,27 +33,27 @@ class PhaseMeter:
         self._skips = torch.tensor([0, -1], device=device)
         self._saved: Mapping[str, float] = {}
 
-    def note(self, losses: Losses) -> None:
-        """Takes the values of one microbatch."""
+    def record(self, losses: Losses) -> None:
+        """Records the losses of one microbatch."""
         self._names = [f"loss/{self.phase}", *(f"loss/{self.phase}/{term}" for term in losses.terms)]
         values = [losses.total, *losses.terms.values()]
         self._pieces.append(torch.stack([value.detach().double() for value in values]))
 
-    def share(self, accumulate: int) -> Tensor:
-        """Averages the update's microbatches over ranks; returns whether all of it is finite, as a bool on the device."""
+    def average_over_ranks(self, accumulate: int) -> Tensor:
+        """Averages the update's losses over microbatches and ranks; returns whether all are finite, as a bool on the device."""
         mean = torch.stack(self._pieces).sum(0) / (accumulate * world.size())
         self._pieces.clear()
         self._current = world.sum_over_ranks(mean)
         return torch.isfinite(self._current).all()
 
-    def add(self, finite: Tensor, norm: Tensor, reports: Mapping[str, Tensor], step: int) -> None:
-        """Adds the update to the averages if it was made, to the skipped ones if not.
+    def add_update(self, finite: Tensor, norm: Tensor, reports: Mapping[str, Tensor], step: int) -> None:
+        """Adds the update to the averages if it was applied, else counts it as skipped.
 
-        `reports`: what the component says of itself after it (Phase.reports), equal on all ranks.
+        `reports`: the phase's reports after it (Phase.reports), equal on all ranks.
         """
         self._reported = [f"{self.phase}/{name}" for name in reports]
-        own = [value.detach().double().reshape(()) for value in (norm, *reports.values())]
-        values = torch.cat([self._current, torch.stack(own)])
+        scalars = [value.detach().double().reshape(()) for value in (norm, *reports.values())]
+        values = torch.cat([self._current, torch.stack(scalars)])
         if self._sums is None:
             kept = [self._saved.get(name, 0.0) for name in self._all_names()]
             self._sums = torch.tensor(kept, dtype=torch.float64, device=values.device)
@@ -90,17 +90,18 @@ class PhaseMeter:
 
 
 class Interval:
-    """Wall time between rows, without what `pause` takes out (pictures, evaluations)."""
+    """Wall time between rows, without pauses (pictures, evaluations)."""
 
     def __init__(self, step: int) -> None:
         self._begin, self._step = time.perf_counter(), step
 
     @property
     def seconds(self) -> float:
-        """Since the last `read`."""
+        """Seconds since the last `read`."""
         return time.perf_counter() - self._begin
 
     def pause(self, seconds: float) -> None:
+        """Leaves `seconds` out of the interval."""
         self._begin += seconds
 
     def read(self, step: int) -> tuple[float, int]:

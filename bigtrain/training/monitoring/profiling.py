@@ -1,4 +1,4 @@
-"""A window of steps under PyTorch's profiler, where the recipe asks for one (`train.profile`)."""
+"""Profiles a few steps with PyTorch's profiler, if the recipe has `train.profile`."""
 
 import os
 from collections.abc import Iterable
@@ -18,18 +18,18 @@ ROWS = 40
 
 
 class ProfileOptions(Options):
-    """Which steps are profiled. They are slower than others, and the first of a process are not like the rest."""
+    """Which steps are profiled. They run slower than others, and the first steps of a process are not typical."""
 
     start_step: int = Field(ge=0)
-    """The first profiled step, counted from 0. A run that is resumed behind it profiles nothing."""
+    """The first profiled step, counted from 0. A run that is resumed after it profiles nothing."""
     steps: int = Field(default=3, gt=0, le=100)
-    """Steps in the window; a trace takes some megabytes for each."""
+    """Number of steps; a trace takes some megabytes for each."""
 
 
 class ProfilerWindow:
     """Writes RUN/profile/step_STEP_rank_RANK.json.gz, a trace that https://ui.perfetto.dev and chrome://tracing open.
 
-    Beside it .txt: the operators that took most time, and on GPUs for how long nothing but NCCL ran.
+    A .txt file beside it lists the operators that took most time and, on GPUs, for how long only NCCL kernels ran.
     """
 
     def __init__(self, options: ProfileOptions | None, folder: Path, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class ProfilerWindow:
         self._profiler: profile | None = None
 
     def before(self, step: int) -> None:
-        """Step `step` comes next: opens the window if it is the first one."""
+        """Call before step `step`: opens the window if it is the first step of it."""
         if self._options is None or step != self._options.start_step:
             return
         activities = [ProfilerActivity.CPU]
@@ -47,7 +47,7 @@ class ProfilerWindow:
         self._profiler.start()
 
     def ends_before(self, step: int) -> bool:
-        """Whether the window is open, and full once `step` comes next: then it is to be closed, which may take minutes."""
+        """Whether the window is open and has ended before `step`: then call `close`, which may take minutes."""
         return (
             self._profiler is not None
             and self._options is not None
@@ -55,15 +55,15 @@ class ProfilerWindow:
         )
 
     def close(self) -> None:
-        """Ends an open window, full or not, and writes what it has seen."""
+        """Ends an open window, even before its last step, and writes the trace."""
         if self._profiler is None or self._options is None:
             return
         profiler, self._profiler = self._profiler, None
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # what the window's last step has queued belongs into it
+            torch.cuda.synchronize(self._device)  # kernels that the last step has queued belong to the window
         profiler.stop()
         name = f"step_{self._options.start_step:08d}_rank_{world.rank():04d}"
-        aside = self._folder / f".{name}.tmp.json.gz"  # the profiler compresses by the ending
+        aside = self._folder / f".{name}.tmp.json.gz"  # the profiler compresses files of this ending
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(aside))
@@ -71,13 +71,13 @@ class ProfilerWindow:
             atomic.write_bytes(self._folder / f"{name}.txt", self._table(profiler).encode())
         except OSError as error:
             raise RankError(
-                f"{self._folder}: rank {world.rank()} cannot write its trace ({error.strerror}); make room, or train on with "
-                "train.profile=null"
+                f"{self._folder}: rank {world.rank()} cannot write its trace ({error.strerror}); make room on the "
+                "disk, or go on with train.profile=null"
             ) from error
 
     def _table(self, profiler: profile) -> str:
-        where = self._device.type
-        table = profiler.key_averages().table(sort_by=f"self_{where}_time_total", row_limit=ROWS)
+        kind = self._device.type
+        table = profiler.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=ROWS)
         kernels = [
             (event.name, event.time_range.start, event.time_range.end)
             for event in profiler.events() or []
@@ -87,13 +87,14 @@ class ProfilerWindow:
             return table
         nccl = [(start, end) for name, start, end in kernels if "nccl" in name.lower()]
         others = [(start, end) for name, start, end in kernels if "nccl" not in name.lower()]
-        whole = max(end for _, _, end in kernels) - min(start for _, start, _ in kernels)
-        alone = exposed(nccl, others)
-        return f"{table}\nNCCL kernels alone on the device: {alone / 1e3:.3f} ms, {100 * alone / whole:.1f} % of the window\n"
+        window_us = max(end for _, _, end in kernels) - min(start for _, start, _ in kernels)
+        alone_us = exposed(nccl, others)
+        share = 100 * alone_us / window_us
+        return f"{table}\nNCCL kernels alone on the device: {alone_us / 1e3:.3f} ms, {share:.1f} % of the window\n"
 
 
 def exposed(intervals: Iterable[tuple[float, float]], covers: Iterable[tuple[float, float]]) -> float:
-    """The length of the union of `intervals` that the union of `covers` leaves bare."""
+    """The length of the union of `intervals` outside the union of `covers`."""
     intervals, covers = list(intervals), list(covers)
     return _length([*intervals, *covers]) - _length(covers)
 

@@ -1,6 +1,6 @@
-"""How fast a run is, what it waits for and what memory it takes: what a row of metrics.jsonl says of it.
+"""Speed, waiting times and memory of a run, for the rows of metrics.jsonl.
 
-Everything here is read once per row, and every rank takes part.
+All of it is measured once per row, and every rank takes part.
 """
 
 import resource
@@ -23,8 +23,8 @@ PEAK_FLOPS = {
     "NVIDIA H200": {"bf16": 989.4e12, "fp32": 66.9e12},
 }
 """Peaks in FLOP/s, by the name that CUDA gives the device: dense bfloat16 on tensor cores, and plain float32, as bigtrain turns
-TF32 off (cluster/launch.py). From NVIDIA's data sheets; those of the A100 and the H100 PCIe are recalled. A partition (MIG) has
-a name of its own."""
+TF32 off (cluster/launch.py). From NVIDIA's data sheets; those of the A100 and the H100 PCIe are from memory. A partition (MIG)
+has another name, and so is not in the table."""
 GIB = 2**30
 
 
@@ -34,7 +34,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 class _Measured(NamedTuple):
-    """What one rank says of an interval."""
+    """One rank's measurements of an interval."""
 
     own_s: float
     data_s: float
@@ -45,34 +45,34 @@ class _Measured(NamedTuple):
 
 
 class Throughput:
-    """Turns the measurements of all ranks into what a row says."""
+    """Turns the measurements of all ranks into the values of a row."""
 
     def __init__(
         self, device: torch.device, images_per_step: int, precision: str, flops_per_step: Callable[[], float]
     ) -> None:
-        """`flops_per_step`: counts those of all ranks together, without what activation checkpointing computes again; only
+        """`flops_per_step`: counts the FLOPs of all ranks together, not counting what activation checkpointing recomputes; only
         called for a device whose peak is known. Others have no `throughput/mfu`."""
         self.device, self.images_per_step = device, images_per_step
         self.waits = CommTimer(device)
-        """For what waits for other ranks and is not the components' own."""
+        """Times the waits for other ranks that no component times itself."""
         peak = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
         flops = None if peak is None else _counted(flops_per_step)
         self.ideal_s = None if peak is None or flops is None else flops / (peak * world.size())
-        """Seconds that a step would take at the peak, None where there is none."""
+        """Seconds that a step would take at the device's peak; None if that is not known."""
 
     def read(self, seconds: float, steps: int, data_s: float, waited_s: Sequence[float | None]) -> dict[str, float]:
         """`seconds` of wall time for `steps`, of which this rank waited `data_s` for data and each component `waited_s` for
-        other ranks (None: it cannot tell). A collective: every rank calls it.
+        other ranks (None: not measured). A collective: every rank calls it.
 
-        `throughput/`: images of all ranks and of one GPU a second; `mfu`; shares of the time that ranks waited, on average,
-        without `communication_wait_share` if a component cannot tell or there is one rank alone; `rank_s`, seconds of a step in
-        which a rank worked and did not wait, of the fastest, the mean and the slowest rank, and which that was. Batch
-        statistics are exchanged within the forward pass and count as work. `memory/`: the largest of any rank's, since its
-        start: by tensors on the GPU (by the process on a CPU), by the allocator, by the process.
+        `throughput/`: images per second of all ranks and per GPU; `mfu`; the share of the time that ranks waited, on average
+        (no `communication_wait_share` if a component does not measure it or there is only one rank); `rank_s`, seconds per step
+        in which a rank did not wait: of the fastest rank, the mean, and of the slowest, and which rank that is. Batch
+        statistics are exchanged within the forward pass and count as work. `memory/`: peaks since the start, the largest of any
+        rank: of tensors on the GPU (of the process on a CPU), of the allocator, of the process in host memory.
         """
         seconds, steps = max(seconds, 1e-9), max(steps, 1)
-        told = [wait for wait in waited_s if wait is not None]
-        communication_s = self.waits.read() + sum(told)
+        measured = [wait for wait in waited_s if wait is not None]
+        communication_s = self.waits.read() + sum(measured)
         own = max(0.0, seconds - data_s - communication_s) / steps
         ranks = world.gather_objects(_Measured(own, data_s, communication_s, *memory_peaks(self.device)))
         work = [rank.own_s for rank in ranks]
@@ -81,7 +81,7 @@ class Throughput:
         if self.ideal_s is not None:
             row["throughput/mfu"] = self.ideal_s * steps / seconds
         row["throughput/data_wait_share"] = _mean_share([rank.data_s for rank in ranks], seconds)
-        if len(ranks) > 1 and len(told) == len(waited_s):
+        if len(ranks) > 1 and len(measured) == len(waited_s):
             waited = [rank.communication_s for rank in ranks]
             row["throughput/communication_wait_share"] = _mean_share(waited, seconds)
         row |= {
@@ -98,7 +98,7 @@ class Throughput:
 
 
 def memory_peaks(device: torch.device) -> tuple[int, int, int]:
-    """Most bytes held so far: by tensors, by the device's allocator, and by this process in the host's memory."""
+    """Peak bytes so far: of tensors, of the device's allocator, and of this process in host memory."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device), host
@@ -110,7 +110,7 @@ def _mean_share(waited: list[float], seconds: float) -> float:
 
 
 def _counted(flops_per_step: Callable[[], float]) -> float | None:
-    """The count, or None with a warning: that a family cannot be counted must not keep it from being trained."""
+    """The count, or None with a warning: a family whose FLOPs cannot be counted can still be trained."""
     try:
         return flops_per_step()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs: metrics.jsonl, TensorBoard and a live line."""
+"""What a run reports while it runs: metrics.jsonl, TensorBoard and a progress line."""
 
 import contextlib
 import json
@@ -12,19 +12,19 @@ from bigtrain.runs import atomic
 
 
 class Tracker:
-    """Writes one row per logged step, on the main rank. Rows after `step` are cut off first, since they will come again."""
+    """Writes one row per logged step, on the main rank. First removes the rows after `step`, which will be written again."""
 
     def __init__(self, metrics: Path, tensorboard: Path, *, step: int, steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # heavy, and only training needs it
 
         cut_back(metrics, step)
-        self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115  (held open for the length of the run)
+        self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115  (stays open during the run)
         self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
         self._steps = steps
         self._live = sys.stderr.isatty()
 
     def row(self, values: Mapping[str, Any]) -> None:
-        """One logged step: a JSON object on a line of its own, and the same values for TensorBoard."""
+        """One logged step: a JSON object on one line, and the same values for TensorBoard."""
         try:
             self._file.write(json.dumps(dict(values)) + "\n")
             self._file.flush()
@@ -33,44 +33,44 @@ class Tracker:
                     self._board.add_scalar(name, value, int(values["step"]))
         except OSError as error:
             raise UserError(
-                f"{self._file.name}: cannot write the metrics ({error.strerror}); make room and run the same command "
-                "again: it goes on from the newest checkpoint"
+                f"{self._file.name}: cannot write the metrics ({error.strerror}); make room on the disk and run the same "
+                "command again: it goes on from the newest checkpoint"
             ) from error
 
     def line(self, values: Mapping[str, float], eta_s: float) -> None:
-        """The progress line: rewritten in place on a terminal, a line of its own in a log file."""
+        """The progress line: rewritten in place on a terminal, one more line in a log file."""
         losses = "  ".join(f"{name.split('/')[1]} {v:.3f}" for name, v in values.items() if _is_phase_loss(name))
         shares = {"MFU": "mfu", "data wait": "data_wait_share", "communication wait": "communication_wait_share"}
-        said = "  ".join(
+        percentages = "  ".join(
             f"{word} {100 * values[f'throughput/{key}']:.0f} %"
             for word, key in shares.items()
             if f"throughput/{key}" in values
         )
         text = (
-            f"step {values['step']}/{self._steps}  {losses}  {values['throughput/images_per_s']:.0f} images/s  {said}  "
+            f"step {values['step']}/{self._steps}  {losses}  {values['throughput/images_per_s']:.0f} images/s  {percentages}  "
             f"ETA {_clock(eta_s)}"
         )
         print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """A message that stays."""
+        """A message on a line of its own, which stays."""
         print(f"\r\x1b[K{text}" if self._live else text, file=sys.stderr, flush=True)
 
     def warn(self, step: int, text: str) -> None:
-        """A warning that stays on stderr, and in metrics.jsonl as a line of its own."""
+        """A warning: a message on stderr, and a row of metrics.jsonl."""
         self.say(f"warning: step {step}: {text}")
         self.row({"step": step, "warning": text})
 
     def close(self) -> None:
         if self._live:
             print(file=sys.stderr)
-        with contextlib.suppress(OSError):  # what could not be written has been said already
+        with contextlib.suppress(OSError):  # `row` has raised this error already
             self._file.close()
             self._board.close()
 
 
 def cut_back(metrics: Path, step: int) -> None:
-    """Drops the rows after `step`, and rows that cannot be read (a crash tore the last one)."""
+    """Removes the rows after `step`, and rows that cannot be read (a crash may leave an incomplete last one)."""
     if not metrics.exists():
         return
     lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

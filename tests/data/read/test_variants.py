@@ -166,9 +166,9 @@ def test_pixels_that_were_decoded_beforehand_are_read_as_they_are(tmp_path: Path
 
 def test_labels_of_samples_are_drawn_as_training_drew_its_own(numbered_shards: Make) -> None:
     whole = numbered_shards([6])
-    spec = DataSpec.of(describe(whole))
+    spec = DataSpec.from_json(describe(whole))
     assert (spec.class_counts, spec.images) == ((2, 1, 1, 1, 1), 6)
-    spec = DataSpec.of(describe(balanced(subset(whole, [4, 0]))))
+    spec = DataSpec.from_json(describe(balanced(subset(whole, [4, 0]))))
     assert (spec.classes, spec.class_counts, spec.images) == (("4", "0"), (2, 2), 4)
 
 

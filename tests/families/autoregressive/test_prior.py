@@ -183,7 +183,7 @@ def test_a_condition_of_other_classes_is_refused(classes: tuple[str, ...] | None
     """Its codes would be those of other classes than the ones that are asked for, and nothing would show it."""
     spec = CODES if classes is None else replace(CODES, classes=classes, class_counts=(1,) * len(classes))
     other = prior(spec, level="top", tokenizer="runs/tokenizer", class_conditional=classes is not None)
-    with pytest.raises(UserError, match=r"family.condition: runs/top knows"):
+    with pytest.raises(UserError, match=r"family.condition: runs/top has"):
         bottom().attach({"condition": LoadedModel(other, {}, "0" * 64)})
 
 
@@ -194,11 +194,15 @@ def test_a_condition_of_other_classes_is_refused(classes: tuple[str, ...] | None
         (CODES, {"level": "pixels"}, r"family.level: pixels, but data.train holds codes"),
         (CODES, {"level": "middle", "tokenizer": "t"}, r"no codes of level middle; it has top, bottom"),
         (CODES, {"level": "top"}, r"family.tokenizer is missing"),
-        (CODES, {"level": "bottom", "tokenizer": "t"}, r"family.condition is missing: level bottom follows level top"),
+        (
+            CODES,
+            {"level": "bottom", "tokenizer": "t"},
+            r"family.condition is missing: level bottom depends on level top",
+        ),
         (CODES, {"level": "top", "tokenizer": "t", "condition": "c"}, r"level top is the coarsest"),
         (PIXELS, {"level": "pixels", "tokenizer": "t"}, r"a prior over pixels has neither"),
         (CODES, {"level": "top", "tokenizer": "t", "network": {"mixtures": 3}}, r"family.network.mixtures"),
-        (DataSpec(4, ("a",), (9,)), {"level": "pixels"}, r"family.class_conditional: the data have one class only"),
+        (DataSpec(4, ("a",), (9,)), {"level": "pixels"}, r"family.class_conditional: the data have only one class"),
     ],
 )
 def test_options_that_do_not_fit_the_data_name_their_key(spec: DataSpec, options: dict, message: str) -> None:

@@ -48,11 +48,11 @@ def network_of(diffusion: Diffusion, scale: float = 0.05) -> dict[str, nn.Module
     return {"unet": network}
 
 
-def microbatch(indices: Sequence[int] = range(8), whole: int = 8, seed: int = 0) -> Microbatch:
-    levels = torch.randint(0, 256, (whole, 3, 16, 16), generator=torch.Generator().manual_seed(seed))
+def microbatch(indices: Sequence[int] = range(8), global_batch_size: int = 8, seed: int = 0) -> Microbatch:
+    levels = torch.randint(0, 256, (global_batch_size, 3, 16, 16), generator=torch.Generator().manual_seed(seed))
     images = (levels.to(torch.get_default_dtype()) / 127.5 - 1)[list(indices)]
-    labels = (torch.arange(whole) % 3)[list(indices)]
-    return Microbatch(images, labels, indices, Draws(0, step=5), torch.device("cpu"), whole)
+    labels = (torch.arange(global_batch_size) % 3)[list(indices)]
+    return Microbatch(images, labels, indices, Draws(0, step=5), torch.device("cpu"), global_batch_size)
 
 
 class Spy(nn.Module):
@@ -75,7 +75,7 @@ class Spy(nn.Module):
     ("options", "message"),
     [
         ({"loss": "hybrid"}, "loss: hybrid .* variance is fixed_small; set variance: learned"),
-        ({"variance": "learned"}, "variance: learned cannot be learned by loss: simple.* set loss: hybrid"),
+        ({"variance": "learned"}, "variance: learned cannot be trained by loss: simple.* set loss: hybrid"),
         ({"label_dropout": 0.1}, "label_dropout: there are no labels to drop; set class_conditional: true"),
         ({"timesteps": 20}, "timesteps: the linear schedule"),
         ({"sampling": {"guidance": 1.0}}, "sampling.guidance: 1.0 needs .* unconditional"),

@@ -57,7 +57,7 @@ def test_every_timestep_has_a_noise_level_of_its_own(dtype: torch.dtype) -> None
     assert x.dtype == dtype
     # The very last ones are noise to within float32's rounding.
     assert len(x.unique()) >= (4000 if dtype == torch.float64 else 3990)
-    with pytest.raises(AssertionError, match="no room for the noise levels"):
+    with pytest.raises(AssertionError, match="too coarse for the noise levels"):
         process.q_sample(torch.zeros(1, 1, 1, 1), t[:1], torch.ones(1, 1, 1, 1, dtype=torch.bfloat16))
 
 

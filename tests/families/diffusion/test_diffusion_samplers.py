@@ -171,7 +171,12 @@ def test_trailing_steps_are_any_number_of_times_down_from_the_last() -> None:
     ("sampler", "steps", "spacing", "message"),
     [
         ("ancestral", 1001, "leading", "sampling.steps: 1001 is more than the model's 1000 timesteps"),
-        ("ddim", 900, "leading", "sampling.steps: ddim visits every k-th of the 1000 timesteps.* 500 or 1000 can"),
+        (
+            "ddim",
+            900,
+            "leading",
+            "sampling.steps: ddim visits every k-th of the 1000 timesteps.* 500 or 1000 are possible",
+        ),
         ("ddim", 10, "leading", "timestep 900 of 1000, .*alpha_bar 0.024.* set sampling.spacing: trailing"),
         ("dpmpp", 10, "trailing", "sampling.spacing: trailing is a spacing of ddim, not of dpmpp"),
     ],

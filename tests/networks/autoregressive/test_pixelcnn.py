@@ -301,7 +301,7 @@ def test_parameter_count_is_the_stated_one() -> None:
     ("options", "message"),
     [
         ({"kernel": 4}, "family.network.kernel is 4; it must be odd"),
-        ({"channels": 10, "attention_every": 1}, "family.network.attention_heads: 4 do not divide .*channels"),
+        ({"channels": 10, "attention_every": 1}, "family.network.attention_heads: 4 does not divide .*channels"),
         ({"layers": 2, "attention_every": 3}, "family.network.attention_every is 3, more than the 2 layers"),
     ],
 )

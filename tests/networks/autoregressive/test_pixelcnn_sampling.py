@@ -210,7 +210,7 @@ def test_mistakes_say_what_to_change() -> None:
     with pytest.raises(ValueError, match="capture needs CUDA"):
         sample(network, uniforms, capture=True)
     mixture = NETWORKS["pixels, mixture"]()
-    with pytest.raises(ValueError, match="give temperature alone"):
+    with pytest.raises(ValueError, match="give only a temperature"):
         sample(mixture, uniforms_for(mixture, 2), *context(mixture, 2), top_k=3)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bigtrain.networks.layers import quantiser as module
-from bigtrain.networks.layers.quantiser import Quantiser, QuantiserOptions, as_rows, spread_places
+from bigtrain.networks.layers.quantiser import Quantiser, QuantiserOptions, as_rows, spread_rows
 from bigtrain.networks.layers.statistics import copied_buffer_names
 
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -224,7 +224,7 @@ def test_the_codebook_starts_as_vectors_of_all_microbatches() -> None:
 
 def test_places_are_spread_over_the_batch_and_change_with_every_update() -> None:
     number = torch.arange(50)
-    places = torch.stack([spread_places(16, 1024, n) for n in number])
+    places = torch.stack([spread_rows(16, 1024, n) for n in number])
     assert places.min() >= 0
     assert places.max() < 1024
     for update in places:
@@ -232,7 +232,7 @@ def test_places_are_spread_over_the_batch_and_change_with_every_update() -> None
     # Code 0 is not always taken from the same part of the batch, nor from the same place within a part.
     assert len((places[:, 0] // 64).unique()) > 10
     assert len((places % 64).unique()) > 50
-    few = spread_places(16, 5, number[3])
+    few = spread_rows(16, 5, number[3])
     assert few.min() >= 0
     assert few.max() < 5
 

@@ -15,7 +15,8 @@ from bigtrain.families.family import Component, OptimizerOptions
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.cost.memory import STRATEGIES, residents
 from bigtrain.training.cost.step import ComponentCost
-from bigtrain.training.engine.component import to_device, zero
+from bigtrain.training.engine import zero
+from bigtrain.training.engine.component import to_device
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.engine.start import start_component
 
