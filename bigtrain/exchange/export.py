@@ -99,6 +99,8 @@ def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping
 
     Raises OSError or a json.JSONDecodeError where the folder is not whole.
     """
+    import bigtrain.pipelines.pipeline  # noqa: F401  # older exports name it, and diffusers takes only what is imported
+
     logging.disable_progress_bar()
     name = json.loads((path / "model_index.json").read_bytes()).get("_class_name")
     if name == FamilyPipeline.__name__:

@@ -1,5 +1,7 @@
 """Kept for folders that were exported before `exchange/`: their pipeline.py and model_index.json name this module."""
 
+from diffusers.models.modeling_utils import ModelMixin  # diffusers looks for the base class of a model in its module
+
 from bigtrain.exchange.pipeline import ExportedModel, FamilyPipeline, PlainFamilyPipeline
 
-__all__ = ["ExportedModel", "FamilyPipeline", "PlainFamilyPipeline"]
+__all__ = ["ExportedModel", "FamilyPipeline", "ModelMixin", "PlainFamilyPipeline"]
