@@ -2,15 +2,15 @@
 
 Both train the digits recipe's BigGAN, on the same device, in turns within one process: same networks and losses, fused Adam,
 EMA, spectral norm and batch statistics. The bare loop holds the decoded images in memory and draws its noise with one
-torch.randn a batch; ours also decodes, draws keyed noise, guards against non-finite updates and keeps its meters. Prints the
-ratio of the times of each pair (above 1: ours is slower).
+torch.randn a batch; ours also decodes, draws keyed noise, guards against non-finite updates, keeps its meters, and writes a
+row of metrics at the end of its turn. Prints the ratio of the times of each pair (above 1: ours is slower).
 """
 
+import argparse
 import statistics as stats
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +26,47 @@ from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.trainer import Trainer
 
-STEPS = 20
 RECIPE = Path(__file__).parents[2] / "recipes" / "biggan_digits.yaml"
 
 
-def ours(recipe: Recipe, device: torch.device, folder: Path) -> Iterator[None]:
+class Turns:
+    """The trainer's observer: between two turns of the trainer it gives the bare loop its own."""
+
+    def __init__(self, bare: Callable[[], float], pairs: int, device: torch.device) -> None:
+        self._bare, self._pairs, self._device = bare, pairs, device
+        self._began: float | None = None
+        self.seconds: list[tuple[float, float]] = []
+        """(ours, the bare loop's) of each pair of turns."""
+
+    def has(self, step: int) -> bool:
+        return False
+
+    def observe(
+        self, step: int, networks: Mapping[str, torch.nn.Module], should_stop: Callable[[], bool]
+    ) -> Mapping[str, float]:
+        """The first turn of either is a warm-up, and what comes after the last pair is not timed."""
+        synchronise(self._device)
+        ours = None if self._began is None else time.perf_counter() - self._began
+        if len(self.seconds) < self._pairs:
+            bare = self._bare()
+            if ours is not None:
+                self.seconds.append((ours, bare))
+        self._began = time.perf_counter()
+        return {}
+
+
+def train(recipe: Recipe, device: torch.device, folder: Path, turns: Turns) -> None:
     index = find_index("digits", "train", recipe.data.image_size)
+<<<<<<< /work/main/tests/benchmarks/step.py
     family = find_family("gan")(recipe.family, DataSpec.from_json(describe(index)))
     trainer = Trainer(
+=======
+    family = find_family("gan")(recipe.family, DataSpec.of(describe(index)))
+    Trainer(
+>>>>>>> /tmp/bring/6532dbe5df/tests/benchmarks/step.py
         family, index, RunFolder(folder), seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema,
-        engine=recipe.engine, device=device, observers={},
-    )  # fmt: skip
-    trainer._batches = iter(trainer._open_stream())
-    while True:
-        trainer._take_step()
-        yield
+        engine=recipe.engine, device=device, observers={"sample": turns},
+    ).run()  # fmt: skip
 
 
 def bare(recipe: Recipe, device: torch.device) -> Iterator[None]:
@@ -89,33 +115,45 @@ def set_trained(on: torch.nn.Module, off: torch.nn.Module) -> None:
     statistics.set_recording(off, False)
 
 
-def seconds(loop: Iterator[None], device: torch.device) -> float:
-    begin = time.perf_counter()
-    for _ in range(STEPS):
-        next(loop)
+def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - begin) / STEPS
+
+
+def seconds(loop: Iterator[None], steps: int, device: torch.device) -> float:
+    synchronise(device)
+    begin = time.perf_counter()
+    for _ in range(steps):
+        next(loop)
+    synchronise(device)
+    return time.perf_counter() - begin
 
 
 def main() -> None:
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    recipe = load_recipe(RECIPE)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", metavar="PAIRS", type=int, nargs="?", default=15, help="turns of either (15)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a turn (20)")
+    asked = parser.parse_args()
+    # One step more than the turns, so that the last checkpoint is written outside of them.
+    total = (asked.pairs + 1) * asked.steps + 1
+    overrides = {"steps": total, "sample_every": asked.steps, "log_every": asked.steps, "save_every": total}
+    overrides["evaluate_every"] = "null"
+    recipe = load_recipe(RECIPE, [f"train.{key}={value}" for key, value in overrides.items()])
     device = join_world(recipe.train.precision)
+    loop = bare(recipe, device)
+    turns = Turns(lambda: seconds(loop, asked.steps, device), asked.pairs, device)
     with tempfile.TemporaryDirectory() as folder:
-        loops = {"ours": ours(recipe, device, Path(folder)), "bare": bare(recipe, device)}
-        for loop in loops.values():
-            seconds(loop, device)  # warm-up
-        ratios, times = [], {"ours": [], "bare": []}
-        for pair in range(pairs):
-            for name in ("ours", "bare") if pair % 2 else ("bare", "ours"):
-                times[name].append(seconds(loops[name], device))
-            ratios.append(times["ours"][-1] / times["bare"][-1])
-    ratios.sort()
-    error = 1.96 * stats.stdev(ratios) / len(ratios) ** 0.5
-    print(f"device {device}, {torch.get_num_threads()} threads, {pairs} pairs of {STEPS} steps")
-    print(f"ms a step: ours {1e3 * stats.median(times['ours']):.1f}, bare {1e3 * stats.median(times['bare']):.1f}")
-    print(f"ratio: median {stats.median(ratios):.3f}, mean {stats.mean(ratios):.3f} +- {error:.3f} (95 %), "
+        train(recipe, device, Path(folder), turns)
+    report(turns.seconds, asked.steps, device)
+
+
+def report(pairs: list[tuple[float, float]], steps: int, device: torch.device) -> None:
+    ratios = sorted(ours / bare for ours, bare in pairs)
+    ours, bare = (1e3 * stats.median(side) / steps for side in zip(*pairs, strict=True))
+    print(f"device {device}, {torch.get_num_threads()} threads, {len(pairs)} pairs of {steps} steps")
+    print(f"ms a step: ours {ours:.1f}, bare {bare:.1f}")
+    error = f" +- {1.96 * stats.stdev(ratios) / len(ratios) ** 0.5:.3f} (95 %)" if len(ratios) > 1 else ""
+    print(f"ratio: median {stats.median(ratios):.3f}, mean {stats.mean(ratios):.3f}{error}, "
           f"from {ratios[0]:.3f} to {ratios[-1]:.3f}")  # fmt: skip
 
 
