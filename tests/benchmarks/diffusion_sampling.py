@@ -5,8 +5,8 @@ ancestral steps. Prints for each the time, the FID against the training images, 
 recognises as the asked class, with the range over the pairs (each with a seed of its own), and the ratio of the times.
 """
 
+import argparse
 import statistics as stats
-import sys
 import time
 from pathlib import Path
 
@@ -31,10 +31,14 @@ WAYS = {
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("samples", metavar="SAMPLES", type=int, nargs="?", default=1497, help="of each turn (1497)")
+    parser.add_argument("pairs", metavar="PAIRS", type=int, nargs="?", default=3, help="turns of either way (3)")
+    asked = parser.parse_args()
+    samples, pairs = asked.samples, asked.pairs
     device = join_world()
-    model = open_model(Path(sys.argv[1]), device)
-    samples = int(sys.argv[2]) if len(sys.argv) > 2 else 1497
-    pairs = int(sys.argv[3]) if len(sys.argv) > 3 else 3
+    model = open_model(asked.run, device)
     train, validation = find_splits(model.recipe.data)
     reading = Reading(batch=100, workers=0)
     features = find_classifier(train, validation, "features", reading, device)

@@ -4,8 +4,8 @@ All real digits (1,797) are cut into random halves, several times over. FID of o
 of as many samples (untruncated, averaged weights) against a half is ours. Features and judge are the recipe's two classifiers.
 """
 
+import argparse
 import statistics as stats
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,12 @@ from bigtrain.inference.splits import find_splits, images_behind
 
 
 def main() -> None:
-    device = join_world()
-    model = open_model(Path(sys.argv[1]), device)
-    splits = int(sys.argv[2]) if len(sys.argv) > 2 else 10
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("splits", metavar="SPLITS", type=int, nargs="?", default=10, help="cuts into halves (10)")
+    asked = parser.parse_args()
+    device, splits = join_world(), asked.splits
+    model = open_model(asked.run, device)
     train, validation = find_splits(model.recipe.data)
     assert validation is not None
     train, validation = images_behind(train), images_behind(validation)

@@ -5,6 +5,7 @@ features, each in a process of its own, and prints the peak resident memory of t
 it lived. METRICS as a recipe has them: [fid,kid].
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -34,21 +35,27 @@ class Tiny(nn.Module):
 
 
 def main() -> None:
-    source, reference, metrics, *counts = Path(sys.argv[1]), *sys.argv[2:]
-    paths = sorted(path for path in source.rglob("*") if path.suffix in (".png", ".jpg"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("reference", metavar="REFERENCE", help="what evaluation.reference may be")
+    parser.add_argument("metrics", metavar="METRICS")
+    parser.add_argument("counts", metavar="COUNT", type=int, nargs="+")
+    asked = parser.parse_args()
+    paths = sorted(path for path in asked.folder.rglob("*") if path.suffix in (".png", ".jpg"))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         torch.jit.script(Tiny()).save(f"{folder}/tiny.pt")
-        for count in map(int, counts):
+        for count in asked.counts:
             chosen = Path(folder, f"{count}")
             for number, path in enumerate(paths[:: len(paths) // count][:count]):
                 chosen.mkdir(exist_ok=True)
                 shutil.copy(path, chosen / f"{number:06d}{path.suffix}")
-            peak, seconds, result = measure(folder, chosen, reference, metrics)
+            peak, seconds, result = measure(folder, chosen, asked.reference, asked.metrics)
             fid = json.loads(result)["fid"]
             print(
-                f"{count:6d} images  {metrics:60s}  peak {peak:6.0f} MiB  {seconds:6.1f} s  (fid {fid:.4f})", flush=True
+                f"{count:6d} images  {asked.metrics:60s}  peak {peak:6.0f} MiB  {seconds:6.1f} s  (fid {fid:.4f})",
+                flush=True,
             )
 
 
@@ -57,18 +64,15 @@ def measure(folder: str, images: Path, reference: str, metrics: str) -> tuple[fl
     command = [sys.executable, str(ROOT / "launch" / "evaluate.py"), str(images), f"evaluation.reference={reference}"]
     command += [f"evaluation.features={folder}/tiny.pt", f"evaluation.metrics={metrics}"]
     begin = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "BIGTRAIN_CACHE": folder},
-    )
-    assert process.stdout is not None
-    result = process.stdout.read().splitlines()[-1]
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, status
-    return usage.ru_maxrss / 1024, time.monotonic() - begin, result
+    with tempfile.TemporaryFile("w+") as errors:
+        environment = {**os.environ, "BIGTRAIN_CACHE": folder}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        assert process.stdout is not None
+        result = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        errors.seek(0)
+        assert status == 0, errors.read()
+    return usage.ru_maxrss / 1024, time.monotonic() - begin, result.splitlines()[-1]
 
 
 if __name__ == "__main__":

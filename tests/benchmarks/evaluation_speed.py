@@ -9,10 +9,10 @@ within one process; prints the ratio of each round (above 1: ours is faster), of
 seconds for distances.
 """
 
+import argparse
 import resource
 import shutil
 import statistics as stats
-import sys
 import tempfile
 import time
 import warnings
@@ -41,8 +41,6 @@ from bigtrain.features.inception import MODES, PIECE_ON_CPU, SIDE
 from bigtrain.features.resize import Resize
 
 FEATURES = 2048
-PICTURES = 10000
-DIMENSIONS = 2048
 
 
 def no_network(images: Tensor) -> Tensor:
@@ -55,7 +53,7 @@ def ours(index: Index, mode: str, workers: int) -> float:
     rows = MODES[mode].resize(32, SIDE).float()
     resize = Resize(rows, rows, 0.0, 255.0)
     moments = Moments(FEATURES)
-    for _, batch in SplitLoader(index, rank=0, world=1, batch=100, workers=workers, limit=PICTURES):
+    for _, batch in SplitLoader(index, rank=0, world=1, batch=100, workers=workers):
         pieces = batch.images.permute(0, 3, 1, 2).split(PIECE_ON_CPU)
         moments.add(torch.cat([no_network(resize(piece.float())) for piece in pieces]))
     return float(moments.covariance().trace())
@@ -77,22 +75,22 @@ def torch_fidelitys(files: list[str], workers: int) -> float:
     return float(np.trace(np.cov(torch.cat(found).numpy(), rowvar=False)))
 
 
-def compare(what: str, mine: Callable[[], float], theirs: Callable[[], float], rounds: int) -> None:
+def compare(what: str, mine: Callable[[], float], theirs: Callable[[], float], pictures: int, rounds: int) -> None:
     pairs = [(cpu_timed(mine), cpu_timed(theirs)) for _ in range(rounds)]
     ratios = [their[0] / own[0] for own, their in pairs]
     (own, trace), (other, their_trace) = pairs[-1]
     assert abs(trace / their_trace - 1) < 1e-3, "they did not look at the same pictures in the same way"
     print(
         f"{what}: {stats.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f}); "
-        f"ours {PICTURES / own:.0f} pictures per CPU second, theirs {PICTURES / other:.0f}",
+        f"ours {pictures / own:.0f} pictures per CPU second, theirs {pictures / other:.0f}",
         flush=True,
     )
 
 
-def gaussian(seed: int, count: int) -> tuple[Tensor, Tensor]:
+def gaussian(seed: int, count: int, dimensions: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(DIMENSIONS, DIMENSIONS, generator=torch.Generator().manual_seed(9)) / DIMENSIONS**0.5
-    moments = Moments.of(torch.relu(torch.randn(count, DIMENSIONS, generator=generator) @ mixing + 0.01 * seed))
+    mixing = torch.randn(dimensions, dimensions, generator=torch.Generator().manual_seed(9)) / dimensions**0.5
+    moments = Moments.of(torch.relu(torch.randn(count, dimensions, generator=generator) @ mixing + 0.01 * seed))
     return moments.mean(), moments.covariance()
 
 
@@ -102,19 +100,19 @@ def scipys(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float
     return float(np.square(mean1 - mean2).sum() + np.trace(covariance1 + covariance2 - 2 * root.real))
 
 
-def copied(folder: Path, into: Path) -> Path:
-    """PICTURES of the folder's files, from all classes alike, as ROOT/test/CLASS/NAME."""
+def copied(folder: Path, into: Path, count: int) -> Path:
+    """`count` of the folder's files, from all classes alike, as ROOT/test/CLASS/NAME."""
     files = sorted(folder.glob("*/*.jpg"))
-    for file in files[:: len(files) // PICTURES][:PICTURES]:
+    for file in files[:: len(files) // count][:count]:
         place = into / "pictures" / "test" / file.parent.name / file.name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
     return into / "pictures"
 
 
-def passes(folder: Path, rounds: int) -> None:
+def passes(folder: Path, count: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        pictures = copied(folder, Path(temporary))
+        pictures = copied(folder, Path(temporary), count)
         files = [str(path) for path in sorted(pictures.rglob("*.jpg"))]
         options = ShardOptions(size=None, format=None, samples_per_shard=1000)
         index = Index.read(
@@ -123,15 +121,21 @@ def passes(folder: Path, rounds: int) -> None:
         print(f"{len(files)} pictures, {torch.get_num_threads()} threads: decode, resize, moments", flush=True)
         for workers in (0, 2):
             mine = partial(ours, index, "clean", workers)
-            compare(f"clean-fid, clean, {workers} workers", mine, partial(clean_fids, files, "clean", workers), rounds)
+            compare(
+                f"clean-fid, clean, {workers} workers",
+                mine,
+                partial(clean_fids, files, "clean", workers),
+                count,
+                rounds,
+            )
             mine = partial(ours, index, "legacy_tensorflow", workers)
-            compare(f"torch-fidelity, {workers} workers", mine, partial(torch_fidelitys, files, workers), rounds)
+            compare(f"torch-fidelity, {workers} workers", mine, partial(torch_fidelitys, files, workers), count, rounds)
 
 
-def distances(rounds: int) -> None:
-    reference = gaussian(2, 4 * DIMENSIONS)
-    for count in (4 * DIMENSIONS, 1000):
-        samples = gaussian(1, count)
+def distances(dimensions: int, rounds: int) -> None:
+    reference = gaussian(2, 4 * dimensions, dimensions)
+    for count in (4 * dimensions, min(1000, dimensions // 2)):
+        samples = gaussian(1, count, dimensions)
         times: list[tuple[float, ...]] = []
         for _ in range(rounds):
             frechet._kept.clear()
@@ -139,7 +143,7 @@ def distances(rounds: int) -> None:
             found.append(timed(partial(scipys, samples, reference)))
             times.append(tuple(seconds for seconds, _ in found))
         print(
-            f"{count} and {4 * DIMENSIONS} vectors of {DIMENSIONS}: ours {found[0][1]:.9g}, scipy's sqrtm {found[2][1]:.9g}"
+            f"{count} and {4 * dimensions} vectors of {dimensions}: ours {found[0][1]:.9g}, scipy's sqrtm {found[2][1]:.9g}"
         )
         for what, column in (("a new reference", 0), ("the same one again", 1)):
             ratios = [row[2] / row[column] for row in times]
@@ -169,11 +173,22 @@ def timed(work: Callable[[], float]) -> tuple[float, float]:
     return time.perf_counter() - begin, result
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", metavar="FOLDER|distances")
+    parser.add_argument("rounds", metavar="ROUNDS", type=int, nargs="?", default=3, help="turns of either side (3)")
+    parser.add_argument(
+        "--pictures", type=int, default=10_000, help="of the folder, at most as many as it holds (10,000)"
+    )
+    parser.add_argument("--dimensions", type=int, default=2048, help="of the vectors of `distances` (2048)")
+    asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     join_world()  # as a door does: threads, and what glibc does with freed memory
-    if sys.argv[1] == "distances":
-        distances(rounds)
+    if asked.what == "distances":
+        distances(asked.dimensions, asked.rounds)
     else:
-        passes(Path(sys.argv[1]), rounds)
+        passes(Path(asked.what), asked.pictures, asked.rounds)
+
+
+if __name__ == "__main__":
+    main()

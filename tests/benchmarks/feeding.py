@@ -8,8 +8,8 @@ training images as CLASS/*.jpg: 32 pixels are these, larger sides the synthetic 
 Nothing is kept decoded from one epoch to the next. Codes are those of a made-up tokenizer with the recipe's levels.
 """
 
+import argparse
 import re
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ CODES: dict[str, tuple[str, dict[str, tuple[int, int]]]] = {
     "prior_bottom_imagenet": IMAGENETS,
 }
 """The tokenizer's recipe and the grids of its levels, for recipes that read codes."""
-BATCH, SECONDS, ROUNDS = 64, 2.0, 3
+BATCH = 64
 
 
 def squares(source: Path, side: int, folder: Path) -> Path:
@@ -42,7 +42,7 @@ def squares(source: Path, side: int, folder: Path) -> Path:
     if side == 32:
         return source
     names, photographs = sorted(source.glob("*/*.jpg")), Photographs()
-    for name in names[:: len(names) // PHOTOGRAPHS][:PHOTOGRAPHS]:
+    for name in names[:: max(1, len(names) // PHOTOGRAPHS)][:PHOTOGRAPHS]:
         path = folder / name.relative_to(source)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(convert(photographs.enlarge(Image.open(name)), side, "jpg").data)
@@ -62,9 +62,9 @@ def codes_of(index: Index, levels: dict[str, tuple[int, int]], out: Path) -> Ind
     return index_codes(index, out, manifest, encode_shards(index, out, manifest, encode, **how))
 
 
-def rate_of(index: Index) -> float:
+def rate_of(index: Index, seconds: float, rounds: int) -> float:
     side = partial(ours, index, workers=1, batch=BATCH, finish=False)
-    return float(np.median([rates(side(), BATCH, SECONDS)[1] for _ in range(ROUNDS)]))
+    return float(np.median([rates(side(), BATCH, seconds)[1] for _ in range(rounds)]))
 
 
 def wanted(recipe: Recipe) -> float:
@@ -80,12 +80,18 @@ def wanted(recipe: Recipe) -> float:
 
 
 def main() -> None:
-    source, *files = map(Path, sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("recipes", metavar="RECIPE", type=Path, nargs="+")
+    parser.add_argument("--seconds", type=float, default=2.0, help="that a rate is measured for (2)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each (3); the median counts")
+    asked = parser.parse_args()
+    measure = partial(rate_of, seconds=asked.seconds, rounds=asked.rounds)
     reader.RESIDENT_BYTES = 0
     known: dict[Any, tuple[Index, float]] = {}
     print(f"{'recipe':24}{'reads':>32}{'an H200 takes':>16}{'a core gives':>14}{'cores':>8}")
     with tempfile.TemporaryDirectory() as temporary:
-        for file in files:
+        for file in asked.recipes:
             if "digits" in file.stem:  # one GPU is not what they are for
                 continue
             tokenizer, levels = CODES.get(file.stem, (None, {}))
@@ -93,14 +99,14 @@ def main() -> None:
             side = recipe.data.image_size
             folder = Path(temporary) / str(side)
             if side not in known:
-                images = make_index(squares(source, side, folder / "pictures"), folder / "shards", "jpg")
-                known[side] = images, rate_of(images)
+                images = make_index(squares(asked.folder, side, folder / "pictures"), folder / "shards", "jpg")
+                known[side] = images, measure(images)
             key, what = side, f"{side} x {side} JPEG"
             if levels:
                 key, what = str(levels), "codes of " + " and ".join(f"{h} x {w}" for h, w in levels.values())
                 if key not in known:
                     codes = codes_of(known[side][0], levels, folder / "codes")
-                    known[key] = codes, rate_of(codes)
+                    known[key] = codes, measure(codes)
             takes, gives = wanted(recipe), known[key][1]
             print(f"{file.stem:24}{what:>32}{takes:>14,.0f}/s{gives:>12,.0f}/s{takes / gives:>8.2f}", flush=True)
 

@@ -6,8 +6,8 @@ The images are raw 8x8 pixels, so that the samples and not their sizes are what 
 many names. Memory is resident memory: of this process, and of its workers the part that is theirs alone (USS).
 """
 
+import argparse
 import os
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -55,7 +55,12 @@ def resident_mib(process: int | str, key: str) -> float:
 
 
 def main() -> None:
-    samples = int(sys.argv[1]) if len(sys.argv) > 1 else 1_280_000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "samples", metavar="SAMPLES", type=int, nargs="?", default=1_280_000,
+        help=f"a multiple of {SAMPLES_PER_SHARD} (1,280,000)",
+    )  # fmt: skip
+    samples = parser.parse_args().samples
     with tempfile.TemporaryDirectory() as folder:
         path = make(Path(folder), samples)
         started = resident_mib("self", "VmRSS")

@@ -76,7 +76,7 @@ def make_pictures(kind: str, source: Path, folder: Path) -> Path:
         return source
     names = sorted(source.glob("*/*.jpg"))
     photographs = Photographs()
-    for name in names[:: len(names) // PHOTOGRAPHS][:PHOTOGRAPHS]:
+    for name in names[:: max(1, len(names) // PHOTOGRAPHS)][:PHOTOGRAPHS]:
         data = photographs.enlarge(Image.open(name))
         path = folder / name.relative_to(source)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,11 +166,11 @@ def print_likeness(kind: str, pictures: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("cifar", "small", "photographs"))
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("source", metavar="FOLDER", type=Path)
+    parser.add_argument("--workers", type=int, default=2, help="processes that read and decode (2)")
+    parser.add_argument("--batch", type=int, default=64, help="images (64)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side (3)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn (2)")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pictures = make_pictures(asked.kind, asked.source, Path(folder) / "pictures")

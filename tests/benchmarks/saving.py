@@ -5,11 +5,11 @@
 Builds the recipe's components with their optimizers and averages, makes no step, and saves them to a temporary folder.
 """
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -43,7 +43,12 @@ def players_of(path: str, device: torch.device) -> dict[str, ComponentTrainer]:
     return components
 
 
-def main(path: str, rounds: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", default="recipes/ddpm_cifar10.yaml")
+    parser.add_argument("rounds", metavar="ROUNDS", type=int, nargs="?", default=5, help="saves of either kind (5)")
+    asked = parser.parse_args()
+    path, rounds = asked.recipe, asked.rounds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     components = players_of(path, device)
     copies, stops, writes = [], [], []
@@ -64,12 +69,15 @@ def main(path: str, rounds: int) -> None:
     print(f"{path} on {device.type}: {size:.0f} MiB, {rounds} rounds")
     for name, values in (("copy to host memory", copies), ("training stops", stops), ("write", writes)):
         print(f"{name:20} median {statistics.median(values):.3f} s, {min(values):.3f} to {max(values):.3f}")
-    print(f"stop / copy {statistics.median(stops) / statistics.median(copies):.3f}")
-    print(
-        f"stop / (copy + write) {statistics.median(stops) / (statistics.median(copies) + statistics.median(writes)):.3f}"
-    )
+    print_ratio("stop / copy", stops, copies)
+    print_ratio("stop / (copy + write)", stops, [copy + write for copy, write in zip(copies, writes, strict=True)])
+
+
+def print_ratio(name: str, above: Sequence[float], below: Sequence[float]) -> None:
+    """Of the two times of each round."""
+    ratios = [one / other for one, other in zip(above, below, strict=True)]
+    print(f"{name} median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    main(arguments[0] if arguments else "recipes/ddpm_cifar10.yaml", int(arguments[1]) if len(arguments) > 1 else 5)
+    main()

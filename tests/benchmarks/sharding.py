@@ -6,9 +6,9 @@ The set is a tar of CLASS/picture with names as long as ImageNet's; every pictur
 not their size is what is measured. Of it CONVERTED pictures are made into shards by this process.
 """
 
+import argparse
 import io
 import resource
-import sys
 import tarfile
 import tempfile
 import time
@@ -40,7 +40,12 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main(pictures: int, converted: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", metavar="PICTURES", type=int, nargs="?", default=1_281_167, help="(1,281,167)")
+    parser.add_argument("converted", metavar="CONVERTED", type=int, nargs="?", default=100_000, help="(100,000)")
+    asked = parser.parse_args()
+    pictures, converted = asked.pictures, asked.converted
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "set.tar"
         write_set(path, pictures)
@@ -60,5 +65,4 @@ def main(pictures: int, converted: int) -> None:
 
 
 if __name__ == "__main__":
-    numbers = [int(word) for word in sys.argv[1:]]
-    main(*(numbers + [1_281_167, 100_000][len(numbers) :]))
+    main()
