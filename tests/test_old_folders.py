@@ -5,8 +5,11 @@ tests/fixtures/make.py made them with that commit's own commands, and recorded w
 
 import json
 import math
+import os
 import runpy
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from launch.export import main as export
 from launch.sample import main as sample
 from tests.fixtures.make import FAMILIES, SAMPLE_FLAGS
 
+ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures" / "a3de763"
 MADE_ON = json.loads((FIXTURES / "expected" / "made_on.json").read_text())
 SAME_ARITHMETIC = MADE_ON["torch"] == torch.__version__ and MADE_ON["cpu"] == torch.backends.cpu.get_cpu_capability()
@@ -77,6 +81,22 @@ def close(ours: Any, theirs: Any) -> bool:
 def test_an_old_folder_draws_what_it_drew(family: str, kind: str, old: Path, tmp_path: Path) -> None:
     sample([f"{kind}s/{family}", "--out", str(tmp_path / "picture.png"), *sample_flags(family, kind)])
     assert_same_picture(tmp_path / "picture.png", old / "expected" / f"{family}_{kind}.png")
+
+
+def test_a_process_that_has_imported_nothing_else_opens_an_old_export(old: Path, tmp_path: Path) -> None:
+    """The export names the module of its pipeline, which diffusers does not import by itself."""
+    command = [
+        sys.executable,
+        str(ROOT / "launch" / "sample.py"),
+        "exports/prior",
+        "--out",
+        str(tmp_path / "picture.png"),
+    ]
+    command += sample_flags("prior", "export")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=old, env=environment, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert_same_picture(tmp_path / "picture.png", old / "expected" / "prior_export.png")
 
 
 @pytest.mark.parametrize("kind", ["run", "export"])
