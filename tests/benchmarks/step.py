@@ -57,13 +57,8 @@ class Turns:
 
 def train(recipe: Recipe, device: torch.device, folder: Path, turns: Turns) -> None:
     index = find_index("digits", "train", recipe.data.image_size)
-<<<<<<< /work/main/tests/benchmarks/step.py
     family = find_family("gan")(recipe.family, DataSpec.from_json(describe(index)))
-    trainer = Trainer(
-=======
-    family = find_family("gan")(recipe.family, DataSpec.of(describe(index)))
     Trainer(
->>>>>>> /tmp/bring/6532dbe5df/tests/benchmarks/step.py
         family, index, RunFolder(folder), seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema,
         engine=recipe.engine, device=device, observers={"sample": turns},
     ).run()  # fmt: skip
