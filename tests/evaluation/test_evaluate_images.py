@@ -270,7 +270,7 @@ def options_of(**options):
     [
         ({"metrics": ("inception_score",)}, r"inception_score needs a network that predicts classes"),
         ({"metrics": ("accuracy",)}, "need labelled real images; give the index of shards"),
-        ({"metrics": ("bits_per_dim",)}, "bits_per_dim is a model's"),
+        ({"metrics": ("bits_per_dim",)}, "bits_per_dim needs a model"),
         ({"features": "classifier"}, r"evaluation\.features: classifier is trained on the labels"),
         ({"samples": 10}, r"evaluation\.samples: says how a model is evaluated"),
         ({"reference": "nowhere"}, r"evaluation\.reference: nowhere: there is no such file"),
@@ -312,7 +312,7 @@ def test_moments_of_other_features_are_refused(images, script, tmp_path):
     np.savez(tmp_path / "moments.npz", mu=np.zeros(10), sigma=np.eye(10), protocol=np.array(theirs))
     with pytest.raises(UserError, match=r"was made with other\.pt of other weights"):
         measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid",))
-    with pytest.raises(UserError, match="holds moments alone"):
+    with pytest.raises(UserError, match="holds only moments"):
         measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid", "recall"))
 
 
