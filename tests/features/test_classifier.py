@@ -113,7 +113,7 @@ def test_one_class_is_the_users_mistake(digits):
     train = dataclasses.replace(digits[0], classes=("digit",))
     with pytest.raises(UserError, match=r"evaluation\.features: .*train\.json has one class"):
         find_classifier(train, None, "features", READING, CPU)
-    with pytest.raises(UserError, match=r"evaluation\.metrics: .*leave out accuracy"):
+    with pytest.raises(UserError, match=r"evaluation\.metrics: .*leave out class_accuracy"):
         find_classifier(train, None, "evaluator", READING, CPU)
 
 
