@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tests.toy  # noqa: F401  (registers the family)
 from bigtrain.cli import run_cli
-from bigtrain.training.engine.component import zero
+from bigtrain.training.engine import zero
 from launch.train import main
 
 zero.PERSISTENT_ELEMENTS = 0

@@ -29,6 +29,7 @@ from bigtrain.runs import atomic
 
 OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images", "image_size")
 """Keys of a protocol that say what was evaluated rather than how."""
+_RENAMED_PROTOCOL = {"judge": "evaluator"}
 SHARE = re.compile(r"class_accuracy(_.*)?")
 """A metric that is a share of the samples; a suffix of its name says how they were drawn."""
 SPREAD = re.compile(r".*(_standard_error|_std)(_.*)?")
@@ -153,7 +154,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not the JSON of an evaluation") from None
     if not isinstance(result, dict) or not isinstance(result.get("protocol"), dict):
         raise UserError(f"{path}: has no protocol, so it is not the result of an evaluation")
-    return result
+    return _renamed(result)
+
+
+def _renamed(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with the names of format 1 (accuracy, and its classifier called judge) under today's."""
+    protocol = {_RENAMED_PROTOCOL.get(key, key): value for key, value in result["protocol"].items()}
+    return {re.sub(r"^accuracy(?=_|$)", "class_accuracy", key): value for key, value in result.items()} | {
+        "protocol": protocol
+    }
 
 
 def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:

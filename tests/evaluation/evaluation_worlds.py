@@ -134,7 +134,7 @@ def scenarios(train: str, features: str) -> dict[str, Any]:
     by_class.add(rows, numbers % 2, numbers)
     return {
         "result": measure(train, features),
-        "with classifier": measure(train, "classifier", metrics=("fid", "accuracy")),
+        "with classifier": measure(train, "classifier", metrics=("fid", "class_accuracy")),
         "images": measure_images(str(index.folder / "images"), train, features),
         "drawn": digits.drawn,
         "stopped on the last rank": evaluation(digits, should_stop=lambda: last) is None,

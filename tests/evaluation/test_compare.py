@@ -11,11 +11,11 @@ from bigtrain.errors import UserError
 from bigtrain.evaluation.compare import Cell, compare, repeated, share
 
 
-def write(path, *, seed=0, features="a", step=10, weights="ema", further=None, **numbers):
-    """`further`: of the protocol."""
+def write(path, *, seed=0, features="a", step=10, weights="ema", extra=None, **numbers):
+    """`extra`: of the protocol."""
     path.parent.mkdir(parents=True, exist_ok=True)
     protocol = {"weights": weights, "step": step, "samples": 100, "seed": seed, "features": {"fingerprint": features}}
-    protocol |= further or {}
+    protocol |= extra or {}
     path.write_text(json.dumps({"step": step, **numbers, "protocol": protocol}))
     return path
 
@@ -25,7 +25,7 @@ def run(tmp_path):
     """Three seeds at the newest step, and an older one."""
     for seed, fid in enumerate((4.0, 5.0, 6.0)):
         name = "step_00000020" + (f"_{seed}" if seed else "")
-        write(tmp_path / "run" / "evaluations" / f"{name}.json", seed=seed, step=20, fid=fid, accuracy=0.9)
+        write(tmp_path / "run" / "evaluations" / f"{name}.json", seed=seed, step=20, fid=fid, class_accuracy=0.9)
     write(tmp_path / "run" / "evaluations" / "step_00000010.json", fid=50.0)
     return tmp_path / "run"
 
@@ -36,7 +36,7 @@ def test_a_run_is_the_mean_over_its_seeds_at_the_newest_step(run, tmp_path, caps
     out, err = capsys.readouterr()
     lines = out.splitlines()
     half = 4.302652729749464 / 3**0.5  # Student's, of 2 degrees of freedom, times a deviation of 1
-    assert lines[0].split() == ["fid", "accuracy", "seeds"]
+    assert lines[0].split() == ["fid", "class_accuracy", "seeds"]
     assert f"5 ± {half:.2g}" in lines[1]
     assert lines[1].split()[-1] == "3"
     assert "7.25" in lines[2]
@@ -61,9 +61,9 @@ def test_rows_of_another_protocol_are_marked_and_what_differs_is_told(run, tmp_p
 def test_a_step_that_was_evaluated_in_several_ways_has_a_row_for_each(run, capsys):
     """Named by as few keys as tell them apart; seeds of one way are still one row, and a seed counts once."""
     place = run / "evaluations"
-    write(place / "step_00000020_b.json", step=20, fid=2.0, accuracy=0.9, features="b")
-    write(place / "step_00000020_c.json", step=20, fid=3.0, accuracy=0.9, features="b", extra={"samples": 500})
-    write(place / "step_00000020_d.json", step=20, fid=4.0, accuracy=0.9)
+    write(place / "step_00000020_b.json", step=20, fid=2.0, class_accuracy=0.9, features="b")
+    write(place / "step_00000020_c.json", step=20, fid=3.0, class_accuracy=0.9, features="b", extra={"samples": 500})
+    write(place / "step_00000020_d.json", step=20, fid=4.0, class_accuracy=0.9)
     compare([run], None, None)
     out, err = capsys.readouterr()
     rows = out.splitlines()[1:]
@@ -128,10 +128,10 @@ def test_a_number_that_is_the_same_for_all_seeds_has_no_interval_of_repetitions(
 
 
 def test_a_way_of_sampling_in_the_names_changes_no_interval(tmp_path, capsys):
-    place = write(tmp_path / "a.json", accuracy_ddim_20=0.9, kid_ddim_20=0.1, kid_std_ddim_20=0.01)
+    place = write(tmp_path / "a.json", class_accuracy_ddim_20=0.9, kid_ddim_20=0.1, kid_std_ddim_20=0.01)
     compare([place], None, None)
     head, row = capsys.readouterr().out.splitlines()
-    assert head.split() == ["accuracy_ddim_20", "kid_ddim_20", "seeds"]
+    assert head.split() == ["class_accuracy_ddim_20", "kid_ddim_20", "seeds"]
     assert "0.9 (-0.074 +0.045)" in row
 
 
@@ -156,3 +156,13 @@ def test_what_is_no_evaluation_is_refused(run, tmp_path):
     for place, sentence in (("empty", "has no evaluations"), ("a.json", "no protocol"), ("b.json", "not the JSON")):
         with pytest.raises(UserError, match=sentence):
             compare([tmp_path / place], None, None)
+
+
+def test_results_with_the_names_of_format_1_stand_in_the_columns_of_today(tmp_path, capsys):
+    judged = {"name": "classifier"}
+    old = write(tmp_path / "old.json", accuracy=0.5, accuracy_ddim_20=0.25, extra={"judge": judged})
+    new = write(tmp_path / "new.json", class_accuracy=0.5, class_accuracy_ddim_20=0.25, extra={"evaluator": judged})
+    compare([old, new], None, None)
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].split() == ["class_accuracy", "class_accuracy_ddim_20", "seeds"]
+    assert err == "", "both were measured in the same way"

@@ -80,7 +80,7 @@ def test_several_ranks_measure_what_one_process_measures(ranks, alone):
         assert result["fid"] == pytest.approx(alone["fid"], rel=1e-6)
         assert result["real_fid"] == pytest.approx(alone["real_fid"], rel=1e-6)
         assert result["recall"] == alone["recall"]
-        assert result["accuracy"] == alone["accuracy"]
+        assert result["class_accuracy"] == alone["class_accuracy"]
 
 
 def test_several_ranks_find_in_a_folder_what_one_process_finds(ranks, train, script, tmp_path):
@@ -165,18 +165,18 @@ def test_a_perfect_model_scores_the_yardstick(train, script):
 
 
 def test_accuracy_asks_for_the_class_that_was_asked_for(train):
-    options = EvaluationOptions(metrics=("accuracy",), samples=200)
+    options = EvaluationOptions(metrics=("class_accuracy",), samples=200)
     index = Index.read(train)
     digits = RealDigits(index)
-    right = run(train, options, digits)["accuracy"]
-    wrong = run(train, options, lambda indices, labels: digits(indices, (labels + 1) % 10))["accuracy"]
+    right = run(train, options, digits)["class_accuracy"]
+    wrong = run(train, options, lambda indices, labels: digits(indices, (labels + 1) % 10))["class_accuracy"]
     assert right > 0.6
     assert wrong < 0.1
 
 
 def test_accuracy_alone_needs_no_feature_network(train):
-    result = run(train, EvaluationOptions(metrics=("accuracy",), samples=20, features="nowhere.pt"))
-    assert set(result) == {"accuracy", "protocol"}
+    result = run(train, EvaluationOptions(metrics=("class_accuracy",), samples=20, features="nowhere.pt"))
+    assert set(result) == {"class_accuracy", "protocol"}
     assert "features" not in result["protocol"]
 
 
@@ -226,8 +226,8 @@ def test_batches_do_not_change_the_numbers(alone, train, script):
     index = Index.read(train)
     options = EvaluationOptions(samples=SAMPLES, features=script, batch_size=57)
     result = run(train, options, RealDigits(index, darker=30))
-    assert [result[name] for name in ("fid", "recall", "accuracy")] == pytest.approx(
-        [alone[name] for name in ("fid", "recall", "accuracy")], rel=1e-6
+    assert [result[name] for name in ("fid", "recall", "class_accuracy")] == pytest.approx(
+        [alone[name] for name in ("fid", "recall", "class_accuracy")], rel=1e-6
     )
 
 
@@ -267,7 +267,7 @@ def test_an_unknown_metric_is_refused_and_every_known_one_can_be_asked_for():
         EvaluationOptions(metrics=("fjd",))
     assert set(METRICS) == set(SampleMetricName.__args__)
     assert EvaluationOptions().chosen(frozenset({"sample", "by_class", "likelihood"})) == DEFAULT_METRICS
-    assert set(EvaluationOptions().chosen(frozenset({"sample"}))) == set(DEFAULT_METRICS) - {"accuracy"}
+    assert set(EvaluationOptions().chosen(frozenset({"sample"}))) == set(DEFAULT_METRICS) - {"class_accuracy"}
     assert EvaluationOptions().chosen(frozenset({"likelihood"})) == ("bits_per_dim",)
 
 

@@ -89,7 +89,7 @@ def test_evaluation_prints_one_json_object_last_and_keeps_it(source: str, reques
     folder = request.getfixturevalue(source)
     result = run(LAUNCH / "evaluate.py", folder, "evaluation.samples=64")
     printed = json.loads(result.stdout.splitlines()[-1])
-    assert {"step", "fid", "recall", "accuracy", "protocol"} <= printed.keys()
+    assert {"step", "fid", "recall", "class_accuracy", "protocol"} <= printed.keys()
     assert printed["protocol"]["weights"] == "ema"
     assert json.loads((folder / "evaluations" / "step_00000004.json").read_text()) == printed
 

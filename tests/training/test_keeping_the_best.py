@@ -107,7 +107,7 @@ def test_a_run_that_goes_on_from_before_its_best_finds_it_again(tmp_path):
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"keep_best": "fidd"}, r"train\.keep_best: fidd is not measured.*choose one of fid, recall, accuracy"),
+        ({"keep_best": "fidd"}, r"train\.keep_best: fidd is not measured.*choose one of fid, recall, class_accuracy"),
         ({"keep_best": "bits_per_dim"}, r"train\.keep_best: bits_per_dim is not measured"),
         ({"evaluate_every": None}, r"train\.keep_best: nothing is evaluated in training; set train\.evaluate_every"),
     ],
