@@ -156,7 +156,7 @@ def test_public_tools_read_our_moments_and_we_read_theirs(images, real, script, 
         fid = measure_images(images, str(tmp_path / f"{name}.npz"), script, metrics=("fid",))["fid"]
         assert fid == pytest.approx(theirs, rel=1e-5), name
     metrics = ("kid", "precision", "coverage")
-    from_images = numbers(measure_images(images, real, script, metrics=metrics, stored=400))
+    from_images = numbers(measure_images(images, real, script, metrics=metrics, max_features=400))
     assert numbers(measure_images(images, str(tmp_path / "adm.npz"), script, metrics=metrics)) == from_images
     assert "kid" in measure_images(images, str(tmp_path / "kid.npz"), script, metrics=metrics)
 
