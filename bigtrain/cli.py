@@ -1,4 +1,4 @@
-"""What the doors do alike: exit codes, one message for all ranks, opening a run folder, flags from options."""
+"""What all commands share: exit codes, one message for all ranks, opening a run folder, flags from options."""
 
 import argparse
 import json
@@ -28,47 +28,46 @@ from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import RunFolder
 
 MAIN_RANK_FIRST_S = 10.0
-"""How long the other ranks give the main one to print a mistake that all of them have met."""
+"""How long the other ranks wait for the main one to print an error that all of them have met."""
 
 
 class Signalled(KeyboardInterrupt):
-    """SIGTERM or SIGUSR1 has come; what is under way ends as it does on Ctrl-C, and leaves nothing half-written."""
+    """SIGTERM or SIGUSR1 has arrived; the command ends as on Ctrl-C, and leaves nothing half-written."""
 
     def __init__(self, number: int) -> None:
         self.number, self.name = number, signal.Signals(number).name
         super().__init__(self.name)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    for again in (
-        signal.SIGTERM,
-        signal.SIGUSR1,
-    ):  # Slurm and launchers repeat themselves: nothing disturbs the way out
-        signal.signal(again, signal.SIG_IGN)
+def _raise_signalled(number: int, frame: FrameType | None) -> None:
+    # Slurm and launchers repeat their signals, which must not interrupt the way out.
+    for repeated in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(repeated, signal.SIG_IGN)
     raise Signalled(number)
 
 
 def run_cli(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs `main(argv)`: exit code 0, or 2 with one clear sentence for a user's mistake, or 1 with a traceback
-    (128 + n where signal n ends something that has nothing to save: Ctrl-C, SIGTERM, SIGUSR1).
+    """Runs `main(argv)`. Exit codes: 0; 2 with one message for a UserError; 1 with a traceback for any other error; 128 + n if
+    signal n (Ctrl-C, SIGTERM, SIGUSR1) ended a command that has nothing to save.
 
-    Leaves by `os._exit`, so that a rank that fails never waits for one that still works: the launcher sees it go and
-    brings the job down.
+    Exits by `os._exit`, so that a rank that fails never waits for one that still works: the launcher sees the exit and ends
+    the job.
     """
     code = 0
     try:
-        for number in (signal.SIGTERM, signal.SIGUSR1):  # USR1 comes ignored from a job script, for the launcher's sake
-            signal.signal(number, _leave)
+        # A job script ignores USR1 for the launcher's sake, which this process inherits.
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, _raise_signalled)
         follow_launcher()
         main(sys.argv[1:])
         if world.size() > 1:
             dist.destroy_process_group()
-    except UserError as mistake:
+    except UserError as error:
         code = 2
-        if isinstance(mistake, RankError) or is_first():
-            print(f"error: {mistake}", file=sys.stderr)
+        if isinstance(error, RankError) or is_first():
+            print(f"error: {error}", file=sys.stderr)
         else:
-            # The first rank to leave has the others killed: let the one that speaks go first, and die without a word.
+            # The launcher kills all ranks when the first one exits, so this one waits until rank 0 has printed the message.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(MAIN_RANK_FIRST_S)
     except Signalled as signalled:
@@ -78,7 +77,7 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
     except KeyboardInterrupt:
         code = 130
         print("interrupted", file=sys.stderr)
-    except SystemExit:  # argparse's own: --help, or a flag that there is not
+    except SystemExit:  # argparse: --help, or an unknown flag
         raise
     except BaseException:
         code = 1
@@ -90,18 +89,18 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the main rank, by the launcher's word: known before the ranks have met."""
+    """Whether this is the main rank according to the launcher; known before the process group exists."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(text: str) -> None:
-    """Human progress: to stderr, once for all ranks."""
+    """Prints progress for people to stderr, once for all ranks."""
     if world.is_main():
         print(text, file=sys.stderr, flush=True)
 
 
 def open_run(recipe: Recipe) -> RunFolder:
-    """Makes or reopens the run folder of a recipe, on the main rank; every rank gets its names.
+    """Makes or reopens the run folder of a recipe, on the main rank; every rank gets the RunFolder.
 
     Raises UserError if the folder holds checkpoints of a run that this recipe would not continue.
     """
@@ -133,7 +132,7 @@ def open_run(recipe: Recipe) -> RunFolder:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, world and device: what else a run's numbers may depend on."""
+    """Versions, commit, world size and device: what a run's numbers may depend on besides the recipe."""
     packages = ("torch", "accelerate", "deepspeed", "diffusers", "webdataset", "timm", "numpy", "bigtrain")
     cuda = torch.cuda.is_available()
     return {
@@ -162,13 +161,13 @@ def _commit() -> str | None:
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """The last line of stdout: one JSON object, once for all ranks."""
+    """Prints one JSON object as the last line of stdout, once for all ranks."""
     if world.is_main():
         print(json.dumps(result), flush=True)
 
 
 def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
-    """A flag for every field of an options class: --truncation for truncation; the word none stands for null."""
+    """Adds a flag for every field of an options class: --truncation for truncation; the value `none` means null."""
     group = parser.add_argument_group("options of this family")
     for name, field in options.model_fields.items():
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
@@ -176,10 +175,10 @@ def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
 
 
 def from_flags(defaults: Options, arguments: argparse.Namespace) -> Any:
-    """`defaults` with what the flags of `add_flags` say instead. Raises UserError that names the flag."""
+    """`defaults`, replaced by the values of the flags of `add_flags`. Raises UserError that names the flag."""
     given = {name: getattr(arguments, name) for name in type(defaults).model_fields}
-    said = {name: None if value == "none" else value for name, value in given.items() if value is not None}
-    values = defaults.model_dump() | said
+    values_given = {name: None if value == "none" else value for name, value in given.items() if value is not None}
+    values = defaults.model_dump() | values_given
     try:
         return type(defaults).model_validate(values)
     except ValidationError as error:

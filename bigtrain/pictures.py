@@ -13,11 +13,11 @@ from bigtrain.errors import UserError
 from bigtrain.runs import atomic
 
 SMALLEST_TILE = 48
-"""Pixels: smaller images are enlarged by a whole factor (nearest neighbour, so that no pixel is invented)."""
+"""Pixels: smaller images are enlarged by a whole factor with nearest neighbour, so that pixels keep their values."""
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] to uint8 by rounding, as EDM2 and StudioGAN do (guided-diffusion truncates, which moves an FID)."""
+    """[-1, 1] to uint8 by rounding, as EDM2 and StudioGAN do (guided-diffusion truncates, which changes a FID)."""
     return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -30,14 +30,14 @@ def grid(images: Tensor, columns: int) -> Image.Image:
     gap = 2
     tall, wide = height * scale + gap, width * scale + gap
     sheet = torch.full((channels, rows * tall + gap, columns * wide + gap), 255, dtype=torch.uint8)
-    for place, tile in enumerate(tiles):
-        top, left = (place // columns) * tall + gap, (place % columns) * wide + gap
+    for position, tile in enumerate(tiles):
+        top, left = (position // columns) * tall + gap, (position % columns) * wide + gap
         sheet[:, top : top + height * scale, left : left + width * scale] = tile
     return Image.fromarray(sheet.permute(1, 2, 0).numpy())
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
-    """Writes the grid as a PNG, whole or not at all. Raises UserError where the disk does not take it."""
+    """Writes the grid as a PNG, atomically. Raises UserError if it cannot be written."""
     _save_png(path, grid(images, columns))
 
 

@@ -1,5 +1,7 @@
-"""What a recipe would cost on a cluster, or why it cannot be trained there, said without data, GPUs or a process group:
-`launch/train.py RECIPE --plan ...`, and what `launch/submit.py` asks before the queue."""
+"""What a recipe would cost on a cluster, or why it cannot be trained there; needs no data, GPUs or process group.
+
+`launch/train.py RECIPE --plan ...` prints it; `launch/submit.py` checks a recipe with it before submitting.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,20 +21,19 @@ from bigtrain.training.monitoring.throughput import GIB, peak_flops
 from bigtrain.training.options import check_batch
 
 CLASSES = 1000
-"""What is assumed where nothing says how many classes there are, and said so."""
+"""Number of classes that is assumed, and reported as assumed, if neither the data nor the user gives it."""
 UTILISATION = 0.4
-"""Share of the peak that the plan's times are worked out for."""
+"""Share of the peak FLOP/s that the plan's times assume."""
 DEVICES = ("NVIDIA H200", "NVIDIA A100-SXM4-80GB")
 NOT_COUNTED = """\
-Not counted: the CUDA context and libraries, workspaces of cuDNN and NCCL, what the allocator cannot use of its blocks, the
-difference that an average is moved by while it is updated, batches that wait their turn, pictures and evaluations; under zero3
-the weights that are gathered for the moment, and small ones that it keeps whole; where the optimizer is offloaded, a buffer
-of the largest weight."""
+Not counted: the CUDA context and libraries, workspaces of cuDNN and NCCL, fragmentation of the allocator, temporary copies
+while averages are updated, prefetched batches, pictures and evaluations; under zero3 the weights that are gathered at a time,
+and small ones that are not sharded; with engine.offload_optimizer, a buffer of the largest weight."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is planned for: nodes, GPUs on each, and classes where the data cannot say."""
+    """`nodes`, `gpus` per node, and the number of `classes` if the user gives it."""
 
     nodes: int
     gpus: int
@@ -45,22 +46,22 @@ class Cluster:
     @classmethod
     def parse(cls, text: str) -> "Cluster":
         """nodes=N,gpus=G or nodes=N,gpus=G,classes=C. Raises UserError."""
-        said = dict(part.partition("=")[::2] for part in text.split(","))
-        sound = {"nodes", "gpus"} <= said.keys() <= {"nodes", "gpus", "classes"}
-        if not sound or not all(value.isdecimal() and int(value) > 0 for value in said.values()):
+        given = dict(part.partition("=")[::2] for part in text.split(","))
+        keys_are_known = {"nodes", "gpus"} <= given.keys() <= {"nodes", "gpus", "classes"}
+        if not keys_are_known or not all(value.isdecimal() and int(value) > 0 for value in given.values()):
             raise UserError(f"--plan: {text!r} is not of the form nodes=4,gpus=8 or nodes=4,gpus=8,classes=1000")
-        return cls(int(said["nodes"]), int(said["gpus"]), int(said["classes"]) if "classes" in said else None)
+        return cls(int(given["nodes"]), int(given["gpus"]), int(given["classes"]) if "classes" in given else None)
 
 
 def plan(recipe: Recipe, cluster: Cluster) -> str:
-    """The plan as a text for people. Raises UserError where the recipe could not run on such a cluster."""
+    """The plan as a text for people. Raises UserError if the recipe could not run on such a cluster."""
     train = recipe.train
     check_batch(train, cluster.ranks)
-    spec, images, remarks = _find_problem(recipe, cluster.classes)
+    spec, images, remarks = _find_spec(recipe, cluster.classes)
     family = make_family(recipe, spec)
     check_strategy(family, recipe.engine)
     if images is None and cluster.classes is None:
-        remarks.append(_how_much_a_class_weighs(recipe, spec))
+        remarks.append(_weights_per_class(recipe, spec))
     samples = train.batch_size // train.accumulate // cluster.ranks
     cost = step_cost(
         family,
@@ -69,9 +70,9 @@ def plan(recipe: Recipe, cluster: Cluster) -> str:
         accumulate=train.accumulate,
         recompute=recipe.engine.activation_checkpointing,
     )
-    head = f"{recipe.run.name} on {cluster.nodes} x {cluster.gpus} = {cluster.ranks} GPUs, {train.precision}"
+    title = f"{recipe.run.name} on {cluster.nodes} x {cluster.gpus} = {cluster.ranks} GPUs, {train.precision}"
     parts = [
-        head,
+        title,
         *remarks,
         "",
         *_composition(recipe, family, cost, cluster, images),
@@ -82,57 +83,57 @@ def plan(recipe: Recipe, cluster: Cluster) -> str:
 
 
 def check(recipe: Recipe, ranks: int) -> None:
-    """Raises UserError where the recipe could not be trained by so many ranks, whatever its data hold.
+    """Raises UserError if the recipe could not be trained by so many ranks, whatever its data hold.
 
-    Neither data nor a tokenizer need be there yet: another job may make them first. Without its tokenizer only the batch of a
-    prior over codes is looked at.
+    Neither data nor a tokenizer need exist yet: another job may make them first. Without its tokenizer, only the batch size
+    of a prior over codes is checked.
     """
     check_batch(recipe.train, ranks)
-    tokenizer = _tokenizers_recipe(recipe)
+    tokenizer = _tokenizer_recipe(recipe)
     if tokenizer is None or tokenizer.is_file():
-        check_strategy(make_family(recipe, _assumed_problem(recipe, CLASSES)), recipe.engine)
+        check_strategy(make_family(recipe, _assumed_spec(recipe, CLASSES)), recipe.engine)
 
 
-# -- the problem, without data ----------------------------------------------------------------------------------------
+# -- the data, as far as they are known -------------------------------------------------------------------------------
 
 
-def _find_problem(recipe: Recipe, classes: int | None) -> tuple[DataSpec, int | None, list[str]]:
-    """The problem, the images of an epoch if they are known, and what the reader must know of both."""
+def _find_spec(recipe: Recipe, classes: int | None) -> tuple[DataSpec, int | None, list[str]]:
+    """The data's spec, the number of images of an epoch if it is known, and remarks for the reader of the plan."""
     where, size = recipe.data.train, recipe.data.image_size
     if where == "digits" or Path(where).is_file():
-        # An index alone will do: its shards may lie elsewhere.
+        # The index is enough; its shards need not be on this machine.
         index = as_trained_on(Index.read(digits_index("train", size) if where == "digits" else where), recipe.data)
         if classes not in (None, len(index.classes)):
             raise UserError(f"--plan: classes={classes}, but data.train has {len(index.classes)}; leave it out")
         return DataSpec.from_json(describe(index)), sum(index.class_counts), []
     number = classes or CLASSES
     remark = f"data.train ({where}) is not there: {number} classes are {'given' if classes else 'ASSUMED'}"
-    return _assumed_problem(recipe, number), None, [remark]
+    return _assumed_spec(recipe, number), None, [remark]
 
 
-def _assumed_problem(recipe: Recipe, classes: int) -> DataSpec:
+def _assumed_spec(recipe: Recipe, classes: int) -> DataSpec:
     names = tuple(map(str, range(classes)))
     codes = _codes(recipe, names)
     return DataSpec(recipe.data.image_size, names, (1,) * classes, codes, "planned" if codes else None)
 
 
-def _tokenizers_recipe(recipe: Recipe) -> Path | None:
-    """Where the recipe of this one's tokenizer is, or will be; None without a tokenizer."""
-    place = getattr(recipe.family, "tokenizer", None)
-    if place is None:
+def _tokenizer_recipe(recipe: Recipe) -> Path | None:
+    """The path at which the recipe of the tokenizer is, or will be; None if there is no tokenizer."""
+    path = getattr(recipe.family, "tokenizer", None)
+    if path is None:
         return None
-    return Path(place) if Path(place).is_file() else Path(place) / "recipe.yaml"
+    return Path(path) if Path(path).is_file() else Path(path) / "recipe.yaml"
 
 
 def _codes(recipe: Recipe, classes: Sequence[str]) -> Mapping[str, CodeLevel] | None:
-    """The levels that the recipe's tokenizer, if it has one, would give; from its recipe alone."""
-    source = _tokenizers_recipe(recipe)
+    """The levels of codes of the recipe's tokenizer, from the tokenizer's recipe; None if there is no tokenizer."""
+    source = _tokenizer_recipe(recipe)
     if source is None:
         return None
     if not source.is_file():
         raise UserError(
-            f"family.tokenizer: {recipe.family.tokenizer} is not there, so that nobody knows how many codes there are; for a "
-            "plan its recipe is enough: family.tokenizer=recipes/TOKENIZER.yaml"
+            f"family.tokenizer: {recipe.family.tokenizer} is not there, so the number of codes is unknown; for a plan its "
+            "recipe is enough: family.tokenizer=recipes/TOKENIZER.yaml"
         )
     other = load_recipe(source)
     family = make_family(other, DataSpec(other.data.image_size, tuple(classes), (1,) * len(classes)))
@@ -141,13 +142,13 @@ def _codes(recipe: Recipe, classes: Sequence[str]) -> Mapping[str, CodeLevel] | 
     return family.code_levels
 
 
-def _how_much_a_class_weighs(recipe: Recipe, spec: DataSpec) -> str:
-    """What the assumption is worth: how the number of weights changes with that of classes."""
+def _weights_per_class(recipe: Recipe, spec: DataSpec) -> str:
+    """How the number of weights depends on the assumed number of classes."""
     more = DataSpec(spec.image_size, (*spec.classes, "more"), (*spec.class_counts, 1), spec.codes, spec.tokenizer)
     change = parameters_of(make_family(recipe, more)) - parameters_of(make_family(recipe, spec))
     if change == 0:
-        return "  which changes nothing here: the networks are not told the class"
-    return f"  (each class more or less changes the weights by {change:,}; say --plan nodes=N,gpus=G,classes=C)"
+        return "  which changes nothing here: the networks are not class-conditional"
+    return f"  (each class more or less changes the weights by {change:,}; give --plan nodes=N,gpus=G,classes=C)"
 
 
 # -- what a step is made of -------------------------------------------------------------------------------------------
@@ -174,11 +175,11 @@ def _composition(recipe: Recipe, family: Family, cost: StepCost, cluster: Cluste
     else:
         epochs = train.steps * read / images
         epoch = f"{images / read:,.1f} steps are an epoch of {images:,}; {train.steps:,} steps are {epochs:,.1f}"
-    whole = cost.flops * cluster.ranks
+    step_flops = cost.flops * cluster.ranks
     lines += [
         f"a step reads {read:,.0f} images: {epoch}",
-        f"{cost.flops_per_image / 1e9:,.1f} GFLOP for each image of the batch, {whole / 1e12:,.1f} TFLOP a step, "
-        f"{whole * train.steps:.2e} FLOP for {train.steps:,} steps (without what is computed again)",
+        f"{cost.flops_per_image / 1e9:,.1f} GFLOP for each image of the batch, {step_flops / 1e12:,.1f} TFLOP a step, "
+        f"{step_flops * train.steps:.2e} FLOP for {train.steps:,} steps (without recomputation)",
     ]
     for device in DEVICES:
         peak = peak_flops(device, train.precision)
@@ -196,23 +197,23 @@ def _composition(recipe: Recipe, family: Family, cost: StepCost, cluster: Cluste
 
 
 def _memory(recipe: Recipe, cost: StepCost, cluster: Cluster) -> list[str]:
-    """The table: a row for each part, a column for each strategy; the recipe's own has a star."""
+    """The table of memory: a row for each part, a column for each strategy; a star marks the recipe's own."""
     averages = ["average", *(f"average {name}" for name in recipe.ema.extra)]
-    ways = [(strategy, False) for strategy in STRATEGIES]
-    ways += [(strategy, True) for strategy in STRATEGIES if strategy != "ddp"]
+    settings = [(strategy, False) for strategy in STRATEGIES]
+    settings += [(strategy, True) for strategy in STRATEGIES if strategy != "ddp"]
     own = (recipe.engine.strategy, recipe.engine.offload_optimizer)
-    columns, heads = [], []
-    for strategy, offload in ways:
-        rest = residents(
+    columns, headings = [], []
+    for strategy, offload in settings:
+        resident = residents(
             cost.components, averages, strategy, offload=offload, ranks=cluster.ranks, accumulate=cost.accumulate
         )
-        column = {**rest.gpu, "batch": cost.batch, "activations": cost.peak}
-        columns.append(column | {"all of it": sum(column.values()), "(in host memory)": rest.host})
-        heads.append(strategy + ("+off" if offload else "") + ("*" if (strategy, offload) == own else ""))
-    recomputed = "computed again" if recipe.engine.activation_checkpointing else "kept"
+        column = {**resident.gpu, "batch": cost.batch, "activations": cost.peak}
+        columns.append(column | {"total": sum(column.values()), "(in host memory)": resident.host})
+        headings.append(strategy + ("+off" if offload else "") + ("*" if (strategy, offload) == own else ""))
+    recomputed = "recomputed" if recipe.engine.activation_checkpointing else "kept"
     lines = [
         f"GiB on each GPU, by strategy (* the recipe's; +off: with engine.offload_optimizer); activations are {recomputed}",
-        f"{'':24}" + "".join(f"{head:>11}" for head in heads),
+        f"{'':24}" + "".join(f"{head:>11}" for head in headings),
     ]
     for part in columns[0]:
         lines.append(f"{part:24}" + "".join(f"{column[part] / GIB:>11.3f}" for column in columns))

@@ -1,7 +1,8 @@
-"""What a YAML may say. Composes the option classes that stand beside the code they configure; only the doors import this.
+"""The recipe: a YAML file, checked against the options classes, each of which stands beside the code that it configures.
 
-A recipe is read with YAML's safe loader, may extend another, is overridden from the command line (`train.steps=100`) and
-is checked as a whole: a wrong key names the nearest right one, a wrong value names its key.
+A recipe is read with YAML's safe loader, may extend another, is overridden from the command line (`train.steps=100`) and is
+checked as a whole. The message for an unknown key names the nearest known one; the message for a wrong value names its key.
+Imported by inference, plan.py, cli.py and launch/ only.
 """
 
 import difflib
@@ -39,7 +40,7 @@ MAY_CHANGE = (
     "engine.",
     "evaluation.",
 )
-"""Keys that a resumed run may change, as prefixes; every other difference would change the experiment."""
+"""Prefixes of the keys that a resumed run may change; any other change would change the experiment."""
 
 
 class RunOptions(Options):
@@ -48,9 +49,9 @@ class RunOptions(Options):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's name, and its folder under runs/. Default: the recipe's file name."""
     dir: str | None = None
-    """The run folder, if it is to be elsewhere than runs/NAME."""
+    """The run folder; null: runs/NAME."""
     seed: int = Field(default=0, ge=0)
-    """Every random draw of the run is a function of this number."""
+    """The seed that keys every random draw of the run."""
 
 
 class Recipe(Options):
@@ -75,14 +76,14 @@ class Recipe(Options):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key that stands twice is an error rather than silently the last one."""
+    """YAML's safe loader, except that a repeated key is an error; PyYAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        merge = "tag:yaml.org,2002:merge"  # `<<`, whose keys may stand again: that is what it is for
+        merge = "tag:yaml.org,2002:merge"  # `<<`, whose keys may be repeated to override them
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -100,13 +101,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 class _Evaluation(Options):
-    """What may be said of an evaluation where there is no recipe."""
+    """The options of an evaluation without a recipe."""
 
     evaluation: EvaluationOptions = EvaluationOptions()
 
 
 def evaluation_options(overrides: Sequence[str]) -> EvaluationOptions:
-    """The defaults under `evaluation.key=value`, for images that no run made. Raises UserError."""
+    """The default options with `evaluation.key=value` applied, for images without a recipe. Raises UserError."""
     content: dict[str, Any] = {}
     for override in overrides:
         _apply(content, override)
@@ -119,7 +120,7 @@ def evaluation_options(overrides: Sequence[str]) -> EvaluationOptions:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """The keys in which a resumed run's recipe differs although it must not: `train.batch_size: 64 -> 128`."""
+    """The differences that a resumed run must not have, such as `train.batch_size: 64 -> 128`."""
     before, after = dict(_flat(old.model_dump(mode="json"))), dict(_flat(new.model_dump(mode="json")))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
@@ -137,7 +138,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A recipe with what it extends, in today's keys, whichever of these files were written by an earlier version."""
+    """A recipe merged into those that it extends; keys of files that an earlier version wrote are renamed to today's."""
     files = _with_parents(path, ())
     families = [content.get("family") for _, content in files]
     kinds = [family["kind"] for family in families if isinstance(family, Mapping) and "kind" in family]
@@ -150,15 +151,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
-    """The contents of a recipe and of those that it extends, the recipe itself first."""
+    """(path, content) of a recipe and of those that it extends, the recipe itself first."""
     if path.resolve() in children:
         raise UserError(f"{path}: extends itself by way of {children[-1]}; remove one `extends`")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # a SafeLoader, see above
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the recipe ({error.strerror}); see recipes/ for those there are"
-        ) from error
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}); recipes/ holds examples") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML file that can be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -188,13 +187,13 @@ def _apply(content: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise UserError(f"command line: {key}: {text!r} is not a YAML value") from error
     *sections, last = key.split(".")
-    place = content
+    mapping = content
     for section in sections:
-        inner = {} if place.get(section) is None else place[section]
+        inner = {} if mapping.get(section) is None else mapping[section]
         if not isinstance(inner, dict):
             raise UserError(f"command line: {key}: {section} is a value, not a section")
-        place[section] = place = dict(inner)
-    place[last] = value
+        mapping[section] = mapping = dict(inner)
+    mapping[last] = value
 
 
 def _checked(content: dict[str, Any], source: str, overrides: Sequence[str]) -> Recipe:
@@ -210,11 +209,11 @@ def _checked(content: dict[str, Any], source: str, overrides: Sequence[str]) -> 
 def _model_of(kind: Any, source: str) -> type[Recipe]:
     """The class of recipes whose family is of this kind."""
     if not isinstance(kind, str):
-        raise UserError(f"{source}: family.kind is missing; it says what is trained (gan, for one)")
+        raise UserError(f"{source}: family.kind is missing; it names the family to train, such as gan")
     try:
         return create_model("Recipe", __base__=Recipe, family=(find_family(kind).options_class, ...))
-    except UserError as mistake:
-        raise UserError(f"{source}: {mistake}") from None
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[str]) -> str:
@@ -231,7 +230,7 @@ def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[s
 
 
 def _remedy(options: Any, location: Sequence[Any]) -> str:
-    """What to do about a key that is not among those of an options class."""
+    """What to do about a key that an options class does not have."""
     last = str(location[-1])
     removed = getattr(options, "removed_keys", {})
     if last in removed:
@@ -246,9 +245,9 @@ def _remedy(options: Any, location: Sequence[Any]) -> str:
 
 
 def _options_at(model: type[BaseModel], location: Sequence[Any]) -> Any:
-    """The options class at a place in a recipe, or None."""
-    here: Any = model
+    """The options class at a location in a recipe, or None."""
+    options: Any = model
     for part in location:
-        field = getattr(here, "model_fields", {}).get(part)
-        here = field.annotation if field is not None else None
-    return here
+        field = getattr(options, "model_fields", {}).get(part)
+        options = field.annotation if field is not None else None
+    return options

@@ -2,7 +2,7 @@
 
 RUN is a trained tokenizer, INDEX an index of images (or the word digits, for both of their splits). Writes
 OUT/SPLIT-000000.tar ... with an index OUT/SPLIT.json, each shard with the number, the keys and the labels of its shard of
-images. All ranks share the work. Running it again completes what is missing and changes nothing that is whole.
+images. All ranks share the work. Running it again writes what is missing and leaves complete shards as they are.
 """
 
 import argparse
@@ -32,20 +32,22 @@ BATCH_SIZE = 128
 
 
 def main(argv: Sequence[str]) -> None:
-    asked = _parser().parse_args(argv)
-    if asked.batch_size < 1:
+    arguments = _parser().parse_args(argv)
+    if arguments.batch_size < 1:
         raise UserError("--batch-size: must be at least 1")
     device = join_world()
-    model = open_model(asked.run, device)
+    model = open_model(arguments.run, device)
     if "encode" not in model.family.capabilities:
-        raise UserError(f"{asked.run}: is a {model.family.kind}, which has no codes; give a VQ-VAE's run")
+        raise UserError(f"{arguments.run}: is a {model.family.kind}, which has no codes; give a VQ-VAE's run")
     size, data = model.family.spec.image_size, model.recipe.data
-    for split in SPLITS if asked.index == "digits" else [""]:
-        find = partial(find_images, asked.index, split, "INDEX", size, data.resize, data.remote)
+    for split in SPLITS if arguments.index == "digits" else [""]:
+        find = partial(find_images, arguments.index, split, "INDEX", size, data.resize, data.remote)
         index = same_on_all(world.main_first(find), "INDEX")
-        codes = _encode(model, index, asked)
+        codes = _encode(model, index, arguments)
         say(f"{codes.path}: codes of {codes.samples} images; {_usage(codes, device)}")
-    say(f"next: train a prior of these codes: accelerate launch launch/train.py {_what_to_train(model, asked, codes)}")
+    say(
+        f"next: train a prior of these codes: accelerate launch launch/train.py {_what_to_train(model, arguments, codes)}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _encode(model: Model, index: Index, asked: argparse.Namespace) -> Index:
+def _encode(model: Model, index: Index, arguments: argparse.Namespace) -> Index:
     levels = {
         name: Level(codebook_size=level.codebook_size, grid=list(level.grid))
         for name, level in model.family.code_levels.items()
@@ -73,34 +75,34 @@ def _encode(model: Model, index: Index, asked: argparse.Namespace) -> Index:
     images = EncodedImages(path=index.origin.url or str(index.path.resolve()), fingerprint=index.fingerprint)
     if "resize" in index.variant:
         images["resize"] = index.variant["resize"]
-    manifest = CodesManifest(model.fingerprint, levels, 2 if asked.flip else 1, TRANSFORM, images)
+    manifest = CodesManifest(model.fingerprint, levels, 2 if arguments.flip else 1, TRANSFORM, images)
     mine = sum(shard.samples for shard in index.shards[world.rank() :: world.size()])
     share = f"{index.split} (this rank's share)" if world.size() > 1 else index.split
     try:
         with tqdm(total=mine, unit=" images", desc=share, disable=not world.is_main(), smoothing=0.1) as bar:
             records = encode_shards(
                 index,
-                asked.out,
+                arguments.out,
                 manifest,
                 _encoder(model),
                 rank=world.rank(),
                 world=world.size(),
-                batch=asked.batch_size,
+                batch=arguments.batch_size,
                 workers=model.recipe.data.workers,
                 progress=bar.update,
             )
     except RankError:
         if not world.is_main():
-            print(file=sys.stderr)  # the main rank's bar stands on this line: the sentence gets one of its own
+            print(file=sys.stderr)  # ends the line of the main rank's progress bar, so that the message has its own
         raise
-    everyones = [record for records in world.gather_on_main(records) for record in records]
-    return world.on_main(lambda: index_codes(index, asked.out, manifest, everyones))
+    all_records = [record for records in world.gather_on_main(records) for record in records]
+    return world.on_main(lambda: index_codes(index, arguments.out, manifest, all_records))
 
 
 def _encoder(model: Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     def encode(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        nothing = torch.zeros(len(pixels), dtype=torch.bool)
-        batch = Batch(torch.from_numpy(pixels), nothing.long(), nothing, [])
+        no_flips = torch.zeros(len(pixels), dtype=torch.bool)
+        batch = Batch(torch.from_numpy(pixels), no_flips.long(), no_flips, [])
         with full_float32(model.device):
             codes = model.family.encode(model.weights, to_images(batch, model.device))
         return {level: grid.cpu().numpy() for level, grid in codes.items()}
@@ -109,7 +111,7 @@ def _encoder(model: Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
 
 
 def _usage(codes: Index, device: torch.device) -> str:
-    """The share of each level's codes that come at all, counted over all ranks."""
+    """The share of each level's codes that occur at all, counted over all ranks."""
     words = []
     for level, count in count_codes(codes, rank=world.rank(), world=world.size()).items():
         used = int((world.sum_over_ranks(torch.from_numpy(count).to(device)) > 0).sum())
@@ -117,16 +119,16 @@ def _usage(codes: Index, device: torch.device) -> str:
     return ", ".join(words)
 
 
-def _what_to_train(model: Model, asked: argparse.Namespace, codes: Index) -> str:
-    """What to put behind the train door's name: a prior of the coarsest level."""
-    there = {path.stem: path for path in sorted(asked.out.glob("*.json"))}
-    train = there.pop("train", None)
-    held_out = next((there[name] for name in ("validation", "val", "test") if name in there), None)
+def _what_to_train(model: Model, arguments: argparse.Namespace, codes: Index) -> str:
+    """The arguments of launch/train.py for a prior of the coarsest level."""
+    by_split = {path.stem: path for path in sorted(arguments.out.glob("*.json"))}
+    train = by_split.pop("train", None)
+    held_out = next((by_split[name] for name in ("validation", "val", "test") if name in by_split), None)
     words = [f"data.train={train or codes.path}", f"data.validation={held_out or 'null'}"]
-    words += [f"data.image_size={codes.image_size}"] + (["data.flip=true"] if asked.flip else [])
-    words += [f"family.tokenizer={asked.run}"]
+    words += [f"data.image_size={codes.image_size}"] + (["data.flip=true"] if arguments.flip else [])
+    words += [f"family.tokenizer={arguments.run}"]
     levels = list(model.family.code_levels)
-    if len(levels) > 1:  # whose codes alone are no picture
+    if len(levels) > 1:  # the codes of one level cannot be decoded without the others
         words += [f"family.level={levels[0]}", "evaluation.metrics=[bits_per_dim]", "train.sample_every=null"]
     return " ".join(["RECIPE.yaml", *words, "(recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"])
 

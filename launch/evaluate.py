@@ -1,13 +1,13 @@
-"""Evaluates a run, an export, or images from anywhere, on all ranks; the last line of stdout is one JSON object.
+"""Evaluates a run, an export, or any images, on all ranks; the last line of stdout is one JSON object.
 
   accelerate launch launch/evaluate.py RUN [section.key=value ...]
   accelerate launch launch/evaluate.py samples/ evaluation.reference=real/ evaluation.features=clean
   python launch/evaluate.py --compare RUN_OR_JSON ...
 
-Of a run or an export the averaged weights are measured, by samples that are drawn or by held-out data; the result is also
-written to WHAT/evaluations/, and evaluation.*, data.* and family.sampling.* may be overridden. Images are a folder
-(searched through), a tar or zip of them, an npz of samples (arr_0), or an index of shards, which may be a URL; there only
-evaluation.* may be.
+A run or an export is evaluated with its averaged weights, on samples that it draws or on held-out data. The result is also
+written to WHAT/evaluations/; evaluation.*, data.* and family.sampling.* may be overridden. Images are a folder (with its
+subfolders), a tar or zip, an npz of samples (arr_0), or an index of shards, which may be a URL; only evaluation.* may be
+overridden.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", metavar="WHAT", nargs="?", help="a run, an export, or images")
     parser.add_argument(
-        "--weights", help="averaged weights (ema), a run's own (raw), or the name of a further average; default: ema"
+        "--weights", help="averaged weights (ema), a run's own (raw), or the name of an extra average; default: ema"
     )
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write mu and sigma of WHAT's features, as FID tools read them",
     )
     parser.add_argument(
-        "--compare", metavar="RUN_OR_JSON", type=Path, nargs="+", help="print a table of evaluations that were made"
+        "--compare", metavar="RUN_OR_JSON", type=Path, nargs="+", help="print a table of existing evaluations"
     )
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write the table of --compare here too")
     parser.add_argument("--picture", metavar="FILE.png", type=Path, help="draw the table of --compare")
@@ -66,16 +66,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
-    """Raises UserError for a flag that would go unheard, or names a file that cannot be written."""
-    alone = {"--out": arguments.out, "--save-moments": arguments.save_moments, "--weights": arguments.weights}
-    alone["--checkpoint"] = None if arguments.checkpoint == "newest" else arguments.checkpoint
-    of_tables = {"--csv": arguments.csv, "--picture": arguments.picture}
-    unheard = of_tables if arguments.compare is None else {**alone, "WHAT": arguments.what}
-    for flag, given in unheard.items():
+    """Raises UserError for a flag that would be ignored, or that names a file in a folder that does not exist."""
+    evaluation_flags = {
+        "--out": arguments.out,
+        "--save-moments": arguments.save_moments,
+        "--weights": arguments.weights,
+        "--checkpoint": None if arguments.checkpoint == "newest" else arguments.checkpoint,
+    }
+    table_flags = {"--csv": arguments.csv, "--picture": arguments.picture}
+    ignored = table_flags if arguments.compare is None else {**evaluation_flags, "WHAT": arguments.what}
+    for flag, given in ignored.items():
         if given is not None:
-            raise UserError(f"{flag}: does not go {'without' if flag in of_tables else 'with'} --compare; leave it out")
-    for flag, file in {**alone, **of_tables}.items():
-        if isinstance(file, Path) and not file.parent.is_dir():  # said now, and not after hours of evaluation
+            raise UserError(
+                f"{flag}: does not go {'without' if flag in table_flags else 'with'} --compare; leave it out"
+            )
+    for flag, file in {**evaluation_flags, **table_flags}.items():
+        if isinstance(file, Path) and not file.parent.is_dir():  # now, and not after hours of evaluation
             raise UserError(f"{flag}: {file}: there is no folder {file.parent}; make it first")
         if isinstance(file, Path) and file.is_dir():
             raise UserError(f"{flag}: {file}: is a folder; name a file in it")
@@ -99,19 +105,19 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
     )
     train, validation = find_splits(model.recipe.data)
     model.check_data(train, "data.train")
-    measured = evaluate_model(model, train, validation, keep_moments=arguments.save_moments is not None)
-    assert measured is not None, "an evaluation that nothing stops has a result"
-    print_result(measured.result)  # before the disk is asked, which may be full
-    say(f"written to {write_evaluation(folder, model.provenance['step'], measured)}")
-    _write(arguments, measured)
+    evaluated = evaluate_model(model, train, validation, keep_moments=arguments.save_moments is not None)
+    assert evaluated is not None, "an evaluation that nothing stops has a result"
+    print_result(evaluated.result)  # before anything is written: the disk may be full
+    say(f"written to {write_evaluation(folder, model.provenance['step'], evaluated)}")
+    _write(arguments, evaluated)
 
 
 def _evaluate_images(arguments: argparse.Namespace) -> None:
     for override in arguments.overrides:
         if not override.startswith("evaluation."):
             raise UserError(
-                f"command line: {override!r}: {arguments.what} is neither a run nor an export, so only evaluation.* means "
-                "anything here"
+                f"command line: {override!r}: {arguments.what} is neither a run nor an export, so only evaluation.* can "
+                "be overridden"
             )
     for flag, given in (
         ("--weights", arguments.weights is not None),
@@ -123,20 +129,20 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
             )
     options = evaluation_options(arguments.overrides)
     keep_moments = arguments.save_moments is not None
-    measured = evaluate_images(arguments.what, options, join_world(), keep_moments=keep_moments)
-    print_result(measured.result)
-    _write(arguments, measured)
+    evaluated = evaluate_images(arguments.what, options, join_world(), keep_moments=keep_moments)
+    print_result(evaluated.result)
+    _write(arguments, evaluated)
 
 
-def _write(arguments: argparse.Namespace, measured: EvaluationResult) -> None:
-    """What --save-moments and --out ask for. Raises UserError where the disk does not take it."""
+def _write(arguments: argparse.Namespace, evaluated: EvaluationResult) -> None:
+    """Writes the files of --save-moments and --out. Raises UserError if one cannot be written."""
 
     def write() -> None:
         if arguments.save_moments is not None:
-            assert measured.moments is not None
-            write_moments(arguments.save_moments, measured.moments, measured.result["protocol"])
+            assert evaluated.moments is not None
+            write_moments(arguments.save_moments, evaluated.moments, evaluated.result["protocol"])
         if arguments.out is not None:
-            measured.write(arguments.out)
+            evaluated.write(arguments.out)
 
     world.on_main(write)
 

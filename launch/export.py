@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", metavar="RUN", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument(
-        "--weights", default="ema", help="averaged weights (ema), the run's own (raw), or the name of a further average"
+        "--weights", default="ema", help="averaged weights (ema), the run's own (raw), or the name of an extra average"
     )
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{arguments.run}: is an export already; give the run folder")
     model = open_model(arguments.run, torch.device("cpu"), weights=arguments.weights, which=arguments.checkpoint)
     attach_dependencies(model.family, model.device)
-    ways = export(
+    expressions = export(
         arguments.out,
         model.family,
         model.weights,
@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> None:
         provenance=model.provenance,
     )
     say(f"{arguments.weights} weights of step {model.provenance['step']}: {arguments.out}")
-    for way in ways:
-        say(f"use: {way}")
+    for expression in expressions:
+        say(f"use: {expression}")
 
 
 if __name__ == "__main__":

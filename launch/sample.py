@@ -1,10 +1,11 @@
 """Draws samples by class: python launch/sample.py RUN_OR_EXPORT --out FILE.png [--npz FILE.npz]
 
---reconstruct SPLIT.json: rows of real images, each above the row of their reconstructions, of a model that can give them.
-
 --out FILE.png: a grid, one class a row. --out FOLDER: numbered PNGs. --npz: the sample file that public FID evaluators read
-(arr_0: uint8 [n, H, W, 3], arr_1: int64 labels). Sample i depends on the seed, i and its class alone. Each family adds
-options of its own: give the run to see them.
+(arr_0: uint8 [n, H, W, 3], arr_1: int64 labels). Sample i depends only on the seed, i and its class.
+
+--reconstruct SPLIT.json: rows of real images, each above the row of their reconstructions, for models that can reconstruct.
+
+Each family adds its own options: RUN_OR_EXPORT --help shows them.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from bigtrain.pictures import save_grid, save_npz, save_pngs
 
 CLASSIFIER = "classifier"
 RECONSTRUCTIONS = 50
-"""Images that --reconstruct shows."""
+"""Number of images that --reconstruct shows."""
 
 
 def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
@@ -35,7 +36,7 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--per-class", type=int, default=8, help="samples of each class (8)")
     parser.add_argument("--seed", type=int, default=0, help="keys every draw (0)")
-    parser.add_argument("--weights", help="averaged weights (ema), a run's own (raw), or the name of a further average")
+    parser.add_argument("--weights", help="averaged weights (ema), a run's own (raw), or the name of an extra average")
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
     )
@@ -44,7 +45,7 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
         "--candidates",
         type=int,
         default=1,
-        help="rejection sampling: keep the best of so many for each sample (1: all)",
+        help="rejection sampling: draw so many for each sample and keep the best (1: no selection)",
     )
     parser.add_argument(
         "--classifier",
@@ -61,17 +62,17 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     asks_help = {"-h", "--help"} & set(argv)
-    # The family's own flags are known once the model is; until then their values look like a place to sample from.
-    places = [word for word in argv if not word.startswith("-") and (Path(word) / "recipe.yaml").exists()]
-    if asks_help and not places:
+    # The family's own flags are known only once the model is open; until then their values look like positional arguments.
+    models = [word for word in argv if not word.startswith("-") and (Path(word) / "recipe.yaml").exists()]
+    if asks_help and not models:
         parser_of().parse_args(argv)
     known = parser_of().parse_known_args([word for word in argv if word not in asks_help])[0]
     model = open_model(
-        Path(places[0]) if places else known.what, join_world(), weights=known.weights, which=known.checkpoint
+        Path(models[0]) if models else known.what, join_world(), weights=known.weights, which=known.checkpoint
     )
     arguments = parser_of(model.family.sampling_class).parse_args(argv)
     if arguments.out is None and arguments.npz is None:
-        raise UserError("give --out FILE.png, --out FOLDER or --npz FILE: there is nowhere to put the samples")
+        raise UserError("give --out FILE.png, --out FOLDER or --npz FILE, where the samples are to be written")
     for flag in ("per_class", "batch_size", "candidates"):
         if getattr(arguments, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')}: must be at least 1 (given: {getattr(arguments, flag)})")
@@ -109,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def reconstruct(model: Model, arguments: argparse.Namespace) -> None:
-    """--reconstruct: pairs as a grid."""
+    """--reconstruct: writes rows of images and of their reconstructions as a grid."""
     model.require("reconstruct", arguments.what)
     if arguments.npz is not None or arguments.out.suffix.lower() != ".png":
         raise UserError("--reconstruct: pairs are written as one grid; give --out FILE.png, and no --npz")

@@ -1,9 +1,9 @@
 """Pictures to shards: python launch/shard.py SOURCE OUT [--size N] [--samples-per-shard N] [--format jpg|png|webp|npy]
 
-SOURCE is a folder, a .tar or a .zip of SPLIT/CLASS/*.jpg or CLASS/*.jpg, the word digits, or a set as it is handed out:
+SOURCE is a folder, a .tar or a .zip of SPLIT/CLASS/*.jpg or CLASS/*.jpg, the word digits, or a data set as published:
 ImageNet (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit in a folder, or Kaggle's folder), LSUN's
 CLASS_SPLIT_lmdb folders, MNIST's and Fashion-MNIST's idx files, the binary version of CIFAR-10 or CIFAR-100. For idx files
-and CIFAR, class names are the lines of SOURCE/classes.txt where there is one.
+and CIFAR, class names are read from the lines of SOURCE/classes.txt if it exists.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from bigtrain.errors import UserError
 
 DIGITS_SIZE = 16
 SAMPLES_PER_SHARD = 2048
-MOST_LINES = 1000
-"""Of what --verify has found: more would say nothing more."""
+MAX_LINES = 1000
+"""The most errors that --verify lists."""
 
 
 def main(argv: Sequence[str]) -> None:
-    asked = _parser().parse_args(argv)
-    if asked.verify:
-        _verify(asked)
+    arguments = _parser().parse_args(argv)
+    if arguments.verify:
+        _verify(arguments)
         return
-    indexes = _index(asked) if asked.index_only else _write(asked)
+    indexes = _index(arguments) if arguments.index_only else _write(arguments)
     print(f"next: train with {_what_to_train_with(indexes)}", file=sys.stderr)
 
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch/shard.py",
         description="Writes pictures as webdataset shards OUT/SPLIT-000000.tar ... with an index OUT/SPLIT.json. "
-        "Running it again completes what is missing and changes nothing that is whole.",
+        "Running it again writes what is missing and leaves complete shards as they are.",
         epilog=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -75,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         "--index-only",
         action="store_true",
         help="SOURCE is a folder of webdataset tars SPLIT-000000.tar ... (KEY.jpg|jpeg|png|webp, KEY.cls): index them "
-        "in place, or into OUT; KEY.npy is pixels, uint8 [H, W, 3], where there is no picture. "
-        "Class names are the lines of SOURCE/classes.txt where there is one",
+        "in place, or into OUT; KEY.npy is pixels, uint8 [H, W, 3], if KEY has no picture. "
+        "Class names are read from the lines of SOURCE/classes.txt if it exists",
     )
-    parser.add_argument("--layout", choices=LAYOUTS, help="what SOURCE is (default: as it looks)")
+    parser.add_argument("--layout", choices=LAYOUTS, help="what SOURCE is (default: detected)")
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -103,53 +103,55 @@ def _positive(text: str) -> int:
 _positive.__name__ = "positive whole number"  # argparse says: invalid positive whole number value
 
 
-def _write(asked: argparse.Namespace) -> list[Path]:
-    if asked.out is None:
+def _write(arguments: argparse.Namespace) -> list[Path]:
+    if arguments.out is None:
         raise UserError("OUT, the folder of the shards, is missing: python launch/shard.py SOURCE OUT")
-    digits = asked.source == "digits"
-    size = asked.size or (DIGITS_SIZE if digits else None)
-    form = asked.format or ("png" if digits else None)
-    options = ShardOptions(size, form, asked.samples_per_shard or SAMPLES_PER_SHARD)
-    if asked.labels not in (None, "none") or (digits and asked.labels):
-        raise UserError(f"--labels {asked.labels} goes with --index-only; folders of pictures are the classes, or none")
+    digits = arguments.source == "digits"
+    size = arguments.size or (DIGITS_SIZE if digits else None)
+    form = arguments.format or ("png" if digits else None)
+    options = ShardOptions(size, form, arguments.samples_per_shard or SAMPLES_PER_SHARD)
+    if arguments.labels not in (None, "none") or (digits and arguments.labels):
+        raise UserError(
+            f"--labels {arguments.labels} goes with --index-only; folders of pictures are the classes, or none"
+        )
     if digits:
-        return write_digits(asked.out, options, workers=asked.workers)
-    if asked.labels and asked.layout not in (None, "folder"):
-        raise UserError(f"--labels none takes a folder of pictures, and not --layout {asked.layout}")
-    where = Path(asked.source)
-    source = list_unlabelled(where) if asked.labels else list_source(where, asked.layout)
+        return write_digits(arguments.out, options, workers=arguments.workers)
+    if arguments.labels and arguments.layout not in (None, "folder"):
+        raise UserError(f"--labels none takes a folder of pictures, and not --layout {arguments.layout}")
+    where = Path(arguments.source)
+    source = list_unlabelled(where) if arguments.labels else list_source(where, arguments.layout)
     if source.left_out:
         print(
             f"{source.folder}: {source.left_out} files are left out: not pictures by their extension", file=sys.stderr
         )
-    return write_shards(source, asked.out, options, workers=asked.workers)
+    return write_shards(source, arguments.out, options, workers=arguments.workers)
 
 
-def _index(asked: argparse.Namespace) -> list[Path]:
-    _refuse_writing(asked, "--index-only")
-    return index_shards(Path(asked.source), asked.out, workers=asked.workers, labels=asked.labels or "cls")
+def _index(arguments: argparse.Namespace) -> list[Path]:
+    _refuse_writing(arguments, "--index-only")
+    return index_shards(
+        Path(arguments.source), arguments.out, workers=arguments.workers, labels=arguments.labels or "cls"
+    )
 
 
-def _refuse_writing(asked: argparse.Namespace, mode: str) -> None:
-    given = [flag for flag in ("size", "samples_per_shard", "format", "layout") if getattr(asked, flag) is not None]
+def _refuse_writing(arguments: argparse.Namespace, mode: str) -> None:
+    given = [flag for flag in ("size", "samples_per_shard", "format", "layout") if getattr(arguments, flag) is not None]
     if given:
         raise UserError(f"--{given[0].replace('_', '-')} does not go with {mode}, which leaves shards as they are")
 
 
-def _verify(asked: argparse.Namespace) -> None:
-    _refuse_writing(asked, "--verify")
-    if asked.out is not None or asked.index_only or asked.labels:
+def _verify(arguments: argparse.Namespace) -> None:
+    _refuse_writing(arguments, "--verify")
+    if arguments.out is not None or arguments.index_only or arguments.labels:
         raise UserError("--verify takes one index and nothing else: python launch/shard.py --verify INDEX")
-    index = Index.read(asked.source, Origin(key="--verify"))
-    broken = verify(index, workers=asked.workers)
+    index = Index.read(arguments.source, Origin(key="--verify"))
+    broken = verify(index, workers=arguments.workers)
     if not broken:
-        print(f"{index.where}: whole: {index.samples} samples in {len(index.shards)} shards", file=sys.stderr)
+        print(f"{index.where}: complete: {index.samples} samples in {len(index.shards)} shards", file=sys.stderr)
         return
-    more = [f"... and {len(broken) - MOST_LINES} more"] if len(broken) > MOST_LINES else []
-    lines = "\n".join([*broken[:MOST_LINES], *more])
-    raise UserError(
-        f"{index.where}: {len(broken)} things are broken; copy these shards here again, or make them again:\n{lines}"
-    )
+    rest = [f"... and {len(broken) - MAX_LINES} more"] if len(broken) > MAX_LINES else []
+    lines = "\n".join([*broken[:MAX_LINES], *rest])
+    raise UserError(f"{index.where}: {len(broken)} errors; copy these shards again, or make them again:\n{lines}")
 
 
 def _what_to_train_with(indexes: Sequence[Path]) -> str:
@@ -160,13 +162,13 @@ def _what_to_train_with(indexes: Sequence[Path]) -> str:
     size = Index.read(train).image_size
     if size is None:
         return (
-            f"data.train={train} data.resize=exact data.image_size=N: these pictures differ in size, and are resized as they "
-            "are read; to do that once, run again with --size and another OUT"
+            f"data.train={train} data.resize=exact data.image_size=N: these pictures differ in size, and are resized when they "
+            "are read; to resize them once, run again with --size and another OUT"
         )
     return " ".join([*words, f"data.image_size={size}"])
 
 
 if __name__ == "__main__":
-    from bigtrain.cli import run_cli  # here, so that the worker processes, which import this file, do without torch
+    from bigtrain.cli import run_cli  # here, so that worker processes, which import this file, do not import torch
 
     run_cli(main)

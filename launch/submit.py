@@ -1,13 +1,13 @@
 """Submits a training to Slurm: python launch/submit.py RECIPE.yaml --nodes N --gpus-per-node G [section.key=value ...]
 
-Writes the job script into the run folder (slurm/) and hands it to sbatch; --dry-run prints it instead. The recipe is checked
-first, for the processes that the job will have and without its data. A while before its time limit, or when it is preempted,
-the job saves, goes back to the queue and resumes; a job that fails stays as it is.
+Writes the job script into the run folder (slurm/) and submits it with sbatch; --dry-run prints it instead. The recipe is
+checked first, for the number of processes of the job and without its data. Shortly before its time limit, or when it is
+preempted, the job saves, is requeued and resumes; a job that fails is not requeued.
 
---sweep run.seed=0,1,2 submits an array with a run for each value, in folders of their own under the recipe's; each task goes
-back to the queue by itself. Several --sweep: every combination.
+--sweep run.seed=0,1,2 submits an array with one run per value, each in its own folder under the recipe's; each task is
+requeued on its own. Several --sweep: every combination.
 
-Defaults for a site stand in --site FILE, $BIGTRAIN_SITE or ~/.config/bigtrain/site.yaml, under the names of the flags:
+Defaults of a site are read from --site FILE, $BIGTRAIN_SITE or ~/.config/bigtrain/site.yaml, under the names of the flags:
 
     partition: gpu
     account: vision
@@ -33,19 +33,19 @@ from bigtrain.recipe import load_recipe
 
 
 def main(argv: Sequence[str]) -> None:
-    asked = _parser().parse_intermixed_args(argv)
-    options = read_options(site_file(asked.site), _flags(asked))
-    job = _job(asked)
+    arguments = _parser().parse_intermixed_args(argv)
+    options = read_options(site_file(arguments.site), _flags(arguments))
+    job = _job(arguments)
     for task in job.tasks or [[]]:
-        recipe = load_recipe(asked.recipe, [*asked.overrides, *task])
+        recipe = load_recipe(arguments.recipe, [*arguments.overrides, *task])
         check(recipe, options.ranks)
     script = render(job, options)
-    if asked.dry_run:
+    if arguments.dry_run:
         print(script, end="")
         return
     number = submit(write_script(job, script))
     runs = f" ({len(job.tasks)} runs)" if job.tasks else ""
-    say(f"submitted{runs}: job {number}, what it prints: {job.folder / number}{'_*' if job.tasks else ''}.out")
+    say(f"submitted{runs}: job {number}, its output: {job.folder / number}{'_*' if job.tasks else ''}.out")
     print(number)
 
 
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sweep", action="append", default=[], metavar="section.key=VALUE,VALUE", help="a run for each value"
     )
-    parser.add_argument("--site", type=Path, metavar="FILE", help="YAML with the site's defaults of what follows")
+    parser.add_argument("--site", type=Path, metavar="FILE", help="YAML with the site's defaults of the flags below")
     for name, field in SlurmOptions.model_fields.items():
         if name != "directives":
             text = (field.description or "").replace("%", "%%")
@@ -70,33 +70,33 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a further directive of sbatch, such as constraint=a100",
+        help="another directive of sbatch, such as constraint=a100",
     )
     return parser
 
 
-def _flags(asked: argparse.Namespace) -> dict[str, object]:
-    """The flags that were given, by the names of the options."""
-    given = {name: getattr(asked, name, None) for name in SlurmOptions.model_fields}
+def _flags(arguments: argparse.Namespace) -> dict[str, object]:
+    """The flags that were given, by the names of the options that they set."""
+    given = {name: getattr(arguments, name, None) for name in SlurmOptions.model_fields}
     flags: dict[str, object] = {name: value for name, value in given.items() if value is not None}
-    if asked.directive:
-        pairs = [directive.partition("=") for directive in asked.directive]
+    if arguments.directive:
+        pairs = [directive.partition("=") for directive in arguments.directive]
         flags["directives"] = {name: value for name, _, value in pairs}
     return flags
 
 
-def _job(asked: argparse.Namespace) -> Job:
-    recipe = load_recipe(asked.recipe, asked.overrides)
+def _job(arguments: argparse.Namespace) -> Job:
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
     base = recipe.folder.absolute()
-    tasks = [[*task, run_folder(base, task)] for task in combinations(asked.sweep)] if asked.sweep else []
+    tasks = [[*task, run_folder(base, task)] for task in combinations(arguments.sweep)] if arguments.sweep else []
     return Job(
         name=recipe.run.name,
         folder=base / "slurm",
         directory=Path.cwd(),
         python=Path(sys.executable),
         launch=Path(__file__).absolute().parent,
-        recipe=asked.recipe.absolute(),
-        overrides=asked.overrides,
+        recipe=arguments.recipe.absolute(),
+        overrides=arguments.overrides,
         tasks=tasks,
     )
 

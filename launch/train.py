@@ -1,10 +1,10 @@
 """Trains a recipe: accelerate launch launch/train.py RECIPE.yaml [section.key=value ...]
 
-The run folder is runs/NAME (run.dir=PATH to move it). The same command again resumes from the newest whole checkpoint.
+The run folder is runs/NAME (run.dir=PATH to move it). The same command again resumes from the newest complete checkpoint.
 
     python launch/train.py RECIPE.yaml --plan nodes=4,gpus=8
 
-trains nothing: it says what a step is made of on such a cluster and what memory each strategy takes, without data or GPUs.
+trains nothing: it prints the work of a step on such a cluster and the memory that each strategy takes, without data or GPUs.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument(
-        "--plan", metavar="nodes=N,gpus=G[,classes=C]", help="say what it would cost, and train nothing"
+        "--plan", metavar="nodes=N,gpus=G[,classes=C]", help="print what it would cost, and train nothing"
     )
     arguments = parser.parse_intermixed_args(argv)  # so that overrides may follow --plan
 
@@ -44,23 +44,24 @@ def main(argv: Sequence[str]) -> None:
         return
     try:
         ended_by = train(recipe)
-    except Signalled as signalled:  # while it was starting: there is nothing to save yet
+    except Signalled as signalled:  # during startup: there is nothing to save yet
         if is_first() and not _may_come_of_a_failure(signalled):
             ask_for_requeue(signalled.name)
         raise
     if ended_by is not None:
-        # No rank leaves before the mark is there: a launcher that was told to end says 1, at which Slurm ends the others.
+        # No rank exits before the request is written: a launcher that got the signal exits with 1, and Slurm then ends the
+        # others.
         world.on_main(partial(ask_for_requeue, ended_by))
 
 
 def _may_come_of_a_failure(signalled: Signalled) -> bool:
-    """A launcher says SIGTERM to the other ranks when one has failed. (What is preempted while it starts goes back to the
-    queue by Slurm's own PreemptMode=REQUEUE.)"""
+    """Whether the launcher may have sent the signal because another rank failed, which it does with SIGTERM. (A job that is
+    preempted during startup is requeued by Slurm's own PreemptMode=REQUEUE.)"""
     return signalled.number == signal.SIGTERM and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def train(recipe: Recipe) -> str | None:
-    """Trains to the end, or to a checkpoint on a signal, whose name is returned."""
+    """Trains to the end, or until a signal comes: then saves a checkpoint and returns the signal's name."""
     device = join_world(recipe.train.precision)
     check_batch(recipe.train, world.size())
     images, validation = find_splits(recipe.data)
@@ -96,7 +97,7 @@ def train(recipe: Recipe) -> str | None:
 
 
 def next_commands(family: Family, recipe: Recipe) -> str:
-    """What a user may do with the trained run, by what its family can be asked for."""
+    """The commands that a user may run next, by the capabilities of the family."""
     run, data = recipe.folder, recipe.data
     if "sample" in family.capabilities:
         return f"python launch/sample.py {run} --out samples.png    python launch/export.py {run} export"

@@ -57,7 +57,7 @@ def test_the_file_is_named_where_the_mistake_is_the_files(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("run: {seed: 1}\nrun: {seed: 2}\n", "the key 'run' stands twice"),
+        ("run: {seed: 1}\nrun: {seed: 2}\n", "the key 'run' is given twice"),
         ("run: [1\n", "not a YAML file"),
         ("- 1\n", "a recipe is a mapping"),
         ("run: !!python/object/apply:os.system ['false']\n", "not a YAML file"),

@@ -1,9 +1,10 @@
 """Images on disk -> shards -> a stream of batches.
 
-`layouts` knows the sets that can be made into shards (`sources`, `archives`, `tars`, `imagenet`), `picture_reader` reads
-them, `convert`, `shards` and `digits` make the shards, `existing` indexes those that others made, `codes` makes shards of
-codes from those of images, `verify` reads all of them to see what is broken. `index` describes shards, `views` looks at
-them otherwise; `order`, `decode`, `resize`, `reader`, `loader` and `stream` read them; `remote`, `cache` and `prefetch`
-bring them here where they lie elsewhere. Floors above import `index`, `views` and `stream`, the doors that make shards the
-rest; nothing here knows of families, training or evaluation.
+`write/` makes shards from folders, archives and published data sets, indexes shards that others made, and verifies them;
+`digits` makes those of scikit-learn's digits. `index` describes the shards of a split; `read/` turns an index into a stream of
+batches; `decode` and `npy` turn bytes into arrays; `remote` fetches shards and indexes from URLs, `tars` finds the members of a
+tar. `options` are the recipe's section `data`, and `splits` opens the indexes that it names.
+
+Every package above may import this; launch/shard.py and launch/encode.py use `write/`. It imports runs, cluster and randomness,
+and knows nothing of families, training or evaluation.
 """

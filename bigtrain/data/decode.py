@@ -1,9 +1,9 @@
 """Bytes to pixels and to labels: an allow-list of formats, chosen by content, and nothing that executes.
 
-Ordinary JPEG goes through libjpeg-turbo by simplejpeg, strictly: a damaged image is an error, never half a picture. The
-rest (PNG, WebP, and JPEG in CMYK or YCCK) goes through Pillow. Images that were decoded beforehand are npy: uint8
-[H, W, 3]. `decode` gives pixels as they are stored; what is read for training is turned upright as EXIF says, which
-launch/shard.py has done already, but not everybody.
+Ordinary JPEG is decoded by libjpeg-turbo through simplejpeg, strictly: a damaged image is an error, never half a picture. The
+rest (PNG, WebP, and JPEG in CMYK or YCCK) is decoded by Pillow. Pixels that need no decoding are npy: uint8 [H, W, 3].
+`decode` gives pixels as they are stored. Images for training are also rotated upright as their EXIF says; launch/shard.py
+has done that already, but other makers of shards may not.
 """
 
 import io
@@ -20,7 +20,7 @@ MAX_PIXELS = 2**27
 """Larger images are refused before any memory is taken for them (a decompression bomb, or a damaged header)."""
 _JPEG = b"\xff\xd8"
 _UNUSUAL = "Could not determine subsampling"
-"""What libjpeg-turbo's simple interface says of rare but valid samplings, which Pillow reads."""
+"""libjpeg-turbo's message for rare but valid chroma subsamplings, which Pillow reads."""
 _JPEG_COLOURS = frozenset({"YCbCr", "Gray", "RGB"})
 _EXIF_ORIENTATION = 0x0112
 _TO_UPRIGHT = {
@@ -33,17 +33,17 @@ _TO_UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _JFIF, _TABLES = b"\xff\xd8\xff\xe0\x00\x10", b"\xff\xdb"
-"""A JPEG's first bytes and those behind its JFIF segment, where nothing but pixels is in it: told quickly, as most are so."""
+"""The first bytes of a JPEG, and those after its JFIF segment if there is no EXIF: a quick test that most images pass."""
 _FIRST_SEGMENTS = frozenset(bytes([marker]) for marker in (*range(0xE0, 0xF0), 0xFE))
-"""JPEG's markers of applications' segments and of comments, which stand before all others."""
+"""JPEG's markers of application segments and of comments, which come before all others."""
 _ORIENTED = {b"\x89PNG": (b"eXIf", b"Raw profile type", b"com.adobe.xmp"), b"RIFF": (b"EXIF", b"XMP ")}
-"""By a file's first bytes: what is in it if it may say how to turn it."""
+"""By a file's first bytes: markers that it contains if it may have an orientation."""
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")
 _LABEL_DIGITS = 9
 
 
 class Undecodable(Exception):
-    """These bytes are not an image, or not a label; the text says why, and the caller knows whose bytes they are."""
+    """These bytes are not an image, or not a label. The text says why; the caller adds which file or sample it is."""
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -58,13 +58,13 @@ def decode(data: bytes) -> np.ndarray:
 
 def decode_into(data: bytes, out: np.ndarray) -> None:
     """Decodes upright into `out`, uint8 [H, W, 3], contiguous. Raises Undecodable, also for a file of another size."""
-    # With no more than its JFIF segment a JPEG has no colours but those of JFIF; others may be CMYK, which is Pillow's.
+    # A JPEG with only its JFIF segment has JFIF's colours; others may be CMYK, which only Pillow decodes.
     if _is_bare(data) or (data.startswith(_JPEG) and turn(data) is None and _plain_jpeg(data)):
         try:
             if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape == out.shape:
-                return  # nearly always; to look at the header first would take a tenth of a small image's time
+                return  # nearly always; reading the header first would take a tenth of a small image's time
         except ValueError:
-            pass  # of another size, of other colours or damaged: what follows finds out which
+            pass  # another size, other colours or damaged: the code below finds out which
     raw = npy_header(out.dtype, out.shape)
     if data.startswith(raw) and len(data) == len(raw) + out.nbytes:
         out[:] = np.frombuffer(data, np.uint8, offset=len(raw)).reshape(out.shape)
@@ -76,13 +76,13 @@ def decode_into(data: bytes, out: np.ndarray) -> None:
 
 
 def upright(data: bytes) -> np.ndarray:
-    """As `decode`, but turned as EXIF says."""
-    pixels, how = decode(data), turn(data)
-    return pixels if how is None else np.asarray(Image.fromarray(pixels).transpose(how))
+    """As `decode`, but rotated upright as EXIF says."""
+    pixels, transpose = decode(data), turn(data)
+    return pixels if transpose is None else np.asarray(Image.fromarray(pixels).transpose(transpose))
 
 
 def turn(data: bytes) -> Image.Transpose | None:
-    """What makes a picture file upright; None where it already is, or where its EXIF is too damaged to say."""
+    """The transposition that makes a picture file upright; None if it already is, or if its EXIF is too damaged to say."""
     if _is_bare(data):
         return None
     if data.startswith(_JPEG):
@@ -94,30 +94,30 @@ def turn(data: bytes) -> Image.Transpose | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _TO_UPRIGHT.get(open_lazily(data, _PILLOW_FORMATS).getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # Pillow raises nearly anything on damaged EXIF, whose pixels may be whole
+    except Exception:  # Pillow raises nearly anything on damaged EXIF, though the pixels may be intact
         return None
 
 
 def _is_bare(data: bytes) -> bool:
-    """Whether a JPEG has its JFIF segment and nothing else before what is needed to decode it."""
+    """Whether a JPEG has its JFIF segment and then at once the tables that decoding needs."""
     return data.startswith(_JFIF) and data[20:22] == _TABLES
 
 
 def _has_app1(data: bytes) -> bool:
-    """Whether a JPEG has a segment of EXIF or XMP, which stand among the first."""
-    at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] in _FIRST_SEGMENTS:
-        if data[at + 1] == 0xE1:
+    """Whether a JPEG has a segment of EXIF or XMP, which is among the first ones."""
+    offset = 2
+    while data[offset : offset + 1] == b"\xff" and data[offset + 1 : offset + 2] in _FIRST_SEGMENTS:
+        if data[offset + 1] == 0xE1:
             return True
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
     return False
 
 
 def decode_scaled(data: bytes, least: int) -> tuple[np.ndarray, tuple[float, float]]:
-    """A picture in the fewest eighths of its size whose sides are at least `least` pixels: uint8 [h, w, 3], RGB, and the
-    (height, width) that it fills of it, h and w being rounded up; as it is stored. Raises Undecodable.
+    """Decodes a JPEG at n/8 of its size, n as small as possible with both sides at least `least` pixels: (uint8 [h, w, 3], RGB,
+    not rotated; the exact (height, width) of the scaled picture, which h and w round up). Raises Undecodable.
 
-    Only JPEG can be decoded so; others, and smaller ones, come in full size.
+    Other formats, and pictures smaller than `least`, are decoded at full size.
     """
     shape = _plain_jpeg(data)
     if shape is None or min(shape) < least:
@@ -130,7 +130,7 @@ def decode_scaled(data: bytes, least: int) -> tuple[np.ndarray, tuple[float, flo
 
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that libjpeg-turbo turns into RGB; None for another file. Raises Undecodable."""
+    """(height, width) of a JPEG that libjpeg-turbo can decode to RGB; None for any other file. Raises Undecodable."""
     if not data.startswith(_JPEG):
         return None
     try:
@@ -144,7 +144,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def _decode_jpeg(data: bytes, out: np.ndarray, **scale: int) -> np.ndarray:
-    """Decodes into memory that is there: for small images simplejpeg's own takes as long as the decoding."""
+    """Decodes into `out`: for small images, simplejpeg's own allocation takes as long as the decoding."""
     try:
         pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=out, **scale)
     except ValueError as error:
@@ -161,7 +161,7 @@ def _raw(data: bytes) -> np.ndarray:
 
 
 def _raw_header(data: bytes) -> tuple[tuple[int, ...], int]:
-    """(shape [H, W, 3], where the pixels begin)."""
+    """(shape [H, W, 3], offset of the pixels in bytes)."""
     try:
         dtype, shape, begin = read_npy_header(data)
     except ValueError as error:
@@ -182,7 +182,7 @@ def header_size(data: bytes) -> tuple[int, int]:
 
 
 def open_lazily(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """Pillow's image with its header read and its pixels not yet; formats by Pillow's names. Raises Undecodable."""
+    """Pillow's image with only its header read; formats by Pillow's names. Raises Undecodable."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -205,7 +205,8 @@ def load(image: Image.Image) -> Image.Image:
 
 
 def _undecodable(error: Exception) -> Exception:
-    """Pillow's plugins raise nearly anything on damaged bytes; all of it means that, except a lack of memory."""
+    """The exception to raise for one of Pillow's, which raises nearly anything on damaged bytes: Undecodable, unless memory ran
+    out."""
     if isinstance(error, MemoryError):
         return error
     if "cannot identify image file" in str(error):
@@ -214,7 +215,7 @@ def _undecodable(error: Exception) -> Exception:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Grey and palettes become RGB, transparency is dropped (as torchvision's loader does), 16 bits become 8."""
+    """Converts grey and palettes to RGB, drops transparency (as torchvision's loader does), and reduces 16 bits to 8."""
     if image.mode.startswith("I"):
         high_bytes = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
         image = Image.fromarray(high_bytes)
@@ -230,7 +231,7 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def label(data: bytes) -> int:
-    """The class number of a .cls member: decimal digits and nothing else but white space around. Raises Undecodable."""
+    """The class number of a .cls member: decimal digits, with white space around them allowed. Raises Undecodable."""
     text = data.strip()
     if not text.isdigit() or len(text) > _LABEL_DIGITS:
         raise Undecodable(f"{data[:20]!r} is not a decimal class number")
@@ -243,17 +244,17 @@ def json_label(data: bytes, field: str) -> int | str:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise Undecodable(f"it is not JSON: {error}") from None
-    found = value.get(field) if isinstance(value, dict) else None
-    if isinstance(found, bool) or not isinstance(found, int | str):
-        raise Undecodable(f"its field {field!r} is {found!r}, not the number or the name of a class")
-    if isinstance(found, int) and not 0 <= found < 10**_LABEL_DIGITS:
-        raise Undecodable(f"its field {field!r} is {found}, which is not the number of a class")
-    return found
+    value_of_field = value.get(field) if isinstance(value, dict) else None
+    if isinstance(value_of_field, bool) or not isinstance(value_of_field, int | str):
+        raise Undecodable(f"its field {field!r} is {value_of_field!r}, not the number or the name of a class")
+    if isinstance(value_of_field, int) and not 0 <= value_of_field < 10**_LABEL_DIGITS:
+        raise Undecodable(f"its field {field!r} is {value_of_field}, which is not the number of a class")
+    return value_of_field
 
 
 def square_shape(height: float, width: float, size: int) -> tuple[int, int]:
-    """(height, width) of a picture whose shorter side was made `size` pixels. Raises Undecodable for one so long that it
-    would be larger than any that is decoded: a strip of one pixel's height is a bomb too."""
+    """(height, width) of a picture after its shorter side is resized to `size` pixels. Raises Undecodable if that is more than
+    MAX_PIXELS: a long strip that is one pixel high would be a decompression bomb too."""
     shorter = min(height, width)
     height, width = max(size, round(height * size / shorter)), max(size, round(width * size / shorter))
     check_pixels(width, height)

@@ -1,7 +1,7 @@
-"""scikit-learn's handwritten digits (1797 real images of 8 x 8 pixels, ten classes) as shards: always at hand.
+"""scikit-learn's handwritten digits (1797 real images of 8 x 8 pixels, ten classes) as shards, without a download.
 
 Every sixth image is held out: 1497 for training, 300 for validation. Grey values 0 .. 16 become 255 * value / 16, the
-image is enlarged by bicubic interpolation and stored as RGB PNG: digits go the same way as any other pictures.
+image is enlarged by bicubic interpolation and stored as RGB PNG; then digits are written like any other pictures.
 """
 
 import shutil
@@ -26,7 +26,7 @@ _CACHED_SAMPLES_PER_SHARD = 256
 def digits_index(split: str, image_size: int) -> Path:
     """The path of the digits' index at `image_size` pixels; makes the shards once, in the cache folder.
 
-    They are made aside and renamed as a whole folder, so several ranks or runs at once do not harm each other.
+    They are written to a temporary folder that is then renamed, so several ranks or runs at once do not harm each other.
     """
     assert split in SPLITS, f"digits have the splits {SPLITS}, not {split}"
     folder = cache_folder() / f"digits-{image_size}-v{FORMAT_VERSION}"
@@ -38,7 +38,7 @@ def digits_index(split: str, image_size: int) -> Path:
             temporary.rename(folder)
             sync_folder(folder.parent)
         except (OSError, UserError) as error:
-            if not folder.exists():  # else another run was first, and its folder is the same
+            if not folder.exists():  # otherwise another run was first, and its folder is the same
                 raise UserError(f"{error}; set BIGTRAIN_CACHE to a folder that can be written") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -47,7 +47,7 @@ def digits_index(split: str, image_size: int) -> Path:
 
 def write_digits(out: Path, options: ShardOptions, *, workers: int, quiet: bool = False) -> list[Path]:
     """Writes the digits of `options.size` pixels as shards into `out`, as shards.write_shards does."""
-    assert options.size is not None, "digits are enlarged from 8 x 8: say to what size"
+    assert options.size is not None, "digits are enlarged from 8 x 8, so a size is needed"
     with tempfile.TemporaryDirectory(prefix="digits-") as folder:
         _unpack(Path(folder), options.size)
         return write_shards(list_folder(Path(folder)), out, options, workers=workers, quiet=quiet)
@@ -55,7 +55,7 @@ def write_digits(out: Path, options: ShardOptions, *, workers: int, quiet: bool 
 
 def _unpack(folder: Path, image_size: int) -> None:
     """Writes SPLIT/CLASS/NUMBER.png."""
-    from sklearn.datasets import load_digits  # a second's import, which only those who make digits pay
+    from sklearn.datasets import load_digits  # takes a second to import, and only this needs it
 
     digits = load_digits()
     for number, (values, label) in enumerate(zip(digits.images, digits.target, strict=True)):

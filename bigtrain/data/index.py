@@ -1,25 +1,25 @@
-"""The index of a split: which shards it has and where each member lies in them.
+"""The index of a split: its shards, and the offset and size of each member in them.
 
-Shards are plain webdataset tars; `SPLIT.json` beside them makes every sample readable by one positioned read, so that
+Shards are plain webdataset tars. With `SPLIT.json` beside them every sample can be read by one positioned read, so that
 order, exactly-once and resume are arithmetic on sample numbers. Sample numbers run through the shards in the index's
-order. The JSON holds one column per property and shard, which keeps a million samples to some 50 MB:
+order. The JSON holds one column per property and shard, about 50 MB for a million samples:
 
     {"format": "bigtrain-index", "version": 1,
      "split": "train", "classes": ["cat", "dog"],
      "size": 32,                      pixels of a side if every image is a square of that size, else null
-     "made": {...} or null,           what bigtrain's shard door made these shards from; null for shards made by others
+     "made": {...} or null,           what launch/shard.py made these shards from; null for shards made by others
      "shards": [
-       {"url": "train-000000.tar",    relative to where the index lies; or a URL of its own
+       {"url": "train-000000.tar",    relative to the folder of the index, or a URL
         "size": 1234944, "sha256": "...", "samples": 2,
         "keys": ["00000000", "00000001"],
         "labels": [1, 0],             numbers of classes, as in the .cls members
         "members": {"jpg": {"offsets": [512, 3584], "sizes": [1893, 2210]}, "cls": {...}}}]}
 
-A sample that has no member of some extension has offset -1 there. "labels_from" (behind "made") says where labels come
-from if that is not a .cls member. Nothing in an index is ever executed or unpickled.
+A sample that has no member of an extension has offset -1 there. "labels_from" (after "made") says where labels come from if
+not from .cls members. Nothing in an index is ever executed or unpickled.
 
-Shards of codes (launch/encode.py) have one npy member per level of their tokenizer in the place of the image, and before
-"shards" the key "codes": a `CodesManifest`. "size" is then that of the images that were encoded.
+Shards of codes (launch/encode.py) have one npy member per level of their tokenizer instead of the image, and the index has,
+before "shards", the key "codes": a `CodesManifest`. "size" is then that of the images that were encoded.
 """
 
 import contextlib
@@ -45,17 +45,17 @@ from bigtrain.runs.atomic import aside, cache_folder, write_bytes
 FORMAT = "bigtrain-index"
 FORMAT_VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
-"""The members of a shard that are read as images, the first there is; content is checked again when it is decoded. npy
-holds pixels only where there is no picture: others keep features beside pictures so."""
+"""Extensions of members that are read as images; the first that a sample has. Decoding checks the content again. npy comes
+last, because some shards keep features as npy beside a picture."""
 HOW_TO_MAKE = "make the shards with `python launch/shard.py SOURCE OUT --size N`"
 Resize = Literal["never", "exact", "scaled"]
-"""How images become squares of one size as they are read: bigtrain.data.read.resize."""
+"""How images are made squares of one size when they are read: bigtrain.data.read.resize."""
 UNLABELLED = "unlabelled"
-"""The name of the one class of data without labels."""
+"""The name of the only class of data without labels."""
 LARGEST_CODEBOOK = 2**16
 """Codes are stored as uint16."""
 MOST_BYTES = 2**31
-"""Of an index from afar: some fifty million samples."""
+"""The largest index that is fetched from a URL: about fifty million samples."""
 _PROCESS_BEGAN = time.time()
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -79,13 +79,13 @@ class Shard:
         return len(self.keys)
 
     @cached_property
-    def places(self) -> str:
-        """A hash of the labels, and of where the members lie: two indexes of one tar may read it differently."""
+    def members_hash(self) -> str:
+        """A hash of the labels and of the members' offsets and sizes: two indexes of one tar may read it differently."""
         digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
-        for extension, both in sorted(self.members.items()):
+        for extension, columns in sorted(self.members.items()):
             digest.update(extension.encode())
-            for numbers in both:
-                digest.update(numbers.astype("<i8").tobytes())
+            for column in columns:
+                digest.update(column.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -120,24 +120,24 @@ class Shard:
         return shard
 
     def _check(self) -> None:
-        """Raises ValueError for what no tar has: an index may come from strangers."""
+        """Raises ValueError for values that no tar can have: an index may come from an untrusted source."""
         if not _SHA256.fullmatch(self.sha256):
             raise ValueError(f"{self.name}: {self.sha256!r} is not a sha256")
         for extension, (offsets, sizes) in self.members.items():
             if offsets.size and (min(offsets.min() + 1, sizes.min()) < 0 or (offsets > self.size - sizes).any()):
-                raise ValueError(f"{self.name}: a {extension} member lies outside of its {self.size} bytes")
+                raise ValueError(f"{self.name}: a {extension} member is outside of its {self.size} bytes")
 
 
 def _column(values: Any, samples: int) -> np.ndarray:
     column = np.asarray(values, dtype=np.int64)
     if column.shape != (samples,):
-        raise ValueError(f"a column has shape {column.shape} where {samples} samples were announced")
+        raise ValueError(f"a column has shape {column.shape}, but the shard has {samples} samples")
     return column
 
 
 def _parsed(data: bytes) -> Any:
-    """The JSON of an index; its shards one after the other where they stand in lines of their own, as `Index.write` puts them:
-    the numbers of a million samples at once would take ten times the memory that their columns take."""
+    """The JSON of an index. If each shard has its own line, as `Index.write` writes them, they are parsed one at a time: a
+    million samples at once, as Python numbers, would take ten times the memory of their columns."""
     lines = io.BytesIO(data)
     head = next(lines, b"").rstrip(b"\n")
     if head.endswith(b'"shards": [') and data.endswith(b"\n]}\n"):
@@ -150,7 +150,7 @@ def _parsed(data: bytes) -> Any:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; all at once on a file system without locks, which costs no more than time."""
+    """One process at a time. On a file system without locks all go at once, which only costs time."""
     with path.open("ab") as lock:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -158,7 +158,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _download(path: Path, origin: Origin) -> None:
-    """Fetches the index; its file's time is that at which this began."""
+    """Fetches the index; the file's modification time is when the download began."""
     assert origin.url is not None
     temporary, begun = aside(path), time.time()
     try:
@@ -179,7 +179,7 @@ class Level(TypedDict):
 
 class EncodedImages(TypedDict):
     """The image index that codes were made from, as JSON. `path` is absolute, or a URL; `resize`: how its images were made
-    square, if they were not."""
+    squares, if they were resized when read."""
 
     path: str
     fingerprint: str
@@ -188,10 +188,10 @@ class EncodedImages(TypedDict):
 
 @dataclass(frozen=True)
 class CodesManifest:
-    """What codes are codes of. Raises ValueError for levels that cannot be stored.
+    """What codes were made from and how. Raises ValueError for levels that cannot be stored.
 
-    tokenizer: fingerprint of its weights; levels: by name, the coarsest first; views: 1, or 2 where the codes of each
-    mirrored image are stored beside its own; transform: what became of the pixels before they were encoded.
+    tokenizer: fingerprint of its weights; levels: by name, the coarsest first; flip_variants: 1, or 2 if the codes of each
+    mirrored image are stored too; transform: how pixels were transformed before they were encoded.
     """
 
     tokenizer: str
@@ -203,7 +203,7 @@ class CodesManifest:
     def __post_init__(self) -> None:
         if self.flip_variants not in (1, 2) or not self.levels:
             raise ValueError(
-                f"codes have 1 or 2 views of at least one level, not {self.flip_variants} of {len(self.levels)}"
+                f"codes have 1 or 2 flip variants of at least one level, not {self.flip_variants} of {len(self.levels)}"
             )
         for name, level in self.levels.items():
             if not re.fullmatch(r"\w+", name, re.ASCII):
@@ -214,12 +214,12 @@ class CodesManifest:
                 raise ValueError(f"level {name} has the grid {level['grid']}, which is not [height, width]")
 
     def shape(self, level: str) -> tuple[int, int, int]:
-        """(views, height, width) of a sample's codes."""
+        """(flip variants, height, width) of a sample's codes."""
         height, width = self.levels[level]["grid"]
         return self.flip_variants, height, width
 
     def identity(self) -> dict[str, Any]:
-        """As JSON, but for where the images lie: equal for codes that are the same."""
+        """`to_json` without the path of the images: equal for equal codes."""
         return self.to_json() | {"images": self.images["fingerprint"]}
 
     def to_json(self) -> dict[str, Any]:
@@ -242,12 +242,12 @@ class CodesManifest:
         if "resize" in value["images"]:
             images["resize"] = value["images"]["resize"]
             if images["resize"] not in get_args(Resize):
-                raise ValueError(f"{images['resize']!r} is no way to resize images")
+                raise ValueError(f"{images['resize']!r} is not one of the ways to resize images")
         return cls(str(value["tokenizer"]), levels, int(value["views"]), str(value["transform"]), images)
 
 
 def codes_extension(level: str) -> str:
-    """The extension of a level's members: of the level `codes` just that, so that the usual tokenizer of one level has
+    """The extension of a level's members; for the level `codes` it is codes.npy, so that a tokenizer of one level has
     KEY.codes.npy."""
     return "codes.npy" if level == "codes" else f"{level}.codes.npy"
 
@@ -256,10 +256,10 @@ def codes_extension(level: str) -> str:
 class Index:
     """One split: its classes by number, its shards in order. `image_size`: pixels, None if images differ in size.
 
-    `path`: the file; of an index from a URL its copy in the user's cache folder. `made`: what bigtrain's shard door made
-    image shards from; `codes`: of what the codes are, None for shards of images; `labels_from`: cls, json:FIELD or none;
-    `variant`: how images are resized or filtered by class when they are read (bigtrain.data.read.variants), never written;
-    `origin`: where it came from.
+    `path`: the file; for an index from a URL, its copy in the user's cache folder. `made`: what launch/shard.py made the
+    shards from; `codes`: what codes were made from and how, None for shards of images; `labels_from`: cls, json:FIELD or
+    none; `variant`: how images are resized or filtered by class when they are read (bigtrain.data.read.variants), never
+    written; `origin`: the URL that it came from.
     """
 
     path: Path
@@ -275,17 +275,17 @@ class Index:
 
     @property
     def folder(self) -> Path:
-        """Of the index here: where what is computed from it may be kept."""
+        """The local folder of the index, where results that are computed from it may be cached."""
         return self.path.parent
 
     @property
     def where(self) -> str:
-        """The path, or the URL without a token in it, for messages."""
+        """The path, or the URL without any token, for messages."""
         return shown(self.origin.url) if self.origin.url else str(self.path)
 
     @property
     def home(self) -> str:
-        """The folder, or the URL of it, that the shards' names are relative to, for messages."""
+        """The folder or URL that the shards' names are relative to, for messages."""
         return self.where.rpartition("/")[0] if self.origin.url else str(self.folder)
 
     def location(self, number: int) -> str:
@@ -315,7 +315,7 @@ class Index:
 
     @cached_property
     def class_counts(self) -> tuple[int, ...]:
-        """How often each class comes in an epoch: as often as it has samples, or as the largest class has if balanced."""
+        """Samples of each class in an epoch: the class's own number, or that of the largest class if balanced."""
         counts = np.bincount(self.labels, minlength=len(self.classes))
         if self.is_balanced:
             counts[:] = counts.max()
@@ -323,26 +323,26 @@ class Index:
 
     @property
     def is_balanced(self) -> bool:
-        """Whether every class comes equally often in an epoch."""
+        """Whether every class has equally many samples in an epoch."""
         return bool(self.variant.get("balance"))
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what the samples are and how they are numbered; where the files lie does not matter."""
-        shards = [[shard.sha256, shard.samples, shard.places] for shard in self.shards]
+        """A hash of the samples and their numbering; it does not depend on the files' paths."""
+        shards = [[shard.sha256, shard.samples, shard.members_hash] for shard in self.shards]
         codes = [] if self.codes is None else [self.codes.identity()]
         labels = [] if self.labels_from == "cls" else [self.labels_from]
-        # The size is the recipe's affair as long as it is that of the images in the shards.
-        view = [{**self.variant, "image_size": self.image_size}] if self.variant else []
-        text = json.dumps([FORMAT_VERSION, shards, list(self.classes), *codes, *labels, *view])
+        # Without a variant the size is that of the images in the shards, which their hashes determine.
+        variant = [{**self.variant, "image_size": self.image_size}] if self.variant else []
+        text = json.dumps([FORMAT_VERSION, shards, list(self.classes), *codes, *labels, *variant])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
     def read(cls, where: Path | str, origin: Origin = HERE) -> "Index":
-        """The index at a path, or at a URL: then `origin` says how to fetch it, and its shards stay where they are.
+        """Reads the index at a path, or at a URL: then `origin` says how to fetch it, and its shards are not fetched yet.
 
-        At a URL it is fetched once for all processes that share a cache folder and had begun by then. Raises UserError if it
-        is absent, is not an index, or is of another version.
+        An index at a URL is fetched once for all processes that share a cache folder and had started by then. Raises UserError
+        if it is absent, is not an index, or is of another version.
         """
         if is_remote(str(where)):
             return cls._fetch(replace(origin, url=str(where)))
@@ -357,7 +357,7 @@ class Index:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder / "lock"):
-                # A time to come is that of a clock since set right: it would keep this index for as long.
+                # A time in the future comes from a clock that was wrong; it must not keep the index from being fetched again.
                 if not path.exists() or not _PROCESS_BEGAN <= path.stat().st_mtime <= time.time():
                     _download(path, origin)
         except OSError as error:
@@ -366,8 +366,8 @@ class Index:
             ) from None
         try:
             return cls._open(path, origin)
-        except UserError as mistake:
-            raise UserError(str(mistake).replace(str(path), shown(origin.url))) from None
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), shown(origin.url))) from None
 
     @classmethod
     def _open(cls, path: Path, origin: Origin) -> "Index":
@@ -411,8 +411,8 @@ class Index:
         return index
 
     def write(self) -> None:
-        """Writes `self.path` whole or not at all, and not at all if it holds just this already."""
-        assert not self.variant, f"{self.path}: a view of a split is not an index of its own"
+        """Writes `self.path` atomically, unless it holds exactly this already."""
+        assert not self.variant, f"{self.path}: a variant of a split is never written"
         head = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -431,9 +431,9 @@ class Index:
             write_bytes(self.path, data)
 
     def check_files(self) -> None:
-        """Raises UserError, naming the shard, unless every shard lies where the index says, with the size it says.
+        """Raises UserError, naming the shard, unless every shard has the path and the size that the index says.
 
-        Those that must be fetched are checked when they arrive; here only whether they may be.
+        Shards that must be fetched are checked when they arrive; here only whether their URLs are allowed.
         """
         command = self.made_by
         for number, shard in enumerate(self.shards):
@@ -442,14 +442,14 @@ class Index:
                 continue
             path = self.folder / shard.name
             try:
-                found = path.stat().st_size
+                size = path.stat().st_size
             except OSError as error:
                 raise UserError(
                     f"{path}: the shard cannot be opened ({error.strerror}) but {self.path} lists it; "
                     f"copy it here again, or run {command} again, which completes what is missing"
                 ) from None
-            if found != shard.size:
+            if size != shard.size:
                 raise UserError(
-                    f"{path}: the shard has {found} bytes where {self.path} expects {shard.size}: it is truncated or "
+                    f"{path}: the shard has {size} bytes where {self.path} expects {shard.size}: it is truncated, or "
                     f"another file; copy it here again, or run {command} again, which replaces damaged shards"
                 )

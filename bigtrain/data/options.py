@@ -1,4 +1,4 @@
-"""What a recipe may say of its data."""
+"""The options of data: section `data` of a recipe."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -19,24 +19,26 @@ class DataOptions(Options):
     """Index of the training split (`OUT/train.json` of launch/shard.py, or of launch/encode.py for codes), or `digits`: a path,
     or a URL (http://, https://, hf://datasets/OWNER/NAME/..., s3://), with the shards beside it."""
     validation: str | None = None
-    """Index of the held-out split, or `digits`; null where there is none."""
+    """Index of the held-out split, or `digits`; null if there is none."""
     image_size: int = Field(gt=0)
     """Side of the square images, in pixels; the shards must have been made at this size, or be codes of such images."""
     resize: Resize = "never"
-    """Whether images of other sizes are taken: `exact` resizes the shorter side and crops the centre as launch/shard.py --size
-    does; `scaled` decodes large JPEGs at part of their size first, which is faster and gives slightly other pixels."""
+    """How images of other sizes are resized when they are read. `never`: they are an error; `exact`: the shorter side is
+    resized and the centre cropped, as launch/shard.py --size does; `scaled`: large JPEGs are first decoded at a fraction of
+    their size, which is faster and gives slightly different pixels."""
     classes: tuple[int | str, ...] | None = Field(default=None, min_length=1)
-    """Names or numbers of the classes to use, which are numbered anew in this order, in both splits; null: all."""
+    """Names or numbers of the classes to use, in both splits; they are renumbered in this order. null: all."""
     balance: bool = False
-    """Draw each class equally often in training: as often as the largest, so a smaller one's images come several times an
-    epoch. Labels of samples are then drawn uniformly too."""
+    """Show each class equally often in training: as often as the largest, so images of smaller classes are repeated within an
+    epoch. Labels of generated samples are then drawn uniformly too."""
     workers: int = Field(default=2, ge=0)
     """Processes per rank that read and decode; 0 does it in the training process."""
     flip: bool = False
-    """Mirror each training image left to right with probability 1/2; of codes, made with --flip, take the mirrored image's."""
+    """Mirror each training image left to right with probability 1/2; for codes, which must have been made with --flip, take the
+    codes of the mirrored image."""
     shuffle_shards: int = Field(default=16, ge=1)
-    """Shards whose samples are shuffled together: more mixes better, fewer reads more locally."""
+    """Number of shards whose samples are shuffled together: more mix better, fewer read more locally."""
     undecodable: Literal["error", "replace"] = "error"
-    """What an image that cannot be decoded is: an error, or replaced by the next of the epoch, counted and named."""
+    """What to do about an image that cannot be decoded: an error, or replace it by the next image of the epoch and log it."""
     remote: RemoteOptions = DEFAULTS
-    """How shards at URLs are fetched and kept."""
+    """How shards at URLs are fetched and cached."""

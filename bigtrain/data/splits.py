@@ -1,4 +1,4 @@
-"""From what a recipe says of its data (`data.train`, `data.validation`) to an index that can be read."""
+"""Opens the indexes that a recipe names (`data.train`, `data.validation`), with the recipe's size, classes and balance."""
 
 import contextlib
 import sys
@@ -20,23 +20,27 @@ from bigtrain.formats import FORMAT
 
 
 def find_split(data: DataOptions, split: Literal["train", "validation"]) -> Index:
-    """The index that `data.SPLIT` names, its shards present, as `data` would have it looked at, or a UserError."""
+    """The index that `data.SPLIT` names, resized and filtered by class as `data` says.
+
+    Raises UserError, also for missing shards.
+    """
     where = data.train if split == "train" else data.validation
     assert where is not None, f"data.{split} names no index"
-    return _of_classes(find_index(where, split, data.image_size, data.resize, data.remote), data, split)
+    return _with_classes(find_index(where, split, data.image_size, data.resize, data.remote), data, split)
 
 
 def as_trained_on(index: Index, data: DataOptions) -> Index:
-    """The index that `data.train` names, its shards present or not, as `data` would have it looked at, or a UserError."""
-    return _of_classes(_of_size(index, data.train, "train", data.image_size, data.resize), data, "train")
+    """`index`, which is that of `data.train`, resized and filtered by class as `data` says; its shards may be missing. Raises
+    UserError."""
+    return _with_classes(_with_size(index, data.train, "train", data.image_size, data.resize), data, "train")
 
 
-def _of_classes(index: Index, data: DataOptions, split: Literal["train", "validation"]) -> Index:
+def _with_classes(index: Index, data: DataOptions, split: Literal["train", "validation"]) -> Index:
     if data.classes is not None:
-        with _naming("data.classes"):
+        with _prefixed("data.classes"):
             index = variants.subset(index, data.classes)
     if data.balance and split == "train":
-        with _naming("data.balance"):
+        with _prefixed("data.balance"):
             index = variants.balanced(index)
     return index
 
@@ -44,17 +48,17 @@ def _of_classes(index: Index, data: DataOptions, split: Literal["train", "valida
 def find_index(
     where: str, split: str, image_size: int, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
 ) -> Index:
-    """The index that `data.SPLIT` names, its shards present and its images of `image_size` pixels, or a UserError."""
-    return _of_size(open_index(where, split, f"data.{split}", image_size, remote), where, split, image_size, resize)
+    """The index that `data.SPLIT` names, with images of `image_size` pixels. Raises UserError, also for missing shards."""
+    return _with_size(open_index(where, split, f"data.{split}", image_size, remote), where, split, image_size, resize)
 
 
-def _of_size(index: Index, where: str, split: str, image_size: int, resize: Resize) -> Index:
+def _with_size(index: Index, where: str, split: str, image_size: int, resize: Resize) -> Index:
     if index.image_size == image_size:
         return index
     if index.codes is None and resize != "never":
         return variants.resized(index, image_size, resize)
     has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
-    exact = "" if index.codes is not None else "have them resized as they are read by data.resize=exact, or "
+    exact = "" if index.codes is not None else "have them resized when they are read by data.resize=exact, or "
     raise UserError(
         f"data.{split}: {where} has {has} but data.image_size is {image_size}; "
         f"{'' if index.image_size is None else f'set data.image_size={index.image_size}, or '}{exact}"
@@ -63,12 +67,12 @@ def _of_size(index: Index, where: str, split: str, image_size: int, resize: Resi
 
 
 def open_index(where: str, split: str, key: str, digits_size: int, remote: RemoteOptions = DEFAULTS) -> Index:
-    """The index at a path or a URL, whatever its images' size, or that of the digits' `split`; shards here are present.
+    """The index at a path or a URL, with images of any size, or that of the digits' `split`. Local shards must be present.
 
-    Raises UserError, which names the `key` that said where.
+    Raises UserError that names `key`, the option that gave `where`.
     """
     if where == "digits":
-        return _checked(digits_index(split, digits_size), key, "remove the folder, it is made again")
+        return _checked(digits_index(split, digits_size), key, "remove the folder, and it is made again")
     origin = Origin(key=key, options=remote)
     if is_remote(where):
         index = Index.read(where, origin)
@@ -80,17 +84,17 @@ def open_index(where: str, split: str, key: str, digits_size: int, remote: Remot
             )
         return index
     if Path(where).is_dir():
-        found = ", ".join(sorted(map(str, Path(where).glob("*.json")))) or f"none here: {HOW_TO_MAKE}"
-        raise UserError(f"{key}: {where} is a folder; give the index within it ({found})")
+        indexes = ", ".join(sorted(map(str, Path(where).glob("*.json")))) or f"none here: {HOW_TO_MAKE}"
+        raise UserError(f"{key}: {where} is a folder; give the index in it ({indexes})")
     return _checked(Path(where), key, origin=origin)
 
 
 def find_images(
     where: str, split: str, key: str, size: int, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
 ) -> Index:
-    """The index of images of `size` pixels at a path, or that of the digits' `split`.
+    """The index at a path or a URL, or that of the digits' `split`, of images that have or are resized to `size` pixels.
 
-    Raises UserError, which names the `key` that said where, if it is none.
+    Raises UserError that names `key`, the option that gave `where`, for anything else.
     """
     index = open_index(where, split, key, size, remote)
     if index.codes is not None:
@@ -107,25 +111,25 @@ def find_images(
 
 
 @contextlib.contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Puts the recipe's key before the sentence of a mistake."""
+def _prefixed(key: str) -> Iterator[None]:
+    """Prefixes the recipe's key to the message of a UserError."""
     try:
         yield
-    except UserError as mistake:
-        raise UserError(f"{key}: {mistake}") from None
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def _checked(path: Path, key: str, remedy: str = "", origin: Origin = HERE) -> Index:
     try:
         index = Index.read(path, origin)
         index.check_files()
-    except UserError as mistake:
-        raise UserError(f"{key}: {mistake}{f'; or {remedy}' if remedy else ''}") from None
+    except UserError as error:
+        raise UserError(f"{key}: {error}{f'; or {remedy}' if remedy else ''}") from None
     return index
 
 
 def describe(index: Index) -> dict[str, Any]:
-    """What a checkpoint says of the data, enough to sample from the weights without it."""
+    """The description of the data that a checkpoint holds: enough to sample without the data (`DataSpec.of`)."""
     facts: dict[str, Any] = {
         "format": FORMAT,
         "fingerprint": index.fingerprint,

@@ -1,8 +1,8 @@
-"""How good images are: FID and its company, and the protocol that makes them mean something.
+"""How good images are: FID and related metrics, each result with the protocol that it was measured by.
 
-`evaluate.py` is the way in: a set of images (`images.py`), whether a model draws them or they lie anywhere, is held against a
-reference (`reference.py`) in one pass a side (`survey.py`), from which `metrics.py` computes. Feature networks stand in
-`features.py`, `feature_networks.py` and `classifier.py`; `compare.py` makes tables of results. The doors hand over a way to
-draw samples, so nothing here knows of families or of training.
-May import data, runs, cluster and the files below them; launch/ and recipe.py may import it.
+Start at `evaluate.py`: it compares a set of images (`images.py`: drawn by a model, or read from files) with a reference
+(`reference.py`). `survey.py` passes over each side once, and `metrics/` computes the numbers from what it collected.
+`held_out.py` measures a model on real data: likelihood and reconstruction. `evaluate_images.py` evaluates images without a
+model; `compare.py` makes tables of results. Callers pass functions that draw samples; nothing here knows families or training.
+May import features, data, runs, cluster and what these import; inference, recipe.py and launch/ may import it.
 """

@@ -1,13 +1,13 @@
-"""A table over evaluations that were made, with intervals, as text, CSV and a picture.
+"""A table of evaluations, with intervals, as text, CSV and a picture.
 
-A row is a JSON file, or an evaluation of a run's newest evaluated step; where that step was evaluated in several ways, each
-has a row that is named by what tells it from the others. Results of one run and step that differ in nothing but the seed are
-repetitions: their row is their mean, with Student's 95 % interval over the seeds. A single result, or a number that does not
-depend on the seed, has an interval where its error is known without repetition: a share of n images (Wilson 1927), or a mean
-whose standard error the result carries. A FID of one seed has none: a bootstrap of its samples would add bias of the size
-that it is to measure.
+A row is a JSON file, or an evaluation of a run's newest evaluated step. If that step was evaluated in several ways, each way
+has a row, named by the settings in which it differs from the others. Results of one run and step that differ only in the seed
+are repetitions: their row is their mean, with Student's 95 % interval over the seeds. A single result, or a number that does
+not depend on the seed, has an interval if its error is known without repetition: a share of n images (Wilson 1927), or a mean
+whose standard error is in the result. A FID of one seed has no interval: a bootstrap of its samples would add a bias as large
+as the error that it estimates.
 
-Rows whose protocols differ are marked: a difference between them may be the protocol's.
+Rows whose protocols differ are marked, since their numbers may differ because of the protocol.
 """
 
 import csv
@@ -31,15 +31,16 @@ OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images"
 """Keys of a protocol that say what was evaluated rather than how."""
 _RENAMED_PROTOCOL = {"judge": "evaluator"}
 SHARE = re.compile(r"class_accuracy(_.*)?")
-"""A metric that is a share of the samples; what follows its name is the way of sampling."""
+"""A metric that is a share of the samples; a suffix of its name says how they were drawn."""
 SPREAD = re.compile(r".*(_standard_error|_std)(_.*)?")
-"""What says how far another number spreads."""
+"""The standard error or deviation of another number."""
 Z95 = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`half`: (below, above) the value to the ends of its 95 % interval; None where it has none."""
+    """`half`: distances (below, above) from the value to the ends of its 95 % interval; None if it has none."""
 
     value: float
     half: tuple[float, float] | None = None
@@ -55,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """`protocol`: without the seed and what says what was evaluated; `mark`: the letter of that protocol."""
+    """`protocol`: without the seed and the keys OF_THE_MODEL; `mark`: the letter of that protocol."""
 
     name: str
     protocol: dict[str, Any]
@@ -64,12 +65,12 @@ class Row:
     mark: str = ""
 
 
-def compare(places: Sequence[Path], table: Path | None, picture: Path | None) -> None:
-    """Prints the table of evaluations to stdout, and writes it as CSV and as a PNG where these are named.
+def compare(paths: Sequence[Path], table: Path | None, picture: Path | None) -> None:
+    """Prints the table of evaluations to stdout, and writes it to `table` as CSV and to `picture` as PNG if given.
 
-    Protocols that differ are told on stderr. Raises UserError for what is no evaluation.
+    Prints differences between protocols to stderr. Raises UserError for a path that is not an evaluation.
     """
-    rows = _marked([row for place in places for row in _rows(place)])
+    rows = _marked([row for path in paths for row in _rows(path)])
     metrics = list(dict.fromkeys(key for row in rows for key in row.cells))
     print(as_text(rows, metrics))
     for line in _differences(rows):
@@ -88,19 +89,19 @@ def compare(places: Sequence[Path], table: Path | None, picture: Path | None) ->
 # -- reading ------------------------------------------------------------------------------------------------------------
 
 
-def _rows(place: Path) -> list[Row]:
-    if not place.is_dir():
-        return [_row(str(place), [_read(place)])]
-    ways = _newest(place)
-    return [_row(f"{place}{name}", results) for name, results in zip(_names(ways), ways, strict=True)]
+def _rows(path: Path) -> list[Row]:
+    if not path.is_dir():
+        return [_row(str(path), [_read(path)])]
+    ways = _newest_results(path)
+    return [_row(f"{path}{name}", results) for name, results in zip(_names(ways), ways, strict=True)]
 
 
 def _row(name: str, results: Sequence[Mapping[str, Any]]) -> Row:
-    return Row(name, _how(results[0]), _cells(results), len(results))
+    return Row(name, _measurement(results[0]), _cells(results), len(results))
 
 
-def _newest(run: Path) -> list[list[dict[str, Any]]]:
-    """The results of a run's newest evaluated step: those that differ in nothing but the seed together, each seed once."""
+def _newest_results(run: Path) -> list[list[dict[str, Any]]]:
+    """The results of a run's newest evaluated step, grouped: those of a group differ only in the seed, each seed once."""
     paths = sorted((run / "evaluations").glob("step_*.json"))
     if not paths:
         raise UserError(f"{run}: has no evaluations/step_*.json; evaluate it with launch/evaluate.py {run}")
@@ -116,19 +117,19 @@ def _newest(run: Path) -> list[list[dict[str, Any]]]:
 
 
 def _names(ways: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
-    """For each of a run's ways of evaluation ` (key=value ...)`, by as few keys as tell them apart; nothing for one way."""
+    """` (key=value ...)` for each way in which a run was evaluated, by the keys in which they differ; "" for one way."""
     facts = [{**_flat(_unseeded(results[0]["protocol"])), "metrics": list(_numbers(results[0]))} for results in ways]
     keys: list[str] = []
-    told: list[list[str]] = [[] for _ in ways]
-    # First what all ways say: the metrics are the longest to name, and their own settings are of one way alone.
-    every = dict.fromkeys(key for one in facts for key in one)
-    for key in sorted(every, key=lambda key: not all(key in one for one in facts)):
-        with_key = [[*words, _shown(one.get(key))] for words, one in zip(told, facts, strict=True)]
-        if len({*map(tuple, with_key)}) > len({*map(tuple, told)}):
-            keys, told = [*keys, key], with_key
+    labels: list[list[str]] = [[] for _ in ways]
+    # Keys that all ways have come first: settings of a metric exist only in the ways that measure it.
+    keys_of_any = dict.fromkeys(key for way in facts for key in way)
+    for key in sorted(keys_of_any, key=lambda key: not all(key in way for way in facts)):
+        with_key = [[*words, _shown(way.get(key))] for words, way in zip(labels, facts, strict=True)]
+        if len({*map(tuple, with_key)}) > len({*map(tuple, labels)}):
+            keys, labels = [*keys, key], with_key
     return [
         f" ({' '.join(f'{key}={word}' for key, word in zip(keys, words, strict=True))})" if keys else ""
-        for words in told
+        for words in labels
     ]
 
 
@@ -164,12 +165,12 @@ def _renamed(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _how(result: Mapping[str, Any]) -> dict[str, Any]:
+def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in _unseeded(result["protocol"]).items() if key not in OF_THE_MODEL}
 
 
 def _unseeded(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the seed, which a metric of real data has in its own part (a bound that is estimated)."""
+    """Without the seed, here and in nested parts (bits_per_dim has its own where its bound is estimated)."""
     return {
         key: _unseeded(value) if isinstance(value, Mapping) else value
         for key, value in protocol.items()
@@ -184,7 +185,7 @@ def _cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
     cells = {}
     for name in _numbers(results[0]):
         values = [one[name] for one in results]
-        same = len(set(values)) == 1  # one result, or real data alone: no repetition says anything of its error
+        same = len(set(values)) == 1  # one result, or a number of real data only: repetition tells nothing of its error
         cells[name] = _single(name, results[0]) if same else repeated(values)
     return cells
 
@@ -224,22 +225,23 @@ def share(value: float, count: int) -> Cell:
 
 
 def _marked(rows: Sequence[Row]) -> list[Row]:
-    """Each row with its protocol's letter, A for the first's, and with all that rows of this letter say of the protocol; no
-    letters where there is one protocol.
+    """Each row with the letter of its protocol (A for the first row's; none if there is only one protocol), and with the
+    union of the protocols of all rows with this letter.
 
-    What one row says and another does not (kid's subsets, the evaluator) is of a metric that the other has not measured.
+    A key that only one of two rows has (kid's subsets, the evaluator) belongs to a metric that the other did not measure,
+    so it is no difference.
     """
     protocols: list[dict[str, Any]] = []
-    places = []
+    groups = []
     for row in rows:
-        agreeing = (place for place, known in enumerate(protocols) if not _differing(known, row.protocol))
-        places.append(next(agreeing, len(protocols)))
-        if places[-1] == len(protocols):
+        agreeing = (group for group, known in enumerate(protocols) if not _differing(known, row.protocol))
+        groups.append(next(agreeing, len(protocols)))
+        if groups[-1] == len(protocols):
             protocols.append({})
-        protocols[places[-1]] |= row.protocol
-    letters = [chr(ord("A") + place) if place < 26 else str(place) for place in range(len(protocols))]
+        protocols[groups[-1]] |= row.protocol
+    letters = [chr(ord("A") + group) if group < 26 else str(group) for group in range(len(protocols))]
     marks = letters if len(protocols) > 1 else [""]
-    return [replace(row, protocol=protocols[place], mark=marks[place]) for row, place in zip(rows, places, strict=True)]
+    return [replace(row, protocol=protocols[group], mark=marks[group]) for row, group in zip(rows, groups, strict=True)]
 
 
 def _differences(rows: Sequence[Row]) -> list[str]:
@@ -256,14 +258,14 @@ def _differences(rows: Sequence[Row]) -> list[str]:
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """What differs in parts of the protocol that both have."""
+    """The keys that differ, with both values, in parts of the protocol that both have."""
     keys = set()
     for key in first.keys() | second.keys() if prefix else first.keys() & second.keys():
-        ours, theirs = first.get(key), second.get(key)
-        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-            keys |= _differing(ours, theirs, f"{prefix}{key}.")
-        elif ours != theirs:
-            keys.add(f"{prefix}{key} ({json.dumps(ours)[:40]} / {json.dumps(theirs)[:40]})")
+        one, other = first.get(key), second.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            keys |= _differing(one, other, f"{prefix}{key}.")
+        elif one != other:
+            keys.add(f"{prefix}{key} ({json.dumps(one)[:40]} / {json.dumps(other)[:40]})")
     return keys
 
 
@@ -272,7 +274,7 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str 
 
 def as_text(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     """Columns of equal width; `!X` after a row of protocol X where protocols differ."""
-    head = ["", *metrics, "seeds"]
+    header = ["", *metrics, "seeds"]
     lines = [
         [
             row.name + (f" !{row.mark}" if row.mark else ""),
@@ -281,10 +283,10 @@ def as_text(rows: Sequence[Row], metrics: Sequence[str]) -> str:
         ]
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in [head, *lines]
+        for line in [header, *lines]
     )
 
 

@@ -1,7 +1,7 @@
 """Evaluation of images: one distributed pass over them serves every metric.
 
-The protocol goes with the number: a distance means nothing without the features, the number of samples, the reference
-and the way the samples were drawn, so the result carries them, and two results compare when their protocols are equal.
+A distance means nothing without the features, the number of samples, the reference and the way the samples were drawn. So
+every result holds them as its protocol, and two results are comparable when their protocols are equal.
 A model's images are compared as the uint8 that a user would save, [-1, 1] rounded to 8 bits, at their own size.
 """
 
@@ -43,8 +43,8 @@ from bigtrain.features.classifier import (
 from bigtrain.features.network import Features
 from bigtrain.features.opening import open_features
 
-LEAST: dict[SampleMetricName, int] = {"kid": 2, "two_sample_test": 4, "real_fid": 2}
-"""Images of each side without which there is no number at all."""
+MINIMUM_IMAGES: dict[SampleMetricName, int] = {"kid": 2, "two_sample_test": 4, "real_fid": 2}
+"""The fewest images of each side from which a metric can be computed."""
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +64,13 @@ def evaluate(
 ) -> EvaluationResult | None:
     """Measures `metrics` of images; every rank calls it, and every rank gets the same result.
 
-    `workers` is the number of reading processes per rank; `protocol` holds what the caller knows of how the images were
-    made (JSON values); `labels` are asked for where a metric counts the images of each class. The result is a JSON dict:
-    each number by name and, under "protocol", all that the numbers depend on, the number of ranks not being among it.
-    `keep_moments`: whether the images' moments are asked for, whatever the metrics.
+    `workers`: reading processes per rank; `protocol`: what the caller knows of how the images were made (JSON values);
+    `labels`: called if a metric counts the images of each class; `keep_moments`: whether to return the images' moments,
+    whatever the metrics. The result is a JSON dict: each number by name and, under "protocol", everything that the numbers
+    depend on (they do not depend on the number of ranks).
 
-    None if `should_stop` (asked at every call of a network, on every rank) said so on any rank. Raises UserError, on all
-    ranks alike. Networks, generators and precision settings of the run are left as they were.
+    Returns None if `should_stop` (called at every call of a network, on every rank) is true on any rank. Raises UserError on
+    all ranks. Networks, generators and precision settings of the run are left as they were.
     """
     reading = Reading(options.batch_size, workers, should_stop)
     try:
@@ -89,15 +89,17 @@ def check(
     options: EvaluationOptions,
     device: torch.device,
 ) -> None:
-    """Raises UserError, on all ranks alike, for what `evaluate` would refuse before it looks at an image; every rank calls
-    it. A network that would have to be trained is not, unless a file of moments must be of its features."""
+    """Raises UserError, on all ranks, for what `evaluate` would refuse before it reads an image; every rank calls it.
+
+    A classifier that gives the features is trained only if a file of moments must be checked against them.
+    """
     evaluation = _Evaluation(images, labels, real, metrics, options, device, Reading(options.batch_size, 0), False)
     if options.features != "classifier" or (real.reference is not None and real.reference.moments is not None):
         evaluation.open_features()
 
 
 class _Evaluation:
-    """The steps of one evaluation, in order: networks, the real side, the images, what follows from both."""
+    """The steps of one evaluation, in order: checks, networks, the reference, the images, what is computed from both."""
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class _Evaluation:
         self.device, self.reading, self.keep_moments = device, reading, keep_moments
         self._check_reference()
         self._check_sizes()
-        self._check_everywhere()
+        self._check_ranks_agree()
         self._check_classifiers()
         self._check_counts()
         sets = self.images, self._real_images()
@@ -126,10 +128,10 @@ class _Evaluation:
         return None if self.real.reference is None else self.real.reference.images
 
     def needs(self, side: Literal["fake", "real"], need: Need) -> bool:
-        """Whether some chosen metric looks at it."""
+        """Whether a chosen metric needs it of that side."""
         return any(need in getattr(METRICS[metric], side) for metric in self.metrics)
 
-    # -- before anything is looked at -------------------------------------------------------------------------------
+    # -- checks before any image is read ----------------------------------------------------------------------------
 
     def _check_reference(self) -> None:
         for metric in self.metrics:
@@ -142,32 +144,34 @@ class _Evaluation:
                     "zip, an npz of samples or of moments"
                 )
             gaussian = self.real.reference.moments
-            there = {"moments"} | ({"features"} if gaussian is not None and gaussian.features is not None else set())
-            if self.real.reference.images is None and not needs <= there:
+            available = {"moments"} | (
+                {"features"} if gaussian is not None and gaussian.features is not None else set()
+            )
+            if self.real.reference.images is None and not needs <= available:
                 raise UserError(
-                    f"evaluation.metrics: {metric} looks at the reference's images, and {gaussian and gaussian.path} holds "
-                    "moments alone; give the images, or set evaluation.metrics=[fid]"
+                    f"evaluation.metrics: {metric} needs the reference's images, and {gaussian and gaussian.path} holds "
+                    "only moments; give the images, or set evaluation.metrics=[fid]"
                 )
 
     def _check_sizes(self) -> None:
         real = self._real_images()
-        ours, theirs = self.images.size(), None if real is None else real.size()
-        if ours and theirs and ours != theirs and not self.options.allow_mixed_sizes:
+        size, reference_size = self.images.size(), None if real is None else real.size()
+        if size and reference_size and size != reference_size and not self.options.allow_mixed_sizes:
             raise UserError(
-                f"evaluation.reference: {self.images.name} are {ours[0]} x {ours[1]}, the reference's {theirs[0]} x "
-                f"{theirs[1]}; compare images of one size (python launch/shard.py SOURCE OUT --size {ours[0]}), or let the "
-                "feature network resize each with evaluation.allow_mixed_sizes=true"
+                f"evaluation.reference: {self.images.name} are {size[0]} x {size[1]}, the reference's {reference_size[0]} x "
+                f"{reference_size[1]}; compare images of one size (python launch/shard.py SOURCE OUT --size {size[0]}), or let "
+                "the feature network resize each with evaluation.allow_mixed_sizes=true"
             )
 
         if self.options.allow_mixed_sizes and (
             self.needs("fake", "evaluator") or self.needs("fake", "images") or self._pictured()
         ):
             raise UserError(
-                "evaluation.allow_mixed_sizes: class_accuracy, classification_accuracy_score and nearest_neighbours see the "
+                "evaluation.allow_mixed_sizes: class_accuracy, classification_accuracy_score and nearest_neighbours use the "
                 "images themselves, which must be of one size; leave them out, or make the images one size"
             )
 
-    def _check_everywhere(self) -> None:
+    def _check_ranks_agree(self) -> None:
         real = self._real_images()
         counts = world.gather_objects((self.images.count, 0 if real is None else real.count))
         if len(set(counts)) > 1:
@@ -177,7 +181,7 @@ class _Evaluation:
             )
 
     def _counts(self) -> list[tuple[int, str]]:
-        """(how many, their name) of the images on each side."""
+        """(number of images, what they are called in messages) of each side."""
         sides = [(self.images.count, self.images.name)]
         real = self._real_images()
         reference = self.real.reference
@@ -196,11 +200,11 @@ class _Evaluation:
             )
 
     def _check_least(self, count: int, name: str) -> None:
-        there = min(count, self.options.max_features)
-        for metric, least in LEAST.items():
-            if metric in self.metrics and there < least:
+        available = min(count, self.options.max_features)
+        for metric, least in MINIMUM_IMAGES.items():
+            if metric in self.metrics and available < least:
                 raise UserError(
-                    f"evaluation.samples: {metric} needs {least} images of each side, not {there} ({name}); take more, or "
+                    f"evaluation.samples: {metric} needs {least} images of each side, not {available} ({name}); take more, or "
                     "leave it out of evaluation.metrics"
                 )
         for metrics, key in (
@@ -215,7 +219,7 @@ class _Evaluation:
                 )
 
     def _agree_on_classes(self) -> tuple[str, ...]:
-        """The names behind all labels; wraps both sides where a metric looks at labels."""
+        """The class names that the labels of both sides number; relabels both sides if a metric uses labels."""
         labelled = [metric for metric in self.metrics if "labels" in METRICS[metric].fake]
         reference = self._real_images()
         if not labelled:
@@ -243,7 +247,7 @@ class _Evaluation:
         return self.needs("fake", "evaluator") or self.needs("fake", "images")
 
     def _check_classifiers(self) -> None:
-        """What networks are trained on must be there, before one is."""
+        """Raises UserError if data that a classifier is trained or tested on is missing, before one is trained."""
         train = self.real.train
         if self._needs_features() and self.options.features == "classifier" and train is not None:
             check_classes(train, "features")
@@ -267,7 +271,7 @@ class _Evaluation:
             )
 
     def _count_classes(self, labels: Labels | None, images: ImageSet, real: ImageSet | None) -> dict[str, int]:
-        """The images of the rarest class of each side. Raises UserError for a class of which no covariance follows."""
+        """Number of images of the rarest class, by side. Raises UserError if a class has too few for a covariance."""
         reference = self.real.reference
         assert labels is not None, "a metric of classes is asked for where labels are known"
         assert real is not None
@@ -278,8 +282,8 @@ class _Evaluation:
             ("real", "the reference", reference.labels(), real.classes),
             ("fake", images.name, labels(), images.classes),
         ):
-            of_ours = np.array([self.classes.index(known) for known in names or self.classes])
-            counts = np.bincount(of_ours[numbers[numbers < len(of_ours)]], minlength=len(self.classes))
+            class_numbers = np.array([self.classes.index(known) for known in names or self.classes])
+            counts = np.bincount(class_numbers[numbers[numbers < len(class_numbers)]], minlength=len(self.classes))
             if counts.min() < 2:
                 raise UserError(
                     f"evaluation.metrics: intra_fid needs 2 images of each class, and {name} have fewer of "
@@ -318,8 +322,8 @@ class _Evaluation:
             check_enough(features, count, name, distances[0], "evaluation.samples")
         if self.fewest and min(self.fewest.values()) <= features.dimensions and world.is_main():
             log.warning(
-                "evaluation.metrics: intra_fid rests on as few as %d images of a class in %d feature dimensions: it has a "
-                "large bias; compare it only with others of this very protocol",
+                "evaluation.metrics: intra_fid has as few as %d images of a class in %d feature dimensions: it has a large "
+                "bias; compare it only with others of exactly this protocol",
                 min(self.fewest.values()),
                 features.dimensions,
             )
@@ -336,18 +340,18 @@ class _Evaluation:
     def run(self, protocol: Mapping[str, Any]) -> EvaluationResult:
         evaluator = self._find_evaluator()
         real = self._survey_real()
-        found = Survey(
+        fake = Survey(
             self.images, self._wants(), self.features, evaluator, self.options.allow_mixed_sizes, self.device
         ).run(self.reading)
-        accuracy = self._score_classification(found) if self.needs("fake", "images") else None
-        neighbours, picture = self._find_neighbours(found) if self.needs("fake", "neighbours") else ([], None)
+        accuracy = self._score_classification(fake) if self.needs("fake", "images") else None
+        neighbours, picture = self._find_neighbours(fake) if self.needs("fake", "neighbours") else ([], None)
 
         def measure() -> dict[str, Any]:
             evidence = Evidence(
                 metrics=self.metrics,
                 settings=self._settings(),
                 samples=self.images.count,
-                fake=found,
+                fake=fake,
                 real=real,
                 real_gaussian=self._real_gaussian(real),
                 classes=self.classes,
@@ -357,9 +361,9 @@ class _Evaluation:
             result: dict[str, Any] = {}
             for metric in self.metrics:
                 result |= METRICS[metric].values(evidence)
-            return result | {"protocol": self._protocol(protocol, found, real, evaluator)}
+            return result | {"protocol": self._protocol(protocol, fake, real, evaluator)}
 
-        return EvaluationResult(on_main(measure), picture, found.moments if world.is_main() else None)
+        return EvaluationResult(on_main(measure), picture, fake.moments if world.is_main() else None)
 
     def _settings(self) -> Settings:
         return Settings(**{name: getattr(self.options, name) for name in Settings.__dataclass_fields__})
@@ -382,7 +386,7 @@ class _Evaluation:
         return survey_reference(reference.images, wants, self.features, self.options.allow_mixed_sizes, self.reading)
 
     def _stored_features(self, reference: Reference | None) -> Findings:
-        """Of a reference that is a file of features."""
+        """The features of a reference that is a file of features; for any other reference, nothing."""
         if reference is None or reference.moments is None or reference.moments.features is None:
             return Findings()
         features = reference.moments.features
@@ -402,7 +406,7 @@ class _Evaluation:
         )
 
     def _pictured(self) -> int:
-        """Samples that are shown with their neighbours."""
+        """Number of samples that are shown with their neighbours."""
         return min(self.options.pictured_samples, self.images.count) if self.needs("fake", "neighbours") else 0
 
     def _real_gaussian(self, real: Findings) -> tuple[Tensor, Tensor] | None:
@@ -410,29 +414,29 @@ class _Evaluation:
             return self.real.reference.moments.mean, self.real.reference.moments.covariance
         return None if real.moments is None else (real.moments.mean(), real.moments.covariance())
 
-    def _score_classification(self, found: Findings) -> float:
+    def _score_classification(self, fake: Findings) -> float:
         """The held-out accuracy of a classifier trained on the samples (Ravuri & Vinyals 2019), by rank 0."""
 
         def score() -> float:
-            assert found.images is not None
-            assert found.image_labels is not None
+            assert fake.images is not None
+            assert fake.image_labels is not None
             assert self.real.test is not None
             network = train_on_images(
-                found.images, found.image_labels, len(self.classes), "evaluator", self.reading, self.device
+                fake.images, fake.image_labels, len(self.classes), "evaluator", self.reading, self.device
             )
             return measure_accuracy(Classifier(network, "evaluator", {}, self.device), self.real.test, self.reading)
 
         return on_main(score)
 
-    def _find_neighbours(self, found: Findings) -> tuple[list[dict[str, Any]], Image.Image | None]:
-        """For the pictured samples the reference's nearest images, whole on rank 0."""
+    def _find_neighbours(self, fake: Findings) -> tuple[list[dict[str, Any]], Image.Image | None]:
+        """The reference's images nearest to each pictured sample, and their picture; on rank 0, empty on the others."""
         reference = self._real_images()
         assert reference is not None
         assert self.features is not None
         features, device = self.features, self.device
         count = min(self.options.pictured_neighbours, reference.count)
-        shown = np.isin(found.image_numbers, fair_order(self.images.count)[: self._pictured()])
-        samples = None if found.images is None else found.images[torch.from_numpy(shown)]
+        shown = np.isin(fake.image_numbers, fair_order(self.images.count)[: self._pictured()])
+        samples = None if fake.images is None else fake.images[torch.from_numpy(shown)]
 
         def queries() -> Tensor:
             assert samples is not None
@@ -442,12 +446,12 @@ class _Evaluation:
         nearby = nearest(reference, vectors, count, features, self.reading)
         if nearby is None or samples is None:
             return [], None
-        return neighbour_picture(samples, self.images, found.image_numbers[shown], reference, *nearby, self.reading)
+        return neighbour_picture(samples, self.images, fake.image_numbers[shown], reference, *nearby, self.reading)
 
-    # -- what the numbers depend on ---------------------------------------------------------------------------------
+    # -- the protocol -----------------------------------------------------------------------------------------------
 
     def _protocol(
-        self, drawing: Mapping[str, Any], found: Findings, real: Findings, evaluator: Classifier | None
+        self, drawing: Mapping[str, Any], fake: Findings, real: Findings, evaluator: Classifier | None
     ) -> dict[str, Any]:
         """Everything that the numbers depend on, and nothing that they do not."""
         options, reference = self.options, self.real.reference
@@ -456,7 +460,7 @@ class _Evaluation:
             "seed": options.seed,
             "image_size": list(self.images.size() or ()) if not options.allow_mixed_sizes else None,
             "versions": versions(),
-            "images": self.images.describe(found.digest),
+            "images": self.images.describe(fake.digest),
         }
         if self.features is not None:
             facts["features"] = self.features.protocol()
@@ -465,14 +469,14 @@ class _Evaluation:
         if evaluator is not None:
             facts["evaluator"] = evaluator.protocol()
         if "intra_fid" in self.metrics:
-            # Of the samples it depends on the seed, so it is a result.
+            # The samples' smallest class depends on the seed, so it is part of the result instead.
             facts["intra_fid"] = {"fewest_of_a_class": {"real": self.fewest["real"]}}
-        stored = [0 if side.stored is None else len(side.stored) for side in (real, found)]
+        stored = [0 if side.stored is None else len(side.stored) for side in (real, fake)]
         for metric, settings in self._settings_by_metric(stored).items():
             if metric in self.metrics:
                 facts[metric] = settings
         clash = facts.keys() & drawing.keys()
-        assert not clash, f"the caller's protocol has keys of the evaluation's: {sorted(clash)}"
+        assert not clash, f"the caller's protocol has keys that the evaluation sets: {sorted(clash)}"
         return {**drawing, **facts}
 
     def _settings_by_metric(self, stored: list[int]) -> dict[str, dict[str, Any]]:
@@ -495,9 +499,9 @@ class _Evaluation:
                 "trained_on": min(options.max_features, self.images.count),
                 "tested_on": self.real.test.fingerprint if self.real.test is not None else None,
             },
-            "real_fid": {"images_a_side": self._half()},
+            "real_fid": {"images_a_side": self._half_count()},
         }
 
-    def _half(self) -> int:
+    def _half_count(self) -> int:
         reference = self._real_images()
         return min(self.images.count, reference.count // 2) if reference is not None else 0

@@ -1,4 +1,4 @@
-"""Evaluation of images that no run of ours made: a folder, an archive, an npz, shards; there is no recipe to ask."""
+"""Evaluation of images without a model: a folder, an archive, an npz or shards. There is no recipe."""
 
 from typing import Any
 
@@ -13,36 +13,37 @@ from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
 from bigtrain.evaluation.reference import RealData, Reference, open_images, open_reference
 from bigtrain.evaluation.result import EvaluationResult
 
-OF_MODELS = ("samples", "split", "split_samples", "likelihood_evaluations", "candidates", "classifier")
-"""Options that say how a model is asked, which mean nothing where there is none."""
+MODEL_OPTIONS = ("samples", "split", "split_samples", "likelihood_evaluations", "candidates", "classifier")
+"""Options that say how a model is evaluated; an error where there is no model."""
 WORKERS = 2
+"""Processes per rank that read images, by default."""
 
 
 def evaluate_images(
     where: str, options: EvaluationOptions, device: torch.device, *, keep_moments: bool = False
 ) -> EvaluationResult:
-    """Every image that lies at `where` (a path, or an index's URL) against `options.reference`; every rank calls it.
+    """Evaluates every image at `where` (a path, or the URL of an index) against `options.reference`; every rank calls it.
 
-    Without a reference only what needs none is measured: an inception_score, or moments to keep. Raises UserError.
+    Without a reference only inception_score can be measured, and moments kept. Raises UserError.
     """
-    for key in OF_MODELS:
+    for key in MODEL_OPTIONS:
         if key in options.model_fields_set:
             raise UserError(
-                f"evaluation.{key}: says how a model is evaluated, and {where} is neither a run nor an export: its images are "
-                "taken as they are, all of them; leave it out"
+                f"evaluation.{key}: says how a model is evaluated, and {where} is neither a run nor an export: all its images "
+                "are evaluated as they are; leave it out"
             )
-    # Together: a folder may be missing on one machine alone.
-    there = together(lambda: open_images(where))
+    # Together, since a folder may be missing on one machine only.
+    opened = together(lambda: open_images(where))
     reference = together(lambda: open_reference(options.reference)) if "reference" in options.model_fields_set else None
     metrics = _metrics(options, reference, keep_moments)
     real = _real(reference)
     workers = WORKERS if options.workers is None else options.workers
-    assert there.images is not None
-    measured = evaluate(
-        there.images, real, metrics, options, device, workers, {}, labels=there.labels, keep_moments=keep_moments
+    assert opened.images is not None
+    result = evaluate(
+        opened.images, real, metrics, options, device, workers, {}, labels=opened.labels, keep_moments=keep_moments
     )
-    assert measured is not None, "an evaluation that nothing stops has a result"
-    return measured
+    assert result is not None, "an evaluation that nothing stops has a result"
+    return result
 
 
 def _metrics(
@@ -51,7 +52,7 @@ def _metrics(
     if options.metrics is not None:
         held_out = [metric for metric in options.metrics if metric in HELD_OUT]
         if held_out:
-            raise UserError(f"evaluation.metrics: {held_out[0]} is a model's, and these are images; leave it out")
+            raise UserError(f"evaluation.metrics: {held_out[0]} needs a model, and these are images; leave it out")
         return tuple(metric for metric in options.metrics if metric in METRICS)
     if reference is not None:
         return DEFAULT_METRICS_OF_IMAGES if reference.images is not None else ("fid",)

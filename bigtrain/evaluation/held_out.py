@@ -1,6 +1,6 @@
 """What is measured on real data rather than on samples: the likelihood of a split, and how well it is reconstructed.
 
-Every rank looks at its share of the split, each sample once, and float64 sums are added up over ranks.
+Every rank reads its share of the split, each sample once, and float64 sums are added up over ranks.
 """
 
 import math
@@ -32,11 +32,11 @@ Likelihood = Callable[[Any, Batch], Mapping[str, Tensor]]
 def measure_likelihood(
     likelihood: Likelihood, dimensions: int, index: Index, limit: int | None, device: torch.device, reading: Reading
 ) -> dict[str, Any]:
-    """Bits per dimension of a split (or of the first `limit` of a fair order of it) with its standard error.
+    """Bits per dimension of a split (or of a fixed random subset of `limit` samples) with its standard error.
 
-    `dimensions`: those of one sample. Returns bits_per_dim, bits_per_dim_standard_error, nats (a sample's, on average)
-    and, under bits_per_dim_terms, every further term of `likelihood`, in bits per dimension: a number, or a list where a
-    term has parts. Every rank gets the same. Raises UserError and Stopped.
+    `dimensions`: of one sample. Returns bits_per_dim, bits_per_dim_standard_error, nats (the mean over samples) and,
+    under bits_per_dim_terms, every other term of `likelihood`, in bits per dimension: a number, or a list if the term
+    is a vector. Every rank gets the same. Raises UserError and Stopped.
     """
     sums: dict[str, Tensor] = {}
     squares = torch.zeros((), dtype=torch.float64, device=device)
@@ -53,11 +53,11 @@ def measure_likelihood(
     with stoppable(reading.should_stop):
         together(sweep)
     count = min(limit or index.samples, index.samples)
-    shapes = [{name: tuple(total.shape) for name, total in sums.items()}]
-    shapes = [found for found in world.gather_objects(shapes[0]) if found]  # a rank may have had no sample at all
+    own_shapes = {name: tuple(total.shape) for name, total in sums.items()}
+    shapes = next(filter(None, world.gather_objects(own_shapes)))  # a rank may have had no sample at all
     means = {
         name: world.sum_over_ranks(sums.get(name, torch.zeros(shape, dtype=torch.float64, device=device))) / count
-        for name, shape in sorted(shapes[0].items())
+        for name, shape in sorted(shapes.items())
     }
     nats = float(means.pop("nats"))
     if not math.isfinite(nats):
@@ -77,20 +77,20 @@ def measure_likelihood(
 def measure_reconstruction(
     reconstruct: Callable[[Tensor], Tensor], index: Index, limit: int | None, device: torch.device, reading: Reading
 ) -> dict[str, float]:
-    """How far reconstructions are from the images of a split, as the 8-bit pictures that both would be saved as.
+    """How far reconstructions are from the images of a split, both rounded to 8 bits as when saved.
 
-    Returns reconstruction_mse (in units of [-1, 1]), reconstruction_nmse (divided by the variance of the split's
-    pixels, all channels together) and reconstruction_psnr (dB, of the mean error). Every rank gets the same. Raises
-    UserError and Stopped.
+    Returns reconstruction_mse (of pixels in [-1, 1]), reconstruction_nmse (divided by the variance of the split's pixels,
+    all channels together) and reconstruction_psnr (dB, of the mean error). Every rank gets the same. Raises UserError and
+    Stopped.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def sweep() -> None:
         for numbers, batch, progress in _batches(index, limit, reading, "reconstruction"):
             images = to_images(batch, device)
-            again = ((reconstruct(images).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+            reconstructed = ((reconstruct(images).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
             exact = images.double()
-            sums.add_(torch.stack([(again.double() - exact).square().sum(), exact.sum(), exact.square().sum()]))
+            sums.add_(torch.stack([(reconstructed.double() - exact).square().sum(), exact.sum(), exact.square().sum()]))
             progress.add(len(numbers))
 
     with stoppable(reading.should_stop):
@@ -118,30 +118,30 @@ def measure_rfid(
     device: torch.device,
     reading: Reading,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """(values, protocol): the FID of a split's images after encoding and decoding against the split itself.
+    """(values, protocol): the FID of a split's reconstructions against the split itself.
 
-    Of `options.split_samples` of them, in a fair order, where that is set. Every rank gets the same. Raises UserError and
-    Stopped.
+    If `options.split_samples` is set, a fixed random subset of so many images is reconstructed; the reference is the whole
+    split. Every rank gets the same. Raises UserError and Stopped.
     """
     features = open_features(
         options.features, options.weights, side_of(split), reading, device, train=train, validation=validation
     )
-    again = Reconstructions(split, options.split, reconstruct, options.split_samples)
-    check_enough(features, again.count, again.name, "rfid", "evaluation.split_samples")
+    reconstructions = Reconstructions(split, options.split, reconstruct, options.split_samples)
+    check_enough(features, reconstructions.count, reconstructions.name, "rfid", "evaluation.split_samples")
     real = survey_reference(split_of(split, options.split), Wants(moments=True), features, False, reading)
-    found = Survey(again, Wants(moments=True), features, None, False, device).run(reading)
+    fake = Survey(reconstructions, Wants(moments=True), features, None, False, device).run(reading)
 
     def distance() -> float:
-        assert found.moments is not None
+        assert fake.moments is not None
         assert real.moments is not None
-        pairs = [(moments.mean(), moments.covariance()) for moments in (found.moments, real.moments)]
+        pairs = [(moments.mean(), moments.covariance()) for moments in (fake.moments, real.moments)]
         return frechet_distance(*pairs[0], *pairs[1])
 
     return {"rfid": on_main(distance)}, {"features": features.protocol(), "reference_samples": split.samples}
 
 
 def _batches(index: Index, limit: int | None, reading: Reading, what: str) -> Any:
-    """(numbers, batch, progress bar) of this rank's share."""
+    """Yields (numbers, batch, progress bar) of this rank's share of the split."""
     sweep = SplitLoader(
         index, rank=world.rank(), world=world.size(), batch=reading.batch, workers=reading.workers, limit=limit
     )

@@ -1,8 +1,8 @@
 """Moments and features of images in the npz files that FID tools exchange; read without unpickling anything.
 
-pytorch-fid and clean-fid: `mu` [d] and `sigma` [d, d]. guided-diffusion: those, `mu_s` and `sigma_s` of spatial features,
-which are left alone, and often `arr_0`, a part of the images. clean-fid's KID files: `feats` [n, d]. Ours have `mu` and
-`sigma`, which all of these tools read, and `protocol`, JSON text that says of what.
+pytorch-fid and clean-fid: `mu` [d] and `sigma` [d, d]. guided-diffusion: the same, `mu_s` and `sigma_s` of spatial features,
+which are not read, and often `arr_0`, some of the images. clean-fid's KID files: `feats` [n, d]. bigtrain writes `mu` and
+`sigma`, which all of these tools read, and `protocol`, JSON text that says how they were made.
 """
 
 import io
@@ -27,9 +27,10 @@ from bigtrain.runs import atomic
 
 @dataclass(frozen=True)
 class Gaussian:
-    """mean float64 [d], covariance float64 [d, d] (over count - 1), and where the file came with them the features [n, d].
+    """mean float64 [d], covariance float64 [d, d] (over count - 1), and the features [n, d] if the file has them.
 
-    `protocol`: what a file of ours says of its making, else None; `has_samples`: whether images lie beside the moments.
+    `protocol`: how the moments were made, in a file that bigtrain wrote, else None; `has_samples`: whether the file holds
+    images too.
     """
 
     path: Path
@@ -40,27 +41,27 @@ class Gaussian:
     has_samples: bool
 
     def describe(self) -> dict[str, Any]:
-        """For the protocol of what is compared with these."""
+        """For the protocol of a comparison with these."""
         made = {} if self.protocol is None else {"made": self.protocol}
         return {"fingerprint": fingerprint({"mean": self.mean, "covariance": self.covariance}), **made}
 
     def check(self, features: Features) -> None:
-        """Raises UserError if these cannot be moments of what this network gives."""
+        """Raises UserError if these cannot be moments of this network's features."""
         if len(self.mean) != features.dimensions:
             raise UserError(
                 f"evaluation.reference: {self.path} holds moments of {len(self.mean)} dimensions, but {features.name} "
                 f"(evaluation.features) gives {features.dimensions}; choose the network that they were made with"
             )
-        theirs = {} if self.protocol is None else self.protocol["features"]
-        if theirs.get("fingerprint", features.fingerprint) != features.fingerprint:
+        made_with = {} if self.protocol is None else self.protocol["features"]
+        if made_with.get("fingerprint", features.fingerprint) != features.fingerprint:
             raise UserError(
-                f"evaluation.reference: {self.path} was made with {theirs.get('name')} of other "
-                f"weights or another resize than {features.name} (evaluation.features); choose the same"
+                f"evaluation.reference: {self.path} was made with {made_with.get('name')} of other "
+                f"weights or another resize than {features.name} (evaluation.features); choose the same network"
             )
 
 
 def holds_moments(path: Path) -> bool:
-    """Whether an npz has moments or features in it. Raises UserError if it is none."""
+    """Whether an npz file holds moments or features. Raises UserError if it is not an npz."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
@@ -70,7 +71,7 @@ def holds_moments(path: Path) -> bool:
 
 
 def read_moments(path: Path) -> Gaussian:
-    """Raises UserError for arrays that are not moments, and for pickled ones, which are never read."""
+    """Raises UserError for arrays that are not moments, and for pickled arrays, which are never read."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             features = torch.from_numpy(arrays["feats"]) if "feats" in arrays else None
@@ -81,7 +82,7 @@ def read_moments(path: Path) -> Gaussian:
             if "mu" in arrays and "sigma" in arrays:
                 mean, covariance = (torch.from_numpy(np.asarray(arrays[name])) for name in ("mu", "sigma"))
             else:
-                assert features is not None, f"{path}: holds_moments has seen to it"
+                assert features is not None, f"{path}: holds_moments has checked that"
                 moments = Moments.of(features)
                 mean, covariance = moments.mean(), moments.covariance()
             protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else None
@@ -105,7 +106,7 @@ def read_moments(path: Path) -> Gaussian:
 
 
 def write_moments(path: Path, moments: Moments, protocol: Mapping[str, Any]) -> None:
-    """Writes `mu`, `sigma` (float64) and `protocol`, whole or not at all. Raises UserError where the disk refuses."""
+    """Writes `mu`, `sigma` (float64) and `protocol` in one atomic write. Raises UserError if the file cannot be written."""
     stream = io.BytesIO()
     np.savez(
         stream,

@@ -1,4 +1,4 @@
-"""What a recipe may say of evaluation."""
+"""The options of evaluation: section `evaluation` of a recipe."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -15,38 +15,40 @@ HELD_OUT: Mapping[str, Literal["likelihood", "reconstruct"]] = {
     "reconstruction": "reconstruct",
     "rfid": "reconstruct",
 }
-"""Metrics of real data, by what a family must be able to do for them; all others need its samples."""
+"""Metrics that are measured on real data, and the capability that each needs of a family; all other metrics need samples."""
 DEFAULT_HELD_OUT: tuple[HeldOutName, ...] = ("bits_per_dim", "reconstruction")
-"""Of a model that draws no images."""
+"""What is measured by default of a model that draws no images."""
 
 
 class EvaluationOptions(Options):
-    """What is measured and against what. Larger `samples` lower the bias of a FID: compare only at equal `samples`."""
+    """What is measured and against what. More `samples` lower the bias of a FID: compare only at equal `samples`."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"stored": "max_features", "any_size": "allow_mixed_sizes"}
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"metrics": {"accuracy": "class_accuracy"}}
 
     metrics: tuple[MetricName, ...] | None = Field(default=None, min_length=1)
-    """What to measure; null: fid, recall, real_fid and, where classes can be asked for, class_accuracy of a family that draws
-    images, else what it can; of images from anywhere fid, kid, precision, recall, density and coverage.
+    """What to measure. null, for a family that draws images: fid, recall, real_fid and, where it is class-conditional,
+    class_accuracy; for any other family, what it can do; for images without a model: fid, kid, precision, recall, density and
+    coverage.
 
     fid: of the samples against the whole reference (Heusel et al. 2017). kid: the kernel distance (Binkowski et al. 2018).
-    inception_score: with its deviation over splits (Salimans et al. 2016). precision, recall: share of the samples among the
-    reference, of the reference among the samples (Kynkäänniemi et al. 2019). density, coverage: the same by real
-    neighbourhoods alone (Naeem et al. 2020). intra_fid: mean FID within each class (Miyato & Koyama 2018); it keeps all feature
-    vectors in files, the reference's for the next time too (8 KiB an image for Inception). class_accuracy: share of
-    the samples in which an independent classifier sees the class that was asked for. classification_accuracy_score: share of
-    held-out images that a classifier trained on the samples recognises (Ravuri & Vinyals 2019). two_sample_test: how well
-    neighbours tell samples from real images (Lopez-Paz & Oquab 2017). nearest_neighbours: the reference's images nearest to
-    some samples, and a picture of them. real_fid: of real images against other real images, as many as samples: what a
-    perfect model would score at this number (the scale of a fid in features of one's own). bits_per_dim: negative
-    log-likelihood of `split` per dimension, or a bound of it. reconstruction: error of the images of `split` after encoding
-    and decoding. rfid: FID of those images, so changed, against `split` itself."""
+    inception_score: with its deviation over splits (Salimans et al. 2016). precision, recall: share of the samples within the
+    manifold of the reference, and of the reference within that of the samples (Kynkäänniemi et al. 2019). density, coverage:
+    the same from neighbourhoods of real images only (Naeem et al. 2020). intra_fid: mean FID within each class (Miyato & Koyama
+    2018); it stores all feature vectors on disk, and keeps the reference's for the next evaluation (8 KiB an image for
+    Inception). class_accuracy: share of the samples that an independent classifier assigns to the class they were conditioned
+    on. classification_accuracy_score: share of held-out images that a classifier trained on the samples recognises (Ravuri &
+    Vinyals 2019). two_sample_test: accuracy of a nearest-neighbour classifier that tells samples from real images (Lopez-Paz &
+    Oquab 2017). nearest_neighbours: the images of the reference nearest to some samples, and a picture of them. real_fid: FID
+    of real images against other real images, as many as samples: what a perfect model would score with so many (it gives the
+    scale of a fid in features that are not Inception's). bits_per_dim: negative log-likelihood of `split` per dimension, or a
+    bound of it. reconstruction: error of the images of `split` after encoding and decoding. rfid: FID of those reconstructions
+    against `split` itself."""
     samples: int = Field(default=10_000, ge=2)
     """Images to generate."""
     features: str = "classifier"
     """`classifier`: a small network trained on the spot on the data's labels. `clean`, `legacy_tensorflow`,
-    `legacy_pytorch`: FID's Inception as clean-fid's modes of these names. `timm:MODEL`: a model of timm, such as
+    `legacy_pytorch`: FID's Inception, as in clean-fid's modes of these names. `timm:MODEL`: a model of timm, such as
     timm:vit_large_patch14_dinov2.lvd142m for the FD with DINOv2. Or the path of a TorchScript network with the calling
     convention of the public FID Inception, net(uint8 [n, 3, H, W], return_features=True) -> float [n, d]."""
     weights: str | None = None
@@ -56,46 +58,47 @@ class EvaluationOptions(Options):
     a tar or zip of images, an npz of samples (guided-diffusion's), or an npz of moments (pytorch-fid's, clean-fid's,
     guided-diffusion's, or made by --save-moments)."""
     split: Literal["train", "validation"] = "validation"
-    """Split that bits_per_dim and reconstruction are measured on."""
+    """Split that bits_per_dim, reconstruction and rfid are measured on."""
     split_samples: int | None = Field(default=None, gt=0)
-    """Measure them on so many samples of the split, in a fair order; null: on all of it."""
+    """Number of samples of the split to measure them on, a fixed random subset; null: all."""
     likelihood_evaluations: int | None = Field(default=None, ge=2)
-    """Evaluations of the network for each sample's bits_per_dim, where that is a bound that fewer can estimate (diffusion:
-    right in the mean, noisy for each sample); null: all that it takes."""
+    """Evaluations of the network for each sample's bits_per_dim, where fewer give an unbiased estimate of the bound
+    (diffusion: the mean is right, each sample's value is noisy); null: all terms of the bound."""
     allow_mixed_sizes: bool = False
     """Let the feature network resize images of different sizes, within a set or between samples and reference; false: that
     is an error, since a FID across resolutions is rarely meant."""
     max_features: int = Field(default=10_000, ge=2)
-    """Most feature vectors kept of each side, a fair sample, for metrics that look at single ones (kid, precision, recall,
-    density, coverage, two_sample_test); and most samples that a classification_accuracy_score is trained on."""
+    """The most feature vectors kept of each side, a random subset, for metrics that compare single vectors (kid, precision,
+    recall, density, coverage, two_sample_test); and the most samples that classification_accuracy_score trains on."""
     batch_size: int = Field(default=100, gt=0)
-    """Images at a time on each rank; does not change the result."""
+    """Images per batch on each rank; does not change the result."""
     workers: int | None = Field(default=None, ge=0)
     """Processes per rank that read images; null: data.workers, and 2 where there is no recipe."""
     seed: int = Field(default=0, ge=0)
-    """Keys the samples' noise and labels, whatever run.seed is."""
+    """Keys the samples' noise and labels; independent of run.seed."""
     candidates: int = Field(default=1, ge=1)
-    """Rejection sampling: of so many candidates for each sample, the one whose class `classifier` is surest of; 1: none."""
+    """Rejection sampling: candidates drawn for each sample, of which the one is kept to whose class `classifier` gives the
+    highest probability; 1: no selection."""
     classifier: str = "classifier"
     """What selects among candidates: `classifier`, a network trained on the spot and used for nothing else; or the path of a
     TorchScript network from uint8 [n, 3, H, W] to logits [n, classes]."""
     recall_neighbours: int = Field(default=3, ge=1)
     """The k of the k-nearest-neighbour balls of precision and recall."""
     coverage_neighbours: int = Field(default=5, ge=1)
-    """The k of those of density and coverage."""
+    """The k of the balls of density and coverage."""
     kid_subsets: int = Field(default=100, ge=1)
-    """Random subsets that kid is a mean over."""
+    """Random subsets that kid is the mean over."""
     kid_subset_size: int = Field(default=1000, ge=2)
-    """Vectors of each side in one of them, at most."""
+    """The most vectors of each side in one subset."""
     score_splits: int = Field(default=10, ge=1)
     """Parts of the samples over which inception_score is averaged."""
     pictured_samples: int = Field(default=10, ge=1)
-    """Samples for which nearest_neighbours are sought."""
+    """Samples whose nearest_neighbours are found."""
     pictured_neighbours: int = Field(default=7, ge=1)
-    """Neighbours of each."""
+    """Neighbours found for each."""
 
     def chosen(self, capabilities: frozenset[str]) -> tuple[MetricName, ...]:
-        """The metrics to measure of a family with these capabilities."""
+        """The metrics to measure for a family with these capabilities."""
         if self.metrics is not None:
             return self.metrics
         if "sample" in capabilities:

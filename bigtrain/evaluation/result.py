@@ -1,4 +1,4 @@
-"""What an evaluation gives, and how it is written."""
+"""The result of an evaluation, and how it is written."""
 
 import io
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from bigtrain.runs import atomic
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decode images and compute features, for the protocol and for what is kept."""
+    """Versions of the packages that decode images and compute features, for the protocol and for keys of the cache."""
     return {name: version(name) for name in ("torch", "timm", "numpy", "pillow", "simplejpeg")}
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """`result`: JSON, the same on every rank; on rank 0 also a `picture` of neighbours and the `moments` of the images,
-    where they were asked for."""
+    """`result`: JSON, the same on every rank. On rank 0 also a `picture` of neighbours and the `moments` of the images,
+    if they were requested."""
 
     result: dict[str, Any]
     picture: Image.Image | None = None
     moments: Moments | None = None
 
     def write(self, path: Path) -> None:
-        """Writes the result and, as NAME_neighbours.png beside it, the picture; for rank 0 to call. Raises UserError."""
+        """Writes the result and, as NAME_neighbours.png beside it, the picture; rank 0 calls it. Raises UserError."""
         try:
             if self.picture is not None:
                 stream = io.BytesIO()

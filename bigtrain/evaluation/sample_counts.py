@@ -13,20 +13,20 @@ log = logging.getLogger(__name__)
 
 
 def check_enough(features: Features, count: int, name: str, metric: str, key: str) -> None:
-    """Warns of a Frechet distance from fewer images than dimensions; raises UserError where it would be nothing but bias.
+    """Warns if a Frechet distance has fewer images than dimensions; raises UserError if it would be nearly all bias.
 
-    `name`: of the images; `metric`: what is measured on them; `key`: the option that says how many there are.
+    `name`: what the images are called in messages; `metric`: what is measured; `key`: the option that sets `count`.
     """
     least = max(2, features.dimensions // LEAST_SHARE)
     if count < least:
         raise UserError(
             f"{key}: {count} images ({name}) are too few for {metric} in {features.dimensions} feature dimensions: nearly all "
-            f"of it would be bias; take {least} at the very least, and more than dimensions for a number that means something"
+            f"of it would be bias; take at least {least}, and more than {features.dimensions} for a meaningful number"
         )
     if world.is_main() and count <= features.dimensions:
         log.warning(
             "%s: a distance from %d images in %d feature dimensions has a singular covariance and a large bias; compare it "
-            "only with others of this very protocol, or take more samples than dimensions",
+            "only with others of exactly this protocol, or take more samples than dimensions",
             key,
             count,
             features.dimensions,

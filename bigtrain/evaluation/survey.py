@@ -1,4 +1,4 @@
-"""One pass over a set of images, which serves every metric that looks at them; every rank sees its share once."""
+"""One pass over a set of images that serves every metric; each rank reads its share, each image once."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -24,27 +24,27 @@ from bigtrain.features.network import Features
 
 @dataclass(frozen=True)
 class Wants:
-    """What a pass is to find; each costs memory that does not grow with the number of images (`by_class`: disk)."""
+    """What a pass collects. The memory of each does not grow with the number of images (`by_class` is on disk)."""
 
     moments: bool = False
-    """Of all features."""
+    """Moments of all features."""
     by_class: int = 0
-    """All feature vectors by class, of so many classes."""
+    """Number of classes whose feature vectors are all kept, by class."""
     halves: int = 0
-    """Moments of so many images, and of so many others."""
+    """Number of images in each of two disjoint random subsets whose moments are taken."""
     stored: int = 0
-    """Feature vectors to keep, of a fair sample of the images."""
+    """Number of feature vectors to keep, those of a random subset of the images."""
     images: int = 0
-    """Images to keep, of a fair sample, with their labels."""
+    """Number of images to keep, a random subset, with their labels."""
     splits: int = 0
-    """Splits of an inception score."""
+    """Number of splits of an inception score."""
     recognised: bool = False
-    """Whether the evaluator is asked for each image's class."""
+    """Whether the evaluator predicts each image's class."""
     digest: bool = False
-    """Whether the whole set's pixels are to be hashed, where the set does not say itself what it holds."""
+    """Whether to hash the pixels of the whole set, for a set that has no fingerprint."""
 
     def numbers(self, count: int) -> np.ndarray:
-        """The images of a set of `count` that must be looked at, ascending."""
+        """The images of a set of `count` that must be read, int64, ascending."""
         if self.moments or self.by_class or self.splits or self.recognised or self.digest:
             return np.arange(count)
         return np.sort(fair_order(count)[: max(2 * self.halves, self.stored, self.images)])
@@ -56,27 +56,27 @@ class Wants:
 
 @dataclass
 class Findings:
-    """What one pass found, or several that were kept; on rank 0, and the same numbers at any world size."""
+    """What a pass collected, or what the cache kept of earlier ones; on rank 0, the same at any world size."""
 
     moments: Moments | None = None
     by_class: ClassFeatures | None = None
     halves: tuple[Moments, Moments] | None = None
     stored: Tensor | None = None
-    """float32 [n, d], by number of the image."""
+    """float32 [n, d], in ascending order of the images' numbers."""
     images: Tensor | None = None
-    """uint8 [n, 3, H, W] on the CPU, by number of the image."""
+    """uint8 [n, 3, H, W] on the CPU, in ascending order of their numbers."""
     image_numbers: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     image_labels: Tensor | None = None
     """int64 [n] on the CPU."""
     scores: ScoreSums | None = None
     recognised: int = 0
+    """Images whose predicted class is their label."""
     digest: str | None = None
-    """sha256 over the hashes of all images' pixels, by number."""
+    """sha256 over the hashes of all images' pixels, in ascending order of their numbers."""
 
 
 class Survey:
-    """Raises UserError, on every rank alike, for features that are not finite, images of several sizes, or whatever the
-    set finds broken."""
+    """Raises UserError, on every rank, for features that are not finite, images of several sizes, or broken images."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Survey:
         device: torch.device,
     ) -> None:
         self._set, self._wants, self._features, self._evaluator = images, wants, features, evaluator
-        self._any_size, self._device = allow_mixed_sizes, device
+        self._allow_mixed_sizes, self._device = allow_mixed_sizes, device
         self._chosen = wants.numbers(images.count)
         self._mine = rank_share(self._chosen, world.rank(), world.size())
         self._size: tuple[int, int] | None = None
@@ -98,38 +98,38 @@ class Survey:
         self._moments = Moments(dimensions, device) if wants.moments else None
         self._by_class = ClassFeatures(wants.by_class, dimensions) if wants.by_class else None
         self._halves = (Moments(dimensions, device), Moments(dimensions, device)) if wants.halves else None
-        self._place = np.empty(images.count, dtype=np.int64)
-        self._place[fair_order(images.count)] = np.arange(images.count)
-        self._stored = _Rows(self._here(wants.stored), dimensions, device)
+        self._fair_position = np.empty(images.count, dtype=np.int64)
+        self._fair_position[fair_order(images.count)] = np.arange(images.count)
+        self._stored = _Rows(self._mine_among(wants.stored), dimensions, device)
         self._images: list[Tensor] = []
         self._image_labels: list[Tensor] = []
         self._scores = ScoreSums(wants.splits, features.facts["classes"], device) if features and wants.splits else None
         self._digests: list[bytes] = []
 
-    def _here(self, first: int) -> np.ndarray:
-        """The numbers of this rank's images among the `first` of the fair order."""
-        return self._mine[self._place[self._mine] < first]
+    def _mine_among(self, first: int) -> np.ndarray:
+        """The numbers of this rank's images that are among the `first` of the fair order."""
+        return self._mine[self._fair_position[self._mine] < first]
 
     def run(self, reading: Reading) -> Findings:
-        """Looks at everything, without a collective until the end, nor (but for features by class) a wait for the device.
+        """Makes the pass: no collective before its end and, except for features by class, no wait for the device.
 
         Raises Stopped.
         """
 
-        def look() -> None:
+        def sweep() -> None:
             with Progress(len(self._chosen), self._set.name) as progress, stoppable(reading.should_stop):
                 for batch in self._set.batches(self._mine, reading, self._device):
                     reading.check_stop()
-                    self._look(batch)
+                    self._add(batch)
                     progress.add(len(batch.numbers))
 
-        together(look)
+        together(sweep)
         return self._gathered()
 
-    def _look(self, batch: ImageBatch) -> None:
+    def _add(self, batch: ImageBatch) -> None:
         self._check_sizes(batch)
         if self._features is not None and self._wants.features:
-            self._take(batch, self._features)
+            self._add_features(batch, self._features)
         if self._evaluator is not None and self._wants.recognised:
             assert batch.labels is not None
             (_, images), *_ = batch.groups
@@ -140,22 +140,22 @@ class Survey:
             self._digests += batch.digests
 
     def _check_sizes(self, batch: ImageBatch) -> None:
-        for places, images in batch.groups:
+        for rows, images in batch.groups:
             size = (images.shape[2], images.shape[3])
             self._size = self._size or self._set.size() or size
-            if size != self._size and not self._any_size:
+            if size != self._size and not self._allow_mixed_sizes:
                 raise UserError(
                     f"{self._set.name} differ in size: {self._set.name_of(0)} is {self._size[0]} x {self._size[1]}, "
-                    f"{self._set.name_of(int(batch.numbers[places[0]]))} is {size[0]} x {size[1]}; make them one size, or "
+                    f"{self._set.name_of(int(batch.numbers[rows[0]]))} is {size[0]} x {size[1]}; make them one size, or "
                     "let the feature network resize each with evaluation.allow_mixed_sizes=true"
                 )
 
-    def _take(self, batch: ImageBatch, network: Features) -> None:
-        parts = [(places, network(images)) for places, images in batch.groups]
-        order = torch.from_numpy(np.concatenate([places for places, _ in parts]).argsort()).to(self._device)
+    def _add_features(self, batch: ImageBatch, network: Features) -> None:
+        parts = [(rows, network(images)) for rows, images in batch.groups]
+        order = torch.from_numpy(np.concatenate([rows for rows, _ in parts]).argsort()).to(self._device)
         features = torch.cat([extracted.features for _, extracted in parts])[order]
         self._finite &= features.isfinite().all()
-        place = self._place[batch.numbers]
+        position = self._fair_position[batch.numbers]
         if self._moments is not None:
             self._moments.add(features)
         if self._by_class is not None:
@@ -163,20 +163,20 @@ class Survey:
             self._by_class.add(features, batch.labels.numpy(), batch.numbers)
         if self._halves is not None:
             for side, moments in enumerate(self._halves):
-                moments.add(_chosen(features, place // self._wants.halves == side))
-        self._stored.add(features, place < self._wants.stored)
+                moments.add(_select(features, position // self._wants.halves == side))
+        self._stored.add(features, position < self._wants.stored)
         if self._scores is not None:
             logits = torch.cat([extracted.logits for _, extracted in parts if extracted.logits is not None])[order]
             # Bounds like i * N // splits, so that splits differ by one image at most.
-            split = ((place + 1) * self._wants.splits - 1) // self._set.count
+            split = ((position + 1) * self._wants.splits - 1) // self._set.count
             self._scores.add(logits, torch.from_numpy(split).to(self._device))
 
     def _keep_images(self, batch: ImageBatch) -> None:
-        wanted = self._place[batch.numbers] < self._wants.images
+        chosen = self._fair_position[batch.numbers] < self._wants.images
         (_, images), *_ = batch.groups
-        self._images.append(_chosen(images, wanted).cpu())
+        self._images.append(_select(images, chosen).cpu())
         if batch.labels is not None:
-            self._image_labels.append(batch.labels[torch.from_numpy(wanted)])
+            self._image_labels.append(batch.labels[torch.from_numpy(chosen)])
 
     def _gathered(self) -> Findings:
         world.sum_over_ranks(self._recognised)
@@ -189,8 +189,8 @@ class Survey:
         if bool(broken):
             name = self._features.name if self._features else ""
             raise UserError(
-                f"evaluation.features: {name} gave features of {self._set.name} that are not finite, from which no distance "
-                "follows; choose another network"
+                f"evaluation.features: {name} gave features of {self._set.name} that are not finite, so no distance can be "
+                "computed; choose another network"
             )
         if self._moments is not None:
             assert self._moments.count == self._set.count, (self._moments.count, self._set.count)
@@ -202,7 +202,7 @@ class Survey:
             recognised=int(self._recognised),
         )
         if self._wants.stored:
-            findings.stored = gather_by_number(self._here(self._wants.stored), self._stored.rows)
+            findings.stored = gather_by_number(self._mine_among(self._wants.stored), self._stored.rows)
         if self._wants.images:
             self._gather_images(findings)
         if self._wants.digest:
@@ -210,7 +210,7 @@ class Survey:
         return findings
 
     def _gather_images(self, findings: Findings) -> None:
-        numbers = self._here(self._wants.images)
+        numbers = self._mine_among(self._wants.images)
         height, width = self._set.size() or (0, 0)
         images = torch.cat([torch.empty(0, 3, height, width, dtype=torch.uint8), *self._images]).to(self._device)
         gathered = gather_by_number(numbers, images)
@@ -219,52 +219,54 @@ class Survey:
         findings.image_numbers = findings.image_numbers if order is None else order.cpu().numpy()
         if self._set.classes is not None:
             labels = torch.cat([torch.empty(0, dtype=torch.int64), *self._image_labels]).to(self._device)
-            asked = gather_by_number(numbers, labels)
-            findings.image_labels = None if asked is None else asked.cpu()
+            gathered_labels = gather_by_number(numbers, labels)
+            findings.image_labels = None if gathered_labels is None else gathered_labels.cpu()
 
     def _gather_digest(self) -> str | None:
         rows = np.frombuffer(b"".join(self._digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES).copy()
-        every = gather_by_number(self._mine, torch.from_numpy(rows).to(self._device))
-        return None if every is None else hashlib.sha256(every.cpu().numpy().tobytes()).hexdigest()
+        digests = gather_by_number(self._mine, torch.from_numpy(rows).to(self._device))
+        return None if digests is None else hashlib.sha256(digests.cpu().numpy().tobytes()).hexdigest()
 
 
 class _Rows:
-    """Feature vectors that are kept, in memory that is taken at once."""
+    """Feature vectors that are kept, float32 [n, d], in memory that is allocated once."""
 
     def __init__(self, numbers: np.ndarray, dimensions: int, device: torch.device) -> None:
         self.rows = torch.empty(len(numbers), dimensions, device=device, dtype=torch.float32)
         self._filled = 0
 
-    def add(self, features: Tensor, wanted: np.ndarray) -> None:
-        count = int(wanted.sum())
+    def add(self, features: Tensor, chosen: np.ndarray) -> None:
+        count = int(chosen.sum())
         if count:
-            self.rows[self._filled : self._filled + count] = _chosen(features, wanted)
+            self.rows[self._filled : self._filled + count] = _select(features, chosen)
             self._filled += count
 
 
-def _chosen(rows: Tensor, wanted: np.ndarray) -> Tensor:
-    """Those of rows [n, ...] where `wanted`, bool [n]: by number, since a mask would make the host wait for a GPU."""
-    return rows[torch.from_numpy(np.flatnonzero(wanted)).to(rows.device)]
+def _select(rows: Tensor, chosen: np.ndarray) -> Tensor:
+    """The rows [n, ...] where `chosen` (bool [n]) is true: by index, since a mask would make the host wait for a GPU."""
+    return rows[torch.from_numpy(np.flatnonzero(chosen)).to(rows.device)]
 
 
 def nearest(
     images: ImageSet, queries: Tensor, count: int, features: Features, reading: Reading
 ) -> tuple[Tensor, Tensor] | None:
-    """On rank 0 (distances float64 [q, count], numbers int64 [q, count]) of the images nearest to the vectors `queries`
-    [q, d], which every rank gives; None on the others. Raises UserError and Stopped."""
-    found = Nearest(queries, count)
+    """(distances float64 [q, count], numbers int64 [q, count]) of the images nearest to the vectors `queries` [q, d].
+
+    Every rank calls it with the same queries; rank 0 gets the result, the others None. Raises UserError and Stopped.
+    """
+    local = Nearest(queries, count)
     mine = rank_share(np.arange(images.count), world.rank(), world.size())
 
-    def look() -> None:
+    def sweep() -> None:
         with Progress(images.count, f"neighbours in {images.name}") as progress:
             for batch in images.batches(mine, reading, features.device):
                 reading.check_stop()
-                for places, group in batch.groups:
-                    found.add(torch.from_numpy(batch.numbers[places]), features(group).features)
+                for rows, group in batch.groups:
+                    local.add(torch.from_numpy(batch.numbers[rows]), features(group).features)
                 progress.add(len(batch.numbers))
 
-    together(look)
-    parts: list[Any] = world.gather_objects((found.distances.cpu(), found.numbers.cpu()))
+    together(sweep)
+    parts: list[Any] = world.gather_objects((local.distances.cpu(), local.numbers.cpu()))
     merged = Nearest(queries.cpu(), count)
     for distances, numbers in parts:
         merged.merge(distances, numbers)

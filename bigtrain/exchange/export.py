@@ -1,12 +1,12 @@
-"""Writes a trained model as a diffusers folder that needs no run, no data and no pickle to be used, and opens it again.
+"""Writes a trained model as a diffusers folder, which can be used without the run and its data, and reads it. No pickle.
 
 OUT/
   model_index.json  pipeline.py  model/{config.json, diffusion_pytorch_model.safetensors}
   recipe.yaml       the recipe of the run
   provenance.json   step, weights (averaged or raw), data
 
-A model that a pipeline of diffusers' own can sample is written as that one's folder, which needs no bigtrain; its pipeline.py
-is for those who have it and want the run's own images.
+If one of diffusers' own pipelines can sample the model, the folder is written for that pipeline and needs no bigtrain; its
+pipeline.py (which does) draws the same images as the run.
 """
 
 import json
@@ -40,21 +40,21 @@ __all__ = ["FamilyPipeline"]
 def export(
     out: Path, family: Family, networks: Networks, *, recipe_yaml: str, provenance: Mapping[str, Any]
 ) -> Sequence[str]:
-    """Writes the folder `out`, whole or not at all; returns Python expressions that draw images of it, simplest first.
+    """Writes the folder `out`, completely or not at all; returns Python expressions that draw images from it, simplest first.
 
-    `networks`: those of `family.sampled_components`, in at least float32; the models that the family follows must have been
-    handed to it. Raises UserError if `out` exists or cannot be written.
+    `networks`: those of `family.sampled_components`, in at least float32; the family's dependencies must be attached. Raises
+    UserError if `out` exists or cannot be written.
     """
     if out.exists():
         raise UserError(f"{out}: exists already; export into a new folder, or remove this one first")
     temporary = atomic.aside(out)
-    plain = family.to_diffusers(networks)
-    ours = FamilyPipeline if plain is None else PlainFamilyPipeline
+    diffusers_pipeline = family.to_diffusers(networks)
+    ours = FamilyPipeline if diffusers_pipeline is None else PlainFamilyPipeline
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pipeline = plain if plain is not None else FamilyPipeline(_model(family, networks))
+        pipeline = diffusers_pipeline if diffusers_pipeline is not None else FamilyPipeline(_model(family, networks))
         pipeline.save_pretrained(str(temporary), safe_serialization=True)
-        if plain is not None:
+        if diffusers_pipeline is not None:
             index = json.loads((temporary / "model_index.json").read_bytes())
             atomic.write_json(temporary / "model_index.json", index | {DESCRIPTION: json.dumps(description(family))})
         atomic.write_bytes(temporary / "pipeline.py", PIPELINE_SOURCE.format(pipeline=ours.__name__).encode())
@@ -65,20 +65,23 @@ def export(
         raise UserError(f"{out}: cannot write the export ({error.strerror})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return _usage(str(out), family, plain)
+    return _usage(str(out), family, diffusers_pipeline)
 
 
-def _usage(out: str, family: Family, plain: Any) -> Sequence[str]:
+def _usage(out: str, family: Family, diffusers_pipeline: Any) -> Sequence[str]:
     if "sample" not in family.capabilities:
         return []
-    asked = "class_labels=[0]" if "by_class" in family.capabilities else "count=1"
-    ours = f"DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
-    ours += f"({asked}, seed=0).images"
-    if plain is None:
-        return [ours]
-    # Its own default of 1000 steps is refused by a model that has fewer.
-    steps = plain.scheduler.config.num_train_timesteps
-    return [f"{type(plain).__name__}.from_pretrained({out!r})(num_inference_steps={steps}).images", ours]
+    arguments = "class_labels=[0]" if "by_class" in family.capabilities else "count=1"
+    ours_call = f"DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
+    ours_call += f"({arguments}, seed=0).images"
+    if diffusers_pipeline is None:
+        return [ours_call]
+    # The pipeline's default of 1000 steps is an error for a model with fewer.
+    steps = diffusers_pipeline.scheduler.config.num_train_timesteps
+    return [
+        f"{type(diffusers_pipeline).__name__}.from_pretrained({out!r})(num_inference_steps={steps}).images",
+        ours_call,
+    ]
 
 
 def _model(family: Family, networks: Networks) -> ExportedModel:
@@ -95,9 +98,9 @@ def _fill(module: Any, networks: Networks, attached: Mapping[str, LoadedModel]) 
 
 
 def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping[str, LoadedModel]]:
-    """The networks of an export of `family` by component, and the models that it follows by role.
+    """The networks of an export of `family` by component, and its dependencies by role.
 
-    Raises OSError or a json.JSONDecodeError where the folder is not whole.
+    Raises OSError or json.JSONDecodeError if the folder is incomplete.
     """
     import bigtrain.pipelines.pipeline  # noqa: F401  # older exports name it, and diffusers takes only what is imported
 
@@ -107,5 +110,5 @@ def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping
         pipeline = FamilyPipeline.from_pretrained(str(path), use_safetensors=True)
         return pipeline.networks, pipeline.family.attached
     if not hasattr(diffusers, str(name)):
-        raise OSError(f"model_index.json names a pipeline that there is not, {name}")
+        raise OSError(f"model_index.json names an unknown pipeline, {name}")
     return family.from_diffusers(DiffusionPipeline.from_pretrained(str(path), use_safetensors=True)), {}

@@ -1,4 +1,4 @@
-"""A trained family as a diffusers pipeline. One class serves every family: what differs is the family's own to say."""
+"""A trained family as a diffusers pipeline. The same classes serve every family."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,21 @@ from bigtrain.formats import FORMAT, checked_format, upgraded
 from bigtrain.pictures import to_uint8
 
 DESCRIPTION = "_bigtrain"
-"""The key of model_index.json that holds the description of a model in a pipeline of diffusers' own, which passes over it."""
+"""The key of model_index.json that holds the model's `description` if the folder is for diffusers' own pipeline, which ignores
+it."""
 
 
 class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own models do so
-    """The networks that a family samples with, those of the models that it follows included, as one diffusers model.
+    """The networks that a family samples with, including those of its dependencies, as one diffusers model.
 
-    Its configuration is enough to build them all.
+    Its configuration is enough to build all of them.
     """
 
     @register_to_config
     def __init__(self, model: str) -> None:
-        """`model`: JSON text (diffusers sorts the keys of its configurations, and the order of a tokenizer's levels matters) of
-        family: the recipe's section, resolved; problem: DataSpec.to_json; followed: by role, the same of each followed model,
-        and its fingerprint."""
+        """`model`: JSON text of `description`: family (the resolved section of the recipe), problem (DataSpec.to_json) and
+        followed (by role, the description and fingerprint of each dependency). It is text because diffusers sorts the keys of
+        its configurations, and the order of a tokenizer's levels matters."""
         super().__init__()
         described = json.loads(model)
         self.family = described_family(described)
@@ -40,17 +41,17 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
-        """diffusers' own, but never by way of weightless tensors, for buffers that no file holds would stay without data, and
-        never from a pickle.
+        """As in diffusers, but without meta tensors, since buffers that are in no file would stay without data, and never from
+        a pickle.
 
-        Raises ValueError for a torch_dtype other than float32: statistics and noise are kept in at least that.
+        Raises ValueError for a torch_dtype other than float32, which statistics and noise need.
         """
         if options.get("torch_dtype") not in (None, torch.float32):
             raise ValueError(
                 f"torch_dtype={options['torch_dtype']}: bigtrain's models are used in float32; leave it out"
             )
-        ours = {"low_cpu_mem_usage": False, "device_map": None, "use_safetensors": True}
-        return super().from_pretrained(*arguments, **(options | ours))
+        required = {"low_cpu_mem_usage": False, "device_map": None, "use_safetensors": True}
+        return super().from_pretrained(*arguments, **(options | required))
 
 
 class _Other(nn.Module):
@@ -77,7 +78,7 @@ def _attach(family: Family, attached: Mapping[str, Any]) -> nn.ModuleDict:
 
 
 def described_family(described: Mapping[str, Any]) -> Family:
-    """The family that `description` describes, or that of an earlier version did."""
+    """The family of a `description`, whether written by this version or by an earlier one."""
     options = dict(described["family"])
     kind = find_family(options["kind"])
     if not checked_format({"format": described.get("format", 1)}, "the description of the model"):
@@ -86,7 +87,7 @@ def described_family(described: Mapping[str, Any]) -> Family:
 
 
 def description(family: Family) -> dict[str, Any]:
-    """What ExportedModel takes, as JSON text, to build the family's networks and those of the models that it follows."""
+    """All that ExportedModel needs to build the family's networks and those of its dependencies, as JSON values."""
     others = {
         role: {**description(other.family), "fingerprint": other.fingerprint} for role, other in family.attached.items()
     }
@@ -99,11 +100,11 @@ def description(family: Family) -> dict[str, Any]:
 
 
 class SamplesByFamily:
-    """What makes a pipeline sample as a trained family.
+    """Mixin of pipelines that sample by a trained family.
 
-    `pipeline(class_labels=[3, 3, 7], seed=0).images` is a list of PIL images; of a model that knows no classes,
-    `pipeline(count=3, seed=0)`. Image k depends on (seed, k, its class, the sampling options) alone, and is what the run's own
-    sample door draws.
+    `pipeline(class_labels=[3, 3, 7], seed=0).images` is a list of PIL images; for an unconditional model,
+    `pipeline(count=3, seed=0)`. Image k depends only on (seed, k, its class, the sampling options), and equals what
+    launch/sample.py draws from the run.
     """
 
     family: Family
@@ -126,20 +127,20 @@ class SamplesByFamily:
         count: int | None = None,
         **sampling: Any,
     ) -> ImagePipelineOutput:
-        """Draws one image per entry of `class_labels` (class indices), or `count` images of a model that knows no classes.
+        """Draws one image per entry of `class_labels` (class indices), or `count` images of an unconditional model.
 
         `seed`, or the initial seed of `generator` (diffusers' convention), keys the draws; 0 without either.
-        `output_type`: pil, np (float32 [n, H, W, 3] in [0, 1]) or pt (float [n, 3, H, W] in [0, 1]). `sampling`: the
-        family's own options, such as truncation=0.5. Raises ValueError for a class or an option that there is not.
+        `output_type`: pil, np (float32 [n, H, W, 3] in [0, 1]) or pt (float32 [n, 3, H, W] in [0, 1]). `sampling`: the
+        family's own options, such as truncation=0.5. Raises ValueError for an unknown class or option.
         """
         if seed is None:
             seed = generator.initial_seed() if generator is not None else 0
-        asked = self._labels(class_labels, count)
+        classes = self._labels(class_labels, count)
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: {output_type!r} is not pil, np or pt")
         options = self.family.sampling_class.model_validate(self.family.sampling.model_dump() | sampling)
         networks = self.family.prepare_sampling(self.networks, options, seed)
-        labels = torch.tensor(asked, device=self.device)
+        labels = torch.tensor(classes, device=self.device)
         batches = [
             to_uint8(self.family.sample(networks, labels[first : first + batch_size], indices, seed, options))
             for first in self.progress_bar(range(0, len(labels), batch_size))
@@ -148,10 +149,12 @@ class SamplesByFamily:
         return ImagePipelineOutput(images=_converted(torch.cat(batches).cpu(), output_type))
 
     def _labels(self, class_labels: Sequence[int] | None, count: int | None) -> list[int]:
-        """A class for each image; a model that knows none takes any."""
+        """The class of each image; zeros for an unconditional model, which ignores them."""
         if "by_class" not in self.family.capabilities:
             if class_labels is not None or count is None or count < 1:
-                raise ValueError("count: this model knows no classes; give the number of images, and no class_labels")
+                raise ValueError(
+                    "count: this model is not class-conditional; give the number of images, and no class_labels"
+                )
             return [0] * count
         if count is not None or not class_labels:
             raise ValueError("class_labels: give one class for each image to be drawn, and no count")
@@ -162,7 +165,7 @@ class SamplesByFamily:
 
 
 class FamilyPipeline(SamplesByFamily, DiffusionPipeline):
-    """Samples a trained family that no pipeline of diffusers' own can sample."""
+    """Samples a trained family that none of diffusers' own pipelines can sample."""
 
     def __init__(self, model: ExportedModel) -> None:
         super().__init__()
@@ -175,19 +178,20 @@ class FamilyPipeline(SamplesByFamily, DiffusionPipeline):
         return dict(networks.items())
 
 
-class PlainFamilyPipeline(SamplesByFamily, DDPMPipeline):  # type: ignore[misc]  # it is called as ours, not as theirs
-    """Samples a folder that DDPMPipeline reads as the family does that wrote it."""
+class PlainFamilyPipeline(SamplesByFamily, DDPMPipeline):  # type: ignore[misc]  # __call__ has other arguments
+    """Samples a folder that DDPMPipeline can read in the same way as the family that wrote it."""
 
     def __init__(self, unet: UNet2DModel, scheduler: Any, described: str = "") -> None:
-        """`scheduler`: theirs, which the family samples without; `described`: what `ExportedModel` takes."""
+        """`scheduler`: diffusers', which the family does not use; `described`: JSON text of `description`."""
         super().__init__(unet, scheduler)
         self.family = described_family(json.loads(described))
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
-        """diffusers' own; it would leave out the description, which is under a private key for DDPMPipeline's sake.
+        """As in diffusers, which would leave out the description: its key is private, so that DDPMPipeline ignores it.
 
-        Not written into pipeline.py: diffusers runs that from one place for all folders, so two loads at once could mix.
+        The description is not written into pipeline.py, because diffusers copies that of every folder to the same path before
+        running it, so two loads at once could mix them up.
         """
         if DESCRIPTION not in config_dict:
             raise ValueError(f"model_index.json has no {DESCRIPTION}: this is not an export of bigtrain")

@@ -1,2 +1,5 @@
-"""Networks that look at a sample and give the vector that distances compare: Inception, timm, TorchScript, or a classifier
-trained on the spot. `opening.py` finds one by its name. Evaluation and inference import this; it knows no family."""
+"""Feature networks, from an image to the vector that metrics compare: Inception, timm, TorchScript, or a classifier trained
+on the spot. `open_features` (`opening.py`) opens one by name.
+
+Evaluation and inference import this; it imports data, cluster and runs, and knows no family.
+"""

@@ -1,8 +1,8 @@
-"""What an evaluation keeps for the next one, beside the shards that it was computed from, or in the user's cache folder.
+"""The cache of evaluations: features, moments and classifiers, beside the shards they were computed from or in the user's cache
+folder.
 
-An entry is one safetensors file that is whole or not there. Its name is a hash of everything that determines it; its
-header holds that key again and a hash of the contents, so a damaged file is noticed and made again. Nothing is
-unpickled.
+An entry is one safetensors file, written atomically. Its name is a hash of everything that determines its contents; its header
+holds that key and a hash of the contents, so a damaged file is noticed and made again. Nothing is unpickled.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class Entry:
 
 
 def fingerprint(tensors: Mapping[str, Tensor], facts: Any = None) -> str:
-    """A hash of names, types, shapes and values, whatever the device, and of JSON-able facts."""
+    """A hash of the tensors' names, types, shapes and values, on whatever device, and of `facts` (JSON values)."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()
@@ -44,15 +44,15 @@ def fingerprint(tensors: Mapping[str, Tensor], facts: Any = None) -> str:
 
 
 class Cache:
-    """The entries of one index, in `.bigtrain` beside it, or in the user's cache folder if that is read-only or there is no
-    index: nothing is written among images that are not shards."""
+    """The entries of one index, in `.bigtrain` beside it; in the user's cache folder if that is read-only, or if there is no
+    index, since nothing is written into folders of images."""
 
     def __init__(self, index: Index | None) -> None:
         beside = [] if index is None else [index.folder / ".bigtrain"]
         self._folders = (*beside, cache_folder() / "evaluation")
 
     def read(self, kind: str, key: Mapping[str, Any]) -> Entry | None:
-        """The entry, or None if there is none, which a damaged one is too."""
+        """The entry, or None if it does not exist or is damaged."""
         for folder in self._folders:
             path = folder / _name(kind, key)
             try:
@@ -63,7 +63,7 @@ class Cache:
         return None
 
     def write(self, kind: str, key: Mapping[str, Any], entry: Entry) -> None:
-        """Keeps the entry. A folder that cannot be written costs the next evaluation time, not this one its result."""
+        """Writes the entry; only warns if no folder can be written, since then the next evaluation computes it again."""
         text = {"key": _text(kind, key), "facts": json.dumps(entry.facts, sort_keys=True)}
         text["sha256"] = fingerprint(entry.tensors, text["key"] + text["facts"])
         tensors = {name: tensor.cpu().contiguous() for name, tensor in entry.tensors.items()}

@@ -1,10 +1,9 @@
 """Small classifiers that are trained on the spot, on the data's own labels, so that evaluation needs no download.
 
-They serve three roles: the one that gives FID and recall their features must not be the one that judges whether a sample
-shows the class that was asked for (another architecture and another seed), and neither may be the one that selects among
-candidates (rejection sampling), or the numbers would praise the selection. A FID in such features says how two
-models trained on the same data compare; it is not the published FID of Inception features, and the protocol's name and
-fingerprint say so.
+They have three roles, each with its own network: "features" for FID and recall; "evaluator" (another architecture and seed)
+predicts whether a sample shows the class that it was conditioned on; "selector" chooses among candidates (rejection sampling).
+If one network had two roles, the metrics would favour what it selected. A FID in these features compares two models trained on
+the same data; it is not the published FID of Inception features, and the protocol's name and fingerprint say so.
 """
 
 import itertools
@@ -30,29 +29,29 @@ from bigtrain.randomness import generator, torch_seed
 Role = Literal["features", "evaluator", "selector"]
 
 _RECORDED_ROLES: dict[Role, str] = {"features": "features", "evaluator": "judge", "selector": "selector"}
-"""What fingerprints and kept weights call each role: what they have called it from the beginning."""
+"""The name of each role in fingerprints and cache keys; these must not change, or old fingerprints would no longer match."""
 TRUNK_SIDE = 16
-"""Positions a side after the stem, whatever the images' size, which bounds the work per image."""
+"""Side of the feature map after the stem, whatever the images' size, which bounds the work per image."""
 HELD_OUT_IMAGES = 10_000
-"""Largest number of held-out images that a classifier's accuracy is measured on."""
+"""The most held-out images that a classifier's accuracy is measured on."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a classifier is trained: AdamW on a one-cycle schedule (Smith & Topin 2018), with shifted images."""
+    """How a classifier is trained: AdamW on a one-cycle schedule (Smith & Topin 2018), images shifted at random."""
 
     seed: int
     epochs: int = 12
     least_images: int = 6_400
-    """Images that a small set is repeated up to."""
+    """The fewest images to train on; a small set is repeated to reach them."""
     most_images: int = 400_000
-    """Images after which a large set is left: minutes on two cores, a moment on a GPU."""
+    """The most images to train on: minutes on two cores, seconds on a GPU."""
     batch: int = 64
     lr: float = 3e-3
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     shift: float = 0.125
-    """Largest shift in either direction, as a share of the side. No flips: a mirrored 3 is not a 3."""
+    """Largest shift in each direction, as a share of the side. No flips: a mirrored 3 is not a 3."""
 
     def steps(self, samples: int) -> int:
         images = min(max(self.epochs * samples, self.least_images), self.most_images)
@@ -67,7 +66,7 @@ TRAININGS: dict[Role, Training] = {
 
 
 def _stem(image_size: int, channels: int, least_stride: int) -> nn.Conv2d:
-    """Takes the image to at most about TRUNK_SIDE positions a side, with kernels that overlap."""
+    """Reduces the image to at most about TRUNK_SIDE pixels a side, with overlapping kernels."""
     stride = max(least_stride, round(image_size / TRUNK_SIDE))
     return nn.Conv2d(3, channels, kernel_size=2 * stride + 1, stride=stride, padding=stride, bias=False)
 
@@ -75,8 +74,8 @@ def _stem(image_size: int, channels: int, least_stride: int) -> nn.Conv2d:
 def build_network(role: Role, classes: int, image_size: int) -> nn.Module:
     """A network from images [n, 3, H, W] in [-1, 1] to logits [n, classes], with timm's forward_features/forward_head.
 
-    features and selector: a residual network with 4 blocks (He et al. 2016), 128 features. judge: a DenseNet-BC with 12 layers
-    (Huang et al. 2017), 108 features. Both with a stem for small images in place of the one for 224 pixels.
+    features and selector: a residual network with 4 blocks (He et al. 2016), 128 features. evaluator: a DenseNet-BC with 12
+    layers (Huang et al. 2017), 108 features. Both have a stem for small images instead of the usual one for 224 pixels.
     """
     # timm takes seconds to import, and recipes import this package for its options.
     from timm.models.densenet import DenseNet
@@ -112,7 +111,7 @@ class Classifier(Features):
         )
 
     def predict(self, images: Tensor) -> Tensor:
-        """uint8 [n, 3, H, W] on the device to the numbers of the likeliest classes, int64 [n]."""
+        """uint8 [n, 3, H, W] on the device to the most probable class of each, int64 [n]."""
         with full_float32(self.device):
             return self._network(_normalised(images)).argmax(1)
 
@@ -134,16 +133,15 @@ def _normalised(images: Tensor) -> Tensor:
 
 
 _KEYS: dict[Role, str] = {"features": "features", "evaluator": "metrics", "selector": "candidates"}
-"""The keys that ask for each."""
+"""The key of section `evaluation` that makes each role necessary."""
 
 
 def check_classes(index: Index, role: Role) -> None:
-    """Raises UserError without two classes that a classifier of this role could tell apart."""
+    """Raises UserError if the split has fewer than two classes, which no classifier can be trained on."""
     if len(index.classes) < 2:
         raise UserError(
-            f"evaluation.{_KEYS[role]}: {index.path} has one class, so no "
-            "classifier can be trained on its labels; give evaluation.features a TorchScript network, and leave out "
-            "class_accuracy"
+            f"evaluation.{_KEYS[role]}: {index.path} has one class, so no classifier can be trained on its labels; set "
+            "evaluation.features to another network, and leave out class_accuracy"
         )
 
 
@@ -152,9 +150,8 @@ def find_classifier(
 ) -> Classifier:
     """The classifier of a role for a training split: from the cache, or trained now.
 
-    Rank 0 trains, on its device; every rank gets the same weights. With a `validation` split the share of it (at most
-    HELD_OUT_IMAGES) that the classifier recognises is among its facts. Raises UserError as `check_classes` does, and
-    Stopped.
+    Rank 0 trains, on its device; every rank gets the same weights. With a `validation` split, the accuracy on it (on at most
+    HELD_OUT_IMAGES) is among the classifier's facts. Raises UserError as `check_classes` does, and Stopped.
     """
     check_classes(index, role)
     weights, accuracy = on_main(lambda: _weights_and_accuracy(index, validation, role, reading, device))
@@ -200,7 +197,7 @@ def _restore(
 
 
 def _held_out_accuracy(cache: Cache, validation: Index, classifier: Classifier, reading: Reading) -> float:
-    """The share of held-out images that are recognised, kept in the cache beside the weights."""
+    """The accuracy on held-out images, from the cache or measured now."""
     key = {"classifier": classifier.fingerprint, "index": validation.fingerprint, "images": HELD_OUT_IMAGES}
     entry = cache.read("held-out", key)
     if entry is None:
@@ -210,7 +207,7 @@ def _held_out_accuracy(cache: Cache, validation: Index, classifier: Classifier, 
 
 
 def measure_accuracy(classifier: Classifier, index: Index, reading: Reading) -> float:
-    """The share of (at most HELD_OUT_IMAGES) images whose class is recognised, by this process alone."""
+    """The accuracy on (at most HELD_OUT_IMAGES) images of a split, computed by this process alone."""
     right, total = torch.zeros((), dtype=torch.int64, device=classifier.device), 0
     sweep = SplitLoader(index, rank=0, world=1, batch=reading.batch, workers=reading.workers, limit=HELD_OUT_IMAGES)
     for _, batch in sweep:
@@ -224,7 +221,7 @@ def measure_accuracy(classifier: Classifier, index: Index, reading: Reading) -> 
 def train_classifier(index: Index, role: Role, reading: Reading, device: torch.device) -> nn.Module:
     """Trains the network of a role on a split, in this process alone; every draw is keyed by the role's seed.
 
-    Leaves torch's generators, its default dtype and its precision as they were.
+    Leaves torch's generators, default dtype and precision settings as they were.
     """
     training = TRAININGS[role]
     with _batches(index, training, reading) as stream:
@@ -235,7 +232,7 @@ def train_classifier(index: Index, role: Role, reading: Reading, device: torch.d
 def train_on_images(
     images: Tensor, labels: Tensor, classes: int, role: Role, reading: Reading, device: torch.device
 ) -> nn.Module:
-    """The same of images that are at hand: uint8 [n, 3, H, H] and int64 [n], on the CPU."""
+    """`train_classifier` for images in memory: uint8 [n, 3, H, H], labels int64 [n], on the CPU."""
     training = TRAININGS[role]
     return _trained(
         role, _shuffled(images, labels, training, device), len(images), classes, images.shape[-1], reading, device
@@ -245,13 +242,13 @@ def train_on_images(
 def _shuffled(
     images: Tensor, labels: Tensor, training: Training, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches without end, epoch by epoch in an order that is keyed by the epoch; batches straddle epochs."""
-    waiting = torch.empty(0, dtype=torch.int64)
+    """Endless batches in an order that is keyed by the epoch; a batch may span the end of an epoch."""
+    remaining = torch.empty(0, dtype=torch.int64)
     for epoch in itertools.count():
         order = generator(training.seed, "evaluation/images", step=epoch).permutation(len(images))
-        waiting = torch.cat([waiting, torch.from_numpy(order)])
-        while len(waiting) >= training.batch:
-            chosen, waiting = waiting[: training.batch], waiting[training.batch :]
+        remaining = torch.cat([remaining, torch.from_numpy(order)])
+        while len(remaining) >= training.batch:
+            chosen, remaining = remaining[: training.batch], remaining[training.batch :]
             yield images[chosen].to(device), labels[chosen].to(device)
 
 
@@ -306,7 +303,7 @@ def _shifts(training: Training, step: int, images: Tensor) -> Tensor:
 
 
 def shifted(images: Tensor, shifts: Tensor) -> Tensor:
-    """Images [n, 3, H, W] moved by (down, right) pixels, int64 [n, 2]; the border fills what is uncovered."""
+    """Images [n, 3, H, W] moved by (down, right) pixels, int64 [n, 2]; border pixels are repeated."""
     _, _, height, width = images.shape
     rows = (torch.arange(height) - shifts[:, :1]).clamp(0, height - 1).to(images.device)
     columns = (torch.arange(width) - shifts[:, 1:]).clamp(0, width - 1).to(images.device)
@@ -323,7 +320,7 @@ def side_of(index: Index) -> int:
 
 @contextmanager
 def _private_randomness(seed: int) -> Iterator[None]:
-    """Initialisation in float32 from a keyed generator; the run's own generator and default dtype are untouched."""
+    """Initialises in float32 from a keyed generator; leaves the run's generator and default dtype as they were."""
     dtype = torch.get_default_dtype()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,7 @@
 """The Inception of FID (Heusel et al. 2017): the network of 2015-12-05 with 2048 features, in clean-fid's three modes.
 
-The modes share the network and differ in how an image reaches 299 x 299 and in its scale, which moves a FID by more
-than most papers' improvements, so the mode is part of the protocol:
+The modes share the network and differ in how images are resized to 299 x 299 and scaled. That changes a FID by more than
+most papers improve it, so the mode is part of the protocol:
 
     clean               PIL's bicubic, antialiased, not rounded to 8 bits (Parmar et al. 2022)
     legacy_tensorflow   TensorFlow 1's bilinear, as the original code and torch-fidelity
@@ -39,7 +39,7 @@ STATE_DICT = Published(
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
 PIECE_ON_CPU = 8
-"""Images that a CPU resizes and looks at together: more would leave its caches, and gain nothing."""
+"""Images per call of the network on a CPU: more would not fit its caches, and are not faster."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Mode:
     described: str
     scale: float
     shift: float
-    """The network sees pixel * scale + shift."""
+    """The network's input is pixel * scale + shift."""
 
 
 MODES: dict[str, _Mode] = {
@@ -62,12 +62,12 @@ MODES: dict[str, _Mode] = {
 class InceptionFeatures(Features):
     """FID's features [n, 2048] of images of any size, and the 1008 logits of the Inception Score.
 
-    The logits are without their bias, as the original Inception Score's and torch-fidelity's are.
+    The logits have no bias, as in the original Inception Score and in torch-fidelity.
     """
 
     def __init__(self, mode: InceptionMode, weights: str | None, device: torch.device) -> None:
-        """`weights`: the path of the public TorchScript file (`layers`, `output`) or of a state dict under torchvision's
-        names, which are the same network; None: the file that clean-fid takes for this mode. Raises UserError."""
+        """`weights`: the path of the public TorchScript file (`layers`, `output`) or of a state dict with torchvision's names,
+        which hold the same network; None: the file that clean-fid uses for this mode. Raises UserError."""
         self._mode = MODES[mode]
         path = published_file(self._mode.weights, weights)
         data = path.read_bytes()
@@ -84,7 +84,7 @@ class InceptionFeatures(Features):
         }
         identity = [mode, digest, self.facts["resize"]]  # whatever the file is called
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-        self._resize = lru_cache(SIZES_KEPT)(self._made)
+        self._resize = lru_cache(SIZES_KEPT)(self._make_resize)
 
     def _extract(self, images: Tensor) -> Extracted:
         pieces = images.split(PIECE_ON_CPU if self.device.type == "cpu" else max(len(images), 1))
@@ -92,21 +92,21 @@ class InceptionFeatures(Features):
         return Extracted(features, features @ self._head.T)
 
     def prepared(self, images: Tensor) -> Tensor:
-        """What the network sees of uint8 images [n, 3, H, W]: float32 [n, 3, 299, 299] in about [-1, 1]."""
-        # Scaled before the resize, whose weights sum to one: the small image is the cheaper one to scale.
+        """The network's input for uint8 images [n, 3, H, W]: float32 [n, 3, 299, 299] in about [-1, 1]."""
+        # Scaling before the resize, whose weights sum to one, gives the same and is cheaper: the image is smaller.
         scaled = images.float().mul_(self._mode.scale).add_(self._mode.shift)
         return self._resize(*images.shape[2:])(scaled)
 
-    def _made(self, height: int, width: int) -> Resize:
-        """What takes images of this size to SIDE x SIDE."""
+    def _make_resize(self, height: int, width: int) -> Resize:
+        """The resize from this size to SIDE x SIDE."""
         rows, columns = (self._mode.resize(side, SIDE).to(self.device, torch.float32) for side in (height, width))
         scale, shift = self._mode.scale, self._mode.shift
         return Resize(rows, columns, shift, 255 * scale + shift)
 
 
 def _load(path: Path, data: bytes, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """(images to features, weight of the logits [k, d]) of either form of the file."""
-    what = (
+    """(network from images to features, weight of the logits [k, d]), from either form of the file."""
+    remedy = (
         "give the public inception-2015-12-05.pt or pt_inception-2015-12-05-6726825d.pth with evaluation.weights=PATH"
     )
     try:
@@ -119,7 +119,7 @@ def _load(path: Path, data: bytes, device: torch.device) -> tuple[Callable[[Tens
         network.load_state_dict(state)
     except (AttributeError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"evaluation.weights: {path} is not the Inception of FID: {reason}; {what}") from None
+        raise UserError(f"evaluation.weights: {path} is not the Inception of FID: {reason}; {remedy}") from None
     head = network.fc.weight.detach().to(device)
     network.fc = nn.Identity()
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), head
@@ -139,14 +139,14 @@ def _state_dict(data: bytes) -> dict[str, Tensor]:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError("it holds more than weights, and is not opened") from None
+        raise ValueError("it holds more than weights, so it is not opened") from None
     if not isinstance(state, dict):
         raise ValueError("it holds no state dict")
     return state
 
 
 def build_inception() -> Any:
-    """The architecture with its 1008-way `fc`, not initialised; torchvision's names (23,859,904 weights with fc)."""
+    """The architecture with its 1008-way `fc`, not initialised, with torchvision's names (23,859,904 weights with fc)."""
     # Takes a second to import.
     import torchvision
     from cleanfid import inception_pytorch as fid

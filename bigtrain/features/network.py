@@ -1,7 +1,7 @@
-"""Feature networks: what makes of an image the vector that FID and recall compare.
+"""Feature networks: from an image to the vector that FID and recall compare.
 
-Every one is handed uint8 images as they are, at their own size; what it does with them is part of the network, and its
-fingerprint is part of the protocol. To add one: subclass `Features`.
+A feature network takes uint8 images at their own size; its preprocessing is part of the network, and its fingerprint is part
+of the protocol. To add one: subclass `Features`.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ HOW_TO_CHOOSE = (
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """No gradients, no autocast, no TF32: a metric must not depend on how the run that is measured computes."""
+    """No gradients, no autocast, no TF32: a metric must not depend on the precision that the evaluated run uses."""
     matmul = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -44,7 +44,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def building() -> Iterator[None]:
-    """A network is built in float32, and what it draws for weights that are then replaced is not the run's to miss."""
+    """Builds a network in float32 without advancing torch's generator: its initial weights are replaced anyway."""
     dtype = torch.get_default_dtype()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -56,25 +56,25 @@ def building() -> Iterator[None]:
 
 def pictures(batch: Batch, device: torch.device) -> Tensor:
     """The batch's images as feature networks take them: uint8 [n, 3, H, W] on the device, not flipped."""
-    assert batch.images is not None, "features are those of images, and this split holds codes"
+    assert batch.images is not None, "features need images, and this split holds codes"
     return batch.images.to(device).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a feature network says of n images."""
+    """The output of a feature network for n images."""
 
     features: Tensor
     """float32 [n, d]."""
     logits: Tensor | None
-    """float32 [n, k]: of the classes that the network was trained on, before the softmax; None if it has none."""
+    """float32 [n, k], before the softmax, of the k classes that the network was trained on; None if it has none."""
 
 
 class Features(ABC):
     """A feature network on one device.
 
-    name: for people; fingerprint: a hash of the weights and of what is computed with them; dimensions: d;
-    facts: JSON values that belong in the protocol beside these, such as resize, and classes (k) where it has logits.
+    name: for messages; fingerprint: a hash of the weights and of the computation; dimensions: d; facts: further JSON values
+    for the protocol, such as resize, and classes (k) where it has logits.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Features(ABC):
     facts: dict[str, Any]
 
     def __call__(self, images: Tensor) -> Extracted:
-        """Of images uint8 [n, 3, H, W] on the device; each row is a function of its image alone."""
+        """Takes images uint8 [n, 3, H, W] on the device; each row of the output depends on its image alone."""
         assert images.dtype == torch.uint8, f"feature networks take uint8 images, not {images.dtype}"
         with full_float32(self.device):
             return self._extract(images)
@@ -105,8 +105,8 @@ class Features(ABC):
 class TorchScriptFeatures(Features):
     """A network from a TorchScript file, with the calling convention of the public FID Inception.
 
-    The published `inception-2015-12-05.pt` resizes to 299 x 299 within the network, as FID always did; a file of one's
-    own must do likewise for whatever it needs. Raises UserError if the file is not such a network.
+    The published `inception-2015-12-05.pt` resizes to 299 x 299 inside the network; any other file must do its own
+    preprocessing too. Raises UserError if the file is not such a network.
     """
 
     def __init__(self, path: str, image_size: int, device: torch.device) -> None:
@@ -122,11 +122,11 @@ class TorchScriptFeatures(Features):
         self.dimensions = self._probe(path, image_size)
 
     def _extract(self, images: Tensor) -> Extracted:
-        # Contiguous, as networks of one's own may take for granted, and as `_probe` has tried it.
+        # Contiguous, because a user's network may rely on it, and because `_probe` has tried it so.
         return Extracted(self._network(images.contiguous(), return_features=True).float().flatten(1), None)
 
     def _probe(self, path: str, image_size: int) -> int:
-        """The width of the features of two gray images of the size that will come."""
+        """The dimensions of the features, from two gray images of the size that will be evaluated."""
         images = torch.full((2, 3, image_size, image_size), 128, dtype=torch.uint8, device=self.device)
         try:
             with full_float32(self.device):
@@ -139,16 +139,17 @@ class TorchScriptFeatures(Features):
             ) from None
         shape = tuple(features.shape) if isinstance(features, Tensor) else ()
         if len(shape) < 2 or shape[0] != 2 or any(side != 1 for side in shape[2:]) or not features.is_floating_point():
-            what = f"{features.dtype} {list(shape)}" if isinstance(features, Tensor) else type(features).__name__
+            output = f"{features.dtype} {list(shape)}" if isinstance(features, Tensor) else type(features).__name__
             raise UserError(
-                f"evaluation.features: {path}: the network gave {what} for 2 images where [2, d] float features were "
+                f"evaluation.features: {path}: the network gave {output} for 2 images where [2, d] float features were "
                 f"expected; {HOW_TO_CHOOSE}"
             )
         return shape[1]
 
 
 def load_script(path: str, data: bytes, device: torch.device) -> torch.jit.ScriptModule:
-    """From the bytes that were hashed: a file that is replaced meanwhile cannot lend its features another's name."""
+    """Loads a TorchScript network from the bytes that were hashed, so that the fingerprint is right even if the file at `path`
+    is replaced meanwhile. Raises UserError."""
     try:
         with warnings.catch_warnings():
             # Deprecated in favour of torch.export, but the public Inception exists in this form only.

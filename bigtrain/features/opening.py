@@ -1,4 +1,4 @@
-"""Feature networks by name: what a recipe's `evaluation.features` may say."""
+"""Opens feature networks by name, the values of `evaluation.features`."""
 
 from pathlib import Path
 
@@ -26,14 +26,14 @@ def open_features(
     train: Index | None,
     validation: Index | None,
 ) -> Features:
-    """The network of a name: `classifier`, which is trained on the labels of `train` now unless it is kept already, or one that
-    `open_network` opens. Every rank calls it. Raises UserError and Stopped.
+    """The network of a name: `classifier`, which is trained on the labels of `train` now unless the cache has it, or any name
+    that `open_network` takes. Every rank calls it. Raises UserError and Stopped.
     """
     if name == "classifier":
         if train is None:
             raise UserError(
-                "evaluation.features: classifier is trained on the labels of real images, and there is no index of any; "
-                "choose another network, such as evaluation.features=clean, or give the index of shards as "
+                "evaluation.features: classifier is trained on the labels of real images, and there is no index of shards "
+                "with any; choose another network, such as evaluation.features=clean, or give an index as "
                 "evaluation.reference"
             )
         return find_classifier(train, validation, "features", reading, device)

@@ -1,6 +1,6 @@
 """Where the weights of published feature networks come from: a path, the cache, or a download that is checked.
 
-Nothing is ever left random: without its weights a feature network is a user's mistake that says where to get them.
+A feature network never keeps random weights: if they are missing, a UserError says where to get them.
 """
 
 import fcntl
@@ -18,13 +18,13 @@ from bigtrain.errors import UserError
 from bigtrain.runs import atomic
 
 TIMEOUT_S = 60.0
-"""How long a download may give no byte."""
+"""How long a download may stall."""
 CHUNK = 2**20
 
 
 @dataclass(frozen=True)
 class Published:
-    """A file that its authors publish at `url`; `sha256` of its bytes."""
+    """A file that its authors publish at `url`, and the sha256 of its bytes."""
 
     url: str
     sha256: str
@@ -35,20 +35,20 @@ class Published:
 
 
 def published_file(published: Published, given: str | None) -> Path:
-    """The path `given` (evaluation.weights), or the file in the cache, fetched first where it is not there.
+    """The path `given` (evaluation.weights), or the file in the cache, downloaded first if it is not there.
 
-    Of the processes of a machine one fetches and the others wait; any number may call this. Raises UserError where
-    there is no such file, it cannot be fetched, or what came is not what was published.
+    Several processes of a machine may call it: one downloads, the others wait. Raises UserError if there is no such file, it
+    cannot be downloaded, or its sha256 is not the published one.
     """
     if given is not None:
         return existing(given)
     path = atomic.cache_folder() / "weights" / published.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with _locked(path):
             if not path.exists():
                 _download(published, path)
-    except OSError as error:  # URLError and timeouts are among them
+    except OSError as error:  # includes URLError and timeouts
         reason = getattr(error, "reason", None) or error.strerror or error
         raise UserError(
             f"evaluation.weights: {published.name} is not in {path.parent} and could not be fetched from {published.url} "
@@ -58,7 +58,7 @@ def published_file(published: Published, given: str | None) -> Path:
 
 
 def existing(given: str) -> Path:
-    """The path, if there is a file. Raises UserError."""
+    """The path of a file that must exist. Raises UserError."""
     path = Path(given)
     if not path.is_file():
         raise UserError(f"evaluation.weights: {given}: there is no such file")
@@ -66,15 +66,15 @@ def existing(given: str) -> Path:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process of this machine at a time; the kernel drops the lock of one that is killed."""
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process of this machine at a time; the kernel releases the lock if the process is killed."""
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _download(published: Published, path: Path) -> None:
-    """Written aside, checked, renamed. Raises OSError and UserError."""
+    """Downloads to a temporary file, checks it, and renames it to `path`. Raises OSError and UserError."""
     temporary, digest = atomic.aside(path), hashlib.sha256()
     try:
         with urllib.request.urlopen(published.url, timeout=TIMEOUT_S) as answer, open(temporary, "wb") as file:
@@ -88,8 +88,8 @@ def _download(published: Published, path: Path) -> None:
             os.fsync(file.fileno())
         if digest.hexdigest() != published.sha256:
             raise UserError(
-                f"evaluation.weights: what {published.url} gave has the sha256 {digest.hexdigest()}, not {published.sha256}; "
-                "try again, or give the path of the right file with evaluation.weights=PATH"
+                f"evaluation.weights: the file from {published.url} has the sha256 {digest.hexdigest()}, not "
+                f"{published.sha256}; try again, or give the path of the right file with evaluation.weights=PATH"
             )
         os.replace(temporary, path)
     finally:

@@ -1,8 +1,8 @@
-"""How images reach the size that a feature network takes: each protocol's own way, batched, on any device.
+"""Resizes images to the size that a feature network takes, exactly as each protocol does, batched, on any device.
 
 A FID changes with the resize (Parmar, Zhang & Zhu 2022, "On Aliased Resizing and Surprising Subtleties in GAN
-Evaluation"), so each is held to the implementation that defines it. All of them are separable and linear: two products
-with matrices [target, source], made in float64, between which nothing but the protocol's own rounding happens.
+Evaluation"), so tests compare each with the implementation that defines it. All are separable and linear: two products with
+matrices [target, source], which are computed in float64; only the protocol's own rounding happens in between.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from torch import Tensor
 Weights = Callable[[int, int], Tensor]
 """(source, target) in pixels to the matrix of one direction, float64 [target, source]."""
 BAND = 48
-"""Rows that are multiplied at once on a CPU."""
+"""Rows of a matrix that are multiplied at once on a CPU."""
 SIZES_KEPT = 64
-"""Sizes of images whose matrices a network keeps: a set from anywhere may hold as many sizes as images."""
+"""Number of image sizes whose matrices a network keeps: in a user's folder every image may have another size."""
 
 
 def _cubic(distance: Tensor) -> Tensor:
@@ -31,14 +31,14 @@ def _triangle(distance: Tensor) -> Tensor:
 
 
 def _antialiased(kernel: Callable[[Tensor], Tensor], support: float, source: int, target: int) -> Tensor:
-    """PIL's resampling: the kernel is stretched by the scale where the image shrinks."""
+    """PIL's resampling: when the image shrinks, the kernel is stretched by the scale."""
     scale = source / target
     stretch = max(scale, 1.0)
     centres = (torch.arange(target, dtype=torch.float64) + 0.5)[:, None] * scale
-    places = torch.arange(source, dtype=torch.float64)
+    pixels = torch.arange(source, dtype=torch.float64)
     reach = support * stretch
-    inside = (places >= (centres - reach + 0.5).floor()) & (places < (centres + reach + 0.5).floor())
-    weights = torch.where(inside, kernel((places + 0.5 - centres) / stretch), 0.0)
+    inside = (pixels >= (centres - reach + 0.5).floor()) & (pixels < (centres + reach + 0.5).floor())
+    weights = torch.where(inside, kernel((pixels + 0.5 - centres) / stretch), 0.0)
     return weights / weights.sum(1, keepdim=True)
 
 
@@ -51,7 +51,7 @@ def pil_bilinear(source: int, target: int) -> Tensor:
 
 
 def _between_neighbours(positions: Tensor, source: int) -> Tensor:
-    """Linear interpolation at float32 [target] positions in pixels, the last pixel being repeated."""
+    """Linear interpolation at float32 [target] positions in pixels; beyond the last pixel it is repeated."""
     low = positions.floor().clamp(0, source - 1).long()
     share = (positions - low).clamp(0, 1).double()
     rows = torch.arange(len(positions))
@@ -62,18 +62,18 @@ def _between_neighbours(positions: Tensor, source: int) -> Tensor:
 
 
 def tensorflow1_bilinear(source: int, target: int) -> Tensor:
-    """tf.image.resize_bilinear of TensorFlow 1: position i * source / target, half a pixel off, without antialias."""
+    """tf.image.resize_bilinear of TensorFlow 1: position i * source / target (half a pixel off), without antialiasing."""
     return _between_neighbours(_float32_range(target) * _float32_scale(source, target), source)
 
 
 def torch_bilinear(source: int, target: int) -> Tensor:
-    """torch.nn.functional.interpolate(mode="bilinear", align_corners=False), without antialias."""
+    """torch.nn.functional.interpolate(mode="bilinear", align_corners=False), without antialiasing."""
     centres = (_float32_range(target) + 0.5) * _float32_scale(source, target) - 0.5
     return _between_neighbours(centres.clamp(min=0), source)
 
 
 def _float32_range(target: int) -> Tensor:
-    """Positions are computed in float32 here, because the two libraries do: in large images that shows."""
+    """In float32, as in the two libraries: in large images the rounding shows."""
     return torch.arange(target, dtype=torch.float32)
 
 
@@ -96,33 +96,33 @@ class Resize:
         count, channels, height, width = images.shape
         lines = images.permute(0, 2, 3, 1).reshape(count * height, width * channels)
         wide = lines.new_empty(len(lines), len(self._columns) * channels)
-        for to, of, weights in self._column_bands:
-            torch.mm(lines[:, of], weights.T, out=wide[:, to])
+        for targets, sources, weights in self._column_bands:
+            torch.mm(lines[:, sources], weights.T, out=wide[:, targets])
         resized = wide.new_empty(count, len(self._rows), wide.shape[1])
         for image, result in zip(wide.split(height), resized, strict=True):
-            for to, of, weights in self._row_bands:
-                torch.mm(weights, image[of], out=result[to]).clamp_(*self._range)  # while it is in the cache
+            for targets, sources, weights in self._row_bands:
+                torch.mm(weights, image[sources], out=result[targets]).clamp_(*self._range)  # while it is in the cache
         return resized.view(count, len(self._rows), len(self._columns), channels).permute(0, 3, 1, 2)
 
 
 def _bands(matrix: Tensor) -> list[tuple[slice, slice, Tensor]]:
-    """A matrix [target, source] as (rows, columns, what is there): BAND rows each, without columns that are 0 in all of them.
+    """A matrix [target, source] as blocks (rows, columns, values) of BAND rows each, without the columns that are 0 there.
 
-    A pixel is made of few others, which is what this saves: at 256 pixels two thirds of the time, on one core.
+    A resized pixel depends on few pixels of the source, so this saves two thirds of the time at 256 pixels on one core.
     """
     bands = []
     for begin in range(0, len(matrix), BAND):
-        to = slice(begin, min(begin + BAND, len(matrix)))
-        used = matrix[to].any(0).nonzero()[:, 0].tolist()
-        of = slice(used[0], used[-1] + 1)
-        bands.append((to, of, matrix[to, of].contiguous()))
+        rows = slice(begin, min(begin + BAND, len(matrix)))
+        used = matrix[rows].any(0).nonzero()[:, 0].tolist()
+        columns = slice(used[0], used[-1] + 1)
+        bands.append((rows, columns, matrix[rows, columns].contiguous()))
     return bands
 
 
 def resize_in_8_bits(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """As `resize`, of values 0 .. 255, with each direction rounded and clamped as PIL does to an 8-bit image.
+    """Resizes values 0 .. 255, rounding and clamping after each direction as PIL does with 8-bit images.
 
-    Width first, as PIL does (for square images; from version 13 on it begins with the height of portraits)."""
+    Width first, as PIL does (from version 13 on, PIL resizes the height of portraits first)."""
     return _rounded(_vertical(_rounded(images @ columns.T), rows))
 
 
@@ -131,7 +131,7 @@ def _rounded(values: Tensor) -> Tensor:
 
 
 def _vertical(images: Tensor, rows: Tensor) -> Tensor:
-    """[n, 3, H, w] to [n, 3, h, w] in channels_last: what is permuted is the smaller of the two."""
+    """[n, 3, H, w] to [n, 3, h, w] in channels_last; resizing the width first leaves less to permute."""
     count, channels, height, width = images.shape
     flat = images.permute(0, 2, 3, 1).reshape(count, height, width * channels)
     return torch.matmul(rows, flat).view(count, len(rows), width, channels).permute(0, 3, 1, 2)

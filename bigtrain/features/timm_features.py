@@ -1,8 +1,8 @@
 """Any image model of timm as a feature network: `timm:NAME`, with the preprocessing of the model's own data configuration.
 
 `timm:vit_large_patch14_dinov2.lvd142m` gives the FD with DINOv2 features (Stein et al. 2023, "Exposing flaws of
-generative model evaluation metrics"): images squashed to 224 x 224 by PIL's bicubic in 8 bits, positions interpolated as
-DINOv2's own code does, the normalised class token.
+generative model evaluation metrics"): images are squashed to 224 x 224 by PIL's bicubic in 8 bits, position embeddings are
+interpolated as in DINOv2's own code, and the feature is the normalised class token.
 """
 
 import difflib
@@ -24,7 +24,7 @@ from bigtrain.features.published_weights import existing
 from bigtrain.features.resize import SIZES_KEPT, pil_bicubic, pil_bilinear, resize_in_8_bits
 
 DINOV2_SIDE = 224
-"""Pixels a side at which FD-DINOv2 is defined; timm's configuration has the 518 of DINOv2's last training phase."""
+"""Side in pixels at which FD-DINOv2 is defined; timm's configuration has 518, that of DINOv2's last training phase."""
 RESIZES = {"bicubic": pil_bicubic, "bilinear": pil_bilinear}
 
 
@@ -32,8 +32,8 @@ class TimmFeatures(Features):
     """The pooled features before the classifier, [n, d], and its logits where the model has one."""
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
-        """`model`: a name of timm's, with or without its tag; `weights`: the path of its safetensors or state dict, None:
-        from its hub. Raises UserError for a model that there is not, or that has no published weights."""
+        """`model`: a name in timm, with or without its tag; `weights`: the path of its safetensors or state dict, None:
+        from its hub. Raises UserError for a model that timm does not have, or that has no published weights."""
         import timm
 
         full_name, hub = _published(model)
@@ -70,14 +70,14 @@ class Preprocessing:
     """timm's evaluation transform (resize by PIL in 8 bits, central crop, normalisation), batched on the device."""
 
     def __init__(self, config: dict[str, Any], device: torch.device) -> None:
-        """`config`: of timm.data.resolve_model_data_config. Raises UserError for ways that are not built."""
+        """`config`: from timm.data.resolve_model_data_config. Raises UserError for a resize or crop that is not supported."""
         self._target: tuple[int, int] = tuple(config["input_size"][1:])
         self._scaled = tuple(math.floor(side / config["crop_pct"]) for side in self._target)
         self._squash = config["crop_mode"] == "squash"
         if config["interpolation"] not in RESIZES or config["crop_mode"] not in ("center", "squash"):
             raise UserError(
                 f"evaluation.features: this timm model resizes by {config['interpolation']} and crops by "
-                f"{config['crop_mode']}, which is not built; choose one with {' or '.join(RESIZES)} and center or squash"
+                f"{config['crop_mode']}, which is not supported; choose one with {' or '.join(RESIZES)} and center or squash"
             )
         self._resize = RESIZES[config["interpolation"]]
         self._mean, self._std = (
@@ -85,7 +85,7 @@ class Preprocessing:
             for name in ("mean", "std")
         )
         self._device = device
-        self._for = lru_cache(SIZES_KEPT)(self._matrices)
+        self._matrices_of = lru_cache(SIZES_KEPT)(self._matrices)
         height, width = self._target
         self.described = (
             f"PIL {config['interpolation']} in 8 bits, {config['crop_mode']}, to {height} x {width} of "
@@ -93,12 +93,12 @@ class Preprocessing:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [n, 3, H, W] to what the network sees, float32 [n, 3, h, w]."""
-        rows, columns = self._for(int(images.shape[2]), int(images.shape[3]))
+        """uint8 [n, 3, H, W] to the network's input, float32 [n, 3, h, w]."""
+        rows, columns = self._matrices_of(int(images.shape[2]), int(images.shape[3]))
         return resize_in_8_bits(images.float(), rows, columns).sub_(self._mean).div_(self._std)
 
     def _matrices(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """For images of this size; the crop is a choice of their rows."""
+        """The matrices (rows, columns) for images of this size; the crop selects rows of each."""
         scaled = self._scaled
         if not self._squash:
             short = min(height, width)
@@ -126,12 +126,12 @@ def _published(model: str) -> tuple[str, Any]:
 
 
 def _from_hub(name: str, config: Any) -> Path:
-    """The file of the hub's cache, fetched first where it is not there: atomically, by one process at a time, hashed."""
+    """The file in the hub's cache, downloaded first if it is not there; huggingface_hub does so atomically, with a lock."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if not config.hf_hub_id:
-        raise UserError(f"evaluation.weights: {name} is on no hub; give the path of its weights")
+        raise UserError(f"evaluation.weights: {name} is not on the hub; give the path of its weights")
     file = config.hf_hub_filename or "model.safetensors"
     try:
         return Path(hf_hub_download(config.hf_hub_id, file))
@@ -151,7 +151,7 @@ def _build(name: str, path: Path) -> tuple[Any, dict[str, Any]]:
 
     dinov2 = re.search(r"_patch14(_reg4)?_dinov2", name)
     try:
-        # Not by timm, whose older versions unpickle whatever a file holds.
+        # Loaded here with weights_only, because older versions of timm unpickle whatever a file holds.
         state = timm.models.load_state_dict(str(path), weights_only=True)
         if not state:
             raise ValueError("it is empty")
@@ -163,7 +163,7 @@ def _build(name: str, path: Path) -> tuple[Any, dict[str, Any]]:
             trained = load().pos_embed
             side = DINOV2_SIDE // network.patch_embed.patch_size[0]
             network.pos_embed = nn.Parameter(dinov2_positions(trained.detach(), side))
-    except Exception as error:  # whatever a file that is not this model's may make of timm
+    except Exception as error:  # timm may raise anything for a file that is not this model's
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"evaluation.weights: {path} does not hold the weights of timm:{name}: {reason}") from None
     network.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
@@ -174,9 +174,9 @@ def _build(name: str, path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def dinov2_positions(trained: Tensor, side: int) -> Tensor:
-    """Position embeddings [1, 1 + s * s, d] for side x side patches, [1, 1 + side * side, d].
+    """Interpolates position embeddings [1, 1 + s * s, d] to side x side patches, [1, 1 + side * side, d].
 
-    As DINOv2's own code interpolates them (bicubic, by a scale factor of a tenth of a patch too much); timm's way is
+    As in DINOv2's own code: bicubic, with a scale factor that is too large by a tenth of a patch. timm's interpolation is
     antialiased and gives other features.
     """
     grid = math.isqrt(trained.shape[1] - 1)

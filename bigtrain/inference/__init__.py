@@ -1,2 +1,3 @@
-"""A trained model in use: opened from a run or an export (`model`), sampled, evaluated, and what the trainer calls at intervals
-(`observers`). Only the commands import this."""
+"""A trained model in use: opened from a run or an export and sampled (`model`), evaluated (`evaluation`), and observed at
+intervals during training (`observers`: pictures and evaluations). plan.py and the commands in launch/ import this.
+"""

@@ -1,6 +1,7 @@
-"""Classifier rejection sampling: of several candidates the one that a classifier is surest of (Razavi et al. 2019, 4.3).
+"""Classifier rejection sampling: of several candidates, keeps the one to whose class a classifier gives the highest probability
+(Razavi et al. 2019, section 4.3).
 
-It trades diversity for fidelity, as truncation does for GANs, so the protocol of what is measured on such samples says so.
+It trades diversity for fidelity, as truncation does for GANs, so the protocol of metrics of such samples includes it.
 """
 
 import hashlib
@@ -23,15 +24,19 @@ from bigtrain.features.network import full_float32
 
 @dataclass(frozen=True)
 class Selection:
-    """`candidates` for each sample; `score`: (images uint8 [n, 3, H, W], labels int64 [n]) to float [n], higher is better."""
+    """`candidates`: drawn for each sample; `score`: (images uint8 [n, 3, H, W], labels int64 [n]) to float [n], higher is
+    better."""
 
     candidates: int
     score: Callable[[Tensor, Tensor], Tensor]
     facts: dict[str, Any]
-    """What of it belongs in a protocol."""
+    """For the protocol."""
 
     def best(self, candidates: Iterable[Tensor], labels: Tensor) -> Tensor:
-        """Of images [n, 3, H, W], given as often as there are candidates, the best of each sample, the first of equals."""
+        """The best candidate of each sample, [n, 3, H, W]; the first one of equals.
+
+        `candidates` yields images [n, 3, H, W], one candidate of every sample at a time.
+        """
         kept: Tensor | None = None
         highest = torch.full((len(labels),), -torch.inf, device=labels.device)
         for images in candidates:
@@ -71,7 +76,7 @@ def find_selection(
 
 def _load(path: str, spec: DataSpec, device: torch.device) -> tuple[bytes, Any]:
     classes, size = len(spec.classes), spec.image_size
-    what = (
+    remedy = (
         f"give `classifier`, or a TorchScript network from uint8 images [n, 3, {size}, {size}] to logits [n, {classes}]"
     )
     gray = torch.full((2, 3, size, size), 128, dtype=torch.uint8, device=device)
@@ -82,8 +87,8 @@ def _load(path: str, spec: DataSpec, device: torch.device) -> tuple[bytes, Any]:
             logits = network(gray)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"the classifier {path} cannot be used: {reason}; {what}") from None
+        raise UserError(f"the classifier {path} cannot be used: {reason}; {remedy}") from None
     if not isinstance(logits, Tensor) or logits.shape != (2, classes) or not logits.is_floating_point():
         given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"the classifier {path} gives {given} for 2 images of {classes} classes; {what}")
+        raise UserError(f"the classifier {path} gives {given} for 2 images of {classes} classes; {remedy}")
     return data, network

@@ -1,4 +1,5 @@
-"""What the train door tells the trainer about its evaluations: how cheap they are, which metric decides, and what is better."""
+"""How training evaluates and selects its best checkpoint: which metric decides, whether higher is better, and with how many
+samples."""
 
 from bigtrain.errors import UserError
 from bigtrain.families.family import Family
@@ -23,15 +24,15 @@ HIGHER_IS_BETTER = {
     "reconstruction_nmse": False,
     "reconstruction_psnr": True,
 }
-"""The numbers of an evaluation that say whether one model is better than another."""
+"""The numbers by which checkpoints can be compared."""
 
 
-_OF_NO_WEIGHT = {"metrics", "batch_size", "workers", "pictured_samples", "pictured_neighbours"}
-"""What may change between evaluations whose numbers are compared."""
+_MAY_DIFFER = {"metrics", "batch_size", "workers", "pictured_samples", "pictured_neighbours"}
+"""Options that may differ between evaluations whose numbers are compared."""
 
 
 def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
-    """The judge of the run's evaluations; None if it makes none, or none that say which weights are better.
+    """What keeps the run's best checkpoint; None if the run makes no evaluations, or none with a metric that could decide.
 
     Raises UserError for a metric that is not measured.
     """
@@ -40,16 +41,16 @@ def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
         if train.keep_best is not None:
             raise UserError("train.keep_best: nothing is evaluated in training; set train.evaluate_every too")
         return None
-    measured = evaluation.chosen(family.capabilities)
-    there = [name for name in HIGHER_IS_BETTER if name in measured or name.startswith("reconstruction_")]
-    there = [name for name in there if not name.startswith("reconstruction_") or "reconstruction" in measured]
-    metric = train.keep_best or ("fid" if "fid" in there else None)
+    metrics = evaluation.chosen(family.capabilities)
+    available = [name for name in HIGHER_IS_BETTER if name in metrics or name.startswith("reconstruction_")]
+    available = [name for name in available if not name.startswith("reconstruction_") or "reconstruction" in metrics]
+    metric = train.keep_best or ("fid" if "fid" in available else None)
     if metric is None:
         return None
-    if metric not in there:
+    if metric not in available:
         raise UserError(
             f"train.keep_best: {metric} is not measured, or does not say which weights are better; choose one of "
-            f"{', '.join(there)}, or add it to evaluation.metrics"
+            f"{', '.join(available)}, or add it to evaluation.metrics"
         )
     sampling = family.sampling_name(family.sampling) if "sample" in family.capabilities else None
     of_samples = not metric.startswith(("rfid", "bits_per_dim", "reconstruction_"))
@@ -59,12 +60,12 @@ def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
         higher=HIGHER_IS_BETTER[metric],
         kept=train.keep_best is not None,
         alarm_ratio=train.alarm_ratio,
-        protocol=in_training(recipe).evaluation.model_dump(mode="json", exclude=_OF_NO_WEIGHT),
+        protocol=in_training(recipe).evaluation.model_dump(mode="json", exclude=_MAY_DIFFER),
     )
 
 
 def in_training(recipe: Recipe) -> Recipe:
-    """The recipe with the cheaper evaluation that training makes (train.evaluate_samples)."""
+    """The recipe with the number of samples of evaluations during training (train.evaluate_samples)."""
     samples = recipe.train.evaluate_samples
     if samples is None:
         return recipe

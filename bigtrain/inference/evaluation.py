@@ -1,4 +1,4 @@
-"""Evaluation of a model: the metrics that its recipe asks for, as one result with the protocol in it."""
+"""Evaluation of a model: the metrics that its recipe names, as one result with its protocol."""
 
 import hashlib
 import json
@@ -28,8 +28,8 @@ from bigtrain.inference.splits import images_behind
 from bigtrain.runs.folder import RunFolder
 
 
-def _drawn(sampler: Sampler, options: EvaluationOptions) -> tuple[Drawn, Labels]:
-    """The samples of an evaluation, and the classes that they are asked for."""
+def _samples(sampler: Sampler, options: EvaluationOptions) -> tuple[Drawn, Labels]:
+    """The samples of an evaluation, and the classes that they are conditioned on."""
     spec, count = sampler.family.spec, options.samples
     images = Drawn(sampler.draw, sampler.labels_of, count, spec.classes, spec.image_size)
     return images, lambda: sampler.labels_of(range(count)).numpy()
@@ -38,18 +38,18 @@ def _drawn(sampler: Sampler, options: EvaluationOptions) -> tuple[Drawn, Labels]
 def check_early(
     family: Family, options: EvaluationOptions, train: Index, validation: Index | None, device: torch.device
 ) -> None:
-    """Raises UserError before the first step for what the first evaluation would refuse, or would not find."""
+    """Raises UserError, before the first step, for whatever would make the first evaluation fail."""
     chosen = options.chosen(family.capabilities)
-    of_samples = [metric for metric in chosen if metric in METRICS]
+    sample_metrics = [metric for metric in chosen if metric in METRICS]
     if "bits_per_dim" in chosen:
         family.likelihood_protocol(options.likelihood_evaluations, options.seed)
-    if not of_samples and "rfid" not in chosen:
+    if not sample_metrics and "rfid" not in chosen:
         return
     real = images_behind(train), images_behind(validation) if validation is not None else None
     reading = Reading(options.batch_size, 0)
-    if of_samples:
-        images, labels = _drawn(Sampler(family, {}, options.seed, family.sampling, device), options)
-        check(images, labels, together(lambda: RealData.of(options, *real)), of_samples, options, device)
+    if sample_metrics:
+        images, labels = _samples(Sampler(family, {}, options.seed, family.sampling, device), options)
+        check(images, labels, together(lambda: RealData.of(options, *real)), sample_metrics, options, device)
         if options.candidates > 1 and options.classifier != "classifier":
             find_selection(options.candidates, options.classifier, family.spec, lambda: real, reading, device)
     if "rfid" in chosen and options.features == "classifier":
@@ -60,7 +60,7 @@ def check_early(
 
 
 def check_metrics(family: Family, options: EvaluationOptions, validation: Index | None) -> None:
-    """Raises UserError for a metric that needs what the family cannot do, or data that are not there."""
+    """Raises UserError for a metric that needs a capability that the family lacks, or a split that is not given."""
     for metric in options.chosen(family.capabilities):
         needed: list[Capability] = [HELD_OUT[metric]] if metric in HELD_OUT else ["sample"]
         needed += ["by_class"] if metric in METRICS and "labels" in METRICS[metric].fake else []
@@ -88,7 +88,7 @@ def evaluate_model(
     *,
     keep_moments: bool = False,
 ) -> EvaluationResult | None:
-    """The recipe's metrics of a model, as JSON with the protocol in it; called on every rank. None if stopped."""
+    """Measures the recipe's metrics of a model; every rank calls it. None if stopped."""
     check_metrics(model.family, model.recipe.evaluation, validation)
     try:
         return _evaluated(model, train, validation, should_stop, keep_moments)
@@ -99,23 +99,23 @@ def evaluate_model(
 def _evaluated(
     model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool], keep_moments: bool
 ) -> EvaluationResult:
-    """`evaluate_model`, or Stopped."""
+    """`evaluate_model`, but raises Stopped."""
     family, options = model.family, model.recipe.evaluation
     chosen = options.chosen(family.capabilities)
-    of_samples = [metric for metric in chosen if metric in METRICS]
+    sample_metrics = [metric for metric in chosen if metric in METRICS]
     facts: dict[str, Any] = {"weights": model.provenance["weights"], "step": model.provenance["step"]}
     result: dict[str, Any] = {}
     picture, moments = None, None
-    if of_samples or keep_moments:
+    if sample_metrics or keep_moments:
         sampler = model.sampler(
             options.seed, selection=model.selection(options.candidates, options.classifier, should_stop)
         )
-        images, labels = _drawn(sampler, options)
+        images, labels = _samples(sampler, options)
         real = images_behind(train), images_behind(validation) if validation is not None else None
         measured = evaluate(
             images,
             together(lambda: RealData.of(options, *real)),
-            of_samples,
+            sample_metrics,
             options,
             model.device,
             reading_workers(model),
@@ -128,7 +128,7 @@ def _evaluated(
             raise Stopped
         facts, picture, moments = measured.result.pop("protocol"), measured.picture, measured.moments
         name = family.sampling_name(sampler.sampling)
-        # What is measured on real images alone has nothing to do with the way of sampling.
+        # real_fid is measured on real images only, so the sampler does not belong in its name.
         result = {
             f"{key}_{name}" if name and key != "real_fid" else key: value for key, value in measured.result.items()
         }
@@ -143,17 +143,17 @@ def _evaluated(
 
 def reading_workers(model: Model) -> int:
     """Processes per rank that read images for an evaluation."""
-    asked = model.recipe.evaluation.workers
-    return model.recipe.data.workers if asked is None else asked
+    workers = model.recipe.evaluation.workers
+    return model.recipe.data.workers if workers is None else workers
 
 
 def _measure_held_out(
     metric: str, model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(values, protocol) of one metric of real data."""
+    """(values, protocol) of one metric that is measured on real data."""
     options = model.recipe.evaluation
     split = train if options.split == "train" else validation
-    assert split is not None, "check_metrics has seen to it"
+    assert split is not None, "check_metrics has checked that"
     reading = Reading(options.batch_size, reading_workers(model), should_stop)
     samples = min(options.split_samples or split.samples, split.samples)
     protocol: dict[str, Any] = {"split": options.split, "samples": samples, "fingerprint": split.fingerprint}
@@ -171,35 +171,35 @@ def _measure_held_out(
     ), protocol
 
 
-def write_evaluation(folder: Path, step: int, measured: EvaluationResult) -> Path:
-    """Writes FOLDER/evaluations/step_N.json on the main rank, or step_N_HASH.json where the result of another protocol or of
-    other metrics stands, and its picture beside it.
+def write_evaluation(folder: Path, step: int, evaluated: EvaluationResult) -> Path:
+    """Writes FOLDER/evaluations/step_N.json on the main rank, and its picture beside it. If that file holds a result of another
+    protocol or of other metrics, writes step_N_HASH.json instead.
 
-    Raises UserError where the disk does not take it.
+    Raises UserError if the file cannot be written.
     """
 
     def write() -> Path:
         path = RunFolder(folder).evaluation(step)
-        identity = _identity(measured.result)
+        identity = _identity(evaluated.result)
         try:
             path.parent.mkdir(exist_ok=True)
             if path.exists() and _identity_of(path) != identity:
                 path = path.with_stem(f"{path.stem}_{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
         except OSError as error:
             raise UserError(f"{path}: cannot write the evaluation ({error.strerror})") from error
-        measured.write(path)
+        evaluated.write(path)
         return path
 
     return world.on_main(write)
 
 
 def _identity(result: Mapping[str, Any]) -> str:
-    """What was measured, and how: two results of which this is the same are one measurement, made twice."""
+    """What was measured, and how: two results with the same identity repeat one measurement."""
     return json.dumps([sorted(result), result["protocol"]], sort_keys=True)
 
 
 def _identity_of(path: Path) -> str | None:
-    """None of a file that holds no evaluation of ours."""
+    """The identity of the result in a file; None if the file holds no evaluation."""
     try:
         return _identity(json.loads(path.read_bytes()))
     except (ValueError, TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""A trained model as the doors see it: opened from a run or from an export, it samples, reconstructs and gives likelihoods."""
+"""A trained model as the commands use it: opened from a run or an export, it samples, reconstructs and gives likelihoods."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ from bigtrain.runs import checkpoint
 
 @dataclass(frozen=True)
 class Model:
-    """A family with weights. `provenance`: step, weights ("ema", "raw" or a further average's name), data, as JSON."""
+    """A family with weights. `provenance`: step, weights ("ema", "raw" or the name of an extra average), data, as JSON."""
 
     family: Family
     weights: Networks
@@ -48,7 +48,7 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the weights as float32, whatever the device, the process's precision, the run's folder or the export."""
+        """A hash of the weights as float32: the same on every device, and for a run and its export."""
         return fingerprint(
             {
                 f"{component}/{name}": value.float() if value.is_floating_point() else value
@@ -58,28 +58,28 @@ class Model:
         )
 
     def require(self, capability: Capability, what: object) -> None:
-        """Raises UserError, naming `what`, if the family cannot do that."""
+        """Raises UserError, beginning with `what`, if the family lacks the capability."""
         if capability not in self.family.capabilities:
             raise UserError(f"{what}: {self.family.why_not(capability)}")
 
     def check_data(self, index: Index, key: str) -> None:
-        """Raises UserError if the model cannot be held against this split: other classes, another size, other codes."""
+        """Raises UserError if the model was not trained on data like this split: other classes, size or codes."""
         data = self.provenance["data"]
         if (index.image_size, list(index.classes)) != (data["image_size"], data["classes"]):
             raise UserError(
-                f"{key}: {index.where} has {len(index.classes)} classes at {index.image_size} pixels, and not the classes and "
-                f"size of the model's own data ({len(data['classes'])} at {data['image_size']}); give a split of that data"
+                f"{key}: {index.where} has {len(index.classes)} classes at {index.image_size} pixels, but the model's own data "
+                f"have other classes or another size ({len(data['classes'])} at {data['image_size']}); give a split of those"
             )
-        theirs = data["codes"]["tokenizer"] if data.get("codes") else None
-        if (index.codes.tokenizer if index.codes else None) != theirs:
+        own_tokenizer = data["codes"]["tokenizer"] if data.get("codes") else None
+        if (index.codes.tokenizer if index.codes else None) != own_tokenizer:
             raise UserError(
                 f"{key}: {index.where} does not hold what the model was trained on ("
-                f"{'codes of another tokenizer, or images' if theirs else 'codes, where the model takes images'}); give a "
-                "split of that data"
+                f"{'codes of another tokenizer, or images' if own_tokenizer else 'codes, where the model takes images'}); give "
+                "a split of that data"
             )
 
     def sampler(self, seed: int, sampling: Any = None, selection: Selection | None = None) -> "Sampler":
-        """Ready to draw under `sampling` (the recipe's own options if None); opens the models that this one follows."""
+        """A sampler with the options `sampling` (the recipe's own if None); opens the models that this one depends on."""
         attach_dependencies(self.family, self.device)
         options = self.family.sampling if sampling is None else sampling
         prepared = self.family.prepare_sampling(self.weights, options, seed)
@@ -88,9 +88,9 @@ class Model:
     def selection(
         self, candidates: int, classifier: str, should_stop: Callable[[], bool] = lambda: False
     ) -> Selection | None:
-        """What selects among `candidates` for each sample (evaluation.classifier says what may be given); None for one.
+        """The selection among `candidates` for each sample; None if there is only one. `classifier`: as evaluation.classifier.
 
-        Raises Stopped if `should_stop` says so while a classifier is trained.
+        Raises Stopped if `should_stop` becomes true while a classifier is trained.
         """
         if candidates == 1:
             return None
@@ -103,29 +103,29 @@ class Model:
         return images_behind(train), images_behind(validation) if validation is not None else None
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Images [n, 3, H, W] in [-1, 1] as the model gives them back."""
+        """The reconstructions of images [n, 3, H, W] in [-1, 1]."""
         with full_float32(self.device):
             return self.family.reconstruct(self.weights, images.to(self.device))
 
     def likelihood(self, seed: int, evaluations: int | None) -> Callable[[np.ndarray, Batch], Mapping[str, Tensor]]:
-        """What `measure_likelihood` asks for; `seed` keys the draws of families whose bound needs any, `evaluations` bounds
-        the work where it can be estimated."""
+        """The function that `measure_likelihood` takes. `seed` keys the draws of families whose bound needs any; `evaluations`:
+        as evaluation.likelihood_evaluations."""
 
-        def of(numbers: np.ndarray, batch: Batch) -> Mapping[str, Tensor]:
+        def measure(numbers: np.ndarray, batch: Batch) -> Mapping[str, Tensor]:
             images = to_images(batch, self.device) if batch.codes is None else None
             codes = to_codes(batch, self.device) if batch.codes is not None else None
-            places = numbers.tolist()
+            sample_ids = numbers.tolist()
             labels = batch.labels.to(self.device)
-            microbatch = Microbatch(images, labels, places, Draws(seed), self.device, len(places), codes)
+            microbatch = Microbatch(images, labels, sample_ids, Draws(seed), self.device, len(sample_ids), codes)
             with full_float32(self.device):
                 return self.family.likelihood(self.weights, microbatch, evaluations)
 
-        return of
+        return measure
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws samples by index: sample i is the same whatever else is drawn with it, and on whichever rank."""
+    """Draws samples by index: sample i does not depend on the batch or the rank that draws it."""
 
     family: Family
     networks: Networks
@@ -135,20 +135,20 @@ class Sampler:
     selection: Selection | None = None
 
     def draw(self, indices: Sequence[int] | np.ndarray, labels: Tensor) -> Tensor:
-        """Images uint8 [n, 3, H, W] on the device, of the classes `labels` (int64 [n]).
+        """Samples `indices`, uint8 [n, 3, H, W] on the device, of the classes `labels` (int64 [n]).
 
-        Raises FloatingPointError if the weights draw something that is not finite, which 8 bits would hide.
+        Raises FloatingPointError if an image is not finite, which rounding to 8 bits would hide.
         """
-        places = [int(index) for index in indices]
+        sample_ids = [int(index) for index in indices]
         if self.selection is None:
-            return self._draw(places, labels)
-        each = self.selection.candidates
-        # One candidate of every sample at a time: memory does not grow with their number.
-        draws = (self._draw([place * each + k for place in places], labels) for k in range(each))
+            return self._draw(sample_ids, labels)
+        count = self.selection.candidates
+        # One candidate of every sample at a time: memory does not grow with the number of candidates.
+        draws = (self._draw([sample_id * count + k for sample_id in sample_ids], labels) for k in range(count))
         return self.selection.best(draws, labels.to(self.device))
 
-    def _draw(self, places: Sequence[int], labels: Tensor) -> Tensor:
-        images = self.family.sample(self.networks, labels.to(self.device), places, self.seed, self.sampling)
+    def _draw(self, sample_ids: Sequence[int], labels: Tensor) -> Tensor:
+        images = self.family.sample(self.networks, labels.to(self.device), sample_ids, self.seed, self.sampling)
         if not torch.isfinite(images).all():
             raise FloatingPointError("the model draws images that are not finite: its weights have diverged")
         return to_uint8(images)
@@ -162,11 +162,11 @@ class Sampler:
         return torch.cat(batches)
 
     def labels_of(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """The classes that an evaluation asks samples `indices` for, in the data's own frequencies; int64 [n]."""
+        """The classes of samples `indices` of an evaluation, drawn from the data's class frequencies; int64 [n]."""
         return self.family.spec.draw_labels(Draws(self.seed), "evaluate/labels", [int(index) for index in indices])
 
     def protocol(self) -> dict[str, Any]:
-        """What of a sample's making belongs beside a number measured on it."""
+        """How the samples are made, for the protocol of metrics that are measured on them."""
         facts: dict[str, Any] = {
             "sampling": self.sampling.model_dump(mode="json", exclude=set(self.family.speed_options))
         }
@@ -187,8 +187,8 @@ def open_model(
 ) -> Model:
     """Opens a run folder or an export; every rank calls it and opens the same.
 
-    `weights`: "ema", "raw" or the name of a further average; None: a run's main averages, or those that an export holds.
-    `which`: a run's checkpoint: "newest" (the newest whole one), "best" (train.keep_best) or a step. Raises UserError if
+    `weights`: "ema", "raw" or the name of an extra average; None: a run's main average, or the weights of an export.
+    `which`: a run's checkpoint: "newest" (the newest complete one), "best" (train.keep_best) or a step. Raises UserError if
     the folder is neither, or has no such checkpoint.
     """
     if not (path / "recipe.yaml").is_file():
@@ -202,7 +202,7 @@ def open_model(
 
 
 def make_family(recipe: Recipe, spec: DataSpec) -> Family:
-    """The recipe's family for a problem. Raises UserError where its options do not fit the data."""
+    """The recipe's family for such data. Raises UserError if its options do not fit the data."""
     kind = find_family(recipe.family.kind)
     if spec.codes is not None and not kind.reads_codes:
         raise UserError(
@@ -215,7 +215,7 @@ def make_family(recipe: Recipe, spec: DataSpec) -> Family:
 
 
 def attach_dependencies(family: Family, device: torch.device, roles: Sequence[str] | None = None) -> None:
-    """Opens the models that the family follows (those of `roles`, or all), unless it has them already."""
+    """Opens the models that the family depends on (those of `roles`, or all), unless they are attached already."""
     missing = {
         role: other
         for role, other in family.dependencies.items()
@@ -225,8 +225,8 @@ def attach_dependencies(family: Family, device: torch.device, roles: Sequence[st
     for role, other in missing.items():
         try:
             model = open_model(Path(other.path), device)
-        except UserError as mistake:
-            raise UserError(f"family.{role}: {mistake}") from None
+        except UserError as error:
+            raise UserError(f"family.{role}: {error}") from None
         attach_dependencies(model.family, device, other.roles)
         trained[role] = LoadedModel(model.family, model.weights, model.fingerprint)
     family.attach(trained)
@@ -235,8 +235,8 @@ def attach_dependencies(family: Family, device: torch.device, roles: Sequence[st
 def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, which: str) -> Model:
     chosen = world.on_main(lambda: checkpoint.chosen_path(path / "checkpoints", which))
     if weights not in ("ema", "raw", *recipe.ema.extra):
-        there = ", ".join(["ema", "raw", *recipe.ema.extra])
-        raise UserError(f"--weights: {path} has no average {weights!r}; there are {there}")
+        available = ", ".join(["ema", "raw", *recipe.ema.extra])
+        raise UserError(f"--weights: {path} has no average {weights!r}; there are {available}")
     saved = checkpoint.opened(chosen)
     family = make_family(recipe, DataSpec.from_json(saved.state["data"]))
     group = {"ema": "average", "raw": "weights"}.get(weights, f"average_{weights}")
@@ -264,19 +264,19 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str 
             f"{path}: this export holds {provenance['weights']} weights, not {weights} ones; leave out --weights, or export "
             "the run again"
         )
-    family.attach({role: _ready(trained, device) for role, trained in attached.items()})
+    family.attach({role: _ready_dependency(trained, device) for role, trained in attached.items()})
     return Model(
         family, {name: ready(network, device) for name, network in networks.items()}, recipe, provenance, device
     )
 
 
-def _ready(trained: LoadedModel, device: torch.device) -> LoadedModel:
-    """A followed model of an export, and those that it follows, ready to be used."""
-    trained.family.attach({role: _ready(other, device) for role, other in trained.family.attached.items()})
+def _ready_dependency(trained: LoadedModel, device: torch.device) -> LoadedModel:
+    """A dependency from an export, and its own dependencies, on the device and in eval mode."""
+    trained.family.attach({role: _ready_dependency(other, device) for role, other in trained.family.attached.items()})
     networks = {name: ready(network, device) for name, network in trained.networks.items()}
     return LoadedModel(trained.family, networks, trained.fingerprint)
 
 
 def ready(network: nn.Module, device: torch.device) -> nn.Module:
-    """In eval mode on the device, in the layout of training: another one would move samples by a rounding."""
+    """In eval mode on the device, in channels_last as in training: another memory format would change rounding."""
     return network.requires_grad_(False).to(device).to(memory_format=torch.channels_last).eval()

@@ -1,4 +1,4 @@
-"""What the train door hands to the trainer, to be called at intervals: pictures and evaluations of averaged weights."""
+"""Observers, which the trainer calls at intervals with the averaged weights: they draw pictures and evaluate."""
 
 from collections.abc import Callable, Mapping
 
@@ -24,10 +24,11 @@ from bigtrain.training.observer import Observer
 GRID_CLASSES = 10
 """Rows of a picture during training: the first classes, one a row."""
 GRID_PER_CLASS = 10
+"""Images of a row."""
 
 
 class SampleObserver:
-    """Draws a grid, one class a row, on all ranks. The same noise every time, so that pictures show the progress."""
+    """Draws a grid, one class a row, on all ranks; always with the same noise, so that pictures show progress."""
 
     def __init__(self, family: Family, folder: RunFolder, seed: int, device: torch.device) -> None:
         self.family, self.folder, self.seed, self.device = family, folder, seed, device
@@ -54,7 +55,7 @@ class SampleObserver:
             with stoppable(should_stop):
                 images = together(draw)
         except Stopped:
-            return {}  # the run that goes on makes up for it
+            return {}  # the resumed run draws it
         drawn = gather_rows(images)
         if drawn is not None:
             save_grid(self.folder.samples(step), drawn, GRID_PER_CLASS)
@@ -62,7 +63,7 @@ class SampleObserver:
 
 
 class ReconstructionObserver:
-    """Draws pairs on the main rank: a row of real images above their reconstructions, always of the same images."""
+    """Draws rows of real images above their reconstructions, on the main rank; always of the same images."""
 
     def __init__(self, family: Family, folder: RunFolder, images: Index, device: torch.device) -> None:
         self.family, self.folder, self.images, self.device = family, folder, images, device
@@ -86,8 +87,8 @@ class ReconstructionObserver:
 def reconstruction_pairs(
     reconstruct: Callable[[torch.Tensor], torch.Tensor], images: Index, count: int, device: torch.device
 ) -> torch.Tensor:
-    """The first `count` images of a fair order of the split, uint8 [n, 3, H, W]: a row of GRID_PER_CLASS originals, then
-    the row of their reconstructions, and so on; what the last row lacks is white."""
+    """A fixed random subset of `count` images, uint8 [n, 3, H, W]: a row of GRID_PER_CLASS originals, then the row of their
+    reconstructions, and so on; the last row is filled up with white."""
     rows = []
     for _, batch in SplitLoader(images, rank=0, world=1, batch=GRID_PER_CLASS, workers=0, limit=count):
         real = to_images(batch, device)
@@ -98,7 +99,7 @@ def reconstruction_pairs(
 
 
 class EvaluationObserver:
-    """Evaluates as the evaluate door does, on all ranks, and writes the same file."""
+    """Evaluates as launch/evaluate.py does, on all ranks, and writes the same file."""
 
     def __init__(
         self,
@@ -120,11 +121,11 @@ class EvaluationObserver:
     ) -> Mapping[str, float]:
         provenance = {"step": step, "weights": "ema", "data": self.family.spec.to_json()}
         model = Model(self.family, networks, self.recipe, provenance, self.device)
-        measured = evaluate_model(model, self.train, self.validation, should_stop)
-        if measured is None:
+        evaluated = evaluate_model(model, self.train, self.validation, should_stop)
+        if evaluated is None:
             return {}
-        write_evaluation(self.folder.path, step, measured)
-        return {name: value for name, value in measured.result.items() if isinstance(value, float)}
+        write_evaluation(self.folder.path, step, evaluated)
+        return {name: value for name, value in evaluated.result.items() if isinstance(value, float)}
 
 
 def observers_of(
@@ -135,27 +136,27 @@ def observers_of(
     validation: Index | None,
     device: torch.device,
 ) -> dict[str, Observer]:
-    """What the trainer is to call: under "sample" pictures of what the family can show, under "evaluate" its metrics.
+    """The observers of a run: "sample" draws samples or reconstructions, whichever the family can; "evaluate" measures metrics.
 
-    Opens the models that the family follows where these need them. Raises UserError for intervals at which nothing
-    could be done.
+    Opens the models that the family depends on if an observer needs them. Raises UserError for an interval
+    (train.sample_every, train.evaluate_every) at which the family could do nothing.
     """
     attach_dependencies(family, device, [role for role, other in family.dependencies.items() if other.at_start])
     observers: dict[str, Observer] = {}
-    samples = False
+    samples_needed = False
     if recipe.train.evaluate_every is not None:
         check_metrics(family, recipe.evaluation, validation)
         check_early(family, in_training(recipe).evaluation, train, validation, device)
-        samples = any(metric not in HELD_OUT for metric in recipe.evaluation.chosen(family.capabilities))
+        samples_needed = any(metric not in HELD_OUT for metric in recipe.evaluation.chosen(family.capabilities))
         observers["evaluate"] = EvaluationObserver(family, folder, in_training(recipe), train, validation, device)
     if recipe.train.sample_every is not None:
         if "sample" in family.capabilities:
-            samples = True
+            samples_needed = True
             observers["sample"] = SampleObserver(family, folder, recipe.run.seed, device)
         elif "reconstruct" in family.capabilities:
             observers["sample"] = ReconstructionObserver(family, folder, validation or train, device)
         else:
             raise UserError(f"train.sample_every: {family.why_not('sample')}; leave it null")
-    if samples:
+    if samples_needed:
         attach_dependencies(family, device)
     return observers

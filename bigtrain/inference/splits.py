@@ -9,9 +9,9 @@ from bigtrain.errors import UserError
 
 
 def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
-    """The indices of data.train and data.validation; the main rank first, which may have to make them.
+    """The indices of data.train and data.validation. The main rank looks first, as it may have to make them.
 
-    Raises UserError if one is missing, is another on another rank, or if they do not have the same classes.
+    Raises UserError if one is missing or differs between ranks, or if they do not have the same classes.
     """
     train = same_on_all(world.main_first(lambda: find_split(data, "train")), "data.train")
     where = data.validation
@@ -28,10 +28,10 @@ def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
 
 
 def same_on_all(index: Index, key: str) -> Index:
-    """The index, if every rank has the same; every rank calls it. Raises UserError, on all, where they differ."""
-    found = world.gather_objects(index.fingerprint)
-    if len(set(found)) > 1:
-        others = [rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]]
+    """Returns the index if every rank has the same; every rank calls it. Raises UserError, on all ranks, if they differ."""
+    fingerprints = world.gather_objects(index.fingerprint)
+    if len(set(fingerprints)) > 1:
+        others = [rank for rank, fingerprint in enumerate(fingerprints) if fingerprint != fingerprints[0]]
         raise UserError(
             f"{key}: {index.where} is not the same data on all machines: ranks {', '.join(map(str, others))} have others than "
             "rank 0; copy the index and its shards to all of them, or put them where all see the same"
@@ -40,15 +40,15 @@ def same_on_all(index: Index, key: str) -> Index:
 
 
 def images_behind(index: Index) -> Index:
-    """The images that an index of codes was made from; an index of images as it is. Raises UserError."""
+    """The index of the images that codes were made from; an index of images itself. Raises UserError."""
     if index.codes is None:
         return index
     source = index.codes.images
     try:
         images = Index.read(source["path"], index.origin)
         images.check_files()
-    except UserError as mistake:
-        raise UserError(f"{index.where}: the images that its codes were made from cannot be read: {mistake}") from None
+    except UserError as error:
+        raise UserError(f"{index.where}: the images that its codes were made from cannot be read: {error}") from None
     if "resize" in source:
         assert index.image_size is not None, f"{index.path}: codes are of images of one size"
         images = variants.resized(images, index.image_size, source["resize"])

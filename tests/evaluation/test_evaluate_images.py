@@ -156,7 +156,7 @@ def test_public_tools_read_our_moments_and_we_read_theirs(images, real, script, 
         fid = measure_images(images, str(tmp_path / f"{name}.npz"), script, metrics=("fid",))["fid"]
         assert fid == pytest.approx(theirs, rel=1e-5), name
     metrics = ("kid", "precision", "coverage")
-    from_images = numbers(measure_images(images, real, script, metrics=metrics, stored=400))
+    from_images = numbers(measure_images(images, real, script, metrics=metrics, max_features=400))
     assert numbers(measure_images(images, str(tmp_path / "adm.npz"), script, metrics=metrics)) == from_images
     assert "kid" in measure_images(images, str(tmp_path / "kid.npz"), script, metrics=metrics)
 
@@ -272,7 +272,7 @@ def options_of(**options):
     [
         ({"metrics": ("inception_score",)}, r"inception_score needs a network that predicts classes"),
         ({"metrics": ("class_accuracy",)}, "need labelled real images; give the index of shards"),
-        ({"metrics": ("bits_per_dim",)}, "bits_per_dim is a model's"),
+        ({"metrics": ("bits_per_dim",)}, "bits_per_dim needs a model"),
         ({"features": "classifier"}, r"evaluation\.features: classifier is trained on the labels"),
         ({"samples": 10}, r"evaluation\.samples: says how a model is evaluated"),
         ({"reference": "nowhere"}, r"evaluation\.reference: nowhere: there is no such file"),
@@ -314,7 +314,7 @@ def test_moments_of_other_features_are_refused(images, script, tmp_path):
     np.savez(tmp_path / "moments.npz", mu=np.zeros(10), sigma=np.eye(10), protocol=np.array(theirs))
     with pytest.raises(UserError, match=r"was made with other\.pt of other weights"):
         measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid",))
-    with pytest.raises(UserError, match="holds moments alone"):
+    with pytest.raises(UserError, match="holds only moments"):
         measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid", "recall"))
 
 

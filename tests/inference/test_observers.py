@@ -64,7 +64,7 @@ def test_a_picture_is_given_up_between_two_steps_of_its_sampling(tmp_path: Path)
         ("toy", "reference=nowhere.pt", r"evaluation\.reference: nowhere\.pt"),
         ("toy", "metrics=[intra_fid] samples=12", "intra_fid needs 2 images of each class"),
         ("toy", "metrics=[recall] samples=3", "recall needs more images than neighbours"),
-        ("toy", "metrics=[fid,kid] reference={folder}/moments.npz", "kid looks at the reference's images"),
+        ("toy", "metrics=[fid,kid] reference={folder}/moments.npz", "kid needs the reference's images"),
         ("toy", "metrics=[fid] reference={folder}/moments.npz", "moments of 7 dimensions, but classifier"),
         ("toy", "metrics=[fid] reference={folder}/large.npz", "16 x 16, the reference's 32 x 32"),
         ("toy", "candidates=2 classifier=nowhere.pt", "the classifier nowhere.pt cannot be used"),

@@ -286,7 +286,7 @@ def test_a_models_own_data_is_asked_for(trained: Path, tmp_path: Path) -> None:
         (tmp_path / shard.name).symlink_to(shard)
     override = f"data.train={tmp_path / 'train.json'}"
     result = run(LAUNCH / "evaluate.py", trained, override, "data.validation=null", expect=2)
-    assert "not the classes and size of the model's own data" in result.stderr
+    assert "but the model's own data have other classes or another size" in result.stderr
 
 
 @pytest.mark.slow

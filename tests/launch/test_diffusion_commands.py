@@ -97,7 +97,7 @@ def test_an_unconditional_export_draws_what_its_run_draws(
     few = drawn(unconditional, tmp_path / "few.npz", "--per-class", "1", "--sampler", "dpmpp", "--steps", "5")
     images = pipeline(count=len(few), seed=5, output_type="np", sampler="dpmpp", steps=5).images
     assert np.array_equal(as_uint8(images), few)
-    with pytest.raises(ValueError, match="count: this model knows no classes"):
+    with pytest.raises(ValueError, match="count: this model is not class-conditional"):
         pipeline(class_labels=[0])
     with pytest.raises(ValueError, match=r"torch_dtype=torch\.float16: .* float32"):
         pipeline.to(torch.float16)(count=1)

@@ -201,7 +201,7 @@ MISTAKES = [
     (["YOUNG", "digits", "OUT"], "has no checkpoint yet; train longer, or lower train.save_every"),
     (["nowhere", "digits", "OUT"], "nowhere: is neither a run folder nor an export"),
     (["RUN", "nowhere.json", "OUT"], "INDEX: nowhere.json: there is no index here"),
-    (["RUN", "DIGITS", "OUT"], "is a folder; give the index within it ("),
+    (["RUN", "DIGITS", "OUT"], "is a folder; give the index in it ("),
     (["RUN", "LARGE", "OUT"], "has images of 24 pixels, but the model takes 16; make shards of that size with"),
     (["RUN", "CODES", "OUT"], "is an index of codes; give that of the images ("),
     (["RUN", "digits", "DONE"], "its train shards were made with --flip, not without; run again with it"),

@@ -44,7 +44,7 @@ def test_a_mistake_about_images_is_one_sentence(tmp_path: Path) -> None:
     place = samples(tmp_path / "a.npz", 30)
     for words, sentence in (
         ((), "evaluation.reference: say what the images are compared with"),
-        (("train.steps=3",), "only evaluation.* means anything here"),
+        (("train.steps=3",), "only evaluation.* can be overridden"),
         (("evaluation.referense=a",), "did you mean evaluation.reference?"),
         (("--weights", "raw"), "has no weights"),
         (("--out", tmp_path / "nowhere" / "a.json"), "there is no folder"),

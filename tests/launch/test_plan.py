@@ -112,10 +112,10 @@ def test_a_prior_needs_its_tokenizers_recipe_and_no_more(tmp_path: Path) -> None
 def test_every_recipe_can_be_planned(name: str) -> None:
     overrides = [f"family.tokenizer={ROOT / 'recipes' / TOKENIZERS[name]}.yaml"] if name in TOKENIZERS else []
     text = plan(load_recipe(ROOT / "recipes" / f"{name}.yaml", overrides), Cluster.parse("nodes=1,gpus=2"))
-    assert row(text, "all of it")["ddp"] > row(text, "activations")["ddp"] > 0
+    assert row(text, "total")["ddp"] > row(text, "activations")["ddp"] > 0
     # DeepSpeed's buckets have one size, and so weigh more than what they help to spread where a network is small.
     buckets = row(text, "buckets")
-    rest = {way: value - buckets[way] for way, value in row(text, "all of it").items()}
+    rest = {way: value - buckets[way] for way, value in row(text, "total").items()}
     assert all(value >= rest["zero3+off"] - 0.001 for value in rest.values())
 
 

@@ -1,4 +1,4 @@
-"""The submit door: what it checks before the queue, what it prints and what it writes."""
+"""launch/submit.py: what it checks before submitting, what it prints and what it writes."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_a_submission_leaves_its_script_in_the_run_folder_and_says_the_jobs_numb
     main([str(recipe), "--gpus-per-node", "1", "--sweep", "run.seed=0,1"])
     printed = capsys.readouterr()
     assert printed.out == "17\n"
-    assert f"(2 runs): job 17, what it prints: {recipe.parent}/run/slurm/17_*.out" in printed.err
+    assert f"(2 runs): job 17, its output: {recipe.parent}/run/slurm/17_*.out" in printed.err
     (script,) = (recipe.parent / "run" / "slurm").iterdir()
     assert "run.seed=1" in script.read_text()
 

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 TRANSFORM = "uint8 / 127.5 - 1"
-"""What `to_images` makes of pixels, for those who note it."""
+"""What `to_images` does to pixels, as recorded in a CodesManifest."""
 
 
 @dataclass
 class Batch:
     """One rank's slice of one global microbatch, on the CPU.
 
-    images: uint8 [n, H, W, 3], or None where the data are codes; labels: int64 [n]; flips: bool [n], which samples to
-    mirror (of images: not yet done); replaced: "SHARD/KEY: reason" for each undecodable sample that another one stands in
-    for; codes: int32 [n, h, w] by level, the coarsest first, or None where the data are images.
+    images: uint8 [n, H, W, 3], not flipped yet, or None where the data are codes; labels: int64 [n]; flips: bool [n], which
+    samples are mirrored; replaced: "SHARD/KEY: reason" for each undecodable sample that was replaced by another; codes:
+    int32 [n, h, w] by level, the coarsest first, those of the mirrored image where flips says so, or None where the data are
+    images.
     """
 
     images: Tensor | None
@@ -26,7 +27,7 @@ class Batch:
     codes: dict[str, Tensor] | None = None
 
     def pin_memory(self) -> "Batch":
-        """The same in page-locked memory; torch's loader calls this."""
+        """A copy in page-locked memory; torch's loader calls this."""
         images = None if self.images is None else self.images.pin_memory()
         codes = self.codes and {level: codes.pin_memory() for level, codes in self.codes.items()}
         return Batch(images, self.labels.pin_memory(), self.flips.pin_memory(), self.replaced, codes)
@@ -35,14 +36,15 @@ class Batch:
 def to_images(batch: Batch, device: Any, dtype: torch.dtype | None = None) -> Tensor:
     """The batch's images on the device, flipped: [n, 3, H, W] in [-1, 1], channels_last, in `dtype` (torch's default).
 
-    The copy is uint8 and asynchronous where the batch is pinned.
+    The copy to the device is uint8, and asynchronous if the batch is pinned.
     """
-    assert batch.images is not None, "codes are not images: to_codes"
+    assert batch.images is not None, "the batch holds codes; use to_codes"
     pixels = batch.images.to(device, non_blocking=True)
     if pixels.device.type == "cpu":
         images = pixels.to(dtype or torch.get_default_dtype())
-        for place in batch.flips.nonzero()[:, 0].tolist():  # one by one they stay in the cache, and half are left alone
-            images[place] = pixels[place].flip(1)
+        # One by one: each image stays in the CPU's cache, and half of them need no copy.
+        for row in batch.flips.nonzero()[:, 0].tolist():
+            images[row] = pixels[row].flip(1)
     else:
         mirrored = batch.flips.to(device, non_blocking=True)[:, None, None, None]
         images = torch.where(mirrored, pixels.flip(2), pixels).to(dtype or torch.get_default_dtype())
@@ -51,5 +53,5 @@ def to_images(batch: Batch, device: Any, dtype: torch.dtype | None = None) -> Te
 
 def to_codes(batch: Batch, device: Any) -> dict[str, Tensor]:
     """The batch's codes on the device, int64 [n, h, w] by level; the copy is int32 and asynchronous from pinned memory."""
-    assert batch.codes is not None, "images are not codes: to_images"
+    assert batch.codes is not None, "the batch holds images; use to_images"
     return {level: codes.to(device, non_blocking=True).long() for level, codes in batch.codes.items()}

@@ -1,8 +1,8 @@
-"""torch's DataLoader as this house needs it: items in order, errors as one sentence, workers that end when asked to.
+"""torch's DataLoader with what this code needs: items in order, errors without a worker's traceback, workers that end at once.
 
-Workers leave their arrays in memory that this process shares with them and that is used again and again. torch would make new
-shared memory for every tensor: its pages and the handing over of its descriptor cost as much as reading small images does,
-and it comes out of /dev/shm, of which a container has 64 MiB.
+Workers put their arrays into slots of memory that they share with this process and that are reused. torch would allocate new
+shared memory for every tensor: its pages and the passing of its descriptor cost as much as reading small images, and it comes
+from /dev/shm, of which a container has 64 MiB.
 """
 
 import gc
@@ -25,24 +25,25 @@ from bigtrain.cluster.launch import die_with_parent
 from bigtrain.errors import UserError
 
 _AHEAD = 2
-"""Items that each worker is asked for ahead of their use."""
+"""Items that each worker prepares ahead of their use."""
 _ALIGNMENT = 64
-_MOST_ROOM = 2**28
-"""Bytes of one slot; memory is taken only as it is written to, but systems refuse what they could never give."""
+_MAX_SLOT_BYTES = 2**28
+"""Largest slot in bytes. Memory is used only when it is written to, but a system refuses to map more than it could give."""
 
 
 class Loader:
-    """torch's DataLoader over ready-made batches: items in order, errors clean, and an end when it is asked for.
+    """torch's DataLoader over `batches`, which maps each of `items` to a whole batch, in the order of `items`.
 
-    `room`: bytes that the arrays and tensors of one batch take; those of a larger one go through a pipe, which is slower.
+    Raises a worker's UserError as it is. `room`: bytes of a slot for the arrays and tensors of one batch; a larger batch goes
+    through a pipe, which is slower.
     """
 
     def __init__(
         self, batches: Dataset[Any], items: Iterator[Any], workers: int, pin_memory: bool, room: int = 0
     ) -> None:
         forks = workers > 0 and sys.platform == "linux"
-        # The item after so many is asked for when this one is given, and by then this one has been copied out of its slot.
-        self._slots = _Slots(_AHEAD * workers, min(room, _MOST_ROOM)) if forks else None
+        # A slot is reused _AHEAD * workers items later; that item is requested only after this one was copied out of the slot.
+        self._slots = _Slots(_AHEAD * workers, min(room, _MAX_SLOT_BYTES)) if forks else None
         loader = DataLoader(
             _Packing(batches, self._slots),
             batch_size=None,
@@ -51,10 +52,10 @@ class Loader:
             prefetch_factor=_AHEAD if workers else None,
             collate_fn=_as_it_is,
             pin_memory=pin_memory,
-            worker_init_fn=_settle,
-            # A forked worker shares the index with this process; one that is started anew would hold a copy of it.
+            worker_init_fn=_init_worker,
+            # A forked worker shares the index with this process; a spawned one would hold a copy of it.
             multiprocessing_context="fork" if forks else None,
-            generator=torch.Generator(),  # else every loader would advance torch's global generator
+            generator=torch.Generator(),  # otherwise every loader would advance torch's global generator
         )
         self._iterator: Any = iter(loader)
 
@@ -75,59 +76,59 @@ class Loader:
         workers = getattr(iterator, "_workers", [])
         if workers:
             iterator._shutdown_workers()
-        for worker in workers:  # torch would send SIGTERM, which they ignore, to one that hangs on a dead file system
+        for worker in workers:  # for one that hangs on a dead file system: torch sends SIGTERM, which workers ignore
             if worker.is_alive():
                 worker.kill()
 
 
 class _Packing(Dataset[Any]):
-    """Items by (their place in the order, what to read). Hands a UserError over as an item: torch would bury its sentence
-    under the worker's traceback."""
+    """Batches by (position in the order, item of the loader). Returns a UserError instead of raising it, because torch would
+    wrap its message in the worker's traceback."""
 
     def __init__(self, batches: Dataset[Any], slots: "_Slots | None") -> None:
         self._batches, self._slots = batches, slots
 
     def __getitem__(self, numbered: tuple[int, Any]) -> Any:
-        place, item = numbered
+        position, item = numbered
         try:
             batch = self._batches[item]
-        except UserError as mistake:
-            return mistake
+        except UserError as error:
+            return error
         if self._slots is None or get_worker_info() is None:
             return batch
-        return self._slots.pack(batch, place)
+        return self._slots.pack(batch, position)
 
 
 class _Slots:
-    """Memory for the arrays of `count` batches of `room` bytes, shared with the processes that are forked hereafter."""
+    """Memory for the arrays of `count` batches of `slot_bytes` bytes each, shared with processes that are forked later."""
 
-    def __init__(self, count: int, room: int) -> None:
-        self._count, self._room = count, -(-room // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._bytes = np.frombuffer(mmap.mmap(-1, max(self._count * self._room, 1)), np.uint8)
+    def __init__(self, count: int, slot_bytes: int) -> None:
+        self._count, self._slot_bytes = count, -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._bytes = np.frombuffer(mmap.mmap(-1, max(self._count * self._slot_bytes, 1)), np.uint8)
         self._key = next(_keys)
         _all_slots[self._key] = self
 
-    def pack(self, batch: Any, place: int) -> "_Packed":
-        """In a worker: the arrays of the batch of this place in the order go into the slot that is free by then."""
+    def pack(self, batch: Any, position: int) -> "_Packed":
+        """In a worker: copies the arrays of the batch at this position of the order into its slot, which is free by then."""
         buffers: list[pickle.PickleBuffer] = []
-        words = _pickled(batch, buffers.append)
+        pickled = _pickled(batch, buffers.append)
         arrays = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
         *begins, end = itertools.accumulate((-(-len(array) // _ALIGNMENT) * _ALIGNMENT for array in arrays), initial=0)
-        if end > self._room:
+        if end > self._slot_bytes:
             return _Packed(self._key, _pickled(batch, None), [])
-        first = place % self._count * self._room
+        first = position % self._count * self._slot_bytes
         spans = [(first + begin, first + begin + len(array)) for begin, array in zip(begins, arrays, strict=True)]
         for array, (begin, stop) in zip(arrays, spans, strict=True):
             self._bytes[begin:stop] = array
-        return _Packed(self._key, words, spans)
+        return _Packed(self._key, pickled, spans)
 
-    def unpack(self, words: bytes, spans: list[tuple[int, int]]) -> Any:
-        """In the main process: the batch, its arrays copied, for the slot is soon used again."""
-        return pickle.loads(words, buffers=[self._bytes[begin:stop].copy() for begin, stop in spans])
+    def unpack(self, pickled: bytes, spans: list[tuple[int, int]]) -> Any:
+        """In the main process: the batch with copies of its arrays, because the slot is reused soon."""
+        return pickle.loads(pickled, buffers=[self._bytes[begin:stop].copy() for begin, stop in spans])
 
 
 class _Packed:
-    """What a worker gives instead of a batch: unpickled, as it comes out of the worker's queue, it is the batch."""
+    """What a worker sends instead of a batch; unpickling it, on leaving the worker's queue, gives the batch."""
 
     def __init__(self, *packed: Any) -> None:
         self._packed = packed
@@ -140,8 +141,8 @@ _keys = itertools.count()
 _all_slots: "weakref.WeakValueDictionary[int, _Slots]" = weakref.WeakValueDictionary()
 
 
-def _unpacked(key: int, words: bytes, spans: list[tuple[int, int]]) -> Any:
-    return _all_slots[key].unpack(words, spans)
+def _unpacked(key: int, pickled: bytes, spans: list[tuple[int, int]]) -> Any:
+    return _all_slots[key].unpack(pickled, spans)
 
 
 def _pickled(batch: Any, apart: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
@@ -151,7 +152,7 @@ def _pickled(batch: Any, apart: Callable[[pickle.PickleBuffer], Any] | None) -> 
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors as arrays, whose bytes pickle can put apart."""
+    """Pickles tensors as numpy arrays, whose bytes pickle can keep out of band."""
 
     def reducer_override(self, value: Any) -> Any:
         return (torch.from_numpy, (value.numpy(),)) if type(value) is Tensor else NotImplemented
@@ -161,15 +162,16 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _settle(worker: int) -> None:
-    """What a worker does first. A collection would write to all objects that it shares with the main process: copy them."""
+def _init_worker(worker: int) -> None:
+    """Runs first in a worker. Without the freeze, a garbage collection would write to all objects that the worker shares with
+    the main process, and so copy them."""
     gc.freeze()
-    _follow_main_process()
+    _ignore_signals_but_die_with_main()
 
 
-def _follow_main_process() -> None:
-    """Slurm and Ctrl-C signal every process of a job; workers must outlive the checkpoint that is then written. But not
-    the process that reads from them: torch's own workers look for it only between two batches, and one may hang in one."""
+def _ignore_signals_but_die_with_main() -> None:
+    """Slurm and Ctrl-C signal every process of a job, but workers must live until the checkpoint that follows is written. They
+    must die with the main process, though: torch's workers check for it only between batches, and a batch may hang."""
     die_with_parent(signal.SIGKILL)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

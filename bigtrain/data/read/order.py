@@ -1,6 +1,6 @@
-"""Which sample comes when, and which is mirrored: pure functions of (seed, epoch) and (seed, position).
+"""The order of samples, and which are mirrored: pure functions of (seed, epoch) and (seed, position).
 
-Nothing here has state that a restart could lose; ranks and workers compute the same arrays for themselves.
+Nothing here has state that a restart could lose; every rank and worker computes the same arrays.
 """
 
 import itertools
@@ -12,9 +12,9 @@ from bigtrain.data.index import Index
 from bigtrain.randomness import generator
 
 FLIP_BLOCK = 1024
-"""Positions whose flips are drawn together: a draw of its own for each position would cost as much as decoding it."""
+"""Positions whose flips are drawn together: a separate draw for each position would cost as much as decoding it."""
 _KEPT_EPOCHS = 2
-"""A batch may straddle two epochs, and workers only go forward."""
+"""Epochs whose order is cached: a batch may span two, and workers only go forward."""
 
 
 def order(shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, shuffle_shards: int) -> np.ndarray:
@@ -32,26 +32,27 @@ def order(shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, shuffl
 
 
 def balanced_counts(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """How often each sample comes in an epoch in which every class comes as often as the largest one, int64 [N].
+    """How often each sample occurs in an epoch in which every class occurs as often as the largest one, int64 [N].
 
-    labels: int64 [N], every class 0 .. max among them. With n samples in a class and m in the largest, each comes m div n
-    times; the r = m mod n that are then missing are the places e * r .. (e + 1) * r of an endless row of permutations of the
-    class. So every sample comes at least once an epoch, and over the first e epochs e * m / n times, rounded up or down.
+    labels: int64 [N]; every class 0 .. max occurs. With n samples in a class and m in the largest, each sample occurs m div n
+    times; the r = m mod n samples that are still missing in epoch e are the positions e * r .. (e + 1) * r of an endless
+    sequence of permutations of the class. So every sample occurs at least once an epoch, and e * m / n times in the first e
+    epochs, rounded up or down.
     """
     sizes = np.bincount(labels)
     most = int(sizes.max())
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
     counts = np.empty(len(labels), dtype=np.int64)
     for number, members in enumerate(by_class):
-        each, missing = divmod(most, len(members))
-        before, after = (_times(len(members), missing * end, seed, number) for end in (epoch, epoch + 1))
-        counts[members] = each + after - before
+        repeats, missing = divmod(most, len(members))
+        before, after = (_occurrences(len(members), missing * end, seed, number) for end in (epoch, epoch + 1))
+        counts[members] = repeats + after - before
     return counts
 
 
-def _times(size: int, place: int, seed: int, number: int) -> np.ndarray:
-    """How often each of a class's `size` samples comes before `place` of its endless row, int64 [size]."""
-    cycle, rest = divmod(place, size)
+def _occurrences(size: int, position: int, seed: int, number: int) -> np.ndarray:
+    """How often each of a class's `size` samples occurs before `position` of its sequence of permutations, int64 [size]."""
+    cycle, rest = divmod(position, size)
     times = np.full(size, cycle)
     if rest:
         times[generator(seed, "data/balance", step=cycle, index=number).permutation(size)[:rest]] += 1
@@ -67,44 +68,44 @@ def flips(seed: int, first: int, count: int) -> np.ndarray:
 
 
 class Epochs:
-    """The sample numbers by position: epoch after epoch, each `index.class_counts` long."""
+    """The sample numbers by position, epoch after epoch; an epoch has sum(index.class_counts) positions."""
 
     def __init__(self, index: Index, seed: int, shuffle_shards: int) -> None:
         self.length = sum(index.class_counts)
         self._shard_sizes = np.array([shard.samples for shard in index.shards])
         self._labels = index.labels if index.is_balanced else None
-        self._seed, self._window_shards = seed, shuffle_shards
+        self._seed, self._shuffle_shards = seed, shuffle_shards
         self._orders: dict[int, np.ndarray] = {}
 
     def numbers(self, first: int, count: int) -> np.ndarray:
         """The samples at positions first .. first + count - 1, int64 [count]."""
         pieces = []
         while count:
-            epoch, place = divmod(first, self.length)
-            piece = self.order(epoch)[place : place + count]
+            epoch, offset = divmod(first, self.length)
+            piece = self.order(epoch)[offset : offset + count]
             pieces.append(piece)
             first, count = first + len(piece), count - len(piece)
         return np.concatenate(pieces).astype(np.int64)
 
     def after(self, position: int) -> Iterator[int]:
-        """The samples that follow a position in its epoch, and then those from the epoch's start up to it."""
-        epoch, place = divmod(position, self.length)
-        yield from map(int, np.roll(self.order(epoch), -place)[1:])
+        """The samples after a position in its epoch, and then those from the epoch's start up to it."""
+        epoch, offset = divmod(position, self.length)
+        yield from map(int, np.roll(self.order(epoch), -offset)[1:])
 
     def order(self, epoch: int) -> np.ndarray:
         """The sample numbers of an epoch, unsigned integers [length]."""
         if epoch not in self._orders:
             if len(self._orders) == _KEPT_EPOCHS:
                 del self._orders[min(self._orders)]
-            self._orders[epoch] = self._computed(epoch)
+            self._orders[epoch] = self._compute(epoch)
         return self._orders[epoch]
 
-    def _computed(self, epoch: int) -> np.ndarray:
-        smallest = np.min_scalar_type(self.length)  # every worker of every rank holds its own
+    def _compute(self, epoch: int) -> np.ndarray:
+        dtype = np.min_scalar_type(self.length)  # small, because every worker of every rank holds a copy
         if self._labels is None:
-            return order(self._shard_sizes, self._seed, epoch, self._window_shards).astype(smallest)
+            return order(self._shard_sizes, self._seed, epoch, self._shuffle_shards).astype(dtype)
         counts = balanced_counts(self._labels, self._seed, epoch)
         samples = np.repeat(np.arange(len(counts)), counts)
-        before = np.concatenate([[0], np.cumsum(counts)])  # a shard may be empty, for which np.add.reduceat is wrong
+        before = np.concatenate([[0], np.cumsum(counts)])  # np.add.reduceat would be wrong for an empty shard
         sizes = np.diff(before[np.concatenate([[0], np.cumsum(self._shard_sizes)])])
-        return samples[order(sizes, self._seed, epoch, self._window_shards)].astype(smallest)
+        return samples[order(sizes, self._seed, epoch, self._shuffle_shards)].astype(dtype)

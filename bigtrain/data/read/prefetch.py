@@ -1,4 +1,4 @@
-"""Fetching shards before they are needed: the order is a pure function, so what comes next is known."""
+"""Fetches shards before they are needed: the order is a pure function, so the next shards are known."""
 
 import contextlib
 import threading
@@ -14,10 +14,10 @@ Order = Callable[[int], np.ndarray]
 
 
 class Prefetch:
-    """Keeps the next data.remote.prefetch_shards shards coming, as the reader goes on. Does nothing for shards here.
+    """Fetches the next data.remote.prefetch_shards shards in the background while the reader advances; none for local shards.
 
-    `epochs`: whether another epoch follows the first. The thread starts at the first `reach`, so a Prefetch may be handed
-    to a worker process before.
+    `epochs`: whether another epoch follows the first. The thread starts at the first `reach`, so a Prefetch may be passed to a
+    worker process before that.
     """
 
     def __init__(self, index: Index, order: Order, *, epochs: bool) -> None:
@@ -27,57 +27,57 @@ class Prefetch:
         self._uses: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._fetching: _Fetching | None = None
 
-    def reach(self, epoch: int, place: int) -> None:
-        """Says that sample `place` of the epoch's order comes next."""
+    def reach(self, epoch: int, position: int) -> None:
+        """Tells that the sample at `position` of the epoch's order is read next."""
         if self._ahead == 0:
             return
-        wanted = self._after(epoch, place)
+        wanted = self._after(epoch, position)
         if self._epochs and len(wanted) < self._ahead:
             wanted += self._after(epoch + 1, 0)
         if self._fetching is None:
             self._fetching = _Fetching(self._cache)
         self._fetching.want(wanted[: self._ahead])
 
-    def _after(self, epoch: int, place: int) -> list[int]:
-        """The shards whose first use is at `place` or after it, in the order of that use."""
+    def _after(self, epoch: int, position: int) -> list[int]:
+        """The next shards whose first use is at `position` or later, in the order of use."""
         if epoch not in self._uses:
             self._uses = {known: uses for known, uses in self._uses.items() if known == epoch - 1}
             numbers = self._order(epoch)
-            # A run that starts in the middle of an epoch needs anew what was used before as well.
-            places, shards = first_uses(np.searchsorted(self._ends, numbers[place:], side="right"))
-            self._uses[epoch] = (places + place, shards)
-        places, shards = self._uses[epoch]
-        begin = int(np.searchsorted(places, place))
+            # Uses before `position` do not count: a run that starts in the middle of an epoch has none of those shards yet.
+            positions, shards = first_uses(np.searchsorted(self._ends, numbers[position:], side="right"))
+            self._uses[epoch] = (positions + position, shards)
+        positions, shards = self._uses[epoch]
+        begin = int(np.searchsorted(positions, position))
         return list(map(int, shards[begin : begin + self._ahead]))
 
 
 def first_uses(shards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(places, shards): each different value of `shards` [n] and where it comes first, in the order of the places."""
-    found, places = np.unique(shards, return_index=True)
-    by_place = np.argsort(places)
-    return places[by_place], found[by_place]
+    """(positions, shards): the distinct values of `shards` [n] and the position of each one's first use, in order of use."""
+    values, positions = np.unique(shards, return_index=True)
+    order = np.argsort(positions)
+    return positions[order], values[order]
 
 
 class _Fetching:
-    """Fetches the shards that are wanted, in a thread that ends when they are here.
+    """Fetches the wanted shards in a thread, which ends when it has gone through them.
 
-    All ranks and workers of a node want nearly the same shards next; each takes the first that nobody is fetching, so
-    their threads together fetch several at once, and none twice.
+    All ranks and workers of a node want nearly the same shards next; each skips those that another process is fetching, so
+    together they fetch several shards at once, and none twice.
     """
 
     def __init__(self, cache: ShardCache) -> None:
         self._cache = cache
         self._lock = threading.Lock()
         self._wanted: tuple[int, ...] = ()
-        self._left: list[int] = []
+        self._remaining: list[int] = []
         self._working = False
 
     def want(self, numbers: Sequence[int]) -> None:
-        """From now on these shards, the first first; what was wanted before is forgotten."""
+        """Replaces the list of wanted shards, which are fetched in this order."""
         with self._lock:
             if tuple(numbers) == self._wanted:
                 return
-            self._wanted, self._left = tuple(numbers), list(numbers)
+            self._wanted, self._remaining = tuple(numbers), list(numbers)
             if self._working:
                 return
             self._working = True
@@ -86,10 +86,10 @@ class _Fetching:
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._left:
+                if not self._remaining:
                     self._working = False
                     return
-                number = self._left.pop(0)
-            # Whoever needs the shard will meet the same trouble, and is there to hear of it; the rest is still wanted.
+                number = self._remaining.pop(0)
+            # The reader that needs this shard will meet the same error and report it; the other shards are still wanted.
             with contextlib.suppress(Exception):
                 self._cache.fetch(number, wait=False)

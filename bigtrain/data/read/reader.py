@@ -16,10 +16,10 @@ from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.errors import UserError
 
 OPEN_SHARDS = 128
-"""File descriptors kept per reader, the least recently used closed first: well below the usual limit of 1024."""
+"""File descriptors open per reader, the least recently used is closed first; well below the usual limit of 1024."""
 
 RESIDENT_BYTES = 32 * 2**20
-"""A set that takes no more than this when decoded is decoded once: each reader (one a worker) keeps what it has decoded."""
+"""A split that takes no more than this when decoded is kept in memory: each reader (one per worker) decodes a sample once."""
 
 CODES_DTYPE = np.dtype("<u2")
 
@@ -30,13 +30,13 @@ def _close(descriptors: OrderedDict[int, int]) -> None:
 
 
 class _ShardReader:
-    """Reads members by sample number. Opens shards when they are first read, so it may be handed to a worker process."""
+    """Reads members by sample number. Opens shards when they are first read, so it may be passed to a worker process."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
         self._starts = np.cumsum([0] + [shard.samples for shard in index.shards]).tolist()
         self._descriptors: OrderedDict[int, int] = OrderedDict()
-        # Nobody closes the reader of a loader that reads in this process, of which a training may have hundreds.
+        # A loader without workers does not close its reader, and a training may make hundreds of them.
         weakref.finalize(self, _close, self._descriptors)
         self._cache = ShardCache(index)
 
@@ -49,16 +49,20 @@ class _ShardReader:
     def close(self) -> None:
         _close(self._descriptors)
 
-    def _places(self, extensions: Sequence[str]) -> np.ndarray:
+    def _offsets_and_sizes(self, extensions: Sequence[str]) -> np.ndarray:
         """(offset, size) of each sample's member of these extensions, int64 [samples, 2]; offset -1 where it has none."""
-        places = np.tile(np.array([-1, 0]), (self.index.samples, 1))
+        offsets_and_sizes = np.tile(np.array([-1, 0]), (self.index.samples, 1))
         for start, shard in zip(self._starts, self.index.shards, strict=False):
-            for extension in reversed(extensions):  # the first that a sample has is the one that stays
+            # In reverse, so that the first extension that a sample has overwrites the others.
+            for extension in reversed(extensions):
                 if extension in shard.members:
                     offsets, sizes = shard.members[extension]
-                    here = np.flatnonzero(offsets >= 0)
-                    places[start + here, 0], places[start + here, 1] = offsets[here], sizes[here]
-        return places
+                    present = np.flatnonzero(offsets >= 0)
+                    offsets_and_sizes[start + present, 0], offsets_and_sizes[start + present, 1] = (
+                        offsets[present],
+                        sizes[present],
+                    )
+        return offsets_and_sizes
 
     def _bytes(self, number: int, offset: int, size: int) -> bytes:
         position = bisect_right(self._starts, number) - 1
@@ -86,10 +90,10 @@ class _ShardReader:
     def _open(self, position: int) -> int:
         if not self.index.is_remote(position):
             return os.open(self.index.location(position), os.O_RDONLY | os.O_CLOEXEC)
-        opened = self._cache.open(position)
+        new = self._cache.open(position)
         for held in [held for held, descriptor in self._descriptors.items() if os.fstat(descriptor).st_nlink == 0]:
-            os.close(self._descriptors.pop(held))  # evicted, and its space is not free before this
-        return opened
+            os.close(self._descriptors.pop(held))  # evicted; the disk space is freed only when it is closed
+        return new
 
 
 class Reader(_ShardReader):
@@ -99,7 +103,7 @@ class Reader(_ShardReader):
         super().__init__(index)
         self.image_size = image_size
         self._resize = index.variant.get("resize", "never")
-        self._images = self._places(IMAGE_EXTENSIONS)
+        self._images = self._offsets_and_sizes(IMAGE_EXTENSIONS)
         small = index.samples * image_size**2 * 3 <= RESIDENT_BYTES
         self._resident = np.empty((index.samples, image_size, image_size, 3), dtype=np.uint8) if small else None
         self._is_resident = np.zeros(index.samples if small else 0, dtype=bool)
@@ -115,21 +119,22 @@ class Reader(_ShardReader):
     def fill(self, numbers: np.ndarray, out: np.ndarray) -> dict[int, str]:
         """Reads images `numbers`, int64 [n], into `out`, uint8 [n, size, size, 3].
 
-        Returns why, by its place, for each that cannot be decoded. Raises UserError if a shard is missing or truncated.
+        Returns the reason, by row of `out`, for each that cannot be decoded. Raises UserError if a shard is missing or
+        truncated.
         """
         if self._resident is None:
             return self._decode(numbers, out)
         new = np.unique(numbers[~self._is_resident[numbers]])
         pixels = np.empty((len(new), *out.shape[1:]), dtype=np.uint8)
-        failed = {int(new[place]): reason for place, reason in self._decode(new, pixels).items()}
+        failed = {int(new[row]): reason for row, reason in self._decode(new, pixels).items()}
         self._resident[new] = pixels
         self._is_resident[new] = [number not in failed for number in new.tolist()]
         np.take(self._resident, numbers, axis=0, out=out)
-        return {place: failed[number] for place, number in enumerate(numbers.tolist()) if number in failed}
+        return {row: failed[number] for row, number in enumerate(numbers.tolist()) if number in failed}
 
     def _decode(self, numbers: np.ndarray, out: np.ndarray) -> dict[int, str]:
         failed = {}
-        for place, (number, (offset, size)) in enumerate(
+        for row, (number, (offset, size)) in enumerate(
             zip(numbers.tolist(), self._images[numbers].tolist(), strict=True)
         ):
             try:
@@ -137,11 +142,11 @@ class Reader(_ShardReader):
                     raise Undecodable(f"it has no {', '.join(IMAGE_EXTENSIONS)} member")
                 data = self._bytes(number, offset, size)
                 if self._resize == "never":
-                    decode_into(data, out[place])
+                    decode_into(data, out[row])
                 else:
-                    out[place] = read_square(data, self.image_size, self._resize)
+                    out[row] = read_square(data, self.image_size, self._resize)
             except Undecodable as error:
-                failed[place] = str(error)
+                failed[row] = str(error)
         return failed
 
 
@@ -152,24 +157,24 @@ class CodeReader(_ShardReader):
         assert index.codes is not None, f"{index.path}: has no codes"
         super().__init__(index)
         self._manifest = index.codes
-        self._levels = {level: self._places([codes_extension(level)]) for level in index.codes.levels}
+        self._levels = {level: self._offsets_and_sizes([codes_extension(level)]) for level in index.codes.levels}
         self._headers = {level: npy_header(CODES_DTYPE, index.codes.shape(level)) for level in index.codes.levels}
         codes = sum(int(np.prod(index.codes.shape(level))) for level in index.codes.levels)
         small = index.samples * codes * CODES_DTYPE.itemsize <= RESIDENT_BYTES
         self._resident: dict[int, dict[str, np.ndarray]] | None = {} if small else None
 
     def fill(self, numbers: np.ndarray, out: list[dict[str, np.ndarray]]) -> dict[int, str]:
-        """Puts the codes of samples `numbers`, int64 [n], into `out`; as `Reader.fill` does with images."""
+        """Puts the codes of samples `numbers`, int64 [n], into `out`, as `Reader.fill` does images."""
         failed = {}
-        for place, number in enumerate(numbers.tolist()):
+        for row, number in enumerate(numbers.tolist()):
             try:
-                out[place] = self.codes(number)
+                out[row] = self.codes(number)
             except Undecodable as error:
-                failed[place] = str(error)
+                failed[row] = str(error)
         return failed
 
     def codes(self, number: int) -> dict[str, np.ndarray]:
-        """uint16 [views, h, w] by level. Raises Undecodable, or UserError if the shard is missing or truncated."""
+        """uint16 [flip variants, h, w] by level. Raises Undecodable, or UserError if the shard is missing or truncated."""
         if self._resident is not None and number in self._resident:
             return self._resident[number]
         codes = {level: self._level(number, level) for level in self._levels}
@@ -184,7 +189,7 @@ class CodeReader(_ShardReader):
             raise Undecodable(f"it has no {extension} member")
         data = self._bytes(number, offset, size)
         header = self._headers[level]
-        # What our door wrote begins with just these bytes: to parse a header takes longer than to read the codes.
+        # launch/encode.py writes exactly this header; parsing one takes longer than reading the codes.
         begin = len(header) if data.startswith(header) else _end_of_header(data, extension, shape)
         if len(data) - begin != np.prod(shape) * CODES_DTYPE.itemsize:
             raise Undecodable(
@@ -200,7 +205,7 @@ class CodeReader(_ShardReader):
 
 
 def _end_of_header(data: bytes, extension: str, wanted: tuple[int, ...]) -> int:
-    """Where the codes begin. Raises Undecodable unless it is npy of uint16 in that shape; nothing is ever unpickled."""
+    """Offset of the codes. Raises Undecodable unless it is npy of uint16 with that shape; nothing is ever unpickled."""
     try:
         dtype, shape, begin = read_npy_header(data)
     except ValueError as error:

@@ -1,9 +1,9 @@
-"""Photographs to squares as they are read, for shards that hold them as they were taken.
+"""Resizes and crops images to squares when they are read, for shards that hold photographs at their own size.
 
-`exact` decodes the whole picture and then does what launch/shard.py --size does (the shorter side resized, bicubic and
-antialiased, the centre cropped). `scaled` has libjpeg-turbo decode a JPEG to the fewest eighths of its size that are
-still 5/4 of the square's side, and resizes from there: less work, slightly other pixels. Both are functions of the file
-alone. tests/benchmarks/decoding.py measures how far each is from Pillow and how fast.
+`exact` decodes the whole picture and then does what launch/shard.py --size does: it resizes the shorter side (bicubic,
+antialiased) and crops the centre. `scaled` lets libjpeg-turbo decode a JPEG at n/8 of its size, n as small as possible with the
+shorter side at least 5/4 of the square's, and resizes that: less work, slightly different pixels. Both depend on the file
+alone. tests/benchmarks/decoding.py measures how far each is from Pillow, and how fast.
 """
 
 import numpy as np
@@ -16,18 +16,19 @@ from bigtrain.data.index import Resize
 
 def read_square(data: bytes, size: int, how: Resize) -> np.ndarray:
     """The centre square of a picture file, upright, uint8 [size, size, 3]. Raises Undecodable."""
-    if how == "exact" or turn(data) is not None:  # a turned one would have its fraction of a pixel at the other end
+    # Not scaled for a picture that is rotated, which would put the fraction of a pixel of `extent` at the other end.
+    if how == "exact" or turn(data) is not None:
         pixels = upright(data)
         return centre_square(pixels, size, (pixels.shape[0], pixels.shape[1]))
-    pixels, scaled = decode_scaled(data, size + size // 4)
-    return centre_square(pixels, size, scaled)
+    pixels, extent = decode_scaled(data, size + size // 4)
+    return centre_square(pixels, size, extent)
 
 
 def centre_square(pixels: np.ndarray, size: int, extent: tuple[float, float]) -> np.ndarray:
     """Resizes uint8 [h, w, 3] until its shorter side is `size` and crops the centre, uint8 [size, size, 3].
 
-    extent: the (height, width) that the picture fills, which is a fraction of a pixel less than [h, w] after a scaled
-    decode: to ignore that would shift every pixel, and cost 6 dB and more.
+    extent: the exact (height, width) of the picture, which after a scaled decode is a fraction of a pixel less than [h, w];
+    ignoring that would shift every pixel, and cost 6 dB or more.
     """
     height, width = square_shape(*extent, size)
     if (height, width) != pixels.shape[:2]:

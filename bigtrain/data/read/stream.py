@@ -1,14 +1,14 @@
-"""A stream of batches whose place is one integer.
+"""A stream of batches whose position is one integer.
 
-The order of an epoch is a pure function of (seed, epoch): shards permuted, then samples shuffled within windows of
-shards. Position p of the stream is sample `order(epoch = p div N)[p mod N]`, so batches straddle epochs and each sample
-comes once an epoch. Step k of a stream that starts at P consumes positions P + k * microbatch + [0, microbatch); rank r
-takes the r-th slice of them, a worker its share of the steps. Ranks, workers and restarts therefore never change what
-is seen, prefetching cannot lose a sample, and there is no loader state to save: the trainer owns the position.
+The order of an epoch is a pure function of (seed, epoch): shards are permuted, then samples are shuffled within groups of
+`shuffle_shards` shards. Position p of the stream is sample `order(epoch = p div N)[p mod N]`, so a batch may span two epochs,
+and each sample comes once an epoch. Step k of a stream that starts at P reads positions P + k * microbatch + [0, microbatch);
+rank r takes the r-th slice of them, a worker its share of the steps. So ranks, workers and restarts never change what is read,
+prefetching cannot lose a sample, and there is no loader state to save: the trainer owns the position.
 
-Images travel as uint8 [n, H, W, 3], built whole in the worker; flips and normalisation happen on the device. Codes travel
-as int32 [n, h, w] by level, those of the mirrored image where the position is flipped.
-Do not hand a Stream to `accelerator.prepare`: that would shard it a second time.
+Images are sent to the device as uint8 [n, H, W, 3], stacked in the worker; flips and normalisation happen on the device.
+Codes are int32 [n, h, w] by level, those of the mirrored image where the position is flipped.
+Do not pass a Stream to `accelerator.prepare`: that would shard it a second time.
 """
 
 import itertools
@@ -31,17 +31,17 @@ from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.errors import UserError
 from bigtrain.randomness import BLOCK, generator
 
-_BESIDE = 256
-"""Bytes for what comes with a sample's pixels or codes: its label, flip and number, each array with its padding."""
+_OTHER_BYTES = 256
+"""Bytes per sample besides its pixels or codes: its label, flip and number, each array with its padding."""
 
 
 class Stream:
     """An endless iterator of this rank's batches.
 
-    `microbatch` is the global one; with n = microbatch / world, item k holds the positions
+    `microbatch`: size of the global microbatch; with n = microbatch / world, item k holds the positions
     position + k * microbatch + rank * n + [0, n). Raises UserError for a missing or truncated shard, for flips that the
-    codes do not have and, unless options.undecodable is `replace`, for an undecodable sample. `close()` it: its workers
-    ignore the signals that the training process handles.
+    codes do not have and, unless options.undecodable is `replace`, for an undecodable sample. Call `close()` at the end:
+    workers ignore the signals that the training process handles.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Stream:
         local = microbatch // world
         steps = _Steps(index, options, seed, first=position + rank * local, stride=microbatch, count=local)
         self._batches = Loader(
-            steps, itertools.count(), options.workers, pin_memory, local * _room(index, options.image_size)
+            steps, itertools.count(), options.workers, pin_memory, local * _sample_bytes(index, options.image_size)
         )
 
     def __iter__(self) -> "Stream":
@@ -76,14 +76,14 @@ class Stream:
         return next(self._batches)
 
     def close(self) -> None:
-        """Ends the workers now. The stream gives nothing afterwards."""
+        """Ends the workers now; the stream then yields nothing more."""
         self._batches.close()
 
 
 def rank_share(numbers: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """A rank's share of `numbers` [n]: blocks of BLOCK consecutive ones, every world-th.
+    """A rank's share of `numbers` [n]: of blocks of BLOCK consecutive ones, every world-th.
 
-    One by one they would be shared more evenly, but keyed draws are made by the block, and each rank would throw most away.
+    Single numbers could be shared more evenly, but keyed draws are made by the block, and each rank would discard most of them.
     """
     return numbers[np.arange(len(numbers)) // BLOCK % world == rank]
 
@@ -91,10 +91,9 @@ def rank_share(numbers: np.ndarray, rank: int, world: int) -> np.ndarray:
 class SplitLoader:
     """One finite pass over a split: each sample once, over all ranks together, without flips.
 
-    Iterating gives (sample numbers int64 [n], Batch) with n <= batch: this rank's are its `rank_share`, in the index's
-    order, so ranks may get different counts. With `limit`, the pass is over the first `limit` samples of a fixed
-    permutation (a fair subset, whatever the shards' order), still in the index's order. Raises UserError for a shard or a
-    sample that cannot be read.
+    Iterating gives (sample numbers int64 [n], Batch) with n <= batch. Each rank reads its `rank_share`, in the index's order,
+    so ranks may get different counts. With `limit`, the pass is over a fixed random subset of `limit` samples, still in the
+    index's order. Raises UserError for a shard or a sample that cannot be read.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class SplitLoader:
         self._index, self._workers, self._pin_memory = index, workers, pin_memory
 
     def __len__(self) -> int:
-        """Batches of this rank."""
+        """Number of batches of this rank."""
         return len(self._chunks)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, Batch]]:
@@ -127,10 +126,10 @@ def read_chunks(
     index: Index, chunks: Sequence[np.ndarray], *, workers: int, pin_memory: bool = False
 ) -> Generator[tuple[np.ndarray, Batch], None, None]:
     """(sample numbers, Batch) for each of `chunks` (int64 [n]), without flips. Raises UserError as a SplitLoader does."""
-    places = itertools.accumulate(map(len, chunks), initial=0)
+    positions = itertools.accumulate(map(len, chunks), initial=0)
     assert index.image_size is not None, f"{index.path}: a sweep needs images of one size"
-    room = max(map(len, chunks), default=0) * _room(index, index.image_size)
-    batches = Loader(_Chunks(index, chunks), zip(places, chunks, strict=False), workers, pin_memory, room)
+    room = max(map(len, chunks), default=0) * _sample_bytes(index, index.image_size)
+    batches = Loader(_Chunks(index, chunks), zip(positions, chunks, strict=False), workers, pin_memory, room)
     try:
         yield from batches
     finally:
@@ -152,15 +151,15 @@ class _Steps(Dataset[Any]):
         self._prefetch.reach(*divmod(first, self._epochs.length))
         numbers = self._epochs.numbers(first, self._count)
         mirrored = flips(self._seed, first, self._count) if self._options.flip else np.zeros(self._count, dtype=bool)
-        return _read(self._reader, numbers, mirrored, lambda place: self._successors(first + place))
+        return _read(self._reader, numbers, mirrored, lambda row: self._successors(first + row))
 
     def _successors(self, position: int) -> Iterator[int]:
-        """The samples that may stand in for that of a position, in this order."""
+        """The samples that may replace that of a position if it is undecodable, in this order; none if that is an error."""
         return self._epochs.after(position) if self._options.undecodable == "replace" else iter(())
 
 
 class _Chunks(Dataset[Any]):
-    """Batches by sample numbers, and their place among those of all `chunks`: what is fetched ahead is what these read."""
+    """Batches by (position of the chunk's first sample among all `chunks`, sample numbers); prefetches for these chunks."""
 
     def __init__(self, index: Index, chunks: Sequence[np.ndarray]) -> None:
         assert index.image_size is not None, f"{index.path}: a sweep needs images of one size"
@@ -172,17 +171,17 @@ class _Chunks(Dataset[Any]):
         return self._numbers
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[np.ndarray, Batch]:
-        place, numbers = item
-        self._prefetch.reach(0, place)
+        position, numbers = item
+        self._prefetch.reach(0, position)
         mirrored = np.zeros(len(numbers), dtype=bool)
         return numbers, _read(self._reader, numbers, mirrored, lambda _: iter(()))
 
 
-def _room(index: Index, image_size: int) -> int:
-    """At least the bytes that a sample and its number take in a Batch."""
+def _sample_bytes(index: Index, image_size: int) -> int:
+    """An upper bound of the bytes that a sample and its number take in a Batch."""
     if index.codes is None:
-        return image_size**2 * 3 + _BESIDE
-    return sum(int(np.prod(index.codes.shape(level)[1:])) for level in index.codes.levels) * 4 + _BESIDE
+        return image_size**2 * 3 + _OTHER_BYTES
+    return sum(int(np.prod(index.codes.shape(level)[1:])) for level in index.codes.levels) * 4 + _OTHER_BYTES
 
 
 def _reader(index: Index, image_size: int) -> Reader | CodeReader:
@@ -192,25 +191,27 @@ def _reader(index: Index, image_size: int) -> Reader | CodeReader:
 def _read(
     reader: Reader | CodeReader, numbers: np.ndarray, mirrored: np.ndarray, successors: Callable[[int], Iterator[int]]
 ) -> Batch:
-    """The samples `numbers`, int64 [n]; one that cannot be decoded gives its place to the first of its successors that can."""
+    """The samples `numbers`, int64 [n]; one that cannot be decoded is replaced by the first of `successors(row)` that can."""
     numbers = numbers.copy()
-    samples, failed = _filled(reader, numbers)
-    replaced = [f"{reader.name(int(numbers[place]))}: {reason}" for place, reason in failed.items()]
-    for place, damage in zip(failed, replaced, strict=True):
-        numbers[place], samples[place] = _stand_in(reader, successors(place), damage)
+    samples, failed = _fill(reader, numbers)
+    replaced = [f"{reader.name(int(numbers[row]))}: {reason}" for row, reason in failed.items()]
+    for row, damage in zip(failed, replaced, strict=True):
+        numbers[row], samples[row] = _replacement(reader, successors(row), damage)
     labels, flipped = torch.from_numpy(reader.index.labels[numbers]), torch.from_numpy(mirrored)
     if isinstance(samples, Tensor):
         return Batch(samples, labels, flipped, replaced)
-    views = mirrored.astype(int).tolist()
+    variants = mirrored.astype(int).tolist()
     codes = {
-        level: np.stack([sample[level][view] for sample, view in zip(samples, views, strict=True)]).astype(np.int32)
+        level: np.stack([sample[level][variant] for sample, variant in zip(samples, variants, strict=True)]).astype(
+            np.int32
+        )
         for level in samples[0]
     }
     return Batch(None, labels, flipped, replaced, {level: torch.from_numpy(grid) for level, grid in codes.items()})
 
 
-def _filled(reader: Reader | CodeReader, numbers: np.ndarray) -> tuple[Any, dict[int, str]]:
-    """The samples `numbers` (a tensor of images, or a list of codes by level), and why by place where one failed."""
+def _fill(reader: Reader | CodeReader, numbers: np.ndarray) -> tuple[Any, dict[int, str]]:
+    """(the samples `numbers`: a tensor of images, or a list of codes by level; by row, why a sample cannot be decoded)."""
     if isinstance(reader, CodeReader):
         codes: list[dict[str, np.ndarray]] = [{}] * len(numbers)
         return codes, reader.fill(numbers, codes)
@@ -218,14 +219,14 @@ def _filled(reader: Reader | CodeReader, numbers: np.ndarray) -> tuple[Any, dict
     return pixels, reader.fill(numbers, pixels.numpy())
 
 
-def _stand_in(reader: Reader | CodeReader, successors: Iterator[int], damage: str) -> tuple[int, Any]:
-    """The first of `successors` that can be decoded, and its number."""
+def _replacement(reader: Reader | CodeReader, successors: Iterator[int], damage: str) -> tuple[int, Any]:
+    """(number, sample) of the first of `successors` that can be decoded. Raises UserError if there is none."""
     for number in successors:
-        samples, failed = _filled(reader, np.array([number]))
+        samples, failed = _fill(reader, np.array([number]))
         if not failed:
             return number, samples[0]
-    what, whole = ("image", "a whole one") if isinstance(reader, Reader) else ("sample of codes", "the images")
+    kind, intact = ("image", "a whole one") if isinstance(reader, Reader) else ("sample of codes", "the images")
     raise UserError(
-        f"{reader.index.home}/{damage}; this {what} cannot be decoded: remake the shard from {whole}, "
+        f"{reader.index.home}/{damage}; this {kind} cannot be decoded: remake the shard from {intact}, "
         "or train without it by data.undecodable=replace (an evaluation or an encoding needs every one)"
     )

@@ -1,7 +1,7 @@
-"""The same split looked at otherwise: its images made square as they are read, some of its classes, or all equally often.
+"""Variants of an index: images resized when they are read, only some classes, or all classes equally often.
 
-A view is an index like any other, with sample numbers of its own, so that order, sweeps, class counts and references follow
-without knowing of it. `Index.view` notes what was asked for (JSON: resize, classes, balance), for fingerprints and protocols.
+A variant is an Index with its own sample numbers, so order, passes over the split, class counts and references need not know of
+it. `Index.variant` records the options (JSON: resize, classes, balance) for fingerprints and protocols.
 """
 
 import difflib
@@ -15,18 +15,18 @@ from bigtrain.errors import UserError
 
 
 def resized(index: Index, image_size: int, how: Resize) -> Index:
-    """The same images, made squares of `image_size` pixels as they are read."""
+    """The same images, resized to squares of `image_size` pixels when they are read."""
     return replace(index, image_size=image_size, variant={**index.variant, "resize": how})
 
 
 def subset(index: Index, chosen: Sequence[int | str]) -> Index:
-    """The samples of the classes `chosen` (names, or numbers), which are numbered anew in this order.
+    """The samples of the classes `chosen` (names, or numbers), which are renumbered in this order.
 
-    Raises UserError for a class that there is not, that comes twice, or if none of them has a sample.
+    Raises UserError for an unknown class, for a class that is given twice, or if none of them has a sample.
     """
     numbers = [_class_number(index, word) for word in chosen]
     if len(set(numbers)) < len(numbers):
-        raise UserError(f"a class stands twice in {list(chosen)}; name each once")
+        raise UserError(f"a class is given twice in {list(chosen)}; give each once")
     shards = [_shard_subset(shard, np.array(numbers), len(index.classes)) for shard in index.shards]
     part = replace(
         index,
@@ -40,11 +40,11 @@ def subset(index: Index, chosen: Sequence[int | str]) -> Index:
 
 
 def balanced(index: Index) -> Index:
-    """The same samples, but each class comes equally often in an epoch. Raises UserError for an empty class."""
+    """The same samples, but each class occurs equally often in an epoch. Raises UserError for an empty class."""
     if 0 in index.class_counts:
         raise UserError(
-            f"{index.where} has no sample of the class {index.classes[index.class_counts.index(0)]!r}, which cannot come as "
-            "often as the others; leave it out by data.classes"
+            f"{index.where} has no sample of the class {index.classes[index.class_counts.index(0)]!r}, so the classes cannot "
+            "be balanced; leave it out by data.classes"
         )
     return replace(index, variant={**index.variant, "balance": True})
 
@@ -65,11 +65,11 @@ def _class_number(index: Index, word: int | str) -> int:
 
 
 def _shard_subset(shard: Shard, numbers: np.ndarray, classes: int) -> Shard:
-    """The samples whose label is among `numbers`, relabelled by their place in it."""
+    """The samples whose label is among `numbers`, relabelled by its position there."""
     new_number = np.full(classes, -1)
     new_number[numbers] = np.arange(len(numbers))
     labels = new_number[shard.labels]
     kept = np.flatnonzero(labels >= 0)
     members = {name: (offsets[kept], sizes[kept]) for name, (offsets, sizes) in shard.members.items()}
-    keys = tuple(shard.keys[place] for place in kept.tolist())
+    keys = tuple(shard.keys[position] for position in kept.tolist())
     return replace(shard, keys=keys, labels=labels[kept], members=members)

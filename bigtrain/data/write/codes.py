@@ -1,9 +1,9 @@
-"""Shards of images to same-numbered shards of codes: the work behind launch/encode.py.
+"""Writes shards of codes with the same numbers as the shards of images; launch/encode.py calls this.
 
-A shard of codes has the name, keys and labels of its shard of images, and in the place of each image one npy per level,
-uint16 [views, h, w]. It is written as shards of images are: aside, flushed, recorded and renamed, so that a run that was
-killed has lost the shard in hand and no other. Batches never straddle shards, so a shard's bytes do not depend on which
-rank makes it, or after which other.
+A shard of codes has the name, keys and labels of its shard of images and, instead of each image, one npy per level, uint16
+[flip variants, h, w]. It is written like a shard of images: to a temporary file, flushed, recorded and renamed, so that a
+killed run loses only the shard that it was writing. A batch never spans two shards, so a shard's bytes do not depend on the
+rank that makes it, or on the shard before.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,10 +35,10 @@ from bigtrain.errors import RankError, UserError
 Encode = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Images uint8 [n, H, W, 3] to integers [n, h, w] by level."""
 
-_OTHERWISE = {
+_DIFFERENCES = {
     "tokenizer": "are codes of another tokenizer",
     "levels": "are codes of other levels",
-    "transform": "were made from pixels that were transformed otherwise",
+    "transform": "were made from pixels with another transform",
     "images": "are codes of other images",
 }
 
@@ -57,9 +57,9 @@ def encode_shards(
 ) -> list[Record]:
     """Completes this rank's share of the shards in `out`: those numbered rank, rank + world, ...; returns their records.
 
-    What is whole already (size and sha256) stays as it is. `batch` images are encoded at a time; `workers` processes read
-    them; `progress` is told of images. Raises UserError, alike on every rank, if `out` holds shards that are not these
-    codes; RankError for an image that cannot be decoded, or a disk that is full (then a rerun continues).
+    Complete shards (by size and sha256) stay as they are. `batch` images are encoded at a time; `workers` processes read
+    them; `progress` is called with numbers of images. Raises UserError, on every rank, if `out` holds shards that are not
+    these codes; RankError for an image that cannot be decoded, or if the disk is full (then a rerun continues).
     """
     names = [_name(shard) for shard in index.shards]
     if len(set(names)) < len(names):
@@ -91,14 +91,14 @@ def encode_shards(
                 fill = partial(_fill, source=shard, encoded=encoded, index=index, manifest=manifest, progress=progress)
                 records.append(write_shard(out / names[number], shard.samples, fill))
         return records
-    except UserError as mistake:
-        raise RankError(f"rank {rank}: {mistake}" if world > 1 else str(mistake)) from None
+    except UserError as error:
+        raise RankError(f"rank {rank}: {error}" if world > 1 else str(error)) from None
 
 
 def index_codes(index: Index, out: Path, manifest: CodesManifest, records: Iterable[Record]) -> Index:
-    """Writes `out/SPLIT.json` from the records of all ranks, which are then dropped; returns the index.
+    """Writes `out/SPLIT.json` from the records of all ranks, which are then removed; returns the index.
 
-    Raises UserError if a shard is not there: ranks on machines that do not share `out`.
+    Raises UserError if a shard is missing, which happens if ranks are on machines that do not share `out`.
     """
     made = {record.shard.name: record.shard for record in records}
     shards = tuple(made[_name(shard)] for shard in index.shards)
@@ -111,7 +111,7 @@ def index_codes(index: Index, out: Path, manifest: CodesManifest, records: Itera
 
 
 def count_codes(index: Index, *, rank: int, world: int) -> dict[str, np.ndarray]:
-    """How often each code comes, int64 [codebook_size] by level, in this rank's share of the samples, all views counted."""
+    """How often each code occurs in this rank's share of the samples, all variants counted: int64 [codebook_size] by level."""
     assert index.codes is not None, f"{index.path}: has no codes"
     counts = {name: np.zeros(level["codebook_size"], dtype=np.int64) for name, level in index.codes.levels.items()}
     with closing(CodeReader(index)) as reader:
@@ -122,36 +122,37 @@ def count_codes(index: Index, *, rank: int, world: int) -> dict[str, np.ndarray]
 
 
 def _name(shard: Shard) -> str:
-    """The file name of a shard, whose index may lie in another folder."""
+    """The file name of a shard without its folder; an index may be in another folder than its shards."""
     return Path(shard.name).name
 
 
 def _known(out: Path, split: str, manifest: CodesManifest) -> dict[str, Record]:
-    """What is known of the shards in `out`, by name. Raises UserError unless all of them are these codes."""
+    """The records of the shards in `out`, by name. Raises UserError unless all of them are these codes."""
     tars, records = left_behind(out, split)
     path = out / f"{split}.json"
     if path.exists():
-        whole = Index.read(path)
-        if whole.codes is None:
+        index = Index.read(path)
+        if index.codes is None:
             raise UserError(f"{path}: it describes shards of images; choose another folder for their codes")
-        records = {shard.name: Record(shard, whole.image_size, whole.codes.identity()) for shard in whole.shards}
+        records = {shard.name: Record(shard, index.image_size, index.codes.identity()) for shard in index.shards}
     elif unknown := sorted(tars - records.keys()):
         raise UserError(
-            f"{out / unknown[0]}: this shard was not made by this door, and would be overwritten; choose another folder"
+            f"{out / unknown[0]}: this shard was not made by launch/encode.py, and would be overwritten; choose another "
+            "folder"
         )
     for record in records.values():
         _check_same(out, split, record.made, manifest.identity())
     return records
 
 
-def _check_same(out: Path, split: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for key, otherwise in _OTHERWISE.items():
-        if found.get(key) != wanted[key]:
-            raise UserError(f"{out}: its {split} shards {otherwise}; choose another folder")
-    if found["views"] != wanted["views"]:
-        made, asked = ("with" if views == 2 else "without" for views in (found["views"], wanted["views"]))
+def _check_same(out: Path, split: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key, difference in _DIFFERENCES.items():
+        if recorded.get(key) != wanted[key]:
+            raise UserError(f"{out}: its {split} shards {difference}; choose another folder")
+    if recorded["views"] != wanted["views"]:
+        made, now = ("with" if variants == 2 else "without" for variants in (recorded["views"], wanted["views"]))
         raise UserError(
-            f"{out}: its {split} shards were made {made} --flip, not {asked}; run again {made} it, or choose another folder"
+            f"{out}: its {split} shards were made {made} --flip, not {now}; run again {made} it, or choose another folder"
         )
 
 
@@ -164,7 +165,7 @@ def _fill(
     manifest: CodesManifest,
     progress: Progress,
 ) -> Record:
-    """Writes the codes of the samples of `source`, whose batches come next in `encoded`."""
+    """Writes the codes of the samples of `source`, whose batches are the next of `encoded`."""
     done = 0
     while done < source.samples:
         samples = next(encoded)
@@ -189,10 +190,11 @@ def _members(images: Batch, encode: Encode, manifest: CodesManifest) -> list[dic
     """The npy members, by extension, of each image of a batch."""
     assert images.images is not None, "codes are made from images"
     pixels = images.images.numpy()
-    views = [encode(view) for view in (pixels, np.ascontiguousarray(pixels[:, :, ::-1]))[: manifest.flip_variants]]
+    flips = (pixels, np.ascontiguousarray(pixels[:, :, ::-1]))[: manifest.flip_variants]
+    variants = [encode(flip) for flip in flips]
     members: list[dict[str, bytes]] = [{} for _ in pixels]
     for name, level in manifest.levels.items():
-        codes = np.stack([view[name] for view in views], axis=1)
+        codes = np.stack([variant[name] for variant in variants], axis=1)
         assert codes.shape == (len(pixels), *manifest.shape(name)), f"level {name}: {codes.shape}"
         assert 0 <= codes.min() <= codes.max() < level["codebook_size"], f"level {name}: {codes.min()} .. {codes.max()}"
         header, codes = npy_header(CODES_DTYPE, manifest.shape(name)), codes.astype(CODES_DTYPE)

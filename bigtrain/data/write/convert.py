@@ -1,4 +1,4 @@
-"""One picture file to one shard member: upright, RGB, square, encoded; or byte for byte where that is already so."""
+"""One picture file to one shard member: upright, RGB, square, encoded; or the file's own bytes if it is all that already."""
 
 import io
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from bigtrain.data.decode import Undecodable, decode, load, open_lazily, square_
 from bigtrain.data.npy import npy_header
 
 FORMATS = ("jpg", "png", "webp", "npy")
-"""What shards may hold; npy is pixels that need no decoding, uint8 [H, W, 3]."""
+"""Formats of pictures in shards; npy is pixels that need no decoding, uint8 [H, W, 3]."""
 _READ = ("JPEG", "PNG", "WEBP", "BMP")
 _FORMAT_OF = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _ENCODERS: dict[str, dict[str, Any]] = {
@@ -23,7 +23,7 @@ _ENCODERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Member:
-    """A shard member. shape: (height, width); mended: the file was damaged, but not so that Pillow gives it up."""
+    """A shard member. shape: (height, width); mended: the file was damaged, but Pillow could read it."""
 
     extension: str
     data: bytes
@@ -34,20 +34,20 @@ class Member:
 def convert(data: bytes, size: int | None, wanted: str | None) -> Member:
     """A picture file as a shard member. Raises Undecodable.
 
-    size: pixels of a side: the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None
-    leaves the size as it is. wanted: one of FORMATS; None keeps a file's own (png for one that shards cannot hold).
-    A file that is whole, upright, of that size and of that format already is kept byte for byte, because encoding it
-    once more would only lose quality. JPEG is written at quality 95, 4:4:4; WebP losslessly; npy is larger than both and is
-    read fastest.
+    size: side in pixels; the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None leaves
+    the size as it is. wanted: one of FORMATS; None keeps the file's own (png for a format that shards cannot hold).
+    A file that is undamaged, upright, of that size and of that format already keeps its bytes, because encoding it once more
+    would only lose quality. JPEG is written at quality 95, 4:4:4; WebP losslessly; npy is larger than both and fastest to
+    read.
     """
     header = open_lazily(data, _READ)
-    own, how = _FORMAT_OF.get(header.format or ""), turn(data)
+    own, transpose = _FORMAT_OF.get(header.format or ""), turn(data)
     image, mended = _pixels(data, header)
-    right = how is None and not mended and wanted in (None, own) and size in (None, *_square(image))
-    if own is not None and right:
+    fits = transpose is None and not mended and wanted in (None, own) and size in (None, *_square(image))
+    if own is not None and fits:
         return Member(own, data, (image.height, image.width), mended)
-    if how is not None:
-        image = image.transpose(how)
+    if transpose is not None:
+        image = image.transpose(transpose)
     if size is not None:
         image = _centre_square(image, size)
     extension = wanted or own or "png"
@@ -55,7 +55,7 @@ def convert(data: bytes, size: int | None, wanted: str | None) -> Member:
 
 
 def _pixels(data: bytes, header: Image.Image) -> tuple[Image.Image, bool]:
-    """The picture in RGB, and whether only Pillow would have it, which forgives damage such as stray bytes."""
+    """(the picture in RGB, whether only Pillow could read it, which forgives damage such as stray bytes)."""
     if header.format == "BMP":
         return to_rgb(load(header)), False
     try:
@@ -81,6 +81,6 @@ def _encode(image: Image.Image, extension: str) -> bytes:
         pixels = np.asarray(image)
         return npy_header(pixels.dtype, pixels.shape) + pixels.tobytes()
     file = io.BytesIO()
-    image.info = {}  # no colour profile, comment or EXIF of the original travels along
+    image.info = {}  # drops the original's colour profile, comment and EXIF
     image.save(file, **_ENCODERS[extension])
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Indexing shards that others made: every member is found and every doubt about a tar is an error, before training."""
+"""Indexes shards that others made: lists every member, and reports anything wrong with a tar as an error before training."""
 
 import contextlib
 import hashlib
@@ -36,25 +36,24 @@ def index_shards(
 ) -> list[Path]:
     """Writes `SPLIT.json` for the tars `SPLIT-000000.tar ...` of a folder, beside them or in `out`; returns the paths.
 
-    labels: `cls`, `json:FIELD` (a number or a name in each sample's .json) or `none` (one class). Classes are the lines of
-    `folder/classes.txt`, else those of an index that is there already and has its labels from the same place, else the
-    names in use, sorted, or "0" .. the largest label. Raises UserError, naming shard and member, for compressed or
-    truncated tars, duplicate keys, samples that are not one image and its label, and labels that are not decimal or not
-    below the number of classes.
+    labels: `cls`, `json:FIELD` (a number or a name in each sample's .json) or `none` (one class). Class names are the lines of
+    `folder/classes.txt`; otherwise those of an existing index with the same `labels`; otherwise the names that occur, sorted,
+    or "0" .. the largest label. Raises UserError, naming shard and member, for compressed or truncated tars, duplicate keys,
+    samples that are not one image and its label, and labels that are not decimal or not below the number of classes.
     """
     by_split = _list(folder)
     tars = [tar for split in by_split.values() for tar in split]
     with tqdm(
         total=sum(tar.stat().st_size for tar in tars), unit="B", unit_scale=True, desc=str(folder), disable=quiet
     ) as bar:
-        found = dict(zip(tars, run(partial(_inspect, source=labels), tars, workers, bar.update), strict=True))
+        inspected = dict(zip(tars, run(partial(_inspect, source=labels), tars, workers, bar.update), strict=True))
     out = folder if out is None else out
-    classes = _classes(folder, out, list(by_split), found, labels)
-    found = {tar: _numbered(tar, one, classes) for tar, one in found.items()}
+    classes = _classes(folder, out, list(by_split), inspected, labels)
+    inspected = {tar: _numbered(tar, item, classes) for tar, item in inspected.items()}
     with disk_troubles(out):
         out.mkdir(parents=True, exist_ok=True)
         return [
-            _write_index(out, split, classes, {tar: found[tar] for tar in by_split[split]}, labels)
+            _write_index(out, split, classes, {tar: inspected[tar] for tar in by_split[split]}, labels)
             for split in by_split
         ]
 
@@ -83,10 +82,10 @@ def _list(folder: Path) -> dict[str, list[Path]]:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A shard as it was found, and the (height, width) that its images' headers say.
+class _Inspected:
+    """A shard, and the (height, width) that the headers of its images say.
 
-    names: where labels are names, those in the shard, sorted; its labels are then numbers of these.
+    names: if labels are names, those in the shard, sorted; the shard's labels are then numbers of these.
     """
 
     shard: Shard
@@ -94,7 +93,7 @@ class _Found:
     names: tuple[str, ...] | None
 
 
-def _inspect(path: Path, progress: Progress, source: str) -> _Found:
+def _inspect(path: Path, progress: Progress, source: str) -> _Inspected:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size < len(END_OF_TAR):
@@ -107,7 +106,7 @@ def _inspect(path: Path, progress: Progress, source: str) -> _Found:
         raise UserError(f"{path}: the shard cannot be read: {error.strerror}") from None
 
 
-def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progress, source: str) -> _Found:
+def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progress, source: str) -> _Inspected:
     digest = hashlib.sha256()
     for begin in range(0, len(data), _CHUNK):
         chunk = data[begin : begin + _CHUNK]
@@ -116,56 +115,58 @@ def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progr
     samples = _samples(path, members(path, file, 0, len(data)), source)
     labels: list[int | str] = []
     shapes = set()
-    for key, places in samples.items():
+    for key, extents in samples.items():
         try:
-            labels.append(_label(data, places, source))
+            labels.append(_label(data, extents, source))
         except Undecodable as error:
             raise UserError(f"{path}: member {key}.{_label_member(source)}: {error}") from None
-        offset, size = next(places[extension] for extension in IMAGE_EXTENSIONS if extension in places)
-        with contextlib.suppress(Undecodable):  # not the index's to judge: data.undecodable says what becomes of it
+        offset, size = next(extents[extension] for extension in IMAGE_EXTENSIONS if extension in extents)
+        with contextlib.suppress(Undecodable):  # no error here: data.undecodable says what to do about it in training
             shapes.add(header_size(data[offset : offset + size]))
     names, numbers = _numbers(path, labels)
     shard = Shard(path.name, len(data), digest.hexdigest(), tuple(samples), numbers, _columns(samples))
-    return _Found(shard, frozenset(shapes), names)
+    return _Inspected(shard, frozenset(shapes), names)
 
 
 def _label_member(source: str) -> str | None:
-    """The extension of the members that hold labels."""
+    """The extension of the members that hold labels; None if there are no labels."""
     return None if source == "none" else source.partition(":")[0]
 
 
-def _label(data: mmap.mmap, places: Mapping[str, tuple[int, int]], source: str) -> int | str:
+def _label(data: mmap.mmap, extents: Mapping[str, tuple[int, int]], source: str) -> int | str:
     """A sample's label: a number, or a name. Raises Undecodable."""
     kind, _, field = source.partition(":")
     if kind == "none":
         return 0
-    offset, size = places[kind]
+    offset, size = extents[kind]
     content = data[offset : offset + size]
     return label(content) if kind == "cls" else json_label(content, field)
 
 
 def _numbers(path: Path, labels: Sequence[int | str]) -> tuple[tuple[str, ...] | None, np.ndarray]:
-    """The names among labels, sorted, None if there are none; and the labels as int64, numbers of these names."""
+    """(the names among the labels, sorted, or None if labels are numbers; the labels as int64, numbers of these names)."""
     words = [word for word in labels if isinstance(word, str)]
     if not words:
         return None, np.array(labels, dtype=np.int64)
     if len(words) < len(labels):
-        raise UserError(f"{path}: some of its labels are names ({words[0]!r}) and others numbers; make them alike")
+        raise UserError(f"{path}: some of its labels are names ({words[0]!r}) and others numbers; use one kind")
     names, numbers = np.unique(np.array(words, dtype=object), return_inverse=True)
     return tuple(names.tolist()), numbers.astype(np.int64)
 
 
-def _samples(path: Path, found: Iterator[tuple[str, int, int]], source: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """For each key: extension -> (offset, size). Keys and extensions are told apart as webdataset does."""
+def _samples(
+    path: Path, tar_members: Iterator[tuple[str, int, int]], source: str
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """For each key: extension -> (offset, size). Names are split into key and extension as webdataset does."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     last = None
-    for name, offset, size in found:
+    for name, offset, size in tar_members:
         match = _KEY_AND_EXTENSION.fullmatch(name)
         if match is None:
             raise UserError(f"{path}: member {name} has no extension; every member is named KEY.EXTENSION")
         key, extension = match[1], match[2].lower()
         if (key != last and key in samples) or extension in samples.get(key, ()):
-            raise UserError(f"{path}: member {name}: the key {key} comes twice; keys are unique within a shard")
+            raise UserError(f"{path}: member {name}: the key {key} occurs twice; keys must be unique within a shard")
         samples.setdefault(key, {})[extension] = (offset, size)
         last = key
     wanted = _label_member(source)
@@ -182,50 +183,50 @@ def _samples(path: Path, found: Iterator[tuple[str, int, int]], source: str) -> 
     return samples
 
 
-def _numbered(path: Path, found: _Found, classes: Sequence[str]) -> _Found:
-    """The shard with its names for labels turned into numbers of `classes`."""
-    if found.names is None:
-        return found
+def _numbered(path: Path, inspected: _Inspected, classes: Sequence[str]) -> _Inspected:
+    """The shard with labels that are numbers of `classes`, if its labels are names."""
+    if inspected.names is None:
+        return inspected
     numbers = {name: number for number, name in enumerate(classes)}
-    labels = np.array([numbers[name] for name in found.names], dtype=np.int64)[found.shard.labels]
-    return replace(found, shard=replace(found.shard, labels=labels), names=None)
+    labels = np.array([numbers[name] for name in inspected.names], dtype=np.int64)[inspected.shard.labels]
+    return replace(inspected, shard=replace(inspected.shard, labels=labels), names=None)
 
 
 def _columns(samples: Mapping[str, Mapping[str, tuple[int, int]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     absent = (-1, 0)
-    extensions = {extension for found in samples.values() for extension in found}
+    extensions = {extension for extents in samples.values() for extension in extents}
     columns = {}
     for extension in sorted(extensions):
-        places = np.array([found.get(extension, absent) for found in samples.values()], dtype=np.int64)
-        columns[extension] = (places[:, 0].copy(), places[:, 1].copy())
+        pairs = np.array([extents.get(extension, absent) for extents in samples.values()], dtype=np.int64)
+        columns[extension] = (pairs[:, 0].copy(), pairs[:, 1].copy())
     return columns
 
 
 def _classes(
-    folder: Path, out: Path, splits: Sequence[str], found: Mapping[Path, _Found], source: str
+    folder: Path, out: Path, splits: Sequence[str], inspected: Mapping[Path, _Inspected], source: str
 ) -> tuple[str, ...]:
-    """The names of the classes; every label is below their number, or among them."""
+    """The names of the classes. Raises UserError for a label that is not below their number, or not among them."""
     if source == "none":
         return (UNLABELLED,)
-    named_labels = {name for one in found.values() for name in one.names or ()}
-    if named_labels and any(one.names is None and one.shard.samples for one in found.values()):
-        raise UserError(f"{folder}: some shards have names for labels and others numbers; make them alike")
+    named_labels = {name for item in inspected.values() for name in item.names or ()}
+    if named_labels and any(item.names is None and item.shard.samples for item in inspected.values()):
+        raise UserError(f"{folder}: some shards have names for labels and others numbers; use one kind")
     listed = folder / "classes.txt"
     if named_labels:
         classes = read_classes(listed) if listed.exists() else tuple(sorted(named_labels))
         if unknown := sorted(named_labels.difference(classes)):
-            raise UserError(f"{listed}: lacks the class {unknown[0]!r}, which some sample has; add it")
+            raise UserError(f"{listed}: does not list the class {unknown[0]!r}, which some sample has; add it")
         return classes
-    most = max((int(one.shard.labels.max()) for one in found.values() if one.shard.samples), default=-1)
-    named = next((index for split in splits if (index := _readable(out / f"{split}.json")) is not None), None)
+    most = max((int(item.shard.labels.max()) for item in inspected.values() if item.shard.samples), default=-1)
+    existing = next((index for split in splits if (index := _existing_index(out / f"{split}.json")) is not None), None)
     if listed.exists():
         classes, where = read_classes(listed, unique=False), f"{listed} has"
-    elif named is not None and named.labels_from == source and most < len(named.classes):
-        return named.classes
+    elif existing is not None and existing.labels_from == source and most < len(existing.classes):
+        return existing.classes
     else:
         classes, where = tuple(map(str, range(min(most + 1, MOST_CLASSES)))), "there can be"
-    for path, one in found.items():
-        for key, number in zip(one.shard.keys, one.shard.labels.tolist(), strict=True):
+    for path, item in inspected.items():
+        for key, number in zip(item.shard.keys, item.shard.labels.tolist(), strict=True):
             if number >= len(classes):
                 raise UserError(
                     f"{path}: member {key}.{_label_member(source)}: label {number} is out of range: {where} "
@@ -234,30 +235,32 @@ def _classes(
     return classes
 
 
-def _readable(path: Path) -> Index | None:
-    """The index that is there already; None if there is none, or one that this run is to replace."""
+def _existing_index(path: Path) -> Index | None:
+    """The index at `path`; None if there is none, or one that cannot be read and is to be replaced."""
     try:
         return Index.read(path)
     except UserError:
         return None
 
 
-def _write_index(out: Path, split: str, classes: tuple[str, ...], found: Mapping[Path, _Found], source: str) -> Path:
-    """Writes the index unless the very same is there already, with what bigtrain's own door noted in it."""
+def _write_index(
+    out: Path, split: str, classes: tuple[str, ...], inspected: Mapping[Path, _Inspected], source: str
+) -> Path:
+    """Writes the index, unless an equal one exists: that one may say in addition what launch/shard.py made its shards from."""
     path = out / f"{split}.json"
-    shards = tuple(replace(one.shard, name=os.path.relpath(tar, out)) for tar, one in found.items())
-    size = common_size({shape for one in found.values() for shape in one.shapes})
+    shards = tuple(replace(item.shard, name=os.path.relpath(tar, out)) for tar, item in inspected.items())
+    size = common_size({shape for item in inspected.values() for shape in item.shapes})
     index = Index(path, split, classes, size, shards, labels_from=source)
     if index.samples == 0:
         raise UserError(f"{out}: the {split} shards hold no samples")
-    before = _readable(path)
+    before = _existing_index(path)
     if before is None or _described(before) != _described(index):
         index.write()
     return path
 
 
 def _described(index: Index) -> list[object]:
-    """All that an index says but `made`."""
+    """All fields of an index except `made`."""
     return [
         index.split,
         index.classes,

@@ -1,4 +1,4 @@
-"""Work over many tasks in processes of its own: progress, one clean error, and nothing left running."""
+"""Runs many tasks in processes: reports progress, raises one clean error, and leaves nothing running."""
 
 import contextlib
 import multiprocessing
@@ -14,15 +14,15 @@ from bigtrain.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 Progress = Callable[[int], Any]
-"""Called with a number of units newly done."""
+"""Called with the number of units done since the last call."""
 Work = Callable[[T, Progress], R]
 _REPORT_EVERY_S = 0.1
 
 
 def run(work: Work[T, R], tasks: Sequence[T], workers: int, progress: Progress) -> list[R]:
-    """work(task, progress) for every task, in `workers` processes (0 or 1: in this one); results in the tasks' order.
+    """Calls work(task, progress) for every task, in `workers` processes (0 or 1: in this one); results in the tasks' order.
 
-    `work` is a function of a module and is imported anew in each process, so that it cannot hang on a lock that this
+    `work` must be a module's function: each process is spawned and imports it, so that it cannot hang on a lock that this
     process held. The first UserError of a task ends all processes and is raised here; any other error is raised as
     RuntimeError with its traceback. A process whose parent has died ends at its next report.
     """
@@ -62,7 +62,7 @@ def _collect(readers: dict[Connection, Any], count: int, progress: Progress) -> 
                 progress(value)
             elif kind == "result":
                 results[value[0]] = value[1]
-            elif kind == "mistake":
+            elif kind == "user_error":
                 raise UserError(value)
             else:
                 raise RuntimeError(f"a worker process failed:\n{value}")
@@ -70,11 +70,11 @@ def _collect(readers: dict[Connection, Any], count: int, progress: Progress) -> 
 
 
 def _serve(work: Work[Any, Any], tasks: Sequence[tuple[int, Any]], writer: Connection) -> None:
-    """The life of a worker process: its tasks one by one. Signals are for the parent, which then ends this process."""
-    for for_parent in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(for_parent, signal.SIG_IGN)
+    """What a worker process runs: its tasks one by one. It ignores signals: the parent gets them, and ends this process."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(ignored, signal.SIG_IGN)
     report = _Reports(writer)
-    with contextlib.suppress(BrokenPipeError):  # the parent is gone, and nobody wants the rest
+    with contextlib.suppress(BrokenPipeError):  # the parent has died, so the rest is not needed
         try:
             for number, task in tasks:
                 result = work(task, report)
@@ -82,8 +82,8 @@ def _serve(work: Work[Any, Any], tasks: Sequence[tuple[int, Any]], writer: Conne
                 writer.send(("result", (number, result)))
         except BrokenPipeError:
             raise
-        except UserError as mistake:
-            writer.send(("mistake", str(mistake)))
+        except UserError as error:
+            writer.send(("user_error", str(error)))
         except Exception:
             writer.send(("failure", traceback.format_exc()))
 
@@ -92,13 +92,13 @@ class _Reports:
     """Sends progress a few times a second: a message for every image would cost as much as the image."""
 
     def __init__(self, writer: Connection) -> None:
-        self._writer, self._count, self._sent = writer, 0, time.monotonic()
+        self._writer, self._count, self._sent_at = writer, 0, time.monotonic()
 
     def __call__(self, count: int) -> None:
         self._count += count
-        if time.monotonic() - self._sent > _REPORT_EVERY_S:
+        if time.monotonic() - self._sent_at > _REPORT_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
         self._writer.send(("progress", self._count))
-        self._count, self._sent = 0, time.monotonic()
+        self._count, self._sent_at = 0, time.monotonic()

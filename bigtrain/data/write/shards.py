@@ -1,10 +1,10 @@
-"""Writing shards: the work behind launch/shard.py.
+"""Writes shards of pictures; launch/shard.py calls this.
 
-The same pictures and options give the same bytes: a sample's place is fixed by a hash of its file's name (which mixes
-classes in every shard), and tar headers carry no time and no owner. A shard is written aside, flushed, recorded and
-renamed; the record (a hidden `.SPLIT-000000.json`) lets a killed run continue, and is dropped when the index takes its
-place. So running the door again completes what is missing, and two at once write the same files. Of two that would write
-other files, the first to finish a shard claims the split (a hidden `.SPLIT.claim`), and the other is refused.
+The same pictures and options give the same bytes: samples are sorted by a hash of their file's name (which mixes classes in
+every shard), and tar headers have no time and no owner. A shard is written to a temporary file, flushed, recorded and renamed;
+the record (a hidden `.SPLIT-000000.json`) lets a killed run continue, and is removed once the index is written. So running the
+command again completes what is missing, and two runs at once write the same files. If two runs would write different files,
+the first to finish a shard claims the split (a hidden `.SPLIT.claim`), and the other gets an error.
 """
 
 import contextlib
@@ -35,13 +35,13 @@ from bigtrain.data.write.sources import Pictures, Source
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_flushed, write_json
 
-_PLACE_BYTES = 16
+_KEY_BYTES = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """size: side in pixels, None: as they are; format: jpg, png or webp, None: each file's own; see convert.convert."""
+    """size: side in pixels, None: as they are; format: one of FORMATS, None: each file's own; see convert.convert."""
 
     size: int | None
     format: str | None
@@ -50,9 +50,9 @@ class ShardOptions:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a whole shard. `image_size`: pixels if all its images are squares of one size, else None.
-
-    `mended`: picture files that were damaged and are in the shard as Pillow reads them.
+    """The description of a complete shard. `image_size`: pixels if all its images are squares of one size, else None; `made`:
+    what the shards of the split were made from, and with which options; `mended`: picture files that were damaged and are in
+    the shard as Pillow reads them.
     """
 
     shard: Shard
@@ -67,7 +67,7 @@ class Record:
 
 @dataclass(frozen=True)
 class _Task:
-    """One shard to complete: its tar, its pictures and the number of the first, and its record where one exists."""
+    """One shard to complete: its tar, the number of its first picture, its pictures, and its record if there is one."""
 
     path: Path
     first: int
@@ -80,8 +80,8 @@ class _Task:
 def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: int, quiet: bool = False) -> list[Path]:
     """Writes `out/SPLIT-000000.tar ...` and `out/SPLIT.json` for every split; returns the indexes' paths.
 
-    What is whole already (size and sha256) stays as it is. Raises UserError if `out` holds shards of other pictures or
-    other options, or another run is writing such there, if a split is empty, if a picture is broken (naming the file), or if
+    Complete shards (by size and sha256) stay as they are. Raises UserError if `out` holds shards of other pictures or other
+    options, or another run is writing such shards there, if a split is empty, if a picture is broken (naming the file), or if
     the disk is full (then a rerun continues).
     """
     with disk_troubles(out):
@@ -96,7 +96,7 @@ def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: i
         indexes = [_write_index(source, split, out, [next(records) for _ in tasks[split]]) for split in tasks]
         drop_records(task.path for task in todo)
     for picture in (picture for record in done for picture in record.mended):
-        tqdm.write(f"{picture}: this picture is damaged; it is in its shard as Pillow reads it", file=sys.stderr)
+        tqdm.write(f"{picture}: this picture is damaged; its shard has it as Pillow reads it", file=sys.stderr)
     return indexes
 
 
@@ -112,57 +112,57 @@ def _plan(source: Source, split: str, out: Path, options: ShardOptions) -> list[
         _check_same(out, split, record.made, made)
     pictures = source.splits[split]
     if not len(pictures):
-        raise UserError(f"{source.folder}: it has no pictures for the split {split}; take its empty files away")
-    places = np.frombuffer(b"".join(map(_place, pictures.names)), dtype=f"S{_PLACE_BYTES}")
-    placed = np.argsort(places, kind="stable")
+        raise UserError(f"{source.folder}: it has no pictures for the split {split}; remove its empty files")
+    keys = np.frombuffer(b"".join(map(_order_key, pictures.names)), dtype=f"S{_KEY_BYTES}")
+    order = np.argsort(keys, kind="stable")
     tasks = []
-    for number, first in enumerate(range(0, len(placed), options.samples_per_shard)):
+    for number, first in enumerate(range(0, len(order), options.samples_per_shard)):
         name = f"{split}-{number:06d}.tar"
-        chunk = pictures.take(placed[first : first + options.samples_per_shard])
+        chunk = pictures.take(order[first : first + options.samples_per_shard])
         tasks.append(_Task(out / name, first, chunk, options, made, records.get(name)))
     return tasks
 
 
-def _place(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=_PLACE_BYTES).digest()
+def _order_key(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=_KEY_BYTES).digest()
 
 
-def _check_same(out: Path, split: str, found: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+def _check_same(out: Path, split: str, recorded: Mapping[str, Any], made: Mapping[str, Any]) -> None:
     for key, value in made.items():
-        if found.get(key) == value:
+        if recorded.get(key) == value:
             continue
         if key == "source":
             raise UserError(f"{out}: its {split} shards were made from other files or classes; choose another folder")
         flag = f"--{key.replace('_', '-')}"
         raise UserError(
-            f"{out}: its {split} shards were made with {flag} {found.get(key)}, not {value}; "
+            f"{out}: its {split} shards were made with {flag} {recorded.get(key)}, not {value}; "
             f"give the same {flag} or choose another folder"
         )
 
 
 def _records(out: Path, split: str) -> dict[str, Record]:
-    """What is known of the split's shards, by name: from the index, or from the records of a run that was stopped.
+    """The records of the split's shards, by name: from the index, or from those that a stopped run has left.
 
-    A run at the same time writes record, tar and index in this order and then drops the records; so they are looked at
-    here in such an order that a tar without record and index was there before any run of this door.
+    Another run at the same time writes record, tar and index in this order, and then removes the records. Here tars are
+    listed first, then records, then the index, so that a tar without record and index was not made by this command.
     """
     tars, records = left_behind(out, split)
-    index = out / f"{split}.json"
-    if index.exists():
-        whole = Index.read(index)
-        if whole.made is None:
-            raise UserError(f"{index}: it describes shards that this door did not make; choose another folder")
-        return {shard.name: Record(shard, whole.image_size, whole.made) for shard in whole.shards}
+    path = out / f"{split}.json"
+    if path.exists():
+        index = Index.read(path)
+        if index.made is None:
+            raise UserError(f"{path}: it describes shards that launch/shard.py did not make; choose another folder")
+        return {shard.name: Record(shard, index.image_size, index.made) for shard in index.shards}
     if unknown := sorted(tars - records.keys()):
         raise UserError(
-            f"{out / unknown[0]}: this shard was not made by this door, and would be overwritten; choose another "
+            f"{out / unknown[0]}: this shard was not made by launch/shard.py, and would be overwritten; choose another "
             f"folder, or index it as it is with `python launch/shard.py {out} --index-only`"
         )
     return records
 
 
 def left_behind(out: Path, split: str) -> tuple[set[str], dict[str, Record]]:
-    """The split's tars, by name, and then the records beside them: what a run that was stopped has left."""
+    """What a stopped run has left: (names of the split's tars, records beside them by name of the tar). Lists tars first."""
     tars = _names(out, rf"{re.escape(split)}-\d+\.tar")
     records = [_read_record(out / name) for name in _names(out, rf"\.{re.escape(split)}-\d+\.json")]
     return tars, {record.shard.name: record for record in records if record is not None}
@@ -185,24 +185,25 @@ def _split(tar: Path) -> str:
 
 
 def drop_records(tars: Iterable[Path]) -> None:
-    """Removes what was noted of shards for as long as they had no index."""
+    """Removes the records and claims of shards, which are needed only as long as there is no index."""
     for tar in tars:
         record_path(tar).unlink(missing_ok=True)
         _claim_path(tar).unlink(missing_ok=True)
 
 
 def _claim(tar: Path, made: Mapping[str, Any]) -> None:
-    """Notes what the split's shards are made from, before there is one. Raises UserError if another run noted other.
+    """Claims the split for shards that are made from `made`, before the first is renamed. Raises UserError if another run has
+    claimed it for other shards.
 
-    A hard link is made, or is there already, in one step, and what it names is whole. The index is looked at last, because
-    a run that has ended wrote it before it dropped its claim.
+    Making a hard link either succeeds or finds the file in one step, and the linked file is complete. The index is read last,
+    because a finished run has written it before it removed its claim.
     """
     path, index, digest = _claim_path(tar), tar.with_name(f"{_split(tar)}.json"), _digest(made)
-    found = _link_or_read(path, digest)
-    if found == digest and index.exists() and _made(index, index.stat().st_mtime_ns) != made:
+    claimed = _link_or_read(path, digest)
+    if claimed == digest and index.exists() and _made(index, index.stat().st_mtime_ns) != made:
         path.unlink(missing_ok=True)
-        found = ""
-    if found != digest:
+        claimed = ""
+    if claimed != digest:
         raise UserError(
             f"{tar.parent}: another run makes its {_split(tar)} shards, from other files or with other options; choose "
             f"another folder for these, or remove {path} if that run was killed"
@@ -210,18 +211,21 @@ def _claim(tar: Path, made: Mapping[str, Any]) -> None:
 
 
 def _link_or_read(path: Path, text: str) -> str:
-    """What the file says: `text` if it was not there before."""
+    """The content of the file, which is created with `text` if it does not exist."""
     while True:
         with contextlib.suppress(FileNotFoundError):
             return path.read_text()
         temporary = aside(path)
         try:
-            write_flushed(temporary, text.encode())  # an empty one after a power cut would refuse the same run
+            # Flushed, because after a power cut an empty claim would refuse this same run.
+            write_flushed(temporary, text.encode())
             os.link(temporary, path)
-        except (FileExistsError, FileNotFoundError):  # another was first, or took the temporary file for a leftover
+        except (FileExistsError, FileNotFoundError):
+            # Another run was first, or removed the temporary file as a leftover.
             if not path.parent.exists():
                 raise
-        except OSError:  # a file system without links: then only records and indexes tell of other runs
+        except OSError:
+            # A file system without hard links: then only records and indexes show that there are other runs.
             return text
         finally:
             temporary.unlink(missing_ok=True)
@@ -233,13 +237,13 @@ def _digest(made: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _made(index: Path, changed_ns: int) -> Mapping[str, Any] | None:
-    """What the shards of an index, last changed at that time, were made from."""
-    whole = Index.read(index)
-    return whole.made if whole.codes is None else whole.codes.identity()
+    """What the shards of an index were made from; `changed_ns`, its modification time, is for the cache."""
+    content = Index.read(index)
+    return content.made if content.codes is None else content.codes.identity()
 
 
 def _read_record(path: Path) -> Record | None:
-    """None if there is none, or none of this version that is whole."""
+    """None if there is no record, or it is damaged or of another version."""
     try:
         value = json.loads(path.read_bytes())
         if value["version"] != FORMAT_VERSION:
@@ -250,7 +254,7 @@ def _read_record(path: Path) -> Record | None:
 
 
 def _complete(task: _Task, progress: Progress) -> Record:
-    """The shard, as it is if it is whole, else made anew."""
+    """The record of the task's shard, which is written unless it is complete already."""
     record = whole_record(task.path, task.made, task.record)
     if record is not None:
         progress(len(task.pictures))
@@ -259,7 +263,7 @@ def _complete(task: _Task, progress: Progress) -> Record:
 
 
 def whole_record(path: Path, made: Mapping[str, Any], known: Record | None) -> Record | None:
-    """The record, `known` or the file beside it, of a shard that was made from the same and is whole; None if it is not."""
+    """The record (`known`, or the file beside the shard) if the shard was made from `made` and is complete, else None."""
     for record in (known, _read_record(record_path(path))):
         if record is not None and record.made == made and _is_whole(path, record.shard):
             return record
@@ -274,9 +278,9 @@ def _is_whole(path: Path, shard: Shard) -> bool:
 
 
 def write_shard(path: Path, samples: int, fill: "Callable[[ShardWriter], Record]") -> Record:
-    """Writes a shard and its record whole or not at all; `fill` adds `samples` samples and finishes.
+    """Writes a shard and its record atomically; `fill` adds `samples` samples and finishes the writer.
 
-    Raises UserError if the disk does not take it or another run makes other shards there, and whatever `fill` raises.
+    Raises UserError if the disk cannot be written or another run makes other shards there, and whatever `fill` raises.
     """
     with disk_troubles(path):
         temporary, file = _open_aside(path)
@@ -295,15 +299,15 @@ def write_shard(path: Path, samples: int, fill: "Callable[[ShardWriter], Record]
 
 
 def _write_samples(task: _Task, writer: "ShardWriter", progress: Progress) -> Record:
-    shapes, mended = set(), []
+    shapes, mended_files = set(), []
     with contextlib.closing(PictureReader(task.pictures)) as reader:
         for number, label in enumerate(task.pictures.labels.tolist()):
             member = _converted(reader, number, task.options)
             shapes.add(member.shape)
-            mended += [task.pictures.shown(number)] if member.mended else []
+            mended_files += [task.pictures.shown(number)] if member.mended else []
             writer.add(f"{task.first + number:08d}", label, {member.extension: member.data})
             progress(1)
-    return Record(writer.finish(), common_size(shapes), task.made, tuple(mended))
+    return Record(writer.finish(), common_size(shapes), task.made, tuple(mended_files))
 
 
 def common_size(shapes: Collection[tuple[int, int]]) -> int | None:
@@ -323,7 +327,7 @@ def _converted(reader: PictureReader, number: int, options: ShardOptions) -> Mem
 
 
 class TarWriter:
-    """A ustar archive that depends on names and contents alone, with the hash of its bytes."""
+    """Writes a ustar archive whose bytes depend on names and contents alone, and hashes them."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._digest, self._end = file, hashlib.sha256(), 0
@@ -349,27 +353,27 @@ class TarWriter:
 
 
 class ShardWriter:
-    """A shard in the making: its tar, and where each member lies in it."""
+    """Writes a shard: its tar, and the offset and size of each member."""
 
     def __init__(self, tar: TarWriter, name: str, samples: int) -> None:
         self._tar, self._name, self._samples = tar, name, samples
         self._keys: list[str] = []
         self._labels: list[int] = []
-        self._places: dict[str, np.ndarray] = {}
+        self._columns: dict[str, np.ndarray] = {}
 
     def add(self, key: str, label: int, members: Mapping[str, bytes]) -> None:
         """Writes a sample: `members` by extension, then its .cls."""
         for extension, content in {**members, "cls": str(label).encode()}.items():
-            column = self._places.setdefault(extension, np.tile(np.array([[-1], [0]]), self._samples))
+            column = self._columns.setdefault(extension, np.tile(np.array([[-1], [0]]), self._samples))
             column[:, len(self._keys)] = self._tar.add(f"{key}.{extension}", content)
         self._keys.append(key)
         self._labels.append(label)
 
     def finish(self) -> Shard:
-        """Ends the tar and describes it."""
+        """Ends the tar and returns its description."""
         assert len(self._keys) == self._samples, f"{self._name}: {len(self._keys)} samples, not {self._samples}"
         size, digest = self._tar.finish()
-        members = {extension: (column[0], column[1]) for extension, column in self._places.items()}
+        members = {extension: (column[0], column[1]) for extension, column in self._columns.items()}
         return Shard(self._name, size, digest, tuple(self._keys), np.array(self._labels, dtype=np.int64), members)
 
 
@@ -382,18 +386,19 @@ def _write_index(source: Source, split: str, out: Path, records: Sequence[Record
 
 
 def _open_aside(path: Path) -> tuple[Path, IO[bytes]]:
-    """A temporary file that is locked while its writer lives, so that what a killed run left behind can be told."""
+    """A temporary file that is locked while its writer lives, so that the file of a killed run can be recognised."""
     while True:
         temporary = aside(path)
         file = temporary.open("xb")
-        with contextlib.suppress(OSError):  # a file system without locks: then nothing is ever taken for left behind
+        with contextlib.suppress(OSError):  # a file system without locks: then leftovers are never removed
             fcntl.flock(file, fcntl.LOCK_EX)
-        if temporary.exists():  # else another run took it for a leftover between these lines
+        if temporary.exists():  # otherwise another run removed it as a leftover between these lines
             return temporary, file
         file.close()
 
 
 def remove_leftovers(out: Path) -> None:
+    """Removes the temporary files of killed runs."""
     for name in _names(out, r"\..+\.(tar|claim)\.[0-9a-f]+\.tmp"):
         with contextlib.suppress(OSError), (out / name).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -402,10 +407,10 @@ def remove_leftovers(out: Path) -> None:
 
 @contextlib.contextmanager
 def disk_troubles(path: Path) -> Iterator[None]:
-    """Turns a full disk, a read-only folder and the like into a sentence."""
+    """Turns a full disk, a read-only folder and the like into a UserError."""
     try:
         yield
-    except BrokenPipeError:  # the end of the parent process, not of the disk
+    except BrokenPipeError:  # the parent process ended; not an error of the disk
         raise
     except OSError as error:
         after = "; free some space and run again, which continues" if error.errno in _FULL else ""

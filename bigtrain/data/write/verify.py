@@ -1,4 +1,4 @@
-"""Reading all of a split to say what is broken: `launch/shard.py --verify INDEX`."""
+"""Reads all of a split and lists what is broken: `launch/shard.py --verify INDEX`."""
 
 import contextlib
 import dataclasses
@@ -20,45 +20,45 @@ _CHUNK = 2**24
 
 
 def verify(index: Index, *, workers: int, quiet: bool = False) -> list[str]:
-    """What is broken, a line each, in the index's order; nothing if all is whole.
+    """A line for each thing that is broken, in the index's order; an empty list if nothing is.
 
-    Of every shard: its size and sha256, keys that come twice. Of every sample: that it can be decoded, has the index's
-    image size (if that is one), and that its label's member says what the index says. Shards at URLs are fetched.
+    Checks of every shard the size, the sha256 and that keys are unique; of every sample that it can be decoded, has the
+    index's image size (if there is one), and that its label's member agrees with the index. Shards at URLs are fetched.
     """
-    alone = [dataclasses.replace(index, shards=(shard,)) for shard in index.shards]
+    single_shards = [dataclasses.replace(index, shards=(shard,)) for shard in index.shards]
     with tqdm(total=index.samples, unit=" samples", desc=index.where, disable=quiet, smoothing=0.1) as bar:
-        return [line for lines in run(_verify_shard, alone, workers, bar.update) for line in lines]
+        return [line for lines in run(_verify_shard, single_shards, workers, bar.update) for line in lines]
 
 
 def _verify_shard(index: Index, progress: Progress) -> list[str]:
-    """`index` has one shard."""
+    """`verify` for an index with one shard."""
     (shard,) = index.shards
     try:
         descriptor = ShardCache(index).open(0) if index.is_remote(0) else os.open(index.location(0), os.O_RDONLY)
-    except UserError as mistake:
+    except UserError as error:
         progress(shard.samples)
-        return [str(mistake)]
+        return [str(error)]
     except OSError as error:
         progress(shard.samples)
         return [f"{index.location(0)}: the shard cannot be opened: {error.strerror}"]
     try:
-        return [f"{index.location(0)}: {what}" for what in _broken(index, descriptor, progress)]
+        return [f"{index.location(0)}: {problem}" for problem in _problems(index, descriptor, progress)]
     finally:
         os.close(descriptor)
 
 
-def _broken(index: Index, descriptor: int, progress: Progress) -> Iterator[str]:
+def _problems(index: Index, descriptor: int, progress: Progress) -> Iterator[str]:
     (shard,) = index.shards
     size, digest = os.fstat(descriptor).st_size, hashlib.sha256()
     for begin in range(0, size, _CHUNK):
         digest.update(os.pread(descriptor, _CHUNK, begin))
     if size != shard.size:
-        yield f"the shard has {size} bytes, not the {shard.size} of the index: truncated or another file"
+        yield f"the shard has {size} bytes, not the {shard.size} of the index: it is truncated, or another file"
     elif digest.hexdigest() != shard.sha256:
-        yield f"the shard's sha256 is {digest.hexdigest()}, not {shard.sha256} as in the index: damaged or another file"
+        yield f"the shard's sha256 is {digest.hexdigest()}, not {shard.sha256} as in the index: it is damaged, or another file"
     for key, times in Counter(shard.keys).items():
         if times > 1:
-            yield f"{key}: the key comes {times} times"
+            yield f"{key}: the key occurs {times} times"
     with contextlib.closing(CodeReader(index) if index.codes is not None else _Images(index, descriptor)) as reader:
         for number, key in enumerate(shard.keys):
             try:
@@ -78,7 +78,7 @@ class _Images:
         self._index, self._descriptor = index, descriptor
 
     def close(self) -> None:
-        """Holds nothing."""
+        """There is nothing to close."""
 
     def check(self, number: int) -> None:
         """Raises Undecodable unless the sample's image can be decoded and has the index's size."""
@@ -88,22 +88,22 @@ class _Images:
         ]
         if not extensions:
             raise Undecodable(f"has no {', '.join(IMAGE_EXTENSIONS)} member")
-        for extension in extensions[:1]:  # the one that is read: npy beside a picture is features
+        for extension in extensions[:1]:  # the one that is read; an npy beside a picture holds features
             height, width, _ = decode(_member(self._index, self._descriptor, extension, number)).shape
             if side not in (None, height) or side not in (None, width):
                 raise Undecodable(f"its {extension} is {height} x {width}, not {side} x {side}")
 
 
 def _check_label(index: Index, descriptor: int, number: int) -> None:
-    """Raises Undecodable unless the label's member, where there is one, says what the index says."""
+    """Raises Undecodable if the sample has a member with its label that disagrees with the index."""
     (shard,) = index.shards
-    said = int(shard.labels[number])
+    expected = int(shard.labels[number])
     kind, _, field = index.labels_from.partition(":")
     if kind in shard.members and shard.members[kind][0][number] >= 0:
         content = _member(index, descriptor, kind, number)
-        found = label(content) if kind == "cls" else json_label(content, field)
-        if found not in (said, index.classes[said]):
-            raise Undecodable(f"its .{kind} says {found}, but the index {said} ({index.classes[said]})")
+        stored = label(content) if kind == "cls" else json_label(content, field)
+        if stored not in (expected, index.classes[expected]):
+            raise Undecodable(f"its .{kind} says {stored}, but the index says {expected} ({index.classes[expected]})")
 
 
 def _member(index: Index, descriptor: int, extension: str, number: int) -> bytes:

@@ -1,1 +1,4 @@
-"""One file a metric: the arithmetic, from features, moments or logits to a number. `definitions.py` lists them all."""
+"""The arithmetic of the metrics, from features, moments or logits to numbers. `definitions.py` lists all metrics.
+
+Imported by the rest of evaluation/ only.
+"""

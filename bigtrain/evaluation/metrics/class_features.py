@@ -1,7 +1,7 @@
-"""Feature vectors by class, on disk: what an intra-class FID looks at, one class at a time.
+"""Feature vectors by class, on disk: an intra-class FID needs them one class at a time.
 
-The moments of every class would take d^2 numbers each in memory (33 GB for 1000 classes of 2048 features). The vectors
-themselves take 4 d bytes an image, which is what a small image takes, and memory holds one class of them.
+The moments of each class would take d^2 numbers in memory (33 GB for 1000 classes of 2048 features). The vectors themselves
+take 4 d bytes an image on disk, as much as a small image, and only one class of them is in memory.
 """
 
 import os
@@ -19,7 +19,7 @@ from bigtrain.errors import UserError
 
 
 class ClassFeatures:
-    """float32 vectors of `dimensions`, in the order in which they were added, in a file that vanishes with the process."""
+    """float32 vectors of `dimensions`, in the order in which they were added, in a temporary file."""
 
     def __init__(self, classes: int, dimensions: int) -> None:
         self._classes, self._dimensions = classes, dimensions
@@ -28,7 +28,7 @@ class ClassFeatures:
         self._numbers: list[np.ndarray] = []
 
     def add(self, features: Tensor, labels: np.ndarray, numbers: np.ndarray) -> None:
-        """Vectors [n, d] of images `numbers` of classes `labels`, int64 [n]. Raises UserError where the disk is full."""
+        """Vectors [n, d] of images `numbers` of classes `labels`, int64 [n]. Raises UserError if the disk is full."""
         try:
             self._file.write(features.to("cpu", torch.float32).contiguous().numpy().tobytes())
             self._file.flush()
@@ -42,7 +42,7 @@ class ClassFeatures:
         self._numbers.append(numbers)
 
     def __len__(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return self._classes
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -51,29 +51,29 @@ class ClassFeatures:
 
     def _with_numbers(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         labels, numbers = (np.concatenate([*parts, np.empty(0, np.int64)]) for parts in (self._labels, self._numbers))
-        for number in range(self._classes):
-            places = np.flatnonzero(labels == number)
-            yield numbers[places], self._read(places)
+        for label in range(self._classes):
+            positions = np.flatnonzero(labels == label)
+            yield numbers[positions], self._read(positions)
 
-    def _read(self, places: np.ndarray) -> Tensor:
-        """Row by row: a mapped file would count as memory, megabytes around each row that is looked at."""
-        rows = np.empty((len(places), self._dimensions), dtype=np.float32)
-        for row, place in zip(rows, places.tolist(), strict=True):
-            read = os.preadv(self._file.fileno(), [row.data], place * row.nbytes)
-            assert read == row.nbytes, (place, read)
+    def _read(self, positions: np.ndarray) -> Tensor:
+        """Reads row by row: a mapped file would count as memory, megabytes around each row that is read."""
+        rows = np.empty((len(positions), self._dimensions), dtype=np.float32)
+        for row, position in zip(rows, positions.tolist(), strict=True):
+            read = os.preadv(self._file.fileno(), [row.data], position * row.nbytes)
+            assert read == row.nbytes, (position, read)
         return torch.from_numpy(rows)
 
     def gathered(self, device: torch.device) -> "ClassFeatures":
-        """On rank 0 those of all ranks, each class in the order of the images' numbers; every rank calls it.
+        """On rank 0 the vectors of all ranks, each class in the order of the images' numbers; every rank calls it.
 
-        Raises UserError, on all ranks alike, where rank 0's disk is full.
+        Raises UserError, on all ranks, if rank 0's disk is full.
         """
         if world.size() == 1:
             return self
-        whole = ClassFeatures(self._classes, self._dimensions)
+        merged = ClassFeatures(self._classes, self._dimensions)
         for label, (numbers, features) in enumerate(self._with_numbers()):
-            together(partial(whole._add_class, label, gather_by_number(numbers, features.to(device))))
-        return whole
+            together(partial(merged._add_class, label, gather_by_number(numbers, features.to(device))))
+        return merged
 
     def _add_class(self, label: int, rows: Tensor | None) -> None:
         if rows is not None:

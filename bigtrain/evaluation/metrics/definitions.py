@@ -1,7 +1,7 @@
-"""What is measured. Each metric is a function of evidence that one pass over the samples gathers for all of them.
+"""The list of metrics. Each is a function of the evidence that one pass over each side collects for all of them.
 
-To add one: write the function, say in `METRICS` what evidence it needs, and give its name to `SampleMetricName`. What is
-measured on real data without any sample is in held_out.py.
+To add one: write the function, say in `METRICS` what it needs of each side, and add its name to `SampleMetricName`. Metrics of
+real data that need no samples are in held_out.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ Need = Literal["moments", "features", "classes", "halves", "logits", "evaluator"
 
 @dataclass(frozen=True)
 class Settings:
-    """What metrics can be set to."""
+    """The options that metrics depend on (EvaluationOptions)."""
 
     seed: int
     recall_neighbours: int
@@ -49,22 +49,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What metrics may look at; what no chosen metric needs is not there."""
+    """What metrics are computed from; what no chosen metric needs is None."""
 
     metrics: Sequence[SampleMetricName]
-    """What is measured."""
+    """The metrics to measure."""
     settings: Settings
     samples: int
-    """Images that were evaluated."""
+    """Number of images that were evaluated."""
     fake: Findings
     real: Findings
     real_gaussian: tuple[Tensor, Tensor] | None = None
     """(mean, covariance) of the reference."""
     classes: tuple[str, ...] = ()
     classification_accuracy: float | None = None
-    """Of a classifier that was trained on the samples."""
+    """Held-out accuracy of a classifier that was trained on the samples."""
     neighbours: list[dict[str, Any]] = field(default_factory=list)
-    """For some samples, the reference's images nearest to each."""
+    """For the pictured samples, the reference's images nearest to each."""
 
     @property
     def stored(self) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ class Evidence:
 
     @cached_property
     def neighbourhoods(self) -> dict[NeighbourMetric, float]:
-        """Those that are measured, found together: they look at the same distances."""
+        """The chosen metrics of neighbourhoods, computed together because they share the distances."""
         wanted = _NEIGHBOUR_METRICS.intersection(self.metrics)
         settings = self.settings
         return measure_neighbourhoods(*self.stored, wanted, settings.recall_neighbours, settings.coverage_neighbours)
@@ -83,7 +83,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Metric:
-    """`values`: numbers by name from evidence; `fake` and `real`: what it needs of each side. "labels" are for both."""
+    """`values`: numbers by name from evidence; `fake` and `real`: what it needs of the samples and of the reference."""
 
     values: Callable[[Evidence], dict[str, Any]]
     fake: frozenset[Need] = frozenset()
@@ -97,14 +97,15 @@ def _fid(evidence: Evidence) -> dict[str, Any]:
 
 
 def _real_fid(evidence: Evidence) -> dict[str, Any]:
-    """The FID of as many real images as there are samples against as many others (at most half of the reference)."""
+    """The FID of real images against other real images, as many of each as there are samples (at most half the reference)."""
     assert evidence.real.halves is not None
     first, second = evidence.real.halves
     return {"real_fid": frechet_distance(*_gaussian(first), *_gaussian(second))}
 
 
 def _intra_fid(evidence: Evidence) -> dict[str, Any]:
-    """The mean over classes of the FID within each (Miyato & Koyama 2018, section 4), and the images of the rarest class."""
+    """The mean over classes of the FID within each (Miyato & Koyama 2018, section 4), the FID of each class, and the number
+    of samples of the rarest class."""
     assert evidence.fake.by_class is not None
     assert evidence.real.by_class is not None
     values, counts = {}, []
@@ -176,6 +177,6 @@ METRICS: dict[SampleMetricName, Metric] = {
     "nearest_neighbours": Metric(_nearest_neighbours, fake=frozenset({"neighbours"}), real=frozenset({"neighbours"})),
 }
 DEFAULT_METRICS: tuple[SampleMetricName, ...] = ("fid", "recall", "class_accuracy", "real_fid")
-"""Of a model that draws images."""
+"""Default for a model that draws images."""
 DEFAULT_METRICS_OF_IMAGES: tuple[SampleMetricName, ...] = ("fid", "kid", "precision", "recall", "density", "coverage")
-"""Of images from anywhere."""
+"""Default for images without a model."""

@@ -1,4 +1,4 @@
-"""The Frechet distance of two Gaussians, exact and fast: no square root of a matrix that is not symmetric is taken."""
+"""The Frechet distance of two Gaussians, exact and fast: it needs no square root of a non-symmetric matrix."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,12 @@ from torch import Tensor
 def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the FID of features with these moments (Heusel et al. 2017, eq. 6).
 
-    Means [d], covariances [d, d], symmetric, positive up to rounding; computed in float64 on the CPU. Give the reference
-    second: its root is kept for the next call.
+    Means [d], covariances [d, d], symmetric, positive semi-definite up to rounding; computed in float64 on the CPU. Pass the
+    reference second: its root is cached for the next call.
 
     With a root C2 = R R^T the eigenvalues of C1 C2 are those of the symmetric R^T C1 R, whose square roots are summed. So
-    nothing becomes complex, and where fewer samples than features make a covariance singular, R has fewer columns and the
-    zeros, whose rounding a square root would magnify, are left out.
+    nothing becomes complex. Where fewer samples than features make a covariance singular, R has fewer columns, which leaves
+    out the zero eigenvalues, whose rounding errors a square root would magnify.
     """
     mean1, covariance1, mean2, covariance2 = (
         moment.to("cpu", torch.float64) for moment in (mean1, covariance1, mean2, covariance2)
@@ -29,10 +29,11 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
 
 
 def frechet_distance_of_features(features1: Tensor, features2: Tensor) -> float:
-    """The same of the Gaussians of features [n, d] and [m, d], n and m at least 2, with covariances over n - 1 and m - 1.
+    """The distance between the Gaussians of features [n, d] and [m, d], n and m at least 2, with covariances over n - 1 and
+    m - 1.
 
-    Where the vectors are fewer than their dimensions, as those of one class are, no covariance is made: with X the centred
-    features over sqrt(n - 1) it is C = X^T X, and the roots of C1 C2's eigenvalues are the singular values of X1 X2^T.
+    With fewer vectors than dimensions, as is usual for one class, no covariance is computed: with X the centred features
+    over sqrt(n - 1), C = X^T X, and the square roots of the eigenvalues of C1 C2 are the singular values of X1 X2^T.
     """
     means, centred = [], []
     for features in (features1.to("cpu", torch.float64), features2.to("cpu", torch.float64)):
@@ -47,7 +48,7 @@ def frechet_distance_of_features(features1: Tensor, features2: Tensor) -> float:
 
 
 _kept: list[tuple[Tensor, Tensor]] = []
-"""(covariance, root) of the last reference: a run evaluates against one, again and again."""
+"""(covariance, root) of the last reference: a run evaluates against the same one repeatedly."""
 
 
 def _reference_root(covariance: Tensor) -> Tensor:
@@ -57,8 +58,8 @@ def _reference_root(covariance: Tensor) -> Tensor:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """R [d, rank] with R R^T = C: Cholesky's, or where C is singular, that of the directions whose variance is not
-    rounding."""
+    """R [d, rank] with R R^T = C: the Cholesky factor, or if C is singular, from the eigenvectors whose variance is above
+    rounding error."""
     triangle, failed = torch.linalg.cholesky_ex(covariance)
     if not failed:
         return triangle

@@ -9,7 +9,7 @@ from bigtrain.cluster import world
 class ScoreSums:
     """exp(E KL(p(y|x) || p(y))) of each split of the samples (Salimans et al. 2016, section 4).
 
-    The divergence's mean is E sum p log p - sum q log q with q = E p, so a split needs its count, the sum of its p and
+    The mean divergence is E sum p log p - sum q log q with q = E p, so each split needs its count, the sum of its p and
     the sum of its p log p: float64, added up over ranks.
     """
 
@@ -22,7 +22,7 @@ class ScoreSums:
         """Logits [n, classes] before the softmax, and the split that each belongs to, int64 [n]."""
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
-        # A product with indicators rather than index_add_, whose order of summation on a GPU is nobody's.
+        # A product with indicators, since index_add_ on a GPU sums in an undefined order.
         member = (split[:, None] == torch.arange(len(self._counts), device=split.device)).double()
         self._counts += member.sum(0)
         self._sums += member.T @ p

@@ -1,4 +1,4 @@
-"""The kernel inception distance: an unbiased distance, where FID's bias falls only with the number of samples."""
+"""The kernel inception distance, which unlike FID is unbiased at any number of samples."""
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ def polynomial_mmd(first: Tensor, second: Tensor) -> float:
 def kernel_distance(real: Tensor, fake: Tensor, subsets: int, subset_size: int, seed: int) -> tuple[float, float]:
     """(mean, standard deviation) of `polynomial_mmd` over random subsets of real [n, d] and fake [m, d].
 
-    Subset s is drawn without replacement, keyed by (seed, s), of min(subset_size, n, m) vectors of each side. The
-    deviation is that of one subset's value, not an error of the mean: subsets overlap.
+    Subset s holds min(subset_size, n, m) vectors of each side, drawn without replacement, keyed by (seed, s). The deviation
+    is that of a single subset's value, not the error of the mean: subsets overlap.
     """
     size = min(subset_size, len(real), len(fake))
     values = []
@@ -35,5 +35,5 @@ def kernel_distance(real: Tensor, fake: Tensor, subsets: int, subset_size: int, 
         draws = generator(seed, "evaluation/kid", step=subset)
         chosen = [torch.from_numpy(draws.permutation(len(side))[:size]).to(side.device) for side in (real, fake)]
         values.append(polynomial_mmd(real[chosen[0]], fake[chosen[1]]))
-    found = torch.tensor(values, dtype=torch.float64)
-    return float(found.mean()), float(found.std(correction=0))
+    distances = torch.tensor(values, dtype=torch.float64)
+    return float(distances.mean()), float(distances.std(correction=0))

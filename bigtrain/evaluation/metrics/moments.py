@@ -1,4 +1,4 @@
-"""The mean and the covariance of features that are never stored: float64 sums, added up over ranks."""
+"""Mean and covariance of features that are not stored: float64 sums, added up over ranks."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from bigtrain.cluster import world
 
 BLOCKS = 16
-"""Blocks of rows in which outer products are added up: 53 % of the work of the whole square."""
+"""Blocks of rows in which outer products are added up: 53 % of the work of the full matrix."""
 
 
 class Moments:
@@ -23,7 +23,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Of stored features [n, d]."""
+        """The moments of stored features [n, d]."""
         moments = cls(features.shape[1], features.device)
         moments.add(features)
         return moments
@@ -36,15 +36,15 @@ class Moments:
         return moments
 
     def tensors(self) -> dict[str, Tensor]:
-        """What has been added up, float64 on the CPU: count [], total [d], outer [d, d]."""
+        """The sums so far, float64 on the CPU: count [], total [d], outer [d, d]."""
         return {"count": self._count.cpu(), "total": self._total.cpu(), "outer": self._symmetric().cpu()}
 
     def add(self, features: Tensor) -> None:
-        """Counts features [n, d] of any float type. Waits for nothing: on a GPU this only queues work."""
+        """Adds features [n, d] of any float type. On a GPU this only queues work and does not wait for it."""
         values = features.to(torch.float64)
         self._count += len(values)
         self._total += values.sum(0)
-        # Row blocks from the diagonal on: what lies below it is the same again (`_symmetric`).
+        # Blocks of rows from the diagonal to the right: the lower triangle equals the upper (`_symmetric`).
         block = max(1, -(-len(self._total) // BLOCKS))
         for start in range(0, len(self._total), block):
             rows = values[:, start : start + block]

@@ -1,4 +1,4 @@
-"""Samples beside the real images that are nearest to them, for the question whether a model has learned by heart."""
+"""Samples beside the real images that are nearest to them, to see whether a model has memorised its data."""
 
 from typing import Any
 
@@ -25,40 +25,41 @@ def neighbour_picture(
     neighbours: Tensor,
     reading: Reading,
 ) -> tuple[list[dict[str, Any]], Image.Image]:
-    """(for each sample its name and its neighbours' names and distances, as JSON; one sample a row with its neighbours).
+    """(for each sample its name and its neighbours' names and distances, as JSON; a picture, one sample a row with its
+    neighbours).
 
-    samples: uint8 [q, 3, H, W], images `numbers` (int64 [q]) of their set; distances float64 and neighbours int64, [q, k],
-    in the order of nearness; by this process alone.
+    samples: uint8 [q, 3, H, W], the images `numbers` (int64 [q]) of `images`; distances float64 and neighbours int64, [q, k],
+    nearest first. One process calls it.
     """
-    found = _fetch(reference, np.unique(neighbours.numpy()), reading)
-    rows, described = [], []
-    for place, number in enumerate(numbers.tolist()):
-        nearest = list(zip(neighbours[place].tolist(), distances[place].tolist(), strict=True))
-        rows.append([(_picture(samples[place]), f"sample {number}")])
-        rows[-1] += [(_picture(found[other]), f"{distance:.4g}") for other, distance in nearest]
+    pictures = _fetch(reference, np.unique(neighbours.numpy()), reading)
+    tiles, described = [], []
+    for row, number in enumerate(numbers.tolist()):
+        nearest = list(zip(neighbours[row].tolist(), distances[row].tolist(), strict=True))
+        tiles.append([(_picture(samples[row]), f"sample {number}")])
+        tiles[-1] += [(_picture(pictures[other]), f"{distance:.4g}") for other, distance in nearest]
         described.append(
             {
                 "sample": images.name_of(number),
                 "nearest": [{"image": reference.name_of(other), "distance": distance} for other, distance in nearest],
             }
         )
-    return described, _sheet(rows)
+    return described, _sheet(tiles)
 
 
 def _fetch(reference: ImageSet, numbers: np.ndarray, reading: Reading) -> dict[int, Tensor]:
-    here = Reading(reading.batch, 0)
-    found: dict[int, Tensor] = {}
-    for batch in reference.batches(numbers, here, torch.device("cpu")):
-        for places, group in batch.groups:
-            found |= dict(zip(batch.numbers[places].tolist(), group, strict=True))
-    return found
+    reading_here = Reading(reading.batch, 0)
+    images: dict[int, Tensor] = {}
+    for batch in reference.batches(numbers, reading_here, torch.device("cpu")):
+        for rows, group in batch.groups:
+            images |= dict(zip(batch.numbers[rows].tolist(), group, strict=True))
+    return images
 
 
 def _picture(image: Tensor) -> Image.Image:
     """A tile; small images are enlarged by repeating pixels."""
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
-    how = Image.Resampling.NEAREST if max(picture.size) <= TILE else Image.Resampling.LANCZOS
-    return picture.resize((TILE, TILE), how)
+    resampling = Image.Resampling.NEAREST if max(picture.size) <= TILE else Image.Resampling.LANCZOS
+    return picture.resize((TILE, TILE), resampling)
 
 
 def _sheet(rows: list[list[tuple[Image.Image, str]]]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What is measured by nearest neighbours in feature space: precision, recall, density, coverage, a two-sample test.
+"""Metrics by nearest neighbours in feature space: precision, recall, density, coverage, a two-sample test.
 
 Distances are computed in float64, in blocks of bounded memory, from features [n, d] of any float type on one device.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from bigtrain.randomness import generator
 
 BLOCK_ELEMENTS = 2**23
-"""Distances that are held at a time (64 MB)."""
+"""Distances in memory at a time (64 MB)."""
 
 
 NeighbourMetric = Literal["precision", "recall", "density", "coverage"]
@@ -27,15 +27,15 @@ def measure_neighbourhoods(
     recall_neighbours: int = 3,
     coverage_neighbours: int = 5,
 ) -> dict[NeighbourMetric, float]:
-    """The `wanted` ones of real features [n, d] and fake ones [m, d], from one pass over the distances between them.
+    """The `wanted` metrics of real features [n, d] and fake ones [m, d], from one pass over the distances between them.
 
-    A vector's ball reaches to its k-th nearest other vector of its own side; a side whose balls are looked at needs more
-    vectors than k.
+    A vector's ball reaches to its k-th nearest other vector of its own side; a side whose balls are used needs more than k
+    vectors.
 
     precision: the share of fake vectors in some real ball; recall: of real vectors in some fake ball (Kynkäänniemi et al.
-    2019, eq. 1 and 2; k = `recall_neighbours`). density: in how many real balls a fake vector lies, on average, over k, which
-    is 1 in expectation for equal distributions and may be larger; coverage: the share of real balls with some fake vector in
-    them (Naeem et al. 2020, eq. 3 and 4; k = `coverage_neighbours`).
+    2019, eq. 1 and 2; k = `recall_neighbours`). density: the mean number of real balls around a fake vector, divided by k: 1 in
+    expectation for equal distributions, and it may be larger; coverage: the share of real balls with some fake vector in them
+    (Naeem et al. 2020, eq. 3 and 4; k = `coverage_neighbours`).
     """
     real, fake = _centred(real, fake)
     depths = [recall_neighbours] if "precision" in wanted else []
@@ -56,26 +56,27 @@ def measure_neighbourhoods(
             within = distances <= real_radii[coverage_neighbours][start : start + rows, None]
             inside += within.sum()
             reached.append(within.any(1))
-    found: dict[NeighbourMetric, float] = {}
+    values: dict[NeighbourMetric, float] = {}
     if "precision" in wanted:
-        found["precision"] = float(precise.double().mean())
+        values["precision"] = float(precise.double().mean())
     if recalled:
-        found["recall"] = float(torch.cat(recalled).double().mean())
+        values["recall"] = float(torch.cat(recalled).double().mean())
     if reached:
-        found["density"] = float(inside) / (coverage_neighbours * len(fake))
-        found["coverage"] = float(torch.cat(reached).double().mean())
-    return found
+        values["density"] = float(inside) / (coverage_neighbours * len(fake))
+        values["coverage"] = float(torch.cat(reached).double().mean())
+    return values
 
 
 def recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> float:
-    """`measure_neighbourhoods`' recall alone."""
+    """The recall of `measure_neighbourhoods`."""
     return measure_neighbourhoods(real, fake, ["recall"], neighbours)["recall"]
 
 
 @dataclass(frozen=True)
 class TwoSampleTest:
-    """`accuracy`: of telling real from fake on held-out vectors, 0.5 for equal distributions; `p_value`: the chance of so
-    high a one if they are equal; `tested`: held-out vectors; `neighbours`: that vote."""
+    """`accuracy`: of telling real from fake on held-out vectors, 0.5 in expectation for equal distributions; `p_value`: the
+    probability of an accuracy this high if they are equal; `tested`: number of held-out vectors; `neighbours`: number that
+    vote."""
 
     accuracy: float
     p_value: float
@@ -85,20 +86,20 @@ class TwoSampleTest:
 
 def two_sample_test(real: Tensor, fake: Tensor, seed: int) -> TwoSampleTest:
     """C2ST-KNN (Lopez-Paz & Oquab 2017, sections 3 and 5): a classifier by the vote of k neighbours in one half of the
-    vectors, tested on the other half. k is the root of the training vectors' number, made odd so that no vote is a tie.
+    vectors, tested on the other half. k is the square root of the number of training vectors, made odd so that no vote ties.
 
-    As many real as fake vectors are taken, min(n, m) of each; `seed` keys which, and the halves. Under equality the
-    accuracy is near N(1/2, 1 / (4 tested)), from which the p-value follows.
+    As many real as fake vectors are taken, min(n, m) of each; `seed` keys which, and the halves. For equal distributions
+    the accuracy is about N(1/2, 1 / (4 tested)), which gives the p-value.
     """
     count = min(len(real), len(fake))
     assert count >= 4, f"a two-sample test needs 4 vectors of each side, not {count}"
     half = count // 2
-    # The first ones would not do: vectors come in the order of their images, which may be that of their classes.
+    # Not the first ones: vectors come in the order of their images, which may be sorted by class.
     order = [
         torch.from_numpy(generator(seed, "evaluation/c2st", index=side).permutation(len(values))[:count])
         for side, values in enumerate((real, fake))
     ]
-    sides = _centred(*(values[places.to(values.device)] for values, places in zip((real, fake), order, strict=True)))
+    sides = _centred(*(values[chosen.to(values.device)] for values, chosen in zip((real, fake), order, strict=True)))
     train = torch.cat([values[:half] for values in sides])
     test = torch.cat([values[half:] for values in sides])
     root = math.isqrt(len(train))
@@ -107,15 +108,15 @@ def two_sample_test(real: Tensor, fake: Tensor, seed: int) -> TwoSampleTest:
         (_squared_distances(block, train).topk(neighbours, dim=1, largest=False).indices >= half).double().mean(1)
         for block in test.split(_rows(train))
     ]
-    told_fake = torch.cat(votes) > 0.5
+    predicted_fake = torch.cat(votes) > 0.5
     is_fake = torch.arange(len(test), device=test.device) >= count - half
-    accuracy = float((told_fake == is_fake).double().mean())
+    accuracy = float((predicted_fake == is_fake).double().mean())
     z = (accuracy - 0.5) * 2 * math.sqrt(len(test))
     return TwoSampleTest(accuracy, 0.5 * math.erfc(z / math.sqrt(2)), len(test), neighbours)
 
 
 class Nearest:
-    """The `count` nearest vectors of a stream to each of `queries` [q, d], without keeping the stream."""
+    """The `count` vectors of a stream that are nearest to each of `queries` [q, d]; the stream is not kept."""
 
     def __init__(self, queries: Tensor, count: int) -> None:
         self._queries = queries.double()
@@ -126,13 +127,13 @@ class Nearest:
         """int64 [q, count]."""
 
     def add(self, numbers: Tensor, features: Tensor) -> None:
-        """Vectors [n, d] and the numbers to know them by, int64 [n]."""
-        # By differences, not by products: a copy of a training image must be at 0, not at rounding's root.
+        """Vectors [n, d] and their numbers, int64 [n]."""
+        # From differences, not from products: the distance of a copy must be exactly 0, not the root of a rounding error.
         distances = torch.stack([(features.double() - query).square().sum(1) for query in self._queries])
         self.merge(distances, numbers.to(distances.device).expand(len(distances), -1))
 
     def merge(self, distances: Tensor, numbers: Tensor) -> None:
-        """Further candidates, [q, n] each; of equal distances the lower number is nearer."""
+        """Adds candidates, [q, n] each; of equal distances the lower number counts as nearer."""
         distances, numbers = torch.cat([self.distances, distances], 1), torch.cat([self.numbers, numbers], 1)
         by_number = numbers.argsort(dim=1, stable=True)
         by_distance = distances.gather(1, by_number).argsort(dim=1, stable=True)[:, : self._count]
@@ -141,7 +142,7 @@ class Nearest:
 
 
 def _centred(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    centre = real.to(torch.float64).mean(0)  # distances are unchanged by it, and lose fewer digits
+    centre = real.to(torch.float64).mean(0)  # does not change distances, and loses fewer digits
     return real.to(torch.float64) - centre, fake.to(torch.float64) - centre
 
 

@@ -56,7 +56,7 @@ def test_a_subset_is_other_data_in_every_order(numbered_shards: Make) -> None:
     [
         (["catt"], r"data\.classes: .*no class 'catt'; did you mean 'cat'\? \(it has 2"),
         ([2], r"data\.classes: .*no class 2"),
-        (["cat", 0], r"data\.classes: a class stands twice"),
+        (["cat", 0], r"data\.classes: a class is given twice"),
     ],
 )
 def test_a_class_that_there_is_not_is_named(tmp_path: Path, chosen: list[int | str], words: str) -> None:

@@ -44,9 +44,9 @@ def encode(pixels: np.ndarray) -> dict[str, np.ndarray]:
     return {"top": top, "bottom": bottom}
 
 
-def manifest_of(index: Index, *, views: int = 1, tokenizer: str = "a" * 64) -> CodesManifest:
+def manifest_of(index: Index, *, flip_variants: int = 1, tokenizer: str = "a" * 64) -> CodesManifest:
     images = EncodedImages(path=str(index.path), fingerprint=index.fingerprint)
-    return CodesManifest(tokenizer, LEVELS, views, "uint8 / 127.5 - 1", images)
+    return CodesManifest(tokenizer, LEVELS, flip_variants, "uint8 / 127.5 - 1", images)
 
 
 def write(
@@ -192,7 +192,7 @@ def test_a_run_that_was_killed_loses_the_shard_in_hand_and_no_other(images: Inde
     ("change", "words"),
     [
         ({"tokenizer": "b" * 64}, "codes: its train shards are codes of another tokenizer; choose another folder"),
-        ({"views": 2}, "were made without --flip, not with; run again without it"),
+        ({"flip_variants": 2}, "were made without --flip, not with; run again without it"),
         ({"others": True}, "are codes of other images; choose another folder"),
     ],
 )
@@ -219,7 +219,7 @@ def test_shards_of_images_are_never_overwritten(images: Index) -> None:
     with pytest.raises(UserError, match=r"train\.json: it describes shards of images"):
         write(images, images.folder)
     images.path.rename(images.folder / "elsewhere.txt")
-    with pytest.raises(UserError, match=r"train-000000\.tar: this shard was not made by this door"):
+    with pytest.raises(UserError, match=r"train-000000\.tar: this shard was not made by launch/encode\.py"):
         write(images, images.folder)
     (images.folder / "elsewhere.txt").rename(images.path)
     assert contents(images.folder) == before
@@ -286,7 +286,7 @@ DAMAGE: dict[str, Callable[[dict], object]] = {
     "a grid of one side": lambda codes: codes["levels"]["top"].update(grid=[4]),
     "a grid of nothing": lambda codes: codes["levels"]["top"].update(grid=[0, 4]),
     "no level": lambda codes: codes.update(levels={}),
-    "three views": lambda codes: codes.update(flip_variants=3),
+    "three views": lambda codes: codes.update(views=3),
     "no tokenizer": lambda codes: codes.pop("tokenizer"),
 }
 

@@ -173,10 +173,10 @@ def test_compressed_tars_are_refused(tmp_path: Path, name: str) -> None:
         ([("0.cls", b"1")], r"sample 0 has the members 0\.cls, but needs one image"),
         ([("0.png", IMAGE), ("0.jpg", IMAGE), ("0.cls", b"1")], r"0\.png, 0\.jpg, 0\.cls, but needs one image"),
         ([("0.gif", IMAGE), ("0.cls", b"1")], "needs one image"),
-        ([("0.png", IMAGE), ("0.cls", b"1"), ("0.PNG", IMAGE)], r"member 0\.PNG: the key 0 comes twice"),
+        ([("0.png", IMAGE), ("0.cls", b"1"), ("0.PNG", IMAGE)], r"member 0\.PNG: the key 0 occurs twice"),
         (
             [("0.png", IMAGE), ("1.png", IMAGE), ("0.cls", b"1"), ("1.cls", b"1")],
-            r"member 0\.cls: the key 0 comes twice",
+            r"member 0\.cls: the key 0 occurs twice",
         ),
         ([("README", b"hello"), ("0.png", IMAGE), ("0.cls", b"1")], "member README has no extension"),
         ([("7.png", IMAGE), ("7.cls", b"cat")], r"member 7\.cls: b'cat' is not a decimal class number"),
@@ -282,7 +282,7 @@ def test_names_for_labels_have_one_number_in_all_splits(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"classes\.txt: the class 'eel' stands in it twice"):
         index_shards(folder, workers=0, quiet=True, labels="json:kind")
     (folder / "classes.txt").write_text("eel\ndog\n")
-    with pytest.raises(UserError, match=r"classes\.txt: lacks the class 'cat'"):
+    with pytest.raises(UserError, match=r"classes\.txt: does not list the class 'cat'"):
         index_shards(folder, workers=0, quiet=True, labels="json:kind")
 
 

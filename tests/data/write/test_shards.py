@@ -184,7 +184,9 @@ def test_shards_of_others_are_never_overwritten(pictures: Path, tmp_path: Path, 
     if indexed:
         index_shards(out, workers=1, quiet=True)
     before = states(out)
-    with pytest.raises(UserError, match="this door did not make" if indexed else "not made by this door"):
+    with pytest.raises(
+        UserError, match=r"launch/shard\.py did not make" if indexed else r"not made by launch/shard\.py"
+    ):
         write(pictures, out)
     assert states(out) == before
 

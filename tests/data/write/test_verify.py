@@ -32,7 +32,7 @@ def verify_output(index: Index) -> str:
 
 def test_a_whole_split_is_said_to_be_whole(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--verify", str(index.path), "--workers", "1"])
-    assert "train.json: whole: 12 samples in 3 shards" in capsys.readouterr().err
+    assert "train.json: complete: 12 samples in 3 shards" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ DAMAGE: dict[str, tuple[Callable[[Index], object], list[str]]] = {
     ),
     "another label": (
         lambda index: overwrite(index, "cls", 0, lambda data: b"3"),
-        ["sha256", "train-000001.tar: 00004: its .cls says 3, but the index 4 (4)"],
+        ["sha256", "train-000001.tar: 00004: its .cls says 3, but the index says 4 (4)"],
     ),
     "no label": (
         lambda index: overwrite(index, "cls", 0, lambda data: b"x"),
@@ -93,7 +93,7 @@ DAMAGE: dict[str, tuple[Callable[[Index], object], list[str]]] = {
     ),
     "duplicate key": (
         lambda index: renumbered(index, lambda value: value["shards"][0]["keys"].__setitem__(1, "00000")),
-        ["train-000000.tar: 00000: the key comes 2 times"],
+        ["train-000000.tar: 00000: the key occurs 2 times"],
     ),
 }
 
@@ -102,7 +102,7 @@ DAMAGE: dict[str, tuple[Callable[[Index], object], list[str]]] = {
 def test_what_is_broken_is_named(index: Index, damage: Callable[[Index], object], lines: list[str]) -> None:
     damage(index)
     said, *found = verify_output(index).splitlines()
-    assert f"train.json: {len(lines)} things are broken" in said
+    assert f"train.json: {len(lines)} errors;" in said
     assert len(found) == len(lines)
     for line, wanted in zip(found, lines, strict=True):
         assert wanted in line
@@ -131,8 +131,8 @@ def test_labels_from_json_are_compared_too(tmp_path: Path) -> None:
     assert verify(index, workers=0, quiet=True) == []
     renumbered(index, lambda value: value.update(classes=["eel", "dog"]))
     (line, other) = verify(Index.read(index.path), workers=0, quiet=True)
-    assert line.endswith("train-0.tar: 0: its .json says eel, but the index 1 (dog)")
-    assert other.endswith("train-0.tar: 1: its .json says cat, but the index 0 (eel)")
+    assert line.endswith("train-0.tar: 0: its .json says eel, but the index says 1 (dog)")
+    assert other.endswith("train-0.tar: 1: its .json says cat, but the index says 0 (eel)")
 
 
 def test_shards_at_a_url_are_fetched_and_read(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_shards_at_a_url_are_fetched_and_read(index: Index, tmp_path: Path, monk
     (index.folder / "train-000002.tar").write_bytes(b"")
     with serving(index.folder, lambda path, _: "absent" if "1.tar" in path else "") as server:
         monkeypatch.setattr("bigtrain.data.remote.FIRST_PAUSE_S", 0.001)
-        with pytest.raises(UserError, match=r"2 things are broken") as raised:
+        with pytest.raises(UserError, match=r"2 errors;") as raised:
             main(["--verify", f"{server.url}/train.json", "--workers", "1"])
         assert "train-000001.tar: the shard cannot be fetched: HTTP 404" in str(raised.value)
         assert "0 bytes came where the index says" in str(raised.value)

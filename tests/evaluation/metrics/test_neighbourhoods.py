@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from bigtrain.evaluation.metrics.definitions import neighbourhoods
+from bigtrain.evaluation.metrics import neighbourhoods
 from bigtrain.evaluation.metrics.neighbourhoods import Nearest, measure_neighbourhoods, recall, two_sample_test
 
 
