@@ -15,11 +15,11 @@ from pathlib import Path
 from bigtrain.data.digits import write_digits
 from bigtrain.data.index import Index
 from bigtrain.data.remote import Origin
+from bigtrain.data.sources.layouts.known import LAYOUTS, list_source
+from bigtrain.data.sources.pictures import list_unlabelled
 from bigtrain.data.write.convert import FORMATS
 from bigtrain.data.write.foreign_shards import LABELS_FROM, index_shards
-from bigtrain.data.write.layouts import LAYOUTS, list_source
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import list_unlabelled
 from bigtrain.data.write.verify import verify
 from bigtrain.errors import UserError
 

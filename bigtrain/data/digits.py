@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from bigtrain.data.index import FORMAT_VERSION
+from bigtrain.data.sources.pictures import list_folder
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import list_folder
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import cache_folder, sync_folder
 

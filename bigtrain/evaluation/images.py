@@ -16,7 +16,7 @@ from bigtrain.cluster.passes import Reading
 from bigtrain.data.index import Index
 from bigtrain.data.read.batch import to_images
 from bigtrain.data.read.stream import read_chunks
-from bigtrain.data.write.loose import Loose, read_loose
+from bigtrain.data.sources.image_files import Loose, read_loose
 from bigtrain.errors import UserError
 from bigtrain.features.cache import Cache
 from bigtrain.features.network import pictures

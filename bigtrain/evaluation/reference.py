@@ -14,8 +14,8 @@ from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading, on_main
 from bigtrain.data.index import Index
 from bigtrain.data.remote import is_remote, shown
+from bigtrain.data.sources.image_files import open_loose
 from bigtrain.data.splits import open_index
-from bigtrain.data.write.loose import open_loose
 from bigtrain.errors import UserError
 from bigtrain.evaluation.images import ImageSet, LooseImages, Shards
 from bigtrain.evaluation.metrics.class_features import ClassFeatures

@@ -32,8 +32,8 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.index import Index
 from bigtrain.data.read.stream import SplitLoader
+from bigtrain.data.sources.pictures import list_folder
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import list_folder
 from bigtrain.evaluation.metrics.definitions import frechet
 from bigtrain.evaluation.metrics.frechet import frechet_distance
 from bigtrain.evaluation.metrics.moments import Moments

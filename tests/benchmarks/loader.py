@@ -37,9 +37,9 @@ from bigtrain.data.read.batch import to_images
 from bigtrain.data.read.resize import read_square
 from bigtrain.data.read.stream import Stream
 from bigtrain.data.read.variants import resized
+from bigtrain.data.sources.pictures import list_folder
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import list_folder
 
 SIDE, PHOTOGRAPHS = 128, 1000
 Next = Callable[[], object]

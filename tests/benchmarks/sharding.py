@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bigtrain.data.write.layouts import list_source
+from bigtrain.data.sources.layouts.known import list_source
+from bigtrain.data.sources.pictures import Source
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import Source
 
 CLASSES = 1000
 OPTIONS = ShardOptions(size=None, format=None, samples_per_shard=2048)

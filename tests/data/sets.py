@@ -6,10 +6,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigtrain.data.write.layouts import list_source
-from bigtrain.data.write.picture_reader import PictureReader
+from bigtrain.data.sources.layouts.known import list_source
+from bigtrain.data.sources.picture_reader import PictureReader
+from bigtrain.data.sources.pictures import Source
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import Source
 
 
 def listed(where: Path, layout: str | None = None) -> Source:

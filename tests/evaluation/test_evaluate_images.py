@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from bigtrain.data.index import Index
-from bigtrain.data.write.loose import open_loose, read_loose
+from bigtrain.data.sources.image_files import open_loose, read_loose
 from bigtrain.errors import UserError
 from bigtrain.evaluation import reference
 from bigtrain.evaluation.evaluate_images import evaluate_images

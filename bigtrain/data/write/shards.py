@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.index import FORMAT_VERSION, Index, Shard
+from bigtrain.data.sources.picture_reader import PictureReader
+from bigtrain.data.sources.pictures import Pictures, Source
 from bigtrain.data.tars import BLOCK, END_OF_TAR
 from bigtrain.data.write.convert import Member, convert
 from bigtrain.data.write.parallel import Progress, run
-from bigtrain.data.write.picture_reader import PictureReader
-from bigtrain.data.write.sources import Pictures, Source
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_flushed, write_json
 

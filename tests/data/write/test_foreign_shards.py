@@ -14,9 +14,9 @@ import webdataset as wds
 from bigtrain.data.decode import decode
 from bigtrain.data.index import Index
 from bigtrain.data.read.reader import Reader
+from bigtrain.data.sources.pictures import list_folder
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import list_folder
 from bigtrain.errors import UserError
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 

@@ -20,11 +20,11 @@ from PIL import Image
 
 from bigtrain.data.decode import decode
 from bigtrain.data.index import Index
+from bigtrain.data.sources.pictures import list_folder
 from bigtrain.data.write import shards as module
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, TarWriter, write_shards
-from bigtrain.data.write.sources import list_folder
 from bigtrain.errors import UserError
 
 OPTIONS = ShardOptions(size=16, format="jpg", samples_per_shard=6)

@@ -14,10 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from bigtrain.data.decode import Undecodable
-from bigtrain.data.write.archives import list_archive
-from bigtrain.data.write.imagenet import is_imagenet, list_imagenet
-from bigtrain.data.write.picture_reader import open_database, unpacked_file
-from bigtrain.data.write.sources import PLACE, STORED, Names, Pictures, Pixels, Source, list_folder, read_classes
+from bigtrain.data.sources.archives import list_archive
+from bigtrain.data.sources.layouts.imagenet import is_imagenet, list_imagenet
+from bigtrain.data.sources.picture_reader import open_database, unpacked_file
+from bigtrain.data.sources.pictures import PLACE, STORED, Names, Pictures, Pixels, Source, list_folder, read_classes
 from bigtrain.errors import UserError
 
 _IDX = re.compile(r"(?P<split>.+)-images[-.]idx3-ubyte(\.gz)?")

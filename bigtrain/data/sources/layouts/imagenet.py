@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bigtrain.data.sources.archives import add_member
+from bigtrain.data.sources.pictures import Listing, Pictures, Source, files_below, read_text, sorted_by_name
 from bigtrain.data.tars import members
-from bigtrain.data.write.archives import add_member
-from bigtrain.data.write.sources import Listing, Pictures, Source, files_below, read_text, sorted_by_name
 from bigtrain.errors import UserError
 
 Tick = Callable[[int], object]

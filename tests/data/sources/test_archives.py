@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigtrain.data.write import picture_reader
-from bigtrain.data.write.picture_reader import PictureReader
+from bigtrain.data.sources import picture_reader
+from bigtrain.data.sources.picture_reader import PictureReader
+from bigtrain.data.sources.zip import zip_members
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.zips import zip_members
 from bigtrain.errors import UserError
 from tests.data.conftest import numbered_png
 from tests.data.sets import device, hard_link, link, listed, read, shard, tarred, zip_of

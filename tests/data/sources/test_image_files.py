@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bigtrain.data.write import loose
-from bigtrain.data.write.loose import open_loose, read_loose
+from bigtrain.data.sources import image_files as loose
+from bigtrain.data.sources.image_files import open_loose, read_loose
 from bigtrain.errors import UserError
 
 

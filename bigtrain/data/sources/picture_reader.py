@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bigtrain.data.decode import Undecodable
-from bigtrain.data.write.sources import STORED, Pictures
+from bigtrain.data.sources.pictures import STORED, Pictures
 from bigtrain.errors import UserError
 
 MOST_BYTES = 2**28

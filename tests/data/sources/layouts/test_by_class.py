@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bigtrain.data.write.sources import list_folder, list_unlabelled
+from bigtrain.data.sources.pictures import list_folder, list_unlabelled
 from bigtrain.errors import UserError
 
 

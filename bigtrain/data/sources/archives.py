@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from bigtrain.data.sources.pictures import STORED, Listing, Source, by_class
+from bigtrain.data.sources.zip import zip_members
 from bigtrain.data.tars import members
-from bigtrain.data.write.sources import STORED, Listing, Source, by_class
-from bigtrain.data.write.zips import zip_members
 from bigtrain.errors import UserError
 
 Tick = Callable[[int], object]

@@ -27,8 +27,8 @@ from torch.utils.data import Dataset
 from bigtrain.data.decode import Undecodable, decode, label
 from bigtrain.data.index import IMAGE_EXTENSIONS
 from bigtrain.data.read.loader import Loader
+from bigtrain.data.sources.pictures import refuse_a_circle
 from bigtrain.data.tars import members as tar_members
-from bigtrain.data.write.sources import refuse_a_circle
 from bigtrain.errors import UserError
 
 Kind = Literal["folder", "tar", "zip", "npz"]

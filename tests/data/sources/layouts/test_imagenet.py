@@ -8,7 +8,7 @@ import pytest
 from scipy.io import savemat
 
 from bigtrain.data.index import Index
-from bigtrain.data.write.sources import Source
+from bigtrain.data.sources.pictures import Source
 from bigtrain.errors import UserError
 from tests.data.conftest import numbered_png
 from tests.data.sets import listed, read, shard, tarred
