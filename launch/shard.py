@@ -15,8 +15,8 @@ from pathlib import Path
 from bigtrain.data.digits import write_digits
 from bigtrain.data.index import Index
 from bigtrain.data.remote import Origin
+from bigtrain.data.sources.layouts.by_class import list_unlabelled
 from bigtrain.data.sources.layouts.known import LAYOUTS, list_source
-from bigtrain.data.sources.pictures import list_unlabelled
 from bigtrain.data.write.convert import FORMATS
 from bigtrain.data.write.foreign_shards import LABELS_FROM, index_shards
 from bigtrain.data.write.shards import ShardOptions, write_shards
@@ -119,9 +119,7 @@ def _write(asked: argparse.Namespace) -> list[Path]:
     where = Path(asked.source)
     source = list_unlabelled(where) if asked.labels else list_source(where, asked.layout)
     if source.left_out:
-        print(
-            f"{source.folder}: {source.left_out} files are left out: not pictures by their extension", file=sys.stderr
-        )
+        print(f"{source.path}: {source.left_out} files are left out: not pictures by their extension", file=sys.stderr)
     return write_shards(source, asked.out, options, workers=asked.workers)
 
 

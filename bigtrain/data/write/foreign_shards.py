@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bigtrain.data.decode import Undecodable, header_size, json_label, label
 from bigtrain.data.index import IMAGE_EXTENSIONS, UNLABELLED, Index, Shard
-from bigtrain.data.sources.pictures import read_classes
+from bigtrain.data.sources.layouts.class_names import read_classes
 from bigtrain.data.tars import END_OF_TAR, NOT_COMPRESSED, TRUNCATED, members
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.data.write.shards import common_size, disk_troubles
