@@ -91,4 +91,5 @@ def check_size(size: int) -> None:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or a folder above it is hidden, as `.DS_Store` is, or is what macOS packs beside each file."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    path = f"/{name}/"
+    return "/." in path or "/__MACOSX/" in path
