@@ -15,11 +15,11 @@ from pathlib import Path
 from bigtrain.data.digits import write_digits
 from bigtrain.data.index import Index
 from bigtrain.data.remote import Origin
+from bigtrain.data.sources.layouts.by_class import list_unlabelled
+from bigtrain.data.sources.layouts.known import LAYOUTS, list_source
 from bigtrain.data.write.convert import FORMATS
 from bigtrain.data.write.foreign_shards import LABELS_FROM, index_shards
-from bigtrain.data.write.layouts import LAYOUTS, list_source
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import list_unlabelled
 from bigtrain.data.write.verify import verify
 from bigtrain.errors import UserError
 
@@ -121,9 +121,7 @@ def _write(arguments: argparse.Namespace) -> list[Path]:
     where = Path(arguments.source)
     source = list_unlabelled(where) if arguments.labels else list_source(where, arguments.layout)
     if source.left_out:
-        print(
-            f"{source.folder}: {source.left_out} files are left out: not pictures by their extension", file=sys.stderr
-        )
+        print(f"{source.path}: {source.left_out} files are left out: not pictures by their extension", file=sys.stderr)
     return write_shards(source, arguments.out, options, workers=arguments.workers)
 
 

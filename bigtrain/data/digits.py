@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from bigtrain.data.index import FORMAT_VERSION
+from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import list_folder
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import cache_folder, sync_folder
 
@@ -50,7 +50,7 @@ def write_digits(out: Path, options: ShardOptions, *, workers: int, quiet: bool 
     assert options.size is not None, "digits are enlarged from 8 x 8, so a size is needed"
     with tempfile.TemporaryDirectory(prefix="digits-") as folder:
         _unpack(Path(folder), options.size)
-        return write_shards(list_folder(Path(folder)), out, options, workers=workers, quiet=quiet)
+        return write_shards(list_by_class(Path(folder)), out, options, workers=workers, quiet=quiet)
 
 
 def _unpack(folder: Path, image_size: int) -> None:

@@ -1,4 +1,4 @@
-"""The sets of images that an evaluation looks at: drawn by a model, reconstructed by one, in shards, or lying loose.
+"""The sets of images that an evaluation looks at: drawn by a model, reconstructed by one, in shards, or lying in files.
 
 Every set numbers its images; image i is the same on whichever rank and in whichever batch it is seen.
 """
@@ -16,7 +16,7 @@ from bigtrain.cluster.passes import Reading
 from bigtrain.data.index import Index
 from bigtrain.data.read.batch import to_images
 from bigtrain.data.read.stream import read_chunks
-from bigtrain.data.write.loose import Loose, read_loose
+from bigtrain.data.sources.collection import ImageCollection, read_images
 from bigtrain.errors import UserError
 from bigtrain.features.cache import Cache
 from bigtrain.features.network import pictures
@@ -150,34 +150,35 @@ class Reconstructions(Shards):
             yield ImageBatch(chunk, [(np.arange(len(chunk)), images)], batch.labels)
 
 
-class LooseImages(ImageSet):
+class ImagesFromFiles(ImageSet):
     """A folder, an archive or an npz, from anywhere."""
 
-    def __init__(self, loose: Loose) -> None:
-        self._loose = loose
-        self.count, self.name = loose.count, f"the images of {loose.path}"
-        if loose.labels is not None:
-            self.classes = loose.classes or ()
-        self.cache, self.key, self.hashed = Cache(None), {"loose": loose.key}, True
+    def __init__(self, collection: ImageCollection) -> None:
+        self._collection = collection
+        self.count, self.name = collection.count, f"the images of {collection.path}"
+        if collection.labels is not None:
+            self.classes = collection.classes or ()
+        self.key = {"loose": collection.key}  # the name from before; another would lose what is in the cache
+        self.cache, self.hashed = Cache(None), True
 
     def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
-        labels, (height, width) = self._loose.labels, self.size()
+        labels, (height, width) = self._collection.labels, self.size()
         room = min(reading.batch, len(numbers)) * (height * width * 3 + _BESIDE)
-        for seen in read_loose(self._loose, _chunks(numbers, reading), reading.workers, room):
+        for seen in read_images(self._collection, _chunks(numbers, reading), reading.workers, room):
             groups = [(places, images.to(device).permute(0, 3, 1, 2)) for places, images in seen.groups]
             asked = None if labels is None else torch.from_numpy(labels[seen.numbers])
             yield ImageBatch(seen.numbers, groups, asked, seen.digests)
 
     def describe(self, digest: str | None) -> dict[str, Any]:
         height, width = self.size()
-        facts: dict[str, Any] = {"kind": self._loose.kind, "samples": self.count, "size": [height, width]}
+        facts: dict[str, Any] = {"kind": self._collection.kind, "samples": self.count, "size": [height, width]}
         return facts | ({"pixels_sha256": digest} if digest else {})
 
     def name_of(self, number: int) -> str:
-        return self._loose.name(number)
+        return self._collection.name(number)
 
     def size(self) -> tuple[int, int]:
-        (first,) = read_loose(self._loose, [np.zeros(1, dtype=np.int64)], workers=0)
+        (first,) = read_images(self._collection, [np.zeros(1, dtype=np.int64)], workers=0)
         _, height, width, _ = first.groups[0][1].shape
         return height, width
 

@@ -14,10 +14,10 @@ from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading, on_main
 from bigtrain.data.index import Index
 from bigtrain.data.remote import is_remote, shown
+from bigtrain.data.sources.image_files import open_collection
 from bigtrain.data.splits import open_index
-from bigtrain.data.write.loose import open_loose
 from bigtrain.errors import UserError
-from bigtrain.evaluation.images import ImageSet, LooseImages, Shards
+from bigtrain.evaluation.images import ImageSet, ImagesFromFiles, Shards
 from bigtrain.evaluation.metrics.class_features import ClassFeatures
 from bigtrain.evaluation.metrics.moments import Moments
 from bigtrain.evaluation.moment_files import Gaussian, holds_moments, read_moments
@@ -104,7 +104,7 @@ def open_reference(where: str) -> Reference:
         return _of_shards(images)
     try:
         of_moments = path.suffix == ".npz" and holds_moments(path)
-        reference = read_moments_and_samples(path) if of_moments else _of_loose(path)
+        reference = read_moments_and_samples(path) if of_moments else _of_files(path)
     except UserError as mistake:
         raise UserError(f"evaluation.reference: {mistake}") from None
     if reference.images is not None:
@@ -117,17 +117,17 @@ def open_images(where: str) -> Reference:
 
     Raises UserError.
     """
-    return _of_shards(_shards(where, "WHAT")) if _is_index(where, "WHAT") else _of_loose(Path(where))
+    return _of_shards(_shards(where, "WHAT")) if _is_index(where, "WHAT") else _of_files(Path(where))
 
 
 def _of_shards(images: Shards) -> Reference:
     return Reference(images, labels=lambda: images.index.labels)
 
 
-def _of_loose(path: Path) -> Reference:
-    loose = open_loose(path)
-    labels = loose.labels
-    return Reference(LooseImages(loose), labels=None if labels is None else lambda: labels)
+def _of_files(path: Path) -> Reference:
+    collection = open_collection(path)
+    labels = collection.labels
+    return Reference(ImagesFromFiles(collection), labels=None if labels is None else lambda: labels)
 
 
 def _is_index(where: str, key: str) -> bool:
@@ -156,7 +156,7 @@ def _shards(where: str, key: str) -> Shards:
 def read_moments_and_samples(path: Path) -> Reference:
     """guided-diffusion's reference files hold samples beside the moments of more of them; others hold moments alone."""
     moments = read_moments(path)
-    return replace(_of_loose(path), moments=moments) if moments.has_samples else Reference(None, moments)
+    return replace(_of_files(path), moments=moments) if moments.has_samples else Reference(None, moments)
 
 
 def _check_count(images: ImageSet, where: str) -> None:

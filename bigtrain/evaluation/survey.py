@@ -11,7 +11,7 @@ from torch import Tensor
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Progress, Reading, gather_by_number, stoppable, together
 from bigtrain.data.read.stream import rank_share
-from bigtrain.data.write.loose import DIGEST_BYTES
+from bigtrain.data.sources.collection import DIGEST_BYTES
 from bigtrain.errors import UserError
 from bigtrain.evaluation.images import ImageBatch, ImageSet, fair_order
 from bigtrain.evaluation.metrics.class_features import ClassFeatures

@@ -32,8 +32,8 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.index import Index
 from bigtrain.data.read.stream import SplitLoader
+from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import list_folder
 from bigtrain.evaluation.metrics.definitions import frechet
 from bigtrain.evaluation.metrics.frechet import frechet_distance
 from bigtrain.evaluation.metrics.moments import Moments
@@ -116,7 +116,7 @@ def passes(folder: Path, count: int, rounds: int) -> None:
         files = [str(path) for path in sorted(pictures.rglob("*.jpg"))]
         options = ShardOptions(size=None, format=None, samples_per_shard=1000)
         index = Index.read(
-            write_shards(list_folder(pictures), Path(temporary) / "shards", options, workers=2, quiet=True)[0]
+            write_shards(list_by_class(pictures), Path(temporary) / "shards", options, workers=2, quiet=True)[0]
         )
         print(f"{len(files)} pictures, {torch.get_num_threads()} threads: decode, resize, moments", flush=True)
         for workers in (0, 2):

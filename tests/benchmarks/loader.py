@@ -37,9 +37,9 @@ from bigtrain.data.read.batch import to_images
 from bigtrain.data.read.resize import read_square
 from bigtrain.data.read.stream import Stream
 from bigtrain.data.read.variants import resized
+from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import list_folder
 
 SIDE, PHOTOGRAPHS = 128, 1000
 Next = Callable[[], object]
@@ -86,7 +86,7 @@ def make_pictures(kind: str, source: Path, folder: Path) -> Path:
 
 def make_index(pictures: Path, out: Path, form: str | None) -> Index:
     options = ShardOptions(size=None, format=form, samples_per_shard=500)
-    return Index.read(write_shards(list_folder(pictures), out, options, workers=2, quiet=True)[0])
+    return Index.read(write_shards(list_by_class(pictures), out, options, workers=2, quiet=True)[0])
 
 
 @contextmanager

@@ -6,23 +6,21 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigtrain.data.write.layouts import list_source
-from bigtrain.data.write.picture_reader import PictureReader
+from bigtrain.data.sources.layouts.known import list_source
+from bigtrain.data.sources.pictures import PictureSet
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import Source
 
 
-def listed(where: Path, layout: str | None = None) -> Source:
+def listed(where: Path, layout: str | None = None) -> PictureSet:
     return list_source(where, layout, quiet=True)
 
 
-def read(source: Source) -> dict[str, list[tuple[str, int, bytes]]]:
+def read(source: PictureSet) -> dict[str, list[tuple[str, int, bytes]]]:
     """(name, label, file's bytes) of every picture, by split."""
     found = {}
     for split, pictures in source.splits.items():
-        reader = PictureReader(pictures)
-        found[split] = [(name, label, reader.read(n)) for n, (name, label) in enumerate(pictures)]
-        reader.close()
+        found[split] = [(name, label, pictures.members.read(n)) for n, (name, label) in enumerate(pictures)]
+        pictures.members.close()
     return found
 
 

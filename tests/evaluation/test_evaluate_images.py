@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from bigtrain.data.index import Index
-from bigtrain.data.write.loose import open_loose, read_loose
+from bigtrain.data.sources.collection import read_images
+from bigtrain.data.sources.image_files import open_collection
 from bigtrain.errors import UserError
 from bigtrain.evaluation import reference
 from bigtrain.evaluation.evaluate_images import evaluate_images
@@ -55,8 +56,8 @@ def real(train, tmp_path_factory) -> str:
 
 
 def pixels_of(folder: str) -> np.ndarray:
-    loose = open_loose(Path(folder))
-    (seen,) = read_loose(loose, [np.arange(loose.count)], 0)
+    collection = open_collection(Path(folder))
+    (seen,) = read_images(collection, [np.arange(collection.count)], 0)
     return seen.groups[0][1].numpy()
 
 
@@ -66,7 +67,7 @@ def numbers(result: dict) -> dict:
 
 def test_a_folder_an_archive_and_an_npz_measure_alike(images, real, script, tmp_path):
     folder = measure_images(images, real, script)
-    listed = open_loose(Path(images))
+    listed = open_collection(Path(images))
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for number in reversed(range(listed.count)):
             archive.write(f"{images}/{listed.name(number)}", listed.name(number))
@@ -229,7 +230,7 @@ def test_labelled_samples_are_judged_by_class(train, images, real, monkeypatch, 
     assert result["class_accuracy"] > 0.5
     assert result["classification_accuracy_score"] > 0.3
     shuffled = tmp_path / "wrong.npz"
-    np.savez(shuffled, pixels_of(images), (open_loose(Path(images)).labels + 1) % 10)
+    np.savez(shuffled, pixels_of(images), (open_collection(Path(images)).labels + 1) % 10)
     wrong = measure_images(
         str(shuffled), train, "classifier", metrics=("class_accuracy", "classification_accuracy_score")
     )
@@ -238,7 +239,7 @@ def test_labelled_samples_are_judged_by_class(train, images, real, monkeypatch, 
 
 
 def test_intra_fid_warns_of_classes_with_few_images(real, script, tmp_path, caplog):
-    labels = open_loose(Path(real)).labels
+    labels = open_collection(Path(real)).labels
     some = np.concatenate([np.flatnonzero(labels == number)[:6] for number in range(10)])
     np.savez(tmp_path / "some.npz", pixels_of(real)[some], labels[some])
     with caplog.at_level(logging.WARNING):

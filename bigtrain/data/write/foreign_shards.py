@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from bigtrain.data.decode import Undecodable, header_size, json_label, label
 from bigtrain.data.index import IMAGE_EXTENSIONS, UNLABELLED, Index, Shard
+from bigtrain.data.sources.layouts.class_names import read_classes
 from bigtrain.data.tars import END_OF_TAR, NOT_COMPRESSED, TRUNCATED, members
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.data.write.shards import common_size, disk_troubles
-from bigtrain.data.write.sources import read_classes
 from bigtrain.errors import UserError
 
 MOST_CLASSES = 1_000_000

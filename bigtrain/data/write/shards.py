@@ -27,11 +27,10 @@ from tqdm import tqdm
 
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.index import FORMAT_VERSION, Index, Shard
+from bigtrain.data.sources.pictures import Members, Pictures, PictureSet
 from bigtrain.data.tars import BLOCK, END_OF_TAR
 from bigtrain.data.write.convert import Member, convert
 from bigtrain.data.write.parallel import Progress, run
-from bigtrain.data.write.picture_reader import PictureReader
-from bigtrain.data.write.sources import Pictures, Source
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_flushed, write_json
 
@@ -77,7 +76,9 @@ class _Task:
     record: Record | None
 
 
-def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: int, quiet: bool = False) -> list[Path]:
+def write_shards(
+    source: PictureSet, out: Path, options: ShardOptions, *, workers: int, quiet: bool = False
+) -> list[Path]:
     """Writes `out/SPLIT-000000.tar ...` and `out/SPLIT.json` for every split; returns the indexes' paths.
 
     Complete shards (by size and sha256) stay as they are. Raises UserError if `out` holds shards of other pictures or other
@@ -100,7 +101,7 @@ def write_shards(source: Source, out: Path, options: ShardOptions, *, workers: i
     return indexes
 
 
-def _plan(source: Source, split: str, out: Path, options: ShardOptions) -> list[_Task]:
+def _plan(source: PictureSet, split: str, out: Path, options: ShardOptions) -> list[_Task]:
     made = {
         "size": options.size,
         "format": options.format,
@@ -112,8 +113,8 @@ def _plan(source: Source, split: str, out: Path, options: ShardOptions) -> list[
         _check_same(out, split, record.made, made)
     pictures = source.splits[split]
     if not len(pictures):
-        raise UserError(f"{source.folder}: it has no pictures for the split {split}; remove its empty files")
-    keys = np.frombuffer(b"".join(map(_order_key, pictures.names)), dtype=f"S{_KEY_BYTES}")
+        raise UserError(f"{source.path}: it has no pictures for the split {split}; remove its empty files")
+    keys = np.frombuffer(b"".join(map(_order_key, pictures.members.names)), dtype=f"S{_KEY_BYTES}")
     order = np.argsort(keys, kind="stable")
     tasks = []
     for number, first in enumerate(range(0, len(order), options.samples_per_shard)):
@@ -300,11 +301,11 @@ def write_shard(path: Path, samples: int, fill: "Callable[[ShardWriter], Record]
 
 def _write_samples(task: _Task, writer: "ShardWriter", progress: Progress) -> Record:
     shapes, mended_files = set(), []
-    with contextlib.closing(PictureReader(task.pictures)) as reader:
+    with contextlib.closing(task.pictures.members) as pictures:
         for number, label in enumerate(task.pictures.labels.tolist()):
-            member = _converted(reader, number, task.options)
+            member = _converted(pictures, number, task.options)
             shapes.add(member.shape)
-            mended_files += [task.pictures.shown(number)] if member.mended else []
+            mended_files += [pictures.shown(number)] if member.mended else []
             writer.add(f"{task.first + number:08d}", label, {member.extension: member.data})
             progress(1)
     return Record(writer.finish(), common_size(shapes), task.made, tuple(mended_files))
@@ -316,10 +317,10 @@ def common_size(shapes: Collection[tuple[int, int]]) -> int | None:
     return sides.pop() if len(sides) == 1 else None
 
 
-def _converted(reader: PictureReader, number: int, options: ShardOptions) -> Member:
-    where = reader.pictures.shown(number)
+def _converted(pictures: Members, number: int, options: ShardOptions) -> Member:
+    where = pictures.shown(number)
     try:
-        return convert(reader.read(number), options.size, options.format)
+        return convert(pictures.read(number), options.size, options.format)
     except OSError as error:
         raise UserError(f"{where}: the picture cannot be read: {error.strerror or error}") from None
     except Undecodable as error:
@@ -377,7 +378,7 @@ class ShardWriter:
         return Shard(self._name, size, digest, tuple(self._keys), np.array(self._labels, dtype=np.int64), members)
 
 
-def _write_index(source: Source, split: str, out: Path, records: Sequence[Record]) -> Path:
+def _write_index(source: PictureSet, split: str, out: Path, records: Sequence[Record]) -> Path:
     sizes = {(record.image_size or 0, record.image_size or 0) for record in records}
     shards = tuple(record.shard for record in records)
     index = Index(out / f"{split}.json", split, source.classes, common_size(sizes) or None, shards, records[0].made)

@@ -14,9 +14,9 @@ import webdataset as wds
 from bigtrain.data.decode import decode
 from bigtrain.data.index import Index
 from bigtrain.data.read.reader import Reader
+from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.sources import list_folder
 from bigtrain.errors import UserError
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 
@@ -83,7 +83,7 @@ def test_workers_and_runs_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_our_own_shards_get_the_index_that_the_writer_gave(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    write_shards(list_folder(pictures), out, ShardOptions(16, "jpg", 7), workers=1, quiet=True)
+    write_shards(list_by_class(pictures), out, ShardOptions(16, "jpg", 7), workers=1, quiet=True)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*.json")}
     assert len(before) == 2
     index_shards(out, workers=0, quiet=True)

@@ -20,9 +20,9 @@ from bigtrain.data.index import Index, Resize
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.read.resize import centre_square, read_square
 from bigtrain.data.read.variants import resized
+from bigtrain.data.sources.layouts.known import list_source
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.foreign_shards import index_shards
-from bigtrain.data.write.layouts import list_source
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.errors import UserError
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar

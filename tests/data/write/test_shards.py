@@ -20,18 +20,18 @@ from PIL import Image
 
 from bigtrain.data.decode import decode
 from bigtrain.data.index import Index
+from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write import shards as module
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, TarWriter, write_shards
-from bigtrain.data.write.sources import list_folder
 from bigtrain.errors import UserError
 
 OPTIONS = ShardOptions(size=16, format="jpg", samples_per_shard=6)
 
 
 def write(pictures: Path, out: Path, options: ShardOptions = OPTIONS, workers: int = 1) -> list[Path]:
-    return write_shards(list_folder(pictures), out, options, workers=workers, quiet=True)
+    return write_shards(list_by_class(pictures), out, options, workers=workers, quiet=True)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

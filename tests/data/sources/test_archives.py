@@ -1,7 +1,9 @@
 """Archives of pictures are read where they lie, and what is doubtful in them is refused."""
 
 import contextlib
+import copy
 import gzip
+import pickle
 import struct
 import tarfile
 import tracemalloc
@@ -9,20 +11,27 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bigtrain.data.write import picture_reader
-from bigtrain.data.write.picture_reader import PictureReader
+from bigtrain.data.sources import zip as zips
+from bigtrain.data.sources.collection import ImageCollection
+from bigtrain.data.sources.image_files import open_collection
+from bigtrain.data.sources.opening import open_source
+from bigtrain.data.sources.pictures import PictureSet
+from bigtrain.data.sources.zip import zip_members
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.data.write.zips import zip_members
 from bigtrain.errors import UserError
 from tests.data.conftest import numbered_png
 from tests.data.sets import device, hard_link, link, listed, read, shard, tarred, zip_of
 from tests.data.write.test_foreign_shards import tar_of
 
 PICTURES = [("train/dog/b.png", 0), ("train/dog/a.png", 1), ("train/cat/c.png", 2), ("test/eel/d.png", 3)]
+
+
+LISTINGS = pytest.mark.parametrize("list_images", [listed, open_collection], ids=["for shards", "for evaluation"])
 
 
 EXPECTED = {
@@ -76,8 +85,13 @@ def test_an_archive_becomes_the_shards_of_its_folder(pictures: Path, tmp_path: P
         ("a/x.png", device, "is not a plain file"),
     ],
 )
+@LISTINGS
 def test_a_tars_tricks_with_paths_are_refused(
-    tmp_path: Path, name: str, change: Callable[[tarfile.TarInfo], None] | None, words: str
+    tmp_path: Path,
+    list_images: Callable[[Path], object],
+    name: str,
+    change: Callable[[tarfile.TarInfo], None] | None,
+    words: str,
 ) -> None:
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
         header = tarfile.TarInfo(name)
@@ -85,33 +99,115 @@ def test_a_tars_tricks_with_paths_are_refused(
             change(header)
         tar.addfile(header)
     with pytest.raises(UserError, match=words):
-        listed(tmp_path / "set.tar")
+        list_images(tmp_path / "set.tar")
 
 
-def test_a_zips_tricks_with_paths_are_refused(tmp_path: Path) -> None:
-    linked = zipfile.ZipInfo("a/x.png")
-    linked.external_attr = 0o120777 << 16
-    for number, member in enumerate((zipfile.ZipInfo("../a/x.png"), zipfile.ZipInfo("/a/x.png"), linked)):
-        path = tmp_path / f"{number}.zip"
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr(member, b"x")
-        with pytest.raises(UserError, match=r"would lie outside of its folder|is a link"):
-            listed(path)
+def zip_member(name: str, **facts: int) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name)
+    for fact, value in facts.items():
+        setattr(member, fact, value)
+    return member
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        (zip_member("../a/x.png"), "would lie outside of its folder"),
+        (zip_member("/a/x.png"), "would lie outside of its folder"),
+        (zip_member("a/x.png", external_attr=0o120777 << 16), "is a link"),
+        (zip_member("a/x.png", compress_type=zipfile.ZIP_BZIP2), "is encrypted or packed in a rare way"),
+        (zip_member("a/notes.txt", compress_type=zipfile.ZIP_LZMA), "is encrypted or packed in a rare way"),
+    ],
+)
+@LISTINGS
+def test_a_zips_tricks_are_refused(
+    tmp_path: Path, list_images: Callable[[Path], object], member: zipfile.ZipInfo, words: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr(copy.copy(member), b"x")
+    with pytest.raises(UserError, match=rf"set.zip: member {member.filename} {words}"):
+        list_images(tmp_path / "set.zip")
+
+
+@LISTINGS
+def test_an_encrypted_member_is_refused(tmp_path: Path, list_images: Callable[[Path], object]) -> None:
+    path = zip_of(tmp_path / "set.zip", [("cat/a.png", b"x")])
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"member cat/a.png is encrypted"):
+        list_images(path)
+
+
+@LISTINGS
+@pytest.mark.parametrize("form", ["folder", "tar", "zip"])
+def test_hidden_files_and_what_macos_packs_beside_each_are_no_images(
+    tmp_path: Path, list_images: Callable[[Path], Any], form: str
+) -> None:
+    names = ["./cat/a.png", "cat/.b.png", ".trash/c.png", "__MACOSX/cat/a.png", "cat/__MACOSX/._a.png"]
+    members = [(name, numbered_png(1)) for name in names]
+    if form == "folder":
+        for name, data in members:
+            (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / name).write_bytes(data)
+    path = {"folder": lambda path, _: path, "tar": tar_of, "zip": zip_of}[form](tmp_path / "set", members)
+    if form == "tar":
+        path = path.rename(tmp_path / "set.tar")
+    found = list_images(path)
+    assert names_of(found) == ["cat/a.png"]
+
+
+def names_of(found: PictureSet | ImageCollection) -> list[str]:
+    if isinstance(found, ImageCollection):
+        return [found.name(number) for number in range(found.count)]
+    return [name for split in found.splits.values() for name in split.members.names]
+
+
+@LISTINGS
+def test_a_circle_of_links_is_refused(tmp_path: Path, list_images: Callable[[Path], object]) -> None:
+    (tmp_path / "set/cat").mkdir(parents=True)
+    (tmp_path / "set/cat/1.jpg").touch()
+    (tmp_path / "set/cat/again").symlink_to(tmp_path / "set")
+    with pytest.raises(UserError, match="cat/again: this link leads back"):
+        list_images(tmp_path / "set")
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "deflated", "stored"])
+def test_a_source_is_read_by_other_processes_and_after_it_was_closed(tmp_path: Path, form: str) -> None:
+    content = numbered_png(7)
+    if form == "folder":
+        path = tmp_path / "set"
+        (path / "cat").mkdir(parents=True)
+        (path / "cat/a.png").write_bytes(content)
+    elif form == "tar":
+        path = tar_of(tmp_path / "set.tar", [("cat/a.png", content)])
+    else:
+        packing = zipfile.ZIP_STORED if form == "stored" else zipfile.ZIP_DEFLATED
+        path = zip_of(tmp_path / "set.zip", [("cat/a.png", content)], packing)
+    source = open_source(path)
+    ((name, location),) = source.members()
+    assert len(location) == source.columns
+    for one in (source, pickle.loads(pickle.dumps(source)), source):
+        assert one.read(name, location) == content
+        one.close()
 
 
 @pytest.mark.parametrize("length", [512, 1024, 1536, 2048, 2100, 3072])
-def test_a_tar_that_ends_early_is_refused_even_between_two_members(tmp_path: Path, length: int) -> None:
+@LISTINGS
+def test_a_tar_that_ends_early_is_refused_even_between_two_members(
+    tmp_path: Path, list_images: Callable[[Path], object], length: int
+) -> None:
     data = tarred([(f"cat/{n}.png", b"x" * 100) for n in range(3)])
     (tmp_path / "set.tar").write_bytes(data[:length])
     with pytest.raises(UserError, match=r"set.tar: after .*truncated or damaged"):
-        listed(tmp_path / "set.tar")
+        list_images(tmp_path / "set.tar")
 
 
 def test_a_zip_bomb_is_refused_before_it_takes_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = zip_of(tmp_path / "set.zip", [("cat/bomb.png", bytes(10**6))])
     assert path.stat().st_size < 2000
     with monkeypatch.context() as patch:
-        patch.setattr(picture_reader, "MOST_BYTES", 10**5)
+        patch.setattr(zips, "MOST_BYTES", 10**5)
         with pytest.raises(UserError, match=r"cat/bomb.png: the picture is broken: it unpacks to 1000000 bytes"):
             shard(path, tmp_path / "out")
     lying = path.read_bytes().replace((10**6).to_bytes(4, "little"), (10**3).to_bytes(4, "little"))
@@ -143,16 +239,22 @@ def test_damage_within_a_zip_is_named(tmp_path: Path) -> None:
         shard(path, tmp_path / "out")
 
 
-def test_a_name_that_comes_twice_in_an_archive_is_refused(tmp_path: Path) -> None:
-    tar_of(tmp_path / "set.tar", [("cat/a.png", b"1"), ("cat/a.png", b"2")])
+@LISTINGS
+@pytest.mark.parametrize("pack", [tar_of, zip_of])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_comes_twice_in_an_archive_is_refused(
+    tmp_path: Path, list_images: Callable[[Path], object], pack: Callable[..., Path]
+) -> None:
+    path = pack(tmp_path / "set.tar", [("cat/a.png", b"1"), ("cat/a.png", b"2")])
     with pytest.raises(UserError, match=r"cat/a.png is there twice"):
-        listed(tmp_path / "set.tar")
+        list_images(path)
 
 
-def test_a_compressed_tar_is_refused_with_the_remedy(tmp_path: Path) -> None:
+@LISTINGS
+def test_a_compressed_tar_is_refused_with_the_remedy(tmp_path: Path, list_images: Callable[[Path], object]) -> None:
     (tmp_path / "set.tar.gz").write_bytes(gzip.compress(tarred([("cat/a.png", b"1")])))
     with pytest.raises(UserError, match=r"unpack it to a plain .tar"):
-        listed(tmp_path / "set.tar.gz")
+        list_images(tmp_path / "set.tar.gz")
 
 
 def test_deflated_members_are_those_of_zlib(tmp_path: Path) -> None:
@@ -160,9 +262,8 @@ def test_deflated_members_are_those_of_zlib(tmp_path: Path) -> None:
     content = bytes(range(256)) * 50
     path = zip_of(tmp_path / "set.zip", [("cat/a.png", content)])
     (split,) = listed(path).splits.values()
-    assert PictureReader(split).read(0) == content
-    assert split.places is not None
-    assert split.places[0, 4] == zlib.crc32(content)
+    assert split.members.read(0) == content
+    assert split.members.locations[0, 4] == zlib.crc32(content)
 
 
 def as_zipfile_sees_them(path: Path) -> list[tuple[str, int, int, int, int, int]]:

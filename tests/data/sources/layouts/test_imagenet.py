@@ -8,7 +8,7 @@ import pytest
 from scipy.io import savemat
 
 from bigtrain.data.index import Index
-from bigtrain.data.write.sources import Source
+from bigtrain.data.sources.pictures import PictureSet
 from bigtrain.errors import UserError
 from tests.data.conftest import numbered_png
 from tests.data.sets import listed, read, shard, tarred
@@ -50,7 +50,7 @@ NAMED = tuple(f"{wnid} {words}" for wnid, words in zip(WNIDS, WORDS, strict=True
 TRAIN = [(f"{wnid}/{wnid}_{n}.JPEG", place, 2 * place + n) for place, wnid in enumerate(WNIDS) for n in (0, 1)]
 
 
-def check_imagenet(source: Source, classes: Sequence[str], val: Sequence[int]) -> None:
+def check_imagenet(source: PictureSet, classes: Sequence[str], val: Sequence[int]) -> None:
     assert source.classes == tuple(classes)
     found = read(source)
     assert found["train"] == [(name, label, numbered_png(number)) for name, label, number in TRAIN]
@@ -121,7 +121,10 @@ def test_imagenets_folders_are_a_plain_folder_until_something_tells_more(tmp_pat
         (tmp_path / "val" / WNIDS[number % 3]).mkdir(exist_ok=True)
         path.rename(tmp_path / "val" / WNIDS[number % 3] / path.name)
     plain = listed(tmp_path)
-    assert (plain.classes, plain.splits["val"].names[0]) == (WNIDS, "val/n01440764/ILSVRC2012_val_00000001.JPEG")
+    assert (plain.classes, plain.splits["val"].members.names[0]) == (
+        WNIDS,
+        "val/n01440764/ILSVRC2012_val_00000001.JPEG",
+    )
     (tmp_path / "synset_words.txt").write_text("".join(f"{name}\n" for name in NAMED))
     assert listed(tmp_path).classes == NAMED
     assert listed(tmp_path, "folder").classes == WNIDS

@@ -19,12 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtrain.data.tars import members
-from bigtrain.data.write.archives import add_member
-from bigtrain.data.write.sources import Listing, Pictures, Source, files_below, read_text, sorted_by_name
+from bigtrain.data.sources.folder import Folder
+from bigtrain.data.sources.image_source import Tick
+from bigtrain.data.sources.layouts.by_class import list_pictures
+from bigtrain.data.sources.layouts.class_names import read_text
+from bigtrain.data.sources.pictures import Listing, Pictures, PictureSet
+from bigtrain.data.sources.tar import Tar
 from bigtrain.errors import UserError
 
-Tick = Callable[[int], object]
 _WNID = re.compile(r"n\d{8}")
 _VAL_NAME = re.compile(r"(?P<name>ILSVRC2012_val_(?P<number>\d{8}))\.JPEG", re.IGNORECASE)
 _WORDS = ("LOC_synset_mapping.txt", "synset_words.txt")
@@ -56,7 +58,7 @@ class _Part:
     left_out: int
 
 
-def list_imagenet(source: Path, tick: Tick) -> Source:
+def list_imagenet(source: Path, tick: Tick) -> PictureSet:
     """Its train and val splits, whichever are there. Raises UserError, which says what is missing."""
     folder = source.parent if source.is_file() else source
     found: dict[str, _Part] = {}
@@ -74,9 +76,9 @@ def list_imagenet(source: Path, tick: Tick) -> Source:
     for split, part in found.items():
         of_wnids = np.array([numbers[wnid] for wnid in part.wnids], dtype=np.int32)
         labelled = replace(part.pictures, labels=of_wnids[part.pictures.labels])
-        splits[split] = sorted_by_name(labelled, np.arange(len(labelled)), source)
+        splits[split] = labelled.take(labelled.members.sorted_by_name(source))
     classes = tuple(f"{wnid} {words[wnid]}" if wnid in words else wnid for wnid in wnids)
-    return Source(source, classes, splits, sum(part.left_out for part in found.values()))
+    return PictureSet(source, classes, splits, sum(part.left_out for part in found.values()))
 
 
 def _find(folder: Path, name: str) -> Path | None:
@@ -87,15 +89,16 @@ def _list_train(folder: Path, tick: Tick) -> _Part | None:
     archive, unpacked = _find(folder, "ILSVRC2012_img_train.tar"), _find(folder, "train")
     if archive is None:
         return None if unpacked is None else _list_class_folders(unpacked, tick)
-    listing = Listing()
-    with archive.open("rb") as file:
-        for inner, begin, size in members(archive, file, 0, archive.stat().st_size):
-            wnid = inner.rpartition("/")[2].removesuffix(".tar")
-            if not _WNID.fullmatch(wnid):
-                raise UserError(f"{archive}: member {inner} is not the tar of a class n01440764.tar")
-            for name, offset, length in members(f"{archive}: {inner}", file, begin, begin + size):
-                add_member(listing, f"{wnid}/{name.removeprefix('./')}", 0, offset, length, tick)
-    return _labelled(listing, archive, _own_folder)
+    tar = Tar(archive)
+    listing = Listing([tar])
+    for inner, (begin, size) in tar.members():
+        wnid = inner.rpartition("/")[2].removesuffix(".tar")
+        if not _WNID.fullmatch(wnid):
+            raise UserError(f"{archive}: member {inner} is not the tar of a class n01440764.tar")
+        for name, location in tar.members_within(begin, begin + size, f"{archive}: {inner}"):
+            listing.add(f"{wnid}/{name}", location)
+            tick(1)
+    return _labelled(listing, _own_folder)
 
 
 def _list_val(folder: Path, tick: Tick) -> _Part | None:
@@ -104,15 +107,10 @@ def _list_val(folder: Path, tick: Tick) -> _Part | None:
     where = archive or _find(folder, "val")
     if where is None:
         return None
-    listing = Listing()
     if archive is not None:
-        with archive.open("rb") as file:
-            for name, offset, size in members(archive, file, 0, archive.stat().st_size):
-                add_member(listing, name, 0, offset, size, tick)
+        listing = list_pictures(Tar(archive), tick)
     elif any(_VAL_NAME.fullmatch(path.name) for path in where.iterdir()):
-        for name in files_below(where):
-            listing.add(name)
-            tick(1)
+        listing = list_pictures(Folder(where), tick)
     else:
         return _list_class_folders(where, tick)
     truth = _true_classes(folder)
@@ -121,35 +119,35 @@ def _list_val(folder: Path, tick: Tick) -> _Part | None:
         match = _VAL_NAME.fullmatch(name.rpartition("/")[2])
         return truth.get(match["name"]) if match else None
 
-    return _labelled(listing, where, true_class)
+    return _labelled(listing, true_class)
 
 
 def _list_class_folders(folder: Path, tick: Tick) -> _Part:
-    listing = Listing()
-    for name in files_below(folder):
+    source = Folder(folder)
+    listing = Listing([source])
+    for name, location in source.members():
         if not _WNID.match(name) or name.count("/") != 1:
             raise UserError(f"{folder}: {name} does not lie in a folder of its class, as n01440764")
-        listing.add(name)
+        listing.add(name, location)
         tick(1)
-    return _labelled(listing, folder, _own_folder)
+    return _labelled(listing, _own_folder)
 
 
 def _own_folder(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _labelled(listing: Listing, where: Path, wnid_of: Callable[[str], str | None]) -> _Part:
+def _labelled(listing: Listing, wnid_of: Callable[[str], str | None]) -> _Part:
     """The pictures of a folder or an archive. `wnid_of`: by a picture's name, None if nobody knows."""
-    places = listing.place_columns()
-    labels = np.zeros(len(listing.names), dtype=np.int32)
-    pictures = Pictures(listing.names, labels, (where,), "files" if places is None else "parts", places)
+    members = listing.members()
+    labels = np.zeros(len(members), dtype=np.int32)
     numbers: dict[str, int] = {}
-    for place, name in enumerate(listing.names):
+    for number, name in enumerate(members.names):
         wnid = wnid_of(name)
         if wnid is None:
-            raise UserError(f"{pictures.shown(place)}: the list of true classes does not have it; remove the picture")
-        labels[place] = numbers.setdefault(wnid, len(numbers))
-    return _Part(pictures, list(numbers), listing.left_out)
+            raise UserError(f"{members.shown(number)}: the list of true classes does not have it; remove the picture")
+        labels[number] = numbers.setdefault(wnid, len(numbers))
+    return _Part(Pictures(members, labels), list(numbers), listing.left_out)
 
 
 def _true_classes(folder: Path) -> dict[str, str]:
@@ -175,7 +173,7 @@ def _true_classes(folder: Path) -> dict[str, str]:
     lines = numbers.read_text(encoding="ascii", errors="replace").split()
     if wrong := next((line for line in lines if not line.isdecimal() or int(line) not in wnids), None):
         raise UserError(f"{numbers}: {wrong!r} is not the number of a class in {meta.name}; download it again")
-    return {f"ILSVRC2012_val_{place:08d}": wnids[int(line)] for place, line in enumerate(lines, start=1)}
+    return {f"ILSVRC2012_val_{number:08d}": wnids[int(line)] for number, line in enumerate(lines, start=1)}
 
 
 def _synsets(meta: Path) -> list[tuple[int, str, str]]:

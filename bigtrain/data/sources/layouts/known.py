@@ -1,0 +1,56 @@
+"""The sets that launch/shard.py knows by their look: which one a SOURCE is, and what pictures it has.
+
+Whatever a set looks like, nothing in it is executed or unpickled.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bigtrain.data.sources.image_source import Tick
+from bigtrain.data.sources.layouts.by_class import list_by_class
+from bigtrain.data.sources.layouts.cifar import is_cifar, list_cifar
+from bigtrain.data.sources.layouts.idx import is_idx, list_idx
+from bigtrain.data.sources.layouts.imagenet import is_imagenet, list_imagenet
+from bigtrain.data.sources.layouts.lsun import is_lsun, list_lsun
+from bigtrain.data.sources.pictures import PictureSet
+from bigtrain.errors import UserError
+
+
+def list_source(where: Path, layout: str | None, *, quiet: bool = False) -> PictureSet:
+    """The pictures of a set. `layout`: one of LAYOUTS, None: as it looks. Raises UserError, which names the file."""
+    try:
+        if layout is None:
+            layout = next((name for name, known in LAYOUTS.items() if known.looks(where)), "folder")
+        elif not LAYOUTS[layout].looks(where):
+            raise UserError(f"{where}: does not look like --layout {layout}: {LAYOUTS[layout].wants}")
+        with tqdm(unit=" pictures", desc=f"listing {where}", disable=quiet, leave=False) as bar:
+            return LAYOUTS[layout].lists(where, bar.update)
+    except OSError as error:
+        raise UserError(f"{error.filename or where}: cannot be read: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A set that is known. `wants`: what it must have, for messages."""
+
+    looks: Callable[[Path], bool]
+    lists: Callable[[Path, Tick], PictureSet]
+    wants: str
+
+
+LAYOUTS: Mapping[str, _Layout] = {
+    "imagenet": _Layout(
+        is_imagenet,
+        list_imagenet,
+        "it wants ILSVRC2012_img_train.tar or train/n01440764/..., and for validation pictures their true classes",
+    ),
+    "cifar": _Layout(is_cifar, list_cifar, "it wants the binary version's data_batch_1.bin ... or train.bin, test.bin"),
+    "idx": _Layout(is_idx, list_idx, "it wants files train-images-idx3-ubyte, gzipped or not"),
+    "lsun": _Layout(is_lsun, list_lsun, "it wants LMDB folders CLASS_SPLIT_lmdb with a data.mdb"),
+    "archive": _Layout(Path.is_file, list_by_class, "it wants a .tar or .zip of SPLIT/CLASS/picture"),
+    "folder": _Layout(Path.is_dir, list_by_class, "it wants a folder of SPLIT/CLASS/picture"),
+}
+"""By name; the first that looks like the SOURCE is taken."""

@@ -1,0 +1,16 @@
+"""Which kind of source lies at a path."""
+
+import zipfile
+from pathlib import Path
+
+from bigtrain.data.sources.folder import Folder
+from bigtrain.data.sources.image_source import ImageSource
+from bigtrain.data.sources.tar import Tar
+from bigtrain.data.sources.zip import Zip
+
+
+def open_source(path: Path) -> ImageSource:
+    """A folder, a zip, or else a tar: what is neither is refused when it is listed."""
+    if path.is_dir():
+        return Folder(path)
+    return Zip(path) if zipfile.is_zipfile(path) else Tar(path)
