@@ -7,11 +7,17 @@ import torch
 import tests.toy  # noqa: F401  (registers the toy family)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_cache_for_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits' shards and the classifiers are made once, whichever test comes first in whichever worker."""
+@pytest.fixture(scope="session")
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of a test run."""
     base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_cache_for_all(common_folder: Path) -> Path:
+    """The digits' shards and the classifiers are made once, whichever test comes first in whichever worker."""
+    cache = common_folder / "cache"
     os.environ["BIGTRAIN_CACHE"] = str(cache)
     return cache
 

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +15,12 @@ import torch
 import yaml
 
 from bigtrain.runs import checkpoint
+from tests.families_table import CASES, CONDITION, TOKENIZER
 
 ROOT = Path(__file__).parents[1]
 
-_ADAM = {"lr": 0.005, "betas": [0.0, 0.99], "eps": 1.0e-6}
-FAMILIES: Mapping[str, Mapping[str, Any]] = {
-    "toy": {"kind": "toy", "optimizer": _ADAM},
-    "gan": {
-        "kind": "gan",
-        "generator": {"channels": 4, "latent_per_block": 4, "class_embedding": 4, "attention_resolution": 8},
-        "discriminator": {"channels": 4, "attention_resolution": 8},
-        "orthogonal_regularisation": 1.0e-4,
-        "generator_optimizer": _ADAM,
-        "discriminator_optimizer": _ADAM,
-    },
-    "vqvae": {
-        "kind": "vqvae",
-        "autoencoder": {
-            "levels": {"bottom": 2, "top": 2}, "channels": 8, "residual_channels": 4, "residual_layers": 1, "embedding_dim": 4,
-            "codebook_size": 16, "dead_code_threshold": 0.5,
-        },
-        "optimizer": _ADAM,
-    },
-    "pixel_prior": {
-        "kind": "prior",
-        "level": "pixels",
-        "network": {"channels": 8, "layers": 2, "mixtures": 2, "attention_every": 2, "attention_heads": 2},
-        "optimizer": _ADAM,
-    },
-    "diffusion": {
-        "kind": "diffusion",
-        "unet": {"channels": 8, "multipliers": [1, 2], "blocks_per_level": 1, "attention_resolutions": [8], "norm_groups": 4},
-        "timesteps": 20,
-        "schedule": "cosine",
-        "loss": "hybrid",
-        "variance": "learned",
-        "class_conditional": True,
-        "label_dropout": 0.2,
-        "optimizer": _ADAM,
-    },
-    "code_prior": {
-        "kind": "prior",
-        "level": "bottom",
-        "tokenizer": "TOKENIZER",
-        "condition": "not-there-yet",
-        "network": {"channels": 8, "layers": 2, "condition_channels": 8, "condition_layers": 1, "output_layers": 1},
-        "optimizer": _ADAM,
-    },
-}  # fmt: skip
-"""Every family, as small as it gets: the promise tests run over these."""
+FAMILIES: Mapping[str, Mapping[str, Any]] = {name: case.options for name, case in CASES.items()}
+"""Every family's section of a recipe, as small as it gets."""
 
 
 def optimizers_of(family: Mapping[str, Any], optimizer: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,10 +31,13 @@ def optimizers_of(family: Mapping[str, Any], optimizer: Mapping[str, Any]) -> di
 def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
     """A small recipe on the digits, or on their codes for a family with a tokenizer; `train` are keys of its train section."""
     data = {"train": "digits", "validation": "digits"}
-    if family.get("tokenizer") == "TOKENIZER":
-        tokenizer = digits_tokenizer()
-        family = dict(family, tokenizer=str(tokenizer / "run"))
-        data = {split: str(tokenizer / "codes" / f"{split}.json") for split in data}
+    if TOKENIZER in family.values():
+        made = digits_tokenizer()
+        stand_ins = {TOKENIZER: str(made / "run"), CONDITION: str(made / "top" / "run")}
+        family = {
+            key: stand_ins.get(value, value) if isinstance(value, str) else value for key, value in family.items()
+        }
+        data = {split: str(made / "codes" / f"{split}.json") for split in data}
     recipe = {
         "run": {"name": "small", "dir": str(folder / "run")},
         "data": data | {"image_size": 16, "workers": 0, "flip": True},
@@ -92,14 +53,27 @@ def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
 
 
 def digits_tokenizer() -> Path:
-    """The folder of a tokenizer that was trained for four steps (`run`) and of the digits' codes (`codes`), made once."""
+    """A folder, made once: a tokenizer that was trained for four steps (`run`), the digits' codes (`codes`), and a prior over
+    the coarser level of them (`top/run`)."""
     folder = Path(os.environ["BIGTRAIN_CACHE"]) / "tokenizer"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "tokenizer.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
-        if not (folder / "codes" / "validation.json").exists():
-            run(ROOT / "launch" / "train.py", write_recipe(folder, FAMILIES["vqvae"], steps=4, batch_size=64))
-            run(ROOT / "launch" / "encode.py", folder / "run", "digits", folder / "codes", "--flip")
+        if not (folder / "made").exists():
+            tokenizer = write_recipe(folder, FAMILIES["vqvae"], steps=4, batch_size=64)
+            prior = {key: value for key, value in FAMILIES["code_prior"].items() if key != "condition"}
+            prior |= {"level": "top", "tokenizer": str(folder / "run")}
+            top = write_recipe(folder / "top", prior, steps=4)
+            codes = [f"data.{split}={folder / 'codes' / f'{split}.json'}" for split in ("train", "validation")]
+            runs = [
+                Run(folder, (tokenizer,)),
+                Run(folder / "encoding", (folder / "run", "digits", folder / "codes", "--flip"), script="encode"),
+                Run(folder / "top", (top, *codes)),
+            ]
+            launch(runs)
+            for each in runs:
+                check(each.folder)
+            (folder / "made").touch()
     return folder
 
 
@@ -129,14 +103,57 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(
-    *arguments: str | Path, processes: int = 1, expect: int | None = 0, **more: str
+    *arguments: str | Path, processes: int = 1, expect: int | None = 0, timeout_s: float = 540, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script to its end; fails with its output if the exit code is not the expected one (None: any)."""
     result = subprocess.run(
         command(*arguments, processes=processes), cwd=ROOT, env=environment(**more), capture_output=True, text=True,
-        timeout=540,
+        timeout=timeout_s,
     )  # fmt: skip
     assert expect is None or result.returncode == expect, f"exit code {result.returncode}\n{result.stderr[-6000:]}"
+    return result
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a launch: a script of launch/ and its words."""
+
+    folder: Path
+    """Where its output and its result.json go (run_list.py)."""
+    argv: Sequence[str | Path]
+    script: str = "train"
+    float64: bool = False
+    """In double precision, which no recipe can ask for: it tells sums in another order from another experiment."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"folder": str(self.folder), "argv": [str(word) for word in self.argv]}
+
+
+def launch(runs: Sequence[Run], processes: int = 1) -> None:
+    """Makes the runs one after another in one launch, or in another for the rest where one of them ends it.
+
+    A run that fails says so in its result.json, and whoever needs it finds out (`check`).
+    """
+    left = list(runs)
+    while left:
+        for each in left:
+            each.folder.mkdir(parents=True, exist_ok=True)
+        path = left[0].folder / "runs.json"
+        path.write_text(json.dumps([each.to_json() for each in left]))
+        ended = run(ROOT / "tests" / "run_list.py", path, processes=processes, expect=None, timeout_s=3600)
+        if not (left[0].folder / "result.json").exists():
+            begun = (left[0].folder / "stderr.0").exists()
+            for each in left[:1] if begun else left:
+                said = "".join(file.read_text()[-6000:] for file in sorted(each.folder.glob("stderr.*")))
+                error = f"{said}\nthe launch ended with exit code {ended.returncode}:\n{ended.stderr[-6000:]}"
+                (each.folder / "result.json").write_text(json.dumps({"error": error, "seconds": 0.0}))
+        left = [each for each in left if not (each.folder / "result.json").exists()]
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """The result of a run of `launch`; fails with its error if it has one."""
+    result = json.loads((folder / "result.json").read_text())
+    assert result["error"] is None, f"the run in {folder} failed:\n{result['error']}"
     return result
 
 

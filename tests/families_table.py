@@ -1,0 +1,102 @@
+"""Every family as small as it gets. The promise tests run over this table: adding a family is one entry of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+STEPS = 12
+"""Steps of a whole run of the promise tests."""
+TOKENIZER = "TOKENIZER"
+"""Stands for the run of a small tokenizer of the digits; a recipe that names it trains on the tokenizer's codes."""
+CONDITION = "CONDITION"
+"""Stands for the run of a small prior over the coarser level of those codes."""
+
+_ADAM = {"lr": 0.005, "betas": [0.0, 0.99], "eps": 1.0e-6}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family, and what the promise tests must know of it."""
+
+    options: Mapping[str, Any]
+    """Its section of a recipe."""
+    updates: Mapping[str, int]
+    """Updates of each component in a whole run."""
+    abilities: frozenset[str] = frozenset({"sample", "by_class"})
+    """What a trained model can be asked for (Family.capabilities)."""
+    kills: int = 0
+    """Kills of the slow suite: ten, or three for a family whose checkpoints hold state that the first two lack."""
+    unsharded: Mapping[str, Any] = field(default_factory=dict)
+    """What its section says where whole weights are not to be had (zero3)."""
+
+
+CASES: Mapping[str, Case] = {
+    "toy": Case(
+        {"kind": "toy", "optimizer": _ADAM}, {"critic": 24, "maker": 6}, kills=10, unsharded={"penalty": 0.0}
+    ),
+    "gan": Case(
+        {
+            "kind": "gan",
+            "generator": {"channels": 4, "latent_per_block": 4, "class_embedding": 4, "attention_resolution": 8},
+            "discriminator": {"channels": 4, "attention_resolution": 8},
+            "orthogonal_regularisation": 1.0e-4,
+            "generator_optimizer": _ADAM,
+            "discriminator_optimizer": _ADAM,
+        },
+        {"discriminator": 24, "generator": 12},
+        kills=10,
+        unsharded={"orthogonal_regularisation": 0.0},
+    ),
+    "vqvae": Case(
+        {
+            "kind": "vqvae",
+            "autoencoder": {
+                "levels": {"bottom": 2, "top": 2}, "channels": 8, "residual_channels": 4, "residual_layers": 1,
+                "embedding_dim": 4, "codebook_size": 16, "dead_code_threshold": 0.5,
+            },
+            "optimizer": _ADAM,
+        },
+        {"autoencoder": 12},
+        frozenset({"reconstruct", "encode"}),
+        kills=3,
+    ),
+    "pixel_prior": Case(
+        {
+            "kind": "prior",
+            "level": "pixels",
+            "network": {"channels": 8, "layers": 2, "mixtures": 2, "attention_every": 2, "attention_heads": 2},
+            "optimizer": _ADAM,
+        },
+        {"pixelcnn": 12},
+        frozenset({"sample", "by_class", "likelihood"}),
+    ),
+    "diffusion": Case(
+        {
+            "kind": "diffusion",
+            "unet": {
+                "channels": 8, "multipliers": [1, 2], "blocks_per_level": 1, "attention_resolutions": [8], "norm_groups": 4,
+            },
+            "timesteps": 20,
+            "schedule": "cosine",
+            "loss": "hybrid",
+            "variance": "learned",
+            "class_conditional": True,
+            "label_dropout": 0.2,
+            "optimizer": _ADAM,
+        },
+        {"unet": 12},
+        frozenset({"sample", "by_class", "likelihood"}),
+    ),
+    "code_prior": Case(
+        {
+            "kind": "prior",
+            "level": "bottom",
+            "tokenizer": TOKENIZER,
+            "condition": CONDITION,
+            "network": {"channels": 8, "layers": 2, "condition_channels": 8, "condition_layers": 1, "output_layers": 1},
+            "optimizer": _ADAM,
+        },
+        {"pixelcnn": 12},
+        frozenset({"sample", "by_class", "likelihood"}),
+    ),
+}  # fmt: skip
