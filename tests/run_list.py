@@ -1,7 +1,7 @@
 """Runs of a list, one after another in the same processes: python tests/run_list.py LIST.json (see runs_of.Run)
 
 What a run prints goes to FOLDER/stdout.RANK and stderr.RANK, what became of it to FOLDER/result.json: `error` (null, or the
-traceback) and `seconds`. An error ends its run and not the list. A rank that fails alone would be waited for by the others in
+traceback), `seconds`, and `cpu_s` of the main rank, which a busy machine does not lengthen. An error ends its run and not the list. A rank that fails alone would be waited for by the others in
 a collective: it ends the launch, and whoever started it starts another for the rest of the list.
 
 The toy family is registered, and zero3 shards every parameter, though it would keep networks as small as the tests' whole on
@@ -22,9 +22,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import accelerate  # noqa: F401  (with the next two: imported now, and not within the first run)
 import numpy as np
 import torch
+import torch._dynamo
 import torch.distributed as dist
+from torch.utils import tensorboard  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -45,14 +48,14 @@ def main(argv: Sequence[str]) -> None:
     join_world()
     ranks = dist.new_group(backend="gloo", timeout=timedelta(seconds=OTHERS_S)) if world.size() > 1 else None
     for run in json.loads(Path(argv[0]).read_text()):
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         error = attempt(run)
         errors = errors_of_all(error, ranks) if world.size() > 1 else [error]
         if world.is_main() or errors is None:
             first = error if errors is None else next(filter(None, errors), None)
             first = "the other ranks did not come to the end of the run" if errors is None and not first else first
-            result = {"error": first, "seconds": time.perf_counter() - begin}
-            Path(run["folder"], "result.json").write_text(json.dumps(result))
+            spent = {"seconds": time.perf_counter() - begin, "cpu_s": time.process_time() - cpu_begin}
+            Path(run["folder"], "result.json").write_text(json.dumps({"error": first} | spent))
         if errors is None:
             os._exit(1)
 

@@ -53,22 +53,39 @@ class ForkServer:
         assert answer, f"the fork server has ended: {self._stderr.read_text()[-6000:]}"
         return json.loads(answer)
 
-    def start(self, *argv: str | Path, stderr: Path) -> int:
-        """The number of a process that trains: launch/train.py with these words."""
-        return self._ask(argv=[str(word) for word in argv], stderr=str(stderr))["pid"]
+    def start(self, *argv: str | Path, stderr: Path) -> "Child":
+        """A process that trains: launch/train.py with these words."""
+        return Child(self._ask(argv=[str(word) for word in argv], stderr=str(stderr))["pid"], self)
 
     def exit_code(self, pid: int) -> int | None:
-        """-N where signal N ended it; None while it runs. Once it has been told, the number is free for others."""
+        """-N where signal N ended it; None while it runs. To be asked until it is said, and not again."""
         return self._ask(pid=pid)["code"]
 
-    def wait(self, pid: int, timeout_s: float = 120) -> int:
+
+class Child:
+    """A process that the server made. Its number is its own until `code` is known."""
+
+    def __init__(self, pid: int, server: ForkServer) -> None:
+        self.pid, self._server = pid, server
+        self.code: int | None = None
+
+    def ended(self) -> bool:
+        if self.code is None:
+            self.code = self._server.exit_code(self.pid)
+        return self.code is not None
+
+    def send(self, number: int) -> None:
+        if not self.ended():
+            os.kill(self.pid, number)
+
+    def wait(self, timeout_s: float = 120) -> int:
         end = time.monotonic() + timeout_s
-        while (code := self.exit_code(pid)) is None:
+        while not self.ended():
             if time.monotonic() > end:
-                os.kill(pid, signal.SIGKILL)
-                raise TimeoutError(f"process {pid} has not ended after {timeout_s} s")
+                self.send(signal.SIGKILL)
+                raise TimeoutError(f"process {self.pid} has not ended after {timeout_s} s")
             time.sleep(0.005)
-        return code
+        return self.code
 
 
 def serve() -> None:
