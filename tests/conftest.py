@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import tests.toy  # noqa: F401  (registers the toy family)
+from tests.family_costs import pytest_addoption, pytest_itemcollected, pytest_terminal_summary  # noqa: F401  (hooks)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """Runs of a list, one after another in the same processes: python tests/run_list.py LIST.json (see runs_of.Run)
 
 What a run prints goes to FOLDER/stdout.RANK and stderr.RANK, what became of it to FOLDER/result.json: `error` (null, or the
-traceback), `seconds`, and `cpu_s` of the main rank, which a busy machine does not lengthen. An error ends its run and not the list. A rank that fails alone would be waited for by the others in
-a collective: it ends the launch, and whoever started it starts another for the rest of the list.
+traceback), `seconds`, and `cpu_s` of the main rank, which a busy machine does not lengthen. An error ends its run and not the
+list. A rank that fails alone would be waited for by the others in a collective: it ends the launch, and whoever started it
+starts another for the rest of the list.
 
 The toy family is registered, and zero3 shards every parameter, though it would keep networks as small as the tests' whole on
 every rank.

@@ -1,11 +1,11 @@
 """Finds out which runs the selected tests compare, and gives each test the folders of its own."""
 
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.promises.fork_server import ForkServer
+from tests.family_costs import RUN, WAITED
 from tests.promises.matrix import Matrix, Variant
 
 WANTED = pytest.StashKey[list[tuple[Variant, str]]]()
@@ -30,10 +30,13 @@ def matrix(pytestconfig: pytest.Config, common_folder: Path) -> Matrix:
 @pytest.fixture
 def runs(request: pytest.FixtureRequest, matrix: Matrix, family: str) -> list[Path]:
     """The folders of the runs that the test names (`needs`), in that order."""
-    return [matrix.run(variant, family) for marker in request.node.iter_markers("needs") for variant in marker.args]
-
-
-@pytest.fixture(scope="session")
-def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("fork_server") / "stderr") as server:
-        yield server
+    properties: list[tuple[str, object]] = request.node.user_properties
+    folders = []
+    for variant in (variant for marker in request.node.iter_markers("needs") for variant in marker.args):
+        begin = time.monotonic()
+        matrix.make(variant, family)
+        properties.append((WAITED, time.monotonic() - begin))
+        folder, result = matrix.result(variant, family)
+        properties.append((RUN, (f"{variant.launch.name}/{folder.name}", result["seconds"], result["cpu_s"])))
+        folders.append(folder)
+    return folders

@@ -85,12 +85,15 @@ class Matrix:
         self.folder = folder
         self.wanted = list(dict.fromkeys(pair for variant, family in wanted for pair in _in_order(variant, family)))
 
-    def run(self, variant: Variant, family: str) -> Path:
-        """The folder of a run, made if it is not there yet; fails with the run's error if it failed."""
+    def make(self, variant: Variant, family: str) -> None:
+        """Has the run made if it is not there yet."""
         assert (variant, family) in self.wanted, "the test must name the variant (needs)"
         self._perform(variant.launch)
-        check(self._folder(variant, family))
-        return self._folder(variant, family)
+
+    def result(self, variant: Variant, family: str) -> tuple[Path, dict[str, Any]]:
+        """The folder of a run, and what run_list.py says of it; fails with the run's error if it failed."""
+        folder = self._folder(variant, family)
+        return folder, check(folder)
 
     def _folder(self, variant: Variant, family: str) -> Path:
         return self.folder / variant.launch.name / f"{family}-{variant.name}"

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from tests.families_table import CASES
+from tests.fork_server import Child
 from tests.promises.comparing import assert_same_bits
-from tests.promises.fork_server import Child, ForkServer
-from tests.runs_of import FAMILIES, half_written, logged, write_recipe
+from tests.runs_of import FAMILIES, half_written, logged, start_training, write_recipe
 
 STEPS_A_KILL = 6
 """Steps of the run for each kill: from a start to its kill it makes some five, of which it makes some again."""
@@ -20,30 +20,30 @@ STEPS_A_KILL = 6
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name, case in CASES.items() if case.kills])
-def test_sigkill_at_any_moment_changes_no_bit(family: str, fork_server: ForkServer, tmp_path: Path) -> None:
+def test_sigkill_at_any_moment_changes_no_bit(family: str, tmp_path: Path) -> None:
     kills = CASES[family].kills
     intervals = {"steps": STEPS_A_KILL * (kills + 1), "log_every": 3, "save_every": 2}
     whole, parts = (write_recipe(tmp_path / name, FAMILIES[family], **intervals) for name in ("whole", "parts"))
     run = tmp_path / "parts" / "run"
     begin = time.monotonic()
-    assert fork_server.start(whole, stderr=tmp_path / "whole" / "stderr").wait() == 0
+    assert start_training(whole).wait() == 0
     step_s = (time.monotonic() - begin) / intervals["steps"]
     chance = random.Random(1)
     killed = inside_a_save = 0
     for attempt in range(kills):
-        child = fork_server.start(parts, stderr=tmp_path / "parts" / "stderr")
+        child = start_training(parts)
         await_row(child, run)
         if attempt % 2 == 0:
             stop_within_a_save(child, run)
         else:
             time.sleep(2 * step_s * chance.random())
-        child.send(signal.SIGKILL)
+        child.send_signal(signal.SIGKILL)
         killed += child.wait() == -signal.SIGKILL
         inside_a_save += half_written(run)
     assert killed >= kills / 2, (tmp_path / "parts" / "stderr").read_text()
     assert inside_a_save >= 1, "no kill left a half-written or half-deleted checkpoint behind"
     print(f"{family}: {killed} kills, {inside_a_save} of them inside a save")
-    assert fork_server.start(parts, stderr=tmp_path / "parts" / "stderr").wait() == 0
+    assert start_training(parts).wait() == 0
     assert logged(run) == logged(tmp_path / "whole" / "run")
     assert_same_bits(tmp_path / "whole", tmp_path / "parts")
 
@@ -51,7 +51,7 @@ def test_sigkill_at_any_moment_changes_no_bit(family: str, fork_server: ForkServ
 def await_row(child: Child, run: Path) -> None:
     """Until the run has logged a step beyond the checkpoint that it goes on from, or has ended."""
     checkpoints = [int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*")]
-    while not child.ended() and last_step(run / "metrics.jsonl") <= max(checkpoints, default=0):
+    while child.poll() is None and last_step(run / "metrics.jsonl") <= max(checkpoints, default=0):
         time.sleep(0.002)
 
 
@@ -63,11 +63,11 @@ def last_step(metrics: Path) -> int:
 
 def stop_within_a_save(child: Child, run: Path) -> None:
     """Stops the process where a half-written checkpoint is to be seen, so that it is still half-written when it is killed."""
-    while not child.ended():
+    while child.poll() is None:
         if half_written(run):
-            child.send(signal.SIGSTOP)
-            while not child.ended() and psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:
+            child.send_signal(signal.SIGSTOP)
+            while child.poll() is None and psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:
                 pass
             if half_written(run):
                 return
-            child.send(signal.SIGCONT)
+            child.send_signal(signal.SIGCONT)

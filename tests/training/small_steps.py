@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ SIZE = 16
 CODES = {"top": CodeLevel(16, (4, 4)), "bottom": CodeLevel(16, (8, 8))}
 
 
-def small_family(name: str) -> Family:
-    """One of runs_of.FAMILIES, with dropout wherever its network has any."""
+def small_family(name: str, **options: Any) -> Family:
+    """One of runs_of.FAMILIES, with dropout wherever its network has any; `options` take the place of its own."""
     section = {key: dict(value) if isinstance(value, Mapping) else value for key, value in FAMILIES[name].items()}
+    section |= options
     for part in {"unet", "network"} & section.keys():
         section[part]["dropout"] = 0.3
     kind = find_family(section["kind"])
