@@ -24,6 +24,8 @@ class Case:
     """Updates of each component in a whole run."""
     abilities: frozenset[str] = frozenset({"sample", "by_class"})
     """What a trained model can be asked for (Family.capabilities)."""
+    drawing: tuple[str, ...] = ()
+    """What makes its pictures cheap enough to be drawn in every run."""
     kills: int = 0
     """Kills of the slow suite: ten, or three for a family whose checkpoints hold state that the first two lack."""
     unsharded: Mapping[str, Any] = field(default_factory=dict)
@@ -86,6 +88,7 @@ CASES: Mapping[str, Case] = {
         },
         {"unet": 12},
         frozenset({"sample", "by_class", "likelihood"}),
+        drawing=("family.sampling.steps=5",),
     ),
     "code_prior": Case(
         {

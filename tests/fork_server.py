@@ -9,7 +9,9 @@ a request, each line of its output the answer:
 It must have one thread only when it forks, so it computes nothing itself.
 """
 
+import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +110,7 @@ def import_everything() -> None:
 
     for kind in family_kinds():
         find_family(kind)
+    gc.freeze()  # or a child's first collection would copy all of it
 
 
 def serve() -> None:
@@ -138,10 +142,30 @@ def fork(argv: list[str], environment: dict[str, str], stdout: str, stderr: str)
         os.close(file)
     os.environ.clear()
     os.environ.update(environment)
+    try:
+        code = execute(argv)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # to take everything apart that was imported would take a second and a half
+
+
+def execute(argv: list[str]) -> int:
+    """Runs the script to the end of its threads and exit functions; its exit code."""
     sys.argv = argv
     sys.path[0] = str(Path(argv[0]).parent)
-    runpy.run_path(argv[0], run_name="__main__")
-    sys.exit(0)
+    code: Any = 0
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+    except SystemExit as leaving:
+        code = leaving.code
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    return code if isinstance(code, int) else int(code is not None)
 
 
 if __name__ == "__main__":

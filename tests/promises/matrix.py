@@ -3,7 +3,7 @@
 import fcntl
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Variant:
     """Without what needs whole weights (Case.unsharded)."""
     begins_as: "Variant | None" = None
     """Goes on from a copy of the run folder of this one, of an earlier launch."""
-    damaged: bool = field(default=False)
+    damaged: bool = False
     """And the newest checkpoint of the copy is damaged."""
 
 
@@ -123,7 +123,7 @@ class Matrix:
                 shutil.copytree(before, folder / "run")
             if before.exists() and variant.damaged:
                 damage(checkpoint.listed(folder / "run" / "checkpoints")[-1])
-        return Run(folder, (recipe, *variant.overrides), float64=variant.float64)
+        return Run(folder, (recipe, *variant.overrides, *case.drawing), float64=variant.float64)
 
 
 def _in_order(variant: Variant, family: str) -> list[tuple[Variant, str]]:

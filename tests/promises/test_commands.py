@@ -1,0 +1,91 @@
+"""Promise 8: what leaves is usable. Each family's run through export.py, sample.py, evaluate.py and encode.py."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.families_table import CASES
+from tests.promises.matrix import WHOLE
+from tests.runs_of import ROOT, run
+
+LAUNCH = ROOT / "launch"
+METRICS = {"sample": "fid", "likelihood": "bits_per_dim", "reconstruct": "reconstruction"}
+"""What a family with an ability can be measured by."""
+
+
+def able(ability: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("family", [name for name, case in CASES.items() if ability in case.abilities])
+
+
+@pytest.fixture
+def exported(runs: list[Path], tmp_path: Path) -> Path:
+    run(LAUNCH / "export.py", runs[0] / "run", tmp_path / "export")
+    return tmp_path / "export"
+
+
+def drawn(source: Path, npz: Path, *flags: str) -> dict[str, np.ndarray]:
+    run(LAUNCH / "sample.py", source, "--npz", npz, "--per-class", "1", "--seed", "5", *flags)
+    with np.load(npz) as file:
+        return dict(file)
+
+
+@pytest.mark.needs(WHOLE)
+@able("sample")
+def test_an_export_draws_what_its_run_draws(family: str, runs: list[Path], exported: Path, tmp_path: Path) -> None:
+    ours = drawn(runs[0] / "run", tmp_path / "run.npz")
+    theirs = drawn(exported, tmp_path / "export.npz")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert len(np.unique(ours[name])) > 1
+        np.testing.assert_array_equal(theirs[name], ours[name])
+
+
+@pytest.mark.needs(WHOLE)
+@able("sample")
+def test_a_sample_does_not_depend_on_its_batch(family: str, runs: list[Path], tmp_path: Path) -> None:
+    """But for the order of sums, which 8 bits may show by one."""
+    together = drawn(runs[0] / "run", tmp_path / "together.npz")["arr_0"].astype(int)
+    apart = drawn(runs[0] / "run", tmp_path / "apart.npz", "--batch-size", "3")["arr_0"].astype(int)
+    assert np.abs(together - apart).max() <= 1
+
+
+@pytest.mark.needs(WHOLE)
+@able("reconstruct")
+def test_an_export_reconstructs_what_its_run_reconstructs(
+    family: str, runs: list[Path], exported: Path, tmp_path: Path
+) -> None:
+    pairs = []
+    for source, name in ((runs[0] / "run", "run.png"), (exported, "export.png")):
+        run(LAUNCH / "sample.py", source, "--reconstruct", "digits", "--out", tmp_path / name)
+        pairs.append(np.asarray(Image.open(tmp_path / name)))
+    np.testing.assert_array_equal(*pairs)
+
+
+@pytest.mark.needs(WHOLE)
+@able("encode")
+def test_an_export_encodes_what_its_run_encodes(family: str, runs: list[Path], exported: Path, tmp_path: Path) -> None:
+    shards = []
+    for source, name in ((runs[0] / "run", "run"), (exported, "export")):
+        run(LAUNCH / "encode.py", source, "digits", tmp_path / name)
+        shards.append({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.tar")})
+    assert shards[0]
+    assert shards[0] == shards[1]
+
+
+@pytest.mark.slow
+@pytest.mark.needs(WHOLE)
+@pytest.mark.parametrize("family", CASES)
+def test_an_evaluation_says_of_an_export_what_it_says_of_its_run(family: str, runs: list[Path], exported: Path) -> None:
+    metrics = [METRICS[ability] for ability in METRICS if ability in CASES[family].abilities]
+    words = [f"evaluation.metrics=[{','.join(metrics)}]", "evaluation.samples=20", "evaluation.split_samples=20"]
+    results = []
+    for source in (runs[0] / "run", exported):
+        results.append(json.loads(run(LAUNCH / "evaluate.py", source, *words).stdout.splitlines()[-1]))
+        assert json.loads(next((source / "evaluations").glob("*.json")).read_text()) == results[-1]
+    numbers = {name: value for name, value in results[0].items() if isinstance(value, float)}
+    assert all(any(name.startswith(metric) for name in numbers) for metric in metrics)
+    assert all(np.isfinite(value) for value in numbers.values())
+    assert results[0] == results[1]
