@@ -46,7 +46,7 @@ def test_without_a_whole_checkpoint_nothing_begins_anew_in_silence(tmp_path: Pat
     assert "none of its checkpoints is whole" in result.stderr
 
 
-def test_a_nonfinite_loss_stops_the_run_and_names_step_phase_and_player(tmp_path: Path) -> None:
+def test_a_nonfinite_loss_stops_the_run_and_names_step_phase_and_component(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, dict(FAMILIES["toy"], explode_at=7), save_every=5)
     result = train(recipe, expect=1)
     assert "step 7, phase critic, component critic" in result.stderr

@@ -29,7 +29,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def players_of(path: str, device: torch.device) -> dict[str, ComponentTrainer]:
+def components_of(path: str, device: torch.device) -> dict[str, ComponentTrainer]:
     recipe = load_recipe(path)
     family = make_family(recipe, DataSpec(recipe.data.image_size, ("a",) * 10, (1,) * 10))
     components = {}
@@ -50,7 +50,7 @@ def main() -> None:
     asked = parser.parse_args()
     path, rounds = asked.recipe, asked.rounds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    components = players_of(path, device)
+    components = components_of(path, device)
     copies, stops, writes = [], [], []
     for step in range(rounds):
         with tempfile.TemporaryDirectory() as folder:

@@ -35,7 +35,7 @@ def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[st
 
 
 @families
-def test_a_loss_leaves_everything_as_it_was_until_its_players_commit(family: str) -> None:
+def test_a_loss_leaves_everything_as_it_was_until_its_components_commit(family: str) -> None:
     made = small_family(family)
     networks = small_networks(made)
     for phase in made.phases:

@@ -9,7 +9,7 @@ families = pytest.mark.parametrize("family", CASES)
 
 
 @families
-def test_a_line_names_the_players_and_the_abilities_of_its_family(family: str) -> None:
+def test_a_line_names_the_components_and_the_abilities_of_its_family(family: str) -> None:
     made = small_family(family)
     assert CASES[family].updates.keys() == made.components.keys()
     assert CASES[family].abilities == made.capabilities

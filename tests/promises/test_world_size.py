@@ -37,7 +37,7 @@ def test_a_picture_in_training_is_the_same_on_two_processes(family: str, runs: l
 
 @pytest.mark.needs(WITH_ADAM[1])
 @families
-def test_accumulation_updates_every_player_once_however_its_phases_alternate(family: str, runs: list[Path]) -> None:
+def test_accumulation_updates_every_component_once_however_its_phases_alternate(family: str, runs: list[Path]) -> None:
     """Two microbatches make one update of each component (Accelerate's own counter would count backward passes)."""
     steps = {name: float(t) for name, t in final_tensors(runs[0] / "run").items() if name.endswith("/step")}
     assert {name.split("/")[0]: updates for name, updates in steps.items()} == CASES[family].updates

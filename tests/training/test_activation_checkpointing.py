@@ -127,7 +127,7 @@ def test_it_goes_together_with_compilation() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "name"), [("zero2", "gan"), ("zero3", "pixel_prior")])
-def test_sharded_players_compute_again_what_they_computed(strategy: str, name: str, tmp_path: Path) -> None:
+def test_sharded_components_compute_again_what_they_computed(strategy: str, name: str, tmp_path: Path) -> None:
     """Under zero3 a block's weights are gathered a second time, those of its own (attention's null key) too."""
     tensors = []
     for asked in ("false", "true"):

@@ -58,7 +58,7 @@ def test_flops_are_those_counted_by_hand() -> None:
     assert cost.batch == 7 * 3 * 16 * 16 * 4
 
 
-def test_players_are_weighed_as_they_are() -> None:
+def test_components_are_weighed_as_they_are() -> None:
     (component,) = step_cost(OneConvolution(OneConvolutionOptions(), PROBLEM), 1, "fp32").components.values()
     assert component.parameters == 3 * 5 * 9 + 5 + 2 * 5 + 5 + 1
     assert component.weights == 4 * component.parameters

@@ -114,7 +114,7 @@ def test_what_was_saved_is_copied_and_not_trained_further(kind: str) -> None:
     )
 
 
-def test_a_frozen_player_gets_no_gradient() -> None:
+def test_a_frozen_component_gets_no_gradient() -> None:
     ours = component(OPTIMIZERS["adam"][0])
     ours.focus(False)
     assert not loss_of(ours.network, 0).requires_grad

@@ -39,7 +39,7 @@ def assert_close(folder: Path, expected: Path, tolerance: float = TOLERANCE) -> 
         assert row == pytest.approx(other, rel=tolerance, abs=tolerance), folder.name
 
 
-def test_two_players_train_alike_under_every_strategy(tmp_path: Path) -> None:
+def test_two_components_train_alike_under_every_strategy(tmp_path: Path) -> None:
     """A GAN, clipped, with accumulation, on two processes."""
     runs = [
         (

@@ -38,7 +38,7 @@ def test_a_row_holds_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "throughput/mfu" not in row
 
 
-def test_one_rank_alone_or_a_player_that_cannot_tell_leaves_the_share_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_rank_alone_or_a_component_that_cannot_tell_leaves_the_share_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "throughput/communication_wait_share" not in Throughput(CPU, 64, "fp32", lambda: 1.0).read(
         1.0, 1, 0.0, [0.0]
     )
