@@ -30,6 +30,11 @@ def optimizers_of(family: Mapping[str, Any], optimizer: Mapping[str, Any]) -> di
     return {key: optimizer if key.endswith("optimizer") else value for key, value in family.items()}
 
 
+def unsharded(family: str) -> dict[str, Any]:
+    """The family as every strategy can train it: without what needs whole weights."""
+    return {**FAMILIES[family], **CASES[family].unsharded}
+
+
 def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
     """A small recipe on the digits, or on their codes for a family with a tokenizer; `train` are keys of its train section."""
     data = {"train": "digits", "validation": "digits"}
@@ -152,9 +157,11 @@ def launch(runs: Sequence[Run], processes: int = 1) -> None:
     A run that fails says so in its result.json, and whoever needs it finds out (`check`).
     """
     left = list(runs)
+    for each in left:
+        each.folder.mkdir(parents=True, exist_ok=True)
+        for earlier in (*each.folder.glob("result.json"), *each.folder.glob("std*.*")):
+            earlier.unlink()
     while left:
-        for each in left:
-            each.folder.mkdir(parents=True, exist_ok=True)
         path = left[0].folder / "runs.json"
         path.write_text(json.dumps([each.to_json() for each in left]))
         ended = run(ROOT / "tests" / "run_list.py", path, processes=processes, expect=None, timeout_s=3600)

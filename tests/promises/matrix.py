@@ -9,7 +9,7 @@ from typing import Any
 
 from bigtrain.runs import checkpoint
 from tests.families_table import CASES, STEPS
-from tests.runs_of import Run, check, launch, optimizers_of, write_recipe
+from tests.runs_of import Run, check, launch, optimizers_of, unsharded, write_recipe
 
 # A bias in front of batch norm has gradient 0 but for rounding; this epsilon keeps Adam from blowing the rounding up.
 ADAM = {"kind": "adam", "lr": 0.005, "betas": [0.5, 0.99], "eps": 1.0e-6}
@@ -113,7 +113,7 @@ class Matrix:
 
     def _prepare(self, variant: Variant, family: str) -> Run:
         folder, case = self._folder(variant, family), CASES[family]
-        options = dict(case.options) | (case.unsharded if variant.unsharded else {})
+        options = unsharded(family) if variant.unsharded else dict(case.options)
         if variant.optimizer is not None:
             options = optimizers_of(options, variant.optimizer)
         recipe = write_recipe(folder, options, **variant.train)

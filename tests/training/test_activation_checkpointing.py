@@ -13,9 +13,14 @@ from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.cost.step import LiveBytes
 from bigtrain.training.engine.component import to_device
+<<<<<<< /work/main/tests/training/test_activation_checkpointing.py
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.engine.start import start_component
 from tests.runs_of import FAMILIES, final_tensors, train, write_recipe
+=======
+from tests.promises.comparing import differences
+from tests.runs_of import FAMILIES, Run, check, launch, unsharded, write_recipe
+>>>>>>> /tmp/bring/7b56825942/tests/training/test_activation_checkpointing.py
 from tests.training.small_steps import CPU, focus, microbatch, run_phase, small_family, small_networks
 
 NAMES = sorted(set(FAMILIES) - {"toy"})
@@ -100,18 +105,6 @@ def test_a_network_that_names_no_blocks_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_batch_norm_over_two_ranks_exchanges_its_moments_again(tmp_path: Path) -> None:
-    """The recomputed collectives meet on all ranks, and the weights are the same to the bit."""
-    tensors = []
-    for asked in ("false", "true"):
-        recipe = write_recipe(tmp_path / asked, FAMILIES["gan"], steps=3, accumulate=2)
-        train(recipe, f"engine.activation_checkpointing={asked}", processes=2)
-        tensors.append(final_tensors(tmp_path / asked / "run"))
-    assert tensors[0].keys() == tensors[1].keys()
-    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
-
-
-@pytest.mark.slow
 def test_it_goes_together_with_compilation() -> None:
     family = small_family("gan")
     phase = family.phases[1]
@@ -126,6 +119,7 @@ def test_it_goes_together_with_compilation() -> None:
 
 
 @pytest.mark.slow
+<<<<<<< /work/main/tests/training/test_activation_checkpointing.py
 @pytest.mark.parametrize(("strategy", "name"), [("zero2", "gan"), ("zero3", "pixel_prior")])
 def test_sharded_components_compute_again_what_they_computed(strategy: str, name: str, tmp_path: Path) -> None:
     """Under zero3 a block's weights are gathered a second time, those of its own (attention's null key) too."""
@@ -136,6 +130,31 @@ def test_sharded_components_compute_again_what_they_computed(strategy: str, name
         train(recipe, *overrides, processes=2)
         tensors.append(final_tensors(tmp_path / asked / "run"))
         rows = (tmp_path / asked / "run" / "metrics.jsonl").read_text()
+=======
+def test_two_ranks_compute_again_what_they_computed(tmp_path: Path) -> None:
+    """The recomputed collectives of batch norm meet on all ranks. Under zero3 a block's weights are gathered a second time,
+    those of its own (attention's null key) too."""
+    tried = [("ddp", "gan"), ("zero2", "gan"), ("zero3", "pixel_prior")]
+    runs = {
+        (strategy, asked): Run(
+            tmp_path / f"{strategy}-{asked}",
+            (
+                write_recipe(tmp_path / f"{strategy}-{asked}", unsharded(name), steps=3, accumulate=2),
+                f"engine.strategy={strategy}",
+                f"engine.activation_checkpointing={asked}",
+            ),
+        )
+        for strategy, name in tried
+        for asked in ("false", "true")
+    }
+    launch(list(runs.values()), processes=2)
+    for strategy, _ in tried:
+        folders = [runs[strategy, asked].folder for asked in ("false", "true")]
+        for folder in folders:
+            check(folder)
+        assert max(differences(*folders).values()) == 0
+        rows = (folders[1] / "run" / "metrics.jsonl").read_text()
+>>>>>>> /tmp/bring/7b56825942/tests/training/test_activation_checkpointing.py
         assert "rank_s/max" in rows
-        assert "communication_wait_share" not in rows  # DeepSpeed waits within itself
-    assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
+        # DeepSpeed waits within itself
+        assert ("communication_wait_share" in rows) == (strategy == "ddp")

@@ -1,8 +1,8 @@
-"""The same experiment under every strategy: one launch runs many small runs in the same processes."""
+"""Going on under another strategy, and what else only some strategies do. That every family trains alike under each of them
+is tested in tests/promises/test_strategies.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,8 +10,24 @@ from bigtrain.errors import UserError
 from bigtrain.families.family import DataSpec
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import load_recipe
+<<<<<<< /work/main/tests/training/engine/test_strategies.py
 from bigtrain.training.engine.options import EngineOptions, check_strategy
 from tests.runs_of import FAMILIES, final_tensors, largest_difference, logged, optimizers_of, train, write_recipe
+=======
+from tests.promises.comparing import assert_close
+from tests.runs_of import (
+    FAMILIES,
+    Run,
+    check,
+    final_tensors,
+    largest_difference,
+    launch,
+    logged,
+    optimizers_of,
+    unsharded,
+    write_recipe,
+)
+>>>>>>> /tmp/bring/7b56825942/tests/training/engine/test_strategies.py
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 # Small, because float32 shows another order of sums, and a GAN's steps magnify it.
@@ -20,12 +36,8 @@ ADAM = {"kind": "adam", "lr": 0.001, "eps": 1.0e-4}
 TOLERANCE = 1e-5
 
 
-def sharded(family: str) -> Mapping[str, Any]:
-    """The family as every strategy can train it."""
-    return {key: 0.0 if key == "orthogonal_regularisation" else value for key, value in FAMILIES[family].items()}
-
-
 def run_all(runs: Sequence[tuple[Path, Sequence[str]]], processes: int) -> None:
+<<<<<<< /work/main/tests/training/engine/test_strategies.py
     words = [word for recipe, overrides in runs for word in (str(recipe), *overrides, "--")]
     train(Path(words[0]), *words[1:], processes=processes)
 
@@ -72,6 +84,13 @@ def test_every_family_is_the_same_under_every_strategy_and_number_of_processes(
         run_all(runs, processes)
     for folder in sorted(tmp_path.glob("*-*-*")):
         assert_close(folder, tmp_path / f"{folder.name.split('-')[0]}-ddp-1", tolerance)
+=======
+    """One launch of several recipes, each with its overrides."""
+    each = [Run(recipe.parent, (recipe, *overrides)) for recipe, overrides in runs]
+    launch(each, processes)
+    for one in each:
+        check(one.folder)
+>>>>>>> /tmp/bring/7b56825942/tests/training/engine/test_strategies.py
 
 
 @pytest.mark.slow
@@ -89,13 +108,14 @@ def test_a_run_goes_on_at_another_number_of_processes_and_under_another_strategy
         **{f"whole-{strategy}": [(strategy, 2)] for strategy in STRATEGIES},
         "whole": [("ddp", 1)],
     }
-    families = {"gan": sharded("gan"), "vqvae": FAMILIES["vqvae"]}
+    families = {"gan": unsharded("gan"), "vqvae": FAMILIES["vqvae"]}
     recipes = {
         (name, family): write_recipe(
             tmp_path / name / family,
             optimizers_of(options, ADAM if name.startswith(("same-", "whole-")) else SGD),
+            steps=8,
             accumulate=2,
-            log_every=4,
+            log_every=3,
         )
         for name in changes
         for family, options in families.items()
@@ -104,7 +124,7 @@ def test_a_run_goes_on_at_another_number_of_processes_and_under_another_strategy
     for part in (0, 1):
         for processes in (1, 2):
             runs = [
-                (recipes[name, family], [f"engine.strategy={stages[part][0]}", *(["train.steps=10"] if half else [])])
+                (recipes[name, family], [f"engine.strategy={stages[part][0]}", *(["train.steps=4"] if half else [])])
                 for name, stages in changes.items()
                 for family in families
                 if part < len(stages) and stages[part][1] == processes
@@ -157,7 +177,7 @@ def test_optimizer_state_in_host_memory_recomputation_and_bf16_go_with_sharding(
         "bf16": ["train.precision=bf16"],
         "recomputing": ["engine.strategy=zero3", "engine.activation_checkpointing=true"],
     }.items():
-        recipe = write_recipe(tmp_path / name, optimizers_of(sharded("gan"), ADAM), steps=6, accumulate=2)
+        recipe = write_recipe(tmp_path / name, optimizers_of(unsharded("gan"), ADAM), steps=6, accumulate=2)
         runs.append((recipe, overrides))
     run_all(runs, processes=2)
     for name in ("offload1", "offload2", "offload3", "recomputing"):
