@@ -1,4 +1,4 @@
-"""The members of a tar, found by its headers alone, and every doubt about it an error: it may come from strangers.
+"""The members of a tar, found by its headers alone, and anything doubtful is an error: the file may come from anybody.
 
 Nothing is ever unpacked to disk, so a member's name is no path; but names that would leave a folder, links and devices
 are no part of an honest set, and are refused.

@@ -163,8 +163,8 @@ class ImagesFromFiles(ImageSet):
 
     def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
         labels, (height, width) = self._collection.labels, self.size()
-        room = min(reading.batch, len(numbers)) * (height * width * 3 + _BESIDE)
-        for seen in read_images(self._collection, _chunks(numbers, reading), reading.workers, room):
+        slot_bytes = min(reading.batch, len(numbers)) * (height * width * 3 + _BESIDE)
+        for seen in read_images(self._collection, _chunks(numbers, reading), reading.workers, slot_bytes):
             groups = [(places, images.to(device).permute(0, 3, 1, 2)) for places, images in seen.groups]
             asked = None if labels is None else torch.from_numpy(labels[seen.numbers])
             yield ImageBatch(seen.numbers, groups, asked, seen.digests)

@@ -13,14 +13,10 @@ from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.cost.step import LiveBytes
 from bigtrain.training.engine.component import to_device
-<<<<<<< /work/main/tests/training/test_activation_checkpointing.py
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.engine.start import start_component
-from tests.runs_of import FAMILIES, final_tensors, train, write_recipe
-=======
 from tests.promises.comparing import differences
 from tests.runs_of import FAMILIES, Run, check, launch, unsharded, write_recipe
->>>>>>> /tmp/bring/7b56825942/tests/training/test_activation_checkpointing.py
 from tests.training.small_steps import CPU, focus, microbatch, run_phase, small_family, small_networks
 
 NAMES = sorted(set(FAMILIES) - {"toy"})
@@ -119,18 +115,6 @@ def test_it_goes_together_with_compilation() -> None:
 
 
 @pytest.mark.slow
-<<<<<<< /work/main/tests/training/test_activation_checkpointing.py
-@pytest.mark.parametrize(("strategy", "name"), [("zero2", "gan"), ("zero3", "pixel_prior")])
-def test_sharded_components_compute_again_what_they_computed(strategy: str, name: str, tmp_path: Path) -> None:
-    """Under zero3 a block's weights are gathered a second time, those of its own (attention's null key) too."""
-    tensors = []
-    for asked in ("false", "true"):
-        recipe = write_recipe(tmp_path / asked, FAMILIES[name], steps=2)
-        overrides = [f"engine.strategy={strategy}", f"engine.activation_checkpointing={asked}"]
-        train(recipe, *overrides, processes=2)
-        tensors.append(final_tensors(tmp_path / asked / "run"))
-        rows = (tmp_path / asked / "run" / "metrics.jsonl").read_text()
-=======
 def test_two_ranks_compute_again_what_they_computed(tmp_path: Path) -> None:
     """The recomputed collectives of batch norm meet on all ranks. Under zero3 a block's weights are gathered a second time,
     those of its own (attention's null key) too."""
@@ -154,7 +138,6 @@ def test_two_ranks_compute_again_what_they_computed(tmp_path: Path) -> None:
             check(folder)
         assert max(differences(*folders).values()) == 0
         rows = (folders[1] / "run" / "metrics.jsonl").read_text()
->>>>>>> /tmp/bring/7b56825942/tests/training/test_activation_checkpointing.py
         assert "rank_s/max" in rows
         # DeepSpeed waits within itself
         assert ("communication_wait_share" in rows) == (strategy == "ddp")

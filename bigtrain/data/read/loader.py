@@ -34,16 +34,16 @@ _MAX_SLOT_BYTES = 2**28
 class Loader:
     """torch's DataLoader over `batches`, which maps each of `items` to a whole batch, in the order of `items`.
 
-    Raises a worker's UserError as it is. `room`: bytes of a slot for the arrays and tensors of one batch; a larger batch goes
-    through a pipe, which is slower.
+    Raises a worker's UserError as it is. `slot_bytes`: bytes of a slot for the arrays and tensors of one batch; a larger
+    batch goes through a pipe, which is slower.
     """
 
     def __init__(
-        self, batches: Dataset[Any], items: Iterator[Any], workers: int, pin_memory: bool, room: int = 0
+        self, batches: Dataset[Any], items: Iterator[Any], workers: int, pin_memory: bool, slot_bytes: int = 0
     ) -> None:
         forks = workers > 0 and sys.platform == "linux"
         # A slot is reused _AHEAD * workers items later; that item is requested only after this one was copied out of the slot.
-        self._slots = _Slots(_AHEAD * workers, min(room, _MAX_SLOT_BYTES)) if forks else None
+        self._slots = _Slots(_AHEAD * workers, min(slot_bytes, _MAX_SLOT_BYTES)) if forks else None
         loader = DataLoader(
             _Packing(batches, self._slots),
             batch_size=None,

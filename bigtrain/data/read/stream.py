@@ -128,8 +128,8 @@ def read_chunks(
     """(sample numbers, Batch) for each of `chunks` (int64 [n]), without flips. Raises UserError as a SplitLoader does."""
     positions = itertools.accumulate(map(len, chunks), initial=0)
     assert index.image_size is not None, f"{index.path}: a sweep needs images of one size"
-    room = max(map(len, chunks), default=0) * _sample_bytes(index, index.image_size)
-    batches = Loader(_Chunks(index, chunks), zip(positions, chunks, strict=False), workers, pin_memory, room)
+    slot_bytes = max(map(len, chunks), default=0) * _sample_bytes(index, index.image_size)
+    batches = Loader(_Chunks(index, chunks), zip(positions, chunks, strict=False), workers, pin_memory, slot_bytes)
     try:
         yield from batches
     finally:

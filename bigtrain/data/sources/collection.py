@@ -57,14 +57,14 @@ class ImageChunk:
 
 
 def read_images(
-    collection: ImageCollection, chunks: Iterable[np.ndarray], workers: int, room: int = 0
+    collection: ImageCollection, chunks: Iterable[np.ndarray], workers: int, slot_bytes: int = 0
 ) -> Generator[ImageChunk, None, None]:
     """The images of each of `chunks` (int64 [n], numbers ascending over all), read by `workers` processes (0: this one).
 
-    `room`: bytes that most chunks take; workers hand over larger ones more slowly. Raises UserError, naming the image, for
-    one that cannot be read.
+    `slot_bytes`: bytes that most chunks take; workers hand over larger ones more slowly. Raises UserError, naming the
+    image, for one that cannot be read.
     """
-    batches = Loader(_Chunks(collection), iter(chunks), workers, pin_memory=False, room=room)
+    batches = Loader(_Chunks(collection), iter(chunks), workers, pin_memory=False, slot_bytes=slot_bytes)
     try:
         yield from batches
     finally:

@@ -36,13 +36,13 @@ class Items(Dataset):
         return Item(images, np.arange(length) + number, codes, np.empty((0, 4)), [str(number)])
 
 
-def opened(items, workers, room):
-    return closing(Loader(Items(), iter(items), workers, pin_memory=False, room=room))
+def opened(items, workers, slot_bytes):
+    return closing(Loader(Items(), iter(items), workers, pin_memory=False, slot_bytes=slot_bytes))
 
 
-def loaded(items, workers, room, pause_s=0):
+def loaded(items, workers, slot_bytes, pause_s=0):
     found = []
-    with opened(items, workers, room) as loader:
+    with opened(items, workers, slot_bytes) as loader:
         for item in loader:
             time.sleep(pause_s)
             found.append(item)
@@ -50,10 +50,10 @@ def loaded(items, workers, room, pause_s=0):
 
 
 @pytest.mark.parametrize("pause_s", [0, 0.01])
-@pytest.mark.parametrize("room", [0, 2000, 20000])
-def test_items_come_whole_and_in_order_and_stay_as_they_came(room, pause_s):
-    expected = loaded(range(40), workers=0, room=0)
-    for found, item in zip(loaded(range(40), workers=2, room=room, pause_s=pause_s), expected, strict=True):
+@pytest.mark.parametrize("slot_bytes", [0, 2000, 20000])
+def test_items_come_whole_and_in_order_and_stay_as_they_came(slot_bytes, pause_s):
+    expected = loaded(range(40), workers=0, slot_bytes=0)
+    for found, item in zip(loaded(range(40), workers=2, slot_bytes=slot_bytes, pause_s=pause_s), expected, strict=True):
         assert torch.equal(found.images, item.images)
         assert np.array_equal(found.numbers, item.numbers)
         assert found.numbers.dtype == item.numbers.dtype
@@ -63,7 +63,7 @@ def test_items_come_whole_and_in_order_and_stay_as_they_came(room, pause_s):
 
 
 def test_what_came_may_be_written_to():
-    (first, second) = loaded(range(2), workers=1, room=20000)
+    (first, second) = loaded(range(2), workers=1, slot_bytes=20000)
     first.images.zero_()
     first.numbers[:] = 0
     assert (second.images == 1).all()

@@ -10,10 +10,7 @@ from bigtrain.errors import UserError
 from bigtrain.families.family import DataSpec
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import load_recipe
-<<<<<<< /work/main/tests/training/engine/test_strategies.py
 from bigtrain.training.engine.options import EngineOptions, check_strategy
-from tests.runs_of import FAMILIES, final_tensors, largest_difference, logged, optimizers_of, train, write_recipe
-=======
 from tests.promises.comparing import assert_close
 from tests.runs_of import (
     FAMILIES,
@@ -27,7 +24,6 @@ from tests.runs_of import (
     unsharded,
     write_recipe,
 )
->>>>>>> /tmp/bring/7b56825942/tests/training/engine/test_strategies.py
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 # Small, because float32 shows another order of sums, and a GAN's steps magnify it.
@@ -37,60 +33,11 @@ TOLERANCE = 1e-5
 
 
 def run_all(runs: Sequence[tuple[Path, Sequence[str]]], processes: int) -> None:
-<<<<<<< /work/main/tests/training/engine/test_strategies.py
-    words = [word for recipe, overrides in runs for word in (str(recipe), *overrides, "--")]
-    train(Path(words[0]), *words[1:], processes=processes)
-
-
-def assert_close(folder: Path, expected: Path, tolerance: float = TOLERANCE) -> None:
-    ours, theirs = final_tensors(folder / "run"), final_tensors(expected / "run")
-    assert ours.keys() == theirs.keys()
-    assert {name for name in ours if ours[name].shape != theirs[name].shape} == set()
-    assert largest_difference(ours, theirs) < tolerance, folder.name
-    for row, other in zip(logged(folder / "run"), logged(expected / "run"), strict=True):
-        assert row == pytest.approx(other, rel=tolerance, abs=tolerance), folder.name
-
-
-def test_two_components_train_alike_under_every_strategy(tmp_path: Path) -> None:
-    """A GAN, clipped, with accumulation, on two processes."""
-    runs = [
-        (
-            write_recipe(tmp_path / name, optimizers_of(sharded("gan"), SGD), accumulate=2, steps=3),
-            [f"engine.strategy={name}"],
-        )
-        for name in STRATEGIES
-    ]
-    run_all(runs, processes=2)
-    for name in STRATEGIES[1:]:
-        assert_close(tmp_path / name, tmp_path / "ddp")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "tolerance"), [(SGD, TOLERANCE), (ADAM, 1e-3)], ids=["sgd", "adam"])
-def test_every_family_is_the_same_under_every_strategy_and_number_of_processes(
-    optimizer: dict, tolerance: float, tmp_path: Path
-) -> None:
-    """Every family x {1, 2 processes} x {ddp, zero1, zero2, zero3}; the toy has a weight penalty, which zero3 refuses.
-
-    Adam divides by what is nearly zero, and so shows the rounding of float32 a hundred times larger, under ddp too.
-    """
-    for processes in (1, 2):
-        runs = []
-        for family in FAMILIES:
-            for strategy in STRATEGIES[: 3 if family == "toy" else 4]:
-                folder = tmp_path / f"{family}-{strategy}-{processes}"
-                recipe = write_recipe(folder, optimizers_of(sharded(family), optimizer), accumulate=2)
-                runs.append((recipe, [f"engine.strategy={strategy}"]))
-        run_all(runs, processes)
-    for folder in sorted(tmp_path.glob("*-*-*")):
-        assert_close(folder, tmp_path / f"{folder.name.split('-')[0]}-ddp-1", tolerance)
-=======
     """One launch of several recipes, each with its overrides."""
     each = [Run(recipe.parent, (recipe, *overrides)) for recipe, overrides in runs]
     launch(each, processes)
     for one in each:
         check(one.folder)
->>>>>>> /tmp/bring/7b56825942/tests/training/engine/test_strategies.py
 
 
 @pytest.mark.slow
