@@ -113,7 +113,7 @@ def test_how_shards_are_fetched_may_change_when_a_run_is_resumed_and_a_wrong_key
     def recipe(*words: str) -> Recipe:
         return load_recipe(ROOT / "recipes/ddpm_digits.yaml", words)
 
-    changed = recipe("data.remote.cache_gib=7", "data.remote.retries=1", "data.remote.allow_pipe=true")
+    changed = recipe("data.remote.cache_gib=7", "data.remote.retries=1")
     assert not differences(recipe(), changed)
     assert differences(recipe(), recipe("data.train=https://host/train.json"))
     with pytest.raises(UserError, match=r"data\.remote\.cache_gb.*cache_gib"):

@@ -1,4 +1,4 @@
-"""Files from far away: http(s), hf:// (Hugging Face Hub), s3:// (any S3-compatible store) and, where allowed, pipe: commands.
+"""Files from far away: http(s), hf:// (Hugging Face Hub) and s3:// (any S3-compatible store).
 
 A file is received in pieces into a local one, and again from where it broke off if its hash is known and the server can
 do that. Whatever may pass (a reset connection, an overloaded server, silence, half a file) is tried again a bounded number
@@ -15,13 +15,10 @@ import os
 import posixpath
 import random
 import re
-import select
-import shlex
-import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, ClassVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import Field
@@ -30,7 +27,11 @@ from bigtrain.errors import UserError
 from bigtrain.options import Options
 
 SCHEMES = ("http", "https", "hf", "s3")
-PIPE = "pipe:"
+_PIPE = "pipe:"
+_PIPES_ARE_GONE = (
+    "pipe: URLs are gone, because no file may start a program; fetch the shards first and name the copy, or use https://, "
+    "hf:// or s3://"
+)
 FIRST_PAUSE_S = 1.0
 """Before the second attempt; it doubles from attempt to attempt."""
 LONGEST_PAUSE_S = 30.0
@@ -48,6 +49,8 @@ _HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?
 class RemoteOptions(Options):
     """How shards that lie elsewhere are fetched and kept on this machine. No result depends on it."""
 
+    removed_keys: ClassVar[Mapping[str, str]] = {"allow_pipe": _PIPES_ARE_GONE}
+
     cache: str | None = None
     """Folder of the fetched shards, best on a disk of the node; $VARIABLES are replaced. null: `shards` in $BIGTRAIN_CACHE,
     else in the user's cache folder. Several ranks and jobs may share it."""
@@ -59,8 +62,6 @@ class RemoteOptions(Options):
     """Further attempts at a download that broke off, 1, 2, 4 ... seconds apart."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds of silence after which an attempt counts as broken off."""
-    allow_pipe: bool = False
-    """Whether `pipe:COMMAND` may stand for a URL: it runs a program, so allow it only for an index that you trust."""
 
 
 DEFAULTS = RemoteOptions()
@@ -91,26 +92,20 @@ class Refused(Exception):
 
 
 def is_remote(where: str) -> bool:
-    """Whether `where` is a URL or a pipe rather than a path."""
-    return "://" in where or where.startswith(PIPE)
+    """Whether `where` is a URL rather than a path."""
+    return "://" in where or where.startswith(_PIPE)
 
 
 def shown(url: str) -> str:
     """The URL without a login or a token in it, for messages and logs."""
-    if url.startswith(PIPE):
-        return url
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
 def check_url(url: str, origin: Origin) -> None:
-    """Raises UserError unless the URL is of a kind that can be fetched, and may be."""
-    if url.startswith(PIPE):
-        if not origin.options.allow_pipe:
-            raise UserError(
-                f"{origin.key}: {url} would run a program; set data.remote.allow_pipe=true if you trust whoever wrote it"
-            )
-        return
+    """Raises UserError unless the URL is of a kind that can be fetched."""
+    if url.startswith(_PIPE):
+        raise UserError(f"{origin.key}: {url}: {_PIPES_ARE_GONE}")
     try:
         urlsplit(url)
     except ValueError as error:
@@ -132,8 +127,6 @@ def beside(index_url: str, name: str) -> str:
     """
     if is_remote(name):
         return name
-    if index_url.startswith(PIPE):
-        raise ValueError(f"{name!r} is relative, but an index from a pipe has no place; its shards need whole URLs")
     parts = urlsplit(index_url)
     path = posixpath.normpath(posixpath.join(posixpath.dirname(unquote(parts.path)), name))
     if name.startswith("/") or "\0" in name or not path.strip("/."):
@@ -223,8 +216,6 @@ def _check(file: IO[bytes], size: int | None, sha256: str | None) -> None:
 
 def _pieces(url: str, begin: int, timeout_s: float) -> Pieces:
     """What lies at the URL from byte `begin` on, or from 0 where the far side can do no other."""
-    if url.startswith(PIPE):
-        return _of_program(url.removeprefix(PIPE), timeout_s)
     scheme = url.partition("://")[0].lower()
     if scheme == "s3":
         return _of_s3(url, begin, timeout_s)
@@ -319,33 +310,3 @@ def _of_s3(url: str, begin: int, timeout_s: float) -> Pieces:
         raise Refused(f"S3 refuses it: {error} (is a login missing? see AWS_ACCESS_KEY_ID, AWS_PROFILE)") from None
     except (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, TimeoutError) as error:
         raise Interrupted(_reason(error)) from None
-
-
-def _of_program(command: str, timeout_s: float) -> Pieces:
-    """The output of a program, which is run without a shell. It begins at 0 always."""
-    try:
-        words = shlex.split(command)
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    except (OSError, ValueError, IndexError) as error:
-        raise Refused(f"the program cannot be run: {error}") from None
-    place = 0
-    try:
-        assert process.stdout is not None
-        descriptor, written = process.stdout.fileno(), select.poll()  # select() itself knows 1024 descriptors
-        written.register(descriptor, select.POLLIN)
-        while True:
-            if not written.poll(1000 * timeout_s):
-                raise Interrupted(f"the program wrote nothing for {timeout_s:g} s")
-            if not (piece := os.read(descriptor, PIECE)):
-                break
-            yield place, piece
-            place += len(piece)
-        if code := process.wait(timeout_s):
-            raise Interrupted(f"the program ended with exit code {code}")
-    except subprocess.TimeoutExpired:
-        raise Interrupted("the program closed its output but did not end") from None
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()

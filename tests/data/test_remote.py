@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import random
-import resource
 import shutil
 import signal
 import socket
@@ -25,6 +23,7 @@ from bigtrain.data.read.stream import SplitLoader, Stream
 from bigtrain.data.remote import Origin, RemoteOptions, beside, receive
 from bigtrain.data.splits import find_index
 from bigtrain.errors import UserError
+from bigtrain.formats import upgraded
 from tests.data.conftest import make_numbered_shards
 from tests.data.faulty_server import Choose, now_and_then, serving
 from tests.data.read.test_stream import numbers_of
@@ -219,8 +218,6 @@ def test_an_index_without_end_is_refused(shards: Path, tmp_path: Path, monkeypat
         with pytest.raises(UserError, match=words):
             open_at(f"{server.url}/train.json", options(tmp_path / "kept"))
         assert server.requests["train.json"] == 1
-    with pytest.raises(UserError, match=words):
-        open_at("pipe:cat /dev/zero", options(tmp_path / "kept", allow_pipe=True))
 
 
 def test_a_host_that_is_not_there_is_one_sentence() -> None:
@@ -285,64 +282,18 @@ def test_an_address_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         open_at("http://[::1/train.json", options(tmp_path / "kept"))
 
 
-def piped(shards: Path, command: str) -> None:
-    """Lets every shard of the index come from `command`, in which {} is its file."""
-    here = Index.read(shards / "train.json")
-    files = [shards / f"train-{number:06d}.tar" for number in range(len(here.shards))]
-    renamed = [
-        dataclasses.replace(shard, name="pipe:" + command.format(file))
-        for shard, file in zip(here.shards, files, strict=True)
-    ]
-    dataclasses.replace(here, shards=tuple(renamed)).write()
-
-
-def test_pipes_are_refused_unless_the_recipe_allows_them(shards: Path, tmp_path: Path) -> None:
-    mark = tmp_path / "ran"
-    piped(shards, f"touch {mark} {{}}")
-    for where in (str(shards / "train.json"), f"pipe:touch {mark}"):
-        with pytest.raises(UserError, match=r"data.train: pipe:touch .* data.remote.allow_pipe=true"):
-            open_at(where, options(tmp_path / "kept"))
+def test_an_index_or_a_recipe_that_names_a_program_is_refused_and_nothing_runs(shards: Path, tmp_path: Path) -> None:
+    mark, here = tmp_path / "ran", Index.read(shards / "train.json")
+    renamed = dataclasses.replace(here.shards[0], name=f"pipe:touch {mark}")
+    dataclasses.replace(here, shards=(renamed, *here.shards[1:])).write()
+    with serving(shards) as server:
+        for where in (str(shards / "train.json"), f"{server.url}/train.json", f"pipe:touch {mark}"):
+            with pytest.raises(UserError, match=r"data.train: pipe:touch .*: pipe: URLs are gone, .* fetch the shards"):
+                open_at(where, options(tmp_path / "kept"))
+    with pytest.raises(UserError, match=r"pipe: URLs are gone"):
+        upgraded({"allow_pipe": True}, RemoteOptions, where="recipe.yaml")
+    assert upgraded({"allow_pipe": False}, RemoteOptions, where="recipe.yaml") == {}
     assert not mark.exists()
-
-
-def test_an_allowed_pipe_runs_without_a_shell(shards: Path, tmp_path: Path) -> None:
-    here = [list(numbers) for numbers in seen(find_index(str(shards / "train.json"), "train", 4), 7)]
-    piped(shards, "cat {}")
-    allowed = options(tmp_path / "kept", allow_pipe=True)
-    assert seen(open_at(str(shards / "train.json"), allowed), 7) == here
-    assert seen(open_at(f"pipe:cat '{shards / 'train.json'}'", allowed), 7) == here
-    piped(shards, f"cat {{}} ; touch {tmp_path / 'ran'}")  # cat gives what it can, and the hash says that it is all
-    assert seen(open_at(str(shards / "train.json"), options(tmp_path / "new", allow_pipe=True)), 7) == here
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_pipe_is_read_where_more_files_are_open_than_select_knows(shards: Path, tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 2048), limits[1]))
-    piped(shards, "cat {}")
-    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
-    try:
-        open_at(f"pipe:cat '{shards / 'train.json'}'", options(tmp_path / "kept", allow_pipe=True))
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("no-such-program {}", "cannot be fetched: the program cannot be run"),
-        ("cat {}-not", "could not be fetched in 1 attempt; .*: the program ended with exit code 1"),
-        ("sleep 30", "the program wrote nothing for 0.2 s"),
-        ("cat /dev/zero", r"it has more than the \d+ bytes"),
-        ("'", "the program cannot be run: No closing quotation"),
-    ],
-)
-def test_a_pipe_that_fails_is_named(shards: Path, tmp_path: Path, command: str, words: str) -> None:
-    piped(shards, command)
-    with pytest.raises(UserError, match=words):
-        seen(open_at(str(shards / "train.json"), options(tmp_path, allow_pipe=True, retries=0, timeout_s=0.2)), 1)
 
 
 def test_a_data_set_on_the_hub_is_read_by_its_plain_address(

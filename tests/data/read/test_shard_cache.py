@@ -392,7 +392,7 @@ def test_a_run_of_two_ranks_whose_cache_is_deleted_under_it_continues_and_learns
         with serving(tmp_path / "served") as server:
             base = server.url if where == "there" else str(tmp_path / "served")
             words = [f"data.{split}={base}/{split}.json" for split in ("train", "validation")]
-            deleting = threading.Thread(target=delete_again_and_again, args=(kept, over))
+            deleting = threading.Thread(target=delete_again_and_again, args=(kept, over), daemon=True)
             deleting.start()
             train(recipe, *words, f"data.remote.cache={kept}", "data.workers=1", "data.shuffle_shards=2", processes=2)
             deleted = max(tars_of(server).values(), default=0)
