@@ -4,9 +4,11 @@ A file is received in pieces into a local one, and again from where it broke off
 do that. Whatever may pass (a reset connection, an overloaded server, silence, half a file) is tried again a bounded number
 of times, each time after a longer pause; what will not pass (an absent file, a refused login) ends at once in one sentence.
 
-hf:// goes by the Hub's plain download address, $HF_ENDPOINT and $HF_TOKEN included. s3:// goes through fsspec and s3fs,
-which read the usual environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE. A login belongs
-there, or in ~/.netrc: a recipe is copied into every run folder, and a token in its URLs with it.
+http(s) goes through requests: fsspec's HTTP file system ends at the first failure, keeps no part of a file, and waits without
+end for a server that sends a byte now and then. hf:// goes by the Hub's plain download address, as huggingface_hub makes it,
+$HF_ENDPOINT and $HF_TOKEN included; its HfFileSystem asks the Hub's API besides, which mirrors may not have. s3:// goes
+through fsspec and s3fs, which read the usual environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_PROFILE. A login belongs there, or in ~/.netrc: a recipe is copied into every run folder, and a token in its URLs with it.
 """
 
 import contextlib
@@ -42,7 +44,7 @@ _S3_PIECE = 2**23
 """Each piece of an S3 object is a request of its own."""
 _MAY_PASS = frozenset({408, 416, 425, 429, *range(500, 600)})
 Pieces = Generator[tuple[int, bytes], None, None]
-"""(place, bytes): successive pieces of a file, each with its first byte's place in it."""
+"""(offset, bytes): successive pieces of a file, each with its first byte's offset in it."""
 _HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
 
 
@@ -92,7 +94,7 @@ class Refused(Exception):
 
 
 def is_remote(where: str) -> bool:
-    """Whether `where` is a URL rather than a path."""
+    """Whether `where` is a URL rather than a path; one that begins with pipe: counts, so that `check_url` says what it is."""
     return "://" in where or where.startswith(_PIPE)
 
 
@@ -184,14 +186,14 @@ def _attempt(url: str, file: IO[bytes], timeout_s: float, size: int | None, most
         return
     since, received = time.monotonic(), 0
     with contextlib.closing(_pieces(url, begin, timeout_s)) as pieces:
-        for place, piece in pieces:
-            if place != file.tell():  # the far side begins anew
-                file.seek(place)
+        for offset, piece in pieces:
+            if offset != file.tell():  # the far side begins anew
+                file.seek(offset)
                 file.truncate()
-            if size is not None and place + len(piece) > size:
+            if size is not None and offset + len(piece) > size:
                 file.truncate(0)
                 raise Interrupted(f"it has more than the {size} bytes that the index says")
-            if most is not None and place + len(piece) > most:
+            if most is not None and offset + len(piece) > most:
                 raise Refused(f"it has more than {most} bytes, the most that are taken (is the name right?)")
             file.write(piece)
             received += len(piece)
@@ -250,10 +252,10 @@ def _of_http(url: str, begin: int, timeout_s: float, headers: dict[str, str]) ->
                 yield 0, b""
             if response.status_code not in (200, 206):
                 _raise_for_status(response.status_code, response.reason, response.headers.get("Retry-After", ""))
-            place = _first_byte(response.headers.get("Content-Range", "")) if response.status_code == 206 else 0
+            offset = _first_byte(response.headers.get("Content-Range", "")) if response.status_code == 206 else 0
             while piece := response.raw.read1(PIECE):
-                yield place, piece
-                place += len(piece)
+                yield offset, piece
+                offset += len(piece)
     except requests.exceptions.InvalidURL as error:
         raise Refused(str(error)) from None
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
@@ -296,14 +298,14 @@ def _of_s3(url: str, begin: int, timeout_s: float) -> Pieces:
     files.retries = 1
     try:
         with files.open(url, "rb", block_size=_S3_PIECE, cache_type="none") as file:
-            place = begin if begin < file.size else 0
-            while place < file.size:
-                file.seek(place)
-                piece = file.read(min(_S3_PIECE, file.size - place))
+            offset = begin if begin < file.size else 0
+            while offset < file.size:
+                file.seek(offset)
+                piece = file.read(min(_S3_PIECE, file.size - offset))
                 if not piece:
-                    raise Interrupted(f"S3 gave nothing at byte {place}")
-                yield place, piece
-                place += len(piece)
+                    raise Interrupted(f"S3 gave nothing at byte {offset}")
+                yield offset, piece
+                offset += len(piece)
     except FileNotFoundError:
         raise Refused("S3 has no such object (HTTP 404; is the name right?)") from None
     except (PermissionError, botocore.exceptions.NoCredentialsError) as error:

@@ -13,9 +13,7 @@ from bigtrain.errors import UserError
 
 BLOCK = tarfile.BLOCKSIZE
 END_OF_TAR = bytes(2 * BLOCK)
-NOT_COMPRESSED = (
-    "compressed tars cannot be read at random places; unpack it to a plain .tar (pictures are compressed already)"
-)
+NOT_COMPRESSED = "compressed tars cannot be read at random; unpack it to a plain .tar (pictures are compressed already)"
 TRUNCATED = "the shard is truncated or damaged; copy it here again"
 _COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 _CHUNK = 2**24
@@ -25,7 +23,7 @@ class _Part(io.RawIOBase):
     """Bytes begin .. end of a file as a file, for a tar within a tar."""
 
     def __init__(self, file: IO[bytes], begin: int, end: int) -> None:
-        self._file, self._begin, self._length, self._place = file, begin, end - begin, 0
+        self._file, self._begin, self._length, self._position = file, begin, end - begin, 0
 
     def readable(self) -> bool:
         return True
@@ -34,17 +32,17 @@ class _Part(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + (0, self._place, self._length)[whence]
-        return self._place
+        self._position = offset + (0, self._position, self._length)[whence]
+        return self._position
 
     def read(self, size: int = -1) -> bytes:
-        left = max(self._length - self._place, 0)
-        self._file.seek(self._begin + self._place)
+        left = max(self._length - self._position, 0)
+        self._file.seek(self._begin + self._position)
         data = self._file.read(left if size < 0 else min(size, left))
-        self._place += len(data)
+        self._position += len(data)
         return data
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 FAULTS = ("error", "busy", "reset", "reset in the middle", "stall", "stall in the middle", "truncate", "corrupt")
 Choose = Callable[[str, int], str]
-"""(path, how many requests for it came before) -> one of FAULTS, "absent", "forbidden", or "" for an honest answer."""
+"""(path, how many requests for it came before) -> one of FAULTS, "absent", "forbidden", "trickle", "" for an honest answer."""
 
 
 class FaultyServer(ThreadingHTTPServer):
@@ -78,12 +78,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         with self.server.lock:
             self.server.bodies[path] += end - begin
+        if fault == "trickle":
+            self._trickle(data)
         self.wfile.write(data[begin:end])
         self.wfile.flush()
         if fault == "reset in the middle":
             self._reset()
         elif fault == "stall in the middle":
             self.server.closing.wait(60)
+
+    def _trickle(self, data: bytes) -> None:
+        """A byte now and then, which no time-out of a socket sees as a stall."""
+        for number in range(len(data)):
+            self.wfile.write(data[number : number + 1])
+            self.wfile.flush()
+            if self.server.closing.wait(0.02):
+                return
 
     def _reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -144,6 +144,7 @@ def test_what_is_here_already_is_checked_and_not_fetched(shards: Path) -> None:
         ("error", "could not be fetched in 3 attempts; the last ended with: HTTP 500"),
         ("reset", "in 3 attempts; the last ended with: .*reset"),
         ("stall", "in 3 attempts; the last ended with: .*[Tt]imed? ?out"),
+        ("trickle", r"in 3 attempts; the last ended with: only \d+ bytes came in 0.1 s"),
         ("truncate", r"in 3 attempts; the last ended with: .*\d+ bytes read, \d+ more expected"),
         ("corrupt", "in 3 attempts; the last ended with: its sha256 is .* as in the index: another or a damaged file"),
         ("absent", r"cannot be fetched: HTTP 404 .*\(is the name right\?\)"),
