@@ -32,7 +32,7 @@ alone (and of options.seed, which the caller keys its noise by), never of the ba
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images `numbers`, int64 [n], of a set, by size: (their places among the n, uint8 [m, 3, H, W] on the device).
+    """Images `numbers`, int64 [n], of a set, by size: (their positions among the n, uint8 [m, 3, H, W] on the device).
 
     `labels`: int64 [n] on the CPU where the set has any; `digests`: a hash of each one's pixels, where the set has no
     fingerprint of its contents.
@@ -165,7 +165,7 @@ class ImagesFromFiles(ImageSet):
         labels, (height, width) = self._collection.labels, self.size()
         slot_bytes = min(reading.batch, len(numbers)) * (height * width * 3 + _BESIDE)
         for seen in read_images(self._collection, _chunks(numbers, reading), reading.workers, slot_bytes):
-            groups = [(places, images.to(device).permute(0, 3, 1, 2)) for places, images in seen.groups]
+            groups = [(positions, images.to(device).permute(0, 3, 1, 2)) for positions, images in seen.groups]
             asked = None if labels is None else torch.from_numpy(labels[seen.numbers])
             yield ImageBatch(seen.numbers, groups, asked, seen.digests)
 

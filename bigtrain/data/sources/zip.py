@@ -1,7 +1,7 @@
 """A zip of image files, read where they lie. The layout is that of PKWARE's APPNOTE, sections 4.3.7 to 4.3.16, zip64 included.
 
-Python's zipfile keeps an object for each member, 774 bytes of memory where ours takes 87 (for 300,000 members: 221 MiB and
-25 MiB; 5.7 s and 3.6 s on one busy core), and every process that reads would have a table of them all.
+Python's zipfile keeps an object for each member: to list 300,000 of them takes 221 MiB and 2.1 s of CPU, and ours 25 MiB and
+1.4 s. Every process that reads by it would have a table of them all besides.
 """
 
 import os
@@ -25,7 +25,7 @@ _LOCATOR_64 = struct.Struct("<4sLQL")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LONGEST_COMMENT = 2**16
 _IN_EXTRA = 0xFFFFFFFF
-"""In the place of a number that needs 64 bits, which then stands in the extra field."""
+"""Stands for a number that needs 64 bits, which is in the extra field."""
 _MOST = 2**62
 _ZIP64, _UTF8, _ENCRYPTED = 0x1, 0x800, 0x1
 

@@ -143,60 +143,11 @@ def test_a_webdataset_tar_has_the_labels_of_its_cls_members(tmp_path):
     assert (found.labels.tolist(), found.classes) == ([0, 3, 6, 9], None)
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_an_npz_gives_its_rows(tmp_path, save):
-    images = np.random.default_rng(1).integers(0, 256, (9, 4, 5, 3), dtype=np.uint8)
-    save(tmp_path / "a.npz", images, np.arange(9))
-    assert np.array_equal(read_all(tmp_path / "a.npz")[0], images)
-    assert open_collection(tmp_path / "a.npz").labels.tolist() == list(range(9))
-    (skipping,) = read_images(open_collection(tmp_path / "a.npz"), [np.array([2, 7])], 0)
-    assert np.array_equal(skipping.groups[0][1].numpy(), images[[2, 7]])
-
-
 def test_images_of_several_sizes_come_in_groups(tmp_path):
     files = {f"{side}.png": encoded(pictures(1, side)[0], "png") for side in (4, 6, 5)}
     files["7.png"] = files["4.png"]
     (seen,) = read_images(open_collection(write_folder(tmp_path / "f", files)), [np.arange(4)], 0)
     assert {images.shape[1]: positions.tolist() for positions, images in seen.groups} == {4: [0, 3], 5: [1], 6: [2]}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "sentence"),
-    [
-        ({"arr_0": np.array([{}, None], dtype=object)}, "arr_0 holds pickled objects"),
-        ({"arr_0": pictures(2), "arr_1": np.array([{}, None], dtype=object)}, "arr_1 holds pickled objects"),
-        ({"arr_0": pictures(2).astype(np.float32)}, r"arr_0 is float32 \[2, 6, 6, 3\]"),
-        ({"arr_0": pictures(2)[:, :, :, :2]}, r"uint8 \[2, 6, 6, 2\]"),
-        ({"arr_0": pictures(2)[:0]}, r"uint8 \[0, 6, 6, 3\]"),
-        ({"arr_0": pictures(2), "arr_1": np.arange(3)}, "not 2 class numbers"),
-        ({"mu": np.zeros(3)}, "and no samples"),
-    ],
-)
-def test_an_npz_of_anything_else_is_refused(tmp_path, arrays, sentence):
-    np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(UserError, match=sentence):
-        open_collection(tmp_path / "a.npz")
-
-
-def test_a_truncated_npz_is_refused(tmp_path):
-    np.savez(tmp_path / "a.npz", pictures(9))
-    data = (tmp_path / "a.npz").read_bytes()
-    (tmp_path / "a.npz").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="copy it here again"):
-        open_collection(tmp_path / "a.npz")
-
-
-def test_an_npz_that_announces_more_images_than_it_holds_is_refused(tmp_path):
-    images = pictures(9)
-    np.savez(tmp_path / "a.npz", images, np.arange(9))
-    honest = zipfile.ZipFile(tmp_path / "a.npz").read("arr_0.npy")
-    lying = honest.replace(b"(9, 6, 6, 3)", b"(10, 6, 6, 3)").replace(b"} ", b"}", 1)
-    assert len(lying) == len(honest)
-    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
-        archive.writestr("arr_0.npy", lying)
-        archive.writestr("padding.bin", bytes(1000))
-    with pytest.raises(UserError, match="announces 10 images"):
-        open_collection(tmp_path / "b.npz")
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

@@ -24,8 +24,8 @@ def imagenet_tars(folder: Path) -> Path:
     """Three classes of two training pictures, four of validation; picture n is `numbered_png(n)`."""
     folder.mkdir(parents=True, exist_ok=True)
     inner = [
-        (f"{wnid}.tar", tarred([(f"{wnid}_{n}.JPEG", numbered_png(2 * place + n)) for n in (1, 0)]))
-        for place, wnid in enumerate(WNIDS)
+        (f"{wnid}.tar", tarred([(f"{wnid}_{n}.JPEG", numbered_png(2 * number + n)) for n in (1, 0)]))
+        for number, wnid in enumerate(WNIDS)
     ]
     tar_of(folder / "ILSVRC2012_img_train.tar", inner)
     tar_of(folder / "ILSVRC2012_img_val.tar", [(f"ILSVRC2012_val_{n:08d}.JPEG", numbered_png(n)) for n in (1, 2, 3, 4)])
@@ -47,7 +47,7 @@ def devkit(folder: Path, numbers: Sequence[int] = (3, 1, 2, 3)) -> None:
 NAMED = tuple(f"{wnid} {words}" for wnid, words in zip(WNIDS, WORDS, strict=True))
 
 
-TRAIN = [(f"{wnid}/{wnid}_{n}.JPEG", place, 2 * place + n) for place, wnid in enumerate(WNIDS) for n in (0, 1)]
+TRAIN = [(f"{wnid}/{wnid}_{n}.JPEG", number, 2 * number + n) for number, wnid in enumerate(WNIDS) for n in (0, 1)]
 
 
 def check_imagenet(source: PictureSet, classes: Sequence[str], val: Sequence[int]) -> None:
