@@ -222,6 +222,7 @@ def test_a_selecting_classifier_of_other_classes_is_refused(bottom: Path, tmp_pa
 
 
 def test_pictures_of_a_prior_whose_condition_is_not_there_are_refused_before_it_trains(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, FAMILIES["code_prior"], steps=2, sample_every=1)
+    prior = dict(FAMILIES["code_prior"], condition="not-there-yet")
+    recipe = write_recipe(tmp_path, prior, steps=2, sample_every=1)
     result = run(LAUNCH / "train.py", recipe, expect=2)
     assert "family.condition: not-there-yet: is neither a run folder nor an export" in result.stderr

@@ -60,9 +60,9 @@ def test_a_run_goes_on_at_another_number_of_processes_and_under_another_strategy
         (name, family): write_recipe(
             tmp_path / name / family,
             optimizers_of(options, ADAM if name.startswith(("same-", "whole-")) else SGD),
-            steps=8,
+            steps=6,
             accumulate=2,
-            log_every=3,
+            log_every=2,
         )
         for name in changes
         for family, options in families.items()
@@ -71,7 +71,7 @@ def test_a_run_goes_on_at_another_number_of_processes_and_under_another_strategy
     for part in (0, 1):
         for processes in (1, 2):
             runs = [
-                (recipes[name, family], [f"engine.strategy={stages[part][0]}", *(["train.steps=4"] if half else [])])
+                (recipes[name, family], [f"engine.strategy={stages[part][0]}", *(["train.steps=3"] if half else [])])
                 for name, stages in changes.items()
                 for family in families
                 if part < len(stages) and stages[part][1] == processes
