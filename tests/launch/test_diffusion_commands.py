@@ -198,7 +198,7 @@ def test_what_is_measured_on_few_steps_says_so_in_its_name(conditional: Path) ->
 MISTAKES = {
     "an unknown sampler": (("--sampler", "heun"), "ancestral"),
     "more steps than there are": (("--steps", "21"), "sampling.steps: 21 is more than the model's 20 timesteps"),
-    "steps that ddim cannot take": (("--sampler", "ddim", "--steps", "19"), "10 or 20 can"),
+    "steps that ddim cannot take": (("--sampler", "ddim", "--steps", "19"), "10 or 20 are possible"),
     "steps that begin in an image": (("--sampler", "ddim", "--steps", "2"), "set sampling.spacing: trailing"),
 }
 

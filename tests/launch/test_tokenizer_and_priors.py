@@ -157,7 +157,7 @@ def test_what_the_encode_door_says_next_can_be_done(tmp_path: Path) -> None:
 
 MISTAKES = {
     "a tokenizer draws nothing": (("sample.py", "TOKENIZER", "--out", "x.png"), "encode"),
-    "the prior of an upper level is no image": (("sample.py", "TOP", "--out", "x.png"), "codes alone are no image"),
+    "the prior of an upper level is no image": (("sample.py", "TOP", "--out", "x.png"), "codes alone make no image"),
     "a prior reconstructs nothing": (("sample.py", "TOP", "--reconstruct", "digits", "--out", "x.png"), "cannot reconstruct"),
     "a metric that needs samples": (("evaluate.py", "TOP", "evaluation.metrics=[fid]"), "metrics: fid cannot be measured"),
     "a likelihood that there is not": (("evaluate.py", "TOKENIZER", "evaluation.metrics=[bits_per_dim]"), "cannot be"),
