@@ -54,7 +54,7 @@ CASES: Mapping[str, Case] = {
             "kind": "vqvae",
             "autoencoder": {
                 "levels": {"bottom": 2, "top": 2}, "channels": 8, "residual_channels": 4, "residual_layers": 1,
-                "embedding_dim": 4, "codebook_size": 16, "dead_code_threshold": 0.5,
+                "embedding_dim": 4, "codebook_size": 16, "codebook_decay": 0.8, "dead_code_threshold": 0.8,
             },
             "optimizer": _ADAM,
         },

@@ -122,7 +122,10 @@ MISTAKES = [
     (["train.py", "RECIPE", "run.dir=/proc/run"], "/proc/run: cannot create the run folder"),
     (["train.py", "recipes/biggan_imagenet.yaml"], "launch/shard.py"),
     (["sample.py", "RUN"], "give --out FILE.png"),
-    (["sample.py", "RUN", "--out", "x.png", "--classes", "12"], "class '12': there is no such class; indices are 0 .. 9"),
+    (
+        ["sample.py", "RUN", "--out", "x.png", "--classes", "12"],
+        "class '12': there is no such class; indices are 0 .. 9",
+    ),
     (["sample.py", "RUN", "--out", "x.png", "--truncation", "-1"], "--truncation"),
     (["sample.py", "RUN", "--out", "x.png", "--per-class", "0"], "--per-class: must be at least 1"),
     (["sample.py", "/", "--out", "x.png"], "is neither a run folder nor an export"),
