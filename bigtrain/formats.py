@@ -34,6 +34,8 @@ def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
                 raise UserError(f"{where}: {old}: {known.removed_keys[old]}")
             continue
         key = known.renamed_keys.get(old, old) if known is not None else old
+        if key in content and key != old:
+            raise UserError(f"{where}: {old} is called {key} now, and both are given; leave {old} out")
         if known is not None and key in known.renamed_values:
             value = _renamed(value, known.renamed_values[key])
         field = options.model_fields.get(key)
@@ -44,8 +46,10 @@ def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
 def checked_format(content: dict[str, Any], where: str) -> bool:
     """Removes `format` from a file's content; returns whether it is the current one. Raises UserError if it is newer."""
     number = content.pop("format", 1)
-    if number not in range(1, FORMAT + 1):
-        raise UserError(f"{where}: format {number!r} is not known, {FORMAT} is the newest; update bigtrain to read it")
+    if type(number) is int and number > FORMAT:
+        raise UserError(f"{where}: format {number} was written by a newer bigtrain ({FORMAT} is this one's); update it")
+    if type(number) is not int or number < 1:
+        raise UserError(f"{where}: format {number!r} is not a format; write format: {FORMAT}, or leave it out")
     return number == FORMAT
 
 

@@ -1,9 +1,9 @@
 """The base of every options class. An options class is in the file that it configures; recipe.py composes them."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Options(BaseModel):
@@ -18,3 +18,14 @@ class Options(BaseModel):
     """By the key's new name: old values in format 1 to their new values."""
     removed_keys: ClassVar[Mapping[str, str]] = {}
     """Keys of format 1 that were removed, and a sentence that says what to do instead."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _use_todays_words(cls, content: Any) -> Any:
+        if isinstance(content, Mapping):
+            for key, names in cls.renamed_values.items():
+                value = content.get(key)
+                for word in value if isinstance(value, list | tuple) else [value]:
+                    if isinstance(word, str) and word in names:
+                        raise ValueError(f"{key}: {word} is called {names[word]} now")
+        return content

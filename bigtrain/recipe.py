@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 from bigtrain.data.options import DataOptions
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.families.family import find_family
+from bigtrain.families.family import family_kinds, find_family
 from bigtrain.formats import FORMAT, checked_format, upgraded
 from bigtrain.options import Options
 from bigtrain.training.averaging import EmaOptions
@@ -90,7 +90,7 @@ class _StrictLoader(yaml.SafeLoader):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads, extends, overrides and checks a recipe. Raises UserError that names the file, the key and the remedy."""
     path = Path(path)
-    content = _read(path)
+    content = _read(path, overrides)
     for override in overrides:
         _apply(content, override)
     content = {section: value for section, value in content.items() if value is not None}
@@ -137,15 +137,16 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """A recipe merged into those that it extends; keys of files that an earlier version wrote are renamed to today's."""
     files = _with_parents(path, ())
     families = [content.get("family") for _, content in files]
-    kinds = [family["kind"] for family in families if isinstance(family, Mapping) and "kind" in family]
+    kinds = [override.partition("=")[2] for override in overrides if override.startswith("family.kind=")][-1:]
+    kinds += [family["kind"] for family in families if isinstance(family, Mapping) and "kind" in family]
     result: dict[str, Any] = {}
     for file, content in reversed(files):
         if not checked_format(content, str(file)):
-            content = upgraded(content, _model_of(kinds[0] if kinds else None, str(file)), where=str(file))
+            content = upgraded(content, _model_of(kinds[0], str(file)) if kinds else Recipe, where=str(file))
         result = _merged(result, content)
     return result
 
@@ -209,7 +210,7 @@ def _checked(content: dict[str, Any], source: str, overrides: Sequence[str]) -> 
 def _model_of(kind: Any, source: str) -> type[Recipe]:
     """The class of recipes whose family is of this kind."""
     if not isinstance(kind, str):
-        raise UserError(f"{source}: family.kind is missing; it names the family to train, such as gan")
+        raise UserError(f"{source}: family.kind is missing; it names the family to train ({', '.join(family_kinds())})")
     try:
         return create_model("Recipe", __base__=Recipe, family=(find_family(kind).options_class, ...))
     except UserError as error:
@@ -219,7 +220,8 @@ def _model_of(kind: Any, source: str) -> type[Recipe]:
 def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[str]) -> str:
     location = tuple(error["loc"])
     key = ".".join(str(part) for part in location) or "the recipe"
-    where = "command line" if key in overridden else source
+    by_command_line = any(key == override or key.startswith(f"{override}.") for override in overridden)
+    where = "command line" if by_command_line else source
     if error["type"] == "extra_forbidden":
         return f"{where}: {key} is not a key; {_remedy(_options_at(model, location[:-1]), location)}"
     if error["type"] == "missing":

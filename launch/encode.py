@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     device = join_world()
     model = open_model(arguments.run, device)
     if "encode" not in model.family.capabilities:
-        raise UserError(f"{arguments.run}: is a {model.family.kind}, which has no codes; give a VQ-VAE's run")
+        raise UserError(f"{arguments.run}: is a {model.family.kind}, which has no codes; give the run of a tokenizer")
     size, data = model.family.spec.image_size, model.recipe.data
     for split in SPLITS if arguments.index == "digits" else [""]:
         find = partial(find_images, arguments.index, split, "INDEX", size, data.resize, data.remote)
@@ -126,11 +126,7 @@ def _what_to_train(model: Model, arguments: argparse.Namespace, codes: Index) ->
     held_out = next((by_split[name] for name in ("validation", "val", "test") if name in by_split), None)
     words = [f"data.train={train or codes.path}", f"data.validation={held_out or 'null'}"]
     words += [f"data.image_size={codes.image_size}"] + (["data.flip=true"] if arguments.flip else [])
-    words += [f"family.tokenizer={arguments.run}"]
-    levels = list(model.family.code_levels)
-    if len(levels) > 1:  # the codes of one level cannot be decoded without the others
-        words += [f"family.level={levels[0]}", "evaluation.metrics=[bits_per_dim]", "train.sample_every=null"]
-    return " ".join(["RECIPE.yaml", *words, "(recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"])
+    return " ".join(["RECIPE.yaml", *words, *model.family.keys_over_codes(str(arguments.run))])
 
 
 if __name__ == "__main__":

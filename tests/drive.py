@@ -1,4 +1,4 @@
-"""The train door with the toy family registered: python tests/drive.py RECIPE [section.key=value ...]"""
+"""launch/train.py with the toy family registered: python tests/drive.py RECIPE [section.key=value ...]"""
 
 import sys
 from pathlib import Path

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
     {"options", "randomness"},
-    {"runs", "formats"},
+    {"formats"},
+    {"runs"},
     {"cluster"},
     {"networks", "data", "pictures"},
     {"features"},

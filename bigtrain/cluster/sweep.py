@@ -17,8 +17,9 @@ _LONGEST_NAME = 120
 def combinations(sweeps: Sequence[str]) -> list[list[str]]:
     """From `KEY=VALUE,VALUE,...` of each key to the overrides `KEY=VALUE` of each combination; the last key varies fastest.
 
-    A comma within brackets or quotes does not separate values: `family.multipliers=[1,2],[1,2,4]` has two. Raises UserError for
-    anything not of this form, for a key or value given twice, and for run.dir and run.name, which follow from the others.
+    A comma within brackets or quotes does not separate values: `family.unet.multipliers=[1,2],[1,2,4]` has two. Raises
+    UserError for anything not of this form, for a key or value given twice, and for run.dir and run.name, which follow from
+    the others.
     """
     by_key: dict[str, list[str]] = {}
     for sweep in sweeps:

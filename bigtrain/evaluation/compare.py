@@ -25,6 +25,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from bigtrain.errors import UserError
+from bigtrain.evaluation.result import renamed_metric
 from bigtrain.runs import atomic
 
 OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images", "image_size")
@@ -160,9 +161,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _renamed(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result with the names of format 1 (accuracy, and its classifier called judge) under today's."""
     protocol = {_RENAMED_PROTOCOL.get(key, key): value for key, value in result["protocol"].items()}
-    return {re.sub(r"^accuracy(?=_|$)", "class_accuracy", key): value for key, value in result.items()} | {
-        "protocol": protocol
-    }
+    return {renamed_metric(key): value for key, value in result.items()} | {"protocol": protocol}
 
 
 def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:

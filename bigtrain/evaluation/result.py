@@ -1,6 +1,7 @@
 """The result of an evaluation, and how it is written."""
 
 import io
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,3 +38,8 @@ class EvaluationResult:
             atomic.write_json(path, self.result)
         except OSError as error:
             raise UserError(f"{path}: cannot write the evaluation ({error.strerror})") from error
+
+
+def renamed_metric(name: str) -> str:
+    """Today's name of a value that an evaluation of format 1 wrote."""
+    return re.sub(r"^accuracy(?=_|$)", "class_accuracy", name)

@@ -24,6 +24,7 @@ from torch import nn
 from bigtrain.errors import UserError
 from bigtrain.exchange.pipeline import DESCRIPTION, ExportedModel, FamilyPipeline, PlainFamilyPipeline, description
 from bigtrain.families.family import Family, LoadedModel, Networks
+from bigtrain.formats import FORMAT
 from bigtrain.runs import atomic
 
 PIPELINE_SOURCE = '''"""The pipeline of this folder; needs `pip install bigtrain`.
@@ -59,7 +60,7 @@ def export(
             atomic.write_json(temporary / "model_index.json", index | {DESCRIPTION: json.dumps(description(family))})
         atomic.write_bytes(temporary / "pipeline.py", PIPELINE_SOURCE.format(pipeline=ours.__name__).encode())
         atomic.write_bytes(temporary / "recipe.yaml", recipe_yaml.encode())
-        atomic.write_json(temporary / "provenance.json", dict(provenance))
+        atomic.write_json(temporary / "provenance.json", {"format": FORMAT, **provenance})
         os.rename(temporary, out)
     except OSError as error:
         raise UserError(f"{out}: cannot write the export ({error.strerror})") from error

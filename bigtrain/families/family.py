@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigtrain.errors import UserError
-from bigtrain.formats import FORMAT
+from bigtrain.formats import FORMAT, checked_format
 from bigtrain.options import Options
 from bigtrain.randomness import Draws, torch_seed
 
@@ -152,7 +152,8 @@ class DataSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "DataSpec":
-        """From the description of the data that a checkpoint or an export holds."""
+        """From the description of the data that a checkpoint or an export holds. Raises UserError for a newer format."""
+        checked_format(dict(data), "the description of the data")
         codes = data.get("codes")
         levels = codes and {
             name: CodeLevel(level["codebook_size"], (level["grid"][0], level["grid"][1]))
@@ -353,6 +354,10 @@ class Family(ABC):
     @property
     def code_levels(self) -> Mapping[str, CodeLevel]:
         """A tokenizer's levels, the coarsest first."""
+        raise NotImplementedError
+
+    def keys_over_codes(self, run: str) -> Sequence[str]:
+        """The keys, as words of a command line, by which a recipe over these codes names `run` and one of its levels."""
         raise NotImplementedError
 
     def encode(self, networks: Networks, images: Tensor) -> dict[str, Tensor]:

@@ -1,8 +1,13 @@
 """How training evaluates and selects its best checkpoint: which metric decides, whether higher is better, and with how many
 samples."""
 
+from typing import Any
+
 from bigtrain.errors import UserError
+from bigtrain.evaluation.options import EvaluationOptions
+from bigtrain.evaluation.result import renamed_metric
 from bigtrain.families.family import Family
+from bigtrain.formats import upgraded
 from bigtrain.recipe import Recipe
 from bigtrain.runs.best import Best
 from bigtrain.runs.folder import RunFolder
@@ -61,7 +66,14 @@ def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
         kept=train.keep_best is not None,
         alarm_ratio=train.alarm_ratio,
         protocol=in_training(recipe).evaluation.model_dump(mode="json", exclude=_MAY_DIFFER),
+        upgrade=_upgraded_record,
     )
+
+
+def _upgraded_record(content: dict[str, Any]) -> dict[str, Any]:
+    """What best.json of format 1 says, with the names of today."""
+    protocol = upgraded(content.get("protocol", {}), EvaluationOptions, where="best.json")
+    return content | {"metric": renamed_metric(content["metric"]), "protocol": protocol}
 
 
 def in_training(recipe: Recipe) -> Recipe:

@@ -28,6 +28,7 @@ from bigtrain.families.family import (
 )
 from bigtrain.features.cache import fingerprint
 from bigtrain.features.network import full_float32
+from bigtrain.formats import checked_format
 from bigtrain.inference.candidate_selection import Selection, find_selection
 from bigtrain.inference.splits import find_splits, images_behind
 from bigtrain.pictures import to_uint8
@@ -255,6 +256,7 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str 
 
     try:
         provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+        checked_format(provenance, str(path / "provenance.json"))
         family = make_family(recipe, DataSpec.from_json(provenance["data"]))
         networks, attached = opened(path, family)
     except (OSError, json.JSONDecodeError) as error:

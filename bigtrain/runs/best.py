@@ -7,12 +7,13 @@ the previous best is still there.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bigtrain.errors import UserError
+from bigtrain.formats import FORMAT
 from bigtrain.runs import atomic
 from bigtrain.runs.checkpoint import BEST
 
@@ -37,14 +38,17 @@ class Best:
         kept: bool,
         alarm_ratio: float | None,
         protocol: Mapping[str, Any] | None = None,
+        upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
         """`folder`: of the checkpoints; `metric`: its name among an evaluation's values; `higher`: whether higher is better;
-        `kept`: whether the best checkpoint is kept beyond train.keep; `alarm_ratio`: warn when the metric is this many times
-        worse than its best; None: never; `protocol`: what else determines the numbers (samples, features), as JSON: records
-        under another protocol are not compared, and their best checkpoint is kept until the first record under this one."""
+        `kept`: whether the best checkpoint is kept beyond train.keep; `alarm_ratio`: warn when the metric is this
+        many times worse than its best; None: never; `protocol`: what else determines the numbers (samples, features),
+        as JSON: records under another protocol are not compared, and their best checkpoint is kept until the first
+        record under this one; `upgrade`: turns the file of an earlier format into today's."""
         self._path = folder / BEST
         self._metric, self._higher, self._kept, self._alarm_ratio = metric, higher, kept, alarm_ratio
         self._protocol = protocol or {}
+        self._upgrade = upgrade
 
     def update(self, step: int, values: Mapping[str, float]) -> Verdict:
         """The verdict on the evaluation of `step`, which is recorded before the checkpoint is written. A record without a
@@ -98,6 +102,8 @@ class Best:
             content = json.loads(self._path.read_bytes())
         except FileNotFoundError:
             return {}
+        if content.get("format", 1) < FORMAT:
+            content = self._upgrade(content)
         same = content["metric"] == self._metric and content.get("protocol", self._protocol) == self._protocol
         return content if same else {}
 
@@ -105,6 +111,7 @@ class Best:
         if not records and not self._content():
             return  # keep the file of another metric or protocol until then
         content = {
+            "format": FORMAT,
             "metric": self._metric,
             "protocol": self._protocol,
             "kept": self._kept,

@@ -1,7 +1,7 @@
 """Few steps beside a thousand: python tests/benchmarks/diffusion_sampling.py RUN [SAMPLES] [PAIRS]
 
 Draws the same samples of a trained digits run in two ways, in turns within one process: 20 evaluations of DPM-Solver++ and 1000
-ancestral steps. Prints for each the time, the FID against the training images, the recall and the share that a judge
+ancestral steps. Prints for each the time, the FID against the training images, the recall and the share that a evaluator
 recognises as the asked class, with the range over the pairs (each with a seed of its own), and the ratio of the times.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
     train, validation = find_splits(model.recipe.data)
     reading = Reading(batch=100, workers=0)
     features = find_classifier(train, validation, "features", reading, device)
-    judge = find_classifier(train, validation, "evaluator", reading, device)
+    evaluator = find_classifier(train, validation, "evaluator", reading, device)
     sweep = SplitLoader(train, rank=0, world=1, batch=100, workers=0)
     real = torch.cat([features(pictures(batch, device)).features for _, batch in sweep]).double().cpu()
 
@@ -55,7 +55,7 @@ def main() -> None:
             images = sampler.draw_all(labels.tolist(), 128)
             seconds = time.perf_counter() - begin
             fake = torch.cat([features(part).features for part in images.split(128)]).double().cpu()
-            recognised = torch.cat([judge.predict(part).cpu() for part in images.split(128)]) == labels
+            recognised = torch.cat([evaluator.predict(part).cpu() for part in images.split(128)]) == labels
             moments = [
                 torch.from_numpy(value) for rows in (real, fake) for value in (rows.mean(0).numpy(), np.cov(rows.T))
             ]

@@ -1,7 +1,8 @@
 """What the digits run is worth: python tests/benchmarks/digits_quality.py RUN [SPLITS]
 
-All real digits (1,797) are cut into random halves, several times over. FID of one half against the other half is the scale; FID
-of as many samples (untruncated, averaged weights) against a half is ours. Features and judge are the recipe's two classifiers.
+All real digits (1,797) are cut into random halves, several times over. FID of one half against the other half is the scale;
+FID of as many samples (untruncated, averaged weights) against a half is ours. Features and evaluator are the recipe's two
+classifiers.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def main() -> None:
     train, validation = images_behind(train), images_behind(validation)
     reading = Reading(batch=100, workers=0)
     features = find_classifier(train, validation, "features", reading, device)
-    judge = find_classifier(train, validation, "evaluator", reading, device)
+    evaluator = find_classifier(train, validation, "evaluator", reading, device)
 
     sweeps = (SplitLoader(index, rank=0, world=1, batch=100, workers=0) for index in (train, validation))
     real = torch.cat([features(pictures(batch, device)).features for sweep in sweeps for _, batch in sweep]).numpy()
@@ -43,7 +44,7 @@ def main() -> None:
     labels = sampler.labels_of(range(half))
     images = sampler.draw_all(labels.tolist(), 128)
     fake = torch.cat([features(part).features for part in images.split(128)]).numpy()
-    recognised = torch.cat([judge.predict(part) for part in images.split(128)]) == labels
+    recognised = torch.cat([evaluator.predict(part) for part in images.split(128)]) == labels
 
     scale, ours = [], []
     for split in range(splits):
@@ -51,10 +52,10 @@ def main() -> None:
         one, other = real[order[:half]], real[order[half : 2 * half]]
         scale.append(frechet(one, other))
         ours.append(frechet(fake, one))
-    accuracy = judge.facts["held_out_accuracy"]
+    accuracy = evaluator.facts["held_out_accuracy"]
     covered = recall(torch.from_numpy(real), torch.from_numpy(fake))
     print(
-        f"step {model.provenance['step']}, {half} images a side, {splits} splits, judge's held-out accuracy {accuracy:.4f}"
+        f"step {model.provenance['step']}, {half} images a side, {splits} splits, evaluator's held-out accuracy {accuracy:.4f}"
     )
     print(f"FID real half against real half: {stats.mean(scale):.3f} ({min(scale):.3f} to {max(scale):.3f})")
     print(f"FID samples against real half:   {stats.mean(ours):.3f} ({min(ours):.3f} to {max(ours):.3f})")

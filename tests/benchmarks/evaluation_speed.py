@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=2048, help="of the vectors of `distances` (2048)")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    join_world()  # as a door does: threads, and what glibc does with freed memory
+    join_world()  # as a command does: threads, and what glibc does with freed memory
     if asked.what == "distances":
         distances(asked.dimensions, asked.rounds)
     else:

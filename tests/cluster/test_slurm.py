@@ -52,7 +52,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job_in(base: Path, commands: Path, **other: Any) -> Job:
     values: dict[str, Any] = {
         "name": "small", "folder": base / "run" / "slurm", "directory": base, "python": commands / "python",
-        "launch": Path("/doors"), "recipe": base / "recipe.yaml", "overrides": [],
+        "launch": Path("/launch"), "recipe": base / "recipe.yaml", "overrides": [],
     }  # fmt: skip
     (base / "run" / "slurm").mkdir(parents=True, exist_ok=True)
     return Job(**(values | other))
@@ -87,7 +87,7 @@ def test_whatever_is_written_arrives_as_it_was_written(stand_ins: Path, tmp_path
     assert subprocess.run(["bash", "-n"], input=script.encode(), check=False).returncode == 0
     done = execute(script, tmp_path, stand_ins)
     assert (done.returncode, done.stderr) == (0, "")
-    assert seen(tmp_path) == ["/doors/train.py", str(job.recipe), f"run.name={value}"]
+    assert seen(tmp_path) == ["/launch/train.py", str(job.recipe), f"run.name={value}"]
 
 
 def test_a_value_that_slurm_could_misread_stands_in_its_own_kind_of_quotes(tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_several_processes_get_one_launcher_a_node(stand_ins: Path, tmp_path: Pa
         assert "#SBATCH --gpus-per-node=4" in script.splitlines()
         assert execute(script, tmp_path, stand_ins, SLURM_NNODES="2").returncode == 0
         assert seen(tmp_path) == [
-            "-m", "accelerate.commands.launch", "--machine_rank", "1", "--config_file", "/doors/accelerate/many_nodes.yaml",
+            "-m", "accelerate.commands.launch", "--machine_rank", "1", "--config_file", "/launch/accelerate/many_nodes.yaml",
             "--num_machines", "2", "--num_processes", "8", "--main_process_ip", address, "--main_process_port", port,
-            "/doors/train.py", str(tmp_path / "recipe.yaml"),
+            "/launch/train.py", str(tmp_path / "recipe.yaml"),
         ]  # fmt: skip
 
 

@@ -41,11 +41,11 @@ def test_recognises_handwritten_digits_that_it_has_not_seen(role):
 
 
 def test_the_judge_is_another_network_than_the_one_that_gives_features(digits, short_training):
-    features, judge = (find_classifier(digits[0], None, role, READING, CPU) for role in ROLES)
+    features, evaluator = (find_classifier(digits[0], None, role, READING, CPU) for role in ROLES)
     assert features.facts["architecture"] == "ResNet"
-    assert judge.facts["architecture"] == "DenseNet"
+    assert evaluator.facts["architecture"] == "DenseNet"
     assert TRAININGS["features"].seed != TRAININGS["evaluator"].seed
-    assert features.fingerprint != judge.fingerprint
+    assert features.fingerprint != evaluator.fingerprint
 
 
 @pytest.mark.parametrize("side", [8, 16, 28, 32, 64, 128])
@@ -79,7 +79,7 @@ def test_training_leaves_the_runs_randomness_and_precision_alone(digits, short_t
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.get_rng_state(), state)
-    assert trained.fingerprint == expected, "a float64 run has the same judge"
+    assert trained.fingerprint == expected, "a float64 run has the same evaluator"
 
 
 def test_is_trained_once_and_kept(digits, short_training, monkeypatch):

@@ -1,4 +1,4 @@
-"""The doors as a user uses them: what they write, what they say, and the code they leave with."""
+"""The commands as a user uses them: what they write, what they say, and the code they leave with."""
 
 import json
 from pathlib import Path

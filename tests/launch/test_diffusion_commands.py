@@ -1,4 +1,5 @@
-"""Diffusion models through the doors: metrics named by their sampler, exports that plain diffusers loads, averages by name."""
+"""Diffusion models through the commands: metrics named by their sampler, exports that plain diffusers loads, averages by
+name."""
 
 import json
 import shutil
@@ -36,7 +37,7 @@ def unconditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(unconditional: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The export of the unconditional run, and what the door said of it."""
+    """The export of the unconditional run, and what the command said of it."""
     folder = tmp_path_factory.mktemp("exported") / "export"
     return folder, run(LAUNCH / "export.py", unconditional, folder).stderr
 

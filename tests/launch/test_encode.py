@@ -1,6 +1,6 @@
-"""The encode door as a user uses it, with a tokenizer that needs no training.
+"""launch/encode.py as a user uses it, with a tokenizer that needs no training.
 
-Run as a script it is the door with that tokenizer registered: python tests/launch/test_encode.py RUN INDEX OUT
+Run as a script it is the command with that tokenizer registered: python tests/launch/test_encode.py RUN INDEX OUT
 """
 
 import re
@@ -42,7 +42,7 @@ from bigtrain.runs import checkpoint
 from launch.encode import main
 from tests.runs_of import FAMILIES, ROOT, command, environment, run, write_recipe
 
-DOOR = ROOT / "tests" / "launch" / "test_encode.py"
+COMMAND = ROOT / "tests" / "launch" / "test_encode.py"
 
 
 class Grey(nn.Module):
@@ -90,7 +90,7 @@ class GreyCodes(Family, kind="grey"):
 
 
 def make_run(folder: Path, seed: int = 0, **family: Any) -> Path:
-    """A run folder as the train door leaves it, with fresh weights; of a tokenizer unless `family` says otherwise."""
+    """A run folder as launch/train.py leaves it, with fresh weights; of a tokenizer unless `family` says otherwise."""
     recipe = load_recipe(write_recipe(folder, {"kind": "grey", **family}), [f"run.seed={seed}"])
     run_folder = folder / "run"
     run_folder.mkdir(parents=True)
@@ -110,7 +110,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def encoded(tokenizer: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     out = tokenizer.parent / "codes"
-    return out, run(DOOR, tokenizer, "digits", out, "--flip")
+    return out, run(COMMAND, tokenizer, "digits", out, "--flip")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -167,7 +167,7 @@ def test_two_ranks_write_the_same_files_and_report_the_same_usage(
     tokenizer: Path, encoded: tuple, tmp_path: Path
 ) -> None:
     out, result = encoded
-    again = run(DOOR, tokenizer, "digits", tmp_path / "codes", "--flip", processes=2)
+    again = run(COMMAND, tokenizer, "digits", tmp_path / "codes", "--flip", processes=2)
     assert contents(tmp_path / "codes") == contents(out)
     usage = [[line.split("; ")[1] for line in r.stderr.splitlines() if "are used" in line] for r in (result, again)]
     assert len(usage[0]) == 2
@@ -178,7 +178,7 @@ def test_two_ranks_write_the_same_files_and_report_the_same_usage(
 def test_a_killed_run_goes_on_where_it_was(tokenizer: Path, encoded: tuple, tmp_path: Path) -> None:
     out = tmp_path / "codes"
     process = subprocess.Popen(
-        command(DOOR, tokenizer, "digits", out, "--flip", "--batch-size", "1"), cwd=ROOT, env=environment(),
+        command(COMMAND, tokenizer, "digits", out, "--flip", "--batch-size", "1"), cwd=ROOT, env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     begin = time.time()
@@ -190,7 +190,7 @@ def test_a_killed_run_goes_on_where_it_was(tokenizer: Path, encoded: tuple, tmp_
     before = {path.name: path.stat().st_ino for path in out.glob("*.tar")}
     assert before
     assert not (out / "train.json").exists()
-    run(DOOR, tokenizer, "digits", out, "--flip")
+    run(COMMAND, tokenizer, "digits", out, "--flip")
     assert {name: (out / name).stat().st_ino for name in before} == before
     assert contents(out).keys() == contents(encoded[0]).keys()
     assert (out / "train.json").read_bytes() == (encoded[0] / "train.json").read_bytes()
@@ -238,7 +238,7 @@ def test_a_mistake_says_where_and_what_to_do_and_changes_nothing(
 
 
 def test_a_mistake_ends_the_door_with_one_sentence_and_code_2(places: dict) -> None:
-    result = run(DOOR, places["GAN"], "digits", places["OUT"], expect=2)
+    result = run(COMMAND, places["GAN"], "digits", places["OUT"], expect=2)
     assert [line.split(": ")[0] for line in result.stderr.splitlines() if "gan" in line] == ["error"]
     assert "Traceback" not in result.stderr
 
@@ -250,7 +250,7 @@ def test_an_image_that_cannot_be_decoded_is_named_once_whichever_rank_meets_it(t
     with open(tmp_path / "images" / shard.name, "r+b") as file:
         file.seek(int(shard.members["png"][0][3]))
         file.write(b"broken")
-    result = run(DOOR, tokenizer, tmp_path / "images" / "train.json", tmp_path / "codes", processes=2, expect=None)
+    result = run(COMMAND, tokenizer, tmp_path / "images" / "train.json", tmp_path / "codes", processes=2, expect=None)
     assert result.returncode != 0
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -1,4 +1,4 @@
-"""The evaluate door on images that no run made."""
+"""launch/evaluate.py on images that no run made."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`launch/train.py RECIPE --plan ...`: the door's own function, in this process."""
+"""`launch/train.py RECIPE --plan ...`: the command's own function, in this process."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Doors under a signal: training saves first, everything else ends promptly and leaves nothing half-written."""
+"""Commands under a signal: training saves first, everything else ends promptly and leaves nothing half-written."""
 
 import signal
 import subprocess

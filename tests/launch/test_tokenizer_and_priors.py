@@ -1,4 +1,4 @@
-"""The way from images to codes to priors to images, through the doors."""
+"""The way from images to codes to priors to images, through the commands."""
 
 import json
 import os
@@ -175,8 +175,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(mistake: str, top: Path, bott
     words, sentence = MISTAKES[mistake]
     places = {"TOKENIZER": digits_tokenizer() / "run", "TOP": top, "BOTTOM": bottom}
     places["CODES"] = digits_tokenizer() / "codes" / "train.json"
-    door, *arguments = [str(places.get(word, tmp_path / word if word in ("x.png", "out") else word)) for word in words]
-    result = run(LAUNCH / door, *arguments, expect=2)
+    script, *arguments = [
+        str(places.get(word, tmp_path / word if word in ("x.png", "out") else word)) for word in words
+    ]
+    result = run(LAUNCH / script, *arguments, expect=2)
     assert sentence in result.stderr
     assert result.stderr.count("error:") == 1
     assert "Traceback" not in result.stderr

@@ -93,7 +93,7 @@ def test_what_was_evaluated_and_not_judged_is_still_to_be_judged(tmp_path):
     assert not best.is_recorded(1)
     evaluate(best, tmp_path, (1, 5.0), (2, 6.0))
     assert best.is_recorded(2)
-    assert not best.is_recorded(3), "killed after the evaluation, or made by the evaluate door"
+    assert not best.is_recorded(3), "killed after the evaluation, or made by launch/evaluate.py"
     best.cut_back(1)
     assert best.is_recorded(1)
     assert not best.is_recorded(2)

@@ -75,7 +75,7 @@ def test_averages_and_names_of_weights_know_nothing_of_it(name: str) -> None:
 
 
 def test_a_copy_computes_with_its_own_weights() -> None:
-    """Doors copy networks before they sample from them."""
+    """The commands copy networks before they sample from them."""
     family = small_family("gan")
     networks = recomputing(small_networks(family))
     copied = copy.deepcopy(networks["generator"])

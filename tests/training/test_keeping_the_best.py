@@ -1,4 +1,4 @@
-"""A run keeps the checkpoint of its best evaluation, warns of a bad one, and doors find the best."""
+"""A run keeps the checkpoint of its best evaluation, warns of a bad one, and the commands find the best."""
 
 import json
 import os

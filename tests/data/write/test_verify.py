@@ -24,7 +24,7 @@ def index(tmp_path: Path) -> Index:
 
 
 def verify_output(index: Index) -> str:
-    """What the door says of it: the mistake's text."""
+    """What the command says of it: the error's text."""
     with pytest.raises(UserError) as raised:
         main(["--verify", str(index.path), "--workers", "1"])
     return str(raised.value)

@@ -9,11 +9,11 @@ from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws
 from tests.runs_of import FAMILIES
 
-PROBLEM = DataSpec(16, ("a", "b", "c"), (10, 0, 30))
+SPEC = DataSpec(16, ("a", "b", "c"), (10, 0, 30))
 
 
 def family(**options: object) -> GAN:
-    return GAN(GANOptions.model_validate(dict(FAMILIES["gan"]) | options), PROBLEM)
+    return GAN(GANOptions.model_validate(dict(FAMILIES["gan"]) | options), SPEC)
 
 
 def networks_of(gan: GAN) -> dict:

@@ -8,13 +8,13 @@ from bigtrain.families.family import CodeLevel, DataSpec, Microbatch, Networks, 
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.randomness import Draws
 
-PROBLEM = DataSpec(16, ("a", "b"), (30, 34))
+SPEC = DataSpec(16, ("a", "b"), (30, 34))
 AUTOENCODER = {"channels": 8, "residual_channels": 4, "embedding_dim": 4, "codebook_size": 16}
 
 
 def family(autoencoder: dict | None = None, **options: object) -> VQVAE:
     known = {"kind": "vqvae", "optimizer": {"lr": 1e-3}, "autoencoder": AUTOENCODER | (autoencoder or {})}
-    return VQVAE(VQVAEOptions.model_validate(known | options), PROBLEM)
+    return VQVAE(VQVAEOptions.model_validate(known | options), SPEC)
 
 
 def networks_of(vqvae: VQVAE) -> Networks:

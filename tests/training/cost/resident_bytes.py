@@ -1,5 +1,5 @@
-"""What one process holds after an update under each way of ZeRO, beside what training/memory.py says: JSON, in units of the
-weights. Gradients of zero1 and zero2 come and go on the device, and count on neither side."""
+"""What one process holds after an update under each way of ZeRO, beside what training/cost/memory.py says: JSON, in units
+of the weights. Gradients of zero1 and zero2 come and go on the device, and count on neither side."""
 
 import gc
 import json
