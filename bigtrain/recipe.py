@@ -219,14 +219,19 @@ def _model_of(kind: Any, source: str) -> type[Recipe]:
 
 def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[str]) -> str:
     location = tuple(error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    field, colon, rest = message.partition(": ")
+    if colon and field in getattr(_options_at(model, location), "model_fields", {}):
+        location, message = (*location, field), rest  # a validator of the section has named the field itself
     key = ".".join(str(part) for part in location) or "the recipe"
     by_command_line = any(key == override or key.startswith(f"{override}.") for override in overridden)
+    if error["type"] == "extra_forbidden":
+        by_command_line |= any(override.startswith(f"{key}.") for override in overridden)
     where = "command line" if by_command_line else source
     if error["type"] == "extra_forbidden":
         return f"{where}: {key} is not a key; {_remedy(_options_at(model, location[:-1]), location)}"
     if error["type"] == "missing":
         return f"{where}: {key} is missing"
-    message = error["msg"].removeprefix("Value error, ")
     given = "" if isinstance(error["input"], Mapping) else f" (given: {error['input']!r})"
     return f"{where}: {key}: {message}{given}"
 

@@ -1,0 +1,133 @@
+"""Recipes and descriptions of format 1 are read under today's names, and what cannot be read is one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bigtrain.errors import UserError
+from bigtrain.families.family import DataSpec
+from bigtrain.inference.checkpoint_selection import best_of
+from bigtrain.inference.model import make_family
+from bigtrain.recipe import Recipe, load_recipe
+from bigtrain.runs.folder import RunFolder
+
+OLD = Path(__file__).parent / "fixtures" / "a3de763"
+DIGITS = {"train": "digits", "validation": "digits", "image_size": 16}
+TRAIN = {"steps": 4, "batch_size": 8}
+ADAM = {"lr": 0.001}
+DIFFUSION = {"kind": "diffusion", "class_conditional": True, "optimizer": ADAM}
+VQVAE = {"kind": "vqvae", "optimizer": ADAM}
+
+
+def write(path: Path, **sections: object) -> Path:
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def loaded(tmp_path: Path, *overrides: str, **sections: object) -> Recipe:
+    return load_recipe(write(tmp_path / "recipe.yaml", **{"data": DIGITS, "train": TRAIN} | sections), overrides)
+
+
+def test_every_key_of_format_1_is_read_under_its_name_of_today(tmp_path: Path) -> None:
+    recipe = loaded(
+        tmp_path,
+        data=DIGITS | {"window_shards": 3, "remote": {"allow_pipe": False}},
+        family=DIFFUSION | {"label_dropping": 0.25, "unet": {"details": "ho"}},
+        train=TRAIN | {"keep_best": "accuracy"},
+        ema={"further": {"wide": {"relative_width": 0.1}}},
+        evaluation={"stored": 50, "any_size": True, "metrics": ["fid", "accuracy"]},
+    )
+    assert recipe.data.shuffle_shards == 3
+    assert (recipe.family.label_dropout, recipe.family.unet.variant) == (0.25, "ho")
+    assert recipe.ema.extra["wide"].sigma_rel == 0.1
+    assert (recipe.evaluation.max_features, recipe.evaluation.allow_mixed_sizes) == (50, True)
+    assert recipe.evaluation.metrics == ("fid", "class_accuracy")
+    assert recipe.train.keep_best == "class_accuracy"
+    recipe = loaded(tmp_path, family=VQVAE | {"autoencoder": {"code_size": 8, "restart_below": 0.5}})
+    assert (recipe.family.autoencoder.embedding_dim, recipe.family.autoencoder.dead_code_threshold) == (8, 0.5)
+
+
+def test_an_old_child_changes_a_new_parent_and_the_other_way_round(tmp_path: Path) -> None:
+    for parent, child in (("label_dropout", "label_dropping"), ("label_dropping", "label_dropout")):
+        write(tmp_path / "parent.yaml", data=DIGITS, train=TRAIN, family=DIFFUSION | {parent: 0.1})
+        recipe = load_recipe(write(tmp_path / "child.yaml", extends="parent.yaml", family={child: 0.3}))
+        assert recipe.family.label_dropout == 0.3
+
+
+def test_what_is_written_is_of_todays_format_and_is_read_back_equal(tmp_path: Path) -> None:
+    recipe = loaded(tmp_path, family=DIFFUSION | {"label_dropping": 0.25})
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert yaml.safe_load(recipe.to_yaml())["format"] == 2
+    assert load_recipe(tmp_path / "again.yaml").model_dump() == recipe.model_dump()
+
+
+def test_the_kind_of_the_family_may_come_from_the_command_line(tmp_path: Path) -> None:
+    family = {"optimizer": ADAM, "class_conditional": True, "label_dropping": 0.25}
+    assert loaded(tmp_path, "family.kind=diffusion", family=family).family.label_dropout == 0.25
+    with pytest.raises(UserError, match=r"family\.kind is missing"):
+        loaded(tmp_path, family=family)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.window_shards=3", "command line: data.window_shards is not a key; it is called data.shuffle_shards now"),
+        ("family.label_dropping=0.1", "it is called family.label_dropout now"),
+        ("ema.further.wide.relative_width=0.1", "command line: ema.further is not a key; it is called ema.extra now"),
+        ("evaluation.metrics=[accuracy]", "command line: evaluation.metrics: accuracy is called class_accuracy now"),
+        ("train.keep_best=accuracy", "command line: train.keep_best: accuracy is called class_accuracy now"),
+        ("data.remote.allow_pipe=true", "data.remote.allow_pipe is not a key; pipe: URLs are gone"),
+    ],
+)
+def test_on_the_command_line_a_sentence_says_what_an_old_name_has_become(
+    override: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        loaded(tmp_path, override, family=DIFFUSION)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"format": 3}, "format 3 was written by a newer bigtrain"),
+        ({"format": "two"}, "format 'two' is not a format"),
+        ({"format": True}, "format True is not a format"),
+        ({"data": DIGITS | {"remote": {"allow_pipe": True}}}, "allow_pipe: pipe: URLs are gone"),
+        ({"family": DIFFUSION | {"label_dropout": 0.1, "label_dropping": 0.3}}, "label_dropping is called label_dropout now"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_one_sentence(sections: dict, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        loaded(tmp_path, **{"family": DIFFUSION} | sections)
+    assert said in str(error.value)
+    assert str(tmp_path / "recipe.yaml") in str(error.value)
+
+
+def test_a_description_of_a_newer_format_is_refused() -> None:
+    with pytest.raises(UserError, match="format 9 was written by a newer bigtrain"):
+        DataSpec.from_json({"format": 9, "image_size": 16, "classes": ["a"], "class_counts": [1]})
+
+
+@pytest.mark.parametrize("name", ["gan", "prior", "vqvae"])
+def test_the_best_checkpoint_of_an_old_run_stays_the_best(name: str, tmp_path: Path) -> None:
+    """best.json of format 1 names the metric and the options of the evaluation as they were called then."""
+    folder = tmp_path / name
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    before = json.loads((OLD / "runs" / name / "checkpoints" / "best.json").read_text())
+    (checkpoints / "best.json").write_text(json.dumps(before))
+    recipe = load_recipe(OLD / "runs" / name / "recipe.yaml")
+    state = json.loads(next((OLD / "runs" / name / "checkpoints").glob("step_*/state.json")).read_text())
+    family = make_family(recipe, DataSpec.from_json(state["data"]))
+    best = best_of(family, recipe, RunFolder(folder))
+    assert best is not None
+    step, metric = before["records"][-1]["step"], before["metric"].replace("accuracy", "class_accuracy")
+    assert best.is_recorded(step)
+    worse = before["records"][-1]["value"] * (0.5 if metric.startswith("class_accuracy") else 2)
+    assert not best.update(step + 1, {metric: worse}).best
+    after = json.loads((checkpoints / "best.json").read_text())
+    assert (after["format"], after["metric"], after["records"]) == (2, metric, before["records"])
