@@ -38,7 +38,7 @@ from bigtrain.cluster.launch import follow_launcher, join_world
 from bigtrain.training.engine import zero
 
 zero.PERSISTENT_ELEMENTS = 0
-OTHERS_S = 30
+OTHERS_S = 20
 """How long a rank that is done waits for the others."""
 RUN_S = 150
 """How long a run of a second or so may take on a busy machine."""
@@ -52,11 +52,13 @@ def main(argv: Sequence[str]) -> None:
         begin, cpu_begin = time.perf_counter(), time.process_time()
         error = attempt(run)
         errors = errors_of_all(error, ranks) if world.size() > 1 else [error]
-        if world.is_main() or errors is None:
-            first = error if errors is None else next(filter(None, errors), None)
-            first = "the other ranks did not come to the end of the run" if errors is None and not first else first
-            spent = {"seconds": time.perf_counter() - begin, "cpu_s": time.process_time() - cpu_begin}
-            Path(run["folder"], "result.json").write_text(json.dumps({"error": first} | spent))
+        spent = {"seconds": time.perf_counter() - begin, "cpu_s": time.process_time() - cpu_begin}
+        result = Path(run["folder"], "result.json")
+        if errors is None and not result.exists():  # a rank that has left before said what began it
+            error = error or "the other ranks did not come to the end of the run"
+            result.write_text(json.dumps({"error": error} | spent))
+        elif errors is not None and world.is_main():
+            result.write_text(json.dumps({"error": next(filter(None, errors), None)} | spent))
         if errors is None:
             os._exit(1)
 

@@ -56,6 +56,8 @@ class ToyOptions(Options):
     """Weight of the maker's penalty on its weights; 0: it has none, and zero3 can train it."""
     dawdling_rank: int | None = None
     """A rank that sleeps for a twentieth of a second in each of the critic's losses, for the test that finds it."""
+    failing_rank: int | None = None
+    """A rank whose loss raises an error at step 3, for the test of what becomes of the other runs of its launch."""
     sampling: ToySamplingOptions = ToySamplingOptions()
 
 
@@ -85,6 +87,8 @@ class Toy(Family, kind="toy"):
         loss = F.softplus(-real).mean() + F.softplus(made).mean()
         if world.rank() == self.options.dawdling_rank:
             time.sleep(0.05)
+        if world.rank() == self.options.failing_rank and batch.draws.step == 3:
+            raise RuntimeError("this rank fails on purpose")
         if batch.draws.step == self.options.explode_at and batch.draws.repeat == 1:
             loss = loss * float("nan")
         return Losses(loss, {"real": real.mean()})
