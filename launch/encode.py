@@ -126,7 +126,7 @@ def _what_to_train(model: Model, arguments: argparse.Namespace, codes: Index) ->
     held_out = next((by_split[name] for name in ("validation", "val", "test") if name in by_split), None)
     words = [f"data.train={train or codes.path}", f"data.validation={held_out or 'null'}"]
     words += [f"data.image_size={codes.image_size}"] + (["data.flip=true"] if arguments.flip else [])
-    return " ".join(["RECIPE.yaml", *words, *model.family.keys_over_codes(str(arguments.run))])
+    return " ".join(["RECIPE.yaml", *words, *model.family.successor_keys(str(arguments.run))])
 
 
 if __name__ == "__main__":

@@ -356,8 +356,9 @@ class Family(ABC):
         """A tokenizer's levels, the coarsest first."""
         raise NotImplementedError
 
-    def keys_over_codes(self, run: str) -> Sequence[str]:
-        """The keys, as words of a command line, by which a recipe over these codes names `run` and one of its levels."""
+    def successor_keys(self, run: str) -> Sequence[str]:
+        """The keys, as words of a command line, by which the recipe of the model that is trained next on top of this one
+        names `run`: of a tokenizer, or of a model that draws nothing by itself."""
         raise NotImplementedError
 
     def encode(self, networks: Networks, images: Tensor) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.read.stream import SplitLoader
 from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.evaluation.metrics.definitions import frechet
+from bigtrain.evaluation.metrics import frechet
 from bigtrain.evaluation.metrics.frechet import frechet_distance
 from bigtrain.evaluation.metrics.moments import Moments
 from bigtrain.features.inception import MODES, PIECE_ON_CPU, SIDE

@@ -118,7 +118,7 @@ class VQVAE(Family, kind="vqvae"):
         size = self.options.autoencoder.codebook_size
         return {name: CodeLevel(size, (grid, grid)) for name, grid in self._grids.items()}
 
-    def keys_over_codes(self, run: str) -> list[str]:
+    def successor_keys(self, run: str) -> list[str]:
         words = [f"family.tokenizer={run}"]
         levels = list(self.code_levels)
         if len(levels) > 1:  # the codes of one level cannot be decoded without the others

@@ -134,11 +134,22 @@ class Prior(Family, kind="prior"):
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
+    def successor_keys(self, run: str) -> list[str]:
+        return [
+            f"family.level={self._level_below}",
+            f"family.tokenizer={self.options.tokenizer}",
+            f"family.condition={run}",
+        ]
+
+    @property
+    def _level_below(self) -> str:
+        assert self.spec.codes is not None
+        levels = list(self.spec.codes)
+        return levels[levels.index(self.options.level) + 1]
+
     def why_not(self, capability: Capability) -> str:
         if capability == "sample":
-            assert self.spec.codes is not None
-            levels = list(self.spec.codes)
-            finer = levels[levels.index(self.options.level) + 1]
+            finer = self._level_below
             return (
                 f"it is the prior of level {self.options.level}, whose codes alone make no image: train the prior of level "
                 f"{finer} with family.level={finer} and family.condition naming this run, and sample that"
