@@ -358,8 +358,12 @@ class Family(ABC):
 
     def successor_keys(self, run: str) -> Sequence[str]:
         """The keys, as words of a command line, by which the recipe of the model that is trained next on top of this one
-        names `run`: of a tokenizer, or of a model that draws nothing by itself."""
-        raise NotImplementedError
+        names `run`: here of a tokenizer, whose codes a model of codes is trained on, the coarsest level first."""
+        words = [f"family.tokenizer={run}"]
+        levels = list(self.code_levels)
+        if len(levels) > 1:  # the codes of one level cannot be decoded without the others
+            words += [f"family.level={levels[0]}", "evaluation.metrics=[bits_per_dim]", "train.sample_every=null"]
+        return [*words, "(recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"]
 
     def encode(self, networks: Networks, images: Tensor) -> dict[str, Tensor]:
         """Codes int64 [n, h, w] by level, of images [n, 3, H, W] in [-1, 1]."""

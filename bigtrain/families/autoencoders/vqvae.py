@@ -118,13 +118,6 @@ class VQVAE(Family, kind="vqvae"):
         size = self.options.autoencoder.codebook_size
         return {name: CodeLevel(size, (grid, grid)) for name, grid in self._grids.items()}
 
-    def successor_keys(self, run: str) -> list[str]:
-        words = [f"family.tokenizer={run}"]
-        levels = list(self.code_levels)
-        if len(levels) > 1:  # the codes of one level cannot be decoded without the others
-            words += [f"family.level={levels[0]}", "evaluation.metrics=[bits_per_dim]", "train.sample_every=null"]
-        return [*words, "(recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"]
-
     def reconstruct(self, networks: Networks, images: Tensor) -> Tensor:
         return self.decode(networks, self.encode(networks, images))
 
