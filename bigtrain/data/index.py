@@ -49,7 +49,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
 last, because some shards keep features as npy beside a picture."""
 HOW_TO_MAKE = "make the shards with `python launch/shard.py SOURCE OUT --size N`"
 Resize = Literal["never", "exact", "scaled"]
-"""How images are made squares of one size when they are read: bigtrain.data.read.resize."""
+"""How images are made squares of one size when they are read: bigtrain.data.resize."""
 UNLABELLED = "unlabelled"
 """The name of the only class of data without labels."""
 LARGEST_CODEBOOK = 2**16

@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision.io import decode_jpeg
 
 from bigtrain.data.decode import decode
-from bigtrain.data.read.resize import centre_square, read_square
+from bigtrain.data.resize import centre_square, read_square
 from bigtrain.data.write.convert import square_shape
 
 Route = Callable[[bytes], np.ndarray]

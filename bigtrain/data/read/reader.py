@@ -11,7 +11,7 @@ import numpy as np
 from bigtrain.data.decode import Undecodable, decode_into
 from bigtrain.data.index import IMAGE_EXTENSIONS, Index, codes_extension
 from bigtrain.data.npy import npy_header, read_npy_header
-from bigtrain.data.read.resize import read_square
+from bigtrain.data.resize import read_square
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.errors import UserError
 

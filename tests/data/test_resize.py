@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bigtrain.data.decode import Undecodable, decode, decode_scaled
-from bigtrain.data.read.resize import read_square
+from bigtrain.data.resize import read_square
 from bigtrain.data.write.convert import convert
 
 
