@@ -1,8 +1,9 @@
 """Bytes to pixels and to labels: an allow-list of formats, chosen by content, and nothing that executes.
 
 Ordinary JPEG is decoded by libjpeg-turbo through simplejpeg, strictly: a damaged image is an error, never half a picture. The
-rest (PNG, WebP, and JPEG in CMYK or YCCK) is decoded by Pillow. Pixels that need no decoding are npy: uint8 [H, W, 3].
-`decode` gives pixels as they are stored. Images for training are also rotated upright as their EXIF says; launch/shard.py
+rest (PNG, WebP, and JPEG in CMYK or YCCK) is decoded by Pillow. Pixels that need no decoding are npy: uint8 [H, W, 3], or grey
+[H, W] or [H, W, 1]. Whoever reads says how many channels are wanted, 1 or 3: grey becomes three equal ones, and colours become
+their luma (ITU-R 601). `decode` gives pixels as they are stored. Images for training are also rotated upright as their EXIF says; launch/shard.py
 has done that already, but other makers of shards may not.
 """
 
@@ -22,6 +23,11 @@ _JPEG = b"\xff\xd8"
 _UNUSUAL = "Could not determine subsampling"
 """libjpeg-turbo's message for rare but valid chroma subsamplings, which Pillow reads."""
 _JPEG_COLOURS = frozenset({"YCbCr", "Gray", "RGB"})
+_COLOURSPACE = {1: "GRAY", 3: "RGB"}
+"""By number of channels, simplejpeg's name of what it decodes to."""
+_MODE = {1: "L", 3: "RGB"}
+"""The same for Pillow."""
+_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _EXIF_ORIENTATION = 0x0112
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,22 +52,24 @@ class Undecodable(Exception):
     """These bytes are not an image, or not a label. The text says why; the caller adds which file or sample it is."""
 
 
-def decode(data: bytes) -> np.ndarray:
-    """A JPEG, PNG, WebP or npy file as uint8 [H, W, 3], RGB, as it is stored. Raises Undecodable."""
+def decode(data: bytes, channels: int = 3) -> np.ndarray:
+    """A JPEG, PNG, WebP or npy file as uint8 [H, W, channels], RGB or grey, upright or not, as it is stored. Raises
+    Undecodable."""
     shape = _plain_jpeg(data)
     if shape is not None:
-        return _decode_jpeg(data, np.empty((*shape, 3), dtype=np.uint8))
+        return _decode_jpeg(data, np.empty((*shape, channels), dtype=np.uint8))
     if data.startswith(MAGIC):
-        return _raw(data)
-    return np.asarray(to_rgb(load(open_lazily(data, _PILLOW_FORMATS))))
+        return _raw(data, channels)
+    return _pixels(with_channels(load(open_lazily(data, _PILLOW_FORMATS)), channels))
 
 
 def decode_into(data: bytes, out: np.ndarray) -> None:
-    """Decodes upright into `out`, uint8 [H, W, 3], contiguous. Raises Undecodable, also for a file of another size."""
+    """Decodes upright into `out`, uint8 [H, W, C], contiguous. Raises Undecodable, also for a file of another size."""
+    channels = out.shape[2]
     # A JPEG with only its JFIF segment has JFIF's colours; others may be CMYK, which only Pillow decodes.
     if _is_bare(data) or (data.startswith(_JPEG) and turn(data) is None and _plain_jpeg(data)):
         try:
-            if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape == out.shape:
+            if simplejpeg.decode_jpeg(data, _COLOURSPACE[channels], buffer=out).shape == out.shape:
                 return  # nearly always; reading the header first would take a tenth of a small image's time
         except ValueError:
             pass  # another size, other colours or damaged: the code below finds out which
@@ -69,16 +77,26 @@ def decode_into(data: bytes, out: np.ndarray) -> None:
     if data.startswith(raw) and len(data) == len(raw) + out.nbytes:
         out[:] = np.frombuffer(data, np.uint8, offset=len(raw)).reshape(out.shape)
         return
-    pixels = upright(data)
+    pixels = upright(data, channels)
     if pixels.shape != out.shape:
         raise Undecodable(f"it is {pixels.shape[0]} x {pixels.shape[1]}, not {out.shape[0]} x {out.shape[1]}")
     out[:] = pixels
 
 
-def upright(data: bytes) -> np.ndarray:
+def upright(data: bytes, channels: int = 3) -> np.ndarray:
     """As `decode`, but rotated upright as EXIF says."""
-    pixels, transpose = decode(data), turn(data)
-    return pixels if transpose is None else np.asarray(Image.fromarray(pixels).transpose(transpose))
+    pixels, transpose = decode(data, channels), turn(data)
+    return pixels if transpose is None else _pixels(as_image(pixels).transpose(transpose))
+
+
+def as_image(pixels: np.ndarray) -> Image.Image:
+    """Pillow's image of uint8 [H, W, 1 or 3]: mode L or RGB."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """The inverse of `as_image`."""
+    return np.asarray(image)[:, :, None] if image.mode == "L" else np.asarray(image)
 
 
 def turn(data: bytes) -> Image.Transpose | None:
@@ -113,18 +131,22 @@ def _has_app1(data: bytes) -> bool:
     return False
 
 
-def decode_scaled(data: bytes, least: int) -> tuple[np.ndarray, tuple[float, float]]:
-    """Decodes a JPEG at n/8 of its size, n as small as possible with both sides at least `least` pixels: (uint8 [h, w, 3], RGB,
-    not rotated; the exact (height, width) of the scaled picture, which h and w round up). Raises Undecodable.
+def decode_scaled(
+    data: bytes, least: tuple[int, int], channels: int = 3
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Decodes a JPEG at n/8 of its size, n as small as possible with at least `least` (height, width) pixels: (uint8
+    [h, w, channels], not rotated; the exact (height, width) of the scaled picture, which h and w round up). Raises Undecodable.
 
     Other formats, and pictures smaller than `least`, are decoded at full size.
     """
     shape = _plain_jpeg(data)
-    if shape is None or min(shape) < least:
-        pixels = decode(data)
+    if shape is None or shape[0] < least[0] or shape[1] < least[1]:
+        pixels = decode(data, channels)
         return pixels, (pixels.shape[0], pixels.shape[1])
-    eighths = next(n for n in range(1, 9) if -(-min(shape) * n // 8) >= least)
-    out = np.empty((*(-(-side * eighths // 8) for side in shape), 3), dtype=np.uint8)
+    eighths = next(
+        n for n in range(1, 9) if all(-(-side * n // 8) >= wanted for side, wanted in zip(shape, least, strict=True))
+    )
+    out = np.empty((*(-(-side * eighths // 8) for side in shape), channels), dtype=np.uint8)
     extent = (shape[0] * eighths / 8, shape[1] * eighths / 8)
     return _decode_jpeg(data, out, min_height=out.shape[0], min_width=out.shape[1]), extent
 
@@ -146,39 +168,52 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 def _decode_jpeg(data: bytes, out: np.ndarray, **scale: int) -> np.ndarray:
     """Decodes into `out`: for small images, simplejpeg's own allocation takes as long as the decoding."""
     try:
-        pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=out, **scale)
+        pixels = simplejpeg.decode_jpeg(data, _COLOURSPACE[out.shape[2]], buffer=out, **scale)
     except ValueError as error:
         raise Undecodable(str(error)) from None
     assert pixels.shape == out.shape, f"{pixels.shape} decoded where the header announced {out.shape}"
     return out
 
 
-def _raw(data: bytes) -> np.ndarray:
+def _raw(data: bytes, channels: int) -> np.ndarray:
     shape, begin = _raw_header(data)
     if len(data) - begin != np.prod(shape):
         raise Undecodable(f"it has {len(data) - begin} bytes of pixels, which are not {shape}")
-    return np.frombuffer(data, np.uint8, offset=begin).reshape(shape)
+    pixels = np.frombuffer(data, np.uint8, offset=begin).reshape(shape)
+    return pixels if shape[2] == channels else _pixels(with_channels(as_image(pixels), channels))
 
 
 def _raw_header(data: bytes) -> tuple[tuple[int, ...], int]:
-    """(shape [H, W, 3], offset of the pixels in bytes)."""
+    """(shape [H, W, C], offset of the pixels in bytes)."""
     try:
         dtype, shape, begin = read_npy_header(data)
     except ValueError as error:
         raise Undecodable(f"it {error}") from None
-    if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
-        raise Undecodable(f"its npy holds {dtype} {shape}, not pixels: uint8 [height, width, 3]")
+    if len(shape) == 2:
+        shape = (*shape, 1)
+    if dtype != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3) or min(shape) < 1:
+        raise Undecodable(f"its npy holds {dtype} {shape}, not pixels: uint8 [height, width, 3], or grey [height, width]")
     check_pixels(shape[1], shape[0])
     return shape, begin
 
 
 def header_size(data: bytes) -> tuple[int, int]:
     """(height, width) in pixels from the header alone. Raises Undecodable."""
+    return header_shape(data)[:2]
+
+
+def header_shape(data: bytes) -> tuple[int, int, int]:
+    """(height, width, channels) from the header alone; 1 channel for grey, 3 for everything else. Raises Undecodable."""
     if data.startswith(MAGIC):
-        (height, width, _), _ = _raw_header(data)
-        return height, width
-    width, height = open_lazily(data, _PILLOW_FORMATS).size
-    return height, width
+        (height, width, channels), _ = _raw_header(data)
+        return height, width, channels
+    image = open_lazily(data, _PILLOW_FORMATS)
+    return image.height, image.width, channels_of(image)
+
+
+def channels_of(image: Image.Image) -> int:
+    """1 for a grey picture, with or without transparency and of any depth, 3 for everything else."""
+    return 1 if image.mode.partition(";")[0] in _GREY_MODES else 3
 
 
 def open_lazily(data: bytes, formats: tuple[str, ...]) -> Image.Image:
@@ -214,14 +249,14 @@ def _undecodable(error: Exception) -> Exception:
     return Undecodable(f"{type(error).__name__}: {error}")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts grey and palettes to RGB, drops transparency (as torchvision's loader does), and reduces 16 bits to 8."""
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Converts to RGB, or to grey for 1 channel; drops transparency (as torchvision's loader does), and reduces 16 bits to 8."""
     if image.mode.startswith("I"):
         high_bytes = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
         image = Image.fromarray(high_bytes)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == _MODE[channels] else image.convert(_MODE[channels])
 
 
 def check_pixels(width: int, height: int) -> None:
@@ -252,10 +287,13 @@ def json_label(data: bytes, field: str) -> int | str:
     return value_of_field
 
 
-def square_shape(height: float, width: float, size: int) -> tuple[int, int]:
-    """(height, width) of a picture after its shorter side is resized to `size` pixels. Raises Undecodable if that is more than
-    MAX_PIXELS: a long strip that is one pixel high would be a decompression bomb too."""
-    shorter = min(height, width)
-    height, width = max(size, round(height * size / shorter)), max(size, round(width * size / shorter))
-    check_pixels(width, height)
-    return height, width
+def covering_shape(height: float, width: float, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a picture after it is resized to cover `size` (height, width) and no more: one of its sides fits
+    exactly. Raises Undecodable if that is more than MAX_PIXELS: a long strip that is one pixel high would be a decompression
+    bomb too."""
+    if height * size[1] <= width * size[0]:
+        fitted = size[0], max(size[1], round(width * size[0] / height))
+    else:
+        fitted = max(size[0], round(height * size[1] / width)), size[1]
+    check_pixels(fitted[1], fitted[0])
+    return fitted

@@ -1,7 +1,7 @@
 """scikit-learn's handwritten digits (1797 real images of 8 x 8 pixels, ten classes) as shards, without a download.
 
 Every sixth image is held out: 1497 for training, 300 for validation. Grey values 0 .. 16 become 255 * value / 16, the
-image is enlarged by bicubic interpolation and stored as RGB PNG; then digits are written like any other pictures.
+image is enlarged by bicubic interpolation and stored as grey PNG; then digits are written like any other pictures.
 """
 
 import shutil
@@ -18,21 +18,25 @@ from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import cache_folder, sync_folder
 
+DIGITS_SIZE = 16
+"""Pixels of a side, if nobody asks for others."""
 SPLITS = ("train", "validation")
 _HELD_OUT_EVERY = 6
 _CACHED_SAMPLES_PER_SHARD = 256
 
 
-def digits_index(split: str, image_size: int) -> Path:
-    """The path of the digits' index at `image_size` pixels; makes the shards once, in the cache folder.
+def digits_index(split: str, size: tuple[int, int] | None = None) -> Path:
+    """The path of the digits' index at (height, width) `size`, 16 x 16 if None; makes the shards once, in the cache folder.
 
     They are written to a temporary folder that is then renamed, so several ranks or runs at once do not harm each other.
     """
     assert split in SPLITS, f"digits have the splits {SPLITS}, not {split}"
-    folder = cache_folder() / f"digits-{image_size}-v{FORMAT_VERSION}"
+    height, width = size or (DIGITS_SIZE, DIGITS_SIZE)
+    name = str(height) if height == width else f"{height}x{width}"
+    folder = cache_folder() / f"digits-{name}-v{FORMAT_VERSION}"
     if not folder.exists():
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
-        options = ShardOptions(size=image_size, format="png", samples_per_shard=_CACHED_SAMPLES_PER_SHARD)
+        options = ShardOptions(size=(height, width), format="png", samples_per_shard=_CACHED_SAMPLES_PER_SHARD)
         try:
             write_digits(temporary, options, workers=0, quiet=True)
             temporary.rename(folder)
@@ -53,7 +57,7 @@ def write_digits(out: Path, options: ShardOptions, *, workers: int, quiet: bool 
         return write_shards(list_by_class(Path(folder)), out, options, workers=workers, quiet=quiet)
 
 
-def _unpack(folder: Path, image_size: int) -> None:
+def _unpack(folder: Path, size: tuple[int, int]) -> None:
     """Writes SPLIT/CLASS/NUMBER.png."""
     from sklearn.datasets import load_digits  # takes a second to import, and only this needs it
 
@@ -63,4 +67,4 @@ def _unpack(folder: Path, image_size: int) -> None:
         path = folder / split / str(label) / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         grey = Image.fromarray(np.round(values * 255 / 16).astype(np.uint8))
-        grey.resize((image_size, image_size), Image.Resampling.BICUBIC).convert("RGB").save(path)
+        grey.resize(size[::-1], Image.Resampling.BICUBIC).save(path)

@@ -1,25 +1,29 @@
-"""The index of a split: its shards, and the offset and size of each member in them.
+"""The index of a split: what its samples are made of, its shards, and the offset and size of each member in them.
 
-Shards are plain webdataset tars. With `SPLIT.json` beside them every sample can be read by one positioned read, so that
-order, exactly-once and resume are arithmetic on sample numbers. Sample numbers run through the shards in the index's
+Shards are plain webdataset tars. With `SPLIT.json` beside them every sample can be read by one positioned read a member, so
+that order, exactly-once and resume are arithmetic on sample numbers. Sample numbers run through the shards in the index's
 order. The JSON holds one column per property and shard, about 50 MB for a million samples:
 
-    {"format": "bigtrain-index", "version": 1,
-     "split": "train", "classes": ["cat", "dog"],
-     "size": 32,                      pixels of a side if every image is a square of that size, else null
+    {"format": "bigtrain-index", "version": 2,
+     "split": "train",
+     "fields": {                      by name; bigtrain.data.fields has the kinds, and what each says here
+       "image": {"kind": "image", "members": ["jpg", "png"], "size": [32, 32] or null, "channels": 3},
+       "label": {"kind": "label", "members": ["cls"], "classes": ["cat", "dog"]}},
      "made": {...} or null,           what launch/shard.py made these shards from; null for shards made by others
      "shards": [
        {"url": "train-000000.tar",    relative to the folder of the index, or a URL
         "size": 1234944, "sha256": "...", "samples": 2,
         "keys": ["00000000", "00000001"],
-        "labels": [1, 0],             numbers of classes, as in the .cls members
+        "labels": [1, 0],             numbers of classes, as in the .cls members; left out where there is no label
         "members": {"jpg": {"offsets": [512, 3584], "sizes": [1893, 2210]}, "cls": {...}}}]}
 
-A sample that has no member of an extension has offset -1 there. "labels_from" (after "made") says where labels come from if
-not from .cls members. Nothing in an index is ever executed or unpickled.
+A sample that has no member of an extension has offset -1 there. At most one field is a label. Nothing in an index is ever
+executed or unpickled. For codes (launch/encode.py) the index has, before "shards", the key "codes", a `CodesManifest`, and
+"size", the size of the images that were encoded.
 
-Shards of codes (launch/encode.py) have one npy member per level of their tokenizer instead of the image, and the index has,
-before "shards", the key "codes": a `CodesManifest`. "size" is then that of the images that were encoded.
+Version 1 had no "fields" but "classes" and "size", the side of square images or null: each sample was an image of three channels
+in one of IMAGE_EXTENSIONS, or codes, and a label ("labels_from": cls, json:KEY or none). It is read as the fields `image`, or
+one per level of the codes, and `label`, keeps its fingerprint, and is written again as version 1.
 """
 
 import contextlib
@@ -30,30 +34,28 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, get_args
+from typing import Any
 
 import numpy as np
 
+from bigtrain.data.fields.codes import CodesManifest
+from bigtrain.data.fields.field import Field
+from bigtrain.data.fields.label import UNLABELLED, LabelField
+from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS, ImageField, PicturedField
+from bigtrain.data.fields.registry import field_from_json
 from bigtrain.data.remote import HERE, Origin, beside, check_url, is_remote, receive, shown
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, cache_folder, write_bytes
 
 FORMAT = "bigtrain-index"
-FORMAT_VERSION = 1
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
-"""Extensions of members that are read as images; the first that a sample has. Decoding checks the content again. npy comes
-last, because some shards keep features as npy beside a picture."""
+FORMAT_VERSION = 2
+LABEL = "label"
+"""The name of the label of samples that have none of their own: the one class UNLABELLED."""
 HOW_TO_MAKE = "make the shards with `python launch/shard.py SOURCE OUT --size N`"
-Resize = Literal["never", "exact", "scaled"]
-"""How images are made squares of one size when they are read: bigtrain.data.resize."""
-UNLABELLED = "unlabelled"
-"""The name of the only class of data without labels."""
-LARGEST_CODEBOOK = 2**16
-"""Codes are stored as uint16."""
 MOST_BYTES = 2**31
 """The largest index that is fetched from a URL: about fifty million samples."""
 _PROCESS_BEGAN = time.time()
@@ -88,20 +90,19 @@ class Shard:
                 digest.update(column.astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, labelled: bool = True) -> dict[str, Any]:
         members = {
             extension: {"offsets": offsets.tolist(), "sizes": sizes.tolist()}
             for extension, (offsets, sizes) in sorted(self.members.items())
         }
-        return {
+        head = {
             "url": self.name,
             "size": self.size,
             "sha256": self.sha256,
             "samples": self.samples,
             "keys": list(self.keys),
-            "labels": self.labels.tolist(),
-            "members": members,
         }
+        return head | ({"labels": self.labels.tolist()} if labelled else {}) | {"members": members}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Shard":
@@ -114,7 +115,7 @@ class Shard:
         keys = tuple(map(str, value["keys"]))
         if len(keys) != samples:
             raise ValueError(f"{value['url']} has {samples} samples but {len(keys)} keys")
-        labels = _column(value["labels"], samples)
+        labels = _column(value["labels"], samples) if "labels" in value else np.zeros(samples, dtype=np.int64)
         shard = cls(str(value["url"]), int(value["size"]), str(value["sha256"]), keys, labels, members)
         shard._check()
         return shard
@@ -170,108 +171,65 @@ def _download(path: Path, origin: Origin) -> None:
         temporary.unlink(missing_ok=True)
 
 
-class Level(TypedDict):
-    """One level of a tokenizer, as JSON. `grid`: [height, width] in codes."""
-
-    codebook_size: int
-    grid: list[int]
-
-
-class EncodedImages(TypedDict):
-    """The image index that codes were made from, as JSON. `path` is absolute, or a URL; `resize`: how its images were made
-    squares, if they were resized when read."""
-
-    path: str
-    fingerprint: str
-    resize: NotRequired[Resize]
-
-
-@dataclass(frozen=True)
-class CodesManifest:
-    """What codes were made from and how. Raises ValueError for levels that cannot be stored.
-
-    tokenizer: fingerprint of its weights; levels: by name, the coarsest first; flip_variants: 1, or 2 if the codes of each
-    mirrored image are stored too; transform: how pixels were transformed before they were encoded.
-    """
-
-    tokenizer: str
-    levels: Mapping[str, Level]
-    flip_variants: int
-    transform: str
-    images: EncodedImages
-
-    def __post_init__(self) -> None:
-        if self.flip_variants not in (1, 2) or not self.levels:
-            raise ValueError(
-                f"codes have 1 or 2 flip variants of at least one level, not {self.flip_variants} of {len(self.levels)}"
-            )
-        for name, level in self.levels.items():
-            if not re.fullmatch(r"\w+", name, re.ASCII):
-                raise ValueError(f"level {name!r} cannot name a member; a name is letters, digits and underscores")
-            if not 0 < level["codebook_size"] <= LARGEST_CODEBOOK:
-                raise ValueError(f"level {name} has {level['codebook_size']} codes; uint16 holds {LARGEST_CODEBOOK}")
-            if len(level["grid"]) != 2 or min(level["grid"]) < 1:
-                raise ValueError(f"level {name} has the grid {level['grid']}, which is not [height, width]")
-
-    def shape(self, level: str) -> tuple[int, int, int]:
-        """(flip variants, height, width) of a sample's codes."""
-        height, width = self.levels[level]["grid"]
-        return self.flip_variants, height, width
-
-    def identity(self) -> dict[str, Any]:
-        """`to_json` without the path of the images: equal for equal codes."""
-        return self.to_json() | {"images": self.images["fingerprint"]}
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "tokenizer": self.tokenizer,
-            "levels": {name: dict(level) for name, level in self.levels.items()},
-            "views": self.flip_variants,
-            "transform": self.transform,
-            "images": dict(self.images),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "CodesManifest":
-        """Raises KeyError, TypeError or ValueError if `value` is not what `to_json` gives."""
-        levels = {
-            str(name): Level(codebook_size=int(level["codebook_size"]), grid=[int(side) for side in level["grid"]])
-            for name, level in value["levels"].items()
-        }
-        images = EncodedImages(path=str(value["images"]["path"]), fingerprint=str(value["images"]["fingerprint"]))
-        if "resize" in value["images"]:
-            images["resize"] = value["images"]["resize"]
-            if images["resize"] not in get_args(Resize):
-                raise ValueError(f"{images['resize']!r} is not one of the ways to resize images")
-        return cls(str(value["tokenizer"]), levels, int(value["views"]), str(value["transform"]), images)
-
-
-def codes_extension(level: str) -> str:
-    """The extension of a level's members; for the level `codes` it is codes.npy, so that a tokenizer of one level has
-    KEY.codes.npy."""
-    return "codes.npy" if level == "codes" else f"{level}.codes.npy"
-
-
 @dataclass(frozen=True, eq=False)
 class Index:
-    """One split: its classes by number, its shards in order. `image_size`: pixels, None if images differ in size.
+    """One split: the fields of its samples by name, its shards in order.
 
     `path`: the file; for an index from a URL, its copy in the user's cache folder. `made`: what launch/shard.py made the
-    shards from; `codes`: what codes were made from and how, None for shards of images; `labels_from`: cls, json:FIELD or
-    none; `variant`: how images are resized or filtered by class when they are read (bigtrain.data.read.variants), never
-    written; `origin`: the URL that it came from.
+    shards from; `codes`: what codes were made from and how, and `encoded_size`, the (height, width) of the images that they
+    were made from; None for everything else. `version`: of the JSON. `variant`: how fields are resized, cropped, renamed,
+    derived or filtered by class when they are read (bigtrain.data.read.variants), never written; `origin`: the URL that it came
+    from. One of the fields is a label: LABEL, of one class, where the shards have none.
     """
 
     path: Path
     split: str
-    classes: tuple[str, ...]
-    image_size: int | None
+    fields: Mapping[str, Field]
     shards: tuple[Shard, ...]
     made: Mapping[str, Any] | None = None
     codes: CodesManifest | None = None
-    labels_from: str = "cls"
+    encoded_size: tuple[int, int] | None = None
+    version: int = FORMAT_VERSION
     variant: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = HERE
+
+    @cached_property
+    def label_field(self) -> LabelField:
+        return next(field for field in self.fields.values() if isinstance(field, LabelField))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes by number."""
+        return self.label_field.classes
+
+    @property
+    def picture(self) -> PicturedField | None:
+        """The field whose size is that of the data: `image`, or else the first one that is pictured and largest."""
+        pictured = [field for field in self.fields.values() if isinstance(field, PicturedField)]
+        named = [field for field in pictured if field.name == "image"]
+        return min(named or pictured, key=lambda field: field.factor, default=None)
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) of the images, or of those that codes were made from; None if they differ, or there are none."""
+        return self.encoded_size if self.picture is None else self.picture.size
+
+    @property
+    def channels(self) -> int:
+        """Of the images, or of those that codes were made from."""
+        if self.codes is not None:
+            return self.codes.images.get("channels", 3)
+        return getattr(self.picture, "channels", 3)
+
+    @property
+    def parts(self) -> "tuple[Part, ...]":
+        """What a stream reads: this index alone. (Of a `SideBySide`: each of its indexes.)"""
+        return (Part(self, {name: name for name in self.fields}, "data/order"),)
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether any shard must be fetched before it can be read."""
+        return any(map(self.is_remote, range(len(self.shards))))
 
     @property
     def folder(self) -> Path:
@@ -331,11 +289,21 @@ class Index:
         """A hash of the samples and their numbering; it does not depend on the files' paths."""
         shards = [[shard.sha256, shard.samples, shard.members_hash] for shard in self.shards]
         codes = [] if self.codes is None else [self.codes.identity()]
-        labels = [] if self.labels_from == "cls" else [self.labels_from]
         # Without a variant the size is that of the images in the shards, which their hashes determine.
-        variant = [{**self.variant, "image_size": self.image_size}] if self.variant else []
-        text = json.dumps([FORMAT_VERSION, shards, list(self.classes), *codes, *labels, *variant])
+        size = self.image_size
+        side = size[0] if size is not None and size[0] == size[1] else size
+        variant = [{**self.variant, "image_size": side}] if self.variant else []
+        if self.version == 1:
+            source = labels_from(self.label_field)
+            facts: list[Any] = [list(self.classes), *codes, *([] if source == "cls" else [source])]
+        else:
+            facts = [self._fields_json(), *codes]
+        text = json.dumps([self.version, shards, *facts, *variant])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _fields_json(self) -> dict[str, Any]:
+        """The fields as they are declared; a label that the shards do not have is not."""
+        return {name: field.to_json() for name, field in self.fields.items() if field.members}
 
     @classmethod
     def read(cls, where: Path | str, origin: Origin = HERE) -> "Index":
@@ -381,10 +349,11 @@ class Index:
             raise UserError(f"{path}: not an index: {error}; {HOW_TO_MAKE}") from None
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise UserError(f"{path}: not an index of shards (no format: {FORMAT}); {HOW_TO_MAKE}")
-        if value.get("version") != FORMAT_VERSION:
+        if value.get("version") not in (1, FORMAT_VERSION):
             raise UserError(
-                f"{path}: index version {value.get('version')}, but this bigtrain reads version {FORMAT_VERSION}; "
-                f"index the shards again with `python launch/shard.py {path.parent} --index-only`"
+                f"{path}: index version {value.get('version')}, but this bigtrain reads versions 1 and {FORMAT_VERSION}; "
+                f"install the bigtrain that wrote it, or index the shards again with `python launch/shard.py {path.parent} "
+                "--index-only`"
             )
         try:
             return cls._from_json(path, value, origin)
@@ -394,13 +363,16 @@ class Index:
     @classmethod
     def _from_json(cls, path: Path, value: dict[str, Any], origin: Origin) -> "Index":
         shards = tuple(Shard.from_json(shard) for shard in value["shards"])
-        size = None if value["size"] is None else int(value["size"])
         codes = CodesManifest.from_json(value["codes"]) if "codes" in value else None
-        split, classes = str(value["split"]), tuple(map(str, value["classes"]))
+        split, version = str(value["split"]), int(value["version"])
         if split in ("", "..") or Path(split).name != split or "\0" in split:
             raise ValueError(f"{split!r} cannot name a split")  # shards of codes are written under this name
-        labels_from = str(value.get("labels_from", "cls"))
-        index = cls(path, split, classes, size, shards, value["made"], codes, labels_from, origin=origin)
+        if version == 1:
+            fields = _fields_of_version_1(value, codes)
+        else:
+            fields = {str(name): field_from_json(str(name), facts) for name, facts in value["fields"].items()}
+        encoded = None if codes is None else _sides(value["size"])
+        index = cls(path, split, with_label(fields), shards, value["made"], codes, encoded, version, origin=origin)
         for number in range(len(shards)):
             if index.is_remote(number):
                 index.location(number)
@@ -413,19 +385,19 @@ class Index:
     def write(self) -> None:
         """Writes `self.path` atomically, unless it holds exactly this already."""
         assert not self.variant, f"{self.path}: a variant of a split is never written"
-        head = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "split": self.split,
-            "classes": list(self.classes),
-            "size": self.image_size,
-            "made": self.made,
-        }
-        if self.labels_from != "cls":
-            head["labels_from"] = self.labels_from
+        head: dict[str, Any] = {"format": FORMAT, "version": self.version, "split": self.split}
+        if self.version == 1:
+            size = None if self.image_size is None else self.image_size[0]
+            head |= {"classes": list(self.classes), "size": size, "made": self.made}
+            source = labels_from(self.label_field)
+            head |= {} if source == "cls" else {"labels_from": source}
+        else:
+            head |= {"fields": self._fields_json(), "made": self.made}
+            head |= {"size": self.encoded_size} if self.codes is not None else {}
         if self.codes is not None:
             head["codes"] = self.codes.to_json()
-        shards = ",\n".join(json.dumps(shard.to_json(), separators=(",", ":")) for shard in self.shards)
+        labelled = self.version == 1 or bool(self.label_field.members)
+        shards = ",\n".join(json.dumps(shard.to_json(labelled), separators=(",", ":")) for shard in self.shards)
         data = f'{json.dumps(head)[:-1]}, "shards": [\n{shards}\n]}}\n'.encode()
         if not self.path.exists() or self.path.read_bytes() != data:
             write_bytes(self.path, data)
@@ -453,3 +425,60 @@ class Index:
                     f"{path}: the shard has {size} bytes where {self.path} expects {shard.size}: it is truncated, or "
                     f"another file; copy it here again, or run {command} again, which replaces damaged shards"
                 )
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """An index as a part of a stream. names: of its fields in a batch, by their own; stream: of the draws of its order."""
+
+    index: Index
+    names: Mapping[str, str]
+    stream: str
+
+    def own_names(self, wanted: Sequence[str] | None) -> dict[str, str]:
+        """Of the fields that are `wanted` in the batch, or all: their names in the batch by their own."""
+        return {own: name for own, name in self.names.items() if wanted is None or name in wanted}
+
+
+def with_label(fields: Mapping[str, Field]) -> dict[str, Field]:
+    """The fields with a label: the one class UNLABELLED where there is none. Raises ValueError if there are two."""
+    labels = [name for name, field in fields.items() if isinstance(field, LabelField)]
+    if len(labels) > 1:
+        raise ValueError(f"it has two labels, {labels[0]} and {labels[1]}; one at most can be the class of a sample")
+    return dict(fields) if labels else {**fields, LABEL: LabelField(LABEL, (), (UNLABELLED,))}
+
+
+def label_from(source: str, classes: tuple[str, ...]) -> LabelField:
+    """The label whose values are where `source` says: cls, json:KEY or none."""
+    kind, _, key = source.partition(":")
+    return LabelField(LABEL, () if kind == "none" else (kind,), classes, key or None)
+
+
+def labels_from(label: LabelField) -> str:
+    """The inverse of `label_from`."""
+    if not label.members:
+        return "none"
+    return "cls" if label.key is None else f"json:{label.key}"
+
+
+def plain_fields(
+    classes: tuple[str, ...], size: tuple[int, int] | None, channels: int = 3, labels: str = "cls"
+) -> dict[str, Field]:
+    """The fields of samples that are one image in any of its formats, and one label."""
+    image = ImageField("image", IMAGE_EXTENSIONS, size, channels=channels)
+    return {"image": image, LABEL: label_from(labels, classes)}
+
+
+def _fields_of_version_1(value: Mapping[str, Any], codes: CodesManifest | None) -> dict[str, Field]:
+    label = label_from(str(value.get("labels_from", "cls")), tuple(map(str, value["classes"])))
+    if codes is not None:
+        return {**codes.fields(), LABEL: label}
+    return {**plain_fields((), _sides(value["size"])), LABEL: label}
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """(height, width) of a size as JSON: null, the side of a square, or both."""
+    if size is None:
+        return None
+    height, width = map(int, [size, size] if isinstance(size, int) else size)
+    return height, width

@@ -1,31 +1,95 @@
 """The options of data: section `data` of a recipe."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from bigtrain.data.index import Resize
+from bigtrain.data.fields.derived import Derivation
+from bigtrain.data.fields.registry import NAME
+from bigtrain.data.fields.text import BYTES
 from bigtrain.data.remote import DEFAULTS, RemoteOptions
+from bigtrain.data.resize import Resize
 from bigtrain.options import Options
 
 
+def _size(value: Any) -> int | tuple[int, int]:
+    """A size in a recipe. Raises ValueError: one sentence, where pydantic's own unions give one for every member."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    whole = [isinstance(side, int | float) and not isinstance(side, bool) and side == int(side) for side in numbers]
+    if not all(whole) or len(numbers) not in (1, 2) or min(numbers) < 1:
+        raise ValueError("must be the side of a square in pixels, or [height, width]")
+    return int(value) if numbers == [value] else (int(numbers[0]), int(numbers[-1]))
+
+
+def _where(value: Any) -> str | dict[str, str]:
+    """One index, or several by name. Raises ValueError."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Mapping) or not value or not all(isinstance(path, str) for path in value.values()):
+        raise ValueError("must be the path or URL of an index, or several by name: {a: PATH, b: PATH}")
+    for name in value:
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot name an index; a name is letters, digits and underscores")
+    return dict(value)
+
+
+_SIDE = {"type": "integer", "exclusiveMinimum": 0}
+Size = Annotated[
+    int | tuple[int, int],
+    PlainValidator(_size),
+    WithJsonSchema({"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2}]}),
+]
+Where = Annotated[
+    str | dict[str, str],
+    PlainValidator(_where),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]}),
+]
+Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
+
+
+class TextOptions(Options):
+    """How texts become tokens: token 0 is padding, and token k + 1 is token k of the tokenizer."""
+
+    tokenizer: str = BYTES
+    """`bytes`, the bytes of UTF-8; or the path of a tokenizer's JSON, as the library `tokenizers` writes it."""
+    length: int = Field(default=256, ge=1)
+    """Tokens of a sample: longer texts are cut, shorter ones padded."""
+
+
 class DataOptions(Options):
-    """Where the images, or the codes of images, are and how they are read."""
+    """Where the samples are and how they are read."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"window_shards": "shuffle_shards"}
 
-    train: str
+    train: Where
     """Index of the training split (`OUT/train.json` of launch/shard.py, or of launch/encode.py for codes), or `digits`: a path,
-    or a URL (http://, https://, hf://datasets/OWNER/NAME/..., s3://), with the shards beside it."""
-    validation: str | None = None
-    """Index of the held-out split, or `digits`; null if there is none."""
-    image_size: int = Field(gt=0)
-    """Side of the square images, in pixels; the shards must have been made at this size, or be codes of such images."""
+    or a URL (http://, https://, hf://datasets/OWNER/NAME/..., s3://), with the shards beside it. Several by name, `{a: ..., b: ...}`,
+    are read side by side, each in its own order: a sample has the image of each as `a` and `b`."""
+    validation: Where | None = None
+    """Index of the held-out split, or `digits`, or several by the same names; null if there is none."""
+    image_size: Size | None = None
+    """Size of the images in pixels: the side of a square, or [height, width]; the shards must have been made at this size, or be
+    codes of such images. null: as the shards have it."""
+    channels: Literal[1, 3] | None = None
+    """Channels of the images: 1 makes colours grey, 3 gives grey images three equal channels; null: as the shards have them."""
     resize: Resize = "never"
-    """How images of other sizes are resized when they are read. `never`: they are an error; `exact`: the shorter side is
-    resized and the centre cropped, as launch/shard.py --size does; `scaled`: large JPEGs are first decoded at a fraction of
-    their size, which is faster and gives slightly different pixels."""
+    """How images of other sizes are resized when they are read. `never`: they are an error; `exact`: they are resized until they
+    cover the size and the centre is cropped, as launch/shard.py --size does; `scaled`: large JPEGs are first decoded at a
+    fraction of their size, which is faster and gives slightly different pixels."""
+    crop_from: Size | None = None
+    """Size that images have before image_size is cropped from them: at a random position in training, at the centre elsewhere
+    (286 for 256: Isola et al. 2017). If it is not that of the shards, resize says how they get it. null: nothing is cropped."""
+    frames: int | None = Field(default=None, ge=1)
+    """Frames of a clip: a window at a random position in training, the first frames elsewhere; null: as many as the shortest
+    clip has."""
+    rename: dict[Name, str] = {}
+    """Fields under other names: NEW: the name in the index."""
+    derive: dict[Name, Derivation] = {}
+    """Further fields, each made from an image: by name, `kind` downscale, edges, grey or mask, `of` which image, and the kind's
+    options."""
+    text: TextOptions = TextOptions()
+    """How texts become tokens."""
     classes: tuple[int | str, ...] | None = Field(default=None, min_length=1)
     """Names or numbers of the classes to use, in both splits; they are renumbered in this order. null: all."""
     balance: bool = False
@@ -42,3 +106,24 @@ class DataOptions(Options):
     """What to do about an image that cannot be decoded: an error, or replace it by the next image of the epoch and log it."""
     remote: RemoteOptions = DEFAULTS
     """How shards at URLs are fetched and cached."""
+
+    @model_validator(mode="after")
+    def _sides_agree(self) -> "DataOptions":
+        if isinstance(self.validation, dict) and (
+            not isinstance(self.train, dict) or self.validation.keys() != self.train.keys()
+        ):
+            raise ValueError("validation: must name indexes by the names of data.train")
+        size, whole = sides(self.image_size), sides(self.crop_from)
+        if whole is not None and (size is None or whole[0] < size[0] or whole[1] < size[1]):
+            raise ValueError("crop_from: must be at least image_size, which must be given with it")
+        return self
+
+
+def sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """(height, width) of a size in a recipe."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def shown_size(size: tuple[int, int]) -> str:
+    """A size as a recipe says it: 32, or [24,16]."""
+    return str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"

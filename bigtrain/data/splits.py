@@ -1,4 +1,4 @@
-"""Opens the indexes that a recipe names (`data.train`, `data.validation`), with the recipe's size, classes and balance."""
+"""Opens the indexes that a recipe names (`data.train`, `data.validation`), with fields and classes as the recipe says."""
 
 import contextlib
 import sys
@@ -10,32 +10,64 @@ from tqdm import tqdm
 
 from bigtrain.cluster.world import is_main
 from bigtrain.data.digits import digits_index
-from bigtrain.data.index import HOW_TO_MAKE, Index, Resize
-from bigtrain.data.options import DataOptions
+from bigtrain.data.index import HOW_TO_MAKE, Index
+from bigtrain.data.options import DataOptions, shown_size, sides
 from bigtrain.data.read import variants
 from bigtrain.data.read.shard_cache import ShardCache
+from bigtrain.data.read.side_by_side import SideBySide
 from bigtrain.data.remote import DEFAULTS, HERE, Origin, RemoteOptions, is_remote
+from bigtrain.data.resize import Resize
 from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT
 
 
-def find_split(data: DataOptions, split: Literal["train", "validation"]) -> Index:
-    """The index that `data.SPLIT` names, resized and filtered by class as `data` says.
+Split = Literal["train", "validation"]
 
-    Raises UserError, also for missing shards.
-    """
+
+def find_split(data: DataOptions, split: Split) -> Index | SideBySide:
+    """What `data.SPLIT` names, with fields and classes as `data` says. Raises UserError, also for missing shards."""
     where = data.train if split == "train" else data.validation
     assert where is not None, f"data.{split} names no index"
-    return _with_classes(find_index(where, split, data.image_size, data.resize, data.remote), data, split)
+    size = sides(data.crop_from or data.image_size)
+    if isinstance(where, str):
+        return _as_read(open_index(where, split, f"data.{split}", size, data.remote), data, split, f"data.{split}: {where}")
+    indexes = {}
+    for name, part in where.items():
+        key = f"data.{split}.{name}"
+        indexes[name] = _as_read(open_index(part, split, key, size, data.remote), data, split, f"{key}: {part}")
+    return SideBySide(indexes)
 
 
 def as_trained_on(index: Index, data: DataOptions) -> Index:
-    """`index`, which is that of `data.train`, resized and filtered by class as `data` says; its shards may be missing. Raises
+    """`index`, which is that of `data.train`, with fields and classes as `data` says; its shards may be missing. Raises
     UserError."""
-    return _with_classes(_with_size(index, data.train, "train", data.image_size, data.resize), data, "train")
+    return _as_read(index, data, "train", f"data.train: {data.train}")
 
 
-def _with_classes(index: Index, data: DataOptions, split: Literal["train", "validation"]) -> Index:
+def find_index(
+    where: str, split: str, size: int | tuple[int, int] | None, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
+) -> Index:
+    """The index that `data.SPLIT` names, with images of `size` (height, width, or the side of a square; None: as they are).
+    Raises UserError, also for missing shards."""
+    index = open_index(where, split, f"data.{split}", sides(size), remote)
+    return _with_size(index, f"data.{split}: {where}", sides(size), resize, None)
+
+
+def _as_read(index: Index, data: DataOptions, split: Split, what: str) -> Index:
+    """The index with all that a recipe says of how it is read. `what`: the key and the path, for messages."""
+    if data.channels not in (None, index.channels):
+        index = variants.with_channels(index, data.channels)
+    index = _with_size(index, what, sides(data.image_size), data.resize, sides(data.crop_from))
+    kinds = {field.kind for field in index.fields.values()}
+    if "clip" in kinds and data.frames is not None:
+        index = variants.windowed(index, data.frames)
+    if "text" in kinds:
+        index = variants.tokenised(index, data.text.tokenizer, data.text.length)
+    if data.rename:
+        with _prefixed("data.rename"):
+            index = variants.renamed(index, data.rename)
+    if data.derive:
+        index = variants.with_derived(index, data.derive)
     if data.classes is not None:
         with _prefixed("data.classes"):
             index = variants.subset(index, data.classes)
@@ -45,29 +77,36 @@ def _with_classes(index: Index, data: DataOptions, split: Literal["train", "vali
     return index
 
 
-def find_index(
-    where: str, split: str, image_size: int, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
+def _with_size(
+    index: Index, what: str, size: tuple[int, int] | None, resize: Resize, crop_from: tuple[int, int] | None
 ) -> Index:
-    """The index that `data.SPLIT` names, with images of `image_size` pixels. Raises UserError, also for missing shards."""
-    return _with_size(open_index(where, split, f"data.{split}", image_size, remote), where, split, image_size, resize)
-
-
-def _with_size(index: Index, where: str, split: str, image_size: int, resize: Resize) -> Index:
-    if index.image_size == image_size:
+    """The index with pictures of `size`, resized or cropped if that is asked for. Raises UserError."""
+    has = index.image_size
+    if size is None or (has == size and crop_from in (None, size)):
         return index
-    if index.codes is None and resize != "never":
-        return variants.resized(index, image_size, resize)
-    has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
+    if index.picture is None and index.codes is None:
+        raise UserError(f"{what} has no images, so they have no size; leave out data.image_size")
+    if index.picture is not None and (resize != "never" or (crop_from is not None and has == crop_from)):
+        return variants.resized(index, size, resize if has != crop_from else "never", crop_from)
+    wanted = crop_from or size
+    key = "image_size" if crop_from is None else "crop_from"
+    described = "images of different sizes" if has is None else f"images of {_in_words(has)} pixels"
     exact = "" if index.codes is not None else "have them resized when they are read by data.resize=exact, or "
     raise UserError(
-        f"data.{split}: {where} has {has} but data.image_size is {image_size}; "
-        f"{'' if index.image_size is None else f'set data.image_size={index.image_size}, or '}{exact}"
-        f"make shards of that size with `python launch/shard.py SOURCE OUT --size {image_size}`"
+        f"{what} has {described} but data.{key} is {_in_words(wanted)}; "
+        f"{'' if has is None else f'set data.{key}={shown_size(has)}, or '}{exact}"
+        f"make shards of that size with `python launch/shard.py SOURCE OUT --size {_in_words(wanted)}`"
     )
 
 
-def open_index(where: str, split: str, key: str, digits_size: int, remote: RemoteOptions = DEFAULTS) -> Index:
-    """The index at a path or a URL, with images of any size, or that of the digits' `split`. Local shards must be present.
+def _in_words(size: tuple[int, int]) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def open_index(
+    where: str, split: str, key: str, digits_size: tuple[int, int] | None = None, remote: RemoteOptions = DEFAULTS
+) -> Index:
+    """The index at a path or a URL, as it is, or that of the digits' `split` at `digits_size`. Local shards must be present.
 
     Raises UserError that names `key`, the option that gave `where`.
     """
@@ -90,23 +129,34 @@ def open_index(where: str, split: str, key: str, digits_size: int, remote: Remot
 
 
 def find_images(
-    where: str, split: str, key: str, size: int, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
+    where: str,
+    split: str,
+    key: str,
+    size: tuple[int, int],
+    resize: Resize = "never",
+    remote: RemoteOptions = DEFAULTS,
+    channels: int = 3,
 ) -> Index:
-    """The index at a path or a URL, or that of the digits' `split`, of images that have or are resized to `size` pixels.
+    """The index at a path or a URL, or that of the digits' `split`, of images that have or get (height, width) `size` and
+    `channels`.
 
     Raises UserError that names `key`, the option that gave `where`, for anything else.
     """
     index = open_index(where, split, key, size, remote)
     if index.codes is not None:
         raise UserError(f"{key}: {where} is an index of codes; give that of the images ({index.codes.images['path']})")
+    if index.picture is None:
+        raise UserError(f"{key}: {where} has no images, but {', '.join(index.fields)}; give an index of images")
+    if index.channels != channels:
+        index = variants.with_channels(index, channels)
     if index.image_size == size:
         return index
     if resize != "never":
         return variants.resized(index, size, resize)
-    has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
+    has = "images of different sizes" if index.image_size is None else f"images of {_in_words(index.image_size)} pixels"
     raise UserError(
-        f"{key}: {where} has {has}, but the model takes {size}; make shards of that size with "
-        f"`python launch/shard.py SOURCE OUT --size {size}`"
+        f"{key}: {where} has {has}, but the model takes {_in_words(size)}; make shards of that size with "
+        f"`python launch/shard.py SOURCE OUT --size {_in_words(size)}`"
     )
 
 
@@ -128,16 +178,19 @@ def _checked(path: Path, key: str, remedy: str = "", origin: Origin = HERE) -> I
     return index
 
 
-def describe(index: Index) -> dict[str, Any]:
+def describe(index: Index | SideBySide) -> dict[str, Any]:
     """The description of the data that a checkpoint holds: enough to sample without the data (`DataSpec.of`)."""
+    size = index.image_size
     facts: dict[str, Any] = {
         "format": FORMAT,
         "fingerprint": index.fingerprint,
-        "image_size": index.image_size,
+        "image_size": size[0] if size is not None and size[0] == size[1] else size and list(size),
+        "channels": index.channels,
         "classes": list(index.classes),
         "class_counts": list(index.class_counts),
+        "fields": {name: field.described() for name, field in index.fields.items()},
     }
-    if index.variant:
+    if isinstance(index, Index) and index.variant:
         facts["view"] = dict(index.variant)
     if index.codes is not None:
         facts["codes"] = {"tokenizer": index.codes.tokenizer, "levels": dict(index.codes.levels)}

@@ -1,10 +1,10 @@
-"""The order of samples, and which are mirrored: pure functions of (seed, epoch) and (seed, position).
+"""The order of samples, and how each is cut and mirrored: pure functions of (seed, epoch) and (seed, position).
 
 Nothing here has state that a restart could lose; every rank and worker computes the same arrays.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,14 +12,16 @@ from bigtrain.data.index import Index
 from bigtrain.randomness import generator
 
 FLIP_BLOCK = 1024
-"""Positions whose flips are drawn together: a separate draw for each position would cost as much as decoding it."""
+"""Positions whose flips, crops or windows are drawn together: a separate draw for each would cost as much as decoding it."""
 _KEPT_EPOCHS = 2
 """Epochs whose order is cached: a batch may span two, and workers only go forward."""
 
 
-def order(shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, shuffle_shards: int) -> np.ndarray:
+def order(
+    shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, shuffle_shards: int, stream: str = "data/order"
+) -> np.ndarray:
     """The epoch's permutation of sample numbers, int64 [sum of shard_sizes]: a pure function of its arguments."""
-    draws = generator(seed, "data/order", step=epoch)
+    draws = generator(seed, stream, step=epoch)
     sizes = np.asarray(shard_sizes, dtype=np.int64)
     starts = np.cumsum(sizes) - sizes
     shards = draws.permutation(len(sizes))
@@ -61,20 +63,38 @@ def _occurrences(size: int, position: int, seed: int, number: int) -> np.ndarray
 
 def flips(seed: int, first: int, count: int) -> np.ndarray:
     """Whether positions first .. first + count - 1 are mirrored, bool [count]: a pure function of seed and position."""
+    return _by_position(seed, "data/flip", first, count, lambda draws: draws.integers(0, 2, FLIP_BLOCK, dtype=bool))
+
+
+def crops(seed: int, first: int, count: int) -> np.ndarray:
+    """Where the crops of positions first .. first + count - 1 lie, float64 [count, 2] in [0, 1)."""
+    return _by_position(seed, "data/crop", first, count, lambda draws: draws.random((FLIP_BLOCK, 2)))
+
+
+def starts(seed: int, first: int, count: int) -> np.ndarray:
+    """Where the windows of positions first .. first + count - 1 begin in their clips, float64 [count] in [0, 1)."""
+    return _by_position(seed, "data/window", first, count, lambda draws: draws.random(FLIP_BLOCK))
+
+
+def _by_position(
+    seed: int, stream: str, first: int, count: int, draw: Callable[[np.random.Generator], np.ndarray]
+) -> np.ndarray:
     blocks = range(first // FLIP_BLOCK, (first + count - 1) // FLIP_BLOCK + 1)
-    draws = [generator(seed, "data/flip", index=block).integers(0, 2, FLIP_BLOCK, dtype=bool) for block in blocks]
     begin = first - blocks.start * FLIP_BLOCK
-    return np.concatenate(draws)[begin : begin + count]
+    return np.concatenate([draw(generator(seed, stream, index=block)) for block in blocks])[begin : begin + count]
 
 
 class Epochs:
-    """The sample numbers by position, epoch after epoch; an epoch has sum(index.class_counts) positions."""
+    """The sample numbers by position, epoch after epoch; an epoch has sum(index.class_counts) positions.
 
-    def __init__(self, index: Index, seed: int, shuffle_shards: int) -> None:
+    `stream`: of the draws; each of several indexes that are read side by side has its own order.
+    """
+
+    def __init__(self, index: Index, seed: int, shuffle_shards: int, stream: str = "data/order") -> None:
         self.length = sum(index.class_counts)
         self._shard_sizes = np.array([shard.samples for shard in index.shards])
         self._labels = index.labels if index.is_balanced else None
-        self._seed, self._shuffle_shards = seed, shuffle_shards
+        self._seed, self._shuffle_shards, self._stream = seed, shuffle_shards, stream
         self._orders: dict[int, np.ndarray] = {}
 
     def numbers(self, first: int, count: int) -> np.ndarray:
@@ -103,9 +123,9 @@ class Epochs:
     def _compute(self, epoch: int) -> np.ndarray:
         dtype = np.min_scalar_type(self.length)  # small, because every worker of every rank holds a copy
         if self._labels is None:
-            return order(self._shard_sizes, self._seed, epoch, self._shuffle_shards).astype(dtype)
+            return order(self._shard_sizes, self._seed, epoch, self._shuffle_shards, self._stream).astype(dtype)
         counts = balanced_counts(self._labels, self._seed, epoch)
         samples = np.repeat(np.arange(len(counts)), counts)
         before = np.concatenate([[0], np.cumsum(counts)])  # np.add.reduceat would be wrong for an empty shard
         sizes = np.diff(before[np.concatenate([[0], np.cumsum(self._shard_sizes)])])
-        return samples[order(sizes, self._seed, epoch, self._shuffle_shards)].astype(dtype)
+        return samples[order(sizes, self._seed, epoch, self._shuffle_shards, self._stream)].astype(dtype)

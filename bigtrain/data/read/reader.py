@@ -1,17 +1,15 @@
-"""Random access to the samples of an index: one positioned read and one decode per image, or per level of codes."""
+"""Random access to the samples of an index: one positioned read a member, and a batch of each field at a time."""
 
 import os
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bigtrain.data.decode import Undecodable, decode_into
-from bigtrain.data.index import IMAGE_EXTENSIONS, Index, codes_extension
-from bigtrain.data.npy import npy_header, read_npy_header
-from bigtrain.data.resize import read_square
+from bigtrain.data.fields.field import Failures, Field, Geometry
+from bigtrain.data.index import Index
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.errors import UserError
 
@@ -21,24 +19,23 @@ OPEN_SHARDS = 128
 RESIDENT_BYTES = 32 * 2**20
 """A split that takes no more than this when decoded is kept in memory: each reader (one per worker) decodes a sample once."""
 
-CODES_DTYPE = np.dtype("<u2")
-
 
 def _close(descriptors: OrderedDict[int, int]) -> None:
     while descriptors:
         os.close(descriptors.popitem()[1])
 
 
-class _ShardReader:
+class _Shards:
     """Reads members by sample number. Opens shards when they are first read, so it may be passed to a worker process."""
 
     def __init__(self, index: Index) -> None:
-        self.index = index
+        self.index, self.labels = index, index.labels
         self._starts = np.cumsum([0] + [shard.samples for shard in index.shards]).tolist()
         self._descriptors: OrderedDict[int, int] = OrderedDict()
         # A loader without workers does not close its reader, and a training may make hundreds of them.
         weakref.finalize(self, _close, self._descriptors)
         self._cache = ShardCache(index)
+        self._extents: dict[tuple[str, ...], np.ndarray] = {}
 
     def name(self, number: int) -> str:
         """ "SHARD/KEY" of a sample."""
@@ -48,6 +45,29 @@ class _ShardReader:
 
     def close(self) -> None:
         _close(self._descriptors)
+
+    def read(self, field: Field, numbers: np.ndarray) -> list[list[bytes]]:
+        """For each of samples `numbers`, int64 [n], the contents of the field's members that it has: of the first of them, or
+        of all if the field wants all. Raises UserError if a shard is missing or truncated."""
+        if not field.all_members:
+            return [
+                [self._bytes(number, offset, size)] if offset >= 0 else []
+                for number, (offset, size) in zip(
+                    numbers.tolist(), self._extents_of(field.members)[numbers].tolist(), strict=True
+                )
+            ]
+        columns = [self._extents_of((member,))[numbers].tolist() for member in field.members]
+        return [
+            [self._bytes(number, *column[row]) for column in columns if column[row][0] >= 0]
+            for row, number in enumerate(numbers.tolist())
+        ]
+
+    def _extents_of(self, members: Sequence[str]) -> np.ndarray:
+        """(offset, size) of each sample's member of these extensions, int64 [samples, 2]; offset -1 where it has none."""
+        key = tuple(members)
+        if key not in self._extents:
+            self._extents[key] = self._offsets_and_sizes(key)
+        return self._extents[key]
 
     def _offsets_and_sizes(self, extensions: Sequence[str]) -> np.ndarray:
         """(offset, size) of each sample's member of these extensions, int64 [samples, 2]; offset -1 where it has none."""
@@ -96,120 +116,78 @@ class _ShardReader:
         return new
 
 
-class Reader(_ShardReader):
-    """Reads images by sample number."""
+class Reader:
+    """Reads samples by number: `fields` of them, by name, or all that the index has."""
 
-    def __init__(self, index: Index, image_size: int) -> None:
-        super().__init__(index)
-        self.image_size = image_size
-        self._resize = index.variant.get("resize", "never")
-        self._images = self._offsets_and_sizes(IMAGE_EXTENSIONS)
-        small = index.samples * image_size**2 * 3 <= RESIDENT_BYTES
-        self._resident = np.empty((index.samples, image_size, image_size, 3), dtype=np.uint8) if small else None
+    def __init__(self, index: Index, fields: Sequence[str] | None = None) -> None:
+        self.index = index
+        self.fields: Mapping[str, Field] = {name: index.fields[name] for name in fields or index.fields}
+        self._shards = _Shards(index)
+        # What is decoded is kept in memory where the split is small and the geometry does not change it.
+        kept = [field for field in self.fields.values() if not field.is_cut]
+        small = index.samples * sum(_decoded_bytes(field) for field in kept) <= RESIDENT_BYTES
+        self._resident = {field.name: _rows_of(field, index.samples) for field in kept if small}
         self._is_resident = np.zeros(index.samples if small else 0, dtype=bool)
 
-    def image(self, number: int) -> np.ndarray:
-        """uint8 [size, size, 3]. Raises Undecodable, or UserError if the shard is missing or truncated."""
-        image = np.empty((self.image_size, self.image_size, 3), dtype=np.uint8)
-        failed = self.fill(np.array([number]), image[None])
-        if failed:
-            raise Undecodable(failed[0])
-        return image
+    def name(self, number: int) -> str:
+        """ "SHARD/KEY" of a sample."""
+        return self._shards.name(number)
 
-    def fill(self, numbers: np.ndarray, out: np.ndarray) -> dict[int, str]:
-        """Reads images `numbers`, int64 [n], into `out`, uint8 [n, size, size, 3].
+    def close(self) -> None:
+        self._shards.close()
 
-        Returns the reason, by row of `out`, for each that cannot be decoded. Raises UserError if a shard is missing or
-        truncated.
+    def read(self, numbers: np.ndarray, geometry: Geometry | None = None) -> tuple[dict[str, np.ndarray], Failures]:
+        """(samples `numbers`, int64 [n], by field as its `deliver` gives them; by row, why a sample cannot be decoded).
+
+        Without a geometry they are not mirrored, and cut at their centre. Raises UserError if a shard is missing or truncated.
         """
-        if self._resident is None:
-            return self._decode(numbers, out)
+        geometry = Geometry.plain(len(numbers)) if geometry is None else geometry
+        decoded: dict[str, np.ndarray] = {}
+        failures: Failures = {}
+        if self._resident:
+            failures |= self._keep(numbers)
+            for name, rows in self._resident.items():
+                decoded[name] = np.take(rows, numbers, axis=0)
+        fresh = [field for field in self.fields.values() if field.name not in self._resident]
+        failures |= self._decode(fresh, numbers, geometry, decoded)
+        return {name: field.deliver(decoded[name], geometry) for name, field in self.fields.items()}, failures
+
+    def _keep(self, numbers: np.ndarray) -> Failures:
+        """Decodes those of the samples that are not in memory yet; returns, by row of `numbers`, why one cannot be decoded."""
         new = np.unique(numbers[~self._is_resident[numbers]])
-        pixels = np.empty((len(new), *out.shape[1:]), dtype=np.uint8)
-        failed = {int(new[row]): reason for row, reason in self._decode(new, pixels).items()}
-        self._resident[new] = pixels
+        if not len(new):
+            return {}
+        decoded: dict[str, np.ndarray] = {}
+        kept = [self.fields[name] for name in self._resident]
+        failed = {int(new[row]): why for row, why in self._decode(kept, new, Geometry.plain(len(new)), decoded).items()}
+        for name, rows in self._resident.items():
+            rows[new] = decoded[name]
         self._is_resident[new] = [number not in failed for number in new.tolist()]
-        np.take(self._resident, numbers, axis=0, out=out)
         return {row: failed[number] for row, number in enumerate(numbers.tolist()) if number in failed}
 
-    def _decode(self, numbers: np.ndarray, out: np.ndarray) -> dict[int, str]:
-        failed = {}
-        for row, (number, (offset, size)) in enumerate(
-            zip(numbers.tolist(), self._images[numbers].tolist(), strict=True)
-        ):
-            try:
-                if offset < 0:
-                    raise Undecodable(f"it has no {', '.join(IMAGE_EXTENSIONS)} member")
-                data = self._bytes(number, offset, size)
-                if self._resize == "never":
-                    decode_into(data, out[row])
-                else:
-                    out[row] = read_square(data, self.image_size, self._resize)
-            except Undecodable as error:
-                failed[row] = str(error)
-        return failed
+    def _decode(
+        self, fields: Sequence[Field], numbers: np.ndarray, geometry: Geometry, decoded: dict[str, np.ndarray]
+    ) -> Failures:
+        """Puts `fields` of samples `numbers` into `decoded`; what others are derived from is decoded once, and first."""
+        failures: Failures = {}
+        for field in (*(field for field in fields if field.source is None), *fields):
+            if field.name in decoded:
+                continue
+            source = field.source
+            if source is not None:
+                if source.name not in decoded:
+                    decoded[source.name] = _rows_of(source, len(numbers))
+                    failures |= source.read(self._shards, numbers, geometry, decoded[source.name])
+                decoded[field.name] = field.derive(decoded[source.name])
+            else:
+                decoded[field.name] = _rows_of(field, len(numbers))
+                failures |= field.read(self._shards, numbers, geometry, decoded[field.name])
+        return failures
 
 
-class CodeReader(_ShardReader):
-    """Reads codes by sample number."""
-
-    def __init__(self, index: Index) -> None:
-        assert index.codes is not None, f"{index.path}: has no codes"
-        super().__init__(index)
-        self._manifest = index.codes
-        self._levels = {level: self._offsets_and_sizes([codes_extension(level)]) for level in index.codes.levels}
-        self._headers = {level: npy_header(CODES_DTYPE, index.codes.shape(level)) for level in index.codes.levels}
-        codes = sum(int(np.prod(index.codes.shape(level))) for level in index.codes.levels)
-        small = index.samples * codes * CODES_DTYPE.itemsize <= RESIDENT_BYTES
-        self._resident: dict[int, dict[str, np.ndarray]] | None = {} if small else None
-
-    def fill(self, numbers: np.ndarray, out: list[dict[str, np.ndarray]]) -> dict[int, str]:
-        """Puts the codes of samples `numbers`, int64 [n], into `out`, as `Reader.fill` does images."""
-        failed = {}
-        for row, number in enumerate(numbers.tolist()):
-            try:
-                out[row] = self.codes(number)
-            except Undecodable as error:
-                failed[row] = str(error)
-        return failed
-
-    def codes(self, number: int) -> dict[str, np.ndarray]:
-        """uint16 [flip variants, h, w] by level. Raises Undecodable, or UserError if the shard is missing or truncated."""
-        if self._resident is not None and number in self._resident:
-            return self._resident[number]
-        codes = {level: self._level(number, level) for level in self._levels}
-        if self._resident is not None:
-            self._resident[number] = codes
-        return codes
-
-    def _level(self, number: int, level: str) -> np.ndarray:
-        extension, shape = codes_extension(level), self._manifest.shape(level)
-        offset, size = self._levels[level][number].tolist()
-        if offset < 0:
-            raise Undecodable(f"it has no {extension} member")
-        data = self._bytes(number, offset, size)
-        header = self._headers[level]
-        # launch/encode.py writes exactly this header; parsing one takes longer than reading the codes.
-        begin = len(header) if data.startswith(header) else _end_of_header(data, extension, shape)
-        if len(data) - begin != np.prod(shape) * CODES_DTYPE.itemsize:
-            raise Undecodable(
-                f"its {extension} has {len(data) - begin} bytes of codes, which are not {shape} of uint16"
-            )
-        codes = np.frombuffer(data, CODES_DTYPE, offset=begin).reshape(shape)
-        codebook_size = self._manifest.levels[level]["codebook_size"]
-        if codes.max() >= codebook_size:
-            raise Undecodable(
-                f"its {extension} has the code {codes.max()}, but level {level} has {codebook_size} codes"
-            )
-        return codes
+def _rows_of(field: Field, count: int) -> np.ndarray:
+    return np.empty((count, *field.shape), dtype=field.dtype)
 
 
-def _end_of_header(data: bytes, extension: str, wanted: tuple[int, ...]) -> int:
-    """Offset of the codes. Raises Undecodable unless it is npy of uint16 with that shape; nothing is ever unpickled."""
-    try:
-        dtype, shape, begin = read_npy_header(data)
-    except ValueError as error:
-        raise Undecodable(f"its {extension} {error}") from None
-    if dtype != CODES_DTYPE or shape != wanted:
-        raise Undecodable(f"its {extension} holds {dtype} {shape}, not uint16 {wanted}")
-    return begin
+def _decoded_bytes(field: Field) -> int:
+    return int(np.prod(field.shape, dtype=np.int64)) * field.dtype.itemsize

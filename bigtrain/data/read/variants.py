@@ -1,22 +1,94 @@
-"""Variants of an index: images resized when they are read, only some classes, or all classes equally often.
+"""Variants of an index: fields resized, cropped, renamed, derived or tokenised when they are read; only some classes, or all
+classes equally often.
 
-A variant is an Index with its own sample numbers, so order, passes over the split, class counts and references need not know of
-it. `Index.variant` records the options (JSON: resize, classes, balance) for fingerprints and protocols.
+A variant is an Index with its own fields or sample numbers, so order, passes over the split, class counts and references need
+not know of it. `Index.variant` records the options (JSON) for fingerprints and protocols.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from bigtrain.data.index import Index, Resize, Shard
+from bigtrain.data.fields.clip import ClipField
+from bigtrain.data.fields.derived import derived
+from bigtrain.data.fields.field import Field
+from bigtrain.data.fields.label import LabelField
+from bigtrain.data.fields.pictures import PicturedField
+from bigtrain.data.fields.registry import NAME
+from bigtrain.data.fields.text import TextField, tokenizer_hash
+from bigtrain.data.index import Index, Shard
+from bigtrain.data.resize import Resize
 from bigtrain.errors import UserError
 
 
-def resized(index: Index, image_size: int, how: Resize) -> Index:
-    """The same images, resized to squares of `image_size` pixels when they are read."""
-    return replace(index, image_size=image_size, variant={**index.variant, "resize": how})
+def resized(
+    index: Index, size: tuple[int, int], how: Resize, crop_from: tuple[int, int] | None = None
+) -> Index:
+    """The same samples, with the pictures made (height, width) `size` when they are read: resized to it, or to `crop_from`, of
+    which `size` is then cropped. Fields of a factor get the same part of both. Raises UserError for sizes that do not divide."""
+    pictured = {name: field for name, field in index.fields.items() if isinstance(field, PicturedField)}
+    coarsest = max(field.factor for field in pictured.values())
+    fields = {name: field.at_size(size, how, crop_from, coarsest) for name, field in pictured.items()}
+    variant: dict[str, Any] = {} if how == "never" else {"resize": how}
+    variant |= {} if crop_from is None else {"crop_from": list(crop_from)}
+    return replace(index, fields={**index.fields, **fields}, variant={**index.variant, **variant})
+
+
+def with_channels(index: Index, channels: int) -> Index:
+    """The same samples, with images of `channels` channels."""
+    fields = {
+        name: replace(field, channels=channels) if hasattr(field, "channels") else field
+        for name, field in index.fields.items()
+    }
+    return replace(index, fields=fields, variant={**index.variant, "channels": channels})
+
+
+def renamed(index: Index, names: Mapping[str, str]) -> Index:
+    """The same samples, with fields under other names; names: by the new name, the index's own. Raises UserError."""
+    for new, own in names.items():
+        if own not in index.fields:
+            raise UserError(f"{new}: {index.where} has no field {own!r}; it has {', '.join(index.fields)}")
+        if not NAME.fullmatch(new):
+            raise UserError(f"{new!r} cannot name a field; a name is letters, digits and underscores")
+        if new in index.fields and new not in names.values():
+            raise UserError(f"{new}: {index.where} has a field of that name already; rename that one too")
+    if len(set(names.values())) < len(names):
+        raise UserError(f"a field is renamed twice in {dict(names)}; give each one name")
+    new_names = {own: new for new, own in names.items()}
+    fields = {new_names.get(own, own): replace(field, name=new_names.get(own, own)) for own, field in index.fields.items()}
+    return replace(index, fields=fields, variant={**index.variant, "rename": dict(names)})
+
+
+def with_derived(index: Index, derivations: Mapping[str, Any]) -> Index:
+    """The same samples with further fields, each derived from an image. Raises UserError that names the key."""
+    fields: dict[str, Field] = dict(index.fields)
+    for name, derivation in derivations.items():
+        if not NAME.fullmatch(name):
+            raise UserError(f"data.derive: {name!r} cannot name a field; a name is letters, digits and underscores")
+        fields[name] = derived(name, derivation, fields)
+    options = {name: derivation.model_dump(mode="json") for name, derivation in derivations.items()}
+    return replace(index, fields=fields, variant={**index.variant, "derive": options})
+
+
+def tokenised(index: Index, tokenizer: str, length: int) -> Index:
+    """The same samples, with texts as at most `length` tokens. Raises UserError if there is no such tokenizer."""
+    fields = {
+        name: field.tokenised(tokenizer, length) if isinstance(field, TextField) else field
+        for name, field in index.fields.items()
+    }
+    text = {"tokenizer": tokenizer_hash(tokenizer), "length": length}
+    return replace(index, fields=fields, variant={**index.variant, "text": text})
+
+
+def windowed(index: Index, frames: int) -> Index:
+    """The same samples, with clips of `frames` frames. Raises UserError if a clip is shorter."""
+    fields = {
+        name: field.windowed(frames) if isinstance(field, ClipField) else field for name, field in index.fields.items()
+    }
+    return replace(index, fields=fields, variant={**index.variant, "frames": frames})
 
 
 def subset(index: Index, chosen: Sequence[int | str]) -> Index:
@@ -28,9 +100,10 @@ def subset(index: Index, chosen: Sequence[int | str]) -> Index:
     if len(set(numbers)) < len(numbers):
         raise UserError(f"a class is given twice in {list(chosen)}; give each once")
     shards = [_shard_subset(shard, np.array(numbers), len(index.classes)) for shard in index.shards]
+    label: LabelField = replace(index.label_field, classes=tuple(index.classes[number] for number in numbers))
     part = replace(
         index,
-        classes=tuple(index.classes[number] for number in numbers),
+        fields={**index.fields, label.name: label},
         shards=tuple(shard for shard in shards if shard.samples),
         variant={**index.variant, "classes": numbers},
     )

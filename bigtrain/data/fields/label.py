@@ -1,0 +1,51 @@
+"""The class of a sample. Its number is in the index, because class counts, subsets and balance need all of them at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bigtrain.data.fields.field import Failures, Field, Geometry, Members
+
+UNLABELLED = "unlabelled"
+"""The name of the only class of data without labels."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelField(Field):
+    """`classes`: names by number; `key`: of the JSON member that holds the number or the name, None for a .cls member."""
+
+    classes: tuple[str, ...]
+    key: str | None = None
+    kind = "label"
+
+    @classmethod
+    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> "LabelField":
+        classes = tuple(map(str, facts["classes"]))
+        if not classes:
+            raise ValueError(f"the field {name} has no classes")
+        return cls(name, members, classes, None if facts.get("key") is None else str(facts["key"]))
+
+    def facts(self) -> dict[str, Any]:
+        return {"classes": list(self.classes)} | ({"key": self.key} if self.key is not None else {})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.int64)
+
+    def read(self, source: Members, numbers: np.ndarray, geometry: Geometry, out: np.ndarray) -> Failures:
+        out[:] = source.labels[numbers]
+        return {}
+
+    def decode(self, contents: Sequence[bytes], out: np.ndarray, geometry: Geometry, row: int) -> None:
+        raise AssertionError("labels are read from the index")
+
+    def to_device(self, values: Tensor, flips: Tensor, device: torch.device) -> dict[str, Tensor]:
+        return {self.name: values.to(device, non_blocking=True)}
