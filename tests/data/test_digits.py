@@ -26,39 +26,38 @@ def images_of(index: Index) -> list[tuple[int, bytes]]:
     return sorted(
         (label, image.numpy().tobytes())
         for batch in batches
-        for label, image in zip(batch.labels.tolist(), batch.images, strict=True)
+        for label, image in zip(batch["label"].tolist(), batch["image"], strict=True)
     )
 
 
 def test_every_sixth_digit_is_held_out_and_every_pixel_kept() -> None:
     digits = load_digits()
     grey = np.round(digits.images * 255 / 16).astype(np.uint8)
-    colour = np.repeat(grey[..., None], 3, axis=3)
     held_out = np.arange(len(grey)) % 6 == 0
     for split, chosen, samples in (("train", ~held_out, 1497), ("validation", held_out, 300)):
         index = find_index("digits", split, 8)
-        assert (index.samples, index.image_size, index.classes) == (samples, 8, tuple("0123456789"))
-        pairs = zip(digits.target[chosen].tolist(), colour[chosen], strict=True)
+        assert (index.samples, index.image_size, index.classes) == (samples, (8, 8), tuple("0123456789"))
+        pairs = zip(digits.target[chosen].tolist(), grey[chosen], strict=True)
         assert images_of(index) == sorted((label, image.tobytes()) for label, image in pairs)
 
 
 def test_digits_are_made_once(cache: Path) -> None:
-    written = digits_index("train", 16).stat().st_mtime_ns
-    assert digits_index("validation", 16).exists()
-    assert digits_index("train", 16).stat().st_mtime_ns == written
-    assert [path.name for path in cache.iterdir()] == ["digits-16-v1"]
-    assert Index.read(digits_index("train", 16)).image_size == 16
+    written = digits_index("train", (16, 16)).stat().st_mtime_ns
+    assert digits_index("validation", (16, 16)).exists()
+    assert digits_index("train", (16, 16)).stat().st_mtime_ns == written
+    assert [path.name for path in cache.iterdir()] == ["digits-16-v2"]
+    assert Index.read(digits_index("train", (16, 16))).image_size == (16, 16)
 
 
 def test_ranks_at_once_do_not_harm_each_other(cache: Path) -> None:
     fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=digits_index, args=("train", 8)) for _ in range(3)]
+    ranks = [fork.Process(target=digits_index, args=("train", (8, 8))) for _ in range(3)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join(60)
     assert [rank.exitcode for rank in ranks] == [0, 0, 0]
-    assert [path.name for path in cache.iterdir()] == ["digits-8-v1"]
+    assert [path.name for path in cache.iterdir()] == ["digits-8-v2"]
     find_index("digits", "train", 8).check_files()
 
 
@@ -66,11 +65,11 @@ def test_a_cache_that_cannot_be_written_is_named(cache: Path, tmp_path: Path, mo
     (tmp_path / "file").touch()
     monkeypatch.setenv("BIGTRAIN_CACHE", os.fspath(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file/.*cannot be written.*set BIGTRAIN_CACHE"):
-        digits_index("train", 8)
+        digits_index("train", (8, 8))
 
 
 def test_a_damaged_cache_is_named(cache: Path) -> None:
-    folder = digits_index("train", 8).parent
+    folder = digits_index("train", (8, 8)).parent
     os.truncate(folder / "train-000000.tar", 1024)
     with pytest.raises(UserError, match=r"data\.train: .*train-000000\.tar.* 1024 bytes.*remove the folder"):
         find_index("digits", "train", 8)

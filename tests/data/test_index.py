@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bigtrain.data.index import FORMAT_VERSION, Index
+from bigtrain.data.index import FORMAT_VERSION, Index, plain_fields
 from bigtrain.errors import UserError
 
 Make = Callable[..., Index]
@@ -18,7 +18,7 @@ def test_an_index_reads_back_as_it_was_written(numbered_shards: Make, tmp_path: 
     index = replace(numbered_shards([3, 2]), path=tmp_path / "copy.json", made={"size": 4})
     index.write()
     again = Index.read(index.path)
-    assert (again.split, again.classes, again.image_size, again.made) == ("train", index.classes, 4, {"size": 4})
+    assert (again.split, again.classes, again.image_size, again.made) == ("train", index.classes, (4, 4), {"size": 4})
     assert [shard.to_json() for shard in again.shards] == [shard.to_json() for shard in index.shards]
     assert again.labels.tolist() == [0, 1, 2, 3, 4]
     assert (again.samples, again.class_counts, again.folder) == (5, (1, 1, 1, 1, 1), tmp_path)
@@ -26,7 +26,14 @@ def test_an_index_reads_back_as_it_was_written(numbered_shards: Make, tmp_path: 
 
 def test_the_layout_is_the_documented_one(numbered_shards: Make) -> None:
     value = json.loads(numbered_shards([2]).path.read_text())
-    assert (value["format"], value["version"], value["size"]) == ("bigtrain-index", FORMAT_VERSION, 4)
+    assert (value["format"], value["version"]) == ("bigtrain-index", FORMAT_VERSION)
+    assert value["fields"]["image"] == {
+        "kind": "image",
+        "members": ["jpg", "jpeg", "png", "webp", "npy"],
+        "size": [4, 4],
+        "channels": 3,
+    }
+    assert value["fields"]["label"] == {"kind": "label", "members": ["cls"], "classes": list("01")}
     (shard,) = value["shards"]
     assert set(shard) == {"url", "size", "sha256", "samples", "keys", "labels", "members"}
     assert set(shard["members"]) == {"png", "cls"}
@@ -40,7 +47,7 @@ def test_the_fingerprint_tells_the_data_and_not_the_place(numbered_shards: Make,
     others = [
         numbered_shards([2, 3], tmp_path / "c"),
         replace(index, shards=(second, first)),
-        replace(index, classes=("a", "b", "c", "d", "e")),
+        replace(index, fields=plain_fields(("a", "b", "c", "d", "e"), (4, 4))),
         replace(index, shards=(replace(first, sha256="0" * 64), second)),
     ]
     fingerprints = {other.fingerprint for other in others}
@@ -80,7 +87,7 @@ def test_a_damaged_index_is_refused(numbered_shards: Make, damage: Callable[[dic
         ("[]", "not an index of shards"),
         ('{"classes": []}', "not an index of shards"),
         ("\udcff", "not an index"),
-        ('{"format": "bigtrain-index", "version": 99}', "index version 99.*--index-only"),
+        ('{"format": "bigtrain-index", "version": 99}', "index version 99.*reads versions 1 and 2.*--index-only"),
     ],
 )
 def test_what_is_no_index_is_refused(tmp_path: Path, text: str, words: str) -> None:

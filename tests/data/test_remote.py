@@ -66,7 +66,7 @@ def test_the_order_is_that_of_shards_here(shards: Path, tmp_path: Path, capsys: 
         assert there.fingerprint == here.fingerprint
         assert seen(there, 9) == seen(here, 9)
         sweep = SplitLoader(there, rank=0, world=1, batch=4, workers=0)
-        assert [n for _, batch in sweep for n in numbers_of(batch.images)] == list(range(17))
+        assert [n for _, batch in sweep for n in numbers_of(batch["image"])] == list(range(17))
         assert {path: times for path, times in server.requests.items() if path.endswith(".tar")} == {
             shard.name: 1 for shard in here.shards
         }

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bigtrain.data.decode import Undecodable, decode, decode_scaled
-from bigtrain.data.resize import read_square
+from bigtrain.data.resize import read_resized
 from bigtrain.data.write.convert import convert
 
 
@@ -36,24 +36,24 @@ SHAPES = [(435, 360), (360, 435), (217, 333), (200, 128), (128, 128), (1001, 799
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_exact_is_what_sharding_with_a_size_gives(width: int, height: int, form: str) -> None:
     data = photograph(width, height, form)
-    wanted = decode(convert(data, 128, "png").data)
-    assert np.abs(read_square(data, 128, "exact").astype(int) - wanted).max() <= 2
+    wanted = decode(convert(data, (128, 128), "png").data)
+    assert np.abs(read_resized(data, (128, 128), "exact").astype(int) - wanted).max() <= 2
 
 
 @pytest.mark.parametrize(("width", "height"), SHAPES)
 def test_scaled_is_as_good_as_forty_decibels_at_every_shape(width: int, height: int) -> None:
     """The fraction of a pixel that a scaled decode rounds up would otherwise shift the picture."""
     data = photograph(width, height, quality=90)
-    square = read_square(data, 128, "scaled")
+    square = read_resized(data, (128, 128), "scaled")
     assert square.shape == (128, 128, 3)
-    assert psnr(square, read_square(data, 128, "exact")) >= 40
+    assert psnr(square, read_resized(data, (128, 128), "exact")) >= 40
 
 
 def test_only_large_jpegs_are_decoded_at_part_of_their_size() -> None:
-    pixels, extent = decode_scaled(photograph(435, 360), 160)
+    pixels, extent = decode_scaled(photograph(435, 360), (160, 160))
     assert (pixels.shape, extent) == ((180, 218, 3), (180.0, 217.5))
     for data in (photograph(435, 360, "PNG"), photograph(200, 159)):
-        pixels, extent = decode_scaled(data, 160)
+        pixels, extent = decode_scaled(data, (160, 160))
         assert np.array_equal(pixels, decode(data))
         assert extent == pixels.shape[:2]
 
@@ -62,4 +62,4 @@ def test_only_large_jpegs_are_decoded_at_part_of_their_size() -> None:
 def test_a_truncated_photograph_is_refused_however_it_is_read(how: str) -> None:
     data = photograph(435, 360)
     with pytest.raises(Undecodable):
-        read_square(data[: len(data) // 2], 128, how)
+        read_resized(data[: len(data) // 2], (128, 128), how)

@@ -10,31 +10,31 @@ from torch import Tensor
 from bigtrain.data.fields.field import Field
 
 
-@dataclass
+@dataclass(eq=False)
 class Batch(Mapping[str, Tensor]):
     """One rank's slice of one global microbatch, on the CPU: a mapping of fields.
 
-    values: by field what its `deliver` gives, not mirrored yet, [n, ...]; flips: bool [n], which samples are mirrored; replaced:
+    fields: by name what its `deliver` gives, not mirrored yet, [n, ...]; flips: bool [n], which samples are mirrored; replaced:
     "SHARD/KEY: reason" for each undecodable sample that was replaced by another.
     """
 
-    values: dict[str, Tensor]
+    fields: dict[str, Tensor]
     flips: Tensor
     replaced: list[str]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.values[name]
+        return self.fields[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.values)
+        return iter(self.fields)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.fields)
 
     def pin_memory(self) -> "Batch":
         """A copy in page-locked memory; torch's loader calls this."""
-        values = {name: value.pin_memory() for name, value in self.values.items()}
-        return Batch(values, self.flips.pin_memory(), self.replaced)
+        fields = {name: value.pin_memory() for name, value in self.fields.items()}
+        return Batch(fields, self.flips.pin_memory(), self.replaced)
 
 
 def to_device(batch: Batch, fields: Mapping[str, Field], device: Any) -> dict[str, Tensor]:

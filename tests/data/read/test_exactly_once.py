@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.data.index import Index, Shard
+from bigtrain.data.index import Index, Shard, plain_fields
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read import stream
 from bigtrain.data.read.order import order
@@ -30,7 +30,7 @@ def index_of(sizes: list[int]) -> Index:
         Shard(f"train-{n:06d}.tar", 0, "0" * 64, tuple(map(str, range(size))), np.zeros(size, dtype=np.int64), {})
         for n, size in enumerate(sizes)
     )
-    return Index(Path("train.json"), "train", ("thing",), 1, shards)
+    return Index(Path("train.json"), "train", plain_fields(("thing",), (1, 1)), shards)
 
 
 def numbers_of_a_rank(index: Index, options: DataOptions, seed: int, rank: int, world: int, position: int) -> object:
@@ -48,7 +48,7 @@ def test_each_sample_comes_once_an_epoch_over_shards_ranks_workers_and_restarts(
     index = index_of(sizes)
     options = DataOptions(train="train.json", image_size=1, workers=0, shuffle_shards=window)
     seen: list[int] = []
-    with mock.patch.object(stream, "_read", lambda reader, numbers, *_: numbers.tolist()):
+    with mock.patch.object(stream, "_read", lambda reader, numbers, *_: ({"image": numbers}, [])):
         for world, workers, steps in lives:
             ranks = [
                 # Each worker is a process with a copy of its own, and takes every so-many-th step.
@@ -56,7 +56,7 @@ def test_each_sample_comes_once_an_epoch_over_shards_ranks_workers_and_restarts(
                 for rank in range(world)
             ]
             for step in range(steps):
-                seen += [number for copies in ranks for number in copies[step % workers][step]]
+                seen += [number for copies in ranks for number in copies[step % workers][step]["image"].tolist()]
     samples = sum(sizes)
     epochs = -(-len(seen) // samples)
     wanted = np.concatenate([order(sizes, seed, epoch, window) for epoch in range(epochs)] or [np.empty(0)])

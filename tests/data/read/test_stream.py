@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bigtrain.data.fields.pictures import to_images
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
-from bigtrain.data.read.batch import Batch, to_images
+from bigtrain.data.read.batch import Batch
 from bigtrain.data.read.order import FLIP_BLOCK, flips, order
 from bigtrain.data.read.stream import SplitLoader, Stream, rank_share
 from bigtrain.data.splits import find_index
@@ -50,10 +51,9 @@ def read(index: Index, steps: int, *, world: int, microbatch: int, position: int
     joined = []
     for _ in range(steps):
         parts = [next(stream) for stream in streams]
-        images, labels, mirrored = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "flips")
-        )
-        joined.append(Batch(images, labels, mirrored, [name for part in parts for name in part.replaced]))
+        values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        mirrored = torch.cat([part.flips for part in parts])
+        joined.append(Batch(values, mirrored, [name for part in parts for name in part.replaced]))
     for stream in streams:
         stream.close()
     return joined
@@ -61,8 +61,8 @@ def read(index: Index, steps: int, *, world: int, microbatch: int, position: int
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a.images, b.images)
-        and torch.equal(a.labels, b.labels)
+        a.keys() == b.keys()
+        and all(torch.equal(a[name], b[name]) for name in a)
         and torch.equal(a.flips, b.flips)
         and a.replaced == b.replaced
         for a, b in zip(first, second, strict=True)
@@ -90,7 +90,7 @@ def test_each_sample_comes_once_an_epoch_over_any_ranks_and_restarts(
         after = read(
             index, steps - stop, world=later_world, microbatch=12, position=12 * stop, shuffle_shards=window, flip=True
         )
-        seen = [number for batch in before + after for number in numbers_of(batch.images)]
+        seen = [number for batch in before + after for number in numbers_of(batch["image"])]
         assert sorted(seen[:samples]) == list(range(samples))
         assert sorted(seen[samples : 2 * samples]) == list(range(samples))
         assert same(before + after, read(index, steps, world=1, microbatch=12, shuffle_shards=window, flip=True))
@@ -98,7 +98,7 @@ def test_each_sample_comes_once_an_epoch_over_any_ranks_and_restarts(
 
 def test_images_and_labels_stay_together(numbered_shards: Make) -> None:
     for batch in read(numbered_shards([7, 5]), 3, world=1, microbatch=8):
-        assert batch.labels.tolist() == [number % 5 for number in numbers_of(batch.images)]
+        assert batch["label"].tolist() == [number % 5 for number in numbers_of(batch["image"])]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -149,8 +149,7 @@ def test_flips_are_off_unless_asked_for(numbered_shards: Make) -> None:
 def test_to_images_flips_and_normalises(dtype: torch.dtype) -> None:
     pixels = torch.arange(2 * 3 * 3 * 3, dtype=torch.uint8).reshape(2, 3, 3, 3)
     pixels[0, 0, 0] = torch.tensor([0, 255, 128], dtype=torch.uint8)
-    batch = Batch(pixels, torch.zeros(2, dtype=torch.int64), torch.tensor([False, True]), [])
-    images = to_images(batch, "cpu", dtype)
+    images = to_images(pixels, torch.tensor([False, True]), "cpu", dtype)
     wanted = pixels.permute(0, 3, 1, 2).to(torch.float64) / 127.5 - 1
     wanted[1] = wanted[1].flip(2)
     assert images.dtype == dtype
@@ -160,10 +159,10 @@ def test_to_images_flips_and_normalises(dtype: torch.dtype) -> None:
 
 
 def test_to_images_takes_the_default_dtype() -> None:
-    batch = Batch(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), torch.zeros(1), torch.tensor([False]), [])
+    pixels = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
     torch.set_default_dtype(torch.float64)
     try:
-        assert to_images(batch, "cpu").dtype == torch.float64
+        assert to_images(pixels, torch.tensor([False]), "cpu").dtype == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -210,8 +209,8 @@ def test_an_undecodable_image_is_replaced_by_the_next_counted_and_named(numbered
     numbers = order([6], 7, 0, 16).tolist()
     wanted = [next(n for n in numbers[place:] + numbers[:place] if n not in bad) for place in range(6)]
     one = read(index, 2, world=1, microbatch=3, undecodable="replace")
-    assert [number for batch in one for number in numbers_of(batch.images)] == wanted
-    assert [label for batch in one for label in batch.labels.tolist()] == [number % 5 for number in wanted]
+    assert [number for batch in one for number in numbers_of(batch["image"])] == wanted
+    assert [label for batch in one for label in batch["label"].tolist()] == [number % 5 for number in wanted]
     named = [name.split(":")[0] for batch in one for name in batch.replaced]
     assert named == [f"train-000000.tar/{number:05d}" for number in numbers if number in bad]
     assert same(one, read(index, 2, world=3, microbatch=3, undecodable="replace", workers=1))
@@ -421,5 +420,4 @@ def test_mirrored_images_are_mirrored_and_the_others_are_not() -> None:
     pixels = torch.randint(0, 256, (5, 4, 6, 3), dtype=torch.uint8)
     flips = torch.tensor([True, False, True, True, False])
     expected = torch.where(flips[:, None, None, None], pixels.flip(2), pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    batch = Batch(pixels, torch.zeros(5, dtype=torch.int64), flips, [])
-    assert torch.equal(to_images(batch, "cpu"), expected)
+    assert torch.equal(to_images(pixels, flips, "cpu"), expected)

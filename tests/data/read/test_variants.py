@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bigtrain.data.index import Index
+from bigtrain.data.index import Index, plain_fields
 from bigtrain.data.read.order import Epochs, balanced_counts
 from bigtrain.data.read.stream import SplitLoader, Stream
 from bigtrain.data.read.variants import balanced, resized, subset
@@ -25,7 +25,7 @@ from bigtrain.families.family import DataSpec
 from bigtrain.inference.splits import images_behind
 from launch.shard import main
 from tests.data.conftest import make_numbered_shards, write_tar
-from tests.data.read.test_resize import photograph
+from tests.data.test_resize import photograph
 from tests.data.read.test_stream import WORLDS, numbers_of, options, read, same
 from tests.data.write.test_codes import encode, manifest_of, write
 
@@ -39,15 +39,15 @@ def test_a_subset_has_the_chosen_classes_numbered_anew_in_their_order(numbered_s
     assert len(part.shards) == 2  # the third has none of them
     ((numbers, batch),) = SplitLoader(part, rank=0, world=1, batch=10, workers=0)
     assert numbers.tolist() == list(range(5))
-    shown = numbers_of(batch.images)
+    shown = numbers_of(batch["image"])
     assert shown == [n for n in range(13) if n % 5 in (1, 3)]
-    assert batch.labels.tolist() == [{3: 0, 1: 1}[n % 5] for n in shown]
+    assert batch["label"].tolist() == [{3: 0, 1: 1}[n % 5] for n in shown]
 
 
 def test_a_subset_is_other_data_in_every_order(numbered_shards: Make) -> None:
     whole = numbered_shards([10])
     views = [whole, subset(whole, [0, 1]), subset(whole, [1, 0]), subset(whole, ["0", 2]), balanced(whole)]
-    views += [resized(whole, 8, "exact"), resized(whole, 8, "scaled"), resized(whole, 16, "exact")]
+    views += [resized(whole, (8, 8), "exact"), resized(whole, (8, 8), "scaled"), resized(whole, (16, 16), "exact")]
     assert len({view.fingerprint for view in views}) == len(views)
 
 
@@ -90,7 +90,9 @@ def test_an_empty_shard_does_not_change_what_is_balanced(numbered_shards: Make, 
 
 def test_an_empty_class_cannot_be_balanced(numbered_shards: Make) -> None:
     whole = numbered_shards([3])
-    padded = Index(whole.path, whole.split, (*whole.classes, "none such"), whole.image_size, whole.shards)
+    padded = Index(
+        whole.path, whole.split, plain_fields((*whole.classes, "none such"), whole.image_size), whole.shards
+    )
     with pytest.raises(UserError, match=r"no sample of the class 'none such'.*data\.classes"):
         balanced(padded)
 
@@ -113,7 +115,7 @@ def test_a_balanced_epoch_is_its_multiset_over_any_ranks_and_restarts(
         given = {"microbatch": 12, "shuffle_shards": window, "flip": True}
         before = read(index, stop, world=world, **given)
         after = read(index, steps - stop, world=later_world, position=12 * stop, **given)
-        seen = [number for batch in before + after for number in numbers_of(batch.images)]
+        seen = [number for batch in before + after for number in numbers_of(batch["image"])]
         for epoch in range(2):
             wanted = balanced_counts(index.labels, 7, epoch)
             counted = Counter(seen[epoch * length : (epoch + 1) * length])
@@ -142,10 +144,10 @@ def test_photographs_are_streamed_as_squares_where_the_recipe_allows_it(tmp_path
     with pytest.raises(UserError, match=r"different sizes.*data\.resize=exact.*--size 16"):
         find_split(options(train=str(path), image_size=16), "train")
     index = find_split(options(train=str(path), image_size=16, resize="exact"), "train")
-    assert (index.image_size, index.variant) == (16, {"resize": "exact"})
-    assert find_images(str(path), "train", "INDEX", 16, "exact").fingerprint == index.fingerprint
+    assert (index.image_size, index.variant) == ((16, 16), {"resize": "exact"})
+    assert find_images(str(path), "train", "INDEX", (16, 16), "exact").fingerprint == index.fingerprint
     one, two = (read(index, 2, world=world, microbatch=2, image_size=16) for world in (1, 2))
-    assert one[0].images.shape == (2, 16, 16, 3)
+    assert one[0]["image"].shape == (2, 16, 16, 3)
     assert same(one, two)
 
 
@@ -159,7 +161,7 @@ def test_pixels_that_were_decoded_beforehand_are_read_as_they_are(tmp_path: Path
     stream = Stream(index, options(image_size=8), 0, rank=0, world=1, microbatch=3)
     batch = next(stream)
     stream.close()
-    assert np.array_equal(batch.images.numpy(), pixels[batch.labels.numpy()])
+    assert np.array_equal(batch["image"].numpy(), pixels[batch["label"].numpy()])
     theirs = list(wds.WebDataset(str(tmp_path / "out/train-000000.tar"), shardshuffle=False).decode())
     assert all(np.array_equal(sample["npy"], pixels[sample["cls"]]) for sample in theirs)
 
@@ -175,7 +177,7 @@ def test_labels_of_samples_are_drawn_as_training_drew_its_own(numbered_shards: M
 def test_what_was_done_to_the_data_goes_into_the_checkpoint(numbered_shards: Make) -> None:
     whole = numbered_shards([6])
     assert "view" not in describe(whole)
-    view = describe(balanced(subset(resized(whole, 8, "scaled"), ["4", 0])))["view"]
+    view = describe(balanced(subset(resized(whole, (8, 8), "scaled"), ["4", 0])))["view"]
     assert view == {"resize": "scaled", "classes": [4, 0], "balance": True}
 
 
@@ -187,7 +189,7 @@ def test_the_images_behind_a_subset_of_codes_are_the_same_subset(tmp_path: Path)
 
 
 def test_images_that_were_resized_to_be_encoded_are_found_again(tmp_path: Path) -> None:
-    images = resized(make_numbered_shards([5, 3], tmp_path / "images", size=8), 4, "exact")
+    images = resized(make_numbered_shards([5, 3], tmp_path / "images", size=8), (4, 4), "exact")
     manifest = manifest_of(images)
     manifest.images["resize"] = "exact"
     records = encode_shards(
@@ -195,4 +197,4 @@ def test_images_that_were_resized_to_be_encoded_are_found_again(tmp_path: Path) 
     )
     codes = index_codes(images, tmp_path / "codes", manifest, records)
     behind = images_behind(Index.read(codes.path))
-    assert (behind.image_size, behind.fingerprint) == (4, images.fingerprint)
+    assert (behind.image_size, behind.fingerprint) == ((4, 4), images.fingerprint)
