@@ -131,9 +131,7 @@ def _has_app1(data: bytes) -> bool:
     return False
 
 
-def decode_scaled(
-    data: bytes, least: tuple[int, int], channels: int = 3
-) -> tuple[np.ndarray, tuple[float, float]]:
+def decode_scaled(data: bytes, least: tuple[int, int], channels: int = 3) -> tuple[np.ndarray, tuple[float, float]]:
     """Decodes a JPEG at n/8 of its size, n as small as possible with at least `least` (height, width) pixels: (uint8
     [h, w, channels], not rotated; the exact (height, width) of the scaled picture, which h and w round up). Raises Undecodable.
 
@@ -192,7 +190,9 @@ def _raw_header(data: bytes) -> tuple[tuple[int, ...], int]:
     if len(shape) == 2:
         shape = (*shape, 1)
     if dtype != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3) or min(shape) < 1:
-        raise Undecodable(f"its npy holds {dtype} {shape}, not pixels: uint8 [height, width, 3], or grey [height, width]")
+        raise Undecodable(
+            f"its npy holds {dtype} {shape}, not pixels: uint8 [height, width, 3], or grey [height, width]"
+        )
     check_pixels(shape[1], shape[0])
     return shape, begin
 

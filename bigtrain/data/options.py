@@ -15,11 +15,11 @@ from bigtrain.options import Options
 
 def _size(value: Any) -> int | tuple[int, int]:
     """A size in a recipe. Raises ValueError: one sentence, where pydantic's own unions give one for every member."""
-    numbers = value if isinstance(value, list | tuple) else [value]
+    numbers = list(value) if isinstance(value, list | tuple) else [value, value]
     whole = [isinstance(side, int | float) and not isinstance(side, bool) and side == int(side) for side in numbers]
-    if not all(whole) or len(numbers) not in (1, 2) or min(numbers) < 1:
+    if not all(whole) or len(numbers) != 2 or min(numbers) < 1:
         raise ValueError("must be the side of a square in pixels, or [height, width]")
-    return int(value) if numbers == [value] else (int(numbers[0]), int(numbers[-1]))
+    return (int(numbers[0]), int(numbers[1])) if isinstance(value, list | tuple) else int(value)
 
 
 def _where(value: Any) -> str | dict[str, str]:

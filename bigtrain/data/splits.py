@@ -30,7 +30,9 @@ def find_split(data: DataOptions, split: Split) -> Index | SideBySide:
     assert where is not None, f"data.{split} names no index"
     size = sides(data.crop_from or data.image_size)
     if isinstance(where, str):
-        return _as_read(open_index(where, split, f"data.{split}", size, data.remote), data, split, f"data.{split}: {where}")
+        return _as_read(
+            open_index(where, split, f"data.{split}", size, data.remote), data, split, f"data.{split}: {where}"
+        )
     indexes = {}
     for name, part in where.items():
         key = f"data.{split}.{name}"
@@ -45,7 +47,11 @@ def as_trained_on(index: Index, data: DataOptions) -> Index:
 
 
 def find_index(
-    where: str, split: str, size: int | tuple[int, int] | None, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
+    where: str,
+    split: str,
+    size: int | tuple[int, int] | None,
+    resize: Resize = "never",
+    remote: RemoteOptions = DEFAULTS,
 ) -> Index:
     """The index that `data.SPLIT` names, with images of `size` (height, width, or the side of a square; None: as they are).
     Raises UserError, also for missing shards."""

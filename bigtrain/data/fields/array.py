@@ -122,7 +122,9 @@ class AttributesField(Field):
     def decode(self, contents: Sequence[bytes], out: np.ndarray, geometry: Geometry, row: int) -> None:
         values = self._of_json(contents[0]) if self.members[0] == "json" else numbers_of(contents[0], self.members[0])
         if values.shape != self.shape:
-            raise Undecodable(f"its {self.members[0]} holds {values.shape}, not one number for each of {self.shape[0]} names")
+            raise Undecodable(
+                f"its {self.members[0]} holds {values.shape}, not one number for each of {self.shape[0]} names"
+            )
         out[:] = values
 
     def _of_json(self, data: bytes) -> np.ndarray:

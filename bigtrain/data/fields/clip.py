@@ -39,7 +39,9 @@ class ClipField(PicturedField):
             raise ValueError(f"a clip has frames of 1 or 3 channels, not {shortest} of {height} x {width} x {channels}")
         fps = facts.get("fps")
         factor = int(facts.get("factor", 1))
-        return cls(name, members, (height, width), channels, shortest, None if fps is None else float(fps), factor=factor)
+        return cls(
+            name, members, (height, width), channels, shortest, None if fps is None else float(fps), factor=factor
+        )
 
     def facts(self) -> dict[str, Any]:
         facts = self._size_facts() | {"channels": self.channels, "shortest": self.shortest}
@@ -110,7 +112,9 @@ class ClipField(PicturedField):
     def check(self, contents: Sequence[bytes]) -> None:
         length = len(contents) if self.in_frames else len(self._stored(contents[0]))
         if length < self.shortest:
-            raise Undecodable(f"its clip {self.name} has {length} frames, but the index says that it has {self.shortest}")
+            raise Undecodable(
+                f"its clip {self.name} has {length} frames, but the index says that it has {self.shortest}"
+            )
         for number in range(length):
             self._frame(contents, number)
 

@@ -143,7 +143,9 @@ def derived(name: str, derivation: Any, fields: Mapping[str, Any]) -> DerivedFie
     """The field `name` that a recipe derives from one of `fields`. Raises UserError."""
     key = f"data.derive.{name}"
     if name in fields:
-        raise UserError(f"{key}: the data have a field {name} already; choose another name, or rename theirs by data.rename")
+        raise UserError(
+            f"{key}: the data have a field {name} already; choose another name, or rename theirs by data.rename"
+        )
     source = fields.get(derivation.of)
     if not isinstance(source, ImageField):
         images = ", ".join(other for other, field in fields.items() if isinstance(field, ImageField)) or "none"

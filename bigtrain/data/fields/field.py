@@ -147,7 +147,10 @@ class Field(ABC):
 
     def described(self) -> dict[str, Any]:
         """What a model keeps about the field: enough to build the networks that take it, as JSON."""
-        return {"kind": self.kind, "tensors": {name: list(shape) for name, shape in self.tensors.items()}} | self.facts()
+        return {
+            "kind": self.kind,
+            "tensors": {name: list(shape) for name, shape in self.tensors.items()},
+        } | self.facts()
 
     @property
     def tensors(self) -> Mapping[str, tuple[int, ...]]:
@@ -158,4 +161,3 @@ class Field(ABC):
     def to_device(self, values: Tensor, flips: Tensor, device: torch.device) -> dict[str, Tensor]:
         """What a phase is handed, by name, of what `deliver` gave; flips: bool [n] on the CPU. Copies do not wait for the
         device where `values` are in page-locked memory."""
-

@@ -46,7 +46,9 @@ class PicturedField(Field):
     def sized(self) -> tuple[int, int]:
         """The size, which must be known by now."""
         if self.size is None:
-            raise UserError(f"the field {self.name} has pictures of different sizes; set data.resize and data.image_size")
+            raise UserError(
+                f"the field {self.name} has pictures of different sizes; set data.resize and data.image_size"
+            )
         return self.size
 
     @property
@@ -63,7 +65,9 @@ class PicturedField(Field):
                     f"data.{key}: {sides[0]} x {sides[1]} is not divisible by {coarsest}, by which the fields of a sample differ "
                     "in size; choose multiples of it"
                 )
-        parts = [None if sides is None else (sides[0] // self.factor, sides[1] // self.factor) for sides in (size, crop_from)]
+        parts = [
+            None if sides is None else (sides[0] // self.factor, sides[1] // self.factor) for sides in (size, crop_from)
+        ]
         return replace(self, size=parts[0], resize=resize, crop_from=parts[1], align=align)
 
     def _cut(self, picture: np.ndarray, geometry: Geometry, row: int) -> np.ndarray:
@@ -211,7 +215,9 @@ class MapField(PicturedField):
     def check(self, contents: Sequence[bytes]) -> None:
         found = self._numbers(contents).shape
         if self.size not in (None, found):
-            raise Undecodable(f"its {self.members[0]} is {found[0]} x {found[1]}, not {self.sized[0]} x {self.sized[1]}")
+            raise Undecodable(
+                f"its {self.members[0]} is {found[0]} x {found[1]}, not {self.sized[0]} x {self.sized[1]}"
+            )
 
     def _numbers(self, contents: Sequence[bytes]) -> np.ndarray:
         """uint8 or int32 [H, W]. Raises Undecodable, also for a class that has no name."""

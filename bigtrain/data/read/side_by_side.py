@@ -30,7 +30,9 @@ class SideBySide:
     def fields(self) -> dict[str, Field]:
         """By the name in a batch."""
         return {
-            named: replace(part.index.fields[own], name=named) for part in self.parts for own, named in part.names.items()
+            named: replace(part.index.fields[own], name=named)
+            for part in self.parts
+            for own, named in part.names.items()
         }
 
     @property

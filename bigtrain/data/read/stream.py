@@ -164,9 +164,7 @@ class _Part:
     """One index of a stream: its reader, its order, and the names that its fields have in a batch. `names`: in the batch, by
     the index's own name."""
 
-    def __init__(
-        self, index: Index, names: Mapping[str, str], options: DataOptions, seed: int, stream: str
-    ) -> None:
+    def __init__(self, index: Index, names: Mapping[str, str], options: DataOptions, seed: int, stream: str) -> None:
         self.reader = Reader(index, list(names))
         self.names = names
         self.epochs = Epochs(index, seed, options.shuffle_shards, stream)
@@ -255,9 +253,7 @@ def _read(
     return values, replaced
 
 
-def _replacement(
-    reader: Reader, successors: Iterator[int], geometry: Geometry, damage: str
-) -> dict[str, np.ndarray]:
+def _replacement(reader: Reader, successors: Iterator[int], geometry: Geometry, damage: str) -> dict[str, np.ndarray]:
     """The first of `successors` that can be decoded, [1, ...] by field. Raises UserError if there is none."""
     for number in successors:
         values, failed = reader.read(np.array([number]), geometry)

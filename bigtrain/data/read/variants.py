@@ -24,9 +24,7 @@ from bigtrain.data.resize import Resize
 from bigtrain.errors import UserError
 
 
-def resized(
-    index: Index, size: tuple[int, int], how: Resize, crop_from: tuple[int, int] | None = None
-) -> Index:
+def resized(index: Index, size: tuple[int, int], how: Resize, crop_from: tuple[int, int] | None = None) -> Index:
     """The same samples, with the pictures made (height, width) `size` when they are read: resized to it, or to `crop_from`, of
     which `size` is then cropped. Fields of a factor get the same part of both. Raises UserError for sizes that do not divide."""
     pictured = {name: field for name, field in index.fields.items() if isinstance(field, PicturedField)}
@@ -58,7 +56,9 @@ def renamed(index: Index, names: Mapping[str, str]) -> Index:
     if len(set(names.values())) < len(names):
         raise UserError(f"a field is renamed twice in {dict(names)}; give each one name")
     new_names = {own: new for new, own in names.items()}
-    fields = {new_names.get(own, own): replace(field, name=new_names.get(own, own)) for own, field in index.fields.items()}
+    fields = {
+        new_names.get(own, own): replace(field, name=new_names.get(own, own)) for own, field in index.fields.items()
+    }
     return replace(index, fields=fields, variant={**index.variant, "rename": dict(names)})
 
 

@@ -107,7 +107,9 @@ def attributes_in_json() -> Kind:
 def clips() -> Kind:
     frames = draws.integers(0, 256, (SAMPLES, 5, 6, 4, 3), dtype=np.uint8)
     values = frames.transpose(0, 1, 4, 2, 3) / 127.5 - 1
-    return Kind(ClipField("clip", ("npy",), (6, 4), 3, 5, 25.0), [{"npy": npy(one)} for one in frames], {"clip": values})
+    return Kind(
+        ClipField("clip", ("npy",), (6, 4), 3, 5, 25.0), [{"npy": npy(one)} for one in frames], {"clip": values}
+    )
 
 
 def clips_of_frames() -> Kind:
@@ -154,7 +156,9 @@ def read(index: Index, steps: int, world: int = 1, position: int = 0, **given: o
     """The global microbatches of 4 samples, the ranks' slices joined."""
     data = DataOptions.model_validate({"train": str(index.path), "workers": 0, "shuffle_shards": 2, **given})
     opened = find_split(data, "train")
-    streams = [Stream(opened, data, 5, rank=rank, world=world, microbatch=4, position=position) for rank in range(world)]
+    streams = [
+        Stream(opened, data, 5, rank=rank, world=world, microbatch=4, position=position) for rank in range(world)
+    ]
     batches = []
     for _ in range(steps):
         parts = [next(stream) for stream in streams]

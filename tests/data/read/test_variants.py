@@ -90,9 +90,7 @@ def test_an_empty_shard_does_not_change_what_is_balanced(numbered_shards: Make, 
 
 def test_an_empty_class_cannot_be_balanced(numbered_shards: Make) -> None:
     whole = numbered_shards([3])
-    padded = Index(
-        whole.path, whole.split, plain_fields((*whole.classes, "none such"), whole.image_size), whole.shards
-    )
+    padded = Index(whole.path, whole.split, plain_fields((*whole.classes, "none such"), whole.image_size), whole.shards)
     with pytest.raises(UserError, match=r"no sample of the class 'none such'.*data\.classes"):
         balanced(padded)
 
