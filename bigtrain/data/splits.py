@@ -17,6 +17,7 @@ from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.remote import DEFAULTS, HERE, Origin, RemoteOptions, is_remote
 from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT
+from bigtrain.sizes import size_text
 
 
 def find_split(data: DataOptions, split: Literal["train", "validation"]) -> Index:
@@ -90,23 +91,30 @@ def open_index(where: str, split: str, key: str, digits_size: int, remote: Remot
 
 
 def find_images(
-    where: str, split: str, key: str, size: int, resize: Resize = "never", remote: RemoteOptions = DEFAULTS
+    where: str,
+    split: str,
+    key: str,
+    size: tuple[int, int],
+    resize: Resize = "never",
+    remote: RemoteOptions = DEFAULTS,
 ) -> Index:
-    """The index at a path or a URL, or that of the digits' `split`, of images that have or are resized to `size` pixels.
+    """The index at a path or a URL, or that of the digits' `split`, of images that have or are resized to `size` (height,
+    width).
 
     Raises UserError that names `key`, the option that gave `where`, for anything else.
     """
-    index = open_index(where, split, key, size, remote)
+    height, width = size
+    index = open_index(where, split, key, height, remote)
     if index.codes is not None:
         raise UserError(f"{key}: {where} is an index of codes; give that of the images ({index.codes.images['path']})")
-    if index.image_size == size:
+    if height == width == index.image_size:
         return index
-    if resize != "never":
-        return variants.resized(index, size, resize)
+    if height == width and resize != "never":
+        return variants.resized(index, height, resize)
     has = "images of different sizes" if index.image_size is None else f"images of {index.image_size} pixels"
     raise UserError(
-        f"{key}: {where} has {has}, but the model takes {size}; make shards of that size with "
-        f"`python launch/shard.py SOURCE OUT --size {size}`"
+        f"{key}: {where} has {has}, but the model takes {size_text(size)}; make shards of that size with "
+        f"`python launch/shard.py SOURCE OUT --size {height}`"
     )
 
 
@@ -128,12 +136,19 @@ def _checked(path: Path, key: str, remedy: str = "", origin: Origin = HERE) -> I
     return index
 
 
+def image_shape(index: Index) -> tuple[int, int, int]:
+    """(channels, height, width) of the images of an index, which are all of one size."""
+    assert index.image_size is not None, f"{index.path}: images of one size are needed"
+    return 3, index.image_size, index.image_size
+
+
 def describe(index: Index) -> dict[str, Any]:
     """The description of the data that a checkpoint holds: enough to sample without the data (`DataSpec.of`)."""
     facts: dict[str, Any] = {
         "format": FORMAT,
         "fingerprint": index.fingerprint,
         "image_size": index.image_size,
+        "channels": 3,
         "classes": list(index.classes),
         "class_counts": list(index.class_counts),
     }

@@ -143,7 +143,7 @@ def test_photographs_are_streamed_as_squares_where_the_recipe_allows_it(tmp_path
         find_split(options(train=str(path), image_size=16), "train")
     index = find_split(options(train=str(path), image_size=16, resize="exact"), "train")
     assert (index.image_size, index.variant) == (16, {"resize": "exact"})
-    assert find_images(str(path), "train", "INDEX", 16, "exact").fingerprint == index.fingerprint
+    assert find_images(str(path), "train", "INDEX", (16, 16), "exact").fingerprint == index.fingerprint
     one, two = (read(index, 2, world=world, microbatch=2, image_size=16) for world in (1, 2))
     assert one[0].images.shape == (2, 16, 16, 3)
     assert same(one, two)
