@@ -21,11 +21,17 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def picture(image: Tensor) -> Image.Image:
+    """uint8 [C, H, W]: of mode L with one channel, of mode RGB with three."""
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    return Image.fromarray(pixels.cpu().contiguous().numpy())
+
+
 def grid(images: Tensor, columns: int) -> Image.Image:
-    """uint8 [n, 3, H, W] row by row, with a thin white line between the tiles."""
+    """uint8 [n, C, H, W] row by row, with a thin white line between the tiles."""
     count, channels, height, width = images.shape
     rows = -(-count // columns)
-    scale = max(1, -(-SMALLEST_TILE // height))
+    scale = max(1, -(-SMALLEST_TILE // min(height, width)))
     tiles = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     gap = 2
     tall, wide = height * scale + gap, width * scale + gap
@@ -33,7 +39,7 @@ def grid(images: Tensor, columns: int) -> Image.Image:
     for position, tile in enumerate(tiles):
         top, left = (position // columns) * tall + gap, (position % columns) * wide + gap
         sheet[:, top : top + height * scale, left : left + width * scale] = tile
-    return Image.fromarray(sheet.permute(1, 2, 0).numpy())
+    return picture(sheet)
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
@@ -42,13 +48,13 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
 
 
 def save_pngs(folder: Path, images: Tensor) -> None:
-    """uint8 [n, 3, H, W] as FOLDER/000000.png and so on."""
+    """uint8 [n, C, H, W] as FOLDER/000000.png and so on."""
     for number, image in enumerate(images.cpu()):
-        _save_png(folder / f"{number:06d}.png", Image.fromarray(image.permute(1, 2, 0).numpy()))
+        _save_png(folder / f"{number:06d}.png", picture(image))
 
 
 def save_npz(path: Path, images: Tensor, labels: Sequence[int] | None) -> None:
-    """guided-diffusion's sample file: arr_0 uint8 [n, H, W, 3] and, where the samples have classes, arr_1 int64 [n]."""
+    """guided-diffusion's sample file: arr_0 uint8 [n, H, W, C] and, where the samples have classes, arr_1 int64 [n]."""
     stream = io.BytesIO()
     classes = [] if labels is None else [np.asarray(labels, dtype=np.int64)]
     np.savez(stream, images.cpu().permute(0, 2, 3, 1).numpy(), *classes)

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bigtrain.data.digits import digits_index
@@ -14,6 +14,7 @@ from bigtrain.errors import UserError
 from bigtrain.families.family import CodeLevel, DataSpec, Family
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import Recipe, load_recipe
+from bigtrain.sizes import size_of
 from bigtrain.training.cost.memory import STRATEGIES, residents
 from bigtrain.training.cost.step import StepCost, parameters_of, step_cost
 from bigtrain.training.engine.options import check_strategy
@@ -114,7 +115,12 @@ def _find_spec(recipe: Recipe, classes: int | None) -> tuple[DataSpec, int | Non
 def _assumed_spec(recipe: Recipe, classes: int) -> DataSpec:
     names = tuple(map(str, range(classes)))
     codes = _codes(recipe, names)
-    return DataSpec(recipe.data.image_size, names, (1,) * classes, codes, "planned" if codes else None)
+    return DataSpec(*_shape(recipe), names, (1,) * classes, codes, "planned" if codes else None)
+
+
+def _shape(recipe: Recipe) -> tuple[tuple[int, int], int]:
+    """The size of the images and their channels, as the recipe says."""
+    return size_of(recipe.data.image_size), 3
 
 
 def _tokenizer_recipe(recipe: Recipe) -> Path | None:
@@ -136,7 +142,7 @@ def _codes(recipe: Recipe, classes: Sequence[str]) -> Mapping[str, CodeLevel] | 
             "recipe is enough: family.tokenizer=recipes/TOKENIZER.yaml"
         )
     other = load_recipe(source)
-    family = make_family(other, DataSpec(other.data.image_size, tuple(classes), (1,) * len(classes)))
+    family = make_family(other, DataSpec(*_shape(other), tuple(classes), (1,) * len(classes)))
     if "encode" not in family.capabilities:
         raise UserError(f"family.tokenizer: {source} is the recipe of a {family.kind}, not of a tokenizer")
     return family.code_levels
@@ -144,7 +150,7 @@ def _codes(recipe: Recipe, classes: Sequence[str]) -> Mapping[str, CodeLevel] | 
 
 def _weights_per_class(recipe: Recipe, spec: DataSpec) -> str:
     """How the number of weights depends on the assumed number of classes."""
-    more = DataSpec(spec.image_size, (*spec.classes, "more"), (*spec.class_counts, 1), spec.codes, spec.tokenizer)
+    more = replace(spec, classes=(*spec.classes, "more"), class_counts=(*spec.class_counts, 1))
     change = parameters_of(make_family(recipe, more)) - parameters_of(make_family(recipe, spec))
     if change == 0:
         return "  which changes nothing here: the networks are not class-conditional"

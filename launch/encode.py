@@ -27,6 +27,7 @@ from bigtrain.errors import RankError, UserError
 from bigtrain.features.network import full_float32
 from bigtrain.inference.model import Model, open_model
 from bigtrain.inference.splits import same_on_all
+from bigtrain.sizes import image_size_of
 
 BATCH_SIZE = 128
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     model = open_model(arguments.run, device)
     if "encode" not in model.family.capabilities:
         raise UserError(f"{arguments.run}: is a {model.family.kind}, which has no codes; give the run of a tokenizer")
-    size, data = model.family.spec.image_size, model.recipe.data
+    size, data = model.family.spec.size, model.recipe.data
     for split in SPLITS if arguments.index == "digits" else [""]:
         find = partial(find_images, arguments.index, split, "INDEX", size, data.resize, data.remote)
         index = same_on_all(world.main_first(find), "INDEX")
@@ -125,7 +126,8 @@ def _what_to_train(model: Model, arguments: argparse.Namespace, codes: Index) ->
     train = by_split.pop("train", None)
     held_out = next((by_split[name] for name in ("validation", "val", "test") if name in by_split), None)
     words = [f"data.train={train or codes.path}", f"data.validation={held_out or 'null'}"]
-    words += [f"data.image_size={codes.image_size}"] + (["data.flip=true"] if arguments.flip else [])
+    size = str(image_size_of(model.family.spec.size)).replace(" ", "")
+    words += [f"data.image_size={size}"] + (["data.flip=true"] if arguments.flip else [])
     return " ".join(["RECIPE.yaml", *words, *model.family.successor_keys(str(arguments.run))])
 
 

@@ -1,7 +1,7 @@
 """Draws samples by class: python launch/sample.py RUN_OR_EXPORT --out FILE.png [--npz FILE.npz]
 
 --out FILE.png: a grid, one class a row. --out FOLDER: numbered PNGs. --npz: the sample file that public FID evaluators read
-(arr_0: uint8 [n, H, W, 3], arr_1: int64 labels). Sample i depends only on the seed, i and its class.
+(arr_0: uint8 [n, H, W, C], arr_1: int64 labels). Sample i depends only on the seed, i and its class.
 
 --reconstruct SPLIT.json: rows of real images, each above the row of their reconstructions, for models that can reconstruct.
 
@@ -117,7 +117,7 @@ def reconstruct(model: Model, arguments: argparse.Namespace) -> None:
     for flag in ("classes", "per_class", "seed", "candidates"):
         if getattr(arguments, flag) != parser_of().get_default(flag):
             raise UserError(f"--{flag.replace('_', '-')} is for samples, and --reconstruct draws none; leave it out")
-    size, data = model.family.spec.image_size, model.recipe.data
+    size, data = model.family.spec.size, model.recipe.data
     images = find_images(arguments.reconstruct, "validation", "--reconstruct", size, data.resize, data.remote)
     pairs = reconstruction_pairs(model.reconstruct, images, RECONSTRUCTIONS, model.device)
     save_grid(arguments.out, pairs.cpu(), columns=GRID_PER_CLASS)

@@ -13,7 +13,7 @@ from bigtrain.families.family import family_kinds, find_family
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
-    {"options", "randomness"},
+    {"options", "randomness", "sizes"},
     {"formats"},
     {"runs"},
     {"cluster"},

@@ -50,6 +50,7 @@ from bigtrain.data.fields.registry import field_from_json
 from bigtrain.data.remote import HERE, Origin, beside, check_url, is_remote, receive, shown
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, cache_folder, write_bytes
+from bigtrain.sizes import image_size_of, size_of
 
 FORMAT = "bigtrain-index"
 FORMAT_VERSION = 2
@@ -290,9 +291,8 @@ class Index:
         shards = [[shard.sha256, shard.samples, shard.members_hash] for shard in self.shards]
         codes = [] if self.codes is None else [self.codes.identity()]
         # Without a variant the size is that of the images in the shards, which their hashes determine.
-        size = self.image_size
-        side = size[0] if size is not None and size[0] == size[1] else size
-        variant = [{**self.variant, "image_size": side}] if self.variant else []
+        size = None if self.image_size is None else image_size_of(self.image_size)
+        variant = [{**self.variant, "image_size": size}] if self.variant else []
         if self.version == 1:
             source = labels_from(self.label_field)
             facts: list[Any] = [list(self.classes), *codes, *([] if source == "cls" else [source])]
@@ -477,8 +477,8 @@ def _fields_of_version_1(value: Mapping[str, Any], codes: CodesManifest | None) 
 
 
 def _sides(size: Any) -> tuple[int, int] | None:
-    """(height, width) of a size as JSON: null, the side of a square, or both."""
+    """(height, width) of a size as JSON, if there is one. Raises TypeError or ValueError."""
     if size is None:
         return None
-    height, width = map(int, [size, size] if isinstance(size, int) else size)
+    height, width = map(int, size_of(size))
     return height, width

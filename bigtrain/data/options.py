@@ -11,6 +11,7 @@ from bigtrain.data.fields.text import BYTES
 from bigtrain.data.remote import DEFAULTS, RemoteOptions
 from bigtrain.data.resize import Resize
 from bigtrain.options import Options
+from bigtrain.sizes import size_of
 
 
 def _size(value: Any) -> int | tuple[int, int]:
@@ -120,10 +121,5 @@ class DataOptions(Options):
 
 
 def sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """(height, width) of a size in a recipe."""
-    return (size, size) if isinstance(size, int) else size
-
-
-def shown_size(size: tuple[int, int]) -> str:
-    """A size as a recipe says it: 32, or [24,16]."""
-    return str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"
+    """(height, width) of a size in a recipe, if there is one."""
+    return None if size is None else size_of(size)

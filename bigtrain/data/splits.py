@@ -11,7 +11,7 @@ from tqdm import tqdm
 from bigtrain.cluster.world import is_main
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import HOW_TO_MAKE, Index
-from bigtrain.data.options import DataOptions, shown_size, sides
+from bigtrain.data.options import DataOptions, sides
 from bigtrain.data.read import variants
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.read.side_by_side import SideBySide
@@ -19,7 +19,7 @@ from bigtrain.data.remote import DEFAULTS, HERE, Origin, RemoteOptions, is_remot
 from bigtrain.data.resize import Resize
 from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT
-
+from bigtrain.sizes import image_size_of, size_flag, size_key, size_text
 
 Split = Literal["train", "validation"]
 
@@ -96,17 +96,13 @@ def _with_size(
         return variants.resized(index, size, resize if has != crop_from else "never", crop_from)
     wanted = crop_from or size
     key = "image_size" if crop_from is None else "crop_from"
-    described = "images of different sizes" if has is None else f"images of {_in_words(has)} pixels"
+    described = "images of different sizes" if has is None else f"images of {size_text(has)} pixels"
     exact = "" if index.codes is not None else "have them resized when they are read by data.resize=exact, or "
     raise UserError(
-        f"{what} has {described} but data.{key} is {_in_words(wanted)}; "
-        f"{'' if has is None else f'set data.{key}={shown_size(has)}, or '}{exact}"
-        f"make shards of that size with `python launch/shard.py SOURCE OUT --size {_in_words(wanted)}`"
+        f"{what} has {described} but data.{key} is {size_text(wanted)}; "
+        f"{'' if has is None else f'set data.{key}={size_key(has)}, or '}{exact}"
+        f"make shards of that size with `python launch/shard.py SOURCE OUT --size {size_flag(wanted)}`"
     )
-
-
-def _in_words(size: tuple[int, int]) -> str:
-    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
 def open_index(
@@ -159,10 +155,10 @@ def find_images(
         return index
     if resize != "never":
         return variants.resized(index, size, resize)
-    has = "images of different sizes" if index.image_size is None else f"images of {_in_words(index.image_size)} pixels"
+    has = "images of different sizes" if index.image_size is None else f"images of {size_text(index.image_size)} pixels"
     raise UserError(
-        f"{key}: {where} has {has}, but the model takes {_in_words(size)}; make shards of that size with "
-        f"`python launch/shard.py SOURCE OUT --size {_in_words(size)}`"
+        f"{key}: {where} has {has}, but the model takes {size_text(size)}; make shards of that size with "
+        f"`python launch/shard.py SOURCE OUT --size {size_flag(size)}`"
     )
 
 
@@ -184,13 +180,19 @@ def _checked(path: Path, key: str, remedy: str = "", origin: Origin = HERE) -> I
     return index
 
 
+def image_shape(index: Index) -> tuple[int, int, int]:
+    """(channels, height, width) of the images of an index, which are all of one size."""
+    assert index.image_size is not None, f"{index.path}: images of one size are needed"
+    return (index.channels, *index.image_size)
+
+
 def describe(index: Index | SideBySide) -> dict[str, Any]:
     """The description of the data that a checkpoint holds: enough to sample without the data (`DataSpec.of`)."""
     size = index.image_size
     facts: dict[str, Any] = {
         "format": FORMAT,
         "fingerprint": index.fingerprint,
-        "image_size": size[0] if size is not None and size[0] == size[1] else size and list(size),
+        "image_size": None if size is None else image_size_of(size),
         "channels": index.channels,
         "classes": list(index.classes),
         "class_counts": list(index.class_counts),

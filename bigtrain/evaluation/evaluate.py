@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading, Stopped, on_main
+from bigtrain.data.splits import image_shape
 from bigtrain.errors import UserError
 from bigtrain.evaluation.images import ImageSet, Relabelled, fair_order
 from bigtrain.evaluation.metrics.definitions import (
@@ -37,11 +38,11 @@ from bigtrain.features.classifier import (
     check_classes,
     find_classifier,
     measure_accuracy,
-    side_of,
     train_on_images,
 )
 from bigtrain.features.network import Features
 from bigtrain.features.opening import open_features
+from bigtrain.sizes import size_text
 
 MINIMUM_IMAGES: dict[SampleMetricName, int] = {"kid": 2, "two_sample_test": 4, "real_fid": 2}
 """The fewest images of each side from which a metric can be computed."""
@@ -156,7 +157,7 @@ class _Evaluation:
     def _check_sizes(self) -> None:
         real = self._real_images()
         size, reference_size = self.images.size(), None if real is None else real.size()
-        if size and reference_size and size != reference_size and not self.options.allow_mixed_sizes:
+        if reference_size is not None and size != reference_size and not self.options.allow_mixed_sizes:
             raise UserError(
                 f"evaluation.reference: {self.images.name} are {size[0]} x {size[1]}, the reference's {reference_size[0]} x "
                 f"{reference_size[1]}; compare images of one size (python launch/shard.py SOURCE OUT --size {size[0]}), or let "
@@ -259,10 +260,11 @@ class _Evaluation:
                 "index of shards as evaluation.reference, or leave them out"
             )
         check_classes(train, "evaluator")
-        if self.images.size() != (side_of(train), side_of(train)):
+        size = image_shape(train)[1:]
+        if self.images.size() != size:
             raise UserError(
                 f"evaluation.metrics: class_accuracy and classification_accuracy_score need images of the size of {train.path} "
-                f"({side_of(train)} pixels); leave them out"
+                f"({size_text(size)} pixels); leave them out"
             )
         if self.needs("fake", "images") and self.real.test is None:
             raise UserError(
@@ -298,12 +300,10 @@ class _Evaluation:
         """Opens or trains the feature network, where one is needed, and checks that it fits."""
         if not self._needs_features():
             return
-        size = self.images.size()
-        assert size is not None
         features = open_features(
             self.options.features,
             self.options.weights,
-            size[0],
+            self.images.size(),
             self.reading,
             self.device,
             train=self.real.train,
@@ -458,16 +458,16 @@ class _Evaluation:
         facts: dict[str, Any] = {
             "samples": self.images.count,
             "seed": options.seed,
-            "image_size": list(self.images.size() or ()) if not options.allow_mixed_sizes else None,
+            "image_size": list(self.images.size()) if not options.allow_mixed_sizes else None,
             "versions": versions(),
             "images": self.images.describe(fake.digest),
         }
         if self.features is not None:
-            facts["features"] = self.features.protocol()
+            facts["features"] = self.features.protocol(self._channels())
             if reference is not None and any(METRICS[metric].real for metric in self.metrics):
                 facts["reference"] = reference.describe(real.digest)
         if evaluator is not None:
-            facts["evaluator"] = evaluator.protocol()
+            facts["evaluator"] = evaluator.protocol([self.images.channels])
         if "intra_fid" in self.metrics:
             # The samples' smallest class depends on the seed, so it is part of the result instead.
             facts["intra_fid"] = {"fewest_of_a_class": {"real": self.fewest["real"]}}
@@ -478,6 +478,11 @@ class _Evaluation:
         clash = facts.keys() & drawing.keys()
         assert not clash, f"the caller's protocol has keys that the evaluation sets: {sorted(clash)}"
         return {**drawing, **facts}
+
+    def _channels(self) -> set[int]:
+        """The numbers of channels that images of the two sides have."""
+        real = self._real_images()
+        return {self.images.channels} | (set() if real is None else {real.channels})
 
     def _settings_by_metric(self, stored: list[int]) -> dict[str, dict[str, Any]]:
         options = self.options

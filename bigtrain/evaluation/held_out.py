@@ -15,6 +15,7 @@ from bigtrain.cluster.passes import Progress, Reading, on_main, stoppable, toget
 from bigtrain.data.index import Index
 from bigtrain.data.read.batch import Batch, to_images
 from bigtrain.data.read.stream import SplitLoader
+from bigtrain.data.splits import image_shape
 from bigtrain.errors import UserError
 from bigtrain.evaluation.images import Reconstructions
 from bigtrain.evaluation.metrics.frechet import frechet_distance
@@ -22,7 +23,6 @@ from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.reference import split_of, survey_reference
 from bigtrain.evaluation.sample_counts import check_enough
 from bigtrain.evaluation.survey import Survey, Wants
-from bigtrain.features.classifier import side_of
 from bigtrain.features.opening import open_features
 
 Likelihood = Callable[[Any, Batch], Mapping[str, Tensor]]
@@ -95,9 +95,8 @@ def measure_reconstruction(
 
     with stoppable(reading.should_stop):
         together(sweep)
-    assert index.image_size is not None
-    pixels = min(limit or index.samples, index.samples) * 3 * index.image_size**2
-    error, total, square = (float(value) / pixels for value in world.sum_over_ranks(sums))
+    values = min(limit or index.samples, index.samples) * math.prod(image_shape(index))
+    error, total, square = (float(value) / values for value in world.sum_over_ranks(sums))
     if not math.isfinite(error):
         raise UserError(
             f"evaluation.metrics: reconstructions of {index.path} are not finite: the weights have diverged"
@@ -123,8 +122,9 @@ def measure_rfid(
     If `options.split_samples` is set, a fixed random subset of so many images is reconstructed; the reference is the whole
     split. Every rank gets the same. Raises UserError and Stopped.
     """
+    channels, height, width = image_shape(split)
     features = open_features(
-        options.features, options.weights, side_of(split), reading, device, train=train, validation=validation
+        options.features, options.weights, (height, width), reading, device, train=train, validation=validation
     )
     reconstructions = Reconstructions(split, options.split, reconstruct, options.split_samples)
     check_enough(features, reconstructions.count, reconstructions.name, "rfid", "evaluation.split_samples")
@@ -137,7 +137,7 @@ def measure_rfid(
         pairs = [(moments.mean(), moments.covariance()) for moments in (fake.moments, real.moments)]
         return frechet_distance(*pairs[0], *pairs[1])
 
-    return {"rfid": on_main(distance)}, {"features": features.protocol(), "reference_samples": split.samples}
+    return {"rfid": on_main(distance)}, {"features": features.protocol([channels]), "reference_samples": split.samples}
 
 
 def _batches(index: Index, limit: int | None, reading: Reading, what: str) -> Any:

@@ -17,22 +17,24 @@ from bigtrain.data.index import Index
 from bigtrain.data.read.batch import to_images
 from bigtrain.data.read.stream import read_chunks
 from bigtrain.data.sources.collection import ImageCollection, read_images
+from bigtrain.data.splits import image_shape
 from bigtrain.errors import UserError
 from bigtrain.features.cache import Cache
 from bigtrain.features.network import pictures
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import generator
+from bigtrain.sizes import image_size_of
 
 _BESIDE = 64
 """Bytes for what a worker says of an image beside its pixels."""
 Draw = Callable[[np.ndarray, Tensor], Tensor]
-"""Samples of a model: (indices int64 [n], labels int64 [n]) to uint8 [n, 3, H, W], a function of each index and label
+"""Samples of a model: (indices int64 [n], labels int64 [n]) to uint8 [n, C, H, W], a function of each index and label
 alone (and of options.seed, which the caller keys its noise by), never of the batch or the rank."""
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images `numbers`, int64 [n], of a set, by size: (their positions among the n, uint8 [m, 3, H, W] on the device).
+    """Images `numbers`, int64 [n], of a set, by size: (their positions among the n, uint8 [m, C, H, W] on the device).
 
     `labels`: int64 [n] on the CPU where the set has any; `digests`: a hash of each one's pixels, where the set has no
     fingerprint of its contents.
@@ -69,9 +71,18 @@ class ImageSet(ABC):
     def name_of(self, number: int) -> str:
         return str(number)
 
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels of its images, as far as the first one tells; None if nothing can be told yet."""
-        return None
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of its images, as far as the first one tells."""
+
+    @property
+    def channels(self) -> int:
+        return self.shape()[0]
+
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels of its images, as far as the first one tells."""
+        _, height, width = self.shape()
+        return height, width
 
 
 def fair_order(count: int) -> np.ndarray:
@@ -87,35 +98,43 @@ class Drawn(ImageSet):
     """What a model draws; `label_of` gives the class asked for by sample index, int64 [n]."""
 
     def __init__(
-        self, draw: Draw, label_of: Callable[[np.ndarray], Tensor], count: int, classes: tuple[str, ...], side: int
+        self,
+        draw: Draw,
+        label_of: Callable[[np.ndarray], Tensor],
+        count: int,
+        classes: tuple[str, ...],
+        shape: tuple[int, int, int],
     ) -> None:
+        """`shape`: (channels, height, width) of what is drawn."""
         self._draw, self._label_of = draw, label_of
         self.count, self.name, self.classes = count, "the samples", classes
-        self._side = side
+        self._shape = shape
         self.key = {}
 
     def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
         for chunk in _chunks(numbers, reading):
             labels = self._label_of(chunk)
             images = self._draw(chunk, labels.to(device)).to(device)
-            assert images.shape == (len(chunk), 3, self._side, self._side), (images.shape, len(chunk), self._side)
+            assert images.shape == (len(chunk), *self._shape), (images.shape, len(chunk), self._shape)
             yield ImageBatch(chunk, [(np.arange(len(chunk)), images)], labels)
 
     def describe(self, digest: str | None) -> dict[str, Any]:
         return {"kind": "drawn", "quantisation": "round"}
 
-    def size(self) -> tuple[int, int]:
-        return self._side, self._side
+    def shape(self) -> tuple[int, int, int]:
+        return self._shape
 
 
 class Shards(ImageSet):
     """A split."""
 
     def __init__(self, index: Index, split: str) -> None:
-        assert index.image_size is not None, f"{index.path}: evaluation needs images of one size"
         self.index, self.split = index, split
+        self._shape = channels, height, width = image_shape(index)
         self.count, self.name, self.classes = index.samples, f"the images of {index.where}", index.classes
-        self.cache, self.key = Cache(index), {"index": index.fingerprint, "image_size": index.image_size}
+        self.cache, self.key = Cache(index), {"index": index.fingerprint, "image_size": image_size_of((height, width))}
+        if channels != 3:  # so that what was kept before there were others is found
+            self.key["channels"] = channels
 
     def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
         for chunk, batch in read_chunks(self.index, _chunks(numbers, reading), workers=reading.workers):
@@ -125,14 +144,13 @@ class Shards(ImageSet):
         facts = {"split": self.split, "samples": self.count, "fingerprint": self.index.fingerprint}
         return facts | ({"view": dict(self.index.variant)} if self.index.variant else {})
 
-    def size(self) -> tuple[int, int]:
-        assert self.index.image_size is not None
-        return self.index.image_size, self.index.image_size
+    def shape(self) -> tuple[int, int, int]:
+        return self._shape
 
 
 class Reconstructions(Shards):
     """A split, or `limit` images of it in a fair order, as a model gives them back: `reconstruct` takes and gives
-    [n, 3, H, W] in [-1, 1]."""
+    [n, C, H, W] in [-1, 1]."""
 
     def __init__(
         self, index: Index, split: str, reconstruct: Callable[[Tensor], Tensor], limit: int | None = None
@@ -162,8 +180,8 @@ class ImagesFromFiles(ImageSet):
         self.cache, self.hashed = Cache(None), True
 
     def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
-        labels, (height, width) = self._collection.labels, self.size()
-        slot_bytes = min(reading.batch, len(numbers)) * (height * width * 3 + _BESIDE)
+        labels, (channels, height, width) = self._collection.labels, self.shape()
+        slot_bytes = min(reading.batch, len(numbers)) * (height * width * channels + _BESIDE)
         for seen in read_images(self._collection, _chunks(numbers, reading), reading.workers, slot_bytes):
             groups = [(positions, images.to(device).permute(0, 3, 1, 2)) for positions, images in seen.groups]
             asked = None if labels is None else torch.from_numpy(labels[seen.numbers])
@@ -177,10 +195,10 @@ class ImagesFromFiles(ImageSet):
     def name_of(self, number: int) -> str:
         return self._collection.name(number)
 
-    def size(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, int, int]:
         (first,) = read_images(self._collection, [np.zeros(1, dtype=np.int64)], workers=0)
-        _, height, width, _ = first.groups[0][1].shape
-        return height, width
+        _, height, width, channels = first.groups[0][1].shape
+        return channels, height, width
 
 
 class Relabelled(ImageSet):
@@ -221,5 +239,5 @@ class Relabelled(ImageSet):
     def name_of(self, number: int) -> str:
         return self._images.name_of(number)
 
-    def size(self) -> tuple[int, int] | None:
-        return self._images.size()
+    def shape(self) -> tuple[int, int, int]:
+        return self._images.shape()

@@ -64,7 +64,7 @@ class Findings:
     stored: Tensor | None = None
     """float32 [n, d], in ascending order of the images' numbers."""
     images: Tensor | None = None
-    """uint8 [n, 3, H, W] on the CPU, in ascending order of their numbers."""
+    """uint8 [n, C, H, W] on the CPU, in ascending order of their numbers."""
     image_numbers: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     image_labels: Tensor | None = None
     """int64 [n] on the CPU."""
@@ -211,8 +211,7 @@ class Survey:
 
     def _gather_images(self, findings: Findings) -> None:
         numbers = self._mine_among(self._wants.images)
-        height, width = self._set.size() or (0, 0)
-        images = torch.cat([torch.empty(0, 3, height, width, dtype=torch.uint8), *self._images]).to(self._device)
+        images = torch.cat([torch.empty(0, *self._set.shape(), dtype=torch.uint8), *self._images]).to(self._device)
         gathered = gather_by_number(numbers, images)
         findings.images = None if gathered is None else gathered.cpu()
         order = gather_by_number(numbers, torch.from_numpy(numbers).to(self._device))

@@ -10,12 +10,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
-from PIL import Image
 from torch import Tensor, nn
 
 from bigtrain.families.family import DataSpec, Family, LoadedModel, Networks, build_network, find_family
 from bigtrain.formats import FORMAT, checked_format, upgraded
-from bigtrain.pictures import to_uint8
+from bigtrain.pictures import picture, to_uint8
 
 DESCRIPTION = "_bigtrain"
 """The key of model_index.json that holds the model's `description` if the folder is for diffusers' own pipeline, which ignores
@@ -130,7 +129,7 @@ class SamplesByFamily:
         """Draws one image per entry of `class_labels` (class indices), or `count` images of an unconditional model.
 
         `seed`, or the initial seed of `generator` (diffusers' convention), keys the draws; 0 without either.
-        `output_type`: pil, np (float32 [n, H, W, 3] in [0, 1]) or pt (float32 [n, 3, H, W] in [0, 1]). `sampling`: the
+        `output_type`: pil, np (float32 [n, H, W, C] in [0, 1]) or pt (float32 [n, C, H, W] in [0, 1]). `sampling`: the
         family's own options, such as truncation=0.5. Raises ValueError for an unknown class or option.
         """
         if seed is None:
@@ -211,6 +210,6 @@ class PlainFamilyPipeline(SamplesByFamily, DDPMPipeline):  # type: ignore[misc] 
 
 def _converted(images: Tensor, output_type: str) -> Any:
     if output_type == "pil":
-        return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        return [picture(image) for image in images]
     unit = images.float() / 255
     return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).numpy()

@@ -18,6 +18,7 @@ from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT, checked_format
 from bigtrain.options import Options
 from bigtrain.randomness import Draws, torch_seed
+from bigtrain.sizes import image_size_of, size_of
 
 Networks = Mapping[str, nn.Module]
 
@@ -83,7 +84,7 @@ class CodeLevel:
 class Microbatch:
     """One rank's slice of one global microbatch, on the device.
 
-    images: [n, 3, H, W] in [-1, 1], or None where the data are codes; codes: int64 [n, h, w] by level, or None where the
+    images: [n, C, H, W] in [-1, 1], or None where the data are codes; codes: int64 [n, h, w] by level, or None where the
     data are images; labels: int64 [n]. All three are None in a phase that reads no data.
     indices: the numbers of these n samples in the global batch, which key every draw; global_batch_size: how many samples
     it has; draws: the keyed draws of this step and repeat; device: where new tensors go.
@@ -139,9 +140,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a family needs to know about the data: square RGB images of `image_size` pixels in named classes, or their codes."""
+    """What a family needs to know about the data: images of one size in named classes, or the codes of such images."""
 
-    image_size: int
+    size: tuple[int, int]
+    """(height, width) of the images in pixels."""
+    channels: int
+    """Of the images: 3 (RGB) or 1 (grey)."""
     classes: tuple[str, ...]
     class_counts: tuple[int, ...]
     """Training images of each class: the distribution that labels of samples are drawn from."""
@@ -160,13 +164,21 @@ class DataSpec:
             for name, level in codes["levels"].items()
         }
         tokenizer = codes["tokenizer"] if codes else None
-        return cls(data["image_size"], tuple(data["classes"]), tuple(data["class_counts"]), levels, tokenizer)
+        return cls(
+            size_of(data["image_size"]),
+            data.get("channels", 3),  # before there was the key, all images were RGB
+            tuple(data["classes"]),
+            tuple(data["class_counts"]),
+            levels,
+            tokenizer,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of `from_json`."""
         content: dict[str, Any] = {
             "format": FORMAT,
-            "image_size": self.image_size,
+            "image_size": image_size_of(self.size),
+            "channels": self.channels,
             "classes": list(self.classes),
             "class_counts": list(self.class_counts),
         }
@@ -305,7 +317,7 @@ class Family(ABC):
         raise NotImplementedError
 
     def sample(self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: Any) -> Tensor:
-        """Images [n, 3, H, W] in [-1, 1] for int64 `labels` [n] on the networks' device.
+        """Images [n, C, H, W] in [-1, 1] for int64 `labels` [n] on the networks' device.
 
         `networks` come from `prepare_sampling`. Sample `indices[k]` depends on (weights, seed, index, label, sampling)
         alone: not on the batch that it is drawn in.
@@ -348,7 +360,7 @@ class Family(ABC):
     # -- reconstruct, encode ----------------------------------------------------------------------------------------
 
     def reconstruct(self, networks: Networks, images: Tensor) -> Tensor:
-        """The reconstructions of images [n, 3, H, W] in [-1, 1], in the same shape and range."""
+        """The reconstructions of images [n, C, H, W] in [-1, 1], in the same shape and range."""
         raise NotImplementedError
 
     @property
@@ -366,11 +378,11 @@ class Family(ABC):
         return [*words, "(recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"]
 
     def encode(self, networks: Networks, images: Tensor) -> dict[str, Tensor]:
-        """Codes int64 [n, h, w] by level, of images [n, 3, H, W] in [-1, 1]."""
+        """Codes int64 [n, h, w] by level, of images [n, C, H, W] in [-1, 1]."""
         raise NotImplementedError
 
     def decode(self, networks: Networks, codes: Mapping[str, Tensor]) -> Tensor:
-        """Images [n, 3, H, W] in [-1, 1] from the codes of all levels."""
+        """Images [n, C, H, W] in [-1, 1] from the codes of all levels."""
         raise NotImplementedError
 
 

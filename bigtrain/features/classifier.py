@@ -21,10 +21,12 @@ from bigtrain.cluster.passes import Progress, Reading, on_main
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read.stream import SplitLoader, Stream
+from bigtrain.data.splits import image_shape
 from bigtrain.errors import UserError
 from bigtrain.features.cache import Cache, Entry, fingerprint
-from bigtrain.features.network import Extracted, Features, full_float32, pictures
+from bigtrain.features.network import Extracted, Features, full_float32, pictures, with_channels
 from bigtrain.randomness import generator, torch_seed
+from bigtrain.sizes import image_size_of
 
 Role = Literal["features", "evaluator", "selector"]
 
@@ -51,7 +53,7 @@ class Training:
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     shift: float = 0.125
-    """Largest shift in each direction, as a share of the side. No flips: a mirrored 3 is not a 3."""
+    """Largest shift in each direction, as a share of the shorter side. No flips: a mirrored 3 is not a 3."""
 
     def steps(self, samples: int) -> int:
         images = min(max(self.epochs * samples, self.least_images), self.most_images)
@@ -65,14 +67,15 @@ TRAININGS: dict[Role, Training] = {
 }
 
 
-def _stem(image_size: int, channels: int, least_stride: int) -> nn.Conv2d:
+def _stem(size: tuple[int, int], inputs: int, outputs: int, least_stride: int) -> nn.Conv2d:
     """Reduces the image to at most about TRUNK_SIDE pixels a side, with overlapping kernels."""
-    stride = max(least_stride, round(image_size / TRUNK_SIDE))
-    return nn.Conv2d(3, channels, kernel_size=2 * stride + 1, stride=stride, padding=stride, bias=False)
+    stride = max(least_stride, round(max(size) / TRUNK_SIDE))
+    return nn.Conv2d(inputs, outputs, kernel_size=2 * stride + 1, stride=stride, padding=stride, bias=False)
 
 
-def build_network(role: Role, classes: int, image_size: int) -> nn.Module:
-    """A network from images [n, 3, H, W] in [-1, 1] to logits [n, classes], with timm's forward_features/forward_head.
+def build_network(role: Role, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """A network from images [n, C, H, W] in [-1, 1], of `shape` (C, H, W), to logits [n, classes], with timm's
+    forward_features/forward_head.
 
     features and selector: a residual network with 4 blocks (He et al. 2016), 128 features. evaluator: a DenseNet-BC with 12
     layers (Huang et al. 2017), 108 features. Both have a stem for small images instead of the usual one for 224 pixels.
@@ -82,15 +85,16 @@ def build_network(role: Role, classes: int, image_size: int) -> nn.Module:
     from timm.models.resnet import BasicBlock, ResNet
 
     network: Any
+    channels, size = shape[0], shape[1:]
     if role != "evaluator":
         block: Any = BasicBlock
         widths = (24, 48, 96, 128)
         network = ResNet(block, (1, 1, 1, 1), classes, channels=widths, stem_type="deep", stem_width=widths[0] // 2)
-        network.conv1 = _stem(image_size, network.conv1[-1].out_channels, least_stride=1)
+        network.conv1 = _stem(size, channels, network.conv1[-1].out_channels, least_stride=1)
         network.maxpool = nn.Identity()
     else:
         network = DenseNet(growth_rate=12, block_config=(2, 4, 6), num_classes=classes)
-        network.features.conv0 = _stem(image_size, network.features.conv0.out_channels, least_stride=2)
+        network.features.conv0 = _stem(size, channels, network.features.conv0.out_channels, least_stride=2)
         network.features.pool0 = nn.Identity()
     assert isinstance(network, nn.Module)
     return network
@@ -106,19 +110,20 @@ class Classifier(Features):
         classes = network.get_classifier().out_features  # type: ignore[operator]
         self.facts = {"kind": "trained on the data's labels", "resize": "none", "classes": classes, **facts}
         self.dimensions = int(network.num_features)  # type: ignore[arg-type]
+        self.channels = next(network.parameters()).shape[1]  # the stem's weight comes first
         self.fingerprint = fingerprint(
             network.state_dict(), [_RECORDED_ROLES[role], type(network).__name__, self.dimensions]
         )
 
     def predict(self, images: Tensor) -> Tensor:
-        """uint8 [n, 3, H, W] on the device to the most probable class of each, int64 [n]."""
+        """uint8 [n, 1 or 3, H, W] on the device to the most probable class of each, int64 [n]."""
         with full_float32(self.device):
-            return self._network(_normalised(images)).argmax(1)
+            return self._network(_normalised(with_channels(images, self.channels))).argmax(1)
 
     def score(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The log-probability of each image's label, float32 [n]; images uint8 [n, 3, H, W], labels int64 [n]."""
+        """The log-probability of each image's label, float32 [n]; images uint8 [n, 1 or 3, H, W], labels int64 [n]."""
         with full_float32(self.device):
-            logits = self._network(_normalised(images))
+            logits = self._network(_normalised(with_channels(images, self.channels)))
             return logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
 
     def _extract(self, images: Tensor) -> Extracted:
@@ -176,10 +181,14 @@ def _weights_and_accuracy(
 def _key(index: Index, role: Role) -> dict[str, Any]:
     import timm
 
+    channels, size = image_shape(index)[0], image_shape(index)[1:]
     return {
         "role": _RECORDED_ROLES[role],
         "index": index.fingerprint,
-        "image_size": index.image_size,
+        "image_size": image_size_of(size),
+        **(
+            {"channels": channels} if channels != 3 else {}
+        ),  # as it was before there were others, so that entries are found
         "training": asdict(TRAININGS[role]),
         "trunk_side": TRUNK_SIDE,
         "timm": timm.__version__,
@@ -190,7 +199,7 @@ def _restore(
     index: Index, role: Role, weights: dict[str, Tensor], accuracy: float | None, device: torch.device
 ) -> Classifier:
     with _private_randomness(0):
-        network = build_network(role, len(index.classes), side_of(index))
+        network = build_network(role, len(index.classes), image_shape(index))
     network.load_state_dict(weights)
     facts = {"architecture": type(network).__name__, "trained_on": index.fingerprint, "held_out_accuracy": accuracy}
     return Classifier(network, role, facts, device)
@@ -226,17 +235,16 @@ def train_classifier(index: Index, role: Role, reading: Reading, device: torch.d
     training = TRAININGS[role]
     with _batches(index, training, reading) as stream:
         batches = ((pictures(batch, device), batch.labels.to(device)) for batch in stream)
-        return _trained(role, batches, index.samples, len(index.classes), side_of(index), reading, device)
+        return _trained(role, batches, index.samples, len(index.classes), image_shape(index), reading, device)
 
 
 def train_on_images(
     images: Tensor, labels: Tensor, classes: int, role: Role, reading: Reading, device: torch.device
 ) -> nn.Module:
-    """`train_classifier` for images in memory: uint8 [n, 3, H, H], labels int64 [n], on the CPU."""
-    training = TRAININGS[role]
-    return _trained(
-        role, _shuffled(images, labels, training, device), len(images), classes, images.shape[-1], reading, device
-    )
+    """`train_classifier` for images in memory: uint8 [n, C, H, W], labels int64 [n], on the CPU."""
+    _, channels, height, width = images.shape
+    batches = _shuffled(images, labels, TRAININGS[role], device)
+    return _trained(role, batches, len(images), classes, (channels, height, width), reading, device)
 
 
 def _shuffled(
@@ -257,15 +265,15 @@ def _trained(
     batches: Iterator[tuple[Tensor, Tensor]],
     samples: int,
     classes: int,
-    side: int,
+    shape: tuple[int, int, int],
     reading: Reading,
     device: torch.device,
 ) -> nn.Module:
-    """A network of a role, trained on batches of images uint8 [n, 3, H, W] and labels int64 [n] on the device."""
+    """A network of a role, trained on batches of images uint8 [n, C, H, W] and labels int64 [n] on the device."""
     training = TRAININGS[role]
     steps = training.steps(samples)
     with _private_randomness(training.seed):
-        network = build_network(role, classes, side)
+        network = build_network(role, classes, shape)
     network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.lr, total_steps=steps + 1, pct_start=0.2)
@@ -287,7 +295,8 @@ def _trained(
 
 @contextmanager
 def _batches(index: Index, training: Training, reading: Reading) -> Iterator[Stream]:
-    options = DataOptions(train=str(index.path), image_size=side_of(index), workers=reading.workers)
+    size = image_size_of(image_shape(index)[1:])
+    options = DataOptions.model_validate({"train": str(index.path), "image_size": size, "workers": reading.workers})
     stream = Stream(index, options, training.seed, rank=0, world=1, microbatch=training.batch)
     try:
         yield stream
@@ -297,25 +306,19 @@ def _batches(index: Index, training: Training, reading: Reading) -> Iterator[Str
 
 def _shifts(training: Training, step: int, images: Tensor) -> Tensor:
     """Keyed shifts in pixels, int64 [n, 2] on the CPU, uniform in -most .. most."""
-    most = int(training.shift * images.shape[-1])
+    most = int(training.shift * min(images.shape[2:]))
     draws = generator(training.seed, "evaluation/shift", step=step)
     return torch.from_numpy(draws.integers(-most, most + 1, (len(images), 2)))
 
 
 def shifted(images: Tensor, shifts: Tensor) -> Tensor:
-    """Images [n, 3, H, W] moved by (down, right) pixels, int64 [n, 2]; border pixels are repeated."""
+    """Images [n, C, H, W] moved by (down, right) pixels, int64 [n, 2]; border pixels are repeated."""
     _, _, height, width = images.shape
     rows = (torch.arange(height) - shifts[:, :1]).clamp(0, height - 1).to(images.device)
     columns = (torch.arange(width) - shifts[:, 1:]).clamp(0, width - 1).to(images.device)
     numbers = torch.arange(len(images), device=images.device)
     moved = images.permute(0, 2, 3, 1)[numbers[:, None, None], rows[:, :, None], columns[:, None, :]]
     return moved.permute(0, 3, 1, 2)
-
-
-def side_of(index: Index) -> int:
-    """Side of the split's images, in pixels."""
-    assert index.image_size is not None, f"{index.path}: evaluation needs images of one size"
-    return index.image_size
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import hashlib
 import io
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bigtrain.data.read.batch import Batch
 from bigtrain.errors import UserError
+from bigtrain.sizes import size_text
 
 HOW_TO_CHOOSE = (
     "give `classifier`, `clean`, `legacy_tensorflow`, `legacy_pytorch`, `timm:MODEL`, or the path of a TorchScript network "
@@ -55,9 +56,24 @@ def building() -> Iterator[None]:
 
 
 def pictures(batch: Batch, device: torch.device) -> Tensor:
-    """The batch's images as feature networks take them: uint8 [n, 3, H, W] on the device, not flipped."""
+    """The batch's images as feature networks take them: uint8 [n, C, H, W] on the device, not flipped."""
     assert batch.images is not None, "features need images, and this split holds codes"
     return batch.images.to(device).permute(0, 3, 1, 2)
+
+
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """uint8 [n, 1 or 3, H, W] to [n, channels, H, W]: grey is repeated, and colours become grey as PIL's convert("L") does."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    # ITU-R 601-2 in fixed point, so that three equal channels become just what they were.
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32, device=images.device)[:, None, None]
+    return ((images.int() * weights).sum(1, keepdim=True, dtype=torch.int32) + 0x8000 >> 16).to(torch.uint8)
+
+
+CHANGED_CHANNELS = {3: "grey repeated to 3", 1: "RGB made grey (ITU-R 601-2)"}
+"""What `with_channels` does, for the protocol, by the channels that a network takes."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,8 @@ class Features(ABC):
     """A feature network on one device.
 
     name: for messages; fingerprint: a hash of the weights and of the computation; dimensions: d; facts: further JSON values
-    for the protocol, such as resize, and classes (k) where it has logits.
+    for the protocol, such as resize, and classes (k) where it has logits; channels: those of the images that it takes, to
+    which others are changed first (`with_channels`).
     """
 
     name: str
@@ -82,23 +99,26 @@ class Features(ABC):
     dimensions: int
     device: torch.device
     facts: dict[str, Any]
+    channels: int = 3
 
     def __call__(self, images: Tensor) -> Extracted:
-        """Takes images uint8 [n, 3, H, W] on the device; each row of the output depends on its image alone."""
+        """Takes images uint8 [n, 1 or 3, H, W] on the device; each row of the output depends on its image alone."""
         assert images.dtype == torch.uint8, f"feature networks take uint8 images, not {images.dtype}"
         with full_float32(self.device):
-            return self._extract(images)
+            return self._extract(with_channels(images, self.channels))
 
     @abstractmethod
     def _extract(self, images: Tensor) -> Extracted: ...
 
-    def protocol(self) -> dict[str, Any]:
-        """What identifies this network in a result."""
+    def protocol(self, channels: Collection[int] = ()) -> dict[str, Any]:
+        """What identifies this network in a result, and what it does to images that had these numbers of channels."""
+        changed = {"channels": CHANGED_CHANNELS[self.channels]} if set(channels) - {self.channels} else {}
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
             "dimensions": self.dimensions,
             **self.facts,
+            **changed,
         }
 
 
@@ -109,7 +129,8 @@ class TorchScriptFeatures(Features):
     preprocessing too. Raises UserError if the file is not such a network.
     """
 
-    def __init__(self, path: str, image_size: int, device: torch.device) -> None:
+    def __init__(self, path: str, size: tuple[int, int], device: torch.device) -> None:
+        """`size`: (height, width) of the images that will be evaluated, with which the file is tried."""
         try:
             data = Path(path).read_bytes()
         except OSError as error:
@@ -119,23 +140,23 @@ class TorchScriptFeatures(Features):
         self.fingerprint = hashlib.sha256(data).hexdigest()
         self.facts = {"kind": "TorchScript", "resize": "the network's own", "classes": None}
         self._network = load_script(path, data, device)
-        self.dimensions = self._probe(path, image_size)
+        self.dimensions = self._probe(path, size)
 
     def _extract(self, images: Tensor) -> Extracted:
         # Contiguous, because a user's network may rely on it, and because `_probe` has tried it so.
         return Extracted(self._network(images.contiguous(), return_features=True).float().flatten(1), None)
 
-    def _probe(self, path: str, image_size: int) -> int:
+    def _probe(self, path: str, size: tuple[int, int]) -> int:
         """The dimensions of the features, from two gray images of the size that will be evaluated."""
-        images = torch.full((2, 3, image_size, image_size), 128, dtype=torch.uint8, device=self.device)
+        images = torch.full((2, 3, *size), 128, dtype=torch.uint8, device=self.device)
         try:
             with full_float32(self.device):
                 features = self._network(images, return_features=True)
         except (RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(
-                f"evaluation.features: {path}: the network cannot be used on images of {image_size} pixels: {reason}; "
-                f"{HOW_TO_CHOOSE}"
+                f"evaluation.features: {path}: the network cannot be used on images of {size_text(size)} pixels: "
+                f"{reason}; {HOW_TO_CHOOSE}"
             ) from None
         shape = tuple(features.shape) if isinstance(features, Tensor) else ()
         if len(shape) < 2 or shape[0] != 2 or any(side != 1 for side in shape[2:]) or not features.is_floating_point():

@@ -19,15 +19,15 @@ TIMM = "timm:"
 def open_features(
     name: str,
     weights: str | None,
-    image_size: int,
+    size: tuple[int, int],
     reading: Reading,
     device: torch.device,
     *,
     train: Index | None,
     validation: Index | None,
 ) -> Features:
-    """The network of a name: `classifier`, which is trained on the labels of `train` now unless the cache has it, or any name
-    that `open_network` takes. Every rank calls it. Raises UserError and Stopped.
+    """The network of a name, for images of `size` (height, width): `classifier`, which is trained on the labels of `train` now
+    unless the cache has it, or any name that `open_network` takes. Every rank calls it. Raises UserError and Stopped.
     """
     if name == "classifier":
         if train is None:
@@ -37,15 +37,15 @@ def open_features(
                 "evaluation.reference"
             )
         return find_classifier(train, validation, "features", reading, device)
-    features = together(lambda: open_network(name, weights, image_size, device))
+    features = together(lambda: open_network(name, weights, size, device))
     if len(set(world.gather_objects(features.fingerprint))) > 1:
         raise UserError(f"evaluation.features: {name} is not the same network on all machines")
     return features
 
 
-def open_network(name: str, weights: str | None, image_size: int, device: torch.device) -> Features:
+def open_network(name: str, weights: str | None, size: tuple[int, int], device: torch.device) -> Features:
     """The network of a name that is not `classifier`: `clean`, `legacy_tensorflow`, `legacy_pytorch`, `timm:MODEL`, or the path
-    of a TorchScript file, which is tried on images of `image_size` pixels.
+    of a TorchScript file, which is tried on images of `size` (height, width).
 
     No collective; any rank may call it. Raises UserError.
     """
@@ -62,4 +62,4 @@ def open_network(name: str, weights: str | None, image_size: int, device: torch.
         raise UserError(
             f"evaluation.features: {name}: neither a file nor one of classifier, {', '.join(MODES)}, timm:MODEL"
         )
-    return TorchScriptFeatures(name, image_size, device)
+    return TorchScriptFeatures(name, size, device)

@@ -19,12 +19,12 @@ from bigtrain.data.index import Index
 from bigtrain.errors import UserError
 from bigtrain.families.family import DataSpec
 from bigtrain.features.classifier import find_classifier
-from bigtrain.features.network import full_float32
+from bigtrain.features.network import CHANGED_CHANNELS, full_float32, with_channels
 
 
 @dataclass(frozen=True)
 class Selection:
-    """`candidates`: drawn for each sample; `score`: (images uint8 [n, 3, H, W], labels int64 [n]) to float [n], higher is
+    """`candidates`: drawn for each sample; `score`: (images uint8 [n, C, H, W], labels int64 [n]) to float [n], higher is
     better."""
 
     candidates: int
@@ -33,9 +33,9 @@ class Selection:
     """For the protocol."""
 
     def best(self, candidates: Iterable[Tensor], labels: Tensor) -> Tensor:
-        """The best candidate of each sample, [n, 3, H, W]; the first one of equals.
+        """The best candidate of each sample, [n, C, H, W]; the first one of equals.
 
-        `candidates` yields images [n, 3, H, W], one candidate of every sample at a time.
+        `candidates` yields images [n, C, H, W], one candidate of every sample at a time.
         """
         kept: Tensor | None = None
         highest = torch.full((len(labels),), -torch.inf, device=labels.device)
@@ -57,34 +57,38 @@ def find_selection(
     device: torch.device,
 ) -> Selection:
     """`classifier`: `classifier` (trained on the labels of the split that `train` gives, and used for nothing else), or the
-    path of a TorchScript network net(uint8 [n, 3, H, W]) -> logits [n, classes].
+    path of a TorchScript network net(uint8 [n, 3, H, W]) -> logits [n, classes], which sees grey as three equal channels.
 
     Every rank calls it. Raises UserError and Stopped.
     """
     if classifier == "classifier":
         trained = find_classifier(*train(), "selector", reading, device)
-        return Selection(candidates, trained.score, {"candidates": candidates, "classifier": trained.protocol()})
+        facts = trained.protocol([spec.channels])
+        return Selection(candidates, trained.score, {"candidates": candidates, "classifier": facts})
     data, network = together(lambda: _load(classifier, spec, device))
 
     def score(images: Tensor, labels: Tensor) -> Tensor:
         with full_float32(device):
-            return network(images).float().log_softmax(1).gather(1, labels[:, None])[:, 0]
+            return network(with_channels(images, 3)).float().log_softmax(1).gather(1, labels[:, None])[:, 0]
 
     facts = {"name": Path(classifier).name, "fingerprint": hashlib.sha256(data).hexdigest(), "kind": "TorchScript"}
+    if spec.channels != 3:
+        facts["channels"] = CHANGED_CHANNELS[3]
     return Selection(candidates, score, {"candidates": candidates, "classifier": facts})
 
 
 def _load(path: str, spec: DataSpec, device: torch.device) -> tuple[bytes, Any]:
-    classes, size = len(spec.classes), spec.image_size
+    classes, (height, width) = len(spec.classes), spec.size
     remedy = (
-        f"give `classifier`, or a TorchScript network from uint8 images [n, 3, {size}, {size}] to logits [n, {classes}]"
+        f"give `classifier`, or a TorchScript network from uint8 images [n, 3, {height}, {width}] to logits "
+        f"[n, {classes}]"
     )
-    gray = torch.full((2, 3, size, size), 128, dtype=torch.uint8, device=device)
+    grey = torch.full((2, 3, height, width), 128, dtype=torch.uint8, device=device)
     try:
         data = Path(path).read_bytes()
         network = torch.jit.load(io.BytesIO(data), map_location=device).eval()
         with full_float32(device):
-            logits = network(gray)
+            logits = network(grey)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"the classifier {path} cannot be used: {reason}; {remedy}") from None

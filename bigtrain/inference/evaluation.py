@@ -31,7 +31,7 @@ from bigtrain.runs.folder import RunFolder
 def _samples(sampler: Sampler, options: EvaluationOptions) -> tuple[Drawn, Labels]:
     """The samples of an evaluation, and the classes that they are conditioned on."""
     spec, count = sampler.family.spec, options.samples
-    images = Drawn(sampler.draw, sampler.labels_of, count, spec.classes, spec.image_size)
+    images = Drawn(sampler.draw, sampler.labels_of, count, spec.classes, (spec.channels, *spec.size))
     return images, lambda: sampler.labels_of(range(count)).numpy()
 
 
@@ -55,7 +55,7 @@ def check_early(
     if "rfid" in chosen and options.features == "classifier":
         check_classes(real[0], "features")
     elif "rfid" in chosen:
-        size = family.spec.image_size
+        size = family.spec.size
         open_features(options.features, options.weights, size, reading, device, train=real[0], validation=real[1])
 
 

@@ -15,6 +15,7 @@ from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading
 from bigtrain.data.index import Index
 from bigtrain.data.read.batch import Batch, to_codes, to_images
+from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
 from bigtrain.families.family import (
     Capability,
@@ -35,6 +36,7 @@ from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.runs import checkpoint
+from bigtrain.sizes import size_text
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,11 @@ class Model:
     def check_data(self, index: Index, key: str) -> None:
         """Raises UserError if the model was not trained on data like this split: other classes, size or codes."""
         data = self.provenance["data"]
-        if (index.image_size, list(index.classes)) != (data["image_size"], data["classes"]):
+        given, own = DataSpec.from_json(describe(index)), DataSpec.from_json(data)
+        if (given.size, given.channels, given.classes) != (own.size, own.channels, own.classes):
             raise UserError(
-                f"{key}: {index.where} has {len(index.classes)} classes at {index.image_size} pixels, but the model's own data "
-                f"have other classes or another size ({len(data['classes'])} at {data['image_size']}); give a split of those"
+                f"{key}: {index.where} has {_in_words(given)}, but the model's own data have other classes or another size "
+                f"({_in_words(own)}); give a split of those"
             )
         own_tokenizer = data["codes"]["tokenizer"] if data.get("codes") else None
         if (index.codes.tokenizer if index.codes else None) != own_tokenizer:
@@ -104,7 +107,7 @@ class Model:
         return images_behind(train), images_behind(validation) if validation is not None else None
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """The reconstructions of images [n, 3, H, W] in [-1, 1]."""
+        """The reconstructions of images [n, C, H, W] in [-1, 1]."""
         with full_float32(self.device):
             return self.family.reconstruct(self.weights, images.to(self.device))
 
@@ -124,6 +127,10 @@ class Model:
         return measure
 
 
+def _in_words(spec: DataSpec) -> str:
+    return f"{len(spec.classes)} classes of {'grey' if spec.channels == 1 else 'RGB'} images of {size_text(spec.size)} pixels"
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Draws samples by index: sample i does not depend on the batch or the rank that draws it."""
@@ -136,7 +143,7 @@ class Sampler:
     selection: Selection | None = None
 
     def draw(self, indices: Sequence[int] | np.ndarray, labels: Tensor) -> Tensor:
-        """Samples `indices`, uint8 [n, 3, H, W] on the device, of the classes `labels` (int64 [n]).
+        """Samples `indices`, uint8 [n, C, H, W] on the device, of the classes `labels` (int64 [n]).
 
         Raises FloatingPointError if an image is not finite, which rounding to 8 bits would hide.
         """
@@ -155,7 +162,7 @@ class Sampler:
         return to_uint8(images)
 
     def draw_all(self, labels: Sequence[int], batch_size: int) -> Tensor:
-        """Samples 0 .. n - 1 of the classes `labels`, batch by batch with a progress bar; uint8 [n, 3, H, W] on the CPU."""
+        """Samples 0 .. n - 1 of the classes `labels`, batch by batch with a progress bar; uint8 [n, C, H, W] on the CPU."""
         batches = []
         for first in tqdm(range(0, len(labels), batch_size), desc="sampling", unit="batch", leave=False):
             part = torch.tensor(labels[first : first + batch_size])

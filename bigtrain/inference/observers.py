@@ -48,7 +48,7 @@ class SampleObserver:
 
         def draw() -> torch.Tensor:
             if not share:
-                return torch.empty(0, 3, spec.image_size, spec.image_size, dtype=torch.uint8, device=self.device)
+                return torch.empty(0, spec.channels, *spec.size, dtype=torch.uint8, device=self.device)
             return sampler.draw(share, labels[share.start : share.stop])
 
         try:
@@ -87,7 +87,7 @@ class ReconstructionObserver:
 def reconstruction_pairs(
     reconstruct: Callable[[torch.Tensor], torch.Tensor], images: Index, count: int, device: torch.device
 ) -> torch.Tensor:
-    """A fixed random subset of `count` images, uint8 [n, 3, H, W]: a row of GRID_PER_CLASS originals, then the row of their
+    """A fixed random subset of `count` images, uint8 [n, C, H, W]: a row of GRID_PER_CLASS originals, then the row of their
     reconstructions, and so on; the last row is filled up with white."""
     rows = []
     for _, batch in SplitLoader(images, rank=0, world=1, batch=GRID_PER_CLASS, workers=0, limit=count):

@@ -18,6 +18,7 @@ from bigtrain.families.family import DataSpec, build_network
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import load_recipe
 from bigtrain.runs import checkpoint
+from bigtrain.sizes import size_of
 from bigtrain.training.checkpoint_writer import CheckpointWriter
 from bigtrain.training.engine.component import ComponentTrainer, to_device
 from bigtrain.training.engine.start import start_component
@@ -31,7 +32,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def components_of(path: str, device: torch.device) -> dict[str, ComponentTrainer]:
     recipe = load_recipe(path)
-    family = make_family(recipe, DataSpec(recipe.data.image_size, ("a",) * 10, (1,) * 10))
+    family = make_family(recipe, DataSpec(size_of(recipe.data.image_size), 3, ("a",) * 10, (1,) * 10))
     components = {}
     for name, component in family.components.items():
         network = to_device(build_network(family, name, 0), device, recipe.engine)

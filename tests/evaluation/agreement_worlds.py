@@ -34,7 +34,7 @@ def write_pictures(folder: Path, count: int, side: int, seed: int) -> Path:
 def moments_of(folder: str, name: str, weights: str) -> Moments:
     """Of all pictures of the folder, on every rank: each has looked at its share."""
     paths = sorted(Path(folder).glob("*.png"))
-    features = open_network(name, weights, 32, CPU)
+    features = open_network(name, weights, (32, 32), CPU)
     moments = Moments(features.dimensions)
     mine = rank_share(np.arange(len(paths)), world.rank(), world.size())
     for start in range(0, len(mine), BATCH):

@@ -17,6 +17,7 @@ from bigtrain.cluster import world
 from bigtrain.cluster.passes import gather_by_number, gather_rows, on_main, together
 from bigtrain.data.index import Index
 from bigtrain.data.read.stream import SplitLoader
+from bigtrain.data.splits import image_shape
 from bigtrain.errors import UserError
 from bigtrain.evaluation.evaluate import evaluate
 from bigtrain.evaluation.evaluate_images import evaluate_images
@@ -68,7 +69,7 @@ def evaluate_draws(
     draw: Any, train: Index, validation: Index | None, options: EvaluationOptions, protocol: Any = None, **how: Any
 ) -> dict[str, Any] | None:
     """The result of evaluating a model that draws what `draw` gives."""
-    images = Drawn(draw, label_of, options.samples, train.classes, train.image_size)
+    images = Drawn(draw, label_of, options.samples, train.classes, image_shape(train))
     real = RealData.of(options, train, validation)
     how |= {"labels": lambda: label_of(np.arange(options.samples)).numpy()}
     measured = evaluate(images, real, options.metrics or DEFAULT_METRICS, options, CPU, 0, protocol or {}, **how)

@@ -143,7 +143,7 @@ def test_fid_equals_clean_fid_on_the_same_images(alone, train, script, tmp_path)
         (tmp_path / name).mkdir()
         for number, image in enumerate(images):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{number}.png")
-    network = TorchScriptFeatures(script, 8, CPU)
+    network = TorchScriptFeatures(script, (8, 8), CPU)
     theirs = compute_fid(
         str(tmp_path / "real"),
         str(tmp_path / "fake"),
@@ -189,7 +189,7 @@ def test_only_what_is_asked_for_is_measured(train, script):
 def test_the_protocol_says_what_the_numbers_depend_on(alone, train, script):
     protocol = alone["protocol"]
     index = Index.read(train)
-    features = TorchScriptFeatures(script, 8, CPU)
+    features = TorchScriptFeatures(script, (8, 8), CPU)
     assert protocol["samples"] == SAMPLES
     assert protocol["features"] == {
         "name": "colour_moments.pt",

@@ -112,7 +112,7 @@ def test_the_protocol_says_what_was_compared_with_what(images, real, script):
     assert protocol["images"]["kind"] == protocol["reference"]["kind"] == "folder"
     assert (protocol["samples"], protocol["reference"]["samples"]) == (SAMPLES, 400)
     assert protocol["kid"]["real"] == protocol["kid"]["fake"] == SAMPLES
-    assert protocol["features"]["fingerprint"] == TorchScriptFeatures(script, 8, CPU).fingerprint
+    assert protocol["features"]["fingerprint"] == TorchScriptFeatures(script, (8, 8), CPU).fingerprint
     assert protocol["images"]["pixels_sha256"] != protocol["reference"]["pixels_sha256"]
     assert len(protocol["images"]["pixels_sha256"]) == 64
     assert not {"recall", "density"} & set(protocol)
@@ -133,7 +133,7 @@ def test_public_tools_read_our_moments_and_we_read_theirs(images, real, script, 
     from cleanfid.fid import frechet_distance
     from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-    network = TorchScriptFeatures(script, 8, CPU)
+    network = TorchScriptFeatures(script, (8, 8), CPU)
     real_features = network(torch.from_numpy(pixels_of(real)).permute(0, 3, 1, 2)).features.numpy()
     saved = evaluate_images(images, EvaluationOptions(features=script, workers=0), CPU, keep_moments=True)
     write_moments(tmp_path / "ours.npz", saved.moments, saved.result["protocol"])

@@ -27,7 +27,7 @@ def reference_features(index, features, count, reading):
 
 @pytest.fixture
 def features(script):
-    return TorchScriptFeatures(script, 8, torch.device("cpu"))
+    return TorchScriptFeatures(script, (8, 8), torch.device("cpu"))
 
 
 @pytest.fixture

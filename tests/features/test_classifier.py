@@ -51,7 +51,7 @@ def test_the_judge_is_another_network_than_the_one_that_gives_features(digits, s
 @pytest.mark.parametrize("side", [8, 16, 28, 32, 64, 128])
 @pytest.mark.parametrize("role", ROLES)
 def test_takes_images_of_any_size(side, role):
-    network = build_network(role, 7, side)
+    network = build_network(role, 7, (3, side, side))
     made = Classifier(network, role, {}, CPU)
     images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
     assert made(images).features.shape == (2, made.dimensions)

@@ -13,7 +13,7 @@ from tests.toy import Toy, ToyOptions
 
 
 def sampler(spoil: bool) -> Sampler:
-    family = Toy(ToyOptions(kind="toy"), DataSpec(16, ("a", "b"), (1, 1)))
+    family = Toy(ToyOptions(kind="toy"), DataSpec((16, 16), 3, ("a", "b"), (1, 1)))
     networks = {"maker": build_network(family, "maker", seed=0)}
     if spoil:
         with torch.no_grad():

@@ -25,7 +25,7 @@ def small_family(name: str, **options: Any) -> Family:
         section[part]["dropout"] = 0.3
     kind = find_family(section["kind"])
     codes = CODES if "tokenizer" in section else None
-    spec = DataSpec(SIZE, tuple("0123456789"), (100,) * 10, codes, "tokenizer" if codes else None)
+    spec = DataSpec((SIZE, SIZE), 3, tuple("0123456789"), (100,) * 10, codes, "tokenizer" if codes else None)
     return kind(kind.options_class.model_validate(section), spec)
 
 

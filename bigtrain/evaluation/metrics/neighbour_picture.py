@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bigtrain.cluster.passes import Reading
 from bigtrain.evaluation.images import ImageSet
+from bigtrain.pictures import picture
 
 TILE = 96
 """Pixels of a tile's side."""
@@ -28,15 +29,15 @@ def neighbour_picture(
     """(for each sample its name and its neighbours' names and distances, as JSON; a picture, one sample a row with its
     neighbours).
 
-    samples: uint8 [q, 3, H, W], the images `numbers` (int64 [q]) of `images`; distances float64 and neighbours int64, [q, k],
+    samples: uint8 [q, C, H, W], the images `numbers` (int64 [q]) of `images`; distances float64 and neighbours int64, [q, k],
     nearest first. One process calls it.
     """
     pictures = _fetch(reference, np.unique(neighbours.numpy()), reading)
     tiles, described = [], []
     for row, number in enumerate(numbers.tolist()):
         nearest = list(zip(neighbours[row].tolist(), distances[row].tolist(), strict=True))
-        tiles.append([(_picture(samples[row]), f"sample {number}")])
-        tiles[-1] += [(_picture(pictures[other]), f"{distance:.4g}") for other, distance in nearest]
+        tiles.append([(_tile(samples[row]), f"sample {number}")])
+        tiles[-1] += [(_tile(pictures[other]), f"{distance:.4g}") for other, distance in nearest]
         described.append(
             {
                 "sample": images.name_of(number),
@@ -55,22 +56,23 @@ def _fetch(reference: ImageSet, numbers: np.ndarray, reading: Reading) -> dict[i
     return images
 
 
-def _picture(image: Tensor) -> Image.Image:
-    """A tile; small images are enlarged by repeating pixels."""
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
-    resampling = Image.Resampling.NEAREST if max(picture.size) <= TILE else Image.Resampling.LANCZOS
-    return picture.resize((TILE, TILE), resampling)
+def _tile(image: Tensor) -> Image.Image:
+    """A tile, whose longer side is TILE; small images are enlarged by repeating pixels."""
+    tile, scale = picture(image), TILE / max(image.shape[1:])
+    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    return tile.resize((round(tile.width * scale), round(tile.height * scale)), resampling)
 
 
 def _sheet(rows: list[list[tuple[Image.Image, str]]]) -> Image.Image:
     """The first column stands apart from the others."""
     wide, tall = TILE + GAP, TILE + CAPTION + GAP
     columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (columns * wide + 4 * GAP, len(rows) * tall + GAP), "white")
+    mode = "L" if all(tile.mode == "L" for row in rows for tile, _ in row) else "RGB"
+    sheet = Image.new(mode, (columns * wide + 4 * GAP, len(rows) * tall + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for down, row in enumerate(rows):
-        for across, (picture, caption) in enumerate(row):
+        for across, (tile, caption) in enumerate(row):
             left, top = GAP + across * wide + (3 * GAP if across else 0), GAP + down * tall
-            sheet.paste(picture, (left, top))
+            sheet.paste(tile, (left, top))
             pen.text((left, top + TILE), caption, fill="black")
     return sheet

@@ -31,6 +31,7 @@ from bigtrain.networks.adversarial.biggan import (
     GeneratorOptions,
     latent_size,
     orthogonal_penalty,
+    resolution_of,
 )
 from bigtrain.networks.layers.normalisation import largest_singular_value, standing_statistics
 from bigtrain.options import Options
@@ -132,8 +133,9 @@ class GAN(Family, kind="gan"):
     def __init__(self, options: GANOptions, spec: DataSpec) -> None:
         self.options, self.spec = options, spec
         self.sampling = options.sampling
-        self.latent = latent_size(options.generator, spec.image_size)
-        sizes = spec.image_size, len(spec.classes)
+        resolution = resolution_of(spec.size)
+        self.latent = latent_size(options.generator, resolution)
+        sizes = resolution, len(spec.classes), spec.channels
         self.components = {
             "generator": Component(
                 partial(Generator, options.generator, *sizes), options.generator_optimizer, averaged=True

@@ -60,8 +60,8 @@ class VQVAE(Family, kind="vqvae"):
 
     def __init__(self, options: VQVAEOptions, spec: DataSpec) -> None:
         self.options, self.spec, self.sampling = options, spec, options.sampling
-        self._grids = code_grids(options.autoencoder, spec.image_size)
-        build = partial(Autoencoder, options.autoencoder, spec.image_size, spec.images)
+        self._grids = code_grids(options.autoencoder, spec.size)
+        build = partial(Autoencoder, options.autoencoder, spec.size, spec.channels, spec.images)
         self.components = {"autoencoder": Component(build, options.optimizer, averaged=True)}
         self.phases = [Phase("autoencoder", "autoencoder", self.loss, reports=self._reports)]
 
@@ -116,7 +116,7 @@ class VQVAE(Family, kind="vqvae"):
     @property
     def code_levels(self) -> Mapping[str, CodeLevel]:
         size = self.options.autoencoder.codebook_size
-        return {name: CodeLevel(size, (grid, grid)) for name, grid in self._grids.items()}
+        return {name: CodeLevel(size, grid) for name, grid in self._grids.items()}
 
     def reconstruct(self, networks: Networks, images: Tensor) -> Tensor:
         return self.decode(networks, self.encode(networks, images))

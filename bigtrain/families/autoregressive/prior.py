@@ -87,7 +87,7 @@ class Prior(Family, kind="prior"):
         self.options, self.spec, self.sampling = options, spec, options.sampling
         _check(options, spec)
         self.coarser, level = _levels(options, spec)
-        self.grid = level.grid if level is not None else (spec.image_size, spec.image_size)
+        self.grid = level.grid if level is not None else spec.size
         finest = spec.codes is None or options.level == list(spec.codes)[-1]
         capabilities: list[Capability] = ["likelihood"]
         capabilities += ["sample"] if finest else []
@@ -101,6 +101,7 @@ class Prior(Family, kind="prior"):
             level.codebook_size if level is not None else None,
             len(spec.classes) if options.class_conditional else None,
             (condition.codebook_size, condition.grid) if condition is not None else None,
+            spec.channels,
         )
         self.components = {"pixelcnn": Component(network, options.optimizer, averaged=True)}
         self.phases = [Phase("pixelcnn", "pixelcnn", self.loss)]
@@ -118,7 +119,7 @@ class Prior(Family, kind="prior"):
         return networks["pixelcnn"](self._values(batch), labels, condition)
 
     def _values(self, batch: Microbatch) -> Tensor:
-        """What is predicted: codes int64 [n, h, w], or pixels int64 [n, 3, h, w] in 0 .. 255."""
+        """What is predicted: codes int64 [n, h, w], or pixels int64 [n, C, h, w] in 0 .. 255."""
         if batch.codes is not None:
             return batch.codes[self.options.level]
         assert batch.images is not None
@@ -126,7 +127,7 @@ class Prior(Family, kind="prior"):
 
     @property
     def dimensions(self) -> int:
-        return math.prod(self.grid) * (3 if self.options.level == PIXELS else 1)
+        return math.prod(self.grid) * (self.spec.channels if self.options.level == PIXELS else 1)
 
     @torch.no_grad()
     def likelihood(self, networks: Networks, batch: Microbatch, evaluations: int | None) -> dict[str, Tensor]:

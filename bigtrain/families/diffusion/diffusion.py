@@ -130,8 +130,9 @@ class Diffusion(Family, kind="diffusion"):
         self._process_by_device = {torch.device("cpu"): self.process}
         network = (
             options.unet,
-            spec.image_size,
-            6 if options.variance == "learned" else 3,
+            spec.size,
+            spec.channels,
+            spec.channels * (2 if options.variance == "learned" else 1),
             len(spec.classes) if options.class_conditional else None,
             options.label_dropout > 0,
         )
@@ -248,18 +249,18 @@ class Diffusion(Family, kind="diffusion"):
     def sample(
         self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: DiffusionSamplingOptions
     ) -> Tensor:
-        size = self.spec.image_size
+        shape = (self.spec.channels, *self.spec.size)
         batch = Microbatch(None, labels, indices, Draws(seed), labels.device, len(indices))
         settings = (self.options.schedule, self.options.timesteps, sampling.sampler, sampling.steps, sampling.spacing)
         on_host, process = visited_process(*settings, torch.device("cpu")), visited_process(*settings, labels.device)
         chosen = on_host.timesteps.tolist()
         denoise = self._denoiser(networks["unet"], process, labels, sampling.guidance or 0.0)
-        x = batch.to_device(batch.draws.normal("sample/noise", indices, (3, size, size)))
+        x = batch.to_device(batch.draws.normal("sample/noise", indices, shape))
 
         def noise(step: int) -> Tensor:
             # Keyed by the timestep; x_T above has step 0, at which no noise is drawn.
             draws = replace(batch.draws, step=chosen[step])
-            return batch.to_device(draws.normal("sample/noise", indices, (3, size, size)))
+            return batch.to_device(draws.normal("sample/noise", indices, shape))
 
         if sampling.sampler == "ancestral":
             return ancestral(process, denoise, x, self.options.variance, noise)
@@ -315,7 +316,7 @@ class Diffusion(Family, kind="diffusion"):
 
     @property
     def dimensions(self) -> int:
-        return 3 * self.spec.image_size**2
+        return self.spec.channels * math.prod(self.spec.size)
 
     def likelihood_protocol(self, evaluations: int | None, seed: int) -> dict[str, Any]:
         return {

@@ -56,7 +56,7 @@ class Process:
     # -- forward ----------------------------------------------------------------------------------------------------
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (Ho et al. 2020, eq. 4); all [n, 3, h, w], t int64 [n]."""
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (Ho et al. 2020, eq. 4); all [n, C, h, w], t int64 [n]."""
         signal, deviation = self._signal_and_deviation(t, noise)
         return signal * x0 + deviation * noise
 
@@ -92,10 +92,10 @@ class Process:
         return self._at(self.posterior_of_x0, t, x) * x0 + self._at(self.posterior_of_x, t, x) * x
 
     def log_variance(self, variance: Variance, interpolation: Tensor | None, t: Tensor, like: Tensor) -> Tensor:
-        """The log variance of p(x_{t-1} | x_t), [n, 1, 1, 1], or [n, 3, h, w] where it is learned, in the dtype of `like`.
+        """The log variance of p(x_{t-1} | x_t), [n, 1, 1, 1], or [n, C, h, w] where it is learned, in the dtype of `like`.
 
         fixed_small is the posterior's; fixed_large is beta, but the posterior's at t = 0 (Ho et al. 2020, section 3.2).
-        learned: between the posterior's, at `interpolation` [n, 3, h, w] -1, and beta, at 1 (iDDPM, eq. 15; the network's
+        learned: between the posterior's, at `interpolation` [n, C, h, w] -1, and beta, at 1 (iDDPM, eq. 15; the network's
         range as in OpenAI's code).
         """
         if variance == "fixed_small":

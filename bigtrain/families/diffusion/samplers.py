@@ -33,7 +33,7 @@ MOST_SIGNAL = 0.01
 """The largest alpha_bar at the timestep where sampling starts: above it, x_t differs too much from noise alone."""
 
 Denoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""(x_t [n, 3, h, w], t int64 [n], a step of the process) -> (the predicted x_0 in [-1, 1]; what interpolates the variance, or
+"""(x_t [n, C, h, w], t int64 [n], a step of the process) -> (the predicted x_0 in [-1, 1]; what interpolates the variance, or
 None if it is not learned), at least float32."""
 
 SamplerName = Literal["ancestral", "ddim", "dpmpp"]
@@ -132,7 +132,7 @@ def _even_in_log_snr(process: Process, steps: int) -> list[int]:
 def ancestral(
     process: Process, denoise: Denoiser, x: Tensor, variance: Variance, noise: Callable[[int], Tensor]
 ) -> Tensor:
-    """Draws x_{t-1} from p(x_{t-1} | x_t) for every step of `process`, whose tables are on the device of x [n, 3, h, w].
+    """Draws x_{t-1} from p(x_{t-1} | x_t) for every step of `process`, whose tables are on the device of x [n, C, h, w].
 
     `noise`: standard normal in the shape of x, for the step that leads to x_{t-1}, t > 0.
     """

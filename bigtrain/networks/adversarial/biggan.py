@@ -28,6 +28,7 @@ from bigtrain.networks.layers.normalisation import (
     without_autocast,
 )
 from bigtrain.options import Options
+from bigtrain.sizes import size_text
 
 # By resolution, in units of `channels`. 32 is StudioGAN's network for CIFAR-10; 64 and up are those of the paper and of
 # BigGAN-PyTorch; 16 is ours, for demonstrations.
@@ -49,6 +50,8 @@ DISCRIMINATOR_WIDTHS: dict[int, tuple[tuple[int, ...], int]] = {
     256: ((1, 2, 4, 8, 8, 16, 16), 6),
     512: ((1, 1, 2, 4, 8, 8, 16, 16), 7),
 }
+_RESOLUTIONS = ", ".join(map(str, GENERATOR_WIDTHS))
+"""For messages."""
 
 
 class GeneratorOptions(Options):
@@ -99,6 +102,14 @@ def convolve_and_pool(x: Tensor, conv: SNConv2d) -> Tensor:
     """mean pool 2x2 (conv(x)) for a 3x3 convolution, [n, in, 2h, 2w] -> [n, out, h, w], as one strided convolution."""
     widened = F.avg_pool2d(conv.normalised_weight(), 2, stride=1, padding=1)
     return F.conv2d(x, widened, conv.bias, stride=2, padding=1)
+
+
+def resolution_of(size: tuple[int, int]) -> int:
+    """Side of the images of `size` (height, width). Raises UserError, naming the key, for images that are not squares."""
+    height, width = size
+    if height != width:
+        raise UserError(f"data.image_size: BigGAN makes squares, not {size_text(size)}; choose one of {_RESOLUTIONS}")
+    return height
 
 
 def latent_size(options: GeneratorOptions, resolution: int) -> int:
@@ -170,8 +181,9 @@ class Generator(nn.Module):
 
     recomputed_blocks = (GeneratorBlock, SelfAttention)
 
-    def __init__(self, options: GeneratorOptions, resolution: int, classes: int) -> None:
-        """Weights are drawn from torch's global generator. Raises UserError for sizes that no table or block fits."""
+    def __init__(self, options: GeneratorOptions, resolution: int, classes: int, channels: int = 3) -> None:
+        """`resolution`: side of the images, which are squares; `channels`: theirs. Weights are drawn from torch's global
+        generator. Raises UserError for sizes that no table or block fits."""
         super().__init__()
         _check_resolution(resolution)
         inputs, outputs = ([options.channels * width for width in row] for row in GENERATOR_WIDTHS[resolution])
@@ -186,14 +198,14 @@ class Generator(nn.Module):
             GeneratorBlock(into, out, condition, options) for into, out in zip(inputs, outputs, strict=True)
         )
         self.norm = SyncedBatchNorm(outputs[-1], eps=options.batch_norm_eps, momentum=options.batch_norm_momentum)
-        self.conv = SNConv2d(outputs[-1], 3, 3, eps=eps)
+        self.conv = SNConv2d(outputs[-1], channels, 3, eps=eps)
         self.attention, self.attention_after = _attention(
             "generator", options, outputs, [8 << block for block in range(len(outputs))]
         )
         _initialise(self, options.init)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        """z [n, latent], labels int64 [n] in 0 .. classes - 1 -> images [n, 3, R, R] in [-1, 1], at least float32."""
+        """z [n, latent], labels int64 [n] in 0 .. classes - 1 -> images [n, channels, R, R] in [-1, 1], at least float32."""
         shared = self.shared(labels)
         first, *chunks = z.split(self.latent_per_block, dim=1)
         # Convolutions are fastest in channels_last; later feature maps inherit the layout of the first.
@@ -237,8 +249,9 @@ class Discriminator(nn.Module):
 
     recomputed_blocks = (DiscriminatorBlock, SelfAttention)
 
-    def __init__(self, options: DiscriminatorOptions, resolution: int, classes: int) -> None:
-        """Weights are drawn from torch's global generator. Raises UserError for sizes that no table or block fits."""
+    def __init__(self, options: DiscriminatorOptions, resolution: int, classes: int, channels: int = 3) -> None:
+        """`resolution`: side of the images, which are squares; `channels`: theirs. Weights are drawn from torch's global
+        generator. Raises UserError for sizes that no table or block fits."""
         super().__init__()
         _check_resolution(resolution)
         widths, halvings = DISCRIMINATOR_WIDTHS[resolution]
@@ -246,7 +259,7 @@ class Discriminator(nn.Module):
         eps = options.spectral_norm_eps
         self.blocks = nn.ModuleList(
             DiscriminatorBlock(into, out, first=index == 0, downsample=index < halvings, eps=eps)
-            for index, (into, out) in enumerate(zip([3, *outputs[:-1]], outputs, strict=True))
+            for index, (into, out) in enumerate(zip([channels, *outputs[:-1]], outputs, strict=True))
         )
         self.linear = SNLinear(outputs[-1], 1, eps=eps)
         self.embedding = SNEmbedding(classes, outputs[-1], eps=eps)
@@ -256,7 +269,7 @@ class Discriminator(nn.Module):
         _initialise(self, options.init)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """images [n, 3, R, R] in [-1, 1], labels int64 [n] in 0 .. classes - 1 -> logits [n], at least float32."""
+        """images [n, channels, R, R] in [-1, 1], labels int64 [n] in 0 .. classes - 1 -> logits [n], at least float32."""
         h = images
         for index, block in enumerate(self.blocks):
             h = block(h)
@@ -293,8 +306,7 @@ def _off_diagonal(rows: Tensor) -> Tensor:
 
 def _check_resolution(resolution: int) -> None:
     if resolution not in GENERATOR_WIDTHS:
-        known = ", ".join(map(str, GENERATOR_WIDTHS))
-        raise UserError(f"data.image_size: BigGAN has no network for {resolution}; choose one of {known}")
+        raise UserError(f"data.image_size: BigGAN has no network for {resolution}; choose one of {_RESOLUTIONS}")
 
 
 def _attention(

@@ -22,6 +22,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from bigtrain.networks.layers.quantiser import Quantised, Quantiser, QuantiserOptions
+from bigtrain.sizes import size_text
 
 
 class AutoencoderOptions(QuantiserOptions):
@@ -51,18 +52,18 @@ class AutoencoderOptions(QuantiserOptions):
         return levels
 
 
-def code_grids(options: AutoencoderOptions, image_size: int) -> dict[str, int]:
-    """Height (= width) of each level's grid of codes, the coarsest level first. Raises ValueError if it is not an integer."""
+def code_grids(options: AutoencoderOptions, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """(height, width) of each level's grid of codes, the coarsest level first, for images of `size` (height, width). Raises
+    ValueError if they are not integers."""
     product = math.prod(options.levels.values())
-    if image_size % product:
+    if any(side % product for side in size):
         raise ValueError(
             f"family.autoencoder.levels: the factors multiply to {product}, which does not divide data.image_size, "
-            f"{image_size}; change one of them"
+            f"{size_text(size)}; change one of them"
         )
-    grids, size = {}, image_size
+    grids = {}
     for name, factor in options.levels.items():
-        size //= factor
-        grids[name] = size
+        size = grids[name] = (size[0] // factor, size[1] // factor)
     return dict(reversed(grids.items()))
 
 
@@ -163,7 +164,7 @@ class Reconstruction(NamedTuple):
     """What an autoencoder returns for images."""
 
     images: Tensor
-    """[n, 3, H, W], not clamped to [-1, 1]."""
+    """[n, C, H, W], not clamped to [-1, 1]."""
     commitment: Tensor
     """Sum of the levels' commitment losses, a scalar."""
     codebook_loss: Tensor
@@ -178,37 +179,39 @@ class Autoencoder(nn.Module):
 
     pixel_variance: Tensor
 
-    def __init__(self, options: AutoencoderOptions, image_size: int, images: int) -> None:
-        """`images`: how many an epoch has. Raises ValueError if the factors do not divide the image's size."""
+    def __init__(self, options: AutoencoderOptions, size: tuple[int, int], channels: int, images: int) -> None:
+        """`size`: (height, width) of the images; `channels`: theirs; `images`: how many an epoch has. Raises ValueError if the
+        factors do not divide the images' size."""
         super().__init__()
         levels: dict[str, Level] = {}
         coarser = None
-        for name, grid in code_grids(options, image_size).items():
+        for name, grid in code_grids(options, size).items():
             finest = len(levels) == len(options.levels) - 1
-            inputs = 3 if finest else options.channels
-            coarser = levels[name] = Level(inputs, options.levels[name], coarser, options, images * grid**2)
+            inputs = channels if finest else options.channels
+            epoch = images * math.prod(grid)
+            coarser = levels[name] = Level(inputs, options.levels[name], coarser, options, epoch)
         assert coarser is not None
         self.names = list(levels)
         self.levels = nn.ModuleList(levels.values())
         """The coarsest first, as in `names`."""
-        self.decoder = Decoder(coarser.context_size, 3, coarser.factor, options)
+        self.decoder = Decoder(coarser.context_size, channels, coarser.factor, options)
         # A buffer, because it is measured once and a checkpoint must hold it.
         self.register_buffer("pixel_variance", torch.ones(()))
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """images [n, 3, H, W] in [-1, 1]."""
+        """images [n, C, H, W] in [-1, 1]."""
         context, quantised = self._quantise(self._features(images))
         commitment = torch.stack([level.commitment for level in quantised]).sum()
         codebook_loss = torch.stack([level.codebook_loss for level in quantised]).sum()
         return Reconstruction(self.decoder(context), commitment, codebook_loss)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """Codes int64 [n, h, w] by level of images [n, 3, H, W] in [-1, 1]."""
+        """Codes int64 [n, h, w] by level of images [n, C, H, W] in [-1, 1]."""
         _, quantised = self._quantise(self._features(images))
         return {name: level.codes for name, level in zip(self.names, quantised, strict=True)}
 
     def decode(self, codes: Mapping[str, Tensor]) -> Tensor:
-        """Images [n, 3, H, W] of the codes of all levels, as `forward` makes them."""
+        """Images [n, C, H, W] of the codes of all levels, as `forward` makes them."""
         context = None
         for name, level in self._named_levels():
             context = level.context(level.quantiser.vectors_of(codes[name]), context)
@@ -220,7 +223,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, microbatches: Sequence[Tensor]) -> None:
-        """Starts the codebooks as encoder outputs of images [n, 3, H, W], this rank's slices of equal global microbatches.
+        """Starts the codebooks as encoder outputs of images [n, C, H, W], this rank's slices of equal global microbatches.
 
         One level after the other, because the finer levels' vectors depend on the coarser levels' codes.
         """

@@ -213,9 +213,9 @@ class ConditionStack(nn.Module):
 class PixelCNN(nn.Module):
     """p(values | class, coarser codes), in raster order, over a grid of codes or of pixels.
 
-    Values are int64 [n, h, w] codes, or int64 [n, 3, h, w] pixels in 0..255; labels int64 [n] where there are classes;
-    condition int64 [n, ch, cw] where there are coarser codes. With the default options, codebook_size 512 and grid
-    32 x 32, neither classes nor condition: 1,118,080 parameters.
+    Values are int64 [n, h, w] codes, or int64 [n, c, h, w] pixels in 0..255 of c = 1 or 3 channels; labels int64 [n] where
+    there are classes; condition int64 [n, ch, cw] where there are coarser codes. With the default options, codebook_size 512
+    and grid 32 x 32, neither classes nor condition: 1,118,080 parameters.
 
     What differs from the published models:
 
@@ -238,8 +238,9 @@ class PixelCNN(nn.Module):
         codebook_size: int | None,
         classes: int | None,
         condition: tuple[int, tuple[int, int]] | None,
+        pixel_channels: int = 3,
     ) -> None:
-        """`grid` (height, width); `codebook_size` None: pixels; `classes` None: not class-conditional.
+        """`grid` (height, width); `codebook_size` None: pixels, of `pixel_channels`; `classes` None: not class-conditional.
 
         `condition`: codebook size and grid of the coarser codes, if there are any. Raises ValueError if `grid` is not a
         whole multiple of that grid, or for mixtures with codes.
@@ -247,7 +248,8 @@ class PixelCNN(nn.Module):
         super().__init__()
         channels, reach, (height, width) = options.channels, options.kernel // 2, grid
         self.grid, self.reach, self.classes = grid, reach, classes
-        self.output = _make_output(options, codebook_size)
+        self.over_pixels = codebook_size is None
+        self.output = _make_output(options, codebook_size, pixel_channels)
         inputs = self.output.width + 1
         self.stem_vertical = nn.Conv2d(inputs, channels, (reach, options.kernel), padding=(0, reach))
         self.stem_horizontal = nn.Conv2d(inputs, channels, (1, reach))
@@ -283,7 +285,7 @@ class PixelCNN(nn.Module):
         return -self.output.log_probabilities(features, self._by_position(values)).sum(-1)
 
     def logits(self, values: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
-        """Codes: [n, h, w, K]. Pixels: [n, h, w, 3, 256], or [n, h, w, 10, mixtures] (see LogisticMixture)."""
+        """Codes: [n, h, w, K]. Pixels: [n, h, w, c, 256], or [n, h, w, 10 (or 3), mixtures], see LogisticMixture."""
         features = self.features(values, labels, condition).movedim(1, -1)
         return self.output.logits(features, self._by_position(values))
 
@@ -320,10 +322,10 @@ class PixelCNN(nn.Module):
 
     def _by_position(self, values: Tensor) -> Tensor:
         """Values as the outputs take them, [n, h, w, channels]."""
-        return values.unsqueeze(-1) if self.output.channels == 1 else values.movedim(1, -1)
+        return values.movedim(1, -1) if self.over_pixels else values.unsqueeze(-1)
 
     def _check_values(self, values: Tensor) -> None:
-        expected = self.grid if self.output.channels == 1 else (self.output.channels, *self.grid)
+        expected = (self.output.channels, *self.grid) if self.over_pixels else self.grid
         if values.dtype != torch.int64 or tuple(values.shape[1:]) != expected:
             raise ValueError(
                 f"values are {values.dtype} {list(values.shape)}; this network reads torch.int64 [n, "
@@ -350,12 +352,12 @@ def _attended(layers: int, every: int | None) -> list[int]:
     return [] if every is None else list(range(every - 1, layers, every))
 
 
-def _make_output(options: PixelCNNOptions, codebook_size: int | None) -> Output:
+def _make_output(options: PixelCNNOptions, codebook_size: int | None, pixel_channels: int) -> Output:
     if codebook_size is None:
         return (
-            PixelSoftmax(options.channels)
+            PixelSoftmax(options.channels, pixel_channels)
             if options.mixtures is None
-            else LogisticMixture(options.channels, options.mixtures)
+            else LogisticMixture(options.channels, options.mixtures, pixel_channels)
         )
     if options.mixtures is not None:
         raise ValueError("family.network.mixtures: codes have no order that a mixture could use; it is for pixels")

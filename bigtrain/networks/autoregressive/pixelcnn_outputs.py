@@ -1,7 +1,8 @@
 """What a PixelCNN predicts at one position: three kinds of distribution, their likelihoods and how to draw from them.
 
 Every output works on the features of single positions: [..., features], with any leading dimensions. Its values are int64
-[..., channels], with one channel for codes and three (R, G, B in 0..255) for pixels. A draw applies the inverse distribution
+[..., channels], with one channel for codes and for grey pixels, and three (R, G, B) for pixels in colour; pixels are in 0..255.
+A draw applies the inverse distribution
 function to uniforms that the caller gives, so that a sample depends on its own uniforms and on nothing else.
 
 Likelihoods and draws are computed in at least float32, under autocast too.
@@ -77,7 +78,7 @@ class Output(nn.Module):
     """One position's distribution over its values."""
 
     channels: int
-    """Values at a position: 1 code, or 3 channels of a pixel."""
+    """Values at a position: 1 code, or the 1 or 3 channels of a pixel."""
     draws: int
     """Number of uniforms that one position needs."""
     width: int
@@ -139,10 +140,11 @@ class CodeSoftmax(Output):
 
 
 class PixelOutput(Output):
-    """Outputs over pixels; the network reads R, G, B as three numbers in [-1, 1]."""
+    """Outputs over pixels of 1 channel or of 3; the network reads each channel as a number in [-1, 1]."""
 
-    channels = 3
-    width = 3
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = self.width = channels
 
     def embed(self, values: Tensor) -> Tensor:
         return as_numbers(values, next(self.parameters()).dtype)
@@ -154,24 +156,23 @@ def as_numbers(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class PixelSoftmax(PixelOutput):
-    """256 logits a channel, R, then G given R, then B given R and G: [..., 3, 256].
+    """256 logits a channel, R, then G given R, then B given R and G: [..., channels, 256].
 
     van den Oord et al. 2016a (arXiv:1601.06759, section 3.3) split the features of every layer by colour. Here only this
     head reads the earlier channels of the same pixel: an embedding of each is added to the hidden features.
     """
 
-    draws = 3
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.features = features
-        self.hidden = nn.Linear(features, 3 * features)
-        self.green_given_red = nn.Embedding(LEVELS, features)
-        self.blue_given_red = nn.Embedding(LEVELS, features)
-        self.blue_given_green = nn.Embedding(LEVELS, features)
-        for table in (self.green_given_red, self.blue_given_red, self.blue_given_green):
-            nn.init.zeros_(table.weight)
-        self.to_logits = nn.ModuleList([_small_linear(features, LEVELS) for _ in range(3)])
+    def __init__(self, features: int, channels: int) -> None:
+        super().__init__(channels)
+        self.features, self.draws = features, channels
+        self.hidden = nn.Linear(features, channels * features)
+        if channels == 3:
+            self.green_given_red = nn.Embedding(LEVELS, features)
+            self.blue_given_red = nn.Embedding(LEVELS, features)
+            self.blue_given_green = nn.Embedding(LEVELS, features)
+            for table in (self.green_given_red, self.blue_given_red, self.blue_given_green):
+                nn.init.zeros_(table.weight)
+        self.to_logits = nn.ModuleList([_small_linear(features, LEVELS) for _ in range(channels)])
 
     def _channel(self, channel: int, hidden: Tensor, values: Tensor) -> Tensor:
         """Logits [..., 256] of one channel, from its hidden features [..., f] and the values of those before it."""
@@ -187,7 +188,8 @@ class PixelSoftmax(PixelOutput):
     def logits(self, features: Tensor, values: Tensor) -> Tensor:
         with without_autocast(features):
             hidden = self._hidden(features)
-            return torch.stack([self._channel(channel, hidden[channel], values) for channel in range(3)], dim=-2)
+            by_channel = [self._channel(channel, hidden[channel], values) for channel in range(self.channels)]
+            return torch.stack(by_channel, dim=-2)
 
     def log_probabilities(self, features: Tensor, values: Tensor) -> Tensor:
         return self.logits(features, values).log_softmax(-1).gather(-1, values.unsqueeze(-1)).squeeze(-1)
@@ -196,7 +198,7 @@ class PixelSoftmax(PixelOutput):
         with without_autocast(features):
             hidden = self._hidden(features)
             values = torch.zeros(uniforms.shape, dtype=torch.int64, device=features.device)
-            for channel in range(3):
+            for channel in range(self.channels):
                 logits = self._channel(channel, hidden[channel], values)
                 values[..., channel] = draw_index(logits, uniforms[..., channel], sampling)
             return values
@@ -208,31 +210,31 @@ class LogisticMixture(PixelOutput):
     One component is drawn for the whole pixel; in it R, G, B are logistic, rounded to 8 bits, and the means of G and B
     are linear in the earlier channels: mu_G + alpha R, mu_B + beta R + gamma G, with numbers in [-1, 1] and
     coefficients in (-1, 1). The values 0 and 255 include the tails. `logits` [..., 10, mixtures]: weights, 3 means,
-    3 log scales, 3 coefficients before their tanh.
+    3 log scales, 3 coefficients before their tanh. With one channel [..., 3, mixtures]: weights, means, log scales.
 
     Unlike the published code, the probability of a value between the edges is exact at every scale:
     sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a)), so that all 256 sum to 1.
     """
 
-    draws = 4
-
-    def __init__(self, features: int, mixtures: int) -> None:
-        super().__init__()
-        self.mixtures = mixtures
-        self.to_logits = _small_linear(features, 10 * mixtures)
+    def __init__(self, features: int, mixtures: int, channels: int) -> None:
+        super().__init__(channels)
+        self.mixtures, self.draws = mixtures, 1 + channels
+        self.parts = [1, channels, channels, channels * (channels - 1) // 2]
+        """Rows of the logits: weights, means, log scales, coefficients."""
+        self.to_logits = _small_linear(features, sum(self.parts) * mixtures)
         with torch.no_grad():
             # Broad components, evenly spaced over the values: the first loss is within about a nat of log 256 per channel.
-            bias = self.to_logits.bias.view(10, mixtures)
-            bias[1:4] = torch.linspace(-1, 1, 2 * mixtures + 1)[1::2]
-            bias[4:7] = -1.0
+            _, means, log_scales, _ = self.to_logits.bias.view(-1, mixtures).split(self.parts)
+            means[:] = torch.linspace(-1, 1, 2 * mixtures + 1)[1::2]
+            log_scales[:] = -1.0
 
     def logits(self, features: Tensor, values: Tensor | None = None) -> Tensor:
         with without_autocast(features):
-            return self.to_logits(_exact(features).relu()).unflatten(-1, (10, self.mixtures))
+            return self.to_logits(_exact(features).relu()).unflatten(-1, (-1, self.mixtures))
 
     @staticmethod
     def _means(means: Tensor, coefficients: Tensor, numbers: Tensor, channel: int) -> Tensor:
-        """Component means [..., mixtures] of one channel, given the earlier channels' numbers [..., 3] in [-1, 1]."""
+        """Component means [..., mixtures] of one channel, given the earlier channels' numbers [..., channels] in [-1, 1]."""
         mean = means[..., channel, :]
         for earlier in range(channel):
             # The coefficients in the published order: G on R, B on R, B on G.
@@ -240,9 +242,10 @@ class LogisticMixture(PixelOutput):
         return mean
 
     def log_probabilities(self, features: Tensor, values: Tensor) -> Tensor:
-        weights, means, log_scales, coefficients = self.logits(features).split([1, 3, 3, 3], dim=-2)
+        weights, means, log_scales, coefficients = self.logits(features).split(self.parts, dim=-2)
         numbers = as_numbers(values, weights.dtype)
-        mean = torch.stack([self._means(means, coefficients, numbers, channel) for channel in range(3)], dim=-2)
+        by_channel = [self._means(means, coefficients, numbers, channel) for channel in range(self.channels)]
+        mean = torch.stack(by_channel, dim=-2)
         inverse_scale = (-log_scales.clamp_min(SMALLEST_LOG_SCALE)).exp()
         half = 1 / (LEVELS - 1)
         upper = (numbers.unsqueeze(-1) - mean + half) * inverse_scale
@@ -261,12 +264,12 @@ class LogisticMixture(PixelOutput):
             raise ValueError("top_k and top_p are for softmax outputs; with mixtures give only a temperature")
         logits = self.logits(features)
         component = draw_index(logits[..., 0, :], uniforms[..., 0], Sampling(sampling.temperature))
-        chosen = component[..., None, None].expand(*component.shape, 10, 1)
-        _, means, log_scales, coefficients = logits.gather(-1, chosen).split([1, 3, 3, 3], dim=-2)
+        chosen = component[..., None, None].expand(*component.shape, sum(self.parts), 1)
+        _, means, log_scales, coefficients = logits.gather(-1, chosen).split(self.parts, dim=-2)
         scales = log_scales.clamp_min(SMALLEST_LOG_SCALE).exp() * sampling.temperature
         noise = scales[..., 0] * torch.logit(uniforms[..., 1:]).to(scales.dtype)
         values = torch.zeros_like(uniforms[..., 1:], dtype=torch.int64)
-        for channel in range(3):
+        for channel in range(self.channels):
             mean = self._means(means, coefficients, as_numbers(values, scales.dtype), channel)[..., 0]
             number = (mean + noise[..., channel]).clamp(-1, 1)
             values[..., channel] = ((number + 1) * ((LEVELS - 1) / 2)).round().to(torch.int64)

@@ -35,7 +35,7 @@ def sample(
     top_p: float | None = None,
     capture: bool = False,
 ) -> Tensor:
-    """Draws n samples, shaped like the values that `network` reads: int64 [n, h, w] or [n, 3, h, w].
+    """Draws n samples, shaped like the values that `network` reads: int64 [n, h, w] or [n, c, h, w].
 
     `uniforms` [n, h * w, network.draws_per_position] in [0, 1), float32 or float64, on the network's device: a sample is a
     function of its own row of them, its label and its coarser codes. `labels` and `condition` as in the network's forward.
@@ -72,7 +72,7 @@ def sample(
                 state.visible = (row + 1) * width
             draw_row()
             drawn[:, row].copy_(state.values)
-    return drawn.squeeze(-1) if network.output.channels == 1 else drawn.movedim(-1, 1).contiguous()
+    return drawn.movedim(-1, 1).contiguous() if network.over_pixels else drawn.squeeze(-1)
 
 
 class AttentionState:

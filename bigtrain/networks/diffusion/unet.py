@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
 from bigtrain.options import Options
+from bigtrain.sizes import image_size_of, size_text
 
 
 class UNetOptions(Options):
-    """A UNet's size. Level i works on maps of image_size / 2^i pixels with channels x multipliers[i] channels."""
+    """A UNet's size. Level i works on maps of the image's size / 2^i with channels x multipliers[i] channels."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"details": "variant"}
 
@@ -36,7 +37,8 @@ class UNetOptions(Options):
     blocks_per_level: int = Field(default=2, gt=0)
     """Residual blocks of a level on the way down; one more on the way up."""
     attention_resolutions: tuple[int, ...] = (16,)
-    """Sizes of the maps (pixels) that have self-attention after each block; the middle always has it."""
+    """Sizes of the maps (pixels; of the shorter side where images are not square) that have self-attention after each block;
+    the middle always has it."""
     head_channels: int | None = Field(default=None, gt=0)
     """Channels of an attention head; they must divide the channels of every level with attention, and of the last level, as
     the middle has it; null: one head."""
@@ -78,16 +80,23 @@ class UNet(nn.Module):
     recomputed_blocks = (ResnetBlock2D, Attention)
 
     def __init__(
-        self, options: UNetOptions, image_size: int, outputs: int, classes: int | None = None, null_class: bool = False
+        self,
+        options: UNetOptions,
+        size: tuple[int, int],
+        channels: int,
+        outputs: int,
+        classes: int | None = None,
+        null_class: bool = False,
     ) -> None:
-        """`outputs`: channels of the prediction (3, or 6 with a learned variance); `classes`: None for an unconditional
-        network; `null_class`: whether there is one more class, number `classes`, that means "no class".
+        """`size`: (height, width) of the images; `channels`: theirs; `outputs`: channels of the prediction (as many, or twice
+        as many with a learned variance); `classes`: None for an unconditional network; `null_class`: whether there is one more
+        class, number `classes`, that means "no class".
 
         Raises ValueError, naming the key, if the options do not fit the image size.
         """
         super().__init__()
         self.null_class = classes if null_class else None
-        config = unet_config(options, image_size, outputs, classes, null_class)
+        config = unet_config(options, size, channels, outputs, classes, null_class)
         width = config["block_out_channels"][0]
         self.unet = UNet2DModel(**config)
         # They have the same names and shapes of weights, so a state dict is the same.
@@ -97,7 +106,7 @@ class UNet(nn.Module):
         _initialise(self.unet, options)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x [n, 3, h, w] and its times t [n] (0 .. T - 1, fractions allowed), labels int64 [n] or None where there are no
+        """x [n, channels, h, w], its times t [n] (0 .. T - 1, fractions allowed), labels int64 [n] or None where there are no
         classes -> [n, outputs, h, w] in at least float32."""
         time = t.to(statistics_dtype(self.unet.conv_in.weight.dtype))
         return self.unet(x, time, labels, return_dict=False)[0]
@@ -165,23 +174,28 @@ def to_diffusers(network: UNet, times: Tensor | None = None) -> UNet2DModel:
 
 
 def unet_config(
-    options: UNetOptions, image_size: int, outputs: int, classes: int | None = None, null_class: bool = False
+    options: UNetOptions,
+    size: tuple[int, int],
+    channels: int,
+    outputs: int,
+    classes: int | None = None,
+    null_class: bool = False,
 ) -> dict[str, Any]:
     """The arguments of `UNet2DModel` for those of `UNet`. Raises ValueError, naming the key, if they do not fit."""
     levels = len(options.multipliers)
-    if image_size % 2 ** (levels - 1):
+    if any(side % 2 ** (levels - 1) for side in size):
         raise ValueError(
-            f"multipliers: {levels} levels halve the image {levels - 1} times, but data.image_size {image_size} is not "
+            f"multipliers: {levels} levels halve the image {levels - 1} times, but data.image_size {size_text(size)} is not "
             f"divisible by {2 ** (levels - 1)}; take fewer levels or another size"
         )
-    sizes = [image_size // 2**level for level in range(levels)]
-    missing = [size for size in options.attention_resolutions if size not in sizes]
+    sizes = [min(size) // 2**level for level in range(levels)]
+    missing = [side for side in options.attention_resolutions if side not in sizes]
     if missing:
         raise ValueError(
-            f"attention_resolutions: no level has maps of {missing[0]} pixels; at data.image_size {image_size} there are "
-            f"{', '.join(map(str, sizes))}"
+            f"attention_resolutions: no level has maps of {missing[0]} pixels; at data.image_size {size_text(size)} there "
+            f"are {', '.join(map(str, sizes))}{'' if size[0] == size[1] else ' (of the shorter side)'}"
         )
-    attends = [size in options.attention_resolutions for size in sizes]
+    attends = [side in options.attention_resolutions for side in sizes]
     widths = [options.channels * multiplier for multiplier in options.multipliers]
     if options.head_channels is not None:
         attending = [width for width, here in zip(widths, attends, strict=True) if here] + widths[-1:]
@@ -195,8 +209,8 @@ def unet_config(
     resampling = "resnet" if options.resnet_resampling else "conv"
     ho = options.variant == "ho"
     return {
-        "sample_size": image_size,
-        "in_channels": 3,
+        "sample_size": image_size_of(size),
+        "in_channels": channels,
         "out_channels": outputs,
         "layers_per_block": options.blocks_per_level,
         "block_out_channels": tuple(widths),

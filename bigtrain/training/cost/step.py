@@ -155,7 +155,7 @@ def _microbatch(family: Family, samples: int, accumulate: int) -> Microbatch:
     spec = family.spec
     images = codes = None
     if spec.codes is None:
-        images = torch.empty(samples, 3, spec.image_size, spec.image_size)
+        images = torch.empty(samples, spec.channels, *spec.size)
     else:
         codes = {name: torch.empty(samples, *level.grid, dtype=torch.int64) for name, level in spec.codes.items()}
     labels = torch.empty(samples, dtype=torch.int64)

@@ -140,8 +140,8 @@ def test_a_window_that_is_longer_than_a_clip_is_refused_at_once(tmp_path: Path) 
             {"image_size": [8, 6], "crop_from": [25, 16], "resize": "exact"},
             r"data\.crop_from: 25 x 16 is not divisible by 2",
         ),
-        ({"image_size": [8, 6], "crop_from": [30, 20]}, r"has images of 24x16 pixels but data\.crop_from is 30x20"),
-        ({"image_size": 8}, r"images of 24x16 pixels but data\.image_size is 8; set data\.image_size=\[24,16\]"),
+        ({"image_size": [8, 6], "crop_from": [30, 20]}, r"has images of 24 x 16 pixels but data\.crop_from is 30 x 20"),
+        ({"image_size": 8}, r"images of 24 x 16 pixels but data\.image_size is 8; set data\.image_size=\[24,16\]"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(tmp_path: Path, given: dict[str, object], words: str) -> None:

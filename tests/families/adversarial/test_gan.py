@@ -9,7 +9,7 @@ from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws
 from tests.runs_of import FAMILIES
 
-SPEC = DataSpec(16, ("a", "b", "c"), (10, 0, 30))
+SPEC = DataSpec((16, 16), 3, ("a", "b", "c"), (10, 0, 30))
 
 
 def family(**options: object) -> GAN:

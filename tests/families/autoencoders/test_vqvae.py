@@ -7,8 +7,9 @@ from bigtrain.families.autoencoders.vqvae import VQVAE, VQVAEOptions
 from bigtrain.families.family import CodeLevel, DataSpec, Microbatch, Networks, build_network
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.randomness import Draws
+from bigtrain.sizes import size_of
 
-SPEC = DataSpec(16, ("a", "b"), (30, 34))
+SPEC = DataSpec((16, 16), 3, ("a", "b"), (30, 34))
 AUTOENCODER = {"channels": 8, "residual_channels": 4, "embedding_dim": 4, "codebook_size": 16}
 
 
@@ -127,7 +128,7 @@ def test_recipes_build_their_family(name: str) -> None:
     from tests.runs_of import ROOT
 
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
-    spec = DataSpec(recipe.data.image_size, ("a",), (1000,))
+    spec = DataSpec(size_of(recipe.data.image_size), 3, ("a",), (1000,))
     levels = VQVAE(recipe.family, spec).code_levels
     grids = {name: level.grid[0] for name, level in levels.items()}
     expected = {

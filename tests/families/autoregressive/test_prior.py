@@ -15,8 +15,8 @@ from bigtrain.families.family import CodeLevel, DataSpec, Family, LoadedModel, M
 from bigtrain.randomness import Draws
 
 LEVELS = {"top": CodeLevel(5, (2, 2)), "bottom": CodeLevel(7, (4, 4))}
-CODES = DataSpec(8, ("a", "b", "c"), (10, 10, 20), LEVELS, "f" * 64)
-PIXELS = DataSpec(4, ("a", "b", "c"), (10, 10, 20))
+CODES = DataSpec((8, 8), 3, ("a", "b", "c"), (10, 10, 20), LEVELS, "f" * 64)
+PIXELS = DataSpec((4, 4), 3, ("a", "b", "c"), (10, 10, 20))
 NETWORK = {"channels": 8, "layers": 2}
 
 
@@ -172,7 +172,7 @@ def test_a_condition_of_another_level_or_of_other_codes_is_refused() -> None:
     with pytest.raises(UserError, match=r"family.condition: runs/top is not a prior of level top"):
         bottom().attach({"condition": LoadedModel(bottom(), {}, "0" * 64)})
     others = prior(
-        DataSpec(8, CODES.classes, CODES.class_counts, LEVELS, "e" * 64), level="top", tokenizer="runs/other"
+        DataSpec((8, 8), 3, CODES.classes, CODES.class_counts, LEVELS, "e" * 64), level="top", tokenizer="runs/other"
     )
     with pytest.raises(UserError, match="codes of another tokenizer"):
         bottom().attach({"condition": LoadedModel(others, {}, "0" * 64)})
@@ -202,7 +202,11 @@ def test_a_condition_of_other_classes_is_refused(classes: tuple[str, ...] | None
         (CODES, {"level": "top", "tokenizer": "t", "condition": "c"}, r"level top is the coarsest"),
         (PIXELS, {"level": "pixels", "tokenizer": "t"}, r"a prior over pixels has neither"),
         (CODES, {"level": "top", "tokenizer": "t", "network": {"mixtures": 3}}, r"family.network.mixtures"),
-        (DataSpec(4, ("a",), (9,)), {"level": "pixels"}, r"family.class_conditional: the data have only one class"),
+        (
+            DataSpec((4, 4), 3, ("a",), (9,)),
+            {"level": "pixels"},
+            r"family.class_conditional: the data have only one class",
+        ),
     ],
 )
 def test_options_that_do_not_fit_the_data_name_their_key(spec: DataSpec, options: dict, message: str) -> None:

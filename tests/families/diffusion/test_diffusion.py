@@ -25,9 +25,10 @@ from bigtrain.families.family import DataSpec, Microbatch, build_network
 from bigtrain.networks.diffusion.unet import UNet
 from bigtrain.randomness import Draws
 from bigtrain.recipe import load_recipe
+from bigtrain.sizes import size_of
 from tests.families.diffusion.test_diffusion_samplers import NoLookAtTheDevice
 
-PROBLEM = DataSpec(16, ("a", "b", "c"), (10, 0, 30))
+PROBLEM = DataSpec((16, 16), 3, ("a", "b", "c"), (10, 0, 30))
 UNET = {"channels": 8, "multipliers": [1, 2], "blocks_per_level": 1, "attention_resolutions": [8], "norm_groups": 4}
 SMALL: dict[str, Any] = {"kind": "diffusion", "unet": UNET, "timesteps": 25, "optimizer": {"lr": 0.001}}
 GUIDED = {"class_conditional": True, "label_dropout": 0.25}
@@ -114,7 +115,7 @@ def test_the_doors_sampling_options_are_checked_too(sampling: dict[str, Any], me
 def test_the_recipes_are_whole_and_evaluate_in_few_steps(recipe: str) -> None:
     loaded = load_recipe(Path(__file__).parents[3] / "recipes" / f"{recipe}.yaml")
     assert loaded.family.sampling.steps == 20
-    spec = DataSpec(loaded.data.image_size, ("a", "b"), (1, 1))
+    spec = DataSpec(size_of(loaded.data.image_size), 3, ("a", "b"), (1, 1))
     assert Diffusion(loaded.family, spec).components["unet"].averaged
 
 

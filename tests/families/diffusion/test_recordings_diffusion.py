@@ -77,7 +77,7 @@ def _in_float64() -> None:
 def family(schedule: str, steps: int, **options: Any) -> Diffusion:
     given = {"kind": "diffusion", "unet": UNET, "optimizer": {"lr": 1.0}, "rescale_timesteps": True}
     given |= {"schedule": schedule, "timesteps": steps} | options
-    return Diffusion(DiffusionOptions.model_validate(given), DataSpec(SHAPE[-1], ("one",), (1,)))
+    return Diffusion(DiffusionOptions.model_validate(given), DataSpec((SHAPE[-1], SHAPE[-1]), 3, ("one",), (1,)))
 
 
 def batch(indices: list[int]) -> Microbatch:

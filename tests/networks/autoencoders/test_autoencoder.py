@@ -17,7 +17,7 @@ LEVELS = {"one": {"codes": 4}, "two": {"bottom": 4, "top": 2}, "three": {"a": 2,
 
 def build(levels: dict[str, int], **options: object) -> Autoencoder:
     torch.manual_seed(0)
-    autoencoder = Autoencoder(AutoencoderOptions.model_validate(TINY | {"levels": levels} | options), 32, 100)
+    autoencoder = Autoencoder(AutoencoderOptions.model_validate(TINY | {"levels": levels} | options), (32, 32), 3, 100)
     set_recording(autoencoder, True)
     return autoencoder
 
@@ -35,13 +35,13 @@ def images(n: int = 3, seed: int = 1) -> Tensor:
     ids=["VQ-VAE, CIFAR-10", "VQ-VAE-2, ImageNet"],
 )
 def test_the_published_networks_have_their_numbers_of_parameters(options: dict, size: int, parameters: int) -> None:
-    autoencoder = Autoencoder(AutoencoderOptions.model_validate(options), size, 1000)
+    autoencoder = Autoencoder(AutoencoderOptions.model_validate(options), (size, size), 3, 1000)
     assert sum(parameter.numel() for parameter in autoencoder.parameters()) == parameters
 
 
 def test_one_level_is_sonnets_network() -> None:
     """Kernel shapes of the notebook's encoder, latents and decoder in order: what the parameter count rests on."""
-    shapes = [tuple(p.shape) for p in Autoencoder(AutoencoderOptions(), 32, 1).parameters() if p.dim() == 4]
+    shapes = [tuple(p.shape) for p in Autoencoder(AutoencoderOptions(), (32, 32), 3, 1).parameters() if p.dim() == 4]
     residual = [(32, 128, 3, 3), (128, 32, 1, 1)] * 2
     encoder = [(64, 3, 4, 4), (128, 64, 4, 4), (128, 128, 3, 3), *residual, (64, 128, 1, 1)]
     assert shapes == [*encoder, (128, 64, 3, 3), *residual, (128, 64, 4, 4), (64, 3, 4, 4)]
@@ -51,9 +51,9 @@ def test_one_level_is_sonnets_network() -> None:
 def test_decoding_the_codes_gives_the_reconstruction_to_the_bit(levels: dict) -> None:
     autoencoder, x = build(levels), images()
     codes = autoencoder.encode(x)
-    grids = code_grids(AutoencoderOptions(levels=levels), 32)
+    grids = code_grids(AutoencoderOptions(levels=levels), (32, 32))
     assert list(codes) == list(grids) == list(reversed(levels))
-    assert [tuple(level.shape) for level in codes.values()] == [(3, grid, grid) for grid in grids.values()]
+    assert [tuple(level.shape) for level in codes.values()] == [(3, *grid) for grid in grids.values()]
     made = autoencoder(x)
     assert made.images.shape == x.shape
     assert torch.equal(autoencoder.decode(codes), made.images)
@@ -153,4 +153,4 @@ def test_levels_that_cannot_be_are_refused_with_their_key() -> None:
     with pytest.raises(ValueError, match="levels"):
         AutoencoderOptions(levels={})
     with pytest.raises(ValueError, match=r"family.autoencoder.levels.*multiply to 16.*data.image_size, 24"):
-        Autoencoder(AutoencoderOptions(levels={"a": 8, "b": 2}), 24, 1)
+        Autoencoder(AutoencoderOptions(levels={"a": 8, "b": 2}), (24, 24), 3, 1)

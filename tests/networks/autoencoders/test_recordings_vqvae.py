@@ -14,6 +14,7 @@ from bigtrain.networks.autoencoders.vqvae_names import our_name, our_tensors
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.randomness import Draws
 from bigtrain.recipe import load_recipe
+from bigtrain.sizes import size_of
 from tests.recordings.summary import assert_excerpt, assert_summaries, gradients, read, summary
 from tests.recordings.vq_vae_2_pytorch import (
     COMMITMENT_WEIGHT,
@@ -54,12 +55,12 @@ def family() -> VQVAE:
         "commitment_weight": COMMITMENT_WEIGHT,
         "optimizer": {"lr": LEARNING_RATE},
     }
-    return VQVAE(VQVAEOptions.model_validate(options), DataSpec(IMAGE_SIZE, ("a",), (IMAGES,)))
+    return VQVAE(VQVAEOptions.model_validate(options), DataSpec((IMAGE_SIZE, IMAGE_SIZE), 3, ("a",), (IMAGES,)))
 
 
 def filled(vqvae: VQVAE) -> Autoencoder:
     """Our network with the recorded one's weights and codebooks, in float64."""
-    network = Autoencoder(vqvae.options.autoencoder, IMAGE_SIZE, IMAGES).double()
+    network = Autoencoder(vqvae.options.autoencoder, (IMAGE_SIZE, IMAGE_SIZE), 3, IMAGES).double()
     tensors = our_tensors({key: value(key, shape) for key, shape in RECORDED["shapes"].items()})
     _, unexpected = network.load_state_dict(tensors, strict=False)
     assert not unexpected
@@ -95,7 +96,9 @@ def buffers_by_their_names(network: Autoencoder) -> dict[str, Tensor]:
 
 def test_every_tensor_of_theirs_is_one_of_ours() -> None:
     mapped = [our_name(key) for key in RECORDED["shapes"]]
-    ours = Autoencoder(AutoencoderOptions.model_validate(options_of(RECORDED["arguments"])), IMAGE_SIZE, IMAGES)
+    ours = Autoencoder(
+        AutoencoderOptions.model_validate(options_of(RECORDED["arguments"])), (IMAGE_SIZE, IMAGE_SIZE), 3, IMAGES
+    )
     readings = ("updates", "used", "epoch_vectors", "epoch_usage")
     left = {"pixel_variance"} | {f"levels.{level}.quantiser.{reading}" for level in (0, 1) for reading in readings}
     assert len(mapped) == len(set(mapped))
@@ -134,7 +137,9 @@ def test_two_training_steps_are_the_authors() -> None:
 def test_the_published_networks_have_the_authors_number_of_parameters(name: str) -> None:
     published = RECORDING["published"][name]
     with torch.device("meta"):
-        network = Autoencoder(AutoencoderOptions.model_validate(options_of(published["arguments"])), 256, 1000)
+        network = Autoencoder(
+            AutoencoderOptions.model_validate(options_of(published["arguments"])), (256, 256), 3, 1000
+        )
     assert sum(parameter.numel() for parameter in network.parameters()) == published["parameters"]
 
 
@@ -142,6 +147,6 @@ def test_the_recipes_network_has_the_authors_number_of_parameters() -> None:
     recipe = load_recipe(RECIPES / "vqvae2_imagenet.yaml")
     options = cast(VQVAEOptions, recipe.family).autoencoder
     with torch.device("meta"):
-        network = Autoencoder(options, recipe.data.image_size, 1000)
+        network = Autoencoder(options, size_of(recipe.data.image_size), 3, 1000)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert parameters == RECORDING["published"]["the paper's"]["parameters"]

@@ -32,7 +32,7 @@ def build(
 
 def some_values(network: PixelCNN, samples: int = 2, seed: int = 1) -> Tensor:
     torch.manual_seed(seed)
-    if network.output.channels == 3:
+    if network.over_pixels:
         return torch.randint(256, (samples, 3, *network.grid))
     return torch.randint(network.output.embedding.num_embeddings, (samples, *network.grid))
 

@@ -78,7 +78,7 @@ def test_cached_logits_are_the_full_ones(network: PixelCNN, monkeypatch: pytest.
     """Whatever is drawn: the draws are replaced by given values, and what they would have been drawn from is kept."""
     values, given = some_values(network, 2), context(network, 2)
     expected = network.logits(values, *given).flatten(1, 2)
-    told = (values.unsqueeze(-1) if network.output.channels == 1 else values.movedim(1, -1)).flatten(1, 2)
+    told = (values.unsqueeze(-1) if not network.over_pixels else values.movedim(1, -1)).flatten(1, 2)
     seen: list[Tensor] = []
 
     def draw(output, features: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
@@ -176,7 +176,7 @@ def test_rarely_drawn_values_are_drawn_as_often_as_they_should_be() -> None:
 def test_the_mixture_draws_what_its_likelihood_says() -> None:
     """Counts of red and of green given the component's mean against the probabilities of all 256 values."""
     torch.manual_seed(0)
-    output = LogisticMixture(4, 3)
+    output = LogisticMixture(4, 3, channels=3)
     with torch.no_grad():
         output.to_logits.weight.normal_()
     features, draws = torch.randn(1, 4), 40_000

@@ -24,7 +24,7 @@ class GivenLogits(LogisticMixture):
 def nats_of(kind: Kind, given: dict[str, Tensor]) -> Tensor:
     """[n], of R, G and B together. Ours lie in rows: weights, 3 means, 3 log scales, 3 coefficients."""
     rows = [given["weights"].unsqueeze(1), given["means"], given["log_scales"], given["coefficients"]]
-    mixture = GivenLogits(1, MIXTURES[kind])
+    mixture = GivenLogits(1, MIXTURES[kind], channels=3)
     return -mixture.log_probabilities(torch.cat(rows, dim=1), values(kind)).sum(-1)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from bigtrain.networks.diffusion.unet import UNet, UNetOptions
 from bigtrain.networks.diffusion.unet_names import from_openai, from_pytorch_diffusion
 from bigtrain.recipe import load_recipe
+from bigtrain.sizes import size_of
 from tests.recordings.formula import pattern, weight
 from tests.recordings.summary import assert_excerpt, assert_summaries, objective, read, summary
 from tests.recordings.unet_steps import CLASSES, LABELS, TIMES, images
@@ -64,7 +65,7 @@ def test_outputs_and_gradients_are_the_authors(
 ) -> None:
     recorded, unet_options = read(script)["small"][case], UNetOptions(**options)
     shapes = recorded["shapes"]
-    network = UNet(unet_options, 8, outputs, classes).double()
+    network = UNet(unet_options, (8, 8), 3, outputs, classes).double()
     # Strictly: it raises for a tensor of ours that is left out or one that is not there.
     network.load_state_dict(translate({name: weight(name, shape) for name, shape in shapes.items()}, unet_options))
     x = images(8)
@@ -86,7 +87,7 @@ def test_the_recipes_networks_have_the_authors_tensors_and_number_of_parameters(
     unet_options = options.family.unet
     with torch.device("meta"):
         learned = options.family.variance == "learned"
-        network = UNet(unet_options, options.data.image_size, 6 if learned else 3, classes)
+        network = UNet(unet_options, size_of(options.data.image_size), 3, 6 if learned else 3, classes)
         theirs = {name: torch.empty(shape) for name, shape in published["shapes"].items()}
     assert published["parameters"] == parameters
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters

@@ -47,12 +47,12 @@ def inputs(n: int = 4, size: int = 16) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("options", [{}, ADM, IDDPM, HO], ids=str)
 def test_an_untrained_network_puts_out_exactly_zero(options: dict[str, Any]) -> None:
-    network = UNet(UNetOptions(**SMALL | options), 16, 6, 3)
+    network = UNet(UNetOptions(**SMALL | options), (16, 16), 3, 6, 3)
     assert torch.equal(network(*inputs()), torch.zeros(4, 6, 16, 16))
 
 
 def test_an_untrained_residual_branch_adds_nothing() -> None:
-    network = UNet(UNetOptions(**SMALL), 16, 3)
+    network = UNet(UNetOptions(**SMALL), (16, 16), 3, 3)
     names = [name for name, p in network.named_parameters() if not name.endswith("bias") and not p.any()]
     blocks = sum(name.endswith("conv1.weight") for name, _ in network.named_parameters())
     attentions = sum(name.endswith("to_q.weight") for name, _ in network.named_parameters())
@@ -63,7 +63,7 @@ def test_an_untrained_residual_branch_adds_nothing() -> None:
 
 
 def test_the_middles_attention_keeps_its_group_norm_where_the_time_scales_and_shifts() -> None:
-    network = UNet(UNetOptions(**SMALL | ADM), 16, 6)
+    network = UNet(UNetOptions(**SMALL | ADM), (16, 16), 3, 6)
     attentions = [module for module in network.modules() if isinstance(module, Attention)]
     assert len(attentions) == 4
     assert all(attention.group_norm.num_groups == 8 for attention in attentions)
@@ -71,14 +71,14 @@ def test_the_middles_attention_keeps_its_group_norm_where_the_time_scales_and_sh
 
 def test_hos_initialisation_is_uniform_by_fan_avg() -> None:
     torch.manual_seed(0)
-    weight = UNet(UNetOptions(**SMALL | HO), 16, 3).unet.down_blocks[1].resnets[0].conv1.weight
+    weight = UNet(UNetOptions(**SMALL | HO), (16, 16), 3, 3).unet.down_blocks[1].resnets[0].conv1.weight
     bound = math.sqrt(3 / ((16 * 9 + 32 * 9) / 2))
     assert 0.99 * bound < weight.abs().max() <= bound
     assert abs(float(weight.detach().var()) / (bound**2 / 3) - 1) < 0.1
 
 
 def test_the_null_class_is_one_class_more() -> None:
-    network = woken(UNet(UNetOptions(**SMALL), 16, 3, 3, null_class=True))
+    network = woken(UNet(UNetOptions(**SMALL), (16, 16), 3, 3, 3, null_class=True))
     assert network.unet.class_embedding.num_embeddings == 4
     x, t, labels = inputs()
     assert not torch.equal(network(x, t, labels), network(x, t, torch.full_like(labels, 3)))
@@ -102,11 +102,11 @@ def test_the_null_class_is_one_class_more() -> None:
 )
 def test_a_size_that_does_not_fit_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        UNet(UNetOptions(**SMALL | options), 16, 3)
+        UNet(UNetOptions(**SMALL | options), (16, 16), 3, 3)
 
 
 def test_a_heads_channels_divide_only_where_there_is_attention() -> None:
-    network = woken(UNet(UNetOptions(**SMALL | {"head_channels": 32}), 16, 3))
+    network = woken(UNet(UNetOptions(**SMALL | {"head_channels": 32}), (16, 16), 3, 3))
     assert {module.heads for module in network.modules() if isinstance(module, Attention)} == {1}
     assert network(*inputs()[:2]).isfinite().all()
 
@@ -114,14 +114,14 @@ def test_a_heads_channels_divide_only_where_there_is_attention() -> None:
 @pytest.mark.parametrize("variant", ["ho", "openai"])
 def test_the_narrowest_network_sees_the_time_in_finite_numbers(variant: str) -> None:
     options = {"channels": 4, "multipliers": (1,), "attention_resolutions": (), "norm_groups": 4, "variant": variant}
-    assert woken(UNet(UNetOptions(**SMALL | options), 16, 3))(*inputs()[:2]).isfinite().all()
+    assert woken(UNet(UNetOptions(**SMALL | options), (16, 16), 3, 3))(*inputs()[:2]).isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------ plain diffusers
 
 
 def test_a_plain_diffusers_network_puts_out_the_same() -> None:
-    network = woken(UNet(UNetOptions(**SMALL | HO), 16, 3))
+    network = woken(UNet(UNetOptions(**SMALL | HO), (16, 16), 3, 3))
     x, t, _ = inputs()
     plain = to_diffusers(network)
     torch.testing.assert_close(plain(x, t).sample, network(x, t), rtol=1e-5, atol=1e-5)
@@ -129,7 +129,7 @@ def test_a_plain_diffusers_network_puts_out_the_same() -> None:
 
 
 def test_a_plain_diffusers_network_sees_rescaled_times_through_a_table(tmp_path: Path) -> None:
-    network = woken(UNet(UNetOptions(**SMALL), 16, 3))
+    network = woken(UNet(UNetOptions(**SMALL), (16, 16), 3, 3))
     x, t, _ = inputs()
     to_diffusers(network, torch.arange(4000) * 0.25).save_pretrained(tmp_path)
     plain = type(network.unet).from_pretrained(tmp_path)
@@ -142,14 +142,14 @@ def test_a_plain_diffusers_network_sees_rescaled_times_through_a_table(tmp_path:
 def test_a_float64_run_is_float64_in_every_operation() -> None:
     torch.set_default_dtype(torch.float64)
     with DtypesSeen() as seen:
-        network = UNet(UNetOptions(**SMALL | ADM), 16, 6, 3, null_class=True)
+        network = UNet(UNetOptions(**SMALL | ADM), (16, 16), 3, 6, 3, null_class=True)
         train_step(network, network)
         network.eval()(*inputs())
     assert seen.dtypes == {torch.float64}
 
 
 def test_autocast_reaches_the_convolutions_but_neither_output_nor_time() -> None:
-    network = woken(UNet(UNetOptions(**SMALL | ADM), 16, 6, 3))
+    network = woken(UNet(UNetOptions(**SMALL | ADM), (16, 16), 3, 6, 3))
     embedded: list[Tensor] = []
     network.unet.time_embedding.register_forward_hook(lambda module, args, output: embedded.append(output))
     exact = network(*inputs())
@@ -166,7 +166,7 @@ def test_autocast_reaches_the_convolutions_but_neither_output_nor_time() -> None
 
 
 def test_every_time_has_an_embedding_of_its_own_under_autocast() -> None:
-    network = UNet(UNetOptions(**SMALL), 16, 3)
+    network = UNet(UNetOptions(**SMALL), (16, 16), 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         embeddings = network.unet.time_embedding(network.unet.time_proj(torch.arange(4000) * 0.25))
     assert len(embeddings.unique(dim=0)) == 4000
@@ -174,14 +174,14 @@ def test_every_time_has_an_embedding_of_its_own_under_autocast() -> None:
 
 def test_a_time_is_embedded_the_same_whatever_else_is_in_the_batch() -> None:
     torch.set_default_dtype(torch.float64)
-    frequencies = UNet(UNetOptions(**SMALL), 16, 3).unet.time_proj
+    frequencies = UNet(UNetOptions(**SMALL), (16, 16), 3, 3).unet.time_proj
     t = torch.arange(37).double()
     apart = torch.cat([frequencies(t[i : i + 1]) for i in range(37)])
     torch.testing.assert_close(frequencies(t), apart, rtol=0, atol=1e-12)
 
 
 def test_the_whole_network_compiles_into_one_graph_with_the_same_results() -> None:
-    network = woken(UNet(UNetOptions(**SMALL | ADM), 16, 6, 3)).train()
+    network = woken(UNet(UNetOptions(**SMALL | ADM), (16, 16), 3, 6, 3)).train()
     other = copy.deepcopy(network)
     torch.compiler.reset()
     compiled = torch.compile(other, backend="aot_eager", fullgraph=True, dynamic=False)

@@ -15,7 +15,7 @@ from bigtrain.training.cost.step import LiveBytes, flops_of_all_ranks, parameter
 from tests.runs_of import FAMILIES
 from tests.training.small_steps import focus, microbatch, small_family, small_networks
 
-PROBLEM = DataSpec(16, ("one", "two"), (1, 1))
+PROBLEM = DataSpec((16, 16), 3, ("one", "two"), (1, 1))
 
 
 class OneConvolutionOptions(Options):

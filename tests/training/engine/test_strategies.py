@@ -141,7 +141,7 @@ def test_optimizer_state_in_host_memory_recomputation_and_bf16_go_with_sharding(
 
 def test_a_penalty_on_whole_weights_is_refused_under_zero3(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]))
-    family = make_family(recipe, DataSpec(16, ("a", "b"), (1, 1)))
+    family = make_family(recipe, DataSpec((16, 16), 3, ("a", "b"), (1, 1)))
     check_strategy(family, EngineOptions(strategy="zero2"))
     with pytest.raises(UserError, match=r"engine.strategy: zero3 .* phase generator adds a penalty on whole weights"):
         check_strategy(family, EngineOptions(strategy="zero3"))
