@@ -110,5 +110,5 @@ class Toy(Family, kind="toy"):
     def sample(
         self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: ToySamplingOptions
     ) -> Tensor:
-        z = Draws(seed).normal("sample/z", indices, (LATENT,)) * sampling.scale
+        z = Draws(seed, device=labels.device).normal("sample/z", indices, (LATENT,)) * sampling.scale
         return networks["maker"](z, labels)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT, checked_format
 from bigtrain.options import Options
-from bigtrain.randomness import Draws, torch_seed
+from bigtrain.randomness import Draws, Indices, torch_seed
 from bigtrain.sizes import image_size_of, size_of
 
 Networks = Mapping[str, nn.Module]
@@ -87,22 +87,16 @@ class Microbatch:
     images: [n, C, H, W] in [-1, 1], or None where the data are codes; codes: int64 [n, h, w] by level, or None where the
     data are images; labels: int64 [n]. All three are None in a phase that reads no data.
     indices: the numbers of these n samples in the global batch, which key every draw; global_batch_size: how many samples
-    it has; draws: the keyed draws of this step and repeat; device: where new tensors go.
+    it has; draws: the keyed draws of this step and repeat, on the device; device: where new tensors go.
     """
 
     images: Tensor | None
     labels: Tensor | None
-    indices: Sequence[int]
+    indices: Indices
     draws: Draws
     device: torch.device
     global_batch_size: int
     codes: Mapping[str, Tensor] | None = None
-
-    def to_device(self, drawn: Tensor) -> Tensor:
-        """Copies a draw from the CPU to the device. Through pinned memory, because from pageable memory the host would wait."""
-        if self.device.type == "cuda":
-            return drawn.pin_memory().to(self.device, non_blocking=True)
-        return drawn.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -210,10 +204,9 @@ class DataSpec:
             f"class {word!r}: there is no such class; indices are 0 .. {len(self.classes) - 1}, or give a name"
         )
 
-    def draw_labels(self, draws: Draws, stream: str, indices: Sequence[int]) -> Tensor:
-        """Labels with the frequencies of the training data, int64 [len(indices)], on the CPU."""
-        bounds = torch.tensor(self.class_counts).cumsum(0)
-        return torch.searchsorted(bounds, draws.integers(stream, indices, self.images), right=True)
+    def draw_labels(self, draws: Draws, stream: str, indices: Indices) -> Tensor:
+        """Labels with the frequencies of the training data, int64 [len(indices)], on the device of the draws."""
+        return draws.categories(stream, indices, self.class_counts)
 
 
 Capability = Literal["sample", "by_class", "likelihood", "reconstruct", "encode"]
@@ -316,7 +309,7 @@ class Family(ABC):
         """The networks ready to sample (eval mode, standing statistics if chosen). Does not change the given ones."""
         raise NotImplementedError
 
-    def sample(self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: Any) -> Tensor:
+    def sample(self, networks: Networks, labels: Tensor, indices: Indices, seed: int, sampling: Any) -> Tensor:
         """Images [n, C, H, W] in [-1, 1] for int64 `labels` [n] on the networks' device.
 
         `networks` come from `prepare_sampling`. Sample `indices[k]` depends on (weights, seed, index, label, sampling)

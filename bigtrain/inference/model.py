@@ -33,7 +33,7 @@ from bigtrain.formats import checked_format
 from bigtrain.inference.candidate_selection import Selection, find_selection
 from bigtrain.inference.splits import find_splits, images_behind
 from bigtrain.pictures import to_uint8
-from bigtrain.randomness import Draws
+from bigtrain.randomness import Draws, Indices, to_device
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.runs import checkpoint
 from bigtrain.sizes import size_text
@@ -118,9 +118,9 @@ class Model:
         def measure(numbers: np.ndarray, batch: Batch) -> Mapping[str, Tensor]:
             images = to_images(batch, self.device) if batch.codes is None else None
             codes = to_codes(batch, self.device) if batch.codes is not None else None
-            sample_ids = numbers.tolist()
-            labels = batch.labels.to(self.device)
-            microbatch = Microbatch(images, labels, sample_ids, Draws(seed), self.device, len(sample_ids), codes)
+            sample_ids = to_device(torch.from_numpy(numbers), self.device)
+            labels, draws = batch.labels.to(self.device), Draws(seed, device=self.device)
+            microbatch = Microbatch(images, labels, sample_ids, draws, self.device, len(sample_ids), codes)
             with full_float32(self.device):
                 return self.family.likelihood(self.weights, microbatch, evaluations)
 
@@ -147,15 +147,15 @@ class Sampler:
 
         Raises FloatingPointError if an image is not finite, which rounding to 8 bits would hide.
         """
-        sample_ids = [int(index) for index in indices]
+        sample_ids = to_device(torch.from_numpy(np.asarray(indices, dtype=np.int64)), self.device)
         if self.selection is None:
             return self._draw(sample_ids, labels)
         count = self.selection.candidates
         # One candidate of every sample at a time: memory does not grow with the number of candidates.
-        draws = (self._draw([sample_id * count + k for sample_id in sample_ids], labels) for k in range(count))
+        draws = (self._draw(sample_ids * count + k, labels) for k in range(count))
         return self.selection.best(draws, labels.to(self.device))
 
-    def _draw(self, sample_ids: Sequence[int], labels: Tensor) -> Tensor:
+    def _draw(self, sample_ids: Indices, labels: Tensor) -> Tensor:
         images = self.family.sample(self.networks, labels.to(self.device), sample_ids, self.seed, self.sampling)
         if not torch.isfinite(images).all():
             raise FloatingPointError("the model draws images that are not finite: its weights have diverged")
@@ -170,8 +170,9 @@ class Sampler:
         return torch.cat(batches)
 
     def labels_of(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """The classes of samples `indices` of an evaluation, drawn from the data's class frequencies; int64 [n]."""
-        return self.family.spec.draw_labels(Draws(self.seed), "evaluate/labels", [int(index) for index in indices])
+        """The classes of samples `indices` of an evaluation, drawn from the data's class frequencies; int64 [n] on the CPU."""
+        numbers = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        return self.family.spec.draw_labels(Draws(self.seed), "evaluate/labels", numbers)
 
     def protocol(self) -> dict[str, Any]:
         """How the samples are made, for the protocol of metrics that are measured on them."""

@@ -14,7 +14,7 @@ from bigtrain.data.read.batch import Batch, to_codes, to_images
 from bigtrain.data.read.stream import Stream
 from bigtrain.errors import RankError, UserError
 from bigtrain.families.family import Microbatch, Phase
-from bigtrain.randomness import Draws, torch_seed
+from bigtrain.randomness import DeviceKeys, Draws, torch_seed
 from bigtrain.training.options import TrainOptions
 
 
@@ -38,6 +38,7 @@ class Microbatches:
         self._fetched = any(index.is_remote(number) for number in range(len(index.shards)))
         self._replaced_names: list[str] = []
         self._wait_s = 0.0
+        self._keys: dict[str, DeviceKeys] = {}
         # The device's default generator: torch.manual_seed would seed those of every backend, at every step.
         self._dropout = (
             torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
@@ -66,8 +67,8 @@ class Microbatches:
         not move, so that training reads them again."""
         self.open()
         try:
-            pieces = range(math.ceil(images / self._global_size))
-            batches = [self._on_device(self._next_batch(), piece, Draws(self._seed)) for piece in pieces]
+            pieces, draws = range(math.ceil(images / self._global_size)), Draws(self._seed, device=self._device)
+            batches = [self._on_device(self._next_batch(), piece, draws) for piece in pieces]
         finally:
             self.close()
         self._replaced_names, self._wait_s = [], 0.0  # they are counted when training reads them
@@ -76,7 +77,7 @@ class Microbatches:
     def next(self, phase: Phase, step: int, repeat: int, piece: int) -> Microbatch:
         """This rank's slice of microbatch `piece` of an update. A phase that reads no data gets the sample numbers without
         samples."""
-        draws = Draws(self._seed, step, repeat)
+        draws = self._draws(phase, step, repeat)
         # Dropout masks are the only draw that depends on the rank.
         first = self._sample_ids(piece).start
         self._dropout.manual_seed(
@@ -101,6 +102,14 @@ class Microbatches:
         self.replaced += len(names)
         self._replaced_names = []
         return names
+
+    def _draws(self, phase: Phase, step: int, repeat: int) -> Draws:
+        """The phase's draws of this update. Its keys stay in one place on the device, and are replaced there."""
+        if phase.name not in self._keys:
+            self._keys[phase.name] = DeviceKeys(self._seed, self._device)
+        keys = self._keys[phase.name]
+        keys.fill(step, repeat)
+        return Draws(self._seed, step, repeat, device=self._device, keys=keys)
 
     def _sample_ids(self, piece: int) -> range:
         """The numbers in the global batch of this rank's slice of its `piece`-th microbatch."""

@@ -31,7 +31,7 @@ from bigtrain.data.read.reader import Reader
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.read.side_by_side import SideBySide
 from bigtrain.errors import UserError
-from bigtrain.randomness import BLOCK, generator
+from bigtrain.randomness import generator
 
 _OTHER_BYTES = 256
 """Bytes per sample besides its fields: its flip and number, and each array's padding."""
@@ -91,11 +91,8 @@ def _check_flips(index: Index, options: DataOptions) -> None:
 
 
 def rank_share(numbers: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """A rank's share of `numbers` [n]: of blocks of BLOCK consecutive ones, every world-th.
-
-    Single numbers could be shared more evenly, but keyed draws are made by the block, and each rank would discard most of them.
-    """
-    return numbers[np.arange(len(numbers)) // BLOCK % world == rank]
+    """A rank's share of `numbers` [n]: every world-th."""
+    return numbers[rank::world]
 
 
 class SplitLoader:

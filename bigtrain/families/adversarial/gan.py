@@ -5,7 +5,6 @@ terms; "real" and "fake" are the discriminator's logits.
 """
 
 import copy
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -35,7 +34,7 @@ from bigtrain.networks.adversarial.biggan import (
 )
 from bigtrain.networks.layers.normalisation import largest_singular_value, standing_statistics
 from bigtrain.options import Options
-from bigtrain.randomness import Draws
+from bigtrain.randomness import Draws, Indices
 
 
 class GANSamplingOptions(Options):
@@ -183,12 +182,12 @@ class GAN(Family, kind="gan"):
 
     def _fakes(self, networks: Networks, batch: Microbatch, phase: str, *, gradients: bool) -> tuple[Tensor, Tensor]:
         """Images and their classes, drawn by the numbers of the samples in the global batch."""
-        labels = batch.to_device(self._fake_labels(batch.draws, f"{phase}/labels", batch.indices))
-        z = batch.to_device(batch.draws.normal(f"{phase}/z", batch.indices, (self.latent,)))
+        labels = self._fake_labels(batch.draws, f"{phase}/labels", batch.indices)
+        z = batch.draws.normal(f"{phase}/z", batch.indices, (self.latent,))
         with torch.set_grad_enabled(gradients):
             return networks["generator"](z, labels), labels
 
-    def _fake_labels(self, draws: Draws, stream: str, indices: Sequence[int]) -> Tensor:
+    def _fake_labels(self, draws: Draws, stream: str, indices: Indices) -> Tensor:
         if self.options.fake_labels == "uniform":
             return draws.integers(stream, indices, len(self.spec.classes))
         return self.spec.draw_labels(draws, stream, indices)
@@ -202,7 +201,7 @@ class GAN(Family, kind="gan"):
         """The generator in eval mode, with standing statistics if chosen; the same on every rank."""
         generator = copy.deepcopy(networks["generator"]).requires_grad_(False)
         if sampling.statistics == "standing":
-            draws = Draws(seed)
+            draws = Draws(seed, device=next(generator.parameters()).device)
             size = sampling.standing_batch_size
             batches = [range(batch * size, (batch + 1) * size) for batch in range(sampling.standing_batches)]
             standing_statistics(
@@ -210,34 +209,34 @@ class GAN(Family, kind="gan"):
             )
         return {"generator": generator.eval()}
 
-    def _standing_forward(self, generator: Any, draws: Draws, indices: Sequence[int]) -> Tensor:
-        device = next(generator.parameters()).device
-        labels = self._fake_labels(draws, "standing/labels", indices).to(device)
-        return generator(draws.normal("standing/z", indices, (self.latent,)).to(device), labels)
+    def _standing_forward(self, generator: Any, draws: Draws, indices: Indices) -> Tensor:
+        labels = self._fake_labels(draws, "standing/labels", indices)
+        return generator(draws.normal("standing/z", indices, (self.latent,)), labels)
 
     @torch.no_grad()
     def sample(
-        self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: GANSamplingOptions
+        self, networks: Networks, labels: Tensor, indices: Indices, seed: int, sampling: GANSamplingOptions
     ) -> Tensor:
-        z = latents(Draws(seed), indices, self.latent, sampling)
-        return networks["generator"](z.to(labels.device), labels)
+        z = latents(Draws(seed, device=labels.device), indices, self.latent, sampling)
+        return networks["generator"](z, labels)
 
 
-def latents(draws: Draws, indices: Sequence[int], size: int, sampling: GANSamplingOptions) -> Tensor:
+def latents(draws: Draws, indices: Indices, size: int, sampling: GANSamplingOptions) -> Tensor:
     """z of the samples `indices`, [n, size]: independent (truncated if chosen), or interpolated between pairs of draws."""
     if sampling.interpolate is None:
         return _independent(draws, "sample/z", indices, size, sampling.truncation)
-    lines = [index // sampling.interpolate for index in indices]
-    weight = torch.tensor([index % sampling.interpolate for index in indices]) / (sampling.interpolate - 1)
+    numbers = draws.numbers(indices)
+    lines = numbers // sampling.interpolate
+    weight = numbers % sampling.interpolate / (sampling.interpolate - 1)
     begin = _independent(draws, "sample/from", lines, size, sampling.truncation)
     end = _independent(draws, "sample/to", lines, size, sampling.truncation)
     return torch.lerp(begin, end, weight.to(begin.dtype).unsqueeze(1))
 
 
-def _independent(draws: Draws, stream: str, indices: Sequence[int], size: int, truncation: float | None) -> Tensor:
+def _independent(draws: Draws, stream: str, indices: Indices, size: int, truncation: float | None) -> Tensor:
     if truncation is None:
         return draws.normal(stream, indices, (size,))
     # By the inverse distribution function: the same distribution as redrawing the values outside [-t, t].
-    low = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))
+    low = float(torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64)))
     values = torch.special.ndtri(low + draws.uniform(stream, indices, (size,)) * (1 - 2 * low))
     return values.clamp(-truncation, truncation).to(torch.get_default_dtype())

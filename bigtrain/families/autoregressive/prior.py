@@ -8,7 +8,7 @@ fingerprints of their weights.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -34,7 +34,7 @@ from bigtrain.families.family import (
 from bigtrain.networks.autoregressive.pixelcnn import PixelCNN, PixelCNNOptions
 from bigtrain.networks.autoregressive.pixelcnn_sampling import sample
 from bigtrain.options import Options
-from bigtrain.randomness import Draws
+from bigtrain.randomness import Draws, Indices
 
 PIXELS = "pixels"
 
@@ -209,7 +209,7 @@ class Prior(Family, kind="prior"):
 
     @torch.no_grad()
     def sample(
-        self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: PriorSamplingOptions
+        self, networks: Networks, labels: Tensor, indices: Indices, seed: int, sampling: PriorSamplingOptions
     ) -> Tensor:
         values = self.sample_values(networks, labels, indices, seed, sampling)
         if self.options.level == PIXELS:
@@ -218,7 +218,7 @@ class Prior(Family, kind="prior"):
         return tokenizer.family.decode(tokenizer.networks, values)
 
     def sample_values(
-        self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: PriorSamplingOptions
+        self, networks: Networks, labels: Tensor, indices: Indices, seed: int, sampling: PriorSamplingOptions
     ) -> dict[str, Tensor]:
         """The values of every coarser level and of this one, by the level's name, the coarsest first."""
         values: dict[str, Tensor] = {}
@@ -229,7 +229,7 @@ class Prior(Family, kind="prior"):
         network = networks["pixelcnn"]
         assert isinstance(network, PixelCNN)
         shape = math.prod(self.grid), network.draws_per_position
-        uniforms = Draws(seed).uniform(f"sample/{self.options.level}", indices, shape).to(labels.device)
+        uniforms = Draws(seed, device=labels.device).uniform(f"sample/{self.options.level}", indices, shape)
         values[self.options.level] = sample(
             network,
             uniforms,

@@ -5,8 +5,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -40,7 +39,7 @@ from bigtrain.families.family import (
 from bigtrain.networks.diffusion.unet import UNet, UNetOptions, to_diffusers, unet_config
 from bigtrain.networks.layers.normalisation import statistics_dtype
 from bigtrain.options import Options
-from bigtrain.randomness import Draws
+from bigtrain.randomness import Draws, Indices
 
 if TYPE_CHECKING:
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
@@ -153,10 +152,8 @@ class Diffusion(Family, kind="diffusion"):
         assert batch.images is not None
         process = self._process_on(batch.device)
         x0 = batch.images.to(statistics_dtype(batch.images.dtype))
-        t = batch.to_device(
-            stratified_timesteps(batch.draws, batch.indices, batch.global_batch_size, self.options.timesteps)
-        )
-        noise = batch.to_device(batch.draws.normal("denoising/noise", batch.indices, tuple(x0.shape[1:])))
+        t = stratified_timesteps(batch.draws, batch.indices, batch.global_batch_size, self.options.timesteps)
+        noise = batch.draws.normal("denoising/noise", batch.indices, tuple(x0.shape[1:]))
         x = process.q_sample(x0, t, noise)
         output = networks["unet"](x, self._network_time(t), self._training_labels(batch))
         prediction, interpolation = self._split(output.to(x.dtype))
@@ -204,7 +201,7 @@ class Diffusion(Family, kind="diffusion"):
         if not self.options.label_dropout:
             return batch.labels
         dropped = batch.draws.uniform("denoising/dropped", batch.indices) < self.options.label_dropout
-        return torch.where(batch.to_device(dropped), self._null_class, batch.labels)
+        return torch.where(dropped, self._null_class, batch.labels)
 
     @property
     def _null_class(self) -> int:
@@ -247,20 +244,19 @@ class Diffusion(Family, kind="diffusion"):
 
     @torch.no_grad()
     def sample(
-        self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: DiffusionSamplingOptions
+        self, networks: Networks, labels: Tensor, indices: Indices, seed: int, sampling: DiffusionSamplingOptions
     ) -> Tensor:
         shape = (self.spec.channels, *self.spec.size)
-        batch = Microbatch(None, labels, indices, Draws(seed), labels.device, len(indices))
+        draws = Draws(seed, device=labels.device)
         settings = (self.options.schedule, self.options.timesteps, sampling.sampler, sampling.steps, sampling.spacing)
         on_host, process = visited_process(*settings, torch.device("cpu")), visited_process(*settings, labels.device)
         chosen = on_host.timesteps.tolist()
         denoise = self._denoiser(networks["unet"], process, labels, sampling.guidance or 0.0)
-        x = batch.to_device(batch.draws.normal("sample/noise", indices, shape))
+        x = draws.normal("sample/noise", indices, shape)
 
         def noise(step: int) -> Tensor:
-            # Keyed by the timestep; x_T above has step 0, at which no noise is drawn.
-            draws = replace(batch.draws, step=chosen[step])
-            return batch.to_device(draws.normal("sample/noise", indices, shape))
+            # A draw of its own for each timestep; x_T above has step 0, at which no noise is drawn.
+            return draws.normal("sample/noise", indices, shape, sampler_step=chosen[step])
 
         if sampling.sampler == "ancestral":
             return ancestral(process, denoise, x, self.options.variance, noise)
@@ -352,10 +348,9 @@ class Diffusion(Family, kind="diffusion"):
         denoise = self._denoiser(networks["unet"], process, batch.labels, guidance=0.0)
         terms = x0.new_zeros(len(x0), process.steps)
         for number in range(evaluations):
-            draws = replace(batch.draws, step=number)
-            noise = batch.to_device(draws.normal("likelihood/noise", batch.indices, tuple(x0.shape[1:]))).double()
-            chosen, weight = self._likelihood_timesteps(draws, batch.indices, number, evaluations)
-            t = batch.to_device(chosen)
+            shape = tuple(x0.shape[1:])
+            noise = batch.draws.normal("likelihood/noise", batch.indices, shape, sampler_step=number).double()
+            t, weight = self._likelihood_timesteps(batch.draws, batch.indices, number, evaluations)
             x = process.q_sample(x0, t, noise)
             predicted_x0, interpolation = denoise(x, t)
             log_variance = process.log_variance(self.options.variance, interpolation, t, x)
@@ -365,7 +360,7 @@ class Diffusion(Family, kind="diffusion"):
         return {"nats": prior + terms.sum(1), "prior": prior, "decoder": terms[:, 0], "vlb_by_timestep": terms}
 
     def _likelihood_timesteps(
-        self, draws: Draws, indices: Sequence[int], number: int, evaluations: int
+        self, draws: Draws, indices: Indices, number: int, evaluations: int
     ) -> tuple[Tensor, float]:
         """The times int64 [n] of evaluation `number` of the bound, and the weight of each: how many times it represents.
 
@@ -373,10 +368,10 @@ class Diffusion(Family, kind="diffusion"):
         are evaluations left, and each evaluation draws from its own. With T evaluations every time is visited once.
         """
         if number == 0:
-            return torch.zeros(len(indices), dtype=torch.int64), 1.0
+            return torch.zeros(len(indices), dtype=torch.int64, device=draws.device), 1.0
         others = self.options.timesteps - 1
         share = others / (evaluations - 1)
-        position = (number - 1 + draws.uniform("likelihood/time", indices)) * share
+        position = (number - 1 + draws.uniform("likelihood/time", indices, sampler_step=number)) * share
         return 1 + position.long().clamp(max=others - 1), share
 
 
@@ -398,9 +393,9 @@ def scheduler_of(options: DiffusionOptions) -> "DDPMScheduler":
     )
 
 
-def stratified_timesteps(draws: Draws, indices: Sequence[int], global_batch_size: int, timesteps: int) -> Tensor:
-    """Times int64 [len(indices)] in 0 .. timesteps - 1, on the CPU, evenly spaced over the global batch from one uniform
-    offset. Each time is uniform by itself, and every batch covers all parts of the process alike."""
-    offset = draws.uniform("denoising/offset", [0])
-    fractions = torch.tensor(list(indices), dtype=torch.float64) / global_batch_size
+def stratified_timesteps(draws: Draws, indices: Indices, global_batch_size: int, timesteps: int) -> Tensor:
+    """Times int64 [len(indices)] in 0 .. timesteps - 1, evenly spaced over the global batch from one uniform offset. Each time
+    is uniform by itself, and every batch covers all parts of the process alike."""
+    offset = draws.uniform("denoising/offset", range(1))
+    fractions = draws.numbers(indices).double() / global_batch_size
     return ((offset + fractions) % 1.0 * timesteps).long().clamp(max=timesteps - 1)

@@ -6,7 +6,7 @@ Three things differ on a GPU: a kernel may keep other intermediates; attention w
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from bigtrain.families.family import Family, Microbatch, OptimizerOptions, Phase
 from bigtrain.networks.layers import statistics
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm
 from bigtrain.networks.layers.recomputation import recompute_blocks
-from bigtrain.randomness import Draws
+from bigtrain.randomness import Draws, Indices
 from bigtrain.training.engine.kernels import autocast
 
 CPU = torch.device("cpu")
@@ -129,13 +129,16 @@ def parameters_of(family: Family) -> int:
 class _NoDraws(Draws):
     """Tensors of the right shapes instead of draws, as no values are computed."""
 
-    def normal(self, stream: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    def normal(self, stream: str, indices: Indices, shape: tuple[int, ...], sampler_step: int = 0) -> Tensor:
         return torch.empty(len(indices), *shape)
 
-    def uniform(self, stream: str, indices: Sequence[int], shape: tuple[int, ...] = ()) -> Tensor:
+    def uniform(self, stream: str, indices: Indices, shape: tuple[int, ...] = (), sampler_step: int = 0) -> Tensor:
         return torch.empty(len(indices), *shape, dtype=torch.float64)
 
-    def integers(self, stream: str, indices: Sequence[int], high: int) -> Tensor:
+    def integers(self, stream: str, indices: Indices, high: int) -> Tensor:
+        return torch.empty(len(indices), dtype=torch.int64)
+
+    def categories(self, stream: str, indices: Indices, counts: tuple[int, ...]) -> Tensor:
         return torch.empty(len(indices), dtype=torch.int64)
 
 

@@ -465,7 +465,7 @@ def test_plain_diffusers_given_our_noise_draws_our_images(
     times = iter([0, *chosen[::-1]])
 
     def noise(*arguments: Any, **how: Any) -> Tensor:
-        return Draws(3, step=next(times)).normal("sample/noise", range(2), (3, 16, 16))
+        return Draws(3).normal("sample/noise", range(2), (3, 16, 16), sampler_step=next(times))
 
     monkeypatch.setattr("diffusers.pipelines.ddpm.pipeline_ddpm.randn_tensor", noise)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", noise)

@@ -45,13 +45,16 @@ class RecordedDraws:
     """The noise of the recording by the step that draws it, and the first of the times that are spread over a batch."""
 
     seed: int = 0
-    step: int = 0
+    device: torch.device | None = None
 
-    def normal(self, stream: str, indices: Any, shape: tuple[int, ...]) -> Tensor:
-        return noise(self.step)[list(indices)]
+    def normal(self, stream: str, indices: Any, shape: tuple[int, ...], sampler_step: int = 0) -> Tensor:
+        return noise(sampler_step)[list(indices)]
 
-    def uniform(self, stream: str, indices: Any) -> Tensor:
+    def uniform(self, stream: str, indices: Any, sampler_step: int = 0) -> Tensor:
         return torch.zeros(len(indices), dtype=torch.float64)
+
+    def numbers(self, indices: Any) -> Tensor:
+        return torch.tensor(list(indices))
 
 
 class Formula(nn.Module):
