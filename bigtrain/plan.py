@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bigtrain.data.digits import digits_index
-from bigtrain.data.index import Index
-from bigtrain.data.splits import as_trained_on, describe
+from bigtrain.data.splits import describe, known_split
 from bigtrain.errors import UserError
 from bigtrain.families.family import CodeLevel, DataSpec, Family
 from bigtrain.inference.model import make_family
@@ -100,15 +98,13 @@ def check(recipe: Recipe, ranks: int) -> None:
 
 def _find_spec(recipe: Recipe, classes: int | None) -> tuple[DataSpec, int | None, list[str]]:
     """The data's spec, the number of images of an epoch if it is known, and remarks for the reader of the plan."""
-    where, size = recipe.data.train, recipe.data.image_size
-    if where == "digits" or Path(where).is_file():
-        # The index is enough; its shards need not be on this machine.
-        index = as_trained_on(Index.read(digits_index("train", size) if where == "digits" else where), recipe.data)
+    index = known_split(recipe.data)  # the index is enough; its shards need not be on this machine
+    if index is not None:
         if classes not in (None, len(index.classes)):
             raise UserError(f"--plan: classes={classes}, but data.train has {len(index.classes)}; leave it out")
         return DataSpec.from_json(describe(index)), sum(index.class_counts), []
     number = classes or CLASSES
-    remark = f"data.train ({where}) is not there: {number} classes are {'given' if classes else 'ASSUMED'}"
+    remark = f"data.train ({recipe.data.train}) is not there: {number} classes are {'given' if classes else 'ASSUMED'}"
     return _assumed_spec(recipe, number), None, [remark]
 
 
@@ -120,7 +116,11 @@ def _assumed_spec(recipe: Recipe, classes: int) -> DataSpec:
 
 def _shape(recipe: Recipe) -> tuple[tuple[int, int], int]:
     """The size of the images and their channels, as the recipe says."""
-    return size_of(recipe.data.image_size), 3
+    if recipe.data.image_size is None:
+        raise UserError(
+            f"data.image_size is missing: data.train ({recipe.data.train}) is not there to say it, and a plan depends on it"
+        )
+    return size_of(recipe.data.image_size), recipe.data.channels or 3
 
 
 def _tokenizer_recipe(recipe: Recipe) -> Path | None:

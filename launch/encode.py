@@ -19,8 +19,9 @@ from bigtrain.cli import run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.digits import SPLITS
-from bigtrain.data.index import CodesManifest, EncodedImages, Index, Level
-from bigtrain.data.read.batch import TRANSFORM, Batch, to_images
+from bigtrain.data.fields.codes import CodesManifest, EncodedImages, Level
+from bigtrain.data.fields.pictures import TRANSFORM, to_images
+from bigtrain.data.index import Index
 from bigtrain.data.splits import find_images
 from bigtrain.data.write.codes import count_codes, encode_shards, index_codes
 from bigtrain.errors import RankError, UserError
@@ -40,9 +41,9 @@ def main(argv: Sequence[str]) -> None:
     model = open_model(arguments.run, device)
     if "encode" not in model.family.capabilities:
         raise UserError(f"{arguments.run}: is a {model.family.kind}, which has no codes; give the run of a tokenizer")
-    size, data = model.family.spec.size, model.recipe.data
+    spec, data = model.family.spec, model.recipe.data
     for split in SPLITS if arguments.index == "digits" else [""]:
-        find = partial(find_images, arguments.index, split, "INDEX", size, data.resize, data.remote)
+        find = partial(find_images, arguments.index, split, "INDEX", spec.size, data.resize, data.remote, spec.channels)
         index = same_on_all(world.main_first(find), "INDEX")
         codes = _encode(model, index, arguments)
         say(f"{codes.path}: codes of {codes.samples} images; {_usage(codes, device)}")
@@ -76,6 +77,8 @@ def _encode(model: Model, index: Index, arguments: argparse.Namespace) -> Index:
     images = EncodedImages(path=index.origin.url or str(index.path.resolve()), fingerprint=index.fingerprint)
     if "resize" in index.variant:
         images["resize"] = index.variant["resize"]
+    if index.channels != 3 or "channels" in index.variant:
+        images["channels"] = index.channels
     manifest = CodesManifest(model.fingerprint, levels, 2 if arguments.flip else 1, TRANSFORM, images)
     mine = sum(shard.samples for shard in index.shards[world.rank() :: world.size()])
     share = f"{index.split} (this rank's share)" if world.size() > 1 else index.split
@@ -102,10 +105,9 @@ def _encode(model: Model, index: Index, arguments: argparse.Namespace) -> Index:
 
 def _encoder(model: Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     def encode(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        no_flips = torch.zeros(len(pixels), dtype=torch.bool)
-        batch = Batch(torch.from_numpy(pixels), no_flips.long(), no_flips, [])
+        images = to_images(torch.from_numpy(pixels), torch.zeros(len(pixels), dtype=torch.bool), model.device)
         with full_float32(model.device):
-            codes = model.family.encode(model.weights, to_images(batch, model.device))
+            codes = model.family.encode(model.weights, images)
         return {level: grid.cpu().numpy() for level, grid in codes.items()}
 
     return encode

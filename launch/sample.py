@@ -117,8 +117,8 @@ def reconstruct(model: Model, arguments: argparse.Namespace) -> None:
     for flag in ("classes", "per_class", "seed", "candidates"):
         if getattr(arguments, flag) != parser_of().get_default(flag):
             raise UserError(f"--{flag.replace('_', '-')} is for samples, and --reconstruct draws none; leave it out")
-    size, data = model.family.spec.size, model.recipe.data
-    images = find_images(arguments.reconstruct, "validation", "--reconstruct", size, data.resize, data.remote)
+    spec, data, where = model.family.spec, model.recipe.data, arguments.reconstruct
+    images = find_images(where, "validation", "--reconstruct", spec.size, data.resize, data.remote, spec.channels)
     pairs = reconstruction_pairs(model.reconstruct, images, RECONSTRUCTIONS, model.device)
     save_grid(arguments.out, pairs.cpu(), columns=GRID_PER_CLASS)
     say(f"{len(pairs) // 2} images and their reconstructions at step {model.provenance['step']}: {arguments.out}")

@@ -3,8 +3,8 @@
 Ordinary JPEG is decoded by libjpeg-turbo through simplejpeg, strictly: a damaged image is an error, never half a picture. The
 rest (PNG, WebP, and JPEG in CMYK or YCCK) is decoded by Pillow. Pixels that need no decoding are npy: uint8 [H, W, 3], or grey
 [H, W] or [H, W, 1]. Whoever reads says how many channels are wanted, 1 or 3: grey becomes three equal ones, and colours become
-their luma (ITU-R 601). `decode` gives pixels as they are stored. Images for training are also rotated upright as their EXIF says; launch/shard.py
-has done that already, but other makers of shards may not.
+their luma (ITU-R 601). `decode` gives pixels as they are stored. Images for training are also rotated upright as their EXIF
+says; launch/shard.py has done that already, but other makers of shards may not.
 """
 
 import io
@@ -250,7 +250,8 @@ def _undecodable(error: Exception) -> Exception:
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Converts to RGB, or to grey for 1 channel; drops transparency (as torchvision's loader does), and reduces 16 bits to 8."""
+    """Converts to RGB, or to grey for 1 channel; drops transparency (as torchvision's loader does), and reduces 16 bits to
+    8."""
     if image.mode.startswith("I"):
         high_bytes = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
         image = Image.fromarray(high_bytes)

@@ -21,9 +21,9 @@ A sample that has no member of an extension has offset -1 there. At most one fie
 executed or unpickled. For codes (launch/encode.py) the index has, before "shards", the key "codes", a `CodesManifest`, and
 "size", the size of the images that were encoded.
 
-Version 1 had no "fields" but "classes" and "size", the side of square images or null: each sample was an image of three channels
-in one of IMAGE_EXTENSIONS, or codes, and a label ("labels_from": cls, json:KEY or none). It is read as the fields `image`, or
-one per level of the codes, and `label`, keeps its fingerprint, and is written again as version 1.
+Version 1 had no "fields" but "classes" and "size", the side of square images or null: each sample was an image of three
+channels in one of IMAGE_EXTENSIONS, or codes, and a label ("labels_from": cls, json:KEY or none). It is read as the fields
+`image`, or one per level of the codes, and `label`, keeps its fingerprint, and is written again as version 1.
 """
 
 import contextlib
@@ -209,6 +209,12 @@ class Index:
         pictured = [field for field in self.fields.values() if isinstance(field, PicturedField)]
         named = [field for field in pictured if field.name == "image"]
         return min(named or pictured, key=lambda field: field.factor, default=None)
+
+    @property
+    def labelled_image(self) -> tuple[str, str]:
+        """The names of the image and of the label: what an evaluation reads."""
+        assert self.picture is not None, f"{self.path}: has no images"
+        return self.picture.name, self.label_field.name
 
     @property
     def image_size(self) -> tuple[int, int] | None:

@@ -65,18 +65,18 @@ class DataOptions(Options):
 
     train: Where
     """Index of the training split (`OUT/train.json` of launch/shard.py, or of launch/encode.py for codes), or `digits`: a path,
-    or a URL (http://, https://, hf://datasets/OWNER/NAME/..., s3://), with the shards beside it. Several by name, `{a: ..., b: ...}`,
-    are read side by side, each in its own order: a sample has the image of each as `a` and `b`."""
+    or a URL (http://, https://, hf://datasets/OWNER/NAME/..., s3://), with the shards beside it. Several by name, `{a: ...,
+    b: ...}`, are read side by side, each in its own order: a sample has the image of each as `a` and `b`."""
     validation: Where | None = None
     """Index of the held-out split, or `digits`, or several by the same names; null if there is none."""
     image_size: Size | None = None
-    """Size of the images in pixels: the side of a square, or [height, width]; the shards must have been made at this size, or be
-    codes of such images. null: as the shards have it."""
+    """Size of the images in pixels: the side of a square, or [height, width]; the shards must have been made at this size,
+    or be codes of such images. null: as the shards have it."""
     channels: Literal[1, 3] | None = None
     """Channels of the images: 1 makes colours grey, 3 gives grey images three equal channels; null: as the shards have them."""
     resize: Resize = "never"
-    """How images of other sizes are resized when they are read. `never`: they are an error; `exact`: they are resized until they
-    cover the size and the centre is cropped, as launch/shard.py --size does; `scaled`: large JPEGs are first decoded at a
+    """How images of other sizes are resized when they are read. `never`: they are an error; `exact`: they are resized until
+    they cover the size and the centre is cropped, as launch/shard.py --size does; `scaled`: large JPEGs are first decoded at a
     fraction of their size, which is faster and gives slightly different pixels."""
     crop_from: Size | None = None
     """Size that images have before image_size is cropped from them: at a random position in training, at the centre elsewhere
@@ -84,9 +84,9 @@ class DataOptions(Options):
     frames: int | None = Field(default=None, ge=1)
     """Frames of a clip: a window at a random position in training, the first frames elsewhere; null: as many as the shortest
     clip has."""
-    rename: dict[Name, str] = {}
-    """Fields under other names: NEW: the name in the index."""
-    derive: dict[Name, Derivation] = {}
+    rename: Mapping[Name, str] = Field(default_factory=dict)
+    """Fields under other names: for each new name, the name in the index."""
+    derive: Mapping[Name, Derivation] = Field(default_factory=dict)
     """Further fields, each made from an image: by name, `kind` downscale, edges, grey or mask, `of` which image, and the kind's
     options."""
     text: TextOptions = TextOptions()

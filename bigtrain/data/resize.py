@@ -1,9 +1,9 @@
 """Resizes and crops pictures to one size when they are read, for shards that hold photographs at their own size.
 
 `exact` decodes the whole picture and then does what launch/shard.py --size does: it resizes the picture until it covers the
-wanted size (bicubic, antialiased) and crops the centre. `scaled` lets libjpeg-turbo decode a JPEG at n/8 of its size, n as small
-as possible with both sides at least 5/4 of the wanted ones, and resizes that: less work, slightly different pixels. Both depend
-on the file alone. tests/benchmarks/decoding.py measures how far each is from Pillow, and how fast.
+wanted size (bicubic, antialiased) and crops the centre. `scaled` lets libjpeg-turbo decode a JPEG at n/8 of its size, n as
+small as possible with both sides at least 5/4 of the wanted ones, and resizes that: less work, slightly different pixels.
+Both depend on the file alone. tests/benchmarks/decoding.py measures how far each is from Pillow, and how fast.
 """
 
 from typing import Literal

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,35 +15,48 @@ from bigtrain.data.options import DataOptions, sides
 from bigtrain.data.read import variants
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.read.side_by_side import SideBySide
+from bigtrain.data.read.stream import Data
 from bigtrain.data.remote import DEFAULTS, HERE, Origin, RemoteOptions, is_remote
 from bigtrain.data.resize import Resize
 from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT
 from bigtrain.sizes import image_size_of, size_flag, size_key, size_text
 
+DIGITS = "digits"
+"""Names scikit-learn's digits where an index is asked for."""
 Split = Literal["train", "validation"]
 
 
-def find_split(data: DataOptions, split: Split) -> Index | SideBySide:
+def find_split(data: DataOptions, split: Split) -> Data:
     """What `data.SPLIT` names, with fields and classes as `data` says. Raises UserError, also for missing shards."""
-    where = data.train if split == "train" else data.validation
-    assert where is not None, f"data.{split} names no index"
     size = sides(data.crop_from or data.image_size)
+    return _each(
+        data, split, lambda where, key: _as_read(open_index(where, split, key, size, data.remote), data, split, key)
+    )
+
+
+def known_split(data: DataOptions) -> Data | None:
+    """What `data.train` names, with fields and classes as `data` says, from the indexes alone: their shards may be missing.
+    None if an index is not on this machine. Raises UserError."""
+    paths = [data.train] if isinstance(data.train, str) else list(data.train.values())
+    if not all(path == DIGITS or Path(path).is_file() for path in paths):
+        return None
+    size = sides(data.crop_from or data.image_size)
+
+    def read(where: str, key: str) -> Index:
+        index = Index.read(digits_index("train", size) if where == DIGITS else where)
+        return _as_read(index, data, "train", key)
+
+    return _each(data, "train", read)
+
+
+def _each(data: DataOptions, split: Split, read: Callable[[str, str], Index]) -> Data:
+    """What `data.SPLIT` names, one index or several; `read` gives the one that a key names."""
+    where, key = (data.train if split == "train" else data.validation), f"data.{split}"
+    assert where is not None, f"{key} names no index"
     if isinstance(where, str):
-        return _as_read(
-            open_index(where, split, f"data.{split}", size, data.remote), data, split, f"data.{split}: {where}"
-        )
-    indexes = {}
-    for name, part in where.items():
-        key = f"data.{split}.{name}"
-        indexes[name] = _as_read(open_index(part, split, key, size, data.remote), data, split, f"{key}: {part}")
-    return SideBySide(indexes)
-
-
-def as_trained_on(index: Index, data: DataOptions) -> Index:
-    """`index`, which is that of `data.train`, with fields and classes as `data` says; its shards may be missing. Raises
-    UserError."""
-    return _as_read(index, data, "train", f"data.train: {data.train}")
+        return read(where, key)
+    return SideBySide({name: read(path, f"{key}.{name}") for name, path in where.items()})
 
 
 def find_index(
@@ -56,14 +69,14 @@ def find_index(
     """The index that `data.SPLIT` names, with images of `size` (height, width, or the side of a square; None: as they are).
     Raises UserError, also for missing shards."""
     index = open_index(where, split, f"data.{split}", sides(size), remote)
-    return _with_size(index, f"data.{split}: {where}", sides(size), resize, None)
+    return _with_size(index, f"data.{split}", sides(size), resize, None)
 
 
-def _as_read(index: Index, data: DataOptions, split: Split, what: str) -> Index:
-    """The index with all that a recipe says of how it is read. `what`: the key and the path, for messages."""
+def _as_read(index: Index, data: DataOptions, split: Split, key: str) -> Index:
+    """The index that `key` names, with all that a recipe says of how it is read."""
     if data.channels not in (None, index.channels):
         index = variants.with_channels(index, data.channels)
-    index = _with_size(index, what, sides(data.image_size), data.resize, sides(data.crop_from))
+    index = _with_size(index, key, sides(data.image_size), data.resize, sides(data.crop_from))
     kinds = {field.kind for field in index.fields.values()}
     if "clip" in kinds and data.frames is not None:
         index = variants.windowed(index, data.frames)
@@ -84,10 +97,11 @@ def _as_read(index: Index, data: DataOptions, split: Split, what: str) -> Index:
 
 
 def _with_size(
-    index: Index, what: str, size: tuple[int, int] | None, resize: Resize, crop_from: tuple[int, int] | None
+    index: Index, name: str, size: tuple[int, int] | None, resize: Resize, crop_from: tuple[int, int] | None
 ) -> Index:
-    """The index with pictures of `size`, resized or cropped if that is asked for. Raises UserError."""
-    has = index.image_size
+    """The index that the key `name` names, with pictures of `size`, resized or cropped if that is asked for. Raises
+    UserError."""
+    has, what = index.image_size, f"{name}: {index.where}"
     if size is None or (has == size and crop_from in (None, size)):
         return index
     if index.picture is None and index.codes is None:
@@ -112,7 +126,7 @@ def open_index(
 
     Raises UserError that names `key`, the option that gave `where`.
     """
-    if where == "digits":
+    if where == DIGITS:
         return _checked(digits_index(split, digits_size), key, "remove the folder, and it is made again")
     origin = Origin(key=key, options=remote)
     if is_remote(where):
@@ -186,7 +200,7 @@ def image_shape(index: Index) -> tuple[int, int, int]:
     return (index.channels, *index.image_size)
 
 
-def describe(index: Index | SideBySide) -> dict[str, Any]:
+def describe(index: Data) -> dict[str, Any]:
     """The description of the data that a checkpoint holds: enough to sample without the data (`DataSpec.of`)."""
     size = index.image_size
     facts: dict[str, Any] = {

@@ -4,7 +4,7 @@ Every rank reads its share of the split, each sample once, and float64 sums are 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Progress, Reading, on_main, stoppable, together
+from bigtrain.data.fields.pictures import to_images
 from bigtrain.data.index import Index
-from bigtrain.data.read.batch import Batch, to_images
+from bigtrain.data.read.batch import Batch
 from bigtrain.data.read.stream import SplitLoader
 from bigtrain.data.splits import image_shape
 from bigtrain.errors import UserError
@@ -30,19 +31,26 @@ Likelihood = Callable[[Any, Batch], Mapping[str, Tensor]]
 
 
 def measure_likelihood(
-    likelihood: Likelihood, dimensions: int, index: Index, limit: int | None, device: torch.device, reading: Reading
+    likelihood: Likelihood,
+    dimensions: int,
+    index: Index,
+    limit: int | None,
+    device: torch.device,
+    reading: Reading,
+    reads: Sequence[str],
 ) -> dict[str, Any]:
     """Bits per dimension of a split (or of a fixed random subset of `limit` samples) with its standard error.
 
-    `dimensions`: of one sample. Returns bits_per_dim, bits_per_dim_standard_error, nats (the mean over samples) and,
-    under bits_per_dim_terms, every other term of `likelihood`, in bits per dimension: a number, or a list if the term
-    is a vector. Every rank gets the same. Raises UserError and Stopped.
+    `dimensions`: of one sample; `reads`: the names of the fields that `likelihood` takes. Returns bits_per_dim,
+    bits_per_dim_standard_error, nats (the mean over samples) and, under bits_per_dim_terms, every other term of
+    `likelihood`, in bits per dimension: a number, or a list if the term is a vector. Every rank gets the same. Raises
+    UserError and Stopped.
     """
     sums: dict[str, Tensor] = {}
     squares = torch.zeros((), dtype=torch.float64, device=device)
 
     def sweep() -> None:
-        for numbers, batch, progress in _batches(index, limit, reading, "likelihood"):
+        for numbers, batch, progress in _batches(index, limit, reading, "likelihood", reads):
             terms = likelihood(numbers, batch)
             for name, values in terms.items():
                 assert values.dtype == torch.float64, f"the term {name} is {values.dtype}, not float64"
@@ -84,10 +92,11 @@ def measure_reconstruction(
     Stopped.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=device)
+    image, _ = index.labelled_image
 
     def sweep() -> None:
-        for numbers, batch, progress in _batches(index, limit, reading, "reconstruction"):
-            images = to_images(batch, device)
+        for numbers, batch, progress in _batches(index, limit, reading, "reconstruction", [image]):
+            images = to_images(batch[image], batch.flips, device)
             reconstructed = ((reconstruct(images).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
             exact = images.double()
             sums.add_(torch.stack([(reconstructed.double() - exact).square().sum(), exact.sum(), exact.square().sum()]))
@@ -140,10 +149,16 @@ def measure_rfid(
     return {"rfid": on_main(distance)}, {"features": features.protocol([channels]), "reference_samples": split.samples}
 
 
-def _batches(index: Index, limit: int | None, reading: Reading, what: str) -> Any:
-    """Yields (numbers, batch, progress bar) of this rank's share of the split."""
+def _batches(index: Index, limit: int | None, reading: Reading, what: str, fields: Sequence[str]) -> Any:
+    """Yields (numbers, batch of `fields`, progress bar) of this rank's share of the split."""
     sweep = SplitLoader(
-        index, rank=world.rank(), world=world.size(), batch=reading.batch, workers=reading.workers, limit=limit
+        index,
+        rank=world.rank(),
+        world=world.size(),
+        batch=reading.batch,
+        workers=reading.workers,
+        limit=limit,
+        fields=fields,
     )
     with Progress(min(limit or index.samples, index.samples), f"{what} of {index.split}") as progress:
         for numbers, batch in sweep:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from bigtrain.cluster.passes import Reading
+from bigtrain.data.fields.pictures import to_images
 from bigtrain.data.index import Index
-from bigtrain.data.read.batch import to_images
 from bigtrain.data.read.stream import read_chunks
 from bigtrain.data.sources.collection import ImageCollection, read_images
 from bigtrain.data.splits import image_shape
@@ -137,8 +137,9 @@ class Shards(ImageSet):
             self.key["channels"] = channels
 
     def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
-        for chunk, batch in read_chunks(self.index, _chunks(numbers, reading), workers=reading.workers):
-            yield ImageBatch(chunk, [(np.arange(len(chunk)), pictures(batch, device))], batch.labels)
+        image, label = names = self.index.labelled_image
+        for chunk, batch in read_chunks(self.index, _chunks(numbers, reading), workers=reading.workers, fields=names):
+            yield ImageBatch(chunk, [(np.arange(len(chunk)), pictures(batch[image], device))], batch[label])
 
     def describe(self, digest: str | None) -> dict[str, Any]:
         facts = {"split": self.split, "samples": self.count, "fingerprint": self.index.fingerprint}
@@ -162,10 +163,12 @@ class Reconstructions(Shards):
 
     def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
         chunks = _chunks(numbers, reading)
-        batches = read_chunks(self.index, [self._numbers[chunk] for chunk in chunks], workers=reading.workers)
+        image, label = names = self.index.labelled_image
+        asked = [self._numbers[chunk] for chunk in chunks]
+        batches = read_chunks(self.index, asked, workers=reading.workers, fields=names)
         for chunk, (_, batch) in zip(chunks, batches, strict=True):
-            images = to_uint8(self._reconstruct(to_images(batch, device)).clamp(-1, 1))
-            yield ImageBatch(chunk, [(np.arange(len(chunk)), images)], batch.labels)
+            images = to_uint8(self._reconstruct(to_images(batch[image], batch.flips, device)).clamp(-1, 1))
+            yield ImageBatch(chunk, [(np.arange(len(chunk)), images)], batch[label])
 
 
 class ImagesFromFiles(ImageSet):

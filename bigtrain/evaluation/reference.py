@@ -143,7 +143,7 @@ def _is_index(where: str, key: str) -> bool:
 
 def _shards(where: str, key: str) -> Shards:
     """Of an index at a path or a URL; `key` is what named it."""
-    index = open_index(where, "reference", key, 0)
+    index = open_index(where, "reference", key)
     if index.codes is not None:
         raise UserError(f"{key}: {where} is an index of codes; give that of the images ({index.codes.images['path']})")
     if index.image_size is None:

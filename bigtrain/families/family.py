@@ -6,7 +6,7 @@ To add a family: one module here with a `Family` subclass, one module of network
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -80,23 +80,30 @@ class CodeLevel:
     grid: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Microbatch:
-    """One rank's slice of one global microbatch, on the device.
+@dataclass(frozen=True, eq=False)
+class Microbatch(Mapping[str, Tensor]):
+    """One rank's slice of one global microbatch, on the device: a mapping of the data's fields.
 
-    images: [n, C, H, W] in [-1, 1], or None where the data are codes; codes: int64 [n, h, w] by level, or None where the
-    data are images; labels: int64 [n]. All three are None in a phase that reads no data.
+    fields: by name, [n, ...] as their kinds say (an image is [n, C, H, W] in [-1, 1], a label and codes are int64); empty in a
+    phase that reads no data.
     indices: the numbers of these n samples in the global batch, which key every draw; global_batch_size: how many samples
     it has; draws: the keyed draws of this step and repeat, on the device; device: where new tensors go.
     """
 
-    images: Tensor | None
-    labels: Tensor | None
+    fields: Mapping[str, Tensor]
     indices: Indices
     draws: Draws
     device: torch.device
     global_batch_size: int
-    codes: Mapping[str, Tensor] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.fields)
+
+    def __len__(self) -> int:
+        return len(self.fields)
 
 
 @dataclass(frozen=True)
@@ -134,10 +141,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a family needs to know about the data: images of one size in named classes, or the codes of such images."""
+    """What a family needs to know about the data: its fields, their sizes, and the classes of the samples."""
 
     size: tuple[int, int]
-    """(height, width) of the images in pixels."""
+    """(height, width) of the images in pixels, or of those that codes were made from; (0, 0) where there are none."""
     channels: int
     """Of the images: 3 (RGB) or 1 (grey)."""
     classes: tuple[str, ...]
@@ -147,6 +154,16 @@ class DataSpec:
     """The levels of the codes, the coarsest first; None where the data are images."""
     tokenizer: str | None = None
     """The fingerprint of the tokenizer that made the codes; None where the data are images."""
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By name what each field says of itself (`Field.described`), with its `kind` first of all. Without: an image, or codes,
+    and a label."""
+
+    def __post_init__(self) -> None:
+        if not self.fields:
+            samples = ["image"] if self.codes is None else list(self.codes)
+            kind = "image" if self.codes is None else "codes"
+            fields = {name: {"kind": kind} for name in samples} | {"label": {"kind": "label"}}
+            object.__setattr__(self, "fields", fields)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "DataSpec":
@@ -159,22 +176,24 @@ class DataSpec:
         }
         tokenizer = codes["tokenizer"] if codes else None
         return cls(
-            size_of(data["image_size"]),
+            (0, 0) if data["image_size"] is None else size_of(data["image_size"]),
             data.get("channels", 3),  # before there was the key, all images were RGB
             tuple(data["classes"]),
             tuple(data["class_counts"]),
             levels,
             tokenizer,
+            data.get("fields", {}),  # before there was the key, the data were images or codes
         )
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of `from_json`."""
         content: dict[str, Any] = {
             "format": FORMAT,
-            "image_size": image_size_of(self.size),
+            "image_size": image_size_of(self.size) if min(self.size) else None,
             "channels": self.channels,
             "classes": list(self.classes),
             "class_counts": list(self.class_counts),
+            "fields": {name: dict(facts) for name, facts in self.fields.items()},
         }
         if self.codes is not None:
             levels = {
@@ -246,8 +265,8 @@ class Family(ABC):
     kind: ClassVar[str]
     options_class: ClassVar[type[Options]]
     sampling_class: ClassVar[type[Options]]
-    reads_codes: ClassVar[bool] = False
-    """Whether the data may be a tokenizer's codes."""
+    needs: ClassVar[Mapping[str, str]] = {"image": "image", "label": "label"}
+    """The fields of the data that every model of this kind is trained on: kinds by name."""
     capabilities: frozenset[Capability] = frozenset({"sample", "by_class"})
     speed_options: frozenset[str] = frozenset()
     """Sampling options that change the speed but not the samples, so that a protocol leaves them out."""
@@ -274,6 +293,11 @@ class Family(ABC):
 
     @abstractmethod
     def __init__(self, options: Any, spec: DataSpec) -> None: ...
+
+    @property
+    def reads(self) -> Sequence[str]:
+        """The names of the fields that its phases and its likelihood take."""
+        return tuple(self.needs)
 
     def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
         """Data-dependent initialisation, before step 0, on every rank with its slices of the first global microbatches.

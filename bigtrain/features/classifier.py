@@ -218,11 +218,14 @@ def _held_out_accuracy(cache: Cache, validation: Index, classifier: Classifier, 
 def measure_accuracy(classifier: Classifier, index: Index, reading: Reading) -> float:
     """The accuracy on (at most HELD_OUT_IMAGES) images of a split, computed by this process alone."""
     right, total = torch.zeros((), dtype=torch.int64, device=classifier.device), 0
-    sweep = SplitLoader(index, rank=0, world=1, batch=reading.batch, workers=reading.workers, limit=HELD_OUT_IMAGES)
+    image, label = names = index.labelled_image
+    sweep = SplitLoader(
+        index, rank=0, world=1, batch=reading.batch, workers=reading.workers, limit=HELD_OUT_IMAGES, fields=names
+    )
     for _, batch in sweep:
         reading.check_stop()
-        images = pictures(batch, classifier.device)
-        right += (classifier.predict(images) == batch.labels.to(classifier.device)).sum()
+        images = pictures(batch[image], classifier.device)
+        right += (classifier.predict(images) == batch[label].to(classifier.device)).sum()
         total += len(images)
     return int(right) / total
 
@@ -233,8 +236,9 @@ def train_classifier(index: Index, role: Role, reading: Reading, device: torch.d
     Leaves torch's generators, default dtype and precision settings as they were.
     """
     training = TRAININGS[role]
+    image, label = index.labelled_image
     with _batches(index, training, reading) as stream:
-        batches = ((pictures(batch, device), batch.labels.to(device)) for batch in stream)
+        batches = ((pictures(batch[image], device), batch[label].to(device)) for batch in stream)
         return _trained(role, batches, index.samples, len(index.classes), image_shape(index), reading, device)
 
 
@@ -295,9 +299,9 @@ def _trained(
 
 @contextmanager
 def _batches(index: Index, training: Training, reading: Reading) -> Iterator[Stream]:
-    size = image_size_of(image_shape(index)[1:])
-    options = DataOptions.model_validate({"train": str(index.path), "image_size": size, "workers": reading.workers})
-    stream = Stream(index, options, training.seed, rank=0, world=1, microbatch=training.batch)
+    options = DataOptions(train=str(index.path), workers=reading.workers)
+    names = index.labelled_image
+    stream = Stream(index, options, training.seed, rank=0, world=1, microbatch=training.batch, fields=names)
     try:
         yield stream
     finally:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigtrain.data.read.batch import Batch
 from bigtrain.errors import UserError
 from bigtrain.sizes import size_text
 
@@ -55,10 +54,9 @@ def building() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def pictures(batch: Batch, device: torch.device) -> Tensor:
-    """The batch's images as feature networks take them: uint8 [n, C, H, W] on the device, not flipped."""
-    assert batch.images is not None, "features need images, and this split holds codes"
-    return batch.images.to(device).permute(0, 3, 1, 2)
+def pictures(images: Tensor, device: torch.device) -> Tensor:
+    """Images of a batch, uint8 [n, H, W, C], as feature networks take them: uint8 [n, C, H, W] on the device, not flipped."""
+    return images.to(device).permute(0, 3, 1, 2)
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:

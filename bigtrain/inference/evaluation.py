@@ -10,7 +10,7 @@ import torch
 
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading, Stopped, together
-from bigtrain.data.index import Index
+from bigtrain.data.read.stream import Data
 from bigtrain.errors import UserError
 from bigtrain.evaluation.evaluate import check, evaluate
 from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction, measure_rfid
@@ -24,7 +24,7 @@ from bigtrain.features.classifier import check_classes
 from bigtrain.features.opening import open_features
 from bigtrain.inference.candidate_selection import find_selection
 from bigtrain.inference.model import Model, Sampler
-from bigtrain.inference.splits import images_behind
+from bigtrain.inference.splits import images_behind, one_index
 from bigtrain.runs.folder import RunFolder
 
 
@@ -36,7 +36,7 @@ def _samples(sampler: Sampler, options: EvaluationOptions) -> tuple[Drawn, Label
 
 
 def check_early(
-    family: Family, options: EvaluationOptions, train: Index, validation: Index | None, device: torch.device
+    family: Family, options: EvaluationOptions, train: Data, validation: Data | None, device: torch.device
 ) -> None:
     """Raises UserError, before the first step, for whatever would make the first evaluation fail."""
     chosen = options.chosen(family.capabilities)
@@ -59,7 +59,7 @@ def check_early(
         open_features(options.features, options.weights, size, reading, device, train=real[0], validation=real[1])
 
 
-def check_metrics(family: Family, options: EvaluationOptions, validation: Index | None) -> None:
+def check_metrics(family: Family, options: EvaluationOptions, validation: Data | None) -> None:
     """Raises UserError for a metric that needs a capability that the family lacks, or a split that is not given."""
     for metric in options.chosen(family.capabilities):
         needed: list[Capability] = [HELD_OUT[metric]] if metric in HELD_OUT else ["sample"]
@@ -82,8 +82,8 @@ def check_metrics(family: Family, options: EvaluationOptions, validation: Index 
 
 def evaluate_model(
     model: Model,
-    train: Index,
-    validation: Index | None,
+    train: Data,
+    validation: Data | None,
     should_stop: Callable[[], bool] = lambda: False,
     *,
     keep_moments: bool = False,
@@ -97,7 +97,7 @@ def evaluate_model(
 
 
 def _evaluated(
-    model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool], keep_moments: bool
+    model: Model, train: Data, validation: Data | None, should_stop: Callable[[], bool], keep_moments: bool
 ) -> EvaluationResult:
     """`evaluate_model`, but raises Stopped."""
     family, options = model.family, model.recipe.evaluation
@@ -148,12 +148,13 @@ def reading_workers(model: Model) -> int:
 
 
 def _measure_held_out(
-    metric: str, model: Model, train: Index, validation: Index | None, should_stop: Callable[[], bool]
+    metric: str, model: Model, train: Data, validation: Data | None, should_stop: Callable[[], bool]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(values, protocol) of one metric that is measured on real data."""
     options = model.recipe.evaluation
-    split = train if options.split == "train" else validation
-    assert split is not None, "check_metrics has checked that"
+    measured_on = train if options.split == "train" else validation
+    assert measured_on is not None, "check_metrics has checked that"
+    split = one_index(measured_on)
     reading = Reading(options.batch_size, reading_workers(model), should_stop)
     samples = min(options.split_samples or split.samples, split.samples)
     protocol: dict[str, Any] = {"split": options.split, "samples": samples, "fingerprint": split.fingerprint}
@@ -165,10 +166,17 @@ def _measure_held_out(
         return measure_reconstruction(model.reconstruct, split, options.split_samples, model.device, reading), protocol
     protocol["dimensions"] = model.family.dimensions
     protocol |= model.family.likelihood_protocol(options.likelihood_evaluations, options.seed)
-    likelihood = model.likelihood(options.seed, options.likelihood_evaluations)
-    return measure_likelihood(
-        likelihood, model.family.dimensions, split, options.split_samples, model.device, reading
-    ), protocol
+    likelihood = model.likelihood(split, options.seed, options.likelihood_evaluations)
+    measured = measure_likelihood(
+        likelihood,
+        model.family.dimensions,
+        split,
+        options.split_samples,
+        model.device,
+        reading,
+        model.family.reads,
+    )
+    return measured, protocol
 
 
 def write_evaluation(folder: Path, step: int, evaluated: EvaluationResult) -> Path:

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading
 from bigtrain.data.index import Index
-from bigtrain.data.read.batch import Batch, to_codes, to_images
+from bigtrain.data.read.batch import Batch, on_device
+from bigtrain.data.read.stream import Data
 from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
 from bigtrain.families.family import (
@@ -65,7 +66,7 @@ class Model:
         if capability not in self.family.capabilities:
             raise UserError(f"{what}: {self.family.why_not(capability)}")
 
-    def check_data(self, index: Index, key: str) -> None:
+    def check_data(self, index: Data, key: str) -> None:
         """Raises UserError if the model was not trained on data like this split: other classes, size or codes."""
         data = self.provenance["data"]
         given, own = DataSpec.from_json(describe(index)), DataSpec.from_json(data)
@@ -111,16 +112,17 @@ class Model:
         with full_float32(self.device):
             return self.family.reconstruct(self.weights, images.to(self.device))
 
-    def likelihood(self, seed: int, evaluations: int | None) -> Callable[[np.ndarray, Batch], Mapping[str, Tensor]]:
-        """The function that `measure_likelihood` takes. `seed` keys the draws of families whose bound needs any; `evaluations`:
-        as evaluation.likelihood_evaluations."""
+    def likelihood(
+        self, index: Index, seed: int, evaluations: int | None
+    ) -> Callable[[np.ndarray, Batch], Mapping[str, Tensor]]:
+        """The function that `measure_likelihood` takes for a split. `seed` keys the draws of families whose bound needs any;
+        `evaluations`: as evaluation.likelihood_evaluations."""
 
         def measure(numbers: np.ndarray, batch: Batch) -> Mapping[str, Tensor]:
-            images = to_images(batch, self.device) if batch.codes is None else None
-            codes = to_codes(batch, self.device) if batch.codes is not None else None
             sample_ids = to_device(torch.from_numpy(numbers), self.device)
-            labels, draws = batch.labels.to(self.device), Draws(seed, device=self.device)
-            microbatch = Microbatch(images, labels, sample_ids, draws, self.device, len(sample_ids), codes)
+            draws = Draws(seed, device=self.device)
+            fields = on_device(batch, index.fields, self.device)
+            microbatch = Microbatch(fields, sample_ids, draws, self.device, len(sample_ids))
             with full_float32(self.device):
                 return self.family.likelihood(self.weights, microbatch, evaluations)
 
@@ -213,14 +215,27 @@ def open_model(
 def make_family(recipe: Recipe, spec: DataSpec) -> Family:
     """The recipe's family for such data. Raises UserError if its options do not fit the data."""
     kind = find_family(recipe.family.kind)
-    if spec.codes is not None and not kind.reads_codes:
-        raise UserError(
-            f"data.train: {recipe.data.train} holds codes, but a {kind.kind} learns images; give their index"
-        )
+    for name, wanted in kind.needs.items():
+        _check_field(name, wanted, spec, kind.kind, recipe.data.train)
     try:
         return kind(recipe.family, spec)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _check_field(name: str, wanted: str, spec: DataSpec, family: str, where: object) -> None:
+    """Raises UserError if the data have no field `name` of the kind `wanted`."""
+    found = spec.fields.get(name)
+    if found is not None and found["kind"] == wanted:
+        return
+    if wanted == "image" and spec.codes is not None:
+        raise UserError(f"data.train: {where} holds codes, but a {family} learns images; give their index")
+    has = ", ".join(f"{other} ({facts['kind']})" for other, facts in spec.fields.items())
+    missing = f"no field {name}" if found is None else f"a field {name} that is no {wanted}"
+    raise UserError(
+        f"data.train: {where} has {missing}, and a {family} needs a field {name} of the kind {wanted}; it has {has}: rename "
+        f"one with data.rename.{name}=FIELD, or derive one by data.derive.{name}"
+    )
 
 
 def attach_dependencies(family: Family, device: torch.device, roles: Sequence[str] | None = None) -> None:

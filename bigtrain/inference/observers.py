@@ -7,8 +7,8 @@ from torch import nn
 
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Stopped, gather_rows, stoppable, together
+from bigtrain.data.fields.pictures import to_images
 from bigtrain.data.index import Index
-from bigtrain.data.read.batch import to_images
 from bigtrain.data.read.stream import SplitLoader
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import HELD_OUT
@@ -16,6 +16,7 @@ from bigtrain.families.family import Family
 from bigtrain.inference.checkpoint_selection import in_training
 from bigtrain.inference.evaluation import check_early, check_metrics, evaluate_model, write_evaluation
 from bigtrain.inference.model import Model, Sampler, attach_dependencies
+from bigtrain.inference.splits import one_index
 from bigtrain.pictures import save_grid, to_uint8
 from bigtrain.recipe import Recipe
 from bigtrain.runs.folder import RunFolder
@@ -90,8 +91,10 @@ def reconstruction_pairs(
     """A fixed random subset of `count` images, uint8 [n, C, H, W]: a row of GRID_PER_CLASS originals, then the row of their
     reconstructions, and so on; the last row is filled up with white."""
     rows = []
-    for _, batch in SplitLoader(images, rank=0, world=1, batch=GRID_PER_CLASS, workers=0, limit=count):
-        real = to_images(batch, device)
+    image, _ = images.labelled_image
+    sweep = SplitLoader(images, rank=0, world=1, batch=GRID_PER_CLASS, workers=0, limit=count, fields=[image])
+    for _, batch in sweep:
+        real = to_images(batch[image], batch.flips, device)
         for row in (to_uint8(real), to_uint8(reconstruct(real).clamp(-1, 1))):
             missing = row.new_full((GRID_PER_CLASS - len(row), *row.shape[1:]), 255)
             rows.append(torch.cat([row, missing]))
@@ -106,8 +109,8 @@ class EvaluationObserver:
         family: Family,
         folder: RunFolder,
         recipe: Recipe,
-        train: Index,
-        validation: Index | None,
+        train: Data,
+        validation: Data | None,
         device: torch.device,
     ) -> None:
         self.family, self.folder, self.recipe, self.device = family, folder, recipe, device
@@ -132,8 +135,8 @@ def observers_of(
     family: Family,
     folder: RunFolder,
     recipe: Recipe,
-    train: Index,
-    validation: Index | None,
+    train: Data,
+    validation: Data | None,
     device: torch.device,
 ) -> dict[str, Observer]:
     """The observers of a run: "sample" draws samples or reconstructions, whichever the family can; "evaluate" measures metrics.
@@ -154,7 +157,7 @@ def observers_of(
             samples_needed = True
             observers["sample"] = SampleObserver(family, folder, recipe.run.seed, device)
         elif "reconstruct" in family.capabilities:
-            observers["sample"] = ReconstructionObserver(family, folder, validation or train, device)
+            observers["sample"] = ReconstructionObserver(family, folder, one_index(validation or train), device)
         else:
             raise UserError(f"train.sample_every: {family.why_not('sample')}; leave it null")
     if samples_needed:

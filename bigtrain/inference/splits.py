@@ -1,14 +1,20 @@
 """The splits of a run, the same on all ranks, and the images behind an index of codes."""
 
+from typing import TypeVar
+
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read import variants
+from bigtrain.data.read.side_by_side import SideBySide
+from bigtrain.data.read.stream import Data
 from bigtrain.data.splits import find_split
 from bigtrain.errors import UserError
 
+AnyData = TypeVar("AnyData", bound=Data)
 
-def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
+
+def find_splits(data: DataOptions) -> tuple[Data, Data | None]:
     """The indices of data.train and data.validation. The main rank looks first, as it may have to make them.
 
     Raises UserError if one is missing or differs between ranks, or if they do not have the same classes.
@@ -27,7 +33,7 @@ def find_splits(data: DataOptions) -> tuple[Index, Index | None]:
     return train, validation
 
 
-def same_on_all(index: Index, key: str) -> Index:
+def same_on_all(index: AnyData, key: str) -> AnyData:
     """Returns the index if every rank has the same; every rank calls it. Raises UserError, on all ranks, if they differ."""
     fingerprints = world.gather_objects(index.fingerprint)
     if len(set(fingerprints)) > 1:
@@ -39,8 +45,19 @@ def same_on_all(index: Index, key: str) -> Index:
     return index
 
 
-def images_behind(index: Index) -> Index:
+def one_index(data: Data) -> Index:
+    """The index, where there is one. Raises UserError where several are read side by side: none of them is what samples are
+    compared with."""
+    if isinstance(data, SideBySide):
+        raise UserError(
+            f"evaluation.metrics: {data.where} are read side by side, and this is measured on one index; leave it out"
+        )
+    return data
+
+
+def images_behind(data: Data) -> Index:
     """The index of the images that codes were made from; an index of images itself. Raises UserError."""
+    index = one_index(data)
     if index.codes is None:
         return index
     source = index.codes.images
@@ -49,6 +66,8 @@ def images_behind(index: Index) -> Index:
         images.check_files()
     except UserError as error:
         raise UserError(f"{index.where}: the images that its codes were made from cannot be read: {error}") from None
+    if source.get("channels", images.channels) != images.channels:
+        images = variants.with_channels(images, source["channels"])
     if "resize" in source:
         assert index.image_size is not None, f"{index.path}: codes are of images of one size"
         images = variants.resized(images, index.image_size, source["resize"])

@@ -2,16 +2,15 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from bigtrain.cluster import world
 from bigtrain.cluster.watchdog import Watchdog
-from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
-from bigtrain.data.read.batch import Batch, to_codes, to_images
-from bigtrain.data.read.stream import Stream
+from bigtrain.data.read.batch import Batch, on_device
+from bigtrain.data.read.stream import Data, Stream
 from bigtrain.errors import RankError, UserError
 from bigtrain.families.family import Microbatch, Phase
 from bigtrain.randomness import DeviceKeys, Draws, torch_seed
@@ -26,16 +25,24 @@ class Microbatches:
     """
 
     def __init__(
-        self, index: Index, data: DataOptions, train: TrainOptions, seed: int, device: torch.device, watchdog: Watchdog
+        self,
+        index: Data,
+        data: DataOptions,
+        train: TrainOptions,
+        seed: int,
+        device: torch.device,
+        watchdog: Watchdog,
+        reads: Sequence[str],
     ) -> None:
+        """`reads`: the fields that are read, by name."""
         self.position = 0
         self.replaced = 0
         self._index, self._data, self._train, self._seed, self._device = index, data, train, seed, device
-        self._watchdog = watchdog
+        self._watchdog, self._reads = watchdog, reads
         self._global_size = train.batch_size // train.accumulate
         self._stream: Stream | None = None
         self._batches: Iterator[Batch] = iter(())
-        self._fetched = any(index.is_remote(number) for number in range(len(index.shards)))
+        self._fetched = index.is_fetched
         self._replaced_names: list[str] = []
         self._wait_s = 0.0
         self._keys: dict[str, DeviceKeys] = {}
@@ -55,6 +62,7 @@ class Microbatches:
             microbatch=self._global_size,
             position=self.position,
             pin_memory=self._device.type == "cuda",
+            fields=self._reads,
         )
         self._batches = iter(self._stream)
 
@@ -118,15 +126,8 @@ class Microbatches:
         return range(first, first + share)
 
     def _on_device(self, batch: Batch | None, piece: int, draws: Draws) -> Microbatch:
-        """The microbatch on the device, with images normalised to [-1, 1]."""
-        images = labels = codes = None
-        if batch is not None:
-            labels = batch.labels.to(self._device, non_blocking=True)
-            if batch.codes is None:
-                images = to_images(batch, self._device)
-            else:
-                codes = to_codes(batch, self._device)
-        return Microbatch(images, labels, self._sample_ids(piece), draws, self._device, self._train.batch_size, codes)
+        fields = {} if batch is None else on_device(batch, self._index.fields, self._device)
+        return Microbatch(fields, self._sample_ids(piece), draws, self._device, self._train.batch_size)
 
     def _next_batch(self) -> Batch:
         self._watchdog.mark("waits for data", patient=self._fetched)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from bigtrain.cluster import world
 from bigtrain.cluster.watchdog import Watchdog, peers_of_world
-from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
+from bigtrain.data.read.stream import Data
 from bigtrain.data.splits import describe
 from bigtrain.errors import TrainingDiverged, UserError
 from bigtrain.families.family import Family, Phase, build_network
@@ -47,7 +47,7 @@ class Trainer:
     def __init__(
         self,
         family: Family,
-        index: Index,
+        index: Data,
         folder: RunFolder,
         *,
         seed: int,
@@ -68,7 +68,7 @@ class Trainer:
         self.seed, self.data, self.train, self.device = seed, data, train, device
         self.observers, self.best = observers, best
         self.watchdog = Watchdog(engine.hang_timeout_s, peers_of_world())
-        self.microbatches = Microbatches(index, data, train, seed, device, self.watchdog)
+        self.microbatches = Microbatches(index, data, train, seed, device, self.watchdog, family.reads)
         self.ema, self.engine = ema, engine
         self.networks = {
             name: to_device(build_network(family, name, seed), device, engine) for name in family.components
@@ -319,7 +319,7 @@ class Trainer:
         """Restores the step, the stream position, the wall time and the meters from a checkpoint."""
         if saved.state["data"]["fingerprint"] != self.index.fingerprint:
             raise UserError(
-                f"{self.index.path}: data.train is not the data that {self.folder.path} was trained on (its shards' "
+                f"{self.index.where}: data.train is not the data that {self.folder.path} was trained on (its shards' "
                 "contents differ); restore them, or train in another folder with run.dir=PATH"
             )
         for name, meter in self.meters.items():

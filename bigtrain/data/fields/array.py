@@ -94,8 +94,8 @@ def numbers_of(data: bytes, member: str) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class AttributesField(Field):
-    """Several numbers at once, as CelebA's forty attributes: float32 [n], from an npy, or from a member of a JSON that maps their
-    names to numbers (`key`: the JSON's key that holds them, None for the whole)."""
+    """Several numbers at once, as CelebA's forty attributes: float32 [n], from an npy, or from a member of a JSON that maps
+    their names to numbers (`key`: the JSON's key that holds them, None for the whole)."""
 
     names: tuple[str, ...]
     key: str | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.data.decode import Undecodable, as_image, check_pixels, decode, with_channels
-from bigtrain.data.fields.field import Geometry, Members
+from bigtrain.data.fields.field import Geometry
 from bigtrain.data.fields.pictures import PicturedField, to_images
 from bigtrain.data.npy import read_npy_header
 from bigtrain.data.resize import centre, read_resized

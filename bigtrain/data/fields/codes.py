@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.field import Field, Geometry
 from bigtrain.data.npy import npy_header, read_npy_header
+from bigtrain.data.resize import Resize
 
 CODES_DTYPE = np.dtype("<u2")
 LARGEST_CODEBOOK = 2**16
@@ -20,7 +21,8 @@ LARGEST_CODEBOOK = 2**16
 
 @dataclass(frozen=True, eq=False)
 class CodesField(Field):
-    """Stored as uint16 [flip variants, h, w]; `grid`: (h, w); `flip_variants`: 2 if the codes of the mirrored image are there."""
+    """Stored as uint16 [flip variants, h, w]; `grid`: (h, w); `flip_variants`: 2 if the codes of the mirrored image are
+    there."""
 
     codebook_size: int
     grid: tuple[int, int]
@@ -96,11 +98,11 @@ class Level(TypedDict):
 
 class EncodedImages(TypedDict):
     """The image index that codes were made from, as JSON. `path` is absolute, or a URL; `resize`: how its images were made
-    one size, if they were resized when read; `size` and `channels`: of the images, where they are not those of the shards."""
+    one size, if they were resized when read; `channels`: of the images, if they are not the 3 of the shards."""
 
     path: str
     fingerprint: str
-    resize: NotRequired[str]
+    resize: NotRequired[Resize]
     channels: NotRequired[int]
 
 
@@ -171,9 +173,9 @@ class CodesManifest:
         }
         images = EncodedImages(path=str(value["images"]["path"]), fingerprint=str(value["images"]["fingerprint"]))
         if "resize" in value["images"]:
+            if value["images"]["resize"] not in get_args(Resize):
+                raise ValueError(f"{value['images']['resize']!r} is not one of the ways to resize images")
             images["resize"] = value["images"]["resize"]
-            if images["resize"] not in ("never", "exact", "scaled"):
-                raise ValueError(f"{images['resize']!r} is not one of the ways to resize images")
         if "channels" in value["images"]:
             images["channels"] = int(value["images"]["channels"])
         return cls(str(value["tokenizer"]), levels, int(value["views"]), str(value["transform"]), images)

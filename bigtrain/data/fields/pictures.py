@@ -56,14 +56,14 @@ class PicturedField(Field):
         return self.crop_from is not None
 
     def at_size(self, size: tuple[int, int], resize: Resize, crop_from: tuple[int, int] | None, coarsest: int) -> Self:
-        """The same field, read at the size that it has where the largest field has `size`. `coarsest`: the largest factor of the
-        sample's fields. Raises UserError for sizes that the factors do not divide."""
+        """The same field, read at the size that it has where the largest field has `size`. `coarsest`: the largest factor of
+        the sample's fields. Raises UserError for sizes that the factors do not divide."""
         align = coarsest // self.factor
         for key, sides in (("image_size", size), ("crop_from", crop_from or size)):
             if any(side % coarsest for side in sides):
                 raise UserError(
-                    f"data.{key}: {sides[0]} x {sides[1]} is not divisible by {coarsest}, by which the fields of a sample differ "
-                    "in size; choose multiples of it"
+                    f"data.{key}: {sides[0]} x {sides[1]} is not divisible by {coarsest}, by which the fields of a sample "
+                    "differ in size; choose multiples of it"
                 )
         parts = [
             None if sides is None else (sides[0] // self.factor, sides[1] // self.factor) for sides in (size, crop_from)
@@ -97,7 +97,8 @@ def _size_of(facts: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int]:
 
 @dataclass(frozen=True, eq=False)
 class ImageField(PicturedField):
-    """uint8 [H, W, C], C = 1 or 3: stored as JPEG gives it and channels_last wants it; [n, C, H, W] in [-1, 1] on the device."""
+    """uint8 [H, W, C], C = 1 or 3: stored as JPEG gives it and channels_last wants it; [n, C, H, W] in [-1, 1] on the
+    device."""
 
     channels: int = 3
     kind = "image"
@@ -151,7 +152,8 @@ class ImageField(PicturedField):
 
 
 def to_images(values: Tensor, flips: Tensor, device: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """uint8 [n, H, W, C] mirrored where `flips` says so: [n, C, H, W] in [-1, 1], channels_last, in `dtype` (torch's default)."""
+    """uint8 [n, H, W, C] mirrored where `flips` says so: [n, C, H, W] in [-1, 1], channels_last, in `dtype` (torch's
+    default)."""
     pixels = values.to(device, non_blocking=True)
     if pixels.device.type == "cpu":
         images = pixels.to(dtype or torch.get_default_dtype())
@@ -246,7 +248,7 @@ def map_numbers(data: bytes, member: str) -> np.ndarray:
 
 def _nearest(numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resized until it covers `size`, by nearest neighbour, and the centre of that."""
-    height, width = covering_shape(*numbers.shape, size)
+    height, width = covering_shape(numbers.shape[0], numbers.shape[1], size)
     if (height, width) != numbers.shape:
         image = Image.fromarray(numbers.astype(np.int32)) if numbers.dtype != np.uint8 else Image.fromarray(numbers)
         numbers = np.asarray(image.resize((width, height), Image.Resampling.NEAREST))

@@ -37,7 +37,7 @@ class Batch(Mapping[str, Tensor]):
         return Batch(fields, self.flips.pin_memory(), self.replaced)
 
 
-def to_device(batch: Batch, fields: Mapping[str, Field], device: Any) -> dict[str, Tensor]:
+def on_device(batch: Batch, fields: Mapping[str, Field], device: Any) -> dict[str, Tensor]:
     """The batch's fields on the device, mirrored, as their kinds say. Copies are asynchronous if the batch is pinned."""
     device = torch.device(device)
     sent: dict[str, Tensor] = {}

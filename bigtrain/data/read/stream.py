@@ -37,6 +37,10 @@ _OTHER_BYTES = 256
 """Bytes per sample besides its fields: its flip and number, and each array's padding."""
 
 
+Data = Index | SideBySide
+"""What a stream reads."""
+
+
 class Stream:
     """An endless iterator of this rank's batches.
 
@@ -48,7 +52,7 @@ class Stream:
 
     def __init__(
         self,
-        index: Index | SideBySide,
+        index: Data,
         options: DataOptions,
         seed: int,
         *,
@@ -98,9 +102,9 @@ def rank_share(numbers: np.ndarray, rank: int, world: int) -> np.ndarray:
 class SplitLoader:
     """One finite pass over a split: each sample once, over all ranks together, without flips.
 
-    Iterating gives (sample numbers int64 [n], Batch) with n <= batch, of `fields`, or of all. Each rank reads its `rank_share`, in the index's order,
-    so ranks may get different counts. With `limit`, the pass is over a fixed random subset of `limit` samples, still in the
-    index's order. Raises UserError for a shard or a sample that cannot be read.
+    Iterating gives (sample numbers int64 [n], Batch) with n <= batch, of `fields`, or of all. Each rank reads its
+    `rank_share`, in the index's order, so ranks may get different counts. With `limit`, the pass is over a fixed random
+    subset of `limit` samples, still in the index's order. Raises UserError for a shard or a sample that cannot be read.
     """
 
     def __init__(
@@ -237,8 +241,8 @@ def _batch(values: Mapping[str, np.ndarray], geometry: Geometry, replaced: list[
 def _read(
     reader: Reader, numbers: np.ndarray, geometry: Geometry, successors: Callable[[int], Iterator[int]]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """(the samples `numbers`, int64 [n], by field; "SHARD/KEY: reason" for each that could not be decoded and was replaced by the
-    first of `successors(row)` that can)."""
+    """(the samples `numbers`, int64 [n], by field; "SHARD/KEY: reason" for each that could not be decoded and was replaced
+    by the first of `successors(row)` that can)."""
     values, failed = reader.read(numbers, geometry)
     replaced = []
     for row, reason in sorted(failed.items()):

@@ -16,7 +16,7 @@ from bigtrain.data.fields.clip import ClipField
 from bigtrain.data.fields.derived import derived
 from bigtrain.data.fields.field import Field
 from bigtrain.data.fields.label import LabelField
-from bigtrain.data.fields.pictures import PicturedField
+from bigtrain.data.fields.pictures import ImageField, PicturedField
 from bigtrain.data.fields.registry import NAME
 from bigtrain.data.fields.text import TextField, tokenizer_hash
 from bigtrain.data.index import Index, Shard
@@ -26,7 +26,8 @@ from bigtrain.errors import UserError
 
 def resized(index: Index, size: tuple[int, int], how: Resize, crop_from: tuple[int, int] | None = None) -> Index:
     """The same samples, with the pictures made (height, width) `size` when they are read: resized to it, or to `crop_from`, of
-    which `size` is then cropped. Fields of a factor get the same part of both. Raises UserError for sizes that do not divide."""
+    which `size` is then cropped. Fields of a factor get the same part of both. Raises UserError for sizes that do not
+    divide."""
     pictured = {name: field for name, field in index.fields.items() if isinstance(field, PicturedField)}
     coarsest = max(field.factor for field in pictured.values())
     fields = {name: field.at_size(size, how, crop_from, coarsest) for name, field in pictured.items()}
@@ -38,7 +39,7 @@ def resized(index: Index, size: tuple[int, int], how: Resize, crop_from: tuple[i
 def with_channels(index: Index, channels: int) -> Index:
     """The same samples, with images of `channels` channels."""
     fields = {
-        name: replace(field, channels=channels) if hasattr(field, "channels") else field
+        name: replace(field, channels=channels) if isinstance(field, ImageField | ClipField) else field
         for name, field in index.fields.items()
     }
     return replace(index, fields=fields, variant={**index.variant, "channels": channels})

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from bigtrain.data.decode import Undecodable, decode, label
-from bigtrain.data.index import IMAGE_EXTENSIONS
+from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS
 from bigtrain.data.sources.collection import ImageCollection, file_key
 from bigtrain.data.sources.folder import Folder
 from bigtrain.data.sources.image_source import ImageSource

@@ -168,12 +168,11 @@ class GAN(Family, kind="gan"):
 
     def discriminator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """Real and fake images in one call of the discriminator."""
-        assert batch.images is not None
-        assert batch.labels is not None
         fake_images, fake_labels = self._fakes(networks, batch, "discriminator", gradients=False)
-        images = torch.cat([batch.images, fake_images.to(batch.images.dtype)])
-        logits = networks["discriminator"](images, torch.cat([batch.labels, fake_labels]))
-        real, fake = logits.split([len(batch.images), len(fake_images)])
+        real_images = batch["image"]
+        images = torch.cat([real_images, fake_images.to(real_images.dtype)])
+        logits = networks["discriminator"](images, torch.cat([batch["label"], fake_labels]))
+        real, fake = logits.split([len(real_images), len(fake_images)])
         return Losses(self._discriminator_loss(real, fake), {"real": real.mean(), "fake": fake.mean()})
 
     def generator_loss(self, networks: Networks, batch: Microbatch) -> Losses:

@@ -6,7 +6,7 @@ optimizer's update.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -57,6 +57,7 @@ class VQVAE(Family, kind="vqvae"):
     sampled_components = ("autoencoder",)
     capabilities = frozenset({"reconstruct", "encode"})
     initialisation_images = 1024
+    needs: ClassVar[Mapping[str, str]] = {"image": "image"}
 
     def __init__(self, options: VQVAEOptions, spec: DataSpec) -> None:
         self.options, self.spec, self.sampling = options, spec, options.sampling
@@ -67,7 +68,7 @@ class VQVAE(Family, kind="vqvae"):
 
     def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
         """Measures the variance of pixels, and starts the codebooks as encoder outputs of the images."""
-        images = [batch.images for batch in batches if batch.images is not None]
+        images = [batch["image"] for batch in batches]
         autoencoder = _autoencoder(networks)
         variance = self.options.pixel_variance or pixel_variance(images)
         if variance < 1e-9:  # one differing pixel in thousands of images makes more
@@ -80,11 +81,10 @@ class VQVAE(Family, kind="vqvae"):
 
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """mse / pixel_variance + commitment_weight x commitment (+ the codebook loss with codebook: gradient)."""
-        assert batch.images is not None
         autoencoder = _autoencoder(networks)
-        reconstruction = autoencoder(batch.images)
+        reconstruction = autoencoder(batch["image"])
         images = reconstruction.images
-        errors = (images.to(statistics_dtype(images.dtype)) - batch.images).square().flatten(1).mean(1)
+        errors = (images.to(statistics_dtype(images.dtype)) - batch["image"]).square().flatten(1).mean(1)
         mse = errors.mean()
         nmse = mse / autoencoder.pixel_variance
         total = nmse + self.options.commitment_weight * reconstruction.commitment

@@ -8,9 +8,9 @@ fingerprints of their weights.
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -77,7 +77,7 @@ class Prior(Family, kind="prior"):
     A dimension is one code, or one channel of one pixel.
     """
 
-    reads_codes = True
+    needs: ClassVar[Mapping[str, str]] = {}
     options_class = PriorOptions
     sampling_class = PriorSamplingOptions
     speed_options = frozenset({"capture"})
@@ -106,6 +106,13 @@ class Prior(Family, kind="prior"):
         self.components = {"pixelcnn": Component(network, options.optimizer, averaged=True)}
         self.phases = [Phase("pixelcnn", "pixelcnn", self.loss)]
 
+    @property
+    def reads(self) -> Sequence[str]:
+        label = ["label"] if self.options.class_conditional else []
+        if self.options.level == PIXELS:
+            return ["image", *label]
+        return [self.options.level, *([self.coarser] if self.coarser is not None else []), *label]
+
     # -- likelihood -------------------------------------------------------------------------------------------------
 
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
@@ -114,16 +121,15 @@ class Prior(Family, kind="prior"):
 
     def _nats(self, networks: Networks, batch: Microbatch) -> Tensor:
         """Negative log-likelihood per position, [n, h, w]."""
-        labels = batch.labels if self.options.class_conditional else None
-        condition = batch.codes[self.coarser] if batch.codes is not None and self.coarser is not None else None
+        labels = batch["label"] if self.options.class_conditional else None
+        condition = batch[self.coarser] if self.coarser is not None else None
         return networks["pixelcnn"](self._values(batch), labels, condition)
 
     def _values(self, batch: Microbatch) -> Tensor:
         """What is predicted: codes int64 [n, h, w], or pixels int64 [n, C, h, w] in 0 .. 255."""
-        if batch.codes is not None:
-            return batch.codes[self.options.level]
-        assert batch.images is not None
-        return ((batch.images + 1) * 127.5).round().long()
+        if self.options.level != PIXELS:
+            return batch[self.options.level]
+        return ((batch["image"] + 1) * 127.5).round().long()
 
     @property
     def dimensions(self) -> int:

@@ -5,7 +5,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -119,6 +119,7 @@ class Diffusion(Family, kind="diffusion"):
     options_class = DiffusionOptions
     sampling_class = DiffusionSamplingOptions
     sampled_components = ("unet",)
+    needs: ClassVar[Mapping[str, str]] = {"image": "image"}
 
     def __init__(self, options: DiffusionOptions, spec: DataSpec) -> None:
         self.options, self.spec = options, spec
@@ -139,6 +140,10 @@ class Diffusion(Family, kind="diffusion"):
         self.components = {"unet": Component(partial(UNet, *network), options.optimizer, averaged=True)}
         self.phases = [Phase("denoising", "unet", self.denoising_loss)]
 
+    @property
+    def reads(self) -> Sequence[str]:
+        return ("image", "label") if self.options.class_conditional else ("image",)
+
     # -- training ---------------------------------------------------------------------------------------------------
 
     def denoising_loss(self, networks: Networks, batch: Microbatch) -> Losses:
@@ -149,9 +154,8 @@ class Diffusion(Family, kind="diffusion"):
         evenly over the global batch, so a quarter of it falls into each quartile; and unlike a mean over a quartile's own
         samples, which differ in number from rank to rank, this can be averaged over ranks.
         """
-        assert batch.images is not None
         process = self._process_on(batch.device)
-        x0 = batch.images.to(statistics_dtype(batch.images.dtype))
+        x0 = batch["image"].to(statistics_dtype(batch["image"].dtype))
         t = stratified_timesteps(batch.draws, batch.indices, batch.global_batch_size, self.options.timesteps)
         noise = batch.draws.normal("denoising/noise", batch.indices, tuple(x0.shape[1:]))
         x = process.q_sample(x0, t, noise)
@@ -197,11 +201,11 @@ class Diffusion(Family, kind="diffusion"):
     def _training_labels(self, batch: Microbatch) -> Tensor | None:
         if not self.options.class_conditional:
             return None
-        assert batch.labels is not None
+        labels = batch["label"]
         if not self.options.label_dropout:
-            return batch.labels
+            return labels
         dropped = batch.draws.uniform("denoising/dropped", batch.indices) < self.options.label_dropout
-        return torch.where(dropped, self._null_class, batch.labels)
+        return torch.where(dropped, self._null_class, labels)
 
     @property
     def _null_class(self) -> int:
@@ -341,11 +345,10 @@ class Diffusion(Family, kind="diffusion"):
         estimate that is unbiased but noisy for each image. Raises UserError, a ValueError, for fewer than 2 and for more
         than T.
         """
-        assert batch.images is not None
         evaluations = self._likelihood_evaluations(evaluations)
         process = self._process_on(batch.device)
-        x0 = batch.images.double()
-        denoise = self._denoiser(networks["unet"], process, batch.labels, guidance=0.0)
+        x0 = batch["image"].double()
+        denoise = self._denoiser(networks["unet"], process, batch.get("label"), guidance=0.0)
         terms = x0.new_zeros(len(x0), process.steps)
         for number in range(evaluations):
             shape = tuple(x0.shape[1:])

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bigtrain.families.family import Family, Microbatch, OptimizerOptions, Phase, build_network
+from bigtrain.families.family import DataSpec, Family, Microbatch, OptimizerOptions, Phase, build_network
 from bigtrain.networks.layers import statistics
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm
 from bigtrain.networks.layers.recomputation import recompute_blocks
@@ -106,12 +106,11 @@ def step_cost(
             name: _component_cost(networks[name], component.optimizer, component.averaged)
             for name, component in family.components.items()
         }
-    data = [microbatch.images, *(microbatch.codes or {}).values()]
     phases = tuple(
         PhaseCost(phase.name, *flops[phase.name], *bytes_[phase.name], runs=phase.repeats / phase.every)
         for phase in family.phases
     )
-    return StepCost(samples, accumulate, components, phases, sum(t.nbytes for t in data if t is not None))
+    return StepCost(samples, accumulate, components, phases, sum(field.nbytes for field in microbatch.values()))
 
 
 def flops_of_all_ranks(family: Family, batch_size: int, accumulate: int, precision: str) -> float:
@@ -156,13 +155,17 @@ def _prepared(network: nn.Module) -> nn.Module:
 
 def _microbatch(family: Family, samples: int, accumulate: int) -> Microbatch:
     spec = family.spec
-    images = codes = None
+    fields = {name: field for name, field in _fields(spec, samples).items() if name in family.reads}
+    return Microbatch(fields, range(samples), _NoDraws(0), CPU, samples * accumulate)
+
+
+def _fields(spec: DataSpec, samples: int) -> dict[str, Tensor]:
+    """Tensors of the data's shapes."""
+    fields = {"label": torch.empty(samples, dtype=torch.int64)}
     if spec.codes is None:
-        images = torch.empty(samples, spec.channels, *spec.size)
-    else:
-        codes = {name: torch.empty(samples, *level.grid, dtype=torch.int64) for name, level in spec.codes.items()}
-    labels = torch.empty(samples, dtype=torch.int64)
-    return Microbatch(images, labels, range(samples), _NoDraws(0), CPU, samples * accumulate, codes)
+        return fields | {"image": torch.empty(samples, spec.channels, *spec.size)}
+    grids = {name: torch.empty(samples, *level.grid, dtype=torch.int64) for name, level in spec.codes.items()}
+    return fields | grids
 
 
 def _flops(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> tuple[int, int]:
@@ -190,7 +193,7 @@ def _bytes(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbat
 
 def _total(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> Tensor:
     if not phase.reads_data:
-        microbatch = Microbatch(None, None, microbatch.indices, microbatch.draws, CPU, microbatch.global_batch_size)
+        microbatch = Microbatch({}, microbatch.indices, microbatch.draws, CPU, microbatch.global_batch_size)
     with autocast(precision, CPU):
         return phase.loss(networks, microbatch).total
 

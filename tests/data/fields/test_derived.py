@@ -13,7 +13,7 @@ from bigtrain.data.fields.array import ArrayField
 from bigtrain.data.fields.pictures import ImageField
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
-from bigtrain.data.read.batch import Batch, to_device
+from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.data.read.side_by_side import SideBySide
 from bigtrain.data.read.stream import SplitLoader, Stream
 from bigtrain.data.splits import describe, find_split
@@ -47,7 +47,7 @@ def one_batch(data: DataOptions, count: int = SAMPLES) -> tuple[dict[str, torch.
     stream = Stream(opened, data, 3, rank=0, world=1, microbatch=count)
     batch = next(stream)
     stream.close()
-    return to_device(batch, opened.fields, "cpu"), batch
+    return on_device(batch, opened.fields, "cpu"), batch
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -14,7 +14,7 @@ from bigtrain.data.fields.label import LabelField
 from bigtrain.data.fields.pictures import ImageField, MapField
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
-from bigtrain.data.read.batch import to_device
+from bigtrain.data.read.batch import on_device
 from bigtrain.data.read.stream import SplitLoader, Stream
 from bigtrain.data.splits import find_split
 from bigtrain.errors import UserError
@@ -48,7 +48,7 @@ def read(index: Index, **given: object) -> tuple[Mapping[str, torch.Tensor], tor
     stream = Stream(opened, data, 5, rank=0, world=1, microbatch=SAMPLES)
     batch = next(stream)
     stream.close()
-    return to_device(batch, opened.fields, "cpu"), batch.flips
+    return on_device(batch, opened.fields, "cpu"), batch.flips
 
 
 def pixels(images: torch.Tensor) -> np.ndarray:

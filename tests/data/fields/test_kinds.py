@@ -21,7 +21,7 @@ from bigtrain.data.fields.registry import KINDS, field_from_json
 from bigtrain.data.fields.text import TextField
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
-from bigtrain.data.read.batch import Batch, to_device
+from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.data.read.stream import Stream
 from bigtrain.data.splits import describe, find_split
 from tests.data.field_shards import make_shards, npy, png
@@ -178,7 +178,7 @@ def test_a_field_is_read_back_as_it_was_written(kind: Kind, tmp_path: Path) -> N
     index = written(kind, tmp_path)
     seen = []
     for batch in read(index, 6):
-        handed = to_device(batch, index.fields, "cpu")
+        handed = on_device(batch, index.fields, "cpu")
         numbers = handed["number"][:, 0].long().tolist()
         seen += numbers
         for name, values in kind.values.items():
@@ -229,7 +229,7 @@ def test_images_of_any_size_are_read_alike_at_any_world_size(
     one, other = (read(index, 2, count, position, flip=True) for count in (1, world))
     for first, second in zip(one, other, strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)
-        handed = to_device(first, index.fields, "cpu")
+        handed = on_device(first, index.fields, "cpu")
         numbers = handed["number"][:, 0].long().tolist()
         wanted = kind.values["picture"][numbers]
         wanted = np.where(first.flips.numpy()[:, None, None, None], wanted[..., ::-1], wanted)

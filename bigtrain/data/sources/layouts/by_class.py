@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtrain.data.index import UNLABELLED
+from bigtrain.data.fields.label import UNLABELLED
 from bigtrain.data.sources.folder import Folder
 from bigtrain.data.sources.image_source import ImageSource, Tick
 from bigtrain.data.sources.opening import open_source
