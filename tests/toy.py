@@ -83,7 +83,7 @@ class Toy(Family, kind="toy"):
     def critic_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         with torch.no_grad():
             fake = self._make(networks, batch, "critic")
-        real, made = networks["critic"](torch.cat([batch.images, fake])).split(len(fake))
+        real, made = networks["critic"](torch.cat([batch["image"], fake])).split(len(fake))
         loss = F.softplus(-real).mean() + F.softplus(made).mean()
         if world.rank() == self.options.dawdling_rank:
             time.sleep(0.05)

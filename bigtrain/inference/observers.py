@@ -9,7 +9,7 @@ from bigtrain.cluster import world
 from bigtrain.cluster.passes import Stopped, gather_rows, stoppable, together
 from bigtrain.data.fields.pictures import to_images
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import SplitLoader
+from bigtrain.data.read.stream import Data, SplitLoader
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import HELD_OUT
 from bigtrain.families.family import Family

@@ -44,7 +44,7 @@ def main() -> None:
     features = find_classifier(train, validation, "features", reading, device)
     evaluator = find_classifier(train, validation, "evaluator", reading, device)
     sweep = SplitLoader(train, rank=0, world=1, batch=100, workers=0)
-    real = torch.cat([features(pictures(batch, device)).features for _, batch in sweep]).double().cpu()
+    real = torch.cat([features(pictures(batch["image"], device)).features for _, batch in sweep]).double().cpu()
 
     results: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}
     for pair in range(pairs):

@@ -38,7 +38,9 @@ def main() -> None:
     evaluator = find_classifier(train, validation, "evaluator", reading, device)
 
     sweeps = (SplitLoader(index, rank=0, world=1, batch=100, workers=0) for index in (train, validation))
-    real = torch.cat([features(pictures(batch, device)).features for sweep in sweeps for _, batch in sweep]).numpy()
+    real = torch.cat(
+        [features(pictures(batch["image"], device)).features for sweep in sweeps for _, batch in sweep]
+    ).numpy()
     half = len(real) // 2
     sampler = model.sampler(seed=0)
     labels = sampler.labels_of(range(half))

@@ -54,7 +54,7 @@ def ours(index: Index, mode: str, workers: int) -> float:
     resize = Resize(rows, rows, 0.0, 255.0)
     moments = Moments(FEATURES)
     for _, batch in SplitLoader(index, rank=0, world=1, batch=100, workers=workers):
-        pieces = batch.images.permute(0, 3, 1, 2).split(PIECE_ON_CPU)
+        pieces = batch["image"].permute(0, 3, 1, 2).split(PIECE_ON_CPU)
         moments.add(torch.cat([no_network(resize(piece.float())) for piece in pieces]))
     return float(moments.covariance().trace())
 

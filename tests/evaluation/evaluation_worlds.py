@@ -40,7 +40,7 @@ class RealDigits:
     def __init__(self, index: Index, darker: int = 0) -> None:
         sweep = SplitLoader(index, rank=0, world=1, batch=index.samples, workers=0)
         ((_, batch),) = sweep
-        self.images = batch.images.permute(0, 3, 1, 2)
+        self.images = batch["image"].permute(0, 3, 1, 2)
         self.by_class = [np.flatnonzero(index.labels == number) for number in range(len(index.classes))]
         self.darker, self.drawn = darker, []
 

@@ -45,7 +45,7 @@ def sweeps(monkeypatch) -> list[Wants]:
 
 def all_features(index, features) -> torch.Tensor:
     sweep = SplitLoader(index, rank=0, world=1, batch=500, workers=0)
-    return torch.cat([features(batch.images.permute(0, 3, 1, 2)).features for _, batch in sweep])
+    return torch.cat([features(batch["image"].permute(0, 3, 1, 2)).features for _, batch in sweep])
 
 
 def test_moments_are_those_of_every_image(digits, features):

@@ -43,18 +43,18 @@ def small_networks(family: Family) -> dict[str, nn.Module]:
 
 def microbatch(family: Family, phase: Phase, samples: int = 4, step: int = 0) -> Microbatch:
     generator = torch.Generator().manual_seed(step)
-    empty = Microbatch(None, None, range(samples), Draws(0, step), CPU, samples)
+    empty = Microbatch({}, range(samples), Draws(0, step), CPU, samples)
     if not phase.reads_data:
         return empty
     labels = torch.randint(len(family.spec.classes), (samples,), generator=generator)
     if family.spec.codes is None:
         images = torch.rand(samples, 3, SIZE, SIZE, generator=generator) * 2 - 1
-        return replace(empty, images=images, labels=labels)
+        return replace(empty, fields={"image": images, "label": labels})
     codes = {
         name: torch.randint(level.codebook_size, (samples, *level.grid), generator=generator)
         for name, level in family.spec.codes.items()
     }
-    return replace(empty, codes=codes, labels=labels)
+    return replace(empty, fields={**codes, "label": labels})
 
 
 def focus(networks: Mapping[str, nn.Module], component: str) -> None:

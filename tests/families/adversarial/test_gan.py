@@ -11,6 +11,8 @@ from tests.runs_of import FAMILIES
 
 SPEC = DataSpec((16, 16), 3, ("a", "b", "c"), (10, 0, 30))
 
+CPU = torch.device("cpu")
+
 
 def family(**options: object) -> GAN:
     return GAN(GANOptions.model_validate(dict(FAMILIES["gan"]) | options), SPEC)
@@ -22,7 +24,7 @@ def networks_of(gan: GAN) -> dict:
 
 def microbatch(n: int = 6) -> Microbatch:
     images = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(0)).tanh()
-    return Microbatch(images, torch.arange(n) % 3, range(n), Draws(0, step=5), torch.device("cpu"), n)
+    return Microbatch({"image": images, "label": torch.arange(n) % 3}, range(n), Draws(0, step=5), CPU, n)
 
 
 def test_the_hinge_losses_are_the_papers() -> None:
@@ -30,7 +32,7 @@ def test_the_hinge_losses_are_the_papers() -> None:
     networks = networks_of(gan)
     losses = gan.discriminator_loss(networks, batch)
     fake, labels = gan._fakes(networks, batch, "discriminator", gradients=False)
-    real_logits = networks["discriminator"](batch.images, batch.labels)
+    real_logits = networks["discriminator"](batch["image"], batch["label"])
     fake_logits = networks["discriminator"](fake, labels)
     expected = (1 - real_logits).clamp(min=0).mean() + (1 + fake_logits).clamp(min=0).mean()
     torch.testing.assert_close(losses.total, expected)

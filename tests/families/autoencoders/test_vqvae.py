@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ def networks_of(vqvae: VQVAE) -> Networks:
 
 def microbatch(n: int = 8, seed: int = 0) -> Microbatch:
     images = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(seed)).tanh() * 0.5 - 0.2
-    return Microbatch(images, torch.arange(n) % 2, range(n), Draws(0), torch.device("cpu"), n)
+    return Microbatch({"image": images}, range(n), Draws(0), torch.device("cpu"), n)
 
 
 def test_the_loss_is_the_papers_with_the_error_in_units_of_the_datas_variance() -> None:
@@ -32,11 +34,11 @@ def test_the_loss_is_the_papers_with_the_error_in_units_of_the_datas_variance() 
     networks = networks_of(vqvae)
     vqvae.initialise(networks, [batch])
     losses = vqvae.loss(networks, batch)
-    made = networks["autoencoder"](batch.images)
-    mse = (made.images - batch.images).square().mean()
+    made = networks["autoencoder"](batch["image"])
+    mse = (made.images - batch["image"]).square().mean()
     torch.testing.assert_close(losses.total, mse / 0.3 + 0.5 * made.commitment)
     torch.testing.assert_close(losses.terms["nmse"], mse / 0.3)
-    by_image = (made.images - batch.images).square().mean((1, 2, 3))
+    by_image = (made.images - batch["image"]).square().mean((1, 2, 3))
     torch.testing.assert_close(losses.terms["psnr"], (10 * torch.log10(4 / by_image)).mean())
 
 
@@ -44,7 +46,7 @@ def test_the_codebooks_loss_is_there_only_where_they_learn_by_gradient() -> None
     vqvae, batch = family({"codebook": "gradient", "dead_code_threshold": 0}), microbatch()
     networks = networks_of(vqvae)
     vqvae.initialise(networks, [batch])
-    made, losses = networks["autoencoder"](batch.images), vqvae.loss(networks, batch)
+    made, losses = networks["autoencoder"](batch["image"]), vqvae.loss(networks, batch)
     torch.testing.assert_close(losses.total, losses.terms["nmse"] + 0.25 * made.commitment + made.codebook_loss)
     losses.total.backward()
     assert networks["autoencoder"].quantisers()["codes"].codebook.grad.any()
@@ -54,13 +56,13 @@ def test_the_variance_is_measured_over_all_pixels_of_the_first_images() -> None:
     vqvae, batches = family(), [microbatch(seed=0), microbatch(seed=1)]
     networks = networks_of(vqvae)
     vqvae.initialise(networks, batches)
-    expected = torch.cat([batch.images for batch in batches]).var(correction=0)
+    expected = torch.cat([batch["image"] for batch in batches]).var(correction=0)
     torch.testing.assert_close(networks["autoencoder"].pixel_variance, expected)
 
 
 def test_images_of_one_colour_are_refused_where_the_variance_is_to_be_measured() -> None:
     batch = microbatch()
-    batch = Microbatch(torch.full_like(batch.images, 0.3), batch.labels, batch.indices, batch.draws, batch.device, 8)
+    batch = replace(batch, fields={"image": torch.full_like(batch["image"], 0.3)})
     vqvae = family()
     with pytest.raises(UserError, match=r"family\.pixel_variance"):
         vqvae.initialise(networks_of(vqvae), [batch])

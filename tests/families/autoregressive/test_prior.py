@@ -66,9 +66,8 @@ def microbatch(n: int, codes: bool) -> Microbatch:
         values[name] = drawn.view(n, *level.grid)
     images = draws.integers("images", range(n * 48), 256).view(n, 3, 4, 4).double() / 127.5 - 1
     labels = torch.arange(n) % 3
-    return Microbatch(
-        None if codes else images, labels, range(n), draws, torch.device("cpu"), n, values if codes else None
-    )
+    fields = {"label": labels} | (values if codes else {"image": images})
+    return Microbatch(fields, range(n), draws, torch.device("cpu"), n)
 
 
 def whole_model() -> tuple[Prior, dict[str, Any]]:
@@ -109,8 +108,7 @@ def test_the_classes_of_a_conditional_prior_matter_and_those_of_another_do_not()
     for conditional in (True, False):
         family = prior(CODES, level="top", tokenizer="runs/tokenizer", class_conditional=conditional)
         networks, batch = networks_of(family), microbatch(3, codes=True)
-        assert batch.labels is not None
-        other = Microbatch(None, batch.labels.roll(1), batch.indices, batch.draws, batch.device, 3, batch.codes)
+        other = replace(batch, fields={**batch, "label": batch["label"].roll(1)})
         same = torch.equal(
             family.likelihood(networks, batch, None)["nats"], family.likelihood(networks, other, None)["nats"]
         )
@@ -247,20 +245,17 @@ def test_the_bottom_levels_own_codes_do_not_reach_it_through_its_condition() -> 
     """Another bottom code changes only its own likelihood and those after it; another top code changes them all."""
     family = bottom()
     networks, batch = networks_of(family), microbatch(1, codes=True)
-    assert batch.codes is not None
 
-    def likelihoods(codes: Mapping[str, Tensor]) -> Tensor:
+    def likelihoods(fields: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
-            return family._nats(
-                networks, Microbatch(None, batch.labels, range(1), batch.draws, batch.device, 1, codes)
-            )[0]
+            return family._nats(networks, replace(batch, fields=fields))[0]
 
-    before = likelihoods(batch.codes)
-    changed = {name: value.clone() for name, value in batch.codes.items()}
+    before = likelihoods(batch)
+    changed = {name: value.clone() for name, value in batch.items()}
     changed["bottom"][0, 2, 1] = (changed["bottom"][0, 2, 1] + 1) % 7
     after = likelihoods(changed)
     assert torch.equal(before.flatten()[: 2 * 4 + 1], after.flatten()[: 2 * 4 + 1])
     assert not torch.equal(before, after)
-    coarse = {name: value.clone() for name, value in batch.codes.items()}
+    coarse = {name: value.clone() for name, value in batch.items()}
     coarse["top"][0, 0, 0] = (coarse["top"][0, 0, 0] + 1) % 5
     assert float((likelihoods(coarse) - before).abs().max()) > 0

@@ -34,6 +34,8 @@ SMALL: dict[str, Any] = {"kind": "diffusion", "unet": UNET, "timesteps": 25, "op
 GUIDED = {"class_conditional": True, "label_dropout": 0.25}
 HYBRID = {"loss": "hybrid", "variance": "learned"}
 
+CPU = torch.device("cpu")
+
 
 def family(**options: Any) -> Diffusion:
     return Diffusion(DiffusionOptions.model_validate(SMALL | options), PROBLEM)
@@ -53,7 +55,7 @@ def microbatch(indices: Sequence[int] = range(8), global_batch_size: int = 8, se
     levels = torch.randint(0, 256, (global_batch_size, 3, 16, 16), generator=torch.Generator().manual_seed(seed))
     images = (levels.to(torch.get_default_dtype()) / 127.5 - 1)[list(indices)]
     labels = (torch.arange(global_batch_size) % 3)[list(indices)]
-    return Microbatch(images, labels, indices, Draws(0, step=5), torch.device("cpu"), global_batch_size)
+    return Microbatch({"image": images, "label": labels}, indices, Draws(0, step=5), CPU, global_batch_size)
 
 
 class Spy(nn.Module):
@@ -147,7 +149,7 @@ def test_bf16_training_sees_every_noise_level() -> None:
     diffusion = family(timesteps=1000)
     spy = Spy(torch.zeros_like)
     images = torch.zeros(1000, 3, 4, 4)
-    batch = Microbatch(images, None, range(1000), Draws(0, step=5), torch.device("cpu"), 1000)
+    batch = Microbatch({"image": images}, range(1000), Draws(0, step=5), CPU, 1000)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = diffusion.denoising_loss({"unet": spy}, batch)
     x, t, _ = spy.asked[0]
@@ -179,7 +181,7 @@ def test_the_simple_loss_is_the_squared_error_of_what_is_predicted(prediction: s
     noise = batch.draws.normal("denoising/noise", range(8), (3, 16, 16))
     t = stratified_timesteps(batch.draws, range(8), 8, 25)
     losses = diffusion.denoising_loss({"unet": Spy(torch.zeros_like)}, batch)
-    expected = diffusion.process.target(prediction, batch.images, t, noise).square().mean()
+    expected = diffusion.process.target(prediction, batch["image"], t, noise).square().mean()
     torch.testing.assert_close(losses.total, expected)
 
 
@@ -189,7 +191,7 @@ def test_min_snr_weighs_each_sample() -> None:
     weight = diffusion.process.min_snr_weight("x0", t, 5.0)
     assert len(weight.unique()) > 4
     losses = diffusion.denoising_loss({"unet": Spy(torch.zeros_like)}, batch)
-    expected = (weight[:, None, None, None] * batch.images.square()).mean()
+    expected = (weight[:, None, None, None] * batch["image"].square()).mean()
     torch.testing.assert_close(losses.total, expected.float())
 
 
@@ -214,7 +216,7 @@ def test_the_bound_as_a_loss_is_in_the_mean_the_likelihoods_own_without_its_prio
     torch.set_default_dtype(torch.float64)
     diffusion = family(prediction="x0", loss="vlb", variance="fixed_large")
     levels = torch.full((25, 3, 16, 16), 160.0) / 127.5 - 1
-    batch = Microbatch(levels, None, range(25), Draws(0), torch.device("cpu"), 25)
+    batch = Microbatch({"image": levels}, range(25), Draws(0), CPU, 25)
     networks = {"unet": Spy(lambda x: torch.full_like(x, levels[0, 0, 0, 0]) + 0.1)}
     loss = diffusion.denoising_loss(networks, batch).total
     bound = diffusion.likelihood(networks, batch, None)
@@ -242,7 +244,7 @@ def test_labels_are_dropped_sample_by_sample_into_the_null_class() -> None:
         diffusion.denoising_loss({"unet": spy}, replace(batch, draws=Draws(0, step=step)))
         seen.append(spy.asked[-1][2] == 3)
         kept = ~seen[-1]
-        assert torch.equal(spy.asked[-1][2][kept], batch.labels[kept])
+        assert torch.equal(spy.asked[-1][2][kept], batch["label"][kept])
     dropped = torch.stack(seen)
     assert 0.18 < dropped.float().mean() < 0.32
     assert any(0 < int(row.sum()) < 8 for row in dropped)
@@ -409,7 +411,7 @@ def test_the_protocol_says_how_the_bound_was_estimated() -> None:
 def test_a_network_that_knows_the_image_pays_for_its_last_step_alone() -> None:
     diffusion = family(timesteps=100, schedule="cosine", prediction="x0")
     level = 200 / 127.5 - 1
-    batch = Microbatch(torch.full((2, 3, 16, 16), level), None, range(2), Draws(0), torch.device("cpu"), 2)
+    batch = Microbatch({"image": torch.full((2, 3, 16, 16), level)}, range(2), Draws(0), CPU, 2)
     found = diffusion.likelihood({"unet": Spy(lambda x: torch.full_like(x, level))}, batch, None)
     assert found["vlb_by_timestep"][:, 1:].abs().max() < 1e-6
     deviation = float((diffusion.process.log_posterior_variance[0] / 2).exp())

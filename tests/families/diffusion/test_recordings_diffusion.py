@@ -84,7 +84,7 @@ def family(schedule: str, steps: int, **options: Any) -> Diffusion:
 
 
 def batch(indices: list[int]) -> Microbatch:
-    return Microbatch(images()[indices], None, indices, RecordedDraws(), torch.device("cpu"), len(images()))
+    return Microbatch({"image": images()[indices]}, indices, RecordedDraws(), torch.device("cpu"), len(images()))
 
 
 def assert_close(ours: Any, recorded: Any, relative: float = 1e-9, absolute: float = 1e-9) -> None:

@@ -116,7 +116,7 @@ def test_two_training_steps_are_the_authors() -> None:
             codes = network.eval().encode(x)
             assert {letter: codes[level].tolist() for letter, level in LEVELS.items()} == recorded["codes"]
             assert_excerpt(network(x).images, recorded["output"], "reconstruction")
-        batch = Microbatch(x, torch.zeros(IMAGES, dtype=torch.int64), range(IMAGES), Draws(0), x.device, IMAGES)
+        batch = Microbatch({"image": x}, range(IMAGES), Draws(0), x.device, IMAGES)
         losses = vqvae.loss({"autoencoder": network.train()}, batch)
         optimizer.zero_grad()
         losses.total.backward()

@@ -37,7 +37,7 @@ class OneConvolution(Family, kind="one_convolution"):
         return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), SyncedBatchNorm(5), nn.Conv2d(5, 1, 1))
 
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
-        return Losses(F.relu(networks["net"](batch.images)).mean(), {})
+        return Losses(F.relu(networks["net"](batch["image"])).mean(), {})
 
     def penalty(self, network: nn.Module) -> torch.Tensor:
         rows = network[0].weight.flatten(1)
@@ -80,8 +80,7 @@ def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> No
     for phase in family.phases:
         focus(networks, phase.component)
         batch = microbatch(family, phase, samples=8)
-        given = [t for t in [batch.images, batch.labels, *(batch.codes or {}).values()] if t is not None]
-        own = {tensor.untyped_storage()._cdata for tensor in [*weights, *given]}
+        own = {tensor.untyped_storage()._cdata for tensor in [*weights, *batch.values()]}
         saved: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor, saved: dict[int, int] = saved, own: set[int] = own) -> torch.Tensor:
