@@ -62,8 +62,8 @@ class EvaluationOptions(Options):
     split_samples: int | None = Field(default=None, gt=0)
     """Number of samples of the split to measure them on, a fixed random subset; null: all."""
     likelihood_evaluations: int | None = Field(default=None, ge=2)
-    """Evaluations of the network for each sample's bits_per_dim, where fewer give an unbiased estimate of the bound
-    (diffusion: the mean is right, each sample's value is noisy); null: all terms of the bound."""
+    """Evaluations of the network for each sample's bits_per_dim, where that is a bound of many terms: fewer evaluations than
+    terms estimate it without bias (the mean over samples is right, each sample's value is noisy); null: all terms."""
     allow_mixed_sizes: bool = False
     """Let the feature network resize images of different sizes, within a set or between samples and reference; false: that
     is an error, since a FID across resolutions is rarely meant."""
