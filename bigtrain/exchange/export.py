@@ -109,8 +109,6 @@ def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping
 
     Raises OSError or json.JSONDecodeError if the folder is incomplete.
     """
-    import bigtrain.pipelines.pipeline  # noqa: F401  # older exports name it, and diffusers takes only what is imported
-
     logging.disable_progress_bar()
     name = json.loads((path / "model_index.json").read_bytes()).get("_class_name")
     if name == FamilyPipeline.__name__:

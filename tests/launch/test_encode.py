@@ -143,7 +143,7 @@ def test_the_digits_become_codes_in_both_splits(tokenizer: Path, encoded: tuple)
 def test_the_door_says_how_to_train_a_prior(tokenizer: Path, encoded: tuple) -> None:
     out, result = encoded
     assert result.stderr.rstrip().endswith(
-        "next: train a prior of these codes: accelerate launch launch/train.py RECIPE.yaml "
+        "next: train a model of these codes: accelerate launch launch/train.py RECIPE.yaml "
         f"data.train={out}/train.json data.validation={out}/validation.json data.image_size=16 data.flip=true "
         f"family.tokenizer={tokenizer} (recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"
     )
