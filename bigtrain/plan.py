@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bigtrain.data.splits import describe, known_split
 from bigtrain.errors import UserError
-from bigtrain.families.family import CodeLevel, DataSpec, Family
+from bigtrain.families.family import CodeLevel, DataSpec, Family, find_family
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.sizes import size_of
@@ -84,12 +84,12 @@ def plan(recipe: Recipe, cluster: Cluster) -> str:
 def check(recipe: Recipe, ranks: int) -> None:
     """Raises UserError if the recipe could not be trained by so many ranks, whatever its data hold.
 
-    Neither data nor a tokenizer need exist yet: another job may make them first. Without its tokenizer, only the batch size
-    of a prior over codes is checked.
+    Neither data nor a tokenizer need exist yet: another job may make them first. Of a recipe whose tokenizer does not exist
+    yet, only the batch size is checked.
     """
     check_batch(recipe.train, ranks)
-    tokenizer = _tokenizer_recipe(recipe)
-    if tokenizer is None or tokenizer.is_file():
+    tokenizer = _tokenizer(recipe)
+    if tokenizer is None or tokenizer.recipe.is_file():
         check_strategy(make_family(recipe, _assumed_spec(recipe, CLASSES)), recipe.engine)
 
 
@@ -123,28 +123,42 @@ def _shape(recipe: Recipe) -> tuple[tuple[int, int], int]:
     return size_of(recipe.data.image_size), recipe.data.channels or 3
 
 
-def _tokenizer_recipe(recipe: Recipe) -> Path | None:
-    """The path at which the recipe of the tokenizer is, or will be; None if there is no tokenizer."""
-    path = getattr(recipe.family, "tokenizer", None)
-    if path is None:
-        return None
-    return Path(path) if Path(path).is_file() else Path(path) / "recipe.yaml"
+@dataclass(frozen=True)
+class _Tokenizer:
+    """What makes the codes that a recipe is trained on: the recipe's `key` that names it, and `path` as given there."""
+
+    key: str
+    path: str
+
+    @property
+    def recipe(self) -> Path:
+        """Where its own recipe is, or will be: `path` itself if that is a file."""
+        path = Path(self.path)
+        return path if path.is_file() else path / "recipe.yaml"
+
+
+def _tokenizer(recipe: Recipe) -> _Tokenizer | None:
+    """None if the recipe is not trained on codes."""
+    others = find_family(recipe.family.kind).dependencies_of(recipe.family)
+    found = [_Tokenizer(f"family.{role}", other.path) for role, other in others.items() if other.makes_codes]
+    assert len(found) <= 1, f"{recipe.family.kind} is trained on the codes of one tokenizer, not of {found}"
+    return found[0] if found else None
 
 
 def _codes(recipe: Recipe, classes: Sequence[str]) -> Mapping[str, CodeLevel] | None:
     """The levels of codes of the recipe's tokenizer, from the tokenizer's recipe; None if there is no tokenizer."""
-    source = _tokenizer_recipe(recipe)
-    if source is None:
+    tokenizer = _tokenizer(recipe)
+    if tokenizer is None:
         return None
-    if not source.is_file():
+    if not tokenizer.recipe.is_file():
         raise UserError(
-            f"family.tokenizer: {recipe.family.tokenizer} is not there, so the number of codes is unknown; for a plan its "
-            "recipe is enough: family.tokenizer=recipes/TOKENIZER.yaml"
+            f"{tokenizer.key}: {tokenizer.path} is not there, so the number of codes is unknown; for a plan its recipe is "
+            f"enough: {tokenizer.key}=recipes/TOKENIZER.yaml"
         )
-    other = load_recipe(source)
+    other = load_recipe(tokenizer.recipe)
     family = make_family(other, DataSpec(*_shape(other), tuple(classes), (1,) * len(classes)))
     if "encode" not in family.capabilities:
-        raise UserError(f"family.tokenizer: {source} is the recipe of a {family.kind}, not of a tokenizer")
+        raise UserError(f"{tokenizer.key}: {tokenizer.recipe} is the recipe of a {family.kind}, not of a tokenizer")
     return family.code_levels
 
 

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         codes = _encode(model, index, arguments)
         say(f"{codes.path}: codes of {codes.samples} images; {_usage(codes, device)}")
     say(
-        f"next: train a prior of these codes: accelerate launch launch/train.py {_what_to_train(model, arguments, codes)}"
+        f"next: train a model of these codes: accelerate launch launch/train.py {_what_to_train(model, arguments, codes)}"
     )
 
 
@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("index", metavar="INDEX", help="index of a split of images, or the word digits")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of the shards of codes")
     parser.add_argument(
-        "--flip", action="store_true", help="store the codes of each mirrored image too, for priors with data.flip"
+        "--flip",
+        action="store_true",
+        help="store the codes of each mirrored image too, for models of codes trained with data.flip",
     )
     parser.add_argument(
         "--batch-size",
@@ -123,7 +125,7 @@ def _usage(codes: Index, device: torch.device) -> str:
 
 
 def _what_to_train(model: Model, arguments: argparse.Namespace, codes: Index) -> str:
-    """The arguments of launch/train.py for a prior of the coarsest level."""
+    """The arguments of launch/train.py for a model of the codes."""
     by_split = {path.stem: path for path in sorted(arguments.out.glob("*.json"))}
     train = by_split.pop("train", None)
     held_out = next((by_split[name] for name in ("validation", "val", "test") if name in by_split), None)

@@ -105,7 +105,7 @@ def next_commands(family: Family, recipe: Recipe) -> str:
         mirrored = " --flip" if data.flip else ""
         splits = dict.fromkeys(split for split in (data.train, data.validation) if split is not None)
         commands = [f"accelerate launch launch/encode.py {run} {split} {run}/codes{mirrored}" for split in splits]
-        return "encode the images, and train a prior on the codes: " + "    ".join(commands)
+        return "encode the images, and train a model of the codes: " + "    ".join(commands)
     successor = " ".join([*family.successor_keys(str(run)), f"data.train={data.train}"])
     return f"{family.why_not('sample')}: accelerate launch launch/train.py RECIPE.yaml {successor}"
 

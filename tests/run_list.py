@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         errors = errors_of_all(error, ranks) if world.size() > 1 else [error]
         spent = {"seconds": time.perf_counter() - begin, "cpu_s": time.process_time() - cpu_begin}
         result = Path(run["folder"], "result.json")
-        if errors is None and not result.exists():  # a rank that has left before said what began it
+        if errors is None and not result.exists():  # a rank that left earlier has written the first error
             error = error or "the other ranks did not come to the end of the run"
             result.write_text(json.dumps({"error": error} | spent))
         elif errors is not None and world.is_main():

@@ -168,8 +168,8 @@ def launch(runs: Sequence[Run], processes: int = 1) -> None:
         if not (left[0].folder / "result.json").exists():
             begun = (left[0].folder / "stderr.0").exists()
             for each in left[:1] if begun else left:
-                said = "".join(file.read_text()[-6000:] for file in sorted(each.folder.glob("stderr.*")))
-                error = f"{said}\nthe launch ended with exit code {ended.returncode}:\n{ended.stderr[-6000:]}"
+                stderr = "".join(file.read_text()[-6000:] for file in sorted(each.folder.glob("stderr.*")))
+                error = f"{stderr}\nthe launch ended with exit code {ended.returncode}:\n{ended.stderr[-6000:]}"
                 (each.folder / "result.json").write_text(json.dumps({"error": error, "seconds": 0.0, "cpu_s": 0.0}))
         left = [each for each in left if not (each.folder / "result.json").exists()]
 

@@ -71,7 +71,7 @@ def test_the_kind_of_the_family_may_come_from_the_command_line(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("data.window_shards=3", "command line: data.window_shards is not a key; it is called data.shuffle_shards now"),
         ("family.label_dropping=0.1", "it is called family.label_dropout now"),
@@ -82,16 +82,16 @@ def test_the_kind_of_the_family_may_come_from_the_command_line(tmp_path: Path) -
     ],
 )
 def test_on_the_command_line_a_sentence_says_what_an_old_name_has_become(
-    override: str, said: str, tmp_path: Path
+    override: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as error:
         loaded(tmp_path, override, family=DIFFUSION)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "message"),
     [
         ({"format": 3}, "format 3 was written by a newer bigtrain"),
         ({"format": "two"}, "format 'two' is not a format"),
@@ -100,10 +100,10 @@ def test_on_the_command_line_a_sentence_says_what_an_old_name_has_become(
         ({"family": DIFFUSION | {"label_dropout": 0.1, "label_dropping": 0.3}}, "label_dropping is called label_dropout now"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_one_sentence(sections: dict, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_one_sentence(sections: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         loaded(tmp_path, **{"family": DIFFUSION} | sections)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert str(tmp_path / "recipe.yaml") in str(error.value)
 
 

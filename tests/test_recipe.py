@@ -48,7 +48,7 @@ def test_a_wrong_key_or_value_is_one_sentence_that_names_it(override: str, messa
     assert "\n" not in str(caught.value)
 
 
-def test_the_file_is_named_where_the_mistake_is_the_files(tmp_path: Path) -> None:
+def test_the_file_is_named_if_the_error_is_in_it(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, FAMILIES["toy"], stepz=3)
     with pytest.raises(UserError, match=rf"{path}: train.stepz is not a key"):
         load_recipe(path)

@@ -270,11 +270,11 @@ def _first_byte(content_range: str) -> int:
 
 
 def _raise_for_status(status: int, words: str, retry_after: str) -> None:
-    said = f"HTTP {status} {words}".strip()
+    reason = f"HTTP {status} {words}".strip()
     if status in _MAY_PASS:
-        raise Interrupted(said, float(retry_after) if retry_after.isdecimal() else None)
+        raise Interrupted(reason, float(retry_after) if retry_after.isdecimal() else None)
     hint = {401: " (is a login missing?)", 403: " (is a login missing?)", 404: " (is the name right?)"}
-    raise Refused(said + hint.get(status, ""))
+    raise Refused(reason + hint.get(status, ""))
 
 
 def _reason(error: BaseException) -> str:

@@ -56,30 +56,30 @@ def members(path: object, file: IO[bytes], begin: int, end: int) -> Iterator[tup
     if part.read(6).startswith(_COMPRESSED_MAGIC):
         raise UserError(f"{path}: {NOT_COMPRESSED}")
     part.seek(0)
-    said, after = "its start", 0
+    latest, after = "its start", 0
     try:
         with tarfile.open(fileobj=part, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all that it has seen
-                said, after = f"member {member.name}", member.offset_data + -(-member.size // BLOCK) * BLOCK
+                latest, after = f"member {member.name}", member.offset_data + -(-member.size // BLOCK) * BLOCK
                 if member.size < 0:  # tarfile would go back, and read the same headers without end
-                    raise UserError(f"{path}: {said} has a size below zero: {TRUNCATED}")
+                    raise UserError(f"{path}: {latest} has a size below zero: {TRUNCATED}")
                 if member.isdir() or _is_note(member.name):
                     continue
                 if not member.isreg() or member.issparse():
-                    raise UserError(f"{path}: {said} is not a plain file; write it with plain files")
+                    raise UserError(f"{path}: {latest} is not a plain file; write it with plain files")
                 if member.name.startswith("/") or ".." in member.name.split("/"):
-                    raise UserError(f"{path}: {said} would lie outside of its folder; write it with names below it")
+                    raise UserError(f"{path}: {latest} would lie outside of its folder; write it with names below it")
                 yield member.name, begin + member.offset_data, member.size
     except tarfile.TarError as error:
-        raise UserError(f"{path}: after {said}: {error}: {TRUNCATED}") from None
-    _check_end(path, part, said, after)
+        raise UserError(f"{path}: after {latest}: {error}: {TRUNCATED}") from None
+    _check_end(path, part, latest, after)
 
 
-def _check_end(path: object, part: _Part, said: str, after: int) -> None:
+def _check_end(path: object, part: _Part, latest: str, after: int) -> None:
     part.seek(after)
     if part.read(len(END_OF_TAR)) != END_OF_TAR:
-        raise UserError(f"{path}: after {said} there is neither a member nor the archive's end: {TRUNCATED}")
+        raise UserError(f"{path}: after {latest} there is neither a member nor the archive's end: {TRUNCATED}")
     while chunk := part.read(_CHUNK):
         if chunk.count(0) != len(chunk):
             raise UserError(

@@ -49,8 +49,9 @@ class EvaluationOptions(Options):
     features: str = "classifier"
     """`classifier`: a small network trained on the spot on the data's labels. `clean`, `legacy_tensorflow`,
     `legacy_pytorch`: FID's Inception, as in clean-fid's modes of these names. `timm:MODEL`: a model of timm, such as
-    timm:vit_large_patch14_dinov2.lvd142m for the FD with DINOv2. Or the path of a TorchScript network with the calling
-    convention of the public FID Inception, net(uint8 [n, 3, H, W], return_features=True) -> float [n, d]."""
+    timm:vit_large_patch14_dinov2.lvd142m for the FD with DINOv2. Or the path of a TorchScript file, which is called as
+    net(images, return_features=True): uint8 images [n, 3, H, W] in, float features [n, d] out, as with FID's published
+    inception-2015-12-05.pt."""
     weights: str | None = None
     """Path of the weights of `clean`, `legacy_*` or `timm:MODEL`; null: from the cache, or fetched."""
     reference: str = "train"
@@ -62,8 +63,8 @@ class EvaluationOptions(Options):
     split_samples: int | None = Field(default=None, gt=0)
     """Number of samples of the split to measure them on, a fixed random subset; null: all."""
     likelihood_evaluations: int | None = Field(default=None, ge=2)
-    """Evaluations of the network for each sample's bits_per_dim, where fewer give an unbiased estimate of the bound
-    (diffusion: the mean is right, each sample's value is noisy); null: all terms of the bound."""
+    """Evaluations of the network for each sample's bits_per_dim, where that is a bound of many terms: fewer evaluations than
+    terms estimate it without bias (the mean over samples is right, each sample's value is noisy); null: all terms."""
     allow_mixed_sizes: bool = False
     """Let the feature network resize images of different sizes, within a set or between samples and reference; false: that
     is an error, since a FID across resolutions is rarely meant."""

@@ -105,8 +105,8 @@ def open_reference(where: str) -> Reference:
     try:
         of_moments = path.suffix == ".npz" and holds_moments(path)
         reference = read_moments_and_samples(path) if of_moments else _of_files(path)
-    except UserError as mistake:
-        raise UserError(f"evaluation.reference: {mistake}") from None
+    except UserError as error:
+        raise UserError(f"evaluation.reference: {error}") from None
     if reference.images is not None:
         _check_count(reference.images, where)
     return reference

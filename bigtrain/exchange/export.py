@@ -22,7 +22,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from bigtrain.errors import UserError
-from bigtrain.exchange.pipeline import DESCRIPTION, ExportedModel, FamilyPipeline, PlainFamilyPipeline, description
+from bigtrain.exchange.pipeline import DESCRIPTION, ExportedModel, FamilyPipeline, description
 from bigtrain.families.family import Family, LoadedModel, Networks
 from bigtrain.formats import FORMAT
 from bigtrain.runs import atomic
@@ -32,10 +32,18 @@ PIPELINE_SOURCE = '''"""The pipeline of this folder; needs `pip install bigtrain
     DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
 """
 
-from bigtrain.exchange.pipeline import {pipeline} as FamilyPipeline
+{definition}
 
 __all__ = ["FamilyPipeline"]
 '''
+OWN_PIPELINE = "from bigtrain.exchange.pipeline import FamilyPipeline"
+LIKE_DIFFUSERS_PIPELINE = """\
+import diffusers
+
+from bigtrain.exchange.pipeline import family_pipeline_of
+
+FamilyPipeline = family_pipeline_of(diffusers.{pipeline})"""
+"""Where one of diffusers' own pipelines can sample the model: the class that draws the run's images from the same folder."""
 
 
 def export(
@@ -50,7 +58,9 @@ def export(
         raise UserError(f"{out}: exists already; export into a new folder, or remove this one first")
     temporary = atomic.aside(out)
     diffusers_pipeline = family.to_diffusers(networks)
-    ours = FamilyPipeline if diffusers_pipeline is None else PlainFamilyPipeline
+    definition = OWN_PIPELINE
+    if diffusers_pipeline is not None:
+        definition = LIKE_DIFFUSERS_PIPELINE.format(pipeline=type(diffusers_pipeline).__name__)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         pipeline = diffusers_pipeline if diffusers_pipeline is not None else FamilyPipeline(_model(family, networks))
@@ -58,7 +68,7 @@ def export(
         if diffusers_pipeline is not None:
             index = json.loads((temporary / "model_index.json").read_bytes())
             atomic.write_json(temporary / "model_index.json", index | {DESCRIPTION: json.dumps(description(family))})
-        atomic.write_bytes(temporary / "pipeline.py", PIPELINE_SOURCE.format(pipeline=ours.__name__).encode())
+        atomic.write_bytes(temporary / "pipeline.py", PIPELINE_SOURCE.format(definition=definition).encode())
         atomic.write_bytes(temporary / "recipe.yaml", recipe_yaml.encode())
         atomic.write_json(temporary / "provenance.json", {"format": FORMAT, **provenance})
         os.rename(temporary, out)
@@ -77,12 +87,8 @@ def _usage(out: str, family: Family, diffusers_pipeline: Any) -> Sequence[str]:
     ours_call += f"({arguments}, seed=0).images"
     if diffusers_pipeline is None:
         return [ours_call]
-    # The pipeline's default of 1000 steps is an error for a model with fewer.
-    steps = diffusers_pipeline.scheduler.config.num_train_timesteps
-    return [
-        f"{type(diffusers_pipeline).__name__}.from_pretrained({out!r})(num_inference_steps={steps}).images",
-        ours_call,
-    ]
+    needed = ", ".join(f"{name}={value!r}" for name, value in family.diffusers_arguments.items())
+    return [f"{type(diffusers_pipeline).__name__}.from_pretrained({out!r})({needed}).images", ours_call]
 
 
 def _model(family: Family, networks: Networks) -> ExportedModel:
@@ -103,8 +109,6 @@ def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping
 
     Raises OSError or json.JSONDecodeError if the folder is incomplete.
     """
-    import bigtrain.pipelines.pipeline  # noqa: F401  # older exports name it, and diffusers takes only what is imported
-
     logging.disable_progress_bar()
     name = json.loads((path / "model_index.json").read_bytes()).get("_class_name")
     if name == FamilyPipeline.__name__:

@@ -1,5 +1,6 @@
 """A trained family as a diffusers pipeline. The same classes serve every family."""
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +8,6 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor, nn
 
@@ -177,25 +176,20 @@ class FamilyPipeline(SamplesByFamily, DiffusionPipeline):
         return dict(networks.items())
 
 
-class PlainFamilyPipeline(SamplesByFamily, DDPMPipeline):  # type: ignore[misc]  # __call__ has other arguments
-    """Samples a folder that DDPMPipeline can read in the same way as the family that wrote it."""
-
-    def __init__(self, unet: UNet2DModel, scheduler: Any, described: str = "") -> None:
-        """`scheduler`: diffusers', which the family does not use; `described`: JSON text of `description`."""
-        super().__init__(unet, scheduler)
-        self.family = described_family(json.loads(described))
+class DiffusersFolderPipeline(SamplesByFamily, DiffusionPipeline):
+    """Base of the pipelines for folders that one of diffusers' own pipelines can read: they draw the family's images."""
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
-        """As in diffusers, which would leave out the description: its key is private, so that DDPMPipeline ignores it.
+        """As in diffusers, which would leave out the description: its key is private, so that diffusers' pipelines ignore it.
 
         The description is not written into pipeline.py, because diffusers copies that of every folder to the same path before
         running it, so two loads at once could mix them up.
         """
         if DESCRIPTION not in config_dict:
             raise ValueError(f"model_index.json has no {DESCRIPTION}: this is not an export of bigtrain")
-        init, unused, hidden = super().extract_init_dict(config_dict, **options)
-        return {**init, "described": config_dict[DESCRIPTION]}, unused, hidden
+        given, unused, hidden = super().extract_init_dict(config_dict, **options)
+        return {**given, "described": config_dict[DESCRIPTION]}, unused, hidden
 
     @property
     def networks(self) -> Networks:
@@ -206,6 +200,22 @@ class PlainFamilyPipeline(SamplesByFamily, DDPMPipeline):  # type: ignore[misc] 
             name: network.to(self.device).to(memory_format=torch.channels_last).eval()
             for name, network in networks.items()
         }
+
+
+def family_pipeline_of(pipeline: Any) -> type[DiffusersFolderPipeline]:
+    """The class that loads the folders of the class `pipeline`, one of diffusers' own, and draws the family's images."""
+
+    def __init__(self: DiffusersFolderPipeline, *, described: str, **modules: Any) -> None:
+        """`described`: JSON text of `description`; `modules`: the arguments of `pipeline`."""
+        pipeline.__init__(self, **modules)
+        self.family = described_family(json.loads(described))
+
+    # diffusers finds out what a pipeline consists of from this signature: every argument without a default.
+    own = inspect.Parameter("described", inspect.Parameter.KEYWORD_ONLY, default="", annotation=str)
+    signature = inspect.signature(pipeline.__init__)
+    whole = signature.replace(parameters=[*signature.parameters.values(), own])
+    vars(__init__)["__signature__"] = whole
+    return type(f"Family{pipeline.__name__}", (DiffusersFolderPipeline, pipeline), {"__init__": __init__})
 
 
 def _converted(images: Tensor, output_type: str) -> Any:

@@ -241,6 +241,8 @@ class Dependency:
     """Which of its own dependencies it needs as well, by role."""
     at_start: bool = False
     """Whether it must exist, and fit, before training begins."""
+    makes_codes: bool = False
+    """Whether it is the tokenizer whose codes the family is trained on."""
 
 
 @dataclass(frozen=True)
@@ -317,10 +319,18 @@ class Family(ABC):
         }
         return f"a {self.kind} cannot {names[capability]}"
 
+    @classmethod
+    def dependencies_of(cls, options: Any) -> Mapping[str, Dependency]:
+        """The trained models that a family with these options needs in order to sample, by role.
+
+        A role is the key of the options that names the model, so that messages can say `family.ROLE`.
+        """
+        return {}
+
     @property
     def dependencies(self) -> Mapping[str, Dependency]:
         """The trained models that this one needs in order to sample, by role."""
-        return {}
+        return self.dependencies_of(self.options)
 
     def attach(self, trained: Mapping[str, LoadedModel]) -> None:
         """Stores models that `dependencies` names; `sample` needs all of them. Raises UserError if one does not fit."""
@@ -348,6 +358,11 @@ class Family(ABC):
     def to_diffusers(self, networks: Networks) -> Any:
         """One of diffusers' own pipelines that samples this model without bigtrain; None if there is none."""
         return None
+
+    @property
+    def diffusers_arguments(self) -> Mapping[str, Any]:
+        """What a call of the pipeline of `to_diffusers` must be given to sample as this model does."""
+        return {}
 
     def from_diffusers(self, pipeline: Any) -> Networks:
         """The inverse of `to_diffusers`: the networks in its pipeline."""

@@ -21,8 +21,8 @@ from bigtrain.errors import UserError
 from bigtrain.sizes import size_text
 
 HOW_TO_CHOOSE = (
-    "give `classifier`, `clean`, `legacy_tensorflow`, `legacy_pytorch`, `timm:MODEL`, or the path of a TorchScript network "
-    "with the calling convention of the public FID Inception, net(uint8 [n, 3, H, W], return_features=True) -> float [n, d]"
+    "give `classifier`, `clean`, `legacy_tensorflow`, `legacy_pytorch`, `timm:MODEL`, or the path of a TorchScript file "
+    "that is called as net(images, return_features=True): uint8 images [n, 3, H, W] in, float features [n, d] out"
 )
 
 
@@ -121,10 +121,10 @@ class Features(ABC):
 
 
 class TorchScriptFeatures(Features):
-    """A network from a TorchScript file, with the calling convention of the public FID Inception.
+    """A network from a TorchScript file: net(uint8 images [n, 3, H, W], return_features=True) -> float features [n, d].
 
-    The published `inception-2015-12-05.pt` resizes to 299 x 299 inside the network; any other file must do its own
-    preprocessing too. Raises UserError if the file is not such a network.
+    FID's published `inception-2015-12-05.pt` is called so, and resizes to 299 x 299 inside the network; any other file must
+    do its own preprocessing too. Raises UserError if the file is not such a network.
     """
 
     def __init__(self, path: str, size: tuple[int, int], device: torch.device) -> None:

@@ -275,6 +275,7 @@ def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, wh
 
 
 def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str | None) -> Model:
+    import bigtrain.pipelines.pipeline  # noqa: F401  # older exports name it, and diffusers takes only what is imported
     from bigtrain.exchange.export import opened  # heavy, and only exports need it
 
     try:

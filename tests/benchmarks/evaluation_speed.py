@@ -104,9 +104,9 @@ def copied(folder: Path, into: Path, count: int) -> Path:
     """`count` of the folder's files, from all classes alike, as ROOT/test/CLASS/NAME."""
     files = sorted(folder.glob("*/*.jpg"))
     for file in files[:: len(files) // count][:count]:
-        place = into / "pictures" / "test" / file.parent.name / file.name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, place)
+        copy = into / "pictures" / "test" / file.parent.name / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
     return into / "pictures"
 
 

@@ -72,9 +72,9 @@ def main() -> None:
         print(
             f"  memory {started:.0f} -> {resident_mib('self', 'VmRSS'):.0f} MiB, {resident_mib('self', 'VmHWM'):.0f} at most"
         )
-        for name, view in (("an epoch's order", index), ("a balanced epoch's order", balanced(index))):
+        for name, variant in (("an epoch's order", index), ("a balanced epoch's order", balanced(index))):
             begin = time.perf_counter()
-            Epochs(view, 0, 16).order(0)
+            Epochs(variant, 0, 16).order(0)
             print(f"  {name}: {1000 * (time.perf_counter() - begin):.0f} ms")
         options = DataOptions(train="train.json", image_size=SIZE, workers=WORKERS, flip=True)
         begin = time.perf_counter()

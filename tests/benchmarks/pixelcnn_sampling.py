@@ -38,9 +38,10 @@ def naively(network: PixelCNN, uniforms: Tensor, positions: int) -> None:
     """The first `positions` of naive sampling, spread over the grid; each is a forward and a draw from one position."""
     height, width = network.grid
     values = torch.zeros(len(uniforms), height, width, dtype=torch.int64, device=uniforms.device)
-    for place in range(0, height * width, height * width // positions)[:positions]:
-        features = network.features(values)[:, :, place // width, place % width]
-        values[:, place // width, place % width] = network.output.draw(features, uniforms[:, place], Sampling())[:, 0]
+    for position in range(0, height * width, height * width // positions)[:positions]:
+        row, column = divmod(position, width)
+        features = network.features(values)[:, :, row, column]
+        values[:, row, column] = network.output.draw(features, uniforms[:, position], Sampling())[:, 0]
 
 
 def on_cpu(network: PixelCNN, uniforms: Tensor, pairs: int, positions: int) -> None:

@@ -71,14 +71,14 @@ class TwoNodes:
         return path
 
     def _start_munge(self) -> None:
-        key, place = self.folder / "munge.key", self.folder / "munge.socket"
+        key, address = self.folder / "munge.key", self.folder / "munge.socket"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
         self.folder.chmod(0o755)
-        names = {"socket": place, "key-file": key}
+        names = {"socket": address, "key-file": key}
         names |= {f"{what}-file": self.folder / f"munge.{what}" for what in ("log", "pid", "seed")}
         self._start("munged", "--foreground", "--force", *(f"--{flag}={path}" for flag, path in names.items()))
-        self.wait(place.exists, 10)
+        self.wait(address.exists, 10)
 
     def _start(self, program: str, *arguments: str, core: int | None = None) -> None:
         found = _found(program)

@@ -78,7 +78,7 @@ class Job:
         return ranks
 
     def end(self, within_s: float) -> str:
-        """What it said, once it has ended as it should: in time, with an error, and with no process left behind."""
+        """Its output, once it has ended as it should: in time, with an error, and with no process left behind."""
         assert self.launcher.wait(timeout=within_s) != 0
         _, alive = psutil.wait_procs(self.processes, timeout=10)
         left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
@@ -93,10 +93,10 @@ def test_a_rank_that_is_stopped_is_named_with_its_phase_and_the_job_ends(tmp_pat
         time.sleep(3)  # some beats: the last one before this may be that of the start
         stopped = job.ranks()[0]
         stopped.suspend()
-        said = job.end(within_s=60)
-    assert f"the job hangs, and is ended: rank 0 (process {stopped.pid} on " in said
-    assert "has given no sign of life" in said
-    assert "phase " in said.split("last heard of at step ")[1].split("\n")[0]
+        output = job.end(within_s=60)
+    assert f"the job hangs, and is ended: rank 0 (process {stopped.pid} on " in output
+    assert "has given no sign of life" in output
+    assert "phase " in output.split("last heard of at step ")[1].split("\n")[0]
 
 
 def test_a_rank_whose_loader_hangs_is_named_as_waiting_for_data(tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_a_rank_whose_loader_hangs_is_named_as_waiting_for_data(tmp_path: Path) 
         job.wait_for_new_row()
         for worker in job.ranks()[1].children():
             worker.suspend()
-        said = job.end(within_s=60)
-    verdict = said.split("the job hangs, and is ended: ")[1]
+        output = job.end(within_s=60)
+    verdict = output.split("the job hangs, and is ended: ")[1]
     assert verdict.startswith("rank 1 ")
     assert "phase critic: waits for data for" in verdict.split("\n")[0]
     assert "in _next_batch" in verdict, "the stack of the rank that hangs"
@@ -131,12 +131,12 @@ def test_sigkill_of_a_random_rank_at_random_moments_ends_the_job_and_changes_no_
                 break
             ranks[number].kill()
             begin = time.monotonic()
-            said = job.end(within_s=60)
+            output = job.end(within_s=60)
             slowest_s = max(slowest_s, time.monotonic() - begin)
             killed += 1
             inside_a_save += half_written(tmp_path / "parts" / "run")
             # The launcher names both ranks where the other one's exchange fails before it looks.
-            failures = said.split("Failures:")[1]
+            failures = output.split("Failures:")[1]
             assert f"rank      : {number} " in failures
             assert "Signal 9 (SIGKILL)" in failures
     assert killed >= KILLS / 2, "the run ended before it was killed often enough to show anything"
@@ -160,8 +160,8 @@ def test_a_rank_that_fails_alone_says_why_and_the_job_ends(tmp_path: Path) -> No
     with Job(recipe, f"data.train={data / 'train.json'}") as job:
         job.wait_for_new_row()
         job.ranks()
-        said = job.end(within_s=60)
-    assert re.search(r"error: rank [01]: .*train-\d+\.tar/.*: .*cannot be decoded", said)
+        output = job.end(within_s=60)
+    assert re.search(r"error: rank [01]: .*train-\d+\.tar/.*: .*cannot be decoded", output)
 
 
 def assert_same_bits(whole: Path, other: Path) -> None:

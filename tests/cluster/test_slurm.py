@@ -184,9 +184,9 @@ def test_what_another_job_left_in_the_submitters_environment_does_not_count(
 
 def test_ranks_on_the_cpu_are_asked_for_by_accelerates_variable(stand_ins: Path, tmp_path: Path) -> None:
     act = 'echo "cpu: ${ACCELERATE_USE_CPU:-no}"'
-    for options, said in ((ONE, "cpu: true"), (SlurmOptions(gpus_per_node=1), "cpu: no")):
+    for options, report in ((ONE, "cpu: true"), (SlurmOptions(gpus_per_node=1), "cpu: no")):
         script = render(job_in(tmp_path, stand_ins), options)
-        assert said in execute(script, tmp_path, stand_ins, ACT=act, ACCELERATE_USE_CPU="1").stdout
+        assert report in execute(script, tmp_path, stand_ins, ACT=act, ACCELERATE_USE_CPU="1").stdout
 
 
 @pytest.mark.parametrize(("signal_before_s", "grace_s"), [(1, 30), (300, 270), (1000, 970), (65535, 1800)])
@@ -239,7 +239,7 @@ def test_a_job_that_slurm_restarted_too_often_does_not_run_at_all(stand_ins: Pat
     assert not (tmp_path / "seen").exists()
 
 
-def test_a_task_of_an_array_is_named_by_the_array_and_its_place(stand_ins: Path, tmp_path: Path) -> None:
+def test_a_task_of_an_array_is_named_by_the_array_and_its_number_in_it(stand_ins: Path, tmp_path: Path) -> None:
     """Its first task bears the number of the whole array: requeueing that would restart every task."""
     job = job_in(tmp_path, stand_ins, overrides=["a.b=1"], tasks=[["run.seed=0"], ["run.seed=1", "run.dir=x y"]])
     script = render(job, ONE)

@@ -73,7 +73,7 @@ def beat(rank: int, *, number: int = 9, marks: int = 5, idle_s: float = 400.0, a
     return Beat(rank, f"node{rank}", 100 + rank, number, marks, activity, idle_s, limit_s=300.0)
 
 
-def test_the_rank_with_the_least_progress_is_named_with_its_place() -> None:
+def test_the_rank_with_the_least_progress_is_named_with_what_it_was_doing() -> None:
     behind = beat(1, marks=4, activity="step 7, phase critic: waits for data")
     beats = [beat(0), behind, beat(2)]
     diagnosis = diagnose([beat(rank, number=8) for rank in range(3)], beats, 20)
@@ -84,7 +84,7 @@ def test_the_rank_with_the_least_progress_is_named_with_its_place() -> None:
 
 
 def test_a_rank_that_waits_for_one_within_its_own_limit_waits_on() -> None:
-    """That one compiles, or evaluates: it has the long limit, the others wait for it at a place with the short one."""
+    """That one compiles, or evaluates: it has the long limit, the others wait for it at a point with the short one."""
     assert diagnose([beat(0, number=8), beat(1, number=8)], [beat(0), beat(1, marks=4, idle_s=200)], 20) is None
 
 
@@ -101,7 +101,7 @@ def test_a_rank_that_never_came_is_named() -> None:
     assert diagnosis.text == "rank 1 has not reached the training loop"
 
 
-def test_no_rank_is_blamed_where_all_are_at_the_same_place() -> None:
+def test_no_rank_is_blamed_if_none_is_behind_the_others() -> None:
     diagnosis = diagnose([beat(0, number=8), beat(1, number=8)], [beat(0), beat(1)], 20)
     assert diagnosis is not None
     assert "none is behind the others" in diagnosis.text
@@ -146,23 +146,23 @@ def test_both_ranks_leave_and_one_of_them_says_who_hangs(store: Dictionary, capf
         one.watchdog.mark("forward and backward")
         assert eventually(lambda: one.codes and other.codes)
     assert (one.codes[0], other.codes[0]) == (1, 1)
-    said = capfd.readouterr().err
-    assert said.count("the job hangs") == 1
-    assert "rank 1" in said.split("is behind the others")[0]
-    assert "step 7, phase critic: waits for data" in said
-    assert "test_both_ranks_leave_and_one_of_them_says_who_hangs" in said, "the main thread's stack"
+    stderr = capfd.readouterr().err
+    assert stderr.count("the job hangs") == 1
+    assert "rank 1" in stderr.split("is behind the others")[0]
+    assert "step 7, phase critic: waits for data" in stderr
+    assert "test_both_ranks_leave_and_one_of_them_says_who_hangs" in stderr, "the main thread's stack"
 
 
 @pytest.mark.usefixtures("short_last_words")
-def test_a_meeting_point_that_does_not_answer_is_said_so(store: Dictionary, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_does_not_answer_is_reported(store: Dictionary, capfd: pytest.CaptureFixture[str]) -> None:
     rank = Rank(1, store)
     with rank.watchdog:
         rank.watchdog.enter(3, "critic")
         store.answers.clear()
         assert eventually(lambda: rank.codes)
-    said = capfd.readouterr().err
-    assert "main rank's host does not answer" in said
-    assert "step 3, phase critic" in said
+    stderr = capfd.readouterr().err
+    assert "main rank's host does not answer" in stderr
+    assert "step 3, phase critic" in stderr
 
 
 @pytest.mark.parametrize("sign", ["mark", "patient", "first step"])

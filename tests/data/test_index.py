@@ -40,7 +40,7 @@ def test_the_layout_is_the_documented_one(numbered_shards: Make) -> None:
     assert set(shard["members"]["png"]) == {"offsets", "sizes"}
 
 
-def test_the_fingerprint_tells_the_data_and_not_the_place(numbered_shards: Make, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_data_and_not_on_the_path(numbered_shards: Make, tmp_path: Path) -> None:
     index = numbered_shards([3, 2], tmp_path / "a")
     assert numbered_shards([3, 2], tmp_path / "b").fingerprint == index.fingerprint
     first, second = index.shards

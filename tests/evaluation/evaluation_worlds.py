@@ -122,8 +122,8 @@ def scenarios(train: str, features: str) -> dict[str, Any]:
         options = EvaluationOptions(metrics=("fid",), samples=SAMPLES, features=features, batch_size=20)
         return evaluate_draws(draw, index, None, options, should_stop=should_stop)
 
-    def mistaken(indices: np.ndarray, labels: Tensor) -> Tensor:
-        raise UserError("the last rank is mistaken")
+    def refusing(indices: np.ndarray, labels: Tensor) -> Tensor:
+        raise UserError("the last rank refuses")
 
     digits = RealDigits(index)
     evaluation(digits)
@@ -139,9 +139,9 @@ def scenarios(train: str, features: str) -> dict[str, Any]:
         "images": measure_images(str(index.folder / "images"), train, features),
         "drawn": digits.drawn,
         "stopped on the last rank": evaluation(digits, should_stop=lambda: last) is None,
-        "mistake on the last rank": message_of(lambda: evaluation(mistaken if last else digits)),
-        "mistake on every rank": message_of(lambda: together(lambda: mistaken(numbers, rows))),
-        "mistake on main": message_of(lambda: on_main(lambda: mistaken(numbers, rows))),
+        "error on the last rank": message_of(lambda: evaluation(refusing if last else digits)),
+        "error on every rank": message_of(lambda: together(lambda: refusing(numbers, rows))),
+        "error on main": message_of(lambda: on_main(lambda: refusing(numbers, rows))),
         "disk full on main": message_of(lambda: gathered_onto_a_full_disk(by_class)),
         "features absent": message_of(lambda: measure(train, "nowhere.pt" if last else features)),
         "gathered": None if gathered is None else gathered.tolist(),
@@ -157,9 +157,9 @@ def gathered_onto_a_full_disk(features: ClassFeatures) -> None:
 def message_of(work: Any) -> str:
     try:
         work()
-    except UserError as mistake:
-        return str(mistake)
-    return "no mistake"
+    except UserError as error:
+        return str(error)
+    return "no error"
 
 
 def work(rank: int, size: int, train: str, features: str, folder: str) -> None:

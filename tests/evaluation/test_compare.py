@@ -60,10 +60,10 @@ def test_rows_of_another_protocol_are_marked_and_what_differs_is_told(run, tmp_p
 
 def test_a_step_that_was_evaluated_in_several_ways_has_a_row_for_each(run, capsys):
     """Named by as few keys as tell them apart; seeds of one way are still one row, and a seed counts once."""
-    place = run / "evaluations"
-    write(place / "step_00000020_b.json", step=20, fid=2.0, class_accuracy=0.9, features="b")
-    write(place / "step_00000020_c.json", step=20, fid=3.0, class_accuracy=0.9, features="b", extra={"samples": 500})
-    write(place / "step_00000020_d.json", step=20, fid=4.0, class_accuracy=0.9)
+    path = run / "evaluations"
+    write(path / "step_00000020_b.json", step=20, fid=2.0, class_accuracy=0.9, features="b")
+    write(path / "step_00000020_c.json", step=20, fid=3.0, class_accuracy=0.9, features="b", extra={"samples": 500})
+    write(path / "step_00000020_d.json", step=20, fid=4.0, class_accuracy=0.9)
     compare([run], None, None)
     out, err = capsys.readouterr()
     rows = out.splitlines()[1:]
@@ -77,9 +77,9 @@ def test_a_step_that_was_evaluated_in_several_ways_has_a_row_for_each(run, capsy
 
 
 def test_what_only_one_row_measured_makes_no_other_protocol(tmp_path, capsys):
-    place = tmp_path / "run" / "evaluations"
-    write(place / "step_00000010.json", fid=4.0)
-    write(place / "step_00000010_x.json", kid=0.5, extra={"kid": {"subsets": 100}})
+    path = tmp_path / "run" / "evaluations"
+    write(path / "step_00000010.json", fid=4.0)
+    write(path / "step_00000010_x.json", kid=0.5, extra={"kid": {"subsets": 100}})
     write(tmp_path / "other.json", kid=0.6, extra={"kid": {"subsets": 50}})
     compare([tmp_path / "run"], None, None)
     out, err = capsys.readouterr()
@@ -93,9 +93,9 @@ def test_what_only_one_row_measured_makes_no_other_protocol(tmp_path, capsys):
 
 
 def test_ways_that_differ_in_more_than_their_metrics_are_not_named_by_a_list_of_these(tmp_path, capsys):
-    place = tmp_path / "run" / "evaluations"
-    write(place / "step_00000010.json", fid=4.0)
-    write(place / "step_00000010_x.json", fid=5.0, kid=0.5, extra={"samples": 500, "kid": {"subsets": 100}})
+    path = tmp_path / "run" / "evaluations"
+    write(path / "step_00000010.json", fid=4.0)
+    write(path / "step_00000010_x.json", fid=5.0, kid=0.5, extra={"samples": 500, "kid": {"subsets": 100}})
     compare([tmp_path / "run"], None, None)
     assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["(samples=100)", "(samples=500)"]
 
@@ -103,17 +103,17 @@ def test_ways_that_differ_in_more_than_their_metrics_are_not_named_by_a_list_of_
 def test_a_seed_within_one_metrics_part_of_the_protocol_makes_repetitions_too(tmp_path, capsys):
     for seed in range(2):
         bound = {"bits_per_dim": {"bound": "variational", "seed": seed}}
-        place = tmp_path / "run" / "evaluations" / f"step_00000010_{seed}.json"
-        write(place, seed=seed, bits_per_dim=3.0 + seed, bits_per_dim_standard_error=0.1, further=bound)
-    compare([tmp_path / "run", place], None, None)
+        path = tmp_path / "run" / "evaluations" / f"step_00000010_{seed}.json"
+        write(path, seed=seed, bits_per_dim=3.0 + seed, bits_per_dim_standard_error=0.1, further=bound)
+    compare([tmp_path / "run", path], None, None)
     out, err = capsys.readouterr()
     assert [row.split()[-1] for row in out.splitlines()[1:]] == ["2", "1"]
     assert err == ""
 
 
 def test_a_standard_error_that_is_known_gives_an_interval(tmp_path, capsys):
-    place = write(tmp_path / "a.json", bits_per_dim=3.0, bits_per_dim_standard_error=0.1)
-    compare([place], None, None)
+    path = write(tmp_path / "a.json", bits_per_dim=3.0, bits_per_dim_standard_error=0.1)
+    compare([path], None, None)
     assert "3 ± 0.2" in capsys.readouterr().out
 
 
@@ -128,8 +128,8 @@ def test_a_number_that_is_the_same_for_all_seeds_has_no_interval_of_repetitions(
 
 
 def test_a_way_of_sampling_in_the_names_changes_no_interval(tmp_path, capsys):
-    place = write(tmp_path / "a.json", class_accuracy_ddim_20=0.9, kid_ddim_20=0.1, kid_std_ddim_20=0.01)
-    compare([place], None, None)
+    path = write(tmp_path / "a.json", class_accuracy_ddim_20=0.9, kid_ddim_20=0.1, kid_std_ddim_20=0.01)
+    compare([path], None, None)
     head, row = capsys.readouterr().out.splitlines()
     assert head.split() == ["class_accuracy_ddim_20", "kid_ddim_20", "seeds"]
     assert "0.9 (-0.074 +0.045)" in row
@@ -153,15 +153,15 @@ def test_what_is_no_evaluation_is_refused(run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.json").write_text("[]")
     (tmp_path / "b.json").write_text("nonsense")
-    for place, sentence in (("empty", "has no evaluations"), ("a.json", "no protocol"), ("b.json", "not the JSON")):
+    for path, sentence in (("empty", "has no evaluations"), ("a.json", "no protocol"), ("b.json", "not the JSON")):
         with pytest.raises(UserError, match=sentence):
-            compare([tmp_path / place], None, None)
+            compare([tmp_path / path], None, None)
 
 
 def test_results_with_the_names_of_format_1_stand_in_the_columns_of_today(tmp_path, capsys):
-    judged = {"name": "classifier"}
-    old = write(tmp_path / "old.json", accuracy=0.5, accuracy_ddim_20=0.25, extra={"judge": judged})
-    new = write(tmp_path / "new.json", class_accuracy=0.5, class_accuracy_ddim_20=0.25, extra={"evaluator": judged})
+    facts = {"name": "classifier"}
+    old = write(tmp_path / "old.json", accuracy=0.5, accuracy_ddim_20=0.25, extra={"judge": facts})
+    new = write(tmp_path / "new.json", class_accuracy=0.5, class_accuracy_ddim_20=0.25, extra={"evaluator": facts})
     compare([old, new], None, None)
     out, err = capsys.readouterr()
     assert out.splitlines()[0].split() == ["class_accuracy", "class_accuracy_ddim_20", "seeds"]

@@ -120,10 +120,10 @@ def test_one_ranks_wish_to_stop_stops_all(ranks):
     assert all(seen["stopped on the last rank"] for seen in ranks)
 
 
-def test_one_ranks_mistake_is_every_ranks(ranks):
+def test_one_ranks_user_error_ends_every_rank(ranks):
     for seen in ranks:
-        assert seen["mistake on the last rank"] == "the last rank is mistaken"
-        assert seen["mistake on every rank"] == seen["mistake on main"] == "the last rank is mistaken"
+        assert seen["error on the last rank"] == "the last rank refuses"
+        assert seen["error on every rank"] == seen["error on main"] == "the last rank refuses"
         assert "nowhere.pt" in seen["features absent"]
         assert seen["disk full on main"] == "the disk is full"
 

@@ -1,4 +1,4 @@
-"""Images from anywhere are evaluated against real ones from anywhere, and what cannot be compared is said so."""
+"""Images from anywhere are evaluated against real ones from anywhere; what cannot be compared is refused."""
 
 import io
 import json
@@ -86,9 +86,9 @@ def test_a_folder_an_archive_and_an_npz_measure_alike(images, real, script, tmp_
 def test_shards_are_evaluated_where_they_lie_behind_a_url_too(train, real, script):
     with serving(Path(train).parent) as server:
         far = measure_images(f"{server.url}/validation.json", real, script, metrics=("fid",))
-        for place in ({"folder": f"{server.url}/a.zip"}, {"folder": train, "reference": f"{server.url}/a.zip"}):
+        for sides in ({"folder": f"{server.url}/a.zip"}, {"folder": train, "reference": f"{server.url}/a.zip"}):
             with pytest.raises(UserError, match=rf"{server.url}/a\.zip: a URL may be that of an index of shards"):
-                measure_images(**({"reference": real, "features": script} | place))
+                measure_images(**({"reference": real, "features": script} | sides))
     assert far == measure_images(str(Path(train).parent / "validation.json"), real, script, metrics=("fid",))
 
 
@@ -100,7 +100,7 @@ def test_evaluated_twice_gives_the_same_bytes(images, real, script, monkeypatch,
     assert json.dumps(first) == json.dumps(kept) == json.dumps(anew)
 
 
-def test_a_reference_is_looked_at_once(images, real, script, monkeypatch, tmp_path):
+def test_a_reference_is_read_once(images, real, script, monkeypatch, tmp_path):
     monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path))
     measure_images(images, real, script, metrics=("fid", "kid"))
     monkeypatch.setattr(reference, "Survey", lambda *_: pytest.fail("looked at again"))
@@ -221,7 +221,7 @@ def test_a_full_disk_during_an_intra_fid_is_one_sentence(images, real, script, m
 
 
 @pytest.mark.slow
-def test_labelled_samples_are_judged_by_class(train, images, real, monkeypatch, tmp_path):
+def test_labelled_samples_are_measured_by_class(train, images, real, monkeypatch, tmp_path):
     monkeypatch.setattr(classifier, "TRAININGS", dict(classifier.TRAININGS))
     shorten_training()
     metrics = ("inception_score", "class_accuracy", "intra_fid", "classification_accuracy_score")
@@ -280,7 +280,7 @@ def options_of(**options):
         ({"reference": "train"}, r"evaluation\.reference: train: there is no such file"),
     ],
 )
-def test_what_cannot_be_measured_is_said(images, real, script, change, sentence):
+def test_what_cannot_be_measured_is_refused(images, real, script, change, sentence):
     with pytest.raises(UserError, match=sentence):
         measure_images(images, **(options_of(reference=real, features=script) | change))
 

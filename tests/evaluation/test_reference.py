@@ -110,7 +110,7 @@ def test_one_pass_finds_whatever_is_missing(digits, features, sweeps):
     assert torch.equal(again.stored, first.stored)
 
 
-def test_classes_of_which_one_is_damaged_are_looked_at_again(digits, features, sweeps):
+def test_classes_of_which_one_is_damaged_are_read_again(digits, features, sweeps):
     images = Shards(digits[0], "train")
     for _ in range(2):
         found = survey_reference(images, Wants(by_class=10), features, False, READING)

@@ -40,7 +40,7 @@ def test_recognises_handwritten_digits_that_it_has_not_seen(role):
     assert measure_accuracy(trained, validation, READING) >= 0.97
 
 
-def test_the_judge_is_another_network_than_the_one_that_gives_features(digits, short_training):
+def test_the_evaluator_is_another_network_than_the_one_that_gives_features(digits, short_training):
     features, evaluator = (find_classifier(digits[0], None, role, READING, CPU) for role in ROLES)
     assert features.facts["architecture"] == "ResNet"
     assert evaluator.facts["architecture"] == "DenseNet"
@@ -109,7 +109,7 @@ def test_the_held_out_accuracy_is_measured_and_part_of_the_protocol(digits, shor
     assert unknown.fingerprint == known.fingerprint, "held-out images have no part in training"
 
 
-def test_one_class_is_the_users_mistake(digits):
+def test_one_class_is_a_user_error(digits):
     train = dataclasses.replace(digits[0], classes=("digit",))
     with pytest.raises(UserError, match=r"evaluation\.features: .*train\.json has one class"):
         find_classifier(train, None, "features", READING, CPU)

@@ -83,7 +83,7 @@ def test_a_state_dict_gives_torch_fidelitys_features_and_logits(random_inception
     torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
 
 
-def test_a_file_that_is_not_the_inception_is_the_users_mistake(tmp_path):
+def test_a_file_that_is_not_the_inception_is_a_user_error(tmp_path):
     path = tmp_path / "other.pth"
     for content in (b"", b"nothing", pickle.dumps({"weight": print}, protocol=2)):
         path.write_bytes(content)

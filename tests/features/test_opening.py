@@ -51,7 +51,7 @@ def test_features_do_not_depend_on_how_the_run_computes(script):
         torch.set_float32_matmul_precision("highest")
 
 
-def test_a_network_that_views_its_images_takes_them_as_they_are_read(tmp_path):
+def test_a_network_that_needs_contiguous_images_takes_those_of_the_reader(tmp_path):
     features = TorchScriptFeatures(saved(Viewing(), tmp_path / "viewing.pt"), (8, 8), CPU)
     as_read = images(2).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     assert torch.equal(features(as_read).features, images(2).flatten(1).float())
@@ -66,37 +66,37 @@ def test_floating_images_are_refused(script):
         TorchScriptFeatures(script, (8, 8), CPU)(images(2).float())
 
 
-def test_a_missing_file_is_the_users_mistake():
+def test_a_missing_file_is_a_user_error():
     with pytest.raises(UserError, match=r"evaluation\.features: nowhere\.pt: No such file.*give `classifier`"):
         TorchScriptFeatures("nowhere.pt", (8, 8), CPU)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a network", b"PK\x03\x04 half a zip"])
-def test_a_file_that_is_no_network_is_the_users_mistake(tmp_path, content):
+def test_a_file_that_is_no_network_is_a_user_error(tmp_path, content):
     path = tmp_path / "bad.pt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"bad\.pt: not a TorchScript network"):
         TorchScriptFeatures(str(path), (8, 8), CPU)
 
 
-def test_a_state_dict_is_not_unpickled_and_is_the_users_mistake(tmp_path):
+def test_a_state_dict_is_not_unpickled_and_is_a_user_error(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save({"weight": torch.zeros(3)}, path)
     with pytest.raises(UserError, match=r"weights\.pt: not a TorchScript network"):
         TorchScriptFeatures(str(path), (8, 8), CPU)
 
 
-def test_another_calling_convention_is_the_users_mistake(tmp_path):
+def test_a_network_that_takes_other_arguments_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="return_features"):
         TorchScriptFeatures(saved(NoFeatures(), tmp_path / "logits.pt"), (8, 8), CPU)
 
 
-def test_maps_instead_of_vectors_are_the_users_mistake(tmp_path):
+def test_maps_instead_of_vectors_are_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"float32 \[2, 3, 8, 8\]"):
         TorchScriptFeatures(saved(FeatureMaps(), tmp_path / "maps.pt"), (8, 8), CPU)
 
 
-def test_images_that_the_network_cannot_take_are_the_users_mistake(script):
+def test_images_that_the_network_cannot_take_are_a_user_error(script):
     with pytest.raises(UserError, match="images of 2 pixels"):
         TorchScriptFeatures(script, (2, 2), CPU)
 

@@ -110,7 +110,7 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_their_files_name(tmp_path)
     assert made[0].fingerprint == made[1].fingerprint
 
 
-def test_weights_of_another_model_are_the_users_mistake(tmp_path):
+def test_weights_of_another_model_are_a_user_error(tmp_path):
     safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"other\.safetensors does not hold the weights of timm:mobilenet"):
         TimmFeatures(SMALL, str(tmp_path / "other.safetensors"), CPU)
@@ -134,8 +134,8 @@ def test_dinov2s_positions_keep_the_class_token_and_a_plane():
     trained = torch.cat([torch.full((1, 1, 2), 9.0), torch.stack([grid, grid.T], 2).reshape(1, -1, 2)], 1)
     found = dinov2_positions(trained, 16)
     assert torch.equal(found[:, :1], trained[:, :1])
-    places = (torch.arange(16.0) + 0.5) * 37 / 16.1 - 0.5
-    torch.testing.assert_close(found[0, 1:, 0].view(16, 16)[5, 2:14], places[2:14], rtol=0, atol=0.06)
+    positions = (torch.arange(16.0) + 0.5) * 37 / 16.1 - 0.5
+    torch.testing.assert_close(found[0, 1:, 0].view(16, 16)[5, 2:14], positions[2:14], rtol=0, atol=0.06)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def test_labels_of_an_evaluation_do_not_depend_on_how_many_are_asked_for() -> No
     )
 
 
-def test_machines_with_other_data_at_the_same_place_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_with_other_data_at_the_same_path_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     index = Index(Path("data/train.json"), "train", ("a",), 16, ())
     assert same_on_all(index, "data.train") is index
     monkeypatch.setattr(world, "gather_objects", lambda value: [value, value, "another"])

@@ -58,7 +58,7 @@ def test_a_picture_is_given_up_between_two_steps_of_its_sampling(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("kind", "said", "sentence"),
+    ("kind", "options", "sentence"),
     [
         ("toy", "features=nowhere.pt", r"evaluation\.features: nowhere\.pt"),
         ("toy", "reference=nowhere.pt", r"evaluation\.reference: nowhere\.pt"),
@@ -74,14 +74,14 @@ def test_a_picture_is_given_up_between_two_steps_of_its_sampling(tmp_path: Path)
         ("diffusion", "metrics=[bits_per_dim] likelihood_evaluations=50", r"from 2 \.\. 20 evaluations, not 50"),
     ],
 )
-def test_what_the_first_evaluation_would_refuse_is_said_before_the_first_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: str, sentence: str
+def test_what_the_first_evaluation_would_refuse_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: str, sentence: str
 ) -> None:
     short = {role: replace(training, most_images=640) for role, training in classifier.TRAININGS.items()}
     monkeypatch.setattr(classifier, "TRAININGS", short)
     np.savez(tmp_path / "moments.npz", mu=np.zeros(7), sigma=np.eye(7))
     np.savez(tmp_path / "large.npz", np.zeros((20, 32, 32, 3), dtype=np.uint8))
-    words = [f"evaluation.{word.format(folder=tmp_path)}" for word in said.split()]
+    words = [f"evaluation.{word.format(folder=tmp_path)}" for word in options.split()]
     words += ["data.classes=[3]"] if "one class" in sentence else []
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES[kind], evaluate_every=10), words)
     index, validation = find_splits(recipe.data)
@@ -90,7 +90,7 @@ def test_what_the_first_evaluation_would_refuse_is_said_before_the_first_step(
         observers_of(trained, RunFolder(tmp_path), recipe, index, validation, CPU)
 
 
-def test_what_the_smaller_evaluations_of_a_training_would_refuse_is_said_too(tmp_path: Path) -> None:
+def test_what_the_smaller_evaluations_of_a_training_would_refuse_is_refused_too(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, FAMILIES["toy"], evaluate_every=10, evaluate_samples=12)
     recipe = load_recipe(path, ["evaluation.metrics=[intra_fid]", "evaluation.samples=1000"])
     index = Index.read(digits_index("train", 16))
@@ -117,7 +117,7 @@ def test_a_likelihood_is_given_up_between_two_evaluations_of_its_network(one_cac
         raise AssertionError("it went on to its end")
 
 
-def test_no_evaluation_takes_the_place_of_another(tmp_path: Path) -> None:
+def test_no_evaluation_overwrites_another(tmp_path: Path) -> None:
     """Neither one of another protocol nor one of other metrics; the same measurement, made again, has one file."""
     results: list[dict[str, Any]] = [
         {"fid": 1.0, "protocol": {"seed": 0}},
@@ -133,9 +133,9 @@ def test_no_evaluation_takes_the_place_of_another(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_evaluation_is_left_alone(tmp_path: Path) -> None:
-    place = RunFolder(tmp_path).evaluation(7)
-    place.parent.mkdir()
-    place.write_text("[]")
+    path = RunFolder(tmp_path).evaluation(7)
+    path.parent.mkdir()
+    path.write_text("[]")
     written = write_evaluation(tmp_path, 7, EvaluationResult({"fid": 1.0, "protocol": {}}))
-    assert place.read_text() == "[]"
+    assert path.read_text() == "[]"
     assert json.loads(written.read_text())["fid"] == 1.0

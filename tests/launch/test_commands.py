@@ -26,7 +26,7 @@ def exported(trained: Path) -> Path:
     return trained.parent / "export"
 
 
-def test_a_run_folder_holds_what_the_house_says(trained: Path) -> None:
+def test_a_run_folder_holds_the_documented_files(trained: Path) -> None:
     names = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
     assert names == {"recipe.yaml", "environment.json", "metrics.jsonl", "samples", "checkpoints", "tensorboard"}
     assert sorted(path.name for path in (trained / "samples").iterdir()) == ["step_00000002.png", "step_00000004.png"]
@@ -113,7 +113,7 @@ def test_training_evaluates_at_intervals_with_the_averaged_weights(tmp_path: Pat
     assert during == afterwards
 
 
-MISTAKES = [
+USER_ERRORS = [
     (["train.py", "missing.yaml"], "missing.yaml: cannot read the recipe (No such file or directory)"),
     (["train.py", "RECIPE", "train.stepz=3"], "did you mean train.steps?"),
     (["train.py", "RECIPE", "train.batch_size=9", "train.accumulate=2"], "8 or 10 would"),
@@ -136,12 +136,12 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
-def test_a_users_mistake_is_one_clear_sentence_and_exit_code_2(words: list, message: str, trained: Path) -> None:
-    recipe = write_recipe(trained.parent / "mistakes", FAMILIES["gan"])
+@pytest.mark.parametrize(("words", "message"), USER_ERRORS, ids=[" ".join(words) for words, _ in USER_ERRORS])
+def test_a_user_error_is_one_clear_sentence_and_exit_code_2(words: list, message: str, trained: Path) -> None:
+    recipe = write_recipe(trained.parent / "errors", FAMILIES["gan"])
     before = sorted(trained.rglob("*"))
-    places = {"RECIPE": recipe, "RUN": trained}
-    result = run(LAUNCH / words[0], *(places.get(word, word) for word in words[1:]), expect=2)
+    paths = {"RECIPE": recipe, "RUN": trained}
+    result = run(LAUNCH / words[0], *(paths.get(word, word) for word in words[1:]), expect=2)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
@@ -149,7 +149,7 @@ def test_a_users_mistake_is_one_clear_sentence_and_exit_code_2(words: list, mess
     assert sorted(trained.rglob("*")) == before
 
 
-def test_a_mistake_under_two_ranks_is_said_once(tmp_path: Path) -> None:
+def test_a_user_error_under_two_ranks_is_reported_once(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, FAMILIES["toy"], batch_size=9)
     result = train(recipe, processes=2, expect=None)
     assert result.returncode != 0

@@ -37,7 +37,7 @@ def unconditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(unconditional: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The export of the unconditional run, and what the command said of it."""
+    """The export of the unconditional run, and the stderr of the command."""
     folder = tmp_path_factory.mktemp("exported") / "export"
     return folder, run(LAUNCH / "export.py", unconditional, folder).stderr
 
@@ -104,7 +104,7 @@ def test_an_unconditional_export_draws_what_its_run_draws(
         pipeline.to(torch.float16)(count=1)
 
 
-def test_the_hints_of_the_export_door_can_be_run(exported: tuple[Path, str]) -> None:
+def test_the_hints_of_export_can_be_run(exported: tuple[Path, str]) -> None:
     import diffusers
 
     hints = [line.partition("use: ")[2] for line in exported[1].splitlines() if "use: " in line]
@@ -129,7 +129,7 @@ def test_exports_of_both_kinds_can_be_open_at_once(
 
 DAMAGE = {
     "no weights": lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
-    "a pickle in their place": lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(
+    "a pickle instead": lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(
         folder / "unet" / "diffusion_pytorch_model.bin"
     ),
     "half of the weights": lambda folder: halve(folder / "unet" / "diffusion_pytorch_model.safetensors"),
@@ -146,7 +146,7 @@ def halve(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_export_is_a_users_mistake(damage: str, exported: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_damaged_export_is_a_user_error(damage: str, exported: tuple[Path, str], tmp_path: Path) -> None:
     shutil.copytree(exported[0], tmp_path / "export")
     open_model(tmp_path / "export", torch.device("cpu"))
     DAMAGE[damage](tmp_path / "export")
@@ -196,7 +196,7 @@ def test_what_is_measured_on_few_steps_says_so_in_its_name(conditional: Path) ->
     assert terms["decoder"] == pytest.approx(terms["vlb_by_timestep"][0])
 
 
-MISTAKES = {
+USER_ERRORS = {
     "an unknown sampler": (("--sampler", "heun"), "ancestral"),
     "more steps than there are": (("--steps", "21"), "sampling.steps: 21 is more than the model's 20 timesteps"),
     "steps that ddim cannot take": (("--sampler", "ddim", "--steps", "19"), "10 or 20 are possible"),
@@ -204,9 +204,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_and_exit_code_2(mistake: str, conditional: Path, tmp_path: Path) -> None:
-    flags, sentence = MISTAKES[mistake]
+@pytest.mark.parametrize("case", USER_ERRORS)
+def test_a_user_error_is_one_sentence_and_exit_code_2(case: str, conditional: Path, tmp_path: Path) -> None:
+    flags, sentence = USER_ERRORS[case]
     result = run(LAUNCH / "sample.py", conditional, "--out", tmp_path / "x.png", *flags, expect=2)
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr

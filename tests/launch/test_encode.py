@@ -140,10 +140,10 @@ def test_the_digits_become_codes_in_both_splits(tokenizer: Path, encoded: tuple)
     assert "validation.json: codes of 300 images; level codes: " in result.stderr
 
 
-def test_the_door_says_how_to_train_a_prior(tokenizer: Path, encoded: tuple) -> None:
+def test_encode_says_how_to_train_a_model_of_the_codes(tokenizer: Path, encoded: tuple) -> None:
     out, result = encoded
     assert result.stderr.rstrip().endswith(
-        "next: train a prior of these codes: accelerate launch launch/train.py RECIPE.yaml "
+        "next: train a model of these codes: accelerate launch launch/train.py RECIPE.yaml "
         f"data.train={out}/train.json data.validation={out}/validation.json data.image_size=16 data.flip=true "
         f"family.tokenizer={tokenizer} (recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"
     )
@@ -158,9 +158,9 @@ def test_of_several_levels_the_coarsest_comes_first(
     codes = Index.read(tmp_path / "codes" / "validation.json")
     assert list(codes.codes.levels) == ["top", "bottom"]
     assert set(codes.shards[0].members) == {"top.codes.npy", "bottom.codes.npy", "cls"}
-    said = capsys.readouterr().err
-    assert "level top: " in said
-    assert "family.level=top evaluation.metrics=[bits_per_dim] train.sample_every=null (recipes" in said
+    stderr = capsys.readouterr().err
+    assert "level top: " in stderr
+    assert "family.level=top evaluation.metrics=[bits_per_dim] train.sample_every=null (recipes" in stderr
 
 
 def test_two_ranks_write_the_same_files_and_report_the_same_usage(
@@ -196,7 +196,7 @@ def test_a_killed_run_goes_on_where_it_was(tokenizer: Path, encoded: tuple, tmp_
     assert (out / "train.json").read_bytes() == (encoded[0] / "train.json").read_bytes()
 
 
-MISTAKES = [
+USER_ERRORS = [
     (["GAN", "digits", "OUT"], "run: is a gan, which has no codes; give the run of a tokenizer"),
     (["YOUNG", "digits", "OUT"], "has no checkpoint yet; train longer, or lower train.save_every"),
     (["nowhere", "digits", "OUT"], "nowhere: is neither a run folder nor an export"),
@@ -213,8 +213,8 @@ MISTAKES = [
 
 
 @pytest.fixture(scope="module")
-def places(tokenizer: Path, encoded: tuple, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    base = tmp_path_factory.mktemp("places")
+def paths(tokenizer: Path, encoded: tuple, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("paths")
     young = make_run(base / "young")
     shutil.rmtree(young / "checkpoints")
     shutil.copytree(Path(digits_index("train", 16)).parent, base / "images")
@@ -225,20 +225,20 @@ def places(tokenizer: Path, encoded: tuple, tmp_path_factory: pytest.TempPathFac
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
-def test_a_mistake_says_where_and_what_to_do_and_changes_nothing(
-    words: list, message: str, places: dict, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("words", "message"), USER_ERRORS, ids=[" ".join(words) for words, _ in USER_ERRORS])
+def test_a_user_error_says_where_and_what_to_do_and_changes_nothing(
+    words: list, message: str, paths: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("launch.encode.join_world", lambda: torch.device("cpu"))
-    before = {path.name: path.stat().st_mtime_ns for path in places["DONE"].iterdir()}
+    before = {path.name: path.stat().st_mtime_ns for path in paths["DONE"].iterdir()}
     with pytest.raises(UserError, match=re.escape(message)):
-        main([str(places.get(word, word)) for word in words])
-    assert {path.name: path.stat().st_mtime_ns for path in places["DONE"].iterdir()} == before
-    assert not places["OUT"].exists()
+        main([str(paths.get(word, word)) for word in words])
+    assert {path.name: path.stat().st_mtime_ns for path in paths["DONE"].iterdir()} == before
+    assert not paths["OUT"].exists()
 
 
-def test_a_mistake_ends_the_door_with_one_sentence_and_code_2(places: dict) -> None:
-    result = run(COMMAND, places["GAN"], "digits", places["OUT"], expect=2)
+def test_a_user_error_ends_the_command_with_one_sentence_and_code_2(paths: dict) -> None:
+    result = run(COMMAND, paths["GAN"], "digits", paths["OUT"], expect=2)
     assert [line.split(": ")[0] for line in result.stderr.splitlines() if "gan" in line] == ["error"]
     assert "Traceback" not in result.stderr
 

@@ -20,18 +20,18 @@ def samples(path: Path, count: int) -> Path:
 
 @pytest.mark.slow
 def test_one_command_evaluates_images_from_anywhere_alike_at_any_world_size(tmp_path: Path) -> None:
-    place = samples(tmp_path / "a.npz", 301)
+    path = samples(tmp_path / "a.npz", 301)
     reference = f"evaluation.reference={digits_index('validation', 16)}"
     flags = ["--out", tmp_path / "a.json", "--save-moments", tmp_path / "moments.npz"]
-    one = run(EVALUATE, place, *flags, reference, "evaluation.workers=0")
-    again = run(EVALUATE, place, "--out", "/proc/a.json", reference, "evaluation.workers=0", expect=2)
+    one = run(EVALUATE, path, *flags, reference, "evaluation.workers=0")
+    again = run(EVALUATE, path, "--out", "/proc/a.json", reference, "evaluation.workers=0", expect=2)
     assert one.stdout == again.stdout, "a disk that does not take it loses no result"
     assert "/proc/a.json: cannot write the evaluation" in again.stderr
     result = json.loads(one.stdout.splitlines()[-1])
     assert json.loads((tmp_path / "a.json").read_text()) == result
     assert {"fid", "kid", "precision", "recall", "density", "coverage"} <= set(result)
     assert np.load(tmp_path / "moments.npz")["sigma"].shape == (128, 128)
-    two = json.loads(run(EVALUATE, place, reference, processes=2).stdout.splitlines()[-1])
+    two = json.loads(run(EVALUATE, path, reference, processes=2).stdout.splitlines()[-1])
     assert two["protocol"] == result["protocol"]
     for metric in ("fid", "kid", "precision", "coverage"):
         assert two[metric] == pytest.approx(result[metric], rel=1e-6)
@@ -40,8 +40,8 @@ def test_one_command_evaluates_images_from_anywhere_alike_at_any_world_size(tmp_
 
 
 @pytest.mark.slow
-def test_a_mistake_about_images_is_one_sentence(tmp_path: Path) -> None:
-    place = samples(tmp_path / "a.npz", 30)
+def test_a_user_error_about_images_is_one_sentence(tmp_path: Path) -> None:
+    path = samples(tmp_path / "a.npz", 30)
     for words, sentence in (
         ((), "evaluation.reference: say what the images are compared with"),
         (("train.steps=3",), "only evaluation.* can be overridden"),
@@ -50,8 +50,8 @@ def test_a_mistake_about_images_is_one_sentence(tmp_path: Path) -> None:
         (("--out", tmp_path / "nowhere" / "a.json"), "there is no folder"),
         (("--out", tmp_path), "is a folder; name a file"),
     ):
-        result = run(EVALUATE, place, *words, expect=2)
+        result = run(EVALUATE, path, *words, expect=2)
         assert sentence in result.stderr
         assert "Traceback" not in result.stderr
-    far = run(EVALUATE, "http://127.0.0.1/a.zip", f"evaluation.reference={place}", expect=2)
+    far = run(EVALUATE, "http://127.0.0.1/a.zip", f"evaluation.reference={path}", expect=2)
     assert "WHAT: http://127.0.0.1/a.zip: a URL may be that of an index of shards" in far.stderr

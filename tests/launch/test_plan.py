@@ -29,7 +29,7 @@ def row(text: str, name: str) -> dict[str, float]:
     return dict(zip(COLUMNS, map(float, line[len(name) :].split()), strict=True))
 
 
-def test_the_door_prints_a_plan_and_makes_nothing(
+def test_the_command_prints_a_plan_and_makes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(tmp_path, FAMILIES["toy"])
@@ -47,7 +47,7 @@ def test_the_door_prints_a_plan_and_makes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.yaml"]
 
 
-def test_assumed_classes_are_said_with_what_they_weigh(tmp_path: Path) -> None:
+def test_assumed_classes_are_reported_with_the_weights_of_one(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["toy"]), ["data.train=elsewhere/train.json"])
     text = plan(recipe, Cluster.parse("nodes=1,gpus=1"))
     # One row of the maker's embedding.
@@ -58,31 +58,31 @@ def test_assumed_classes_are_said_with_what_they_weigh(tmp_path: Path) -> None:
     assert "ASSUMED" not in given
 
 
-def test_a_batch_that_does_not_divide_is_a_mistake_that_says_which_would(tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_is_refused_naming_those_that_do(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]))
     with pytest.raises(UserError, match="8 does not divide into 1 microbatches"):
         plan(recipe, Cluster.parse("nodes=4,gpus=8"))
 
 
-def test_a_strategy_that_cannot_train_the_recipe_is_a_mistake(tmp_path: Path) -> None:
+def test_a_strategy_that_cannot_train_the_recipe_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]), ["engine.strategy=zero3"])
     with pytest.raises(UserError, match="zero3 cannot train this recipe"):
         plan(recipe, Cluster.parse("nodes=1,gpus=1"))
 
 
 @pytest.mark.parametrize("text", ["", "nodes=4", "nodes=4,gpus=0", "nodes=4,gpus=8,ranks=3", "nodes=4,gpus=x", "4,8"])
-def test_another_form_is_a_mistake(text: str) -> None:
+def test_another_form_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--plan"):
         Cluster.parse(text)
 
 
-def test_classes_that_contradict_the_data_are_a_mistake(tmp_path: Path) -> None:
+def test_classes_that_contradict_the_data_are_refused(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["toy"]))
     with pytest.raises(UserError, match=r"classes=3, but .* has 10"):
         plan(recipe, Cluster.parse("nodes=1,gpus=1,classes=3"))
 
 
-def test_the_data_are_planned_for_as_they_will_be_looked_at(tmp_path: Path) -> None:
+def test_the_plan_counts_the_data_as_resized_and_filtered(tmp_path: Path) -> None:
     other_size = digits_index("train", 8)
     index = Index.read(other_size)
     overrides = [f"data.train={other_size}", "data.resize=exact", "data.classes=[3,5]"]

@@ -60,7 +60,7 @@ def test_digits_become_png_shards(tmp_path: Path) -> None:
         (["nowhere", "out", "--labels", "none", "--layout", "lsun"], "and not --layout lsun"),
     ],
 )
-def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:
+def test_a_user_error_is_one_sentence(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         main(words)
 
@@ -83,7 +83,7 @@ def test_a_broken_picture_found_by_a_worker_is_one_sentence(pictures: Path, tmp_
     assert "Traceback" not in done.stderr
 
 
-def test_pictures_of_different_sizes_are_said_to_need_a_size(
+def test_pictures_of_different_sizes_are_refused_without_a_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, side in enumerate((8, 12)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import launch.train as train_door
+import launch.train as train_command
 from bigtrain.cli import Signalled
 from bigtrain.cluster.slurm import MARKER
 from tests.runs_of import FAMILIES, ROOT, command, environment, final_tensors, run, train_and_signal, write_recipe
@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def signalled(number: int, words: list[str], until: Callable[[str], bool], log: Path) -> tuple[int, str, float]:
-    """Starts a command, sends the signal once `until` likes what it says: its code, what it said, seconds it then took."""
+    """Starts a command, sends the signal once `until` accepts its output: exit code, output, seconds it then took."""
     with log.open("w") as out:
         process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=out, stderr=out)
         end = time.monotonic() + 90
@@ -44,10 +44,10 @@ def names_in(folder: Path) -> set[str]:
 @pytest.mark.slow
 def test_sampling_ends_on_usr1_without_a_file(trained: Path, tmp_path: Path) -> None:
     words = command(LAUNCH / "sample.py", trained, "--out", tmp_path / "out" / "grid.png", "--per-class", "100")
-    code, said, seconds = signalled(signal.SIGUSR1, words, lambda text: "sampling" in text, tmp_path / "log")
-    assert code == 128 + signal.SIGUSR1, said
-    assert said.rstrip().endswith("ended by SIGUSR1")
-    assert "Traceback" not in said
+    code, output, seconds = signalled(signal.SIGUSR1, words, lambda text: "sampling" in text, tmp_path / "log")
+    assert code == 128 + signal.SIGUSR1, output
+    assert output.rstrip().endswith("ended by SIGUSR1")
+    assert "Traceback" not in output
     assert seconds < 20
     assert not (tmp_path / "out").exists()
 
@@ -56,9 +56,9 @@ def test_sampling_ends_on_usr1_without_a_file(trained: Path, tmp_path: Path) -> 
 def test_an_evaluation_ends_on_all_ranks_without_a_file(trained: Path, tmp_path: Path) -> None:
     before = names_in(trained)
     words = command(LAUNCH / "evaluate.py", trained, "evaluation.metrics=[fid]", processes=2)
-    code, said, seconds = signalled(signal.SIGTERM, words, lambda text: "samples:" in text, tmp_path / "log")
-    assert code != 0, said
-    assert said.count("ended by SIGTERM") == 1, said
+    code, output, seconds = signalled(signal.SIGTERM, words, lambda text: "samples:" in text, tmp_path / "log")
+    assert code != 0, output
+    assert output.count("ended by SIGTERM") == 1, output
     assert seconds < 40
     assert names_in(trained) == before
     time.sleep(0.5)
@@ -87,9 +87,9 @@ def test_a_start_that_a_launcher_ends_because_another_rank_failed_asks_for_no_re
     def start(recipe: object) -> None:
         raise Signalled(number)
 
-    monkeypatch.setattr(train_door, "train", start)
+    monkeypatch.setattr(train_command, "train", start)
     for name, value in {MARKER: str(tmp_path / "mark"), "RANK": "0", "WORLD_SIZE": str(ranks)}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Signalled):
-        train_door.main([str(write_recipe(tmp_path, FAMILIES["diffusion"]))])
+        train_command.main([str(write_recipe(tmp_path, FAMILIES["diffusion"]))])
     assert (tmp_path / "mark").exists() == marked

@@ -61,7 +61,7 @@ def test_a_submission_leaves_its_script_in_the_run_folder_and_says_the_jobs_numb
         ([], "--gpus-per-node is missing"),
     ],
 )
-def test_a_mistake_is_found_before_the_queue(recipe: Path, arguments: list[str], sentence: str) -> None:
+def test_a_user_error_is_found_before_the_queue(recipe: Path, arguments: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         main([str(recipe), *arguments])
     assert not (recipe.parent / "run").exists()

@@ -41,13 +41,13 @@ def exported(bottom: Path) -> Path:
 @pytest.mark.slow
 def test_each_stage_says_the_next(top: Path, tmp_path: Path) -> None:
     tokenizer = digits_tokenizer() / "run"
-    said = run(LAUNCH / "train.py", tokenizer / "recipe.yaml").stderr
-    assert f"accelerate launch launch/encode.py {tokenizer} digits {tokenizer}/codes --flip" in said
-    said = run(LAUNCH / "train.py", top / "recipe.yaml").stderr
-    assert f"family.level=bottom family.tokenizer={digits_tokenizer() / 'run'} family.condition={top}" in said
+    stderr = run(LAUNCH / "train.py", tokenizer / "recipe.yaml").stderr
+    assert f"accelerate launch launch/encode.py {tokenizer} digits {tokenizer}/codes --flip" in stderr
+    stderr = run(LAUNCH / "train.py", top / "recipe.yaml").stderr
+    assert f"family.level=bottom family.tokenizer={digits_tokenizer() / 'run'} family.condition={top}" in stderr
 
 
-def test_a_tokenizer_shows_reconstruction_pairs_in_training_and_at_the_door(tmp_path: Path) -> None:
+def test_a_tokenizer_shows_reconstruction_pairs_in_training_and_by_command(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, FAMILIES["vqvae"], steps=2, sample_every=2)
     run(LAUNCH / "train.py", recipe)
     tile = 48 + 2
@@ -100,7 +100,7 @@ def test_plain_diffusers_loads_the_export_where_the_runs_are_not(exported: Path,
     assert np.array_equal(np.round(images * 255).astype(np.uint8), np.load(tmp_path / "run.npz")["arr_0"])
 
 
-def test_the_evaluate_door_gives_bits_per_dim_of_a_whole_split_at_any_world_size(top: Path) -> None:
+def test_evaluate_gives_bits_per_dim_of_a_whole_split_at_any_world_size(top: Path) -> None:
     results = []
     for processes in (1, 2):
         words = ["evaluation.metrics=[bits_per_dim]", "evaluation.batch_size=7"]
@@ -117,7 +117,7 @@ def test_the_evaluate_door_gives_bits_per_dim_of_a_whole_split_at_any_world_size
     assert 0 < one["bits_per_dim_standard_error"] < 0.2
 
 
-def test_the_evaluate_door_measures_reconstructions(tmp_path: Path) -> None:
+def test_evaluate_measures_reconstructions(tmp_path: Path) -> None:
     result = run(LAUNCH / "evaluate.py", digits_tokenizer() / "run")
     values = json.loads(result.stdout.splitlines()[-1])
     assert values["reconstruction_psnr"] == pytest.approx(10 * np.log10(4 / values["reconstruction_mse"]))
@@ -145,17 +145,17 @@ def test_a_candidate_is_kept_because_the_classifier_is_surer_of_it() -> None:
     assert torch.equal(best, torch.stack([images[2 * int(scores[:, k].argmax()) + k] for k in range(2)]))
 
 
-def test_what_the_encode_door_says_next_can_be_done(tmp_path: Path) -> None:
-    said = run(
+def test_the_next_command_that_encode_names_can_be_run(tmp_path: Path) -> None:
+    stderr = run(
         LAUNCH / "encode.py", digits_tokenizer() / "run", "digits", digits_tokenizer() / "codes", "--flip"
     ).stderr
-    recipe, *overrides = said.split("launch/train.py ")[1].split(" (recipes")[0].split()
+    recipe, *overrides = stderr.split("launch/train.py ")[1].split(" (recipes")[0].split()
     assert recipe == "RECIPE.yaml"
     small = ["train.steps=1", f"run.dir={tmp_path / 'run'}", "family.network={channels: 8, layers: 1}"]
     run(LAUNCH / "train.py", ROOT / "recipes" / "pixelcnn_digits.yaml", *overrides, *small)
 
 
-MISTAKES = {
+USER_ERRORS = {
     "a tokenizer draws nothing": (("sample.py", "TOKENIZER", "--out", "x.png"), "encode"),
     "the prior of an upper level is no image": (("sample.py", "TOP", "--out", "x.png"), "codes alone make no image"),
     "a prior reconstructs nothing": (("sample.py", "TOP", "--reconstruct", "digits", "--out", "x.png"), "cannot reconstruct"),
@@ -170,14 +170,12 @@ MISTAKES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_and_exit_code_2(mistake: str, top: Path, bottom: Path, tmp_path: Path) -> None:
-    words, sentence = MISTAKES[mistake]
-    places = {"TOKENIZER": digits_tokenizer() / "run", "TOP": top, "BOTTOM": bottom}
-    places["CODES"] = digits_tokenizer() / "codes" / "train.json"
-    script, *arguments = [
-        str(places.get(word, tmp_path / word if word in ("x.png", "out") else word)) for word in words
-    ]
+@pytest.mark.parametrize("case", USER_ERRORS)
+def test_a_user_error_is_one_sentence_and_exit_code_2(case: str, top: Path, bottom: Path, tmp_path: Path) -> None:
+    words, sentence = USER_ERRORS[case]
+    paths = {"TOKENIZER": digits_tokenizer() / "run", "TOP": top, "BOTTOM": bottom}
+    paths["CODES"] = digits_tokenizer() / "codes" / "train.json"
+    script, *arguments = [str(paths.get(word, tmp_path / word if word in ("x.png", "out") else word)) for word in words]
     result = run(LAUNCH / script, *arguments, expect=2)
     assert sentence in result.stderr
     assert result.stderr.count("error:") == 1

@@ -88,7 +88,7 @@ def test_judging_a_step_again_says_the_same(tmp_path):
     assert json.loads((tmp_path / "best.json").read_text()) == before
 
 
-def test_what_was_evaluated_and_not_judged_is_still_to_be_judged(tmp_path):
+def test_what_was_evaluated_but_not_compared_with_the_best_still_will_be(tmp_path):
     best = fid(tmp_path)
     assert not best.is_recorded(1)
     evaluate(best, tmp_path, (1, 5.0), (2, 6.0))
@@ -100,7 +100,7 @@ def test_what_was_evaluated_and_not_judged_is_still_to_be_judged(tmp_path):
     assert fid(tmp_path, kept=False).is_recorded(3), "where no best is kept, nothing hangs on it"
 
 
-def test_a_full_disk_is_the_users_mistake(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_user_error(tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -138,7 +138,7 @@ def test_an_interrupted_evaluation_and_a_nan_are_no_records(tmp_path):
     assert best.update(3, {"fid": 7.0}).best
 
 
-def test_a_checkpoint_that_is_not_there_or_damaged_is_the_users_mistake(tmp_path):
+def test_a_checkpoint_that_is_not_there_or_damaged_is_a_user_error(tmp_path):
     save(tmp_path, 3)
     with pytest.raises(UserError, match=r"--checkpoint 2: .*there are checkpoints of step 3"):
         checkpoint.chosen_path(tmp_path, "2")

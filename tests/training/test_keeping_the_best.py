@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_from_before_its_best_finds_it_again(tmp_path):
         ({"evaluate_every": None}, r"train\.keep_best: nothing is evaluated in training; set train\.evaluate_every"),
     ],
 )
-def test_a_metric_that_cannot_decide_is_the_users_mistake(tmp_path, train, message):
+def test_a_metric_that_cannot_decide_is_a_user_error(tmp_path, train, message):
     with pytest.raises(UserError, match=message):
         trainer_of(recipe_of(tmp_path, **train))
 

@@ -163,13 +163,13 @@ class Prior(Family, kind="prior"):
             )
         return super().why_not(capability)
 
-    @property
-    def dependencies(self) -> Mapping[str, Dependency]:
+    @classmethod
+    def dependencies_of(cls, options: PriorOptions) -> Mapping[str, Dependency]:
         others = {}
-        if self.options.tokenizer is not None:
-            others["tokenizer"] = Dependency(self.options.tokenizer, at_start=True)
-        if self.options.condition is not None:
-            others["condition"] = Dependency(self.options.condition, roles=("condition",))
+        if options.tokenizer is not None:
+            others["tokenizer"] = Dependency(options.tokenizer, at_start=True, makes_codes=True)
+        if options.condition is not None:
+            others["condition"] = Dependency(options.condition, roles=("condition",))
         return others
 
     def attach(self, trained: Mapping[str, LoadedModel]) -> None:

@@ -306,6 +306,11 @@ class Diffusion(Family, kind="diffusion"):
         scheduler: Any = scheduler_of(self.options)  # mypy sees diffusers' placeholder classes instead
         return DDPMPipeline(to_diffusers(unet, times), scheduler)
 
+    @property
+    def diffusers_arguments(self) -> dict[str, int]:
+        # The pipeline's default of 1000 steps is an error for a model with fewer.
+        return {"num_inference_steps": self.options.timesteps}
+
     def from_diffusers(self, pipeline: "DDPMPipeline") -> Networks:
         unet = build_network(self, "unet", seed=0)
         assert isinstance(unet, UNet)

@@ -66,16 +66,16 @@ def test_each_sample_comes_once_an_epoch_over_shards_ranks_workers_and_restarts(
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes=SIZES, window=WINDOWS, seed=SEEDS, place=st.integers(0, 200), ahead=st.integers(1, 8))
+@given(sizes=SIZES, window=WINDOWS, seed=SEEDS, start=st.integers(0, 200), ahead=st.integers(1, 8))
 def test_what_is_fetched_ahead_is_what_comes_next(
-    sizes: list[int], window: int, seed: int, place: int, ahead: int
+    sizes: list[int], window: int, seed: int, start: int, ahead: int
 ) -> None:
-    numbers = order(sizes, seed, 0, window)[place % sum(sizes) :]
+    numbers = order(sizes, seed, 0, window)[start % sum(sizes) :]
     shards = np.searchsorted(np.cumsum(sizes), numbers, side="right")
-    places, found = first_uses(shards)
+    positions, found = first_uses(shards)
     needed = list(dict.fromkeys(shards.tolist()))
     assert found[:ahead].tolist() == needed[:ahead]
-    assert (shards[places] == found).all()
+    assert (shards[positions] == found).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,5 +86,5 @@ def test_no_more_shards_than_a_windows_are_open_at_a_time(sizes: list[int], wind
     shards = np.searchsorted(np.cumsum(sizes), numbers, side="right")
     first = {shard: int(np.flatnonzero(shards == shard)[0]) for shard in range(len(sizes))}
     last = {shard: int(np.flatnonzero(shards == shard)[-1]) for shard in range(len(sizes))}
-    in_use = [sum(first[shard] <= place <= last[shard] for shard in first) for place in range(len(shards))]
+    in_use = [sum(first[shard] <= position <= last[shard] for shard in first) for position in range(len(shards))]
     assert max(in_use) <= window

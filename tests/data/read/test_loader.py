@@ -77,7 +77,7 @@ def test_two_loaders_do_not_share_their_memory():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_mistake_is_raised_where_it_would_have_come(workers):
+def test_an_error_in_a_worker_is_raised_at_the_batch_that_it_concerns(workers):
     with opened([0, 1, -1, 3], workers, 20000) as loader:
         assert [next(loader).words for _ in range(2)] == [["0"], ["1"]]
         with pytest.raises(UserError, match="-1 is no number"):

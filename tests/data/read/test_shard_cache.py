@@ -56,8 +56,8 @@ def there(server: FaultyServer, tmp_path: Path) -> Open:
 
     def make(*, shards: float | None = None, **given: object) -> Index:
         size = make_size(server.folder)
-        room = {} if shards is None else {"cache_gib": (shards + 0.5) * size / GIB}
-        wanted = {"cache": str(tmp_path / "kept"), "timeout_s": 5, "prefetch_shards": 0, **room, **given}
+        limit = {} if shards is None else {"cache_gib": (shards + 0.5) * size / GIB}
+        wanted = {"cache": str(tmp_path / "kept"), "timeout_s": 5, "prefetch_shards": 0, **limit, **given}
         return find_index(f"{server.url}/train.json", "train", 4, remote=RemoteOptions.model_validate(wanted))
 
     return make
@@ -242,9 +242,7 @@ def test_a_process_forked_during_a_fetch_that_fails_does_not_keep_the_lock(
     os.close(kept[0])
 
 
-def test_what_a_killed_run_left_half_is_completed_or_makes_room(
-    there: Open, server: FaultyServer, tmp_path: Path
-) -> None:
+def test_what_a_killed_run_left_half_is_completed_or_deleted(there: Open, server: FaultyServer, tmp_path: Path) -> None:
     index = there(shards=2)
     (tmp_path / "kept").mkdir()
     half = (server.folder / "train-000000.tar").read_bytes()[: index.shards[0].size // 2]
@@ -361,8 +359,8 @@ def prefetching() -> bool:
 
 
 def test_first_uses_are_the_first_and_in_order() -> None:
-    places, shards = first_uses(np.array([4, 4, 2, 4, 0, 2, 9]))
-    assert (places.tolist(), shards.tolist()) == ([0, 2, 4, 6], [4, 2, 0, 9])
+    positions, shards = first_uses(np.array([4, 4, 2, 4, 0, 2, 9]))
+    assert (positions.tolist(), shards.tolist()) == ([0, 2, 4, 6], [4, 2, 0, 9])
 
 
 def test_prefetching_hides_the_fetching(there: Open, server: FaultyServer) -> None:

@@ -177,7 +177,7 @@ def test_a_stream_leaves_the_global_generator_alone(numbered_shards: Make) -> No
 
 
 def damage(index: Index, number: int, change: Callable[[bytes], bytes]) -> None:
-    """Changes the image of a sample in place, its length kept."""
+    """Changes the image of a sample in the file itself, its length kept."""
     (shard,) = index.shards
     offsets, sizes = shard.members["png"]
     path = index.folder / shard.name
@@ -195,9 +195,9 @@ def truncated(data: bytes) -> bytes:
 def test_an_undecodable_image_is_an_error_that_names_it(numbered_shards: Make, workers: int) -> None:
     index = numbered_shards([6])
     damage(index, 3, truncated)
-    with pytest.raises(UserError, match=r"train-000000\.tar/00003: .*data\.undecodable=replace") as mistake:
+    with pytest.raises(UserError, match=r"train-000000\.tar/00003: .*data\.undecodable=replace") as error:
         read(index, 6, world=1, microbatch=2, workers=workers)
-    assert "Traceback" not in str(mistake.value)
+    assert "Traceback" not in str(error.value)
 
 
 @pytest.mark.parametrize("bad", [{3}, {2, 3}, {0, 1, 2, 3, 5}])
@@ -206,7 +206,7 @@ def test_an_undecodable_image_is_replaced_by_the_next_counted_and_named(numbered
     for number in bad:
         damage(index, number, truncated)
     numbers = order([6], 7, 0, 16).tolist()
-    wanted = [next(n for n in numbers[place:] + numbers[:place] if n not in bad) for place in range(6)]
+    wanted = [next(n for n in numbers[start:] + numbers[:start] if n not in bad) for start in range(6)]
     one = read(index, 2, world=1, microbatch=3, undecodable="replace")
     assert [number for batch in one for number in numbers_of(batch["image"])] == wanted
     assert [label for batch in one for label in batch["label"].tolist()] == [number % 5 for number in wanted]

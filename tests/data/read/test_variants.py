@@ -46,9 +46,9 @@ def test_a_subset_has_the_chosen_classes_numbered_anew_in_their_order(numbered_s
 
 def test_a_subset_is_other_data_in_every_order(numbered_shards: Make) -> None:
     whole = numbered_shards([10])
-    views = [whole, subset(whole, [0, 1]), subset(whole, [1, 0]), subset(whole, ["0", 2]), balanced(whole)]
-    views += [resized(whole, (8, 8), "exact"), resized(whole, (8, 8), "scaled"), resized(whole, (16, 16), "exact")]
-    assert len({view.fingerprint for view in views}) == len(views)
+    variants = [whole, subset(whole, [0, 1]), subset(whole, [1, 0]), subset(whole, ["0", 2]), balanced(whole)]
+    variants += [resized(whole, (8, 8), "exact"), resized(whole, (8, 8), "scaled"), resized(whole, (16, 16), "exact")]
+    assert len({variant.fingerprint for variant in variants}) == len(variants)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_labels_of_samples_are_drawn_as_training_drew_its_own(numbered_shards: M
 def test_what_was_done_to_the_data_goes_into_the_checkpoint(numbered_shards: Make) -> None:
     whole = numbered_shards([6])
     assert "view" not in describe(whole)
-    view = describe(balanced(subset(resized(whole, (8, 8), "scaled"), ["4", 0])))["view"]
-    assert view == {"resize": "scaled", "classes": [4, 0], "balance": True}
+    variant = describe(balanced(subset(resized(whole, (8, 8), "scaled"), ["4", 0])))["view"]
+    assert variant == {"resize": "scaled", "classes": [4, 0], "balance": True}
 
 
 def test_the_images_behind_a_subset_of_codes_are_the_same_subset(tmp_path: Path) -> None:

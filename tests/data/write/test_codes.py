@@ -247,7 +247,7 @@ def test_an_index_is_not_written_while_a_shard_is_not_there(images: Index, out: 
     assert not (out / "train.json").exists()
 
 
-def test_counts_add_up_over_ranks_and_views(images: Index, out: Path) -> None:
+def test_counts_add_up_over_ranks_and_flip_variants(images: Index, out: Path) -> None:
     codes = write(images, out, flip_variants=2)
     parts = [count_codes(codes, rank=rank, world=3) for rank in range(3)]
     counts = sum(part["top"] for part in parts)
@@ -259,7 +259,7 @@ def test_counts_add_up_over_ranks_and_views(images: Index, out: Path) -> None:
 # The index
 
 
-def test_the_fingerprint_is_of_the_codes_and_what_made_them_and_not_of_a_place(images: Index, out: Path) -> None:
+def test_the_fingerprint_is_of_the_codes_and_what_made_them_and_not_of_a_path(images: Index, out: Path) -> None:
     codes = write(images, out)
     manifest = codes.codes
     moved = replace(manifest, images=EncodedImages(path="/elsewhere", fingerprint=images.fingerprint))
@@ -286,7 +286,7 @@ DAMAGE: dict[str, Callable[[dict], object]] = {
     "a grid of one side": lambda codes: codes["levels"]["top"].update(grid=[4]),
     "a grid of nothing": lambda codes: codes["levels"]["top"].update(grid=[0, 4]),
     "no level": lambda codes: codes.update(levels={}),
-    "three views": lambda codes: codes.update(views=3),
+    "three flip variants": lambda codes: codes.update(views=3),
     "no tokenizer": lambda codes: codes.pop("tokenizer"),
 }
 
@@ -364,10 +364,10 @@ def test_a_batch_of_codes_is_int32_here_and_int64_on_the_device(images: Index, o
     (batch,) = read(write(images, out, flip_variants=2), 1, world=1, microbatch=4)
     assert batch.images is None
     assert (batch.codes["bottom"].dtype, batch.codes["bottom"].shape) == (torch.int32, (4, 2, 3))
-    placed = to_codes(batch, "cpu")
-    assert list(placed) == ["top", "bottom"]
-    assert placed["top"].dtype == torch.int64
-    assert torch.equal(placed["top"], batch.codes["top"].long())
+    on_device = to_codes(batch, "cpu")
+    assert list(on_device) == ["top", "bottom"]
+    assert on_device["top"].dtype == torch.int64
+    assert torch.equal(on_device["top"], batch.codes["top"].long())
     assert not batch.flips.any()
 
 
@@ -422,7 +422,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "a bare pickle": (lambda trap: pickle.dumps(Trap(trap)), "is not npy"),
     "nothing": (lambda trap: b"", "is not npy"),
     "another shape": (lambda trap: npy(np.zeros((1, 2, 1), dtype=np.uint16)), r"holds uint16 \(1, 2, 1\), not uint16"),
-    "two views": (lambda trap: npy(np.zeros((2, 1, 2), dtype=np.uint16)), r"holds uint16 \(2, 1, 2\)"),
+    "two flip variants": (lambda trap: npy(np.zeros((2, 1, 2), dtype=np.uint16)), r"holds uint16 \(2, 1, 2\)"),
     "another dtype": (lambda trap: npy(good().astype(np.int64)), "holds int64"),
     "another byte order": (lambda trap: npy(good().astype(">u2")), "holds >u2"),
     "columns first": (lambda trap: header("{'descr': '<u2', 'fortran_order': True, 'shape': (1, 1, 2), }\n"), "holds"),

@@ -84,7 +84,7 @@ def test_nothing_but_pixels_travels_along() -> None:
         assert b"secret" not in convert(data, 16, extension).data
 
 
-def test_damage_that_pillow_forgives_is_mended_and_said_so() -> None:
+def test_damage_that_pillow_forgives_is_mended_and_reported() -> None:
     data = encoded(gradient(32, 32), "JPEG", quality=95)
     stray = data[:20] + b"\x00\x00\x00" + data[20:]  # between two segments
     with pytest.raises(Undecodable):

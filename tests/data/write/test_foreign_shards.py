@@ -309,7 +309,7 @@ def test_a_number_in_json_beyond_the_class_names_is_named_there(tmp_path: Path) 
         index_shards(folder, workers=0, quiet=True, labels="json:kind")
 
 
-def test_shards_without_labels_are_one_class_if_that_is_said(tmp_path: Path) -> None:
+def test_shards_without_labels_are_one_class_with_labels_none(tmp_path: Path) -> None:
     folder = with_json(tmp_path, train=[{"kind": 2}, {"kind": 0}])
     with pytest.raises(UserError, match=r"needs one image .* and one \.cls \(--labels says"):
         index_shards(folder, workers=0, quiet=True)

@@ -1,4 +1,4 @@
-"""Files of strangers: what they may try, and that it is refused or harmless. (More of it stands beside what it attacks.)"""
+"""Files that an attacker made are refused or harmless. (Attacks on one reader alone stand in its own tests.)"""
 
 import io
 import json

@@ -372,9 +372,9 @@ def test_a_broken_picture_is_named_and_nothing_half_written_stays(
     broken, out = pictures / "train/cat/005.jpg", tmp_path / "out"
     data = broken.read_bytes()
     broken.write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"train/cat/005\.jpg: the picture is broken") as mistake:
+    with pytest.raises(UserError, match=r"train/cat/005\.jpg: the picture is broken") as error:
         write(pictures, out, workers=workers)
-    assert "Traceback" not in str(mistake.value)
+    assert "Traceback" not in str(error.value)
     assert all(path.read_bytes() == whole[path.name] for path in out.glob("*.tar"))
     assert not list(out.glob("t*.json"))
     broken.write_bytes(data)
@@ -393,12 +393,12 @@ def test_a_mended_picture_is_named(pictures: Path, tmp_path: Path, capsys: pytes
 def test_a_full_disk_is_a_clear_error_and_a_second_run_continues(
     pictures: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, room = tmp_path / "out", [60_000]
+    out, left = tmp_path / "out", [60_000]
     write_bytes = TarWriter._write
 
     def limited(tar: TarWriter, data: bytes) -> None:
-        room[0] -= len(data)
-        if room[0] < 0:
+        left[0] -= len(data)
+        if left[0] < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_bytes(tar, data)
 

@@ -30,7 +30,7 @@ def verify_output(index: Index) -> str:
     return str(raised.value)
 
 
-def test_a_whole_split_is_said_to_be_whole(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_split_is_reported_complete(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--verify", str(index.path), "--workers", "1"])
     assert "train.json: complete: 12 samples in 3 shards" in capsys.readouterr().err
 
@@ -44,7 +44,7 @@ def test_workers_find_the_same(index: Index) -> None:
 
 
 def overwrite(index: Index, extension: str, number: int, change: Callable[[bytes], bytes]) -> None:
-    """Changes a member of the second shard in its place."""
+    """Changes a member of the second shard, in the file itself."""
     offsets, sizes = index.shards[1].members[extension]
     path, offset, size = index.folder / "train-000001.tar", int(offsets[number]), int(sizes[number])
     data = bytearray(path.read_bytes())
@@ -101,8 +101,8 @@ DAMAGE: dict[str, tuple[Callable[[Index], object], list[str]]] = {
 @pytest.mark.parametrize(("damage", "lines"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_what_is_broken_is_named(index: Index, damage: Callable[[Index], object], lines: list[str]) -> None:
     damage(index)
-    said, *found = verify_output(index).splitlines()
-    assert f"train.json: {len(lines)} errors;" in said
+    summary, *found = verify_output(index).splitlines()
+    assert f"train.json: {len(lines)} errors;" in summary
     assert len(found) == len(lines)
     for line, wanted in zip(found, lines, strict=True):
         assert wanted in line
@@ -154,6 +154,6 @@ def test_shards_at_a_url_are_fetched_and_read(index: Index, tmp_path: Path, monk
         (["nowhere.json", "--verify"], "nowhere.json: there is no index here"),
     ],
 )
-def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:
+def test_a_user_error_is_one_sentence(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         main(words)

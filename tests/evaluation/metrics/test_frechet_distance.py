@@ -39,7 +39,7 @@ def test_features_give_what_their_covariances_do(count, other):
     assert frechet_distance_of_features(fake, fake) < 1e-9
 
 
-def test_a_singular_side_costs_no_precision_in_either_place():
+def test_a_singular_covariance_costs_no_precision_on_either_side():
     """Against the singular values of the product of both roots, which squares nothing."""
     real, fake = features(1, 600, 48), features(2, 20, 48)
     first, second = Moments.of(real), Moments.of(fake)

@@ -17,8 +17,8 @@ def test_equals_torch_fidelity(splits):
     stored = logits(count, 12)
     sums = ScoreSums(splits, 12)
     for begin in range(0, count, 40):
-        places = torch.arange(begin, min(begin + 40, count))
-        sums.add(stored[places], ((places + 1) * splits - 1) // count)
+        positions = torch.arange(begin, min(begin + 40, count))
+        sums.add(stored[positions], ((positions + 1) * splits - 1) // count)
     theirs = isc_features_to_metric(stored, splits=splits, shuffle=False)
     mean, deviation = sums.score()
     assert mean == pytest.approx(theirs["inception_score_mean"], rel=1e-10)

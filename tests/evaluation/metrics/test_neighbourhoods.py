@@ -11,8 +11,8 @@ from bigtrain.evaluation.metrics.neighbourhoods import Nearest, measure_neighbou
 def by_definition(real: torch.Tensor, fake: torch.Tensor, neighbours: int) -> float:
     """Kynkäänniemi et al. 2019, eq. 1 and 2, one vector at a time."""
     radii = []
-    for place, vector in enumerate(fake):
-        others = torch.cat([fake[:place], fake[place + 1 :]])
+    for position, vector in enumerate(fake):
+        others = torch.cat([fake[:position], fake[position + 1 :]])
         radii.append((others - vector).norm(dim=1).sort().values[neighbours - 1])
     covered = [
         any((vector - other).norm() <= radius for other, radius in zip(fake, radii, strict=True)) for vector in real

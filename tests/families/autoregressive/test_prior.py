@@ -135,9 +135,10 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     options = PriorSamplingOptions(temperature=0.9, top_k=4)
     labels = torch.tensor([0, 1, 2, 0, 1])
     together = family.sample(networks, labels, [7, 3, 30, 4, 11], 5, options)
-    for place, index in enumerate([7, 3, 30, 4, 11]):
+    for position, index in enumerate([7, 3, 30, 4, 11]):
         assert torch.equal(
-            together[place : place + 1], family.sample(networks, labels[place : place + 1], [index], 5, options)
+            together[position : position + 1],
+            family.sample(networks, labels[position : position + 1], [index], 5, options),
         )
 
 

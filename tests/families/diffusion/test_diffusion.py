@@ -107,7 +107,7 @@ def test_a_size_that_the_unet_cannot_halve_is_refused_before_a_network_is_built(
         ({"sampler": "ancestral", "spacing": "trailing"}, "sampling.spacing: trailing is a spacing of ddim"),
     ],
 )
-def test_the_doors_sampling_options_are_checked_too(sampling: dict[str, Any], message: str) -> None:
+def test_the_sampling_options_of_a_command_are_checked_too(sampling: dict[str, Any], message: str) -> None:
     diffusion = family()
     with pytest.raises(UserError, match=message):
         diffusion.prepare_sampling(network_of(diffusion), DiffusionSamplingOptions(**sampling), seed=0)
@@ -134,9 +134,9 @@ def test_times_are_spread_evenly_over_the_global_batch(whole: int, timesteps: in
         assert t.max() < timesteps
 
 
-def test_a_samples_time_depends_on_its_place_alone_and_every_time_occurs() -> None:
+def test_a_samples_time_depends_on_its_index_alone_and_every_time_occurs() -> None:
     whole = stratified_timesteps(Draws(3, step=7), range(16), 16, 1000)
-    parts = [stratified_timesteps(Draws(3, step=7), [place], 16, 1000) for place in range(16)]
+    parts = [stratified_timesteps(Draws(3, step=7), [index], 16, 1000) for index in range(16)]
     assert torch.equal(whole, torch.cat(parts))
     first = torch.cat([stratified_timesteps(Draws(3, step=step), [5], 16, 40) for step in range(1000)])
     counts = torch.bincount(first, minlength=40)
@@ -375,7 +375,7 @@ def test_a_samples_bound_depends_on_its_number_alone() -> None:
     diffusion = family(**HYBRID)
     networks = {"unet": network_of(diffusion)["unet"].eval()}
     whole = diffusion.likelihood(networks, replace(microbatch(), draws=Draws(0)), 10)
-    parts = [diffusion.likelihood(networks, replace(microbatch([place]), draws=Draws(0)), 10) for place in range(8)]
+    parts = [diffusion.likelihood(networks, replace(microbatch([index]), draws=Draws(0)), 10) for index in range(8)]
     for name, value in whole.items():
         torch.testing.assert_close(value, torch.cat([part[name] for part in parts]), rtol=1e-4, atol=1e-3)
 

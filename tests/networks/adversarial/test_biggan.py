@@ -59,7 +59,7 @@ def test_z_has_a_chunk_for_the_first_layer_and_one_for_every_block(resolution: i
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
-def test_every_resolution_makes_images_and_judges_them(resolution: int) -> None:
+def test_every_resolution_makes_images_and_gives_them_logits(resolution: int) -> None:
     torch.manual_seed(0)
     channels = 8 if resolution <= 64 else 1  # the largest in the time of a test
     attention = 8 if resolution <= 64 else None

@@ -89,7 +89,7 @@ def test_a_line_and_a_point_are_grids_too(grid) -> None:
 
 
 @pytest.mark.usefixtures("_float64")
-def test_the_border_is_not_mistaken_for_data() -> None:
+def test_the_border_differs_from_data_that_look_like_it() -> None:
     """Values whose embedding is zero look like zero padding, but for the channel of ones."""
     network = build((5, 5), layers=1)
     features = network.features_of(torch.zeros(1, 5, 5, 8), None, None)[0]
@@ -137,7 +137,7 @@ def test_with_a_condition_the_present_and_the_future_stay_out_of_sight() -> None
 
 @pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("codebook_size", [11, None], ids=["codes", "pixels"])
-def test_a_sample_is_judged_alone(codebook_size) -> None:
+def test_a_samples_likelihood_does_not_depend_on_its_batch(codebook_size) -> None:
     network = build((4, 6), codebook_size, classes=3, condition=(5, (2, 3)), attention_every=1)
     values, labels, coarser = some_values(network, 3), torch.tensor([0, 2, 1]), torch.randint(5, (3, 2, 3))
     together = network(values, labels, coarser)
@@ -283,7 +283,7 @@ def test_dropout_is_for_training_alone() -> None:
     assert not torch.equal(network(values), network(values))
 
 
-# ------------------------------------------------------------------------------------------------- sizes and mistakes
+# --------------------------------------------------------------------------------------------------- sizes and errors
 
 
 def test_parameter_count_is_the_stated_one() -> None:

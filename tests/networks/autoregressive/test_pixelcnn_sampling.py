@@ -114,7 +114,7 @@ def test_a_row_is_one_sequence_of_operations_whatever_its_number() -> None:
     uniforms, (labels, condition) = uniforms_for(network, 2), context(network, 2)
     state = RowState(network, 2, labels, Sampling(), uniforms)
     rows, maps = uniforms.unflatten(1, network.grid), network.condition_maps(condition)
-    places = [state.values.data_ptr(), state.linked.data_ptr(), *(rows.data_ptr() for rows in state.rows_above)]
+    addresses = [state.values.data_ptr(), state.linked.data_ptr(), *(rows.data_ptr() for rows in state.rows_above)]
     with torch.no_grad():
         state.draw_row()
         state.reset()
@@ -125,7 +125,11 @@ def test_a_row_is_one_sequence_of_operations_whatever_its_number() -> None:
             state.draw_row()
             drawn.append(state.values[..., 0].clone())
     assert torch.equal(torch.stack(drawn, 1), sample(network, uniforms, labels, condition))
-    assert places == [state.values.data_ptr(), state.linked.data_ptr(), *(rows.data_ptr() for rows in state.rows_above)]
+    assert addresses == [
+        state.values.data_ptr(),
+        state.linked.data_ptr(),
+        *(rows.data_ptr() for rows in state.rows_above),
+    ]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
@@ -195,10 +199,10 @@ def test_the_mixture_draws_what_its_likelihood_says() -> None:
     assert nats.isfinite().all()
 
 
-# --------------------------------------------------------------------------------------------------------- mistakes
+# ----------------------------------------------------------------------------------------------------------- errors
 
 
-def test_mistakes_say_what_to_change() -> None:
+def test_errors_say_what_to_change() -> None:
     network = build((4, 5))
     uniforms = uniforms_for(network, 2)
     with pytest.raises(ValueError, match=r"\[2, 4, 5\]; this network takes floating-point numbers \[n, 20, 1\]"):

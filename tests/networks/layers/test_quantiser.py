@@ -216,22 +216,22 @@ def test_the_codebook_starts_as_vectors_of_all_microbatches() -> None:
     microbatches = [vectors(seed=0), vectors(seed=1) + 100]
     quantiser.initialise(iter(microbatches), 2)
     rows = torch.cat([as_rows(z) for z in microbatches])
-    places = [int((rows == code).all(1).nonzero()) for code in quantiser.codebook]
-    assert sorted(place // 20 for place in places) == list(range(8))  # one from each eighth of 160 vectors
+    found = [int((rows == code).all(1).nonzero()) for code in quantiser.codebook]
+    assert sorted(row // 20 for row in found) == list(range(8))  # one from each eighth of 160 vectors
     assert torch.equal(quantiser.sums, quantiser.codebook)
     assert torch.equal(quantiser.usage, torch.ones(8))
 
 
-def test_places_are_spread_over_the_batch_and_change_with_every_update() -> None:
+def test_rows_are_spread_over_the_batch_and_change_with_every_update() -> None:
     number = torch.arange(50)
-    places = torch.stack([spread_rows(16, 1024, n) for n in number])
-    assert places.min() >= 0
-    assert places.max() < 1024
-    for update in places:
+    rows_taken = torch.stack([spread_rows(16, 1024, n) for n in number])
+    assert rows_taken.min() >= 0
+    assert rows_taken.max() < 1024
+    for update in rows_taken:
         assert sorted((update // 64).tolist()) == list(range(16))
-    # Code 0 is not always taken from the same part of the batch, nor from the same place within a part.
-    assert len((places[:, 0] // 64).unique()) > 10
-    assert len((places % 64).unique()) > 50
+    # Code 0 is not always taken from the same part of the batch, nor from the same row of a part.
+    assert len((rows_taken[:, 0] // 64).unique()) > 10
+    assert len((rows_taken % 64).unique()) > 50
     few = spread_rows(16, 5, number[3])
     assert few.min() >= 0
     assert few.max() < 5

@@ -52,7 +52,7 @@ def held(strategy: str, offload: bool, precision: str, accumulate: int) -> float
     return sum(size for address, size in storages.items() if address not in before) / WEIGHTS
 
 
-def said(strategy: str, offload: bool, accumulate: int) -> float:
+def planned(strategy: str, offload: bool, accumulate: int) -> float:
     cost = ComponentCost(WEIGHTS // 4, WEIGHTS, buffers=0, moments=2 * WEIGHTS, average=WEIGHTS)
     parts = residents({"one": cost}, ["average"], strategy, offload=offload, ranks=1, accumulate=accumulate)
     passing = ("buckets", *(("gradients",) if strategy != "zero3" else ()))
@@ -63,7 +63,7 @@ cases = [
     {
         "case": [strategy, offload, precision, accumulate],
         "held": held(strategy, offload, precision, accumulate),
-        "said": said(strategy, offload, accumulate),
+        "planned": planned(strategy, offload, accumulate),
     }
     for strategy in STRATEGIES[1:]
     for offload in (False, True)

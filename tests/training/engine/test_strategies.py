@@ -148,12 +148,12 @@ def test_a_penalty_on_whole_weights_is_refused_under_zero3(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"offload_optimizer": True}, "engine.offload_optimizer: needs a sharding strategy"),
         ({"strategy": "zero3", "compile": True}, "engine.compile: cannot be combined with engine.strategy: zero3"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(options: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_options_that_do_not_go_together_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         EngineOptions(**options)

@@ -1,4 +1,4 @@
-"""A singular value that jumps is said once, in a resumed run as in one that was never stopped."""
+"""A singular value that jumps is reported once, in a resumed run as in one that was never stopped."""
 
 import json
 
@@ -12,15 +12,15 @@ def rows(*values: float) -> list[dict[str, float]]:
     return [{"step": step, NAME: value, "loss/generator": 100.0 * step} for step, value in enumerate(values)]
 
 
-def test_a_jump_is_said_once_and_slow_growth_never(tmp_path):
+def test_a_jump_is_reported_once_and_slow_growth_never(tmp_path):
     alarm = JumpAlarm(2.0, tmp_path / "none", WATCHED)
-    said = [alarm.look(row) for row in rows(*(1.1**n for n in range(40)), 200.0, 300.0)]
-    assert [len(texts) for texts in said] == [0] * 40 + [1, 0]
-    assert NAME in said[40][0]
-    assert "Brock et al. 2019" in said[40][0]
+    warnings = [alarm.look(row) for row in rows(*(1.1**n for n in range(40)), 200.0, 300.0)]
+    assert [len(texts) for texts in warnings] == [0] * 40 + [1, 0]
+    assert NAME in warnings[40][0]
+    assert "Brock et al. 2019" in warnings[40][0]
 
 
-def test_nothing_is_said_before_there_are_rows_to_compare_with(tmp_path):
+def test_nothing_is_reported_before_there_are_rows_to_compare_with(tmp_path):
     alarm = JumpAlarm(2.0, tmp_path / "none", WATCHED)
     assert not any(alarm.look(row) for row in rows(*[2.0**n for n in range(ROWS)]))
 
@@ -30,7 +30,7 @@ def test_no_ratio_no_alarm(tmp_path):
     assert not any(alarm.look(row) for row in rows(*[1.0] * 20, 100.0))
 
 
-def test_a_resumed_run_says_what_it_would_have_said(tmp_path):
+def test_a_resumed_run_reports_what_it_would_have_reported(tmp_path):
     values = [1.0] * 15 + [5.0, 6.0] + [1.0] * 20 + [7.0]
     alarm = JumpAlarm(2.0, tmp_path / "none", WATCHED)
     whole = [alarm.look(row) for row in rows(*values)]

@@ -10,7 +10,7 @@ from bigtrain.errors import UserError
 def read_classes(path: Path, *, unique: bool = True) -> tuple[str, ...]:
     """The names of classes by number, a line each. Raises UserError unless it is text without an empty line.
 
-    unique: whether a name that comes twice is a mistake; where labels are numbers it is none ("crane" is a bird and a machine).
+    unique: whether a name that comes twice is an error; where labels are numbers it is none ("crane" is a bird and a machine).
     """
     lines = read_text(path).rstrip().splitlines()
     if not all(map(str.strip, lines)):

@@ -156,7 +156,7 @@ def _true_classes(folder: Path) -> dict[str, str]:
     if table is not None:
         found = csv.DictReader(read_text(table).splitlines())
         rows = [(row.get("ImageId"), row.get("PredictionString")) for row in found]
-        truth = {name: (said or "").partition(" ")[0] for name, said in rows if name is not None}
+        truth = {name: (text or "").partition(" ")[0] for name, text in rows if name is not None}
         if wrong := next((wnid for wnid in truth.values() if not _WNID.fullmatch(wnid)), None):
             raise UserError(f"{table}: {wrong!r} is not a WNID such as n01440764; download it again")
         return truth
