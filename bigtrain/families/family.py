@@ -236,6 +236,8 @@ class Family(ABC):
     sampling_class: ClassVar[type[Options]]
     reads_codes: ClassVar[bool] = False
     """Whether the data may be a tokenizer's codes."""
+    draws_in_training: ClassVar[bool] = True
+    """Whether a loss draws anything. A run of a family that does cannot go on with draws that are made in another way."""
     capabilities: frozenset[Capability] = frozenset({"sample", "by_class"})
     speed_options: frozenset[str] = frozenset()
     """Sampling options that change the speed but not the samples, so that a protocol leaves them out."""
