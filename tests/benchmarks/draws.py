@@ -1,7 +1,7 @@
 """Keyed normals beside torch.randn, and beside how they were made before: python tests/benchmarks/draws.py [PAIRS] [--help]
 
-393,216 float32 normals, the noise of 128 pictures of 3 x 32 x 32, on one thread, in turns within one process. Before, numpy
-made a generator for each 16 indices, and drew in float64.
+393,216 float32 normals, the noise of 128 pictures of 3 x 32 x 32, on one thread, in turns within one process, in CPU time,
+which other work on the machine hardly changes. Before, numpy made a generator for each 16 indices, and drew in float64.
 
 Where there is a GPU, also there: the draw's kernel beside torch.randn, both replayed from CUDA graphs, so that the host's part
 of a launch is not counted; the number of kernels and copies of a draw.
@@ -69,12 +69,12 @@ def on_cpu(pairs: int) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for pair in range(pairs + 1):
         for name, draw in ways.items():
-            begin = time.perf_counter()
+            begin = time.thread_time()
             draw()
             if pair:  # the first warms up
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(time.thread_time() - begin)
     print(f"cpu, 1 thread, {pairs} pairs, {SAMPLES} x {SHAPE} normals in float32")
-    print("   ".join(f"{name} {statistics.median(taken) * 1e3:.2f} ms" for name, taken in seconds.items()))
+    print("   ".join(f"{name} {statistics.median(taken) * 1e3:.2f} CPU ms" for name, taken in seconds.items()))
     for name in ("torch.randn", "before"):
         report(f"ratio to {name}", seconds["ours"], seconds[name])
 
