@@ -22,8 +22,10 @@ from pydantic import ValidationError
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import follow_launcher
 from bigtrain.errors import RankError, UserError
+from bigtrain.families.family import find_family
+from bigtrain.formats import PHILOX_FORMAT
 from bigtrain.options import Options
-from bigtrain.recipe import Recipe, differences, load_recipe
+from bigtrain.recipe import Recipe, differences, load_recipe, stored_format
 from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import RunFolder
 
@@ -115,6 +117,7 @@ def open_run(recipe: Recipe) -> RunFolder:
             )
         folder.lock()
         if folder.recipe.exists() and checkpoint.listed(folder.checkpoints):
+            _check_draws(folder, recipe)
             changed = differences(load_recipe(folder.recipe), recipe)
             if changed:
                 raise UserError(
@@ -129,6 +132,17 @@ def open_run(recipe: Recipe) -> RunFolder:
     except OSError as error:
         raise UserError(f"{folder.path}: cannot write to the run folder ({error.strerror})") from error
     return folder
+
+
+def _check_draws(folder: RunFolder, recipe: Recipe) -> None:
+    """Raises UserError if the run would go on with other draws than it began with."""
+    number = stored_format(folder.recipe)
+    if number < PHILOX_FORMAT and find_family(recipe.family.kind).draws_in_training:
+        raise UserError(
+            f"{folder.recipe}: this run was begun by an older bigtrain (format {number}), whose random draws were others, so "
+            "it cannot go on as the same experiment; sample, evaluate or export it as it is, and train anew in another folder "
+            "with run.dir=PATH or run.name=NAME"
+        )
 
 
 def environment() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Converts recipes and descriptions that earlier versions wrote to the current format.
 
 Stored files have a key `format`: a run's recipe.yaml, an export's provenance and configuration, the description of the data in
-a checkpoint. A file without it has format 1. Renamed keys are listed in their options class (`Options.renamed_keys`,
-`renamed_values`, `removed_keys`), so that no family is named here.
+a checkpoint. A file without it has format 1, which commit a3de763 was the last to write. Renamed keys are listed in their
+options class (`Options.renamed_keys`, `renamed_values`, `removed_keys`), so that no family is named here.
 """
 
 import types
@@ -17,6 +17,8 @@ from bigtrain.options import Options
 
 FORMAT = 2
 """The current format. Increase it when a key or value changes name or meaning, and convert the previous format here."""
+PHILOX_FORMAT = 2
+"""From this format on, noise and labels are drawn as `bigtrain.randomness` draws them now."""
 
 
 def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:

@@ -100,6 +100,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return _checked(content, str(path), overrides)
 
 
+def stored_format(path: Path) -> int:
+    """The format of a run's recipe.yaml. Raises UserError if there is no such format."""
+    content = _with_parents(path, ())[0][1]
+    number: int = content.get("format", 1)
+    checked_format(content, str(path))
+    return number
+
+
 class _Evaluation(Options):
     """The options of an evaluation without a recipe."""
 

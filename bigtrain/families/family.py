@@ -269,6 +269,8 @@ class Family(ABC):
     sampling_class: ClassVar[type[Options]]
     needs: ClassVar[Mapping[str, str]] = {"image": "image", "label": "label"}
     """The fields of the data that every model of this kind is trained on: kinds by name."""
+    draws_in_training: ClassVar[bool] = True
+    """Whether a loss draws anything. A run of a family that does cannot go on with draws that are made in another way."""
     capabilities: frozenset[Capability] = frozenset({"sample", "by_class"})
     speed_options: frozenset[str] = frozenset()
     """Sampling options that change the speed but not the samples, so that a protocol leaves them out."""

@@ -80,10 +80,15 @@ class DeviceKeys:
         """Copies the keys of `streams` to the slots from `first`; the host does not wait."""
         if streams:
             keys = np.array([draw_key(self._seed, name, self.step, self.repeat) for name in streams], dtype=np.uint64)
-            here = to_device(torch.from_numpy(keys.view(np.int64)), self._keys.device)
-            self._keys[first : first + len(streams)].copy_(here)
+            here = pinned(torch.from_numpy(keys.view(np.int64)), self._keys.device)
+            self._keys[first : first + len(streams)].copy_(here, non_blocking=True)
+
+
+def pinned(values: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor that is about to be copied to the device; for a GPU in pinned memory, or else the host would wait."""
+    return values.pin_memory() if device.type == "cuda" else values
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy of a CPU tensor on the device. Through pinned memory, because from pageable memory the host would wait."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    """A copy of a CPU tensor on the device, for which the host does not wait."""
+    return pinned(values, device).to(device, non_blocking=True)

@@ -1,14 +1,19 @@
 """Forward is pure: what a loss computes is applied by the commit, of the trained component, if the update was sound."""
 
 import copy
+import random
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bigtrain.families.family import Family, Phase
 from bigtrain.networks.layers.statistics import commit
+from bigtrain.randomness import Draws
 from bigtrain.training.averaging import Average, EmaOptions
 from tests.families_table import CASES
 from tests.training.small_steps import focus, microbatch, small_family, small_networks
@@ -73,6 +78,37 @@ def test_an_update_that_is_not_sound_leaves_the_statistics_as_they_were(family: 
             loss(made, each, phase)
             commit(each[phase.component], YES)
         assert changed(state_of(fresh), state_of(networks)) == set()
+
+
+@families
+def test_nothing_but_dropout_draws_otherwise_than_by_its_key(family: str) -> None:
+    """A loss leaves the generators of torch, numpy and Python as they were; a family says whether its losses draw at all."""
+    made = small_family(family)
+    networks = small_networks(made)
+    drawn: list[str] = []
+
+    class Noted(Draws):
+        def normal(self, stream: str, *args: Any, **kwargs: Any) -> Tensor:
+            drawn.append(stream)
+            return super().normal(stream, *args, **kwargs)
+
+        def uniform(self, stream: str, *args: Any, **kwargs: Any) -> Tensor:
+            drawn.append(stream)
+            return super().uniform(stream, *args, **kwargs)
+
+    for network in networks.values():
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0
+    for phase in made.phases:
+        focus(networks, phase.component)
+        batch = replace(microbatch(made, phase), draws=Noted(0))
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        phase.loss(networks, batch).total.backward()
+        after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        assert torch.equal(before[0], after[0])
+        assert before[1:] == after[1:]
+    assert bool(drawn) == made.draws_in_training
 
 
 @families

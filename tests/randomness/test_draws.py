@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
-from bigtrain.randomness import DeviceKeys, Draws, draws
+from bigtrain.randomness import DeviceKeys, Draws, draws, philox_torch
 from tests.randomness.paths import assert_normals_agree
 
 MANY = 2**20
@@ -189,6 +190,17 @@ def test_torch_draws_the_same_where_there_is_no_compiler(indices: object, reques
     assert ["without a compiled kernel" in str(warning.message) for warning in caught] == [True]
     assert all(map(torch.equal, drawn[:3], expected[:3]))
     assert_normals_agree(drawn[3], expected[3])
+
+
+def test_a_compiled_function_reads_the_key_of_each_step() -> None:
+    """As a tensor: a number would be a constant of the compiled function."""
+    keys, numbers = DeviceKeys(1, torch.device("cpu")), torch.arange(4)
+    counter = CompileCounter()
+    compiled = torch.compile(lambda key: philox_torch.uniforms(key, numbers, 3, 0), backend=counter, fullgraph=True)
+    for step in range(3):
+        keys.fill(step, 0)
+        assert torch.equal(compiled(keys.key("u")), Draws(1, step).uniform("u", range(4), (3,)))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.filterwarnings("ignore:random draws on cpu")

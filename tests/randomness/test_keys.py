@@ -48,8 +48,8 @@ def test_keys_lie_on_the_device_and_are_replaced_in_place() -> None:
 
 def test_the_keys_of_all_streams_go_over_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     copies = []
-    copy = keys.to_device
-    monkeypatch.setattr(keys, "to_device", lambda values, device: copies.append(len(values)) or copy(values, device))
+    copy = keys.pinned
+    monkeypatch.setattr(keys, "pinned", lambda values, device: copies.append(len(values)) or copy(values, device))
     table = DeviceKeys(7, CPU)
     for stream in ("a", "b", "c", "a"):
         table.key(stream)

@@ -54,6 +54,7 @@ class VQVAE(Family, kind="vqvae"):
 
     options_class = VQVAEOptions
     sampling_class = VQVAESamplingOptions
+    draws_in_training = False
     sampled_components = ("autoencoder",)
     capabilities = frozenset({"reconstruct", "encode"})
     initialisation_images = 1024

@@ -78,6 +78,7 @@ class Prior(Family, kind="prior"):
     """
 
     needs: ClassVar[Mapping[str, str]] = {}
+    draws_in_training = False
     options_class = PriorOptions
     sampling_class = PriorSamplingOptions
     speed_options = frozenset({"capture"})
