@@ -50,8 +50,8 @@ class EvaluationOptions(Options):
     """`classifier`: a small network trained on the spot on the data's labels. `clean`, `legacy_tensorflow`,
     `legacy_pytorch`: FID's Inception, as in clean-fid's modes of these names. `timm:MODEL`: a model of timm, such as
     timm:vit_large_patch14_dinov2.lvd142m for the FD with DINOv2. Or the path of a TorchScript network with the calling
-    convention of the public FID Inception, net(uint8 [n, 3, H, W], return_features=True) -> float [n, d]. `classifier` has as many
-    channels as the data; the others see grey as three equal channels."""
+    convention of the public FID Inception, net(uint8 [n, 3, H, W], return_features=True) -> float [n, d]. `classifier` has
+    as many channels as the data; the others see grey as three equal channels."""
     weights: str | None = None
     """Path of the weights of `clean`, `legacy_*` or `timm:MODEL`; null: from the cache, or fetched."""
     reference: str = "train"
