@@ -119,7 +119,7 @@ def _assumed_spec(recipe: Recipe, classes: int) -> DataSpec:
 
 
 def _shape(recipe: Recipe) -> tuple[tuple[int, int], int]:
-    """The size of the images and their channels, as the recipe says."""
+    """(size, channels) of the images, as far as the recipe says; without the data they are taken to be RGB."""
     return size_of(recipe.data.image_size), 3
 
 
