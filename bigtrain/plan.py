@@ -115,7 +115,7 @@ def _assumed_spec(recipe: Recipe, classes: int) -> DataSpec:
 
 
 def _shape(recipe: Recipe) -> tuple[tuple[int, int], int]:
-    """The size of the images and their channels, as the recipe says."""
+    """(size, channels) of the images, as far as the recipe says; without the data they are taken to be RGB."""
     if recipe.data.image_size is None:
         raise UserError(
             f"data.image_size is missing: data.train ({recipe.data.train}) is not there to say it, and a plan depends on it"

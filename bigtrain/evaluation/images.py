@@ -19,11 +19,10 @@ from bigtrain.data.read.stream import read_chunks
 from bigtrain.data.sources.collection import ImageCollection, read_images
 from bigtrain.data.splits import image_shape
 from bigtrain.errors import UserError
-from bigtrain.features.cache import Cache
+from bigtrain.features.cache import Cache, key_of_images
 from bigtrain.features.network import pictures
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import generator
-from bigtrain.sizes import image_size_of
 
 _BESIDE = 64
 """Bytes for what a worker says of an image beside its pixels."""
@@ -130,11 +129,9 @@ class Shards(ImageSet):
 
     def __init__(self, index: Index, split: str) -> None:
         self.index, self.split = index, split
-        self._shape = channels, height, width = image_shape(index)
+        self._shape = image_shape(index)
         self.count, self.name, self.classes = index.samples, f"the images of {index.where}", index.classes
-        self.cache, self.key = Cache(index), {"index": index.fingerprint, "image_size": image_size_of((height, width))}
-        if channels != 3:  # so that what was kept before there were others is found
-            self.key["channels"] = channels
+        self.cache, self.key = Cache(index), key_of_images(index)
 
     def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
         image, label = names = self.index.labelled_image

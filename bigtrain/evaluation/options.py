@@ -51,7 +51,7 @@ class EvaluationOptions(Options):
     `legacy_pytorch`: FID's Inception, as in clean-fid's modes of these names. `timm:MODEL`: a model of timm, such as
     timm:vit_large_patch14_dinov2.lvd142m for the FD with DINOv2. Or the path of a TorchScript file, which is called as
     net(images, return_features=True): uint8 images [n, 3, H, W] in, float features [n, d] out, as with FID's published
-    inception-2015-12-05.pt."""
+    inception-2015-12-05.pt. `classifier` has as many channels as the data; the others see grey as three equal channels."""
     weights: str | None = None
     """Path of the weights of `clean`, `legacy_*` or `timm:MODEL`; null: from the cache, or fetched."""
     reference: str = "train"
@@ -82,7 +82,7 @@ class EvaluationOptions(Options):
     highest probability; 1: no selection."""
     classifier: str = "classifier"
     """What selects among candidates: `classifier`, a network trained on the spot and used for nothing else; or the path of a
-    TorchScript network from uint8 [n, 3, H, W] to logits [n, classes]."""
+    TorchScript network from uint8 [n, 3, H, W], which sees grey as three equal channels, to logits [n, classes]."""
     recall_neighbours: int = Field(default=3, ge=1)
     """The k of the k-nearest-neighbour balls of precision and recall."""
     coverage_neighbours: int = Field(default=5, ge=1)

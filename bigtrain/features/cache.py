@@ -18,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bigtrain.data.index import Index
+from bigtrain.data.splits import image_shape
 from bigtrain.runs.atomic import cache_folder, write_bytes
+from bigtrain.sizes import image_size_of
 
 FORMAT_VERSION = 1
 """Part of every key: raise it when the meaning of an entry changes."""
@@ -41,6 +43,14 @@ def fingerprint(tensors: Mapping[str, Tensor], facts: Any = None) -> str:
         digest.update(f"{name}/{values.dtype}/{list(values.shape)}/".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+def key_of_images(index: Index) -> dict[str, Any]:
+    """What determines the images of an index, as a part of keys."""
+    channels, height, width = image_shape(index)
+    key = {"index": index.fingerprint, "image_size": image_size_of((height, width))}
+    # Keys from when all images were RGB do not name their channels.
+    return key if channels == 3 else key | {"channels": channels}
 
 
 class Cache:

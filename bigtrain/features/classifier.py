@@ -23,7 +23,7 @@ from bigtrain.data.options import DataOptions
 from bigtrain.data.read.stream import SplitLoader, Stream
 from bigtrain.data.splits import image_shape
 from bigtrain.errors import UserError
-from bigtrain.features.cache import Cache, Entry, fingerprint
+from bigtrain.features.cache import Cache, Entry, fingerprint, key_of_images
 from bigtrain.features.network import Extracted, Features, full_float32, pictures, with_channels
 from bigtrain.randomness import generator, torch_seed
 from bigtrain.sizes import image_size_of
@@ -181,14 +181,9 @@ def _weights_and_accuracy(
 def _key(index: Index, role: Role) -> dict[str, Any]:
     import timm
 
-    channels, size = image_shape(index)[0], image_shape(index)[1:]
     return {
         "role": _RECORDED_ROLES[role],
-        "index": index.fingerprint,
-        "image_size": image_size_of(size),
-        **(
-            {"channels": channels} if channels != 3 else {}
-        ),  # as it was before there were others, so that entries are found
+        **key_of_images(index),
         "training": asdict(TRAININGS[role]),
         "trunk_side": TRUNK_SIDE,
         "timm": timm.__version__,

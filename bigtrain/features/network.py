@@ -145,7 +145,7 @@ class TorchScriptFeatures(Features):
         return Extracted(self._network(images.contiguous(), return_features=True).float().flatten(1), None)
 
     def _probe(self, path: str, size: tuple[int, int]) -> int:
-        """The dimensions of the features, from two gray images of the size that will be evaluated."""
+        """The dimensions of the features, from two grey images of the size that will be evaluated."""
         images = torch.full((2, 3, *size), 128, dtype=torch.uint8, device=self.device)
         try:
             with full_float32(self.device):

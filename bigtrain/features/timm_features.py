@@ -56,8 +56,8 @@ class TimmFeatures(Features):
         }
         identity = [self.name, digest, self._preprocessing.described, timm.__version__]  # whatever the file is called
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        gray = torch.full((1, 3, DINOV2_SIDE, DINOV2_SIDE), 128, dtype=torch.uint8, device=device)
-        self.dimensions = self(gray).features.shape[1]
+        grey = torch.full((1, 3, DINOV2_SIDE, DINOV2_SIDE), 128, dtype=torch.uint8, device=device)
+        self.dimensions = self(grey).features.shape[1]
 
     def _extract(self, images: Tensor) -> Extracted:
         network = self._network

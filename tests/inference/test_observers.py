@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn.modules import module as torch_module
 
@@ -28,6 +29,7 @@ from bigtrain.recipe import load_recipe
 from bigtrain.runs.folder import RunFolder
 from tests.families.diffusion.test_diffusion import family, network_of
 from tests.runs_of import FAMILIES, write_recipe
+from tests.training.small_steps import small_family, small_networks
 
 CPU = torch.device("cpu")
 
@@ -139,3 +141,18 @@ def test_a_file_that_is_no_evaluation_is_left_alone(tmp_path: Path) -> None:
     written = write_evaluation(tmp_path, 7, EvaluationResult({"fid": 1.0, "protocol": {}}))
     assert path.read_text() == "[]"
     assert json.loads(written.read_text())["fid"] == 1.0
+
+
+@pytest.mark.parametrize(("channels", "size", "mode"), [(1, (24, 16), "L"), (3, (16, 24), "RGB")])
+def test_a_picture_during_training_has_the_shape_of_the_data(
+    channels: int, size: tuple[int, int], mode: str, tmp_path: Path
+) -> None:
+    unet = {"channels": 4, "multipliers": [1, 2], "blocks_per_level": 1, "attention_resolutions": [], "norm_groups": 2}
+    diffusion = small_family("diffusion", size, channels, unet=unet, sampling={"sampler": "dpmpp", "steps": 2})
+    observer = SampleObserver(diffusion, RunFolder(tmp_path), 0, CPU)
+    networks = {name: network.eval() for name, network in small_networks(diffusion).items()}
+    assert observer.observe(2, networks, lambda: False) == {}
+    with Image.open(RunFolder(tmp_path).samples(2)) as picture:
+        assert picture.mode == mode
+        height, width = (3 * side + 2 for side in size)  # enlarged to at least 48 pixels, and a line
+        assert picture.size == (10 * width + 2, 10 * height + 2)

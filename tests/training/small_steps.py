@@ -13,19 +13,22 @@ from bigtrain.randomness import Draws
 from tests.runs_of import FAMILIES
 
 CPU = torch.device("cpu")
-SIZE = 16
-CODES = {"top": CodeLevel(16, (4, 4)), "bottom": CodeLevel(16, (8, 8))}
+SIZE = (16, 16)
 
 
-def small_family(name: str, **options: Any) -> Family:
-    """One of runs_of.FAMILIES, with dropout wherever its network has any; `options` take the place of its own."""
+def small_family(name: str, size: tuple[int, int] = SIZE, channels: int = 3, **options: Any) -> Family:
+    """One of runs_of.FAMILIES, with dropout wherever its network has any; `options` take the place of its own. `size` and
+    `channels`: of the images; codes are 4 and 2 times smaller."""
     section = {key: dict(value) if isinstance(value, Mapping) else value for key, value in FAMILIES[name].items()}
     section |= options
     for part in {"unet", "network"} & section.keys():
         section[part]["dropout"] = 0.3
     kind = find_family(section["kind"])
-    codes = CODES if "tokenizer" in section else None
-    spec = DataSpec((SIZE, SIZE), 3, tuple("0123456789"), (100,) * 10, codes, "tokenizer" if codes else None)
+    height, width = size
+    grids = {"top": (height // 4, width // 4), "bottom": (height // 2, width // 2)}
+    levels = {name: CodeLevel(16, grid) for name, grid in grids.items()}
+    codes = levels if "tokenizer" in section else None
+    spec = DataSpec(size, channels, tuple("0123456789"), (100,) * 10, codes, "tokenizer" if codes else None)
     return kind(kind.options_class.model_validate(section), spec)
 
 
@@ -48,7 +51,7 @@ def microbatch(family: Family, phase: Phase, samples: int = 4, step: int = 0) ->
         return empty
     labels = torch.randint(len(family.spec.classes), (samples,), generator=generator)
     if family.spec.codes is None:
-        images = torch.rand(samples, 3, SIZE, SIZE, generator=generator) * 2 - 1
+        images = torch.rand(samples, family.spec.channels, *family.spec.size, generator=generator) * 2 - 1
         return replace(empty, fields={"image": images, "label": labels})
     codes = {
         name: torch.randint(level.codebook_size, (samples, *level.grid), generator=generator)

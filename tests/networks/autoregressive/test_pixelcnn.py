@@ -17,12 +17,13 @@ def build(
     codebook_size: int | None = 11,
     classes: int | None = None,
     condition: tuple[int, tuple[int, int]] | None = None,
+    pixel_channels: int = 3,
     **options,
 ) -> PixelCNN:
     """A small network with random weights everywhere, also where training starts from zero."""
     torch.manual_seed(0)
     sizes = {"channels": 8, "layers": 3, "attention_heads": 2, "attention_key_channels": 3, "condition_channels": 6}
-    network = PixelCNN(PixelCNNOptions(**(sizes | options)), grid, codebook_size, classes, condition)
+    network = PixelCNN(PixelCNNOptions(**(sizes | options)), grid, codebook_size, classes, condition, pixel_channels)
     with torch.no_grad():
         for parameter in network.parameters():
             fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
@@ -33,7 +34,7 @@ def build(
 def some_values(network: PixelCNN, samples: int = 2, seed: int = 1) -> Tensor:
     torch.manual_seed(seed)
     if network.over_pixels:
-        return torch.randint(256, (samples, 3, *network.grid))
+        return torch.randint(256, (samples, network.output.channels, *network.grid))
     return torch.randint(network.output.embedding.num_embeddings, (samples, *network.grid))
 
 
@@ -158,12 +159,28 @@ def every_value(network: PixelCNN, channel: int, values: Tensor) -> Tensor:
 
 
 @pytest.mark.usefixtures("_float64")
-@pytest.mark.parametrize("channel", range(3), ids=["red", "green", "blue"])
+@pytest.mark.parametrize(
+    ("channels", "channel"), [(3, 0), (3, 1), (3, 2), (1, 0)], ids=["red", "green", "blue", "grey"]
+)
 @pytest.mark.parametrize("mixtures", [None, 4], ids=["softmax", "mixture"])
-def test_the_probabilities_of_all_256_values_sum_to_one(mixtures, channel) -> None:
-    network = build((3, 4), None, mixtures=mixtures)
+def test_the_probabilities_of_all_256_values_sum_to_one(mixtures, channels, channel) -> None:
+    network = build((3, 4), None, mixtures=mixtures, pixel_channels=channels)
     total = every_value(network, channel, some_values(network, 1)).sum(0)
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-9, rtol=0)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_a_grey_mixture_is_the_red_one_of_a_mixture_in_colour() -> None:
+    """Red is the first channel and depends on no other: its rows of the logits are all that grey has."""
+    colour, grey = (build((3, 4), None, mixtures=4, pixel_channels=channels).output for channels in (3, 1))
+    rows = [0, 1, 4]  # weights, the mean of red, the log scale of red
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            theirs, ours = getattr(colour.to_logits, name), getattr(grey.to_logits, name)
+            ours.copy_(theirs.unflatten(0, (10, 4))[rows].flatten(0, 1))
+    features, values = torch.randn(5, 8), torch.randint(256, (5, 3))
+    expected = colour.log_probabilities(features, values)[:, :1]
+    torch.testing.assert_close(grey.log_probabilities(features, values[:, :1]), expected)
 
 
 @pytest.mark.usefixtures("_float64")
@@ -218,10 +235,13 @@ def test_the_likelihood_of_codes_is_that_of_their_softmax() -> None:
     torch.testing.assert_close(network(values), expected)
 
 
-@pytest.mark.parametrize(("codebook_size", "mixtures"), [(512, None), (None, None), (None, 10)])
-def test_training_starts_near_the_uniform_distribution(codebook_size, mixtures) -> None:
+@pytest.mark.parametrize(
+    ("codebook_size", "mixtures", "channels"),
+    [(512, None, 3), (None, None, 3), (None, 10, 3), (None, None, 1), (None, 10, 1)],
+)
+def test_training_starts_near_the_uniform_distribution(codebook_size, mixtures, channels) -> None:
     torch.manual_seed(0)
-    network = PixelCNN(PixelCNNOptions(mixtures=mixtures), (8, 8), codebook_size, None, None)
+    network = PixelCNN(PixelCNNOptions(mixtures=mixtures), (8, 8), codebook_size, None, None, channels)
     per_value = network(some_values(network)).mean() / network.output.channels
     uniform = math.log(codebook_size or 256)
     assert abs(per_value - uniform) < (0.1 if mixtures is None else 1.0)
@@ -243,11 +263,13 @@ def test_a_dozen_steps_learn_a_repeated_pattern() -> None:
     assert losses[-1] < 0.2
 
 
-@pytest.mark.parametrize(("codebook_size", "mixtures"), [(11, None), (None, None), (None, 2)])
-def test_every_parameter_learns(codebook_size, mixtures) -> None:
-    network = build(
-        (4, 6), codebook_size, 3, (5, (2, 3)), attention_every=2, output_layers=1, layers=2, mixtures=mixtures
-    )
+@pytest.mark.parametrize(
+    ("codebook_size", "mixtures", "channels"),
+    [(11, None, 3), (None, None, 3), (None, 2, 3), (None, None, 1), (None, 2, 1)],
+)
+def test_every_parameter_learns(codebook_size, mixtures, channels) -> None:
+    options = {"attention_every": 2, "output_layers": 1, "layers": 2, "mixtures": mixtures}
+    network = build((4, 6), codebook_size, 3, (5, (2, 3)), channels, **options)
     network(some_values(network), torch.tensor([0, 1]), torch.randint(5, (2, 2, 3))).sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name

@@ -19,6 +19,8 @@ NETWORKS = {
     "attention": lambda: build((4, 5), attention_every=2, layers=4, output_layers=1),
     "pixels, softmax": lambda: build((3, 4), None, layers=2),
     "pixels, mixture": lambda: build((3, 4), None, mixtures=3, classes=3, attention_every=1, layers=2),
+    "grey, softmax": lambda: build((3, 4), None, pixel_channels=1, layers=2),
+    "grey, mixture": lambda: build((4, 3), None, pixel_channels=1, mixtures=3, attention_every=1, layers=2),
     "a line": lambda: build((1, 6), attention_every=1, layers=1),
     "a column": lambda: build((6, 1), layers=1),
 }

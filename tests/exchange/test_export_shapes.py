@@ -1,0 +1,77 @@
+"""Exports draw images in the shape of the data, and grey ones as pictures of mode L."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from PIL import Image
+
+from bigtrain.exchange.export import export, opened
+from bigtrain.exchange.pipeline import FamilyPipeline, PlainFamilyPipeline
+from bigtrain.families.family import Family
+from bigtrain.pictures import to_uint8
+from tests.training.small_steps import small_family, small_networks
+
+PLAIN: dict[str, Any] = {"class_conditional": False, "label_dropout": 0.0, "loss": "simple", "variance": "fixed_large"}
+SHAPES = [(1, (16, 16)), (1, (24, 16)), (3, (16, 24))]
+
+
+def exported(family: Family, folder: Path) -> list[np.ndarray]:
+    """Exports the family with small weights; returns the two images that it draws itself."""
+    networks = {name: network.eval() for name, network in small_networks(family).items()}
+    prepared = family.prepare_sampling(networks, family.sampling, 0)
+    images = to_uint8(family.sample(prepared, torch.tensor([0, 1]), range(2), 0, family.sampling))
+    sampled = {name: networks[name] for name in family.sampled_components}
+    export(folder, family, sampled, recipe_yaml="", provenance={})
+    return [image.permute(1, 2, 0).numpy() for image in images]
+
+
+def assert_pictures(pictures: list[Image.Image], channels: int, size: tuple[int, int]) -> None:
+    for picture in pictures:
+        assert picture.mode == ("L" if channels == 1 else "RGB")
+        assert (picture.height, picture.width) == size
+
+
+@pytest.mark.parametrize(("channels", "size"), SHAPES, ids=str)
+def test_plain_diffusers_draws_an_exported_ddpm_in_the_datas_shape(
+    channels: int, size: tuple[int, int], tmp_path: Path
+) -> None:
+    family = small_family("diffusion", size, channels, **PLAIN, unet=_unet(size))
+    own = exported(family, tmp_path / "export")
+    pipeline = DDPMPipeline.from_pretrained(str(tmp_path / "export"))
+    pipeline.set_progress_bar_config(disable=True)
+    assert_pictures(pipeline(num_inference_steps=5, batch_size=2).images, channels, size)
+
+    ours = PlainFamilyPipeline.from_pretrained(str(tmp_path / "export"))
+    ours.set_progress_bar_config(disable=True)
+    pictures = ours(count=2, seed=0).images
+    assert_pictures(pictures, channels, size)
+    assert all(np.array_equal(np.array(a).reshape(b.shape), b) for a, b in zip(pictures, own, strict=True))
+    networks, _ = opened(tmp_path / "export", family)
+    assert networks["unet"].unet.config.in_channels == channels
+
+
+@pytest.mark.parametrize(("name", "size"), [("gan", (16, 16)), ("pixel_prior", (8, 4))])
+def test_the_exports_own_pipeline_draws_grey_as_grey(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    family = small_family(name, size, channels=1)
+    own = exported(family, tmp_path / "export")
+    pipeline = FamilyPipeline.from_pretrained(str(tmp_path / "export"))
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = pipeline(class_labels=[0, 1], seed=0).images
+    assert_pictures(pictures, 1, size)
+    assert all(np.array_equal(np.array(a).reshape(b.shape), b) for a, b in zip(pictures, own, strict=True))
+    assert pipeline(class_labels=[0, 1], seed=0, output_type="np").images.shape == (2, *size, 1)
+
+
+def _unet(size: tuple[int, int]) -> dict[str, Any]:
+    resolutions = [min(size) // 2]
+    return {
+        "channels": 8,
+        "multipliers": [1, 2],
+        "blocks_per_level": 1,
+        "attention_resolutions": resolutions,
+        "norm_groups": 4,
+    }
