@@ -45,6 +45,23 @@ def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
     return result
 
 
+def completed(content: Any, options: type[BaseModel]) -> Any:
+    """The content of a resolved recipe, which names every key that there was, with the keys that were added since
+    (`Options.former_values`); if not a mapping, unchanged."""
+    if not isinstance(content, Mapping):
+        return content
+    result = dict(getattr(options, "former_values", {})) | content
+    for key, field in options.model_fields.items():
+        inner = next((part for part in _parts(field.annotation) if _is_options(part)), None)
+        if key in result and inner is not None:
+            result[key] = completed(result[key], inner)
+    return result
+
+
+def _is_options(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def checked_format(content: dict[str, Any], where: str) -> bool:
     """Removes `format` from a file's content; returns whether it is the current one. Raises UserError if it is newer."""
     number = content.pop("format", 1)
@@ -64,7 +81,7 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 def _within(value: Any, annotation: Any, where: str) -> Any:
     """The converted value of a field that may be an options class, or a mapping of them by name."""
     for part in _parts(annotation):
-        if isinstance(part, type) and issubclass(part, BaseModel):
+        if _is_options(part):
             return upgraded(value, part, where=where)
         if typing.get_origin(part) is dict and isinstance(value, Mapping):
             inner = typing.get_args(part)[1]

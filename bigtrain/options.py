@@ -16,6 +16,8 @@ class Options(BaseModel):
     """Old names of keys in format 1 to their new names; bigtrain/formats.py reads old files with it."""
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """By the key's new name: old values in format 1 to their new values."""
+    former_values: ClassVar[Mapping[str, Any]] = {}
+    """Keys that a run's recipe.yaml may lack, because they were added later with another default: the values that this means."""
     removed_keys: ClassVar[Mapping[str, str]] = {}
     """Keys of format 1 that were removed, and a sentence that says what to do instead."""
 

@@ -9,7 +9,8 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -18,7 +19,7 @@ from bigtrain.data.options import DataOptions
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.family import family_kinds, find_family
-from bigtrain.formats import FORMAT, checked_format, upgraded
+from bigtrain.formats import FORMAT, checked_format, completed, upgraded
 from bigtrain.options import Options
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.options import EngineOptions
@@ -155,8 +156,16 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     for file, content in reversed(files):
         if not checked_format(content, str(file)):
             content = upgraded(content, _model_of(kinds[0], str(file)) if kinds else Recipe, where=str(file))
+        if _is_of_a_run(file):
+            content = completed(content, _model_of(kinds[0], str(file)) if kinds else Recipe)
         result = _merged(result, content)
     return result
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a recipe is the resolved one that lies in a run folder or an export."""
+    beside = ("environment.json", "model_index.json")
+    return path.name == "recipe.yaml" and any((path.parent / name).exists() for name in beside)
 
 
 def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
@@ -226,7 +235,7 @@ def _model_of(kind: Any, source: str) -> type[Recipe]:
 
 
 def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[str]) -> str:
-    location = tuple(error["loc"])
+    location = _in_users_keys(model, error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     field, colon, rest = message.partition(": ")
     if colon and field in getattr(_options_at(model, location), "model_fields", {}):
@@ -240,6 +249,13 @@ def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[s
         return f"{where}: {key} is not a key; {_remedy(_options_at(model, location[:-1]), location)}"
     if error["type"] == "missing":
         return f"{where}: {key} is missing"
+    if error["type"] == "union_tag_not_found":
+        kinds = ", ".join(map(str, map(_kind, _members(_annotation_at(model, error["loc"])))))
+        return f"{where}: {key}.kind is missing; it is one of {kinds}"
+    if error["type"] == "union_tag_invalid":
+        return f"{where}: {key}.kind: {error['ctx']['tag']!r} is none of {error['ctx']['expected_tags']}"
+    if location[-1:] == ("[key]",):
+        key, message = ".".join(map(str, location[:-1])), "is no name; a name is letters, digits and underscores"
     given = "" if isinstance(error["input"], Mapping) else f" (given: {error['input']!r})"
     return f"{where}: {key}: {message}{given}"
 
@@ -260,9 +276,56 @@ def _remedy(options: Any, location: Sequence[Any]) -> str:
 
 
 def _options_at(model: type[BaseModel], location: Sequence[Any]) -> Any:
-    """The options class at a location in a recipe, or None."""
-    options: Any = model
+    """The options class at a location in pydantic's or the user's keys, or None. Of a union that the location does not choose
+    from: the first."""
+    return next(iter(_members(_annotation_at(model, location))), None)
+
+
+def _annotation_at(model: type[BaseModel], location: Sequence[Any]) -> Any:
+    annotation: Any = model
     for part in location:
-        field = getattr(options, "model_fields", {}).get(part)
-        options = field.annotation if field is not None else None
-    return options
+        annotation = _inside(annotation, part)
+    return annotation
+
+
+def _in_users_keys(model: type[BaseModel], location: Sequence[Any]) -> tuple[Any, ...]:
+    """pydantic's location of an error without the names of the unions' members, which are no keys."""
+    keys: list[Any] = []
+    annotation: Any = model
+    for part in location:
+        if len(_members(annotation)) < 2 or part not in map(_kind, _members(annotation)):
+            keys.append(part)
+        annotation = _inside(annotation, part)
+    return tuple(keys)
+
+
+def _inside(annotation: Any, part: Any) -> Any:
+    """The type of what lies under a part of a location: a key, a name in a mapping, or the member of a union."""
+    members = _members(annotation)
+    chosen = [member for member in members if len(members) > 1 and _kind(member) == part]
+    if chosen:
+        return chosen[0]
+    fields = [member.model_fields[part] for member in members if part in member.model_fields]
+    if fields:
+        return fields[0].annotation
+    values = [get_args(one)[1] for one in _alternatives(annotation) if get_origin(one) in (dict, Mapping)]
+    return values[0] if values else None
+
+
+def _members(annotation: Any) -> list[type[BaseModel]]:
+    """The options classes among which an annotation chooses."""
+    return [one for one in _alternatives(annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [one for part in get_args(annotation) for one in _alternatives(part)]
+    return [annotation]
+
+
+def _kind(member: type[BaseModel]) -> Any:
+    """The value of `kind` that chooses a member of a union."""
+    kind = member.model_fields.get("kind")
+    return None if kind is None else next(iter(get_args(kind.annotation)), None)

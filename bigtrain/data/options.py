@@ -62,6 +62,7 @@ class DataOptions(Options):
     """Where the samples are and how they are read."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"window_shards": "shuffle_shards"}
+    former_values: ClassVar[Mapping[str, Any]] = {"channels": 3}
 
     train: Where
     """Index of the training split (`OUT/train.json` of launch/shard.py, or of launch/encode.py for codes), or `digits`: a path,

@@ -26,7 +26,6 @@ from bigtrain.errors import UserError
 from bigtrain.features.cache import Cache, Entry, fingerprint, key_of_images
 from bigtrain.features.network import Extracted, Features, full_float32, pictures, with_channels
 from bigtrain.randomness import generator, torch_seed
-from bigtrain.sizes import image_size_of
 
 Role = Literal["features", "evaluator", "selector"]
 

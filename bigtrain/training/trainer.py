@@ -320,7 +320,8 @@ class Trainer:
         if saved.state["data"]["fingerprint"] != self.index.fingerprint:
             raise UserError(
                 f"{self.index.where}: data.train is not the data that {self.folder.path} was trained on (its shards' "
-                "contents differ); restore them, or train in another folder with run.dir=PATH"
+                "contents differ; digits have been grey since index version 2); restore them, or sample, evaluate or export "
+                "the run as it is and train anew in another folder with run.dir=PATH"
             )
         for name, meter in self.meters.items():
             meter.load(saved.state["meters"][name])

@@ -34,9 +34,9 @@ from bigtrain.data.decode import decode
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read.batch import to_images
-from bigtrain.data.resize import read_square
 from bigtrain.data.read.stream import Stream
 from bigtrain.data.read.variants import resized
+from bigtrain.data.resize import read_square
 from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.shards import ShardOptions, write_shards

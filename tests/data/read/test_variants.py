@@ -25,8 +25,8 @@ from bigtrain.families.family import DataSpec
 from bigtrain.inference.splits import images_behind
 from launch.shard import main
 from tests.data.conftest import make_numbered_shards, write_tar
-from tests.data.test_resize import photograph
 from tests.data.read.test_stream import WORLDS, numbers_of, options, read, same
+from tests.data.test_resize import photograph
 from tests.data.write.test_codes import encode, manifest_of, write
 
 Make = Callable[..., Index]

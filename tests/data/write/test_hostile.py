@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 from bigtrain.data.decode import MAX_PIXELS, Undecodable, decode, turn
 from bigtrain.data.index import Index, Resize
 from bigtrain.data.read.reader import Reader
-from bigtrain.data.resize import centre_square, read_square
 from bigtrain.data.read.variants import resized
+from bigtrain.data.resize import centre_square, read_square
 from bigtrain.data.sources.layouts.known import list_source
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.foreign_shards import index_shards
