@@ -53,7 +53,7 @@ def seen(index: Index, steps: int, microbatch: int = 5, **given: Any) -> list[li
     wanted = {"train": index.where, "image_size": 4, "workers": 0, "shuffle_shards": 2, **given}
     stream = Stream(index, DataOptions.model_validate(wanted), 3, rank=0, world=1, microbatch=microbatch)
     try:
-        return [numbers_of(next(stream).images) for _ in range(steps)]
+        return [numbers_of(next(stream)["image"]) for _ in range(steps)]
     finally:
         stream.close()
 
@@ -90,7 +90,7 @@ def one_run(seed: int, folder: Path) -> None:
 def numbers_from(index: Index, position: int, microbatch: int, steps: int) -> list[int]:
     data = DataOptions.model_validate({"train": index.where, "image_size": 4, "workers": 0, "shuffle_shards": 2})
     stream = Stream(index, data, 3, rank=0, world=1, microbatch=microbatch, position=position)
-    numbers = [number for _ in range(steps) for number in numbers_of(next(stream).images)]
+    numbers = [number for _ in range(steps) for number in numbers_of(next(stream)["image"])]
     stream.close()
     return numbers
 

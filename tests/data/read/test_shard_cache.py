@@ -80,7 +80,7 @@ def stream(index: Index, **given: object) -> Stream:
 def numbers(index: Index, steps: int, **given: object) -> list[int]:
     batches = stream(index, **given)
     try:
-        return [number for _ in range(steps) for number in numbers_of(next(batches).images)]
+        return [number for _ in range(steps) for number in numbers_of(next(batches)["image"])]
     finally:
         batches.close()
 
@@ -103,7 +103,7 @@ def test_a_cache_smaller_than_an_epoch_works_and_keeps_its_bound(
     index = there(shards=3, prefetch_shards=1)
     batches, got = stream(index), []
     for _ in range(3 * SHARDS):
-        got += numbers_of(next(batches).images)
+        got += numbers_of(next(batches)["image"])
         assert len(whole(tmp_path / "kept")) <= 3
     assert got == numbers(here, 3 * SHARDS)
     assert max(tars(server)) > 1
@@ -190,7 +190,7 @@ def test_a_cache_deleted_under_a_stream_is_filled_again(there: Open, here: Index
     batches, got = stream(there(prefetch_shards=2)), []
     for _ in range(4 * SHARDS):
         shutil.rmtree(tmp_path / "kept", ignore_errors=True)
-        got += numbers_of(next(batches).images)
+        got += numbers_of(next(batches)["image"])
     assert got == numbers(here, 4 * SHARDS)
 
 

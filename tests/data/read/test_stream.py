@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bigtrain.data.fields.pictures import to_images
-from bigtrain.data.index import Index
+from bigtrain.data.index import Index, plain_fields
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read.batch import Batch
 from bigtrain.data.read.order import FLIP_BLOCK, flips, order
@@ -225,8 +226,9 @@ def test_replacing_ends_when_nothing_can_be_decoded(numbered_shards: Make) -> No
 
 def test_an_image_of_another_size_is_an_error_that_says_both(numbered_shards: Make) -> None:
     index = numbered_shards([3])
+    wrong = replace(index, fields=plain_fields(index.classes, (8, 8)))
     with pytest.raises(UserError, match="it is 4 x 4, not 8 x 8"):
-        read(index, 1, world=1, microbatch=1, image_size=8)
+        read(wrong, 1, world=1, microbatch=1)
 
 
 @pytest.mark.parametrize("undecodable", ["error", "replace"])
@@ -359,8 +361,8 @@ def test_a_sweep_sees_each_sample_once_over_all_ranks(
         for numbers, part in batches:
             assert 0 < len(numbers) <= batch
             assert numbers.dtype == np.int64
-            assert numbers.tolist() == numbers_of(part.images)
-            assert part.labels.tolist() == [number % 5 for number in numbers]
+            assert numbers.tolist() == numbers_of(part["image"])
+            assert part["label"].tolist() == [number % 5 for number in numbers]
             assert not part.flips.any()
             seen += numbers.tolist()
     assert len(seen) == len(set(seen)) == (limit or 53)
