@@ -101,7 +101,7 @@ def test_readings_name_their_level_where_there_are_several() -> None:
 
 def test_code_levels_are_what_encoding_gives_and_decoding_it_is_the_reconstruction() -> None:
     vqvae = family({"levels": {"bottom": 2, "top": 4}})
-    networks, images = networks_of(vqvae), microbatch().images
+    networks, images = networks_of(vqvae), microbatch()["image"]
     codes = vqvae.encode(networks, images)
     assert dict(vqvae.code_levels) == {"top": CodeLevel(16, (2, 2)), "bottom": CodeLevel(16, (8, 8))}
     assert list(codes) == list(vqvae.code_levels)
