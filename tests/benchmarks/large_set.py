@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtrain.data.index import Index
+from bigtrain.data.index import Index, plain_fields
 from bigtrain.data.npy import npy_header
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read.order import Epochs
@@ -41,7 +41,7 @@ def make(folder: Path, samples: int) -> Path:
     for other in shards[1:]:
         os.link(folder / shard.name, folder / other.name)
     classes = tuple(f"n{number:08d}" for number in range(CLASSES))
-    Index(folder / "train.json", "train", classes, SIZE, tuple(shards)).write()
+    Index(folder / "train.json", "train", plain_fields(classes, (SIZE, SIZE)), tuple(shards)).write()
     return folder / "train.json"
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bigtrain.cluster import world
-from bigtrain.data.index import Index
+from bigtrain.data.index import Index, plain_fields
 from bigtrain.errors import UserError
 from bigtrain.families.family import DataSpec, build_network
 from bigtrain.inference.model import Sampler
@@ -43,7 +43,7 @@ def test_labels_of_an_evaluation_do_not_depend_on_how_many_are_asked_for() -> No
 
 
 def test_ranks_with_other_data_at_the_same_path_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    index = Index(Path("data/train.json"), "train", ("a",), 16, ())
+    index = Index(Path("data/train.json"), "train", plain_fields(("a",), (16, 16)), ())
     assert same_on_all(index, "data.train") is index
     monkeypatch.setattr(world, "gather_objects", lambda value: [value, value, "another"])
     with pytest.raises(UserError, match=r"data\.train: data/train\.json is not the same data .*: ranks 2 have others"):
