@@ -10,7 +10,7 @@ from diffusers import DDPMPipeline
 from PIL import Image
 
 from bigtrain.exchange.export import export, opened
-from bigtrain.exchange.pipeline import FamilyPipeline, PlainFamilyPipeline
+from bigtrain.exchange.pipeline import FamilyPipeline, family_pipeline_of
 from bigtrain.families.family import Family
 from bigtrain.pictures import to_uint8
 from tests.training.small_steps import small_family, small_networks
@@ -45,7 +45,7 @@ def test_plain_diffusers_draws_an_exported_ddpm_in_the_datas_shape(
     pipeline.set_progress_bar_config(disable=True)
     assert_pictures(pipeline(num_inference_steps=5, batch_size=2).images, channels, size)
 
-    ours = PlainFamilyPipeline.from_pretrained(str(tmp_path / "export"))
+    ours = family_pipeline_of(DDPMPipeline).from_pretrained(str(tmp_path / "export"))
     ours.set_progress_bar_config(disable=True)
     pictures = ours(count=2, seed=0).images
     assert_pictures(pictures, channels, size)
