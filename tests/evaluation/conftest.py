@@ -14,7 +14,7 @@ from tests.features.feature_scripts import ColourMoments
 
 @pytest.fixture(scope="session")
 def pristine_digits(one_cache_for_all) -> Path:
-    return digits_index("train", 8).parent
+    return digits_index("train", (8, 8)).parent
 
 
 @pytest.fixture

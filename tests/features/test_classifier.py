@@ -35,7 +35,7 @@ def short_training(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_recognises_handwritten_digits_that_it_has_not_seen(role):
-    train, validation = (Index.read(digits_index(split, 16)) for split in ("train", "validation"))
+    train, validation = (Index.read(digits_index(split, (16, 16))) for split in ("train", "validation"))
     trained = Classifier(train_classifier(train, role, READING, CPU), role, {}, CPU)
     assert measure_accuracy(trained, validation, READING) >= 0.97
 
