@@ -112,7 +112,7 @@ def test_a_likelihood_is_given_up_between_two_evaluations_of_its_network(one_cac
         return {"nats": torch.zeros(len(numbers), dtype=torch.float64)}
 
     try:
-        measure_likelihood(likelihood, 192, index, 8, CPU, Reading(8, 0, patience.should_stop))
+        measure_likelihood(likelihood, 192, index, 8, CPU, Reading(8, 0, patience.should_stop), ["image"])
     except Stopped:
         assert patience.asked == 3
     else:
