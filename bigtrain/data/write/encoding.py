@@ -68,7 +68,7 @@ def encode_samples(
                 if encoded.whole is not None:
                     wholes[name] = encoded.whole
             if len(wholes) > 1:
-                _check_sizes(encoders, columns, number, wholes)
+                check_sizes(encoders, wholes, {name: columns[name].shown(number) for name in wholes})
             add(number, members)
             progress(1)
     return found.to_json(), tuple(mended)
@@ -96,10 +96,11 @@ def encode(encoder: Encoder, column: Column, number: int, found: Found | None = 
         ) from None
 
 
-def _check_sizes(
-    encoders: Mapping[str, Encoder], columns: Mapping[str, Column], number: int, wholes: Mapping[str, tuple[int, int]]
+def check_sizes(
+    encoders: Mapping[str, Encoder], wholes: Mapping[str, tuple[int, int]], shown: Mapping[str, str]
 ) -> None:
-    """Raises UserError unless the pictures of a sample differ in size by the fields' factors."""
+    """Raises UserError unless the pictures of a sample differ in size by the fields' factors. wholes: (height, width) by field;
+    shown: where each picture is."""
     (largest, *others) = sorted(wholes, key=lambda name: encoders[name].factor)
     for name in others:
         (tall, wide), (height, width) = wholes[largest], wholes[name]
@@ -107,8 +108,8 @@ def _check_sizes(
         if (tall * factors[1], wide * factors[1]) == (height * factors[0], width * factors[0]):
             continue
         raise UserError(
-            f"{columns[name].shown(number)}: is {height} x {width} beside {tall} x {wide} of {columns[largest].shown(number)}, "
-            f"but {name} is to be {_as_factor(factors[0])} {largest}; {_remedy(name, largest, wholes)}"
+            f"{shown[name]}: is {height} x {width} beside {tall} x {wide} of {shown[largest]}, but {name} is to be "
+            f"{_as_factor(factors[0])} {largest}; {_remedy(name, largest, wholes)}"
         )
 
 
