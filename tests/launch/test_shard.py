@@ -29,7 +29,7 @@ def test_pictures_become_shards_and_the_last_line_says_what_next(
     done = shard(pictures, out, "--size", "16", "--samples-per-shard", "10", "--workers", "2")
     assert (done.returncode, done.stdout) == (0, "")
     assert "1 files are left out" in done.stderr
-    assert "images/s" in done.stderr
+    assert "samples/s" in done.stderr
     last = done.stderr.splitlines()[-1]
     assert f"data.train={out}/train.json data.validation={out}/test.json data.image_size=16" in last
     index = Index.read(out / "train.json")
@@ -46,6 +46,14 @@ def test_digits_become_png_shards(tmp_path: Path) -> None:
     assert (index.samples, index.image_size, set(index.shards[0].members)) == (1497, (16, 16), {"png", "cls"})
     with pytest.raises(UserError, match="--size 16, not 32"):
         main(["digits", str(tmp_path), "--workers", "1", "--size", "32"])
+
+
+def test_the_processes_that_write_shards_do_not_import_torch() -> None:
+    """It takes 470 MiB in each of them."""
+    code = "import sys, launch.shard; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(HOME)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(
