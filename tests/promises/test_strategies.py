@@ -6,7 +6,8 @@ import pytest
 
 from tests.families_table import CASES
 from tests.promises.comparing import assert_close
-from tests.promises.matrix import DDP, DDP_UNSHARDED, ZERO1, ZERO2, ZERO3
+from tests.promises.matrix import DDP, DDP_UNSHARDED, STEADY_ADAM, ZERO1, ZERO2, ZERO3
+from tests.runs_of import logged
 
 TOLERANCE = 1e-5
 """float32, and sums in another order."""
@@ -21,6 +22,8 @@ toy_quickly = pytest.mark.parametrize(
 def test_sharded_moments_and_gradients_train_alike(family: str, runs: list[Path]) -> None:
     """Clipped, with accumulation, and with penalties on whole weights where the family has one."""
     ddp, zero1, zero2 = runs
+    norms = [value for row in logged(ddp / "run") for name, value in row.items() if name.startswith("gradient_norm/")]
+    assert min(norms) > STEADY_ADAM["clip_norm"], "the updates must be clipped"
     assert_close(zero1, ddp, TOLERANCE)
     assert_close(zero2, ddp, TOLERANCE)
 
