@@ -6,7 +6,8 @@ list. A rank that fails alone would be waited for by the others in a collective:
 starts another for the rest of the list.
 
 The toy family is registered; zero3 shards every parameter, though it would keep networks as small as the tests' whole on
-every rank; and a codebook begins with vectors of 96 images, several global batches, where 1,024 would take half of a run.
+every rank; a codebook begins with vectors of 96 images, several global batches; and a picture has 20 images, which three ranks
+share unevenly. 1,024 and 100 would take half of a run.
 """
 
 import contextlib
@@ -36,10 +37,12 @@ import tests.toy  # noqa: F401  (registers the family)
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import follow_launcher, join_world
 from bigtrain.families.autoencoders.vqvae import VQVAE
+from bigtrain.inference import observers
 from bigtrain.training.engine import zero
 
 zero.PERSISTENT_ELEMENTS = 0
 VQVAE.initialisation_images = 96
+observers.GRID_PER_CLASS = 2
 OTHERS_S = 20
 """How long a rank that is done waits for the others."""
 RUN_S = 150

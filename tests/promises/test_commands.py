@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigtrain.data.digits import digits_index
 from tests.families_table import CASES
 from tests.features.feature_files import save_tiny_inception
 from tests.promises.matrix import WHOLE
 from tests.runs_of import ROOT, run
+from tests.training.small_steps import SIZE
 
 LAUNCH = ROOT / "launch"
 METRICS = {"sample": "fid", "likelihood": "bits_per_dim", "reconstruct": "reconstruction"}
@@ -45,7 +47,7 @@ def test_an_export_draws_what_its_run_draws_in_batches_of_any_size(
     for name in ours:
         assert len(np.unique(ours[name])) > 1
         np.testing.assert_array_equal(theirs[name], ours[name])
-    apart = drawn(runs[0] / "run", tmp_path / "apart.npz", "--batch-size", "3")["arr_0"].astype(int)
+    apart = drawn(runs[0] / "run", tmp_path / "apart.npz", "--batch-size", "6")["arr_0"].astype(int)
     assert np.abs(ours["arr_0"].astype(int) - apart).max() <= 1
 
 
@@ -65,8 +67,9 @@ def test_an_export_reconstructs_what_its_run_reconstructs(
 @able("encode")
 def test_an_export_encodes_what_its_run_encodes(family: str, runs: list[Path], exported: Path, tmp_path: Path) -> None:
     shards = []
+    held_out = digits_index("validation", SIZE)
     for source, name in ((runs[0] / "run", "run"), (exported, "export")):
-        run(LAUNCH / "encode.py", source, "digits", tmp_path / name)
+        run(LAUNCH / "encode.py", source, held_out, tmp_path / name)
         shards.append({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.tar")})
     assert shards[0]
     assert shards[0] == shards[1]
