@@ -32,9 +32,7 @@ class FieldReader(Family, kind="field_reader"):
     def __init__(self, options: FieldReaderOptions, spec: DataSpec) -> None:
         self.options, self.spec, self.sampling = options, spec, options.sampling
         tensors = [name for facts in spec.fields.values() for name in facts["tensors"]]
-        self.components = {
-            "net": Component(lambda: nn.Linear(2 * len(tensors), 1), options.optimizer, averaged=True)
-        }
+        self.components = {"net": Component(lambda: nn.Linear(2 * len(tensors), 1), options.optimizer, averaged=True)}
         self.phases = [Phase("net", "net", self.loss)]
 
     @property

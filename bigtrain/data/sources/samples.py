@@ -191,7 +191,9 @@ class FieldSpec:
 
     def to_json(self) -> dict[str, Any]:
         """What is not as by default, as JSON gives it back."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default}
+        values = {
+            item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default
+        }
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
