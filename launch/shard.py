@@ -6,7 +6,7 @@ CLASS_SPLIT_lmdb folders, MNIST's and Fashion-MNIST's idx files, the binary vers
 train_32x32.mat and test_32x32.mat (its extra_32x32.mat takes 1.6 GB of memory a worker). For idx files and CIFAR, class names
 are read from the lines of SOURCE/classes.txt if it exists. Grey pictures stay grey.
 
-Samples of other kinds, a command each; the words before a colon are the names of their fields:
+Samples of other kinds, a command each; before it the names of their fields:
 
   image, b        photos OUT --labels none --field b=drawings      two folders of equal names
   image, low      large OUT --labels none --field low=small --factor low=4          ... one four times larger

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -72,7 +73,7 @@ def index_shards(
     ) as bar:
         found = dict(zip(tars, run(partial(inspect, reading=reading), tars, workers, bar.update), strict=True))
     for line in (line for item in found.values() for line in item.skipped):
-        tqdm.write(f"{line}: this text is not UTF-8; its sample is left out")
+        tqdm.write(f"{line}: a text of this sample is not UTF-8; it is left out", file=sys.stderr)
     classes = _classes(folder, existing, found, labels)
     found = {tar: item.numbered(classes) for tar, item in found.items()}
     with disk_troubles(out):

@@ -198,9 +198,9 @@ def _check_members(path: Path, key: str, extents: Extents, reading: Reading) -> 
     """Raises UserError unless the sample has one member for each field, or those of a clip, and one for its label."""
     for name, spec in reading.fields.items():
         chosen = reading.chosen(name, extents)
-        could_be = chosen or [
-            one for one in extents if one.rpartition(".")[2] in IMAGE_EXTENSIONS and spec.kind == "image"
-        ]
+        could_be = chosen
+        if not chosen and spec.members == IMAGE_EXTENSIONS:  # nobody has said which member it is
+            could_be = [extension for extension in extents if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
         if len(could_be) > 1 and spec.kind != "clip":
             both = " and ".join(f"{key}.{extension}" for extension in could_be[:2])
             raise UserError(
