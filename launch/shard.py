@@ -36,6 +36,7 @@ from bigtrain.data.digits import DIGITS_SIZE, write_digits
 from bigtrain.data.fields.registry import NAME
 from bigtrain.data.index import Index
 from bigtrain.data.remote import Origin
+from bigtrain.data.show import write_sheet
 from bigtrain.data.sources.flags import KINDS, MAIN_KINDS, FieldFlag, SampleFlags, list_samples, member_specs
 from bigtrain.data.sources.layouts.known import LAYOUTS
 from bigtrain.data.write.convert import FORMATS
@@ -56,6 +57,9 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.verify:
         _verify(arguments)
+        return
+    if arguments.show is not None:
+        _show(arguments)
         return
     indexes = _index(arguments) if arguments.index_only else _write(arguments)
     print(f"next: train with {_what_to_train_with(indexes)}", file=sys.stderr)
@@ -94,6 +98,12 @@ def _add_modes(group: Group) -> None:
         "--verify",
         action="store_true",
         help="SOURCE is an index, a path or a URL: read every sample of its shards and list what is broken (exit code 2)",
+    )
+    group.add_argument(
+        "--show",
+        metavar="FILE.png",
+        type=Path,
+        help="SOURCE is an index, a path or a URL: draw some of its samples, a row for each field",
     )
 
 
@@ -304,6 +314,17 @@ def _verify(arguments: argparse.Namespace) -> None:
     rest = [f"... and {len(broken) - MAX_LINES} more"] if len(broken) > MAX_LINES else []
     lines = "\n".join([*broken[:MAX_LINES], *rest])
     raise UserError(f"{index.where}: {len(broken)} errors; copy these shards again, or make them again:\n{lines}")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    _refuse_writing(arguments, "--show")
+    if arguments.out is not None or arguments.index_only or arguments.labels or arguments.field:
+        raise UserError("--show takes one index and nothing else: python launch/shard.py INDEX --show FILE.png")
+    if arguments.show.suffix.lower() != ".png":
+        raise UserError(f"--show: {arguments.show}: the picture is a PNG; name it FILE.png")
+    index = Index.read(arguments.source, Origin(key="--show"))
+    write_sheet(index, arguments.show)
+    print(f"{arguments.show}: the first and the last of {index.samples} samples, and some between", file=sys.stderr)
 
 
 def _what_to_train_with(indexes: Sequence[Path]) -> str:

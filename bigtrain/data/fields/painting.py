@@ -18,7 +18,9 @@ def picture_tile(pixels: np.ndarray) -> Image.Image:
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
     longest = max(image.size)
     if longest <= TILE:
-        return image.resize((image.width * (TILE // longest), image.height * (TILE // longest)), Image.Resampling.NEAREST)
+        return image.resize(
+            (image.width * (TILE // longest), image.height * (TILE // longest)), Image.Resampling.NEAREST
+        )
     return image.resize((max(1, image.width * TILE // longest), max(1, image.height * TILE // longest)))
 
 
@@ -28,7 +30,7 @@ def number_tile(numbers: np.ndarray) -> Image.Image:
         [[0, 0, 0]] + [[round(255 * c) for c in colorsys.hsv_to_rgb(n * 0.618 % 1, 0.65, 0.95)] for n in range(1, 256)],
         dtype=np.uint8,
     )
-    return picture_tile(colours[numbers % 256])
+    return picture_tile(colours[numbers.astype(np.int64) % 256])
 
 
 def path_tile(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> Image.Image:
