@@ -36,7 +36,7 @@ def test_the_command_writes_the_picture_and_says_what_is_wrong(tmp_path: Path) -
     index = written(ALL["image"], tmp_path / "shards")
     main([str(index.path), "--show", str(tmp_path / "samples.png")])
     assert Image.open(tmp_path / "samples.png").width == (SHOWN + 1) * (TILE + 4) + 4
-    with pytest.raises(UserError, match="name it FILE.png"):
+    with pytest.raises(UserError, match=r"name it FILE\.png"):
         main([str(index.path), "--show", str(tmp_path / "samples.jpg")])
     with pytest.raises(UserError, match="--show takes one index and nothing else"):
         main([str(index.path), str(tmp_path), "--show", str(tmp_path / "samples.png")])
