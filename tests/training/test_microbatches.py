@@ -23,7 +23,7 @@ def microbatches() -> Microbatches:
     watchdog: Any = None
     train = TrainOptions(steps=10, batch_size=4, accumulate=2)
     data = DataOptions(train="nowhere.json", image_size=8)
-    return Microbatches(index, data, train, SEED, torch.device("cpu"), watchdog)
+    return Microbatches(index, data, train, SEED, torch.device("cpu"), watchdog, ["image"])
 
 
 def phase(name: str) -> Phase:
