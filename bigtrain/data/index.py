@@ -451,6 +451,8 @@ def with_label(fields: Mapping[str, Field]) -> dict[str, Field]:
     labels = [name for name, field in fields.items() if isinstance(field, LabelField)]
     if len(labels) > 1:
         raise ValueError(f"it has two labels, {labels[0]} and {labels[1]}; one at most can be the class of a sample")
+    if not labels and LABEL in fields:
+        raise ValueError(f"its field {LABEL} is of the kind {fields[LABEL].kind}; give it another name")
     return dict(fields) if labels else {**fields, LABEL: LabelField(LABEL, (), (UNLABELLED,))}
 
 

@@ -191,3 +191,5 @@ def test_one_label_is_the_class_of_a_sample(tmp_path: Path) -> None:
     fields = {name: LabelField(name, (f"{name}.cls",), ("a",)) for name in ("one", "two")}
     with pytest.raises(ValueError, match="two labels, one and two"):
         make_shards(tmp_path, fields, [{"one.cls": b"0", "two.cls": b"0"}])
+    with pytest.raises(ValueError, match="its field label is of the kind array"):
+        make_shards(tmp_path, {"label": ArrayField("label", ("npy",), (2,))}, [{"npy": npy(np.zeros(2))}])
