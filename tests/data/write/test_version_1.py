@@ -10,10 +10,14 @@ from PIL import Image
 from bigtrain.data.decode import header_shape
 from bigtrain.data.index import Index
 from bigtrain.data.sources.layouts.by_class import list_by_class
+from bigtrain.data.write import codes as codes_module
 from bigtrain.data.write import shards as module
+from bigtrain.data.write.records import Record
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.errors import UserError
+from tests.data.conftest import make_numbered_shards
 from tests.data.sets import OLD_FOLDERS
+from tests.data.write.test_codes import write as write_codes
 
 OLD = OLD_FOLDERS / "images"
 OPTIONS = ShardOptions((8, 8), "png", 16)
@@ -142,3 +146,23 @@ def test_an_option_that_version_1_did_not_know_is_refused(pictures: Path, tmp_pa
         (out / name).write_bytes(data)
     with pytest.raises(UserError, match=r"were made with --range None, not 0,4095; .* or choose another folder"):
         write(pictures, out, ShardOptions((8, 8), "png", 16, (0, 4095)))
+
+
+def test_codes_that_version_1_began_are_completed_as_it_had_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = make_numbered_shards([5, 3], tmp_path / "images"), tmp_path / "codes"
+    with monkeypatch.context() as patch:
+        patch.setattr(codes_module, "FORMAT_VERSION", 1)
+        old = write_codes(images, out)
+    whole = contents(out)
+    for stopped in (False, True):
+        if stopped:  # before its index was written
+            (out / "train.json").unlink()
+            for shard in old.shards:
+                record = Record(shard, old.codes.identity(), {}, version=1)
+                (out / f".{Path(shard.name).stem}.json").write_text(json.dumps(record.to_json()))
+        (out / "train-000001.tar").unlink()
+        again = write_codes(images, out)
+        assert (again.version, again.fingerprint, contents(out)) == (1, old.fingerprint, whole)
+    assert write_codes(images, tmp_path / "new").version == 2
