@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigtrain.data.digits import write_digits
+from bigtrain.data.digits import DIGITS_SIZE, write_digits
 from bigtrain.data.index import Index
 from bigtrain.data.remote import Origin
 from bigtrain.data.sources.layouts.by_class import list_unlabelled
@@ -22,8 +22,8 @@ from bigtrain.data.write.foreign_shards import LABELS_FROM, index_shards
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.verify import verify
 from bigtrain.errors import UserError
+from bigtrain.sizes import size_key
 
-DIGITS_SIZE = 16
 SAMPLES_PER_SHARD = 2048
 MAX_LINES = 1000
 """The most errors that --verify lists."""
@@ -51,8 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="folder of the shards")
     parser.add_argument(
         "--size",
-        type=_positive,
-        help="resize the shorter side to this many pixels and crop the centre square "
+        type=_size,
+        metavar="N|HxW",
+        help="resize until this size is covered, the side of a square or HEIGHTxWIDTH in pixels, and crop the centre "
         f"(default: pictures stay as they are; digits: {DIGITS_SIZE})",
     )
     parser.add_argument("--samples-per-shard", type=_positive, help=f"default: {SAMPLES_PER_SHARD}")
@@ -100,6 +101,12 @@ def _positive(text: str) -> int:
     return value
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    return _positive(height), _positive(width or height)
+
+
+_size.__name__ = "size"
 _positive.__name__ = "positive whole number"  # argparse says: invalid positive whole number value
 
 
@@ -107,7 +114,7 @@ def _write(arguments: argparse.Namespace) -> list[Path]:
     if arguments.out is None:
         raise UserError("OUT, the folder of the shards, is missing: python launch/shard.py SOURCE OUT")
     digits = arguments.source == "digits"
-    size = arguments.size or (DIGITS_SIZE if digits else None)
+    size = arguments.size or ((DIGITS_SIZE, DIGITS_SIZE) if digits else None)
     form = arguments.format or ("png" if digits else None)
     options = ShardOptions(size, form, arguments.samples_per_shard or SAMPLES_PER_SHARD)
     if arguments.labels not in (None, "none") or (digits and arguments.labels):
@@ -157,13 +164,13 @@ def _what_to_train_with(indexes: Sequence[Path]) -> str:
     train = by_split.pop("train", None) or by_split.pop(min(by_split))
     words = [f"data.train={train}"]
     words += [f"data.validation={by_split[name]}" for name in ("validation", "val", "test") if name in by_split][:1]
-    size = Index.read(train).image_size
-    if size is None:
+    index = Index.read(train)
+    if index.picture is not None and index.image_size is None:
         return (
             f"data.train={train} data.resize=exact data.image_size=N: these pictures differ in size, and are resized when they "
             "are read; to resize them once, run again with --size and another OUT"
         )
-    return " ".join([*words, f"data.image_size={size}"])
+    return " ".join(words if index.image_size is None else [*words, f"data.image_size={size_key(index.image_size)}"])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import cache_folder, sync_folder
+from bigtrain.sizes import size_flag
 
 DIGITS_SIZE = 16
 """Pixels of a side, if nobody asks for others."""
@@ -32,8 +33,7 @@ def digits_index(split: str, size: tuple[int, int] | None = None) -> Path:
     """
     assert split in SPLITS, f"digits have the splits {SPLITS}, not {split}"
     height, width = size or (DIGITS_SIZE, DIGITS_SIZE)
-    name = str(height) if height == width else f"{height}x{width}"
-    folder = cache_folder() / f"digits-{name}-v{FORMAT_VERSION}"
+    folder = cache_folder() / f"digits-{size_flag((height, width))}-v{FORMAT_VERSION}"
     if not folder.exists():
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
         options = ShardOptions(size=(height, width), format="png", samples_per_shard=_CACHED_SAMPLES_PER_SHARD)

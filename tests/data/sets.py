@@ -10,6 +10,9 @@ from bigtrain.data.sources.layouts.known import list_source
 from bigtrain.data.sources.pictures import PictureSet
 from bigtrain.data.write.shards import ShardOptions, write_shards
 
+OLD_FOLDERS = Path(__file__).parents[1] / "fixtures" / "a3de763"
+"""Shards, runs and exports that an old commit made: tests/fixtures/make.py."""
+
 
 def listed(where: Path, layout: str | None = None) -> PictureSet:
     return list_source(where, layout, quiet=True)

@@ -33,7 +33,7 @@ def test_pictures_become_shards_and_the_last_line_says_what_next(
     last = done.stderr.splitlines()[-1]
     assert f"data.train={out}/train.json data.validation={out}/test.json data.image_size=16" in last
     index = Index.read(out / "train.json")
-    assert ([shard.samples for shard in index.shards], index.image_size) == ([10, 10, 6], 16)
+    assert ([shard.samples for shard in index.shards], index.image_size) == ([10, 10, 6], (16, 16))
     assert set(index.shards[0].members) == {"jpg", "cls"}
     assert set(Index.read(out / "test.json").shards[0].members) == {"png", "cls"}, "what was lossless became lossy"
     main([str(out), "--index-only", "--workers", "1"])
@@ -43,7 +43,7 @@ def test_pictures_become_shards_and_the_last_line_says_what_next(
 def test_digits_become_png_shards(tmp_path: Path) -> None:
     main(["digits", str(tmp_path), "--workers", "1"])
     index = Index.read(tmp_path / "train.json")
-    assert (index.samples, index.image_size, set(index.shards[0].members)) == (1497, 16, {"png", "cls"})
+    assert (index.samples, index.image_size, set(index.shards[0].members)) == (1497, (16, 16), {"png", "cls"})
     with pytest.raises(UserError, match="--size 16, not 32"):
         main(["digits", str(tmp_path), "--workers", "1", "--size", "32"])
 

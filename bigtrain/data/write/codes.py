@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from bigtrain.data.index import CodesManifest, Index, Shard, codes_extension
+from bigtrain.data.fields.codes import CODES_DTYPE, CodesManifest, codes_extension
+from bigtrain.data.fields.field import Geometry
+from bigtrain.data.fields.label import LabelField
+from bigtrain.data.index import FORMAT_VERSION, LABEL, Index, Shard
 from bigtrain.data.npy import npy_header
-from bigtrain.data.read.batch import Batch
-from bigtrain.data.read.reader import CODES_DTYPE, CodeReader
+from bigtrain.data.read.reader import Reader
 from bigtrain.data.read.stream import read_chunks
 from bigtrain.data.write.parallel import Progress
 from bigtrain.data.write.shards import (
@@ -33,8 +35,10 @@ from bigtrain.data.write.shards import (
 from bigtrain.errors import RankError, UserError
 
 Encode = Callable[[np.ndarray], Mapping[str, np.ndarray]]
-"""Images uint8 [n, H, W, 3] to integers [n, h, w] by level."""
+"""Images uint8 [n, H, W, C] to integers [n, h, w] by level."""
 
+_COUNTED = 4096
+"""Samples whose codes are counted at a time."""
 _DIFFERENCES = {
     "tokenizer": "are codes of another tokenizer",
     "levels": "are codes of other levels",
@@ -68,6 +72,7 @@ def encode_shards(
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)
         known = _known(out, index.split, manifest)
+    version = min((record.version for record in known.values()), default=FORMAT_VERSION)
     starts = np.cumsum([0] + [shard.samples for shard in index.shards]).tolist()
     try:
         records: list[Record] = []
@@ -84,11 +89,21 @@ def encode_shards(
             for number in todo
             for begin in range(starts[number], starts[number + 1], batch)
         ]
-        with closing(read_chunks(index, chunks, workers=workers)) as batches:
-            encoded = (_members(images, encode, manifest) for _, images in batches)
+        assert index.picture is not None, f"{index.path}: codes are made from images"
+        image = index.picture.name
+        with closing(read_chunks(index, chunks, workers=workers, fields=[image])) as batches:
+            encoded = (_members(batch[image].numpy(), encode, manifest) for _, batch in batches)
             for number in todo:
                 shard = index.shards[number]
-                fill = partial(_fill, source=shard, encoded=encoded, index=index, manifest=manifest, progress=progress)
+                fill = partial(
+                    _fill,
+                    source=shard,
+                    encoded=encoded,
+                    index=index,
+                    manifest=manifest,
+                    version=version,
+                    progress=progress,
+                )
                 records.append(write_shard(out / names[number], shard.samples, fill))
         return records
     except UserError as error:
@@ -100,9 +115,12 @@ def index_codes(index: Index, out: Path, manifest: CodesManifest, records: Itera
 
     Raises UserError if a shard is missing, which happens if ranks are on machines that do not share `out`.
     """
-    made = {record.shard.name: record.shard for record in records}
-    shards = tuple(made[_name(shard)] for shard in index.shards)
-    codes = Index(out / f"{index.split}.json", index.split, index.classes, index.image_size, shards, None, manifest)
+    made = {record.shard.name: record for record in records}
+    shards = tuple(made[_name(shard)].shard for shard in index.shards)
+    version = min(record.version for record in made.values())
+    fields = {**manifest.fields(), LABEL: _label(index, version)}
+    size = index.image_size
+    codes = Index(out / f"{index.split}.json", index.split, fields, shards, None, manifest, size, version)
     codes.check_files()
     with disk_troubles(out):
         codes.write()
@@ -114,11 +132,22 @@ def count_codes(index: Index, *, rank: int, world: int) -> dict[str, np.ndarray]
     """How often each code occurs in this rank's share of the samples, all variants counted: int64 [codebook_size] by level."""
     assert index.codes is not None, f"{index.path}: has no codes"
     counts = {name: np.zeros(level["codebook_size"], dtype=np.int64) for name, level in index.codes.levels.items()}
-    with closing(CodeReader(index)) as reader:
-        for number in range(rank, index.samples, world):
-            for level, codes in reader.codes(number).items():
-                np.add.at(counts[level], codes, 1)
+    numbers = np.arange(rank, index.samples, world)
+    with closing(Reader(index, list(counts))) as reader:
+        for variant in range(index.codes.flip_variants):
+            for begin in range(0, len(numbers), _COUNTED):
+                chunk = numbers[begin : begin + _COUNTED]
+                batch, failures = reader.read(chunk, Geometry(np.full(len(chunk), variant == 1)))
+                for row, damage in failures.items():
+                    raise UserError(f"{index.folder / reader.name(int(chunk[row]))}: {damage}")
+                for level, codes in batch.items():
+                    counts[level] += np.bincount(codes.ravel(), minlength=len(counts[level]))
     return counts
+
+
+def _label(index: Index, version: int) -> LabelField:
+    """That of the codes of these images: without members if the images have no label. (In version 1 all shards had one.)"""
+    return LabelField(LABEL, ("cls",) if version == 1 or index.label_field.members else (), index.classes)
 
 
 def _name(shard: Shard) -> str:
@@ -134,7 +163,7 @@ def _known(out: Path, split: str, manifest: CodesManifest) -> dict[str, Record]:
         index = Index.read(path)
         if index.codes is None:
             raise UserError(f"{path}: it describes shards of images; choose another folder for their codes")
-        records = {shard.name: Record(shard, index.image_size, index.codes.identity()) for shard in index.shards}
+        records = {shard.name: Record.of_index(index, shard, index.codes.identity()) for shard in index.shards}
     elif unknown := sorted(tars - records.keys()):
         raise UserError(
             f"{out / unknown[0]}: this shard was not made by launch/encode.py, and would be overwritten; choose another "
@@ -163,10 +192,11 @@ def _fill(
     encoded: Iterator[list[dict[str, bytes]]],
     index: Index,
     manifest: CodesManifest,
+    version: int,
     progress: Progress,
 ) -> Record:
     """Writes the codes of the samples of `source`, whose batches are the next of `encoded`."""
-    done = 0
+    done, labelled = 0, bool(_label(index, version).members)
     while done < source.samples:
         samples = next(encoded)
         for key, label, members in zip(
@@ -176,20 +206,18 @@ def _fill(
             strict=True,
         ):
             try:
-                writer.add(key, label, members)
+                writer.add(key, label if labelled else None, members)
             except ValueError:
                 raise UserError(
                     f"{index.folder / source.name}/{key}: with the extension of codes the name is too long for tar; shorten it"
                 ) from None
         done += len(samples)
         progress(len(samples))
-    return Record(writer.finish(), index.image_size, manifest.identity())
+    return Record(writer.finish(), manifest.identity(), {}, version=version)
 
 
-def _members(images: Batch, encode: Encode, manifest: CodesManifest) -> list[dict[str, bytes]]:
-    """The npy members, by extension, of each image of a batch."""
-    assert images.images is not None, "codes are made from images"
-    pixels = images.images.numpy()
+def _members(pixels: np.ndarray, encode: Encode, manifest: CodesManifest) -> list[dict[str, bytes]]:
+    """The npy members, by extension, of each image of a batch, uint8 [n, H, W, C]."""
     flips = (pixels, np.ascontiguousarray(pixels[:, :, ::-1]))[: manifest.flip_variants]
     variants = [encode(flip) for flip in flips]
     members: list[dict[str, bytes]] = [{} for _ in pixels]

@@ -1,4 +1,5 @@
-"""One picture file to one shard member: upright, RGB, square, encoded; or the file's own bytes if it is all that already."""
+"""One picture file to one shard member: upright, grey or RGB, of one size, encoded; or the file's own bytes if it is all that
+already."""
 
 import io
 from dataclasses import dataclass
@@ -7,11 +8,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bigtrain.data.decode import Undecodable, decode, load, open_lazily, square_shape, to_rgb, turn
+from bigtrain.data.decode import (
+    Undecodable,
+    as_image,
+    channels_of,
+    covering_shape,
+    decode,
+    load,
+    open_lazily,
+    turn,
+    with_channels,
+)
 from bigtrain.data.npy import npy_header
 
 FORMATS = ("jpg", "png", "webp", "npy")
-"""Formats of pictures in shards; npy is pixels that need no decoding, uint8 [H, W, 3]."""
+"""Formats of pictures in shards; npy is pixels that need no decoding, uint8 [H, W, 1 or 3]. WebP has no grey: it holds three
+equal channels."""
 _READ = ("JPEG", "PNG", "WEBP", "BMP")
 _FORMAT_OF = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _ENCODERS: dict[str, dict[str, Any]] = {
@@ -28,57 +40,73 @@ class Member:
     extension: str
     data: bytes
     shape: tuple[int, int]
+    channels: int
     mended: bool
 
 
-def convert(data: bytes, size: int | None, wanted: str | None) -> Member:
+def convert(
+    data: bytes,
+    size: tuple[int, int] | None,
+    wanted: str | None,
+    channels: int | None = None,
+    value_range: tuple[int, int] | None = None,
+) -> Member:
     """A picture file as a shard member. Raises Undecodable.
 
-    size: side in pixels; the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None leaves
-    the size as it is. wanted: one of FORMATS; None keeps the file's own (png for a format that shards cannot hold).
+    size: (height, width) in pixels; the picture is resized until it covers them (bicubic, antialiased), then the centre is
+    cropped; None leaves the size as it is. wanted: one of FORMATS; None keeps the file's own (png for a format that shards
+    cannot hold). channels: None keeps grey grey; 3 makes three equal channels of it. value_range: the values of a picture of
+    16 bits that become 0 and 255, those between linearly; None takes the high byte.
     A file that is undamaged, upright, of that size and of that format already keeps its bytes, because encoding it once more
     would only lose quality. JPEG is written at quality 95, 4:4:4; WebP losslessly; npy is larger than both and fastest to
     read.
     """
     header = open_lazily(data, _READ)
     own, transpose = _FORMAT_OF.get(header.format or ""), turn(data)
-    image, mended = _pixels(data, header)
-    fits = transpose is None and not mended and wanted in (None, own) and size in (None, *_square(image))
-    if own is not None and fits:
-        return Member(own, data, (image.height, image.width), mended)
+    channels = channels or channels_of(header)
+    image, mended = _pixels(data, header, channels) if value_range is None else (_in_range(header, value_range), False)
+    fits = wanted in (None, own) and size in (None, (image.height, image.width))
+    if fits and own is not None and transpose is None and not mended and value_range is None:
+        return Member(own, data, (image.height, image.width), channels, mended)
     if transpose is not None:
         image = image.transpose(transpose)
     if size is not None:
-        image = _centre_square(image, size)
+        image = _centre(image, size)
     extension = wanted or own or "png"
-    return Member(extension, _encode(image, extension), (image.height, image.width), mended)
+    stored_channels = 3 if extension == "webp" else channels
+    return Member(extension, _encode(image, extension), (image.height, image.width), stored_channels, mended)
 
 
-def _pixels(data: bytes, header: Image.Image) -> tuple[Image.Image, bool]:
-    """(the picture in RGB, whether only Pillow could read it, which forgives damage such as stray bytes)."""
+def _pixels(data: bytes, header: Image.Image, channels: int) -> tuple[Image.Image, bool]:
+    """(the picture, whether only Pillow could read it, which forgives damage such as stray bytes)."""
     if header.format == "BMP":
-        return to_rgb(load(header)), False
+        return with_channels(load(header), channels), False
     try:
-        return Image.fromarray(decode(data)), False
+        return as_image(decode(data, channels)), False
     except Undecodable:
-        return to_rgb(load(header)), True
+        return with_channels(load(header), channels), True
 
 
-def _square(image: Image.Image) -> tuple[int, ...]:
-    return (image.width,) if image.width == image.height else ()
+def _in_range(header: Image.Image, value_range: tuple[int, int]) -> Image.Image:
+    """A picture of 16 bits as 8 bits. Raises Undecodable."""
+    if not header.mode.startswith("I"):
+        raise Undecodable(f"its pixels are {header.mode}, but a range is of grey pictures of 16 bits; leave it out")
+    low, high = value_range
+    values = np.asarray(load(header)).astype(np.int64).clip(low, high)
+    return Image.fromarray(np.rint((values - low) * 255 / (high - low)).astype(np.uint8))
 
 
-def _centre_square(image: Image.Image, size: int) -> Image.Image:
-    height, width = square_shape(image.height, image.width, size)
+def _centre(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = covering_shape(image.height, image.width, size)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (width - size[1]) // 2, (height - size[0]) // 2
+    return image.crop((left, top, left + size[1], top + size[0]))
 
 
 def _encode(image: Image.Image, extension: str) -> bytes:
     if extension == "npy":
-        pixels = np.asarray(image)
+        pixels = np.asarray(image).reshape(image.height, image.width, -1)
         return npy_header(pixels.dtype, pixels.shape) + pixels.tobytes()
     file = io.BytesIO()
     image.info = {}  # drops the original's colour profile, comment and EXIF

@@ -9,17 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from bigtrain.data.decode import Undecodable, header_size, json_label, label
-from bigtrain.data.index import IMAGE_EXTENSIONS, UNLABELLED, Index, Shard
+from bigtrain.data.decode import Undecodable, header_shape, json_label, label
+from bigtrain.data.fields.field import Field
+from bigtrain.data.fields.label import UNLABELLED
+from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS
+from bigtrain.data.index import FORMAT_VERSION, Index, Shard, labels_from, plain_fields
 from bigtrain.data.sources.layouts.class_names import read_classes
 from bigtrain.data.tars import END_OF_TAR, NOT_COMPRESSED, TRUNCATED, members
 from bigtrain.data.write.parallel import Progress, run
-from bigtrain.data.write.shards import common_size, disk_troubles
+from bigtrain.data.write.shards import disk_troubles
 from bigtrain.errors import UserError
 
 MOST_CLASSES = 1_000_000
@@ -37,9 +40,10 @@ def index_shards(
     """Writes `SPLIT.json` for the tars `SPLIT-000000.tar ...` of a folder, beside them or in `out`; returns the paths.
 
     labels: `cls`, `json:FIELD` (a number or a name in each sample's .json) or `none` (one class). Class names are the lines of
-    `folder/classes.txt`; otherwise those of an existing index with the same `labels`; otherwise the names that occur, sorted,
-    or "0" .. the largest label. Raises UserError, naming shard and member, for compressed or truncated tars, duplicate keys,
-    samples that are not one image and its label, and labels that are not decimal or not below the number of classes.
+    `folder/classes.txt`; otherwise those of an existing index with the same `labels`, and after them others that occur, sorted;
+    where labels are numbers, those that have no name are their own. Raises UserError, naming shard and member, for compressed
+    or truncated tars, duplicate keys, samples that are not one image and its label, and labels that are not decimal or not
+    below the number of classes. An index of version 1 is renewed as one.
     """
     by_split = _list(folder)
     tars = [tar for split in by_split.values() for tar in split]
@@ -48,13 +52,25 @@ def index_shards(
     ) as bar:
         inspected = dict(zip(tars, run(partial(_inspect, source=labels), tars, workers, bar.update), strict=True))
     out = folder if out is None else out
-    classes = _classes(folder, out, list(by_split), inspected, labels)
+    indexes = {split: _existing_index(out / f"{split}.json") for split in by_split}
+    existing = [index for index in indexes.values() if index is not None]
+    classes = _classes(folder, existing, inspected, labels)
+    version = min((index.version for index in existing), default=FORMAT_VERSION)
     inspected = {tar: _numbered(tar, item, classes) for tar, item in inspected.items()}
     with disk_troubles(out):
         out.mkdir(parents=True, exist_ok=True)
         return [
-            _write_index(out, split, classes, {tar: inspected[tar] for tar in by_split[split]}, labels)
-            for split in by_split
+            _write_index(
+                Index(
+                    out / f"{split}.json",
+                    split,
+                    _fields([inspected[tar] for tar in tars_of_split], classes, labels, version),
+                    tuple(replace(inspected[tar].shard, name=os.path.relpath(tar, out)) for tar in tars_of_split),
+                    version=version,
+                ),
+                indexes[split],
+            )
+            for split, tars_of_split in by_split.items()
         ]
 
 
@@ -83,13 +99,13 @@ def _list(folder: Path) -> dict[str, list[Path]]:
 
 @dataclass(frozen=True)
 class _Inspected:
-    """A shard, and the (height, width) that the headers of its images say.
+    """A shard, and the (height, width, channels) that the headers of its images say.
 
     names: if labels are names, those in the shard, sorted; the shard's labels are then numbers of these.
     """
 
     shard: Shard
-    shapes: frozenset[tuple[int, int]]
+    shapes: frozenset[tuple[int, int, int]]
     names: tuple[str, ...] | None
 
 
@@ -122,7 +138,7 @@ def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progr
             raise UserError(f"{path}: member {key}.{_label_member(source)}: {error}") from None
         offset, size = next(extents[extension] for extension in IMAGE_EXTENSIONS if extension in extents)
         with contextlib.suppress(Undecodable):  # no error here: data.undecodable says what to do about it in training
-            shapes.add(header_size(data[offset : offset + size]))
+            shapes.add(header_shape(data[offset : offset + size]))
     names, numbers = _numbers(path, labels)
     shard = Shard(path.name, len(data), digest.hexdigest(), tuple(samples), numbers, _columns(samples))
     return _Inspected(shard, frozenset(shapes), names)
@@ -203,7 +219,7 @@ def _columns(samples: Mapping[str, Mapping[str, tuple[int, int]]]) -> dict[str, 
 
 
 def _classes(
-    folder: Path, out: Path, splits: Sequence[str], inspected: Mapping[Path, _Inspected], source: str
+    folder: Path, indexes: Sequence[Index], inspected: Mapping[Path, _Inspected], source: str
 ) -> tuple[str, ...]:
     """The names of the classes. Raises UserError for a label that is not below their number, or not among them."""
     if source == "none":
@@ -212,19 +228,21 @@ def _classes(
     if named_labels and any(item.names is None and item.shard.samples for item in inspected.values()):
         raise UserError(f"{folder}: some shards have names for labels and others numbers; use one kind")
     listed = folder / "classes.txt"
+    # A class keeps the number that an index has given it: runs may have been trained with it.
+    numbered = [index.classes for index in indexes if labels_from(index.label_field) == source and index.codes is None]
+    known = max(numbered, key=len, default=())
     if named_labels:
-        classes = read_classes(listed) if listed.exists() else tuple(sorted(named_labels))
+        new = sorted(named_labels.difference(known))
+        classes = read_classes(listed) if listed.exists() else (*known, *new)
         if unknown := sorted(named_labels.difference(classes)):
             raise UserError(f"{listed}: does not list the class {unknown[0]!r}, which some sample has; add it")
         return classes
     most = max((int(item.shard.labels.max()) for item in inspected.values() if item.shard.samples), default=-1)
-    existing = next((index for split in splits if (index := _existing_index(out / f"{split}.json")) is not None), None)
     if listed.exists():
         classes, where = read_classes(listed, unique=False), f"{listed} has"
-    elif existing is not None and existing.labels_from == source and most < len(existing.classes):
-        return existing.classes
     else:
-        classes, where = tuple(map(str, range(min(most + 1, MOST_CLASSES)))), "there can be"
+        further = range(len(known), min(most + 1, MOST_CLASSES))
+        classes, where = (*known, *map(str, further)), "there can be"
     for path, item in inspected.items():
         for key, number in zip(item.shard.keys, item.shard.labels.tolist(), strict=True):
             if number >= len(classes):
@@ -243,28 +261,25 @@ def _existing_index(path: Path) -> Index | None:
         return None
 
 
-def _write_index(
-    out: Path, split: str, classes: tuple[str, ...], inspected: Mapping[Path, _Inspected], source: str
-) -> Path:
+def _fields(inspected: Sequence[_Inspected], classes: tuple[str, ...], source: str, version: int) -> dict[str, Field]:
+    shapes = {shape for item in inspected for shape in item.shapes}
+    sizes = {(height, width) for height, width, _ in shapes}
+    size = sizes.pop() if len(sizes) == 1 else None
+    channels = max((channels for _, _, channels in shapes), default=3)
+    if version == 1:
+        size, channels = None if size is None or size[0] != size[1] else size, 3
+    return plain_fields(classes, size, channels, source)
+
+
+def _write_index(index: Index, before: Index | None) -> Path:
     """Writes the index, unless an equal one exists: that one may say in addition what launch/shard.py made its shards from."""
-    path = out / f"{split}.json"
-    shards = tuple(replace(item.shard, name=os.path.relpath(tar, out)) for tar, item in inspected.items())
-    size = common_size({shape for item in inspected.values() for shape in item.shapes})
-    index = Index(path, split, classes, size, shards, labels_from=source)
     if index.samples == 0:
-        raise UserError(f"{out}: the {split} shards hold no samples")
-    before = _existing_index(path)
+        raise UserError(f"{index.folder}: the {index.split} shards hold no samples")
     if before is None or _described(before) != _described(index):
         index.write()
-    return path
+    return index.path
 
 
-def _described(index: Index) -> list[object]:
-    """All fields of an index except `made`."""
-    return [
-        index.split,
-        index.classes,
-        index.image_size,
-        index.labels_from,
-        [shard.to_json() for shard in index.shards],
-    ]
+def _described(index: Index) -> list[Any]:
+    """All that an index says except `made`."""
+    return [index.version, index.fingerprint, index.image_size, [shard.to_json() for shard in index.shards]]

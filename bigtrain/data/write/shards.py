@@ -5,6 +5,9 @@ every shard), and tar headers have no time and no owner. A shard is written to a
 the record (a hidden `.SPLIT-000000.json`) lets a killed run continue, and is removed once the index is written. So running the
 command again completes what is missing, and two runs at once write the same files. If two runs would write different files,
 the first to finish a shard claims the split (a hidden `.SPLIT.claim`), and the other gets an error.
+
+Shards that were begun when indexes had version 1 are completed as that version had it: with images of three channels, and the
+same bytes and fingerprints.
 """
 
 import contextlib
@@ -17,7 +20,7 @@ import os
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,13 +29,17 @@ import numpy as np
 from tqdm import tqdm
 
 from bigtrain.data.decode import Undecodable
-from bigtrain.data.index import FORMAT_VERSION, Index, Shard
+from bigtrain.data.fields.field import Field
+from bigtrain.data.fields.label import LabelField
+from bigtrain.data.index import FORMAT_VERSION, LABEL, Index, Shard
 from bigtrain.data.sources.pictures import Members, Pictures, PictureSet
 from bigtrain.data.tars import BLOCK, END_OF_TAR
-from bigtrain.data.write.convert import Member, convert
+from bigtrain.data.write.encoders.encoder import Encoded, Encoder, Facts
+from bigtrain.data.write.encoders.pictures import ImageEncoder
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_flushed, write_json
+from bigtrain.sizes import image_size_of
 
 _KEY_BYTES = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -40,28 +47,57 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """size: side in pixels, None: as they are; format: one of FORMATS, None: each file's own; see convert.convert."""
+    """size: (height, width) in pixels, None: as they are; format: one of FORMATS, None: each file's own; value_range: see
+    convert.convert."""
 
-    size: int | None
+    size: tuple[int, int] | None
     format: str | None
     samples_per_shard: int
+    value_range: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Record:
-    """The description of a complete shard. `image_size`: pixels if all its images are squares of one size, else None; `made`:
-    what the shards of the split were made from, and with which options; `mended`: picture files that were damaged and are in
-    the shard as Pillow reads them.
+    """The description of a complete shard. `made`: what the shards of the split were made from, and with which options;
+    `found`: what its samples turned out to be, by field; `mended`: files that were damaged and are in the shard as Pillow
+    reads them; `version`: of the index that the shard is for.
     """
 
     shard: Shard
-    image_size: int | None
     made: Mapping[str, Any]
+    found: Mapping[str, Facts]
     mended: tuple[str, ...] = ()
+    version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        head = {"version": FORMAT_VERSION, "image_size": self.image_size, "made": self.made, "mended": self.mended}
+        found = {"image_size": _side(self.found)} if self.version == 1 else {"found": self.found}
+        head = {"version": self.version, **found, "made": self.made, "mended": self.mended}
         return head | {"shard": self.shard.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Record":
+        """Raises KeyError, TypeError or ValueError if `value` is not what `to_json` gives."""
+        version = value["version"]
+        if version not in (1, FORMAT_VERSION):
+            raise ValueError(f"version {version}")
+        found = _found_by_version_1(value["image_size"]) if version == 1 else value["found"]
+        return cls(Shard.from_json(value["shard"]), value["made"], found, tuple(value["mended"]), version)
+
+    @classmethod
+    def of_index(cls, index: Index, shard: Shard, made: Mapping[str, Any]) -> "Record":
+        """That of a shard that is in an index already."""
+        found = {name: field.facts() for name, field in index.fields.items() if field is not index.label_field}
+        return cls(shard, made, found, version=index.version)
+
+
+def _side(found: Mapping[str, Facts]) -> int | None:
+    """The side of images that are all squares of one size, which version 1 noted."""
+    height, width = found.get("image", {}).get("size") or (0, 1)
+    return height if height == width else None
+
+
+def _found_by_version_1(image_size: int | None) -> dict[str, Facts]:
+    return {"image": {"size": None if image_size is None else [image_size, image_size], "channels": 3}}
 
 
 @dataclass(frozen=True)
@@ -71,9 +107,10 @@ class _Task:
     path: Path
     first: int
     pictures: Pictures
-    options: ShardOptions
+    encoders: Mapping[str, Encoder]
     made: Mapping[str, Any]
     record: Record | None
+    version: int
 
 
 def write_shards(
@@ -88,27 +125,37 @@ def write_shards(
     with disk_troubles(out):
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)
-        tasks = {split: _plan(source, split, out, options) for split in source.splits}
+        known = {split: _records(out, split) for split in source.splits}
+        version = min((record.version for found in known.values() for record in found.values()), default=FORMAT_VERSION)
+        encoders = _encoders(options, version)
+        tasks = {split: _plan(source, split, out, options, known[split], encoders, version) for split in source.splits}
         todo = [task for split in tasks.values() for task in split]
         total = sum(len(task.pictures) for task in todo)
         with tqdm(total=total, unit=" images", desc=str(out), disable=quiet, smoothing=0.1) as bar:
             done = run(_complete, todo, workers, bar.update)
         records = iter(done)
-        indexes = [_write_index(source, split, out, [next(records) for _ in tasks[split]]) for split in tasks]
+        indexes = [_write_index(source, split, out, encoders, [next(records) for _ in tasks[split]]) for split in tasks]
         drop_records(task.path for task in todo)
     for picture in (picture for record in done for picture in record.mended):
         tqdm.write(f"{picture}: this picture is damaged; its shard has it as Pillow reads it", file=sys.stderr)
     return indexes
 
 
-def _plan(source: PictureSet, split: str, out: Path, options: ShardOptions) -> list[_Task]:
-    made = {
-        "size": options.size,
-        "format": options.format,
-        "samples_per_shard": options.samples_per_shard,
-        "source": source.fingerprint(split),
-    }
-    records = _records(out, split)
+def _encoders(options: ShardOptions, version: int) -> dict[str, Encoder]:
+    channels = 3 if version == 1 else None
+    return {"image": ImageEncoder("image", options.size, options.format, channels, options.value_range)}
+
+
+def _plan(
+    source: PictureSet,
+    split: str,
+    out: Path,
+    options: ShardOptions,
+    records: Mapping[str, Record],
+    encoders: Mapping[str, Encoder],
+    version: int,
+) -> list[_Task]:
+    made = _made_from(source, split, options, version)
     for record in records.values():
         _check_same(out, split, record.made, made)
     pictures = source.splits[split]
@@ -120,8 +167,21 @@ def _plan(source: PictureSet, split: str, out: Path, options: ShardOptions) -> l
     for number, first in enumerate(range(0, len(order), options.samples_per_shard)):
         name = f"{split}-{number:06d}.tar"
         chunk = pictures.take(order[first : first + options.samples_per_shard])
-        tasks.append(_Task(out / name, first, chunk, options, made, records.get(name)))
+        tasks.append(_Task(out / name, first, chunk, encoders, made, records.get(name), version))
     return tasks
+
+
+def _made_from(source: PictureSet, split: str, options: ShardOptions, version: int) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "size": None if options.size is None else image_size_of(options.size),
+        "format": options.format,
+        "samples_per_shard": options.samples_per_shard,
+    }
+    if version > 1 or options.value_range is not None:
+        made["range"] = None if options.value_range is None else list(options.value_range)
+    # Shards of version 1 are completed, but never begun: so that two runs of two versions at once do not mix.
+    made |= {} if version == 1 else {"version": version}
+    return made | {"source": source.fingerprint(split)}
 
 
 def _order_key(name: str) -> bytes:
@@ -136,9 +196,14 @@ def _check_same(out: Path, split: str, recorded: Mapping[str, Any], made: Mappin
             raise UserError(f"{out}: its {split} shards were made from other files or classes; choose another folder")
         flag = f"--{key.replace('_', '-')}"
         raise UserError(
-            f"{out}: its {split} shards were made with {flag} {recorded.get(key)}, not {value}; "
-            f"give the same {flag} or choose another folder"
+            f"{out}: its {split} shards were made with {flag} {_as_flag(key, recorded.get(key))}, not "
+            f"{_as_flag(key, value)}; give the same {flag} or choose another folder"
         )
+
+
+def _as_flag(key: str, value: Any) -> str:
+    """A value of `made` as the command line has it."""
+    return ("x" if key == "size" else ",").join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _records(out: Path, split: str) -> dict[str, Record]:
@@ -153,7 +218,7 @@ def _records(out: Path, split: str) -> dict[str, Record]:
         index = Index.read(path)
         if index.made is None:
             raise UserError(f"{path}: it describes shards that launch/shard.py did not make; choose another folder")
-        return {shard.name: Record(shard, index.image_size, index.made) for shard in index.shards}
+        return {shard.name: Record.of_index(index, shard, index.made) for shard in index.shards}
     if unknown := sorted(tars - records.keys()):
         raise UserError(
             f"{out / unknown[0]}: this shard was not made by launch/shard.py, and would be overwritten; choose another "
@@ -246,10 +311,7 @@ def _made(index: Path, changed_ns: int) -> Mapping[str, Any] | None:
 def _read_record(path: Path) -> Record | None:
     """None if there is no record, or it is damaged or of another version."""
     try:
-        value = json.loads(path.read_bytes())
-        if value["version"] != FORMAT_VERSION:
-            return None
-        return Record(Shard.from_json(value["shard"]), value["image_size"], value["made"], tuple(value["mended"]))
+        return Record.from_json(json.loads(path.read_bytes()))
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
 
@@ -300,27 +362,25 @@ def write_shard(path: Path, samples: int, fill: "Callable[[ShardWriter], Record]
 
 
 def _write_samples(task: _Task, writer: "ShardWriter", progress: Progress) -> Record:
-    shapes, mended_files = set(), []
+    (encoder,) = task.encoders.values()
+    facts: Facts | None = None
+    mended = []
     with contextlib.closing(task.pictures.members) as pictures:
         for number, label in enumerate(task.pictures.labels.tolist()):
-            member = _converted(pictures, number, task.options)
-            shapes.add(member.shape)
-            mended_files += [pictures.shown(number)] if member.mended else []
-            writer.add(f"{task.first + number:08d}", label, {member.extension: member.data})
+            encoded = _encoded(encoder, pictures, number)
+            if encoded.facts != facts:
+                facts = encoded.facts if facts is None else encoder.merged(facts, encoded.facts)
+            mended += [pictures.shown(number)] if encoded.mended else []
+            writer.add(f"{task.first + number:08d}", label, encoded.members)
             progress(1)
-    return Record(writer.finish(), common_size(shapes), task.made, tuple(mended_files))
+    assert facts is not None, f"{task.path}: no samples"
+    return Record(writer.finish(), task.made, {encoder.name: facts}, tuple(mended), task.version)
 
 
-def common_size(shapes: Collection[tuple[int, int]]) -> int | None:
-    """The side that all (height, width) share if they are squares of one size, else None."""
-    sides = {side for shape in shapes for side in shape}
-    return sides.pop() if len(sides) == 1 else None
-
-
-def _converted(pictures: Members, number: int, options: ShardOptions) -> Member:
+def _encoded(encoder: Encoder, pictures: Members, number: int) -> Encoded:
     where = pictures.shown(number)
     try:
-        return convert(pictures.read(number), options.size, options.format)
+        return encoder.encode([pictures.read(number)])
     except OSError as error:
         raise UserError(f"{where}: the picture cannot be read: {error.strerror or error}") from None
     except Undecodable as error:
@@ -362,13 +422,14 @@ class ShardWriter:
         self._labels: list[int] = []
         self._columns: dict[str, np.ndarray] = {}
 
-    def add(self, key: str, label: int, members: Mapping[str, bytes]) -> None:
-        """Writes a sample: `members` by extension, then its .cls."""
-        for extension, content in {**members, "cls": str(label).encode()}.items():
+    def add(self, key: str, label: int | None, members: Mapping[str, bytes]) -> None:
+        """Writes a sample: `members` by extension, then its .cls if it has a label."""
+        marks = {} if label is None else {"cls": str(label).encode()}
+        for extension, content in {**members, **marks}.items():
             column = self._columns.setdefault(extension, np.tile(np.array([[-1], [0]]), self._samples))
             column[:, len(self._keys)] = self._tar.add(f"{key}.{extension}", content)
         self._keys.append(key)
-        self._labels.append(label)
+        self._labels.append(label or 0)
 
     def finish(self) -> Shard:
         """Ends the tar and returns its description."""
@@ -378,10 +439,19 @@ class ShardWriter:
         return Shard(self._name, size, digest, tuple(self._keys), np.array(self._labels, dtype=np.int64), members)
 
 
-def _write_index(source: PictureSet, split: str, out: Path, records: Sequence[Record]) -> Path:
-    sizes = {(record.image_size or 0, record.image_size or 0) for record in records}
-    shards = tuple(record.shard for record in records)
-    index = Index(out / f"{split}.json", split, source.classes, common_size(sizes) or None, shards, records[0].made)
+def _write_index(
+    source: PictureSet, split: str, out: Path, encoders: Mapping[str, Encoder], records: Sequence[Record]
+) -> Path:
+    shards, version = tuple(record.shard for record in records), records[0].version
+    extensions = sorted({extension for shard in shards for extension in shard.members})
+    fields: dict[str, Field] = {}
+    for name, encoder in encoders.items():
+        facts = functools.reduce(encoder.merged, [record.found[name] for record in records])
+        if version == 1 and _side({"image": facts}) is None:
+            facts = {**facts, "size": None}
+        fields[name] = encoder.field(extensions, facts)
+    fields[LABEL] = LabelField(LABEL, ("cls",), source.classes)
+    index = Index(out / f"{split}.json", split, fields, shards, records[0].made, version=version)
     index.write()
     return index.path
 

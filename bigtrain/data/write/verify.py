@@ -1,6 +1,5 @@
 """Reads all of a split and lists what is broken: `launch/shard.py --verify INDEX`."""
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -9,9 +8,10 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from bigtrain.data.decode import Undecodable, decode, json_label, label
-from bigtrain.data.index import IMAGE_EXTENSIONS, Index
-from bigtrain.data.read.reader import CodeReader
+from bigtrain.data.decode import Undecodable, json_label, label
+from bigtrain.data.fields.field import Field
+from bigtrain.data.fields.label import LabelField
+from bigtrain.data.index import Index
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.errors import UserError
@@ -22,8 +22,8 @@ _CHUNK = 2**24
 def verify(index: Index, *, workers: int, quiet: bool = False) -> list[str]:
     """A line for each thing that is broken, in the index's order; an empty list if nothing is.
 
-    Checks of every shard the size, the sha256 and that keys are unique; of every sample that it can be decoded, has the
-    index's image size (if there is one), and that its label's member agrees with the index. Shards at URLs are fetched.
+    Checks of every shard the size, the sha256 and that keys are unique; of every sample that each field can be decoded and is
+    what the index says, and that its label's member agrees with the index. Shards at URLs are fetched.
     """
     single_shards = [dataclasses.replace(index, shards=(shard,)) for shard in index.shards]
     with tqdm(total=index.samples, unit=" samples", desc=index.where, disable=quiet, smoothing=0.1) as bar:
@@ -59,51 +59,41 @@ def _problems(index: Index, descriptor: int, progress: Progress) -> Iterator[str
     for key, times in Counter(shard.keys).items():
         if times > 1:
             yield f"{key}: the key occurs {times} times"
-    with contextlib.closing(CodeReader(index) if index.codes is not None else _Images(index, descriptor)) as reader:
-        for number, key in enumerate(shard.keys):
-            try:
-                _check_label(index, descriptor, number)
-                reader.check(number) if isinstance(reader, _Images) else reader.codes(number)
-            except (Undecodable, UserError) as error:
-                yield f"{key}: {error}"
-            except OSError as error:
-                yield f"{key}: cannot be read: {error.strerror}"
-            progress(1)
+    for number, key in enumerate(shard.keys):
+        try:
+            _check_label(index, descriptor, number)
+            for field in index.fields.values():
+                if not isinstance(field, LabelField):
+                    field.check(_contents(index, descriptor, field, number))
+        except Undecodable as error:
+            yield f"{key}: {error}"
+        except OSError as error:
+            yield f"{key}: cannot be read: {error.strerror}"
+        progress(1)
 
 
-class _Images:
-    """Decodes images of a shard that may differ in size."""
-
-    def __init__(self, index: Index, descriptor: int) -> None:
-        self._index, self._descriptor = index, descriptor
-
-    def close(self) -> None:
-        """There is nothing to close."""
-
-    def check(self, number: int) -> None:
-        """Raises Undecodable unless the sample's image can be decoded and has the index's size."""
-        (shard,), side = self._index.shards, self._index.image_size
-        extensions = [
-            name for name in IMAGE_EXTENSIONS if name in shard.members and shard.members[name][0][number] >= 0
-        ]
-        if not extensions:
-            raise Undecodable(f"has no {', '.join(IMAGE_EXTENSIONS)} member")
-        for extension in extensions[:1]:  # the one that is read; an npy beside a picture holds features
-            height, width, _ = decode(_member(self._index, self._descriptor, extension, number)).shape
-            if side not in (None, height) or side not in (None, width):
-                raise Undecodable(f"its {extension} is {height} x {width}, not {side} x {side}")
+def _contents(index: Index, descriptor: int, field: Field, number: int) -> list[bytes]:
+    """What the field is read from: the first of its members that the sample has, or all. Raises Undecodable."""
+    (shard,) = index.shards
+    present = [name for name in field.members if name in shard.members and shard.members[name][0][number] >= 0]
+    if not present:
+        raise Undecodable(f"it has no {', '.join(field.members)} member")
+    chosen = present if field.all_members else present[:1]
+    return [_member(index, descriptor, extension, number) for extension in chosen]
 
 
 def _check_label(index: Index, descriptor: int, number: int) -> None:
     """Raises Undecodable if the sample has a member with its label that disagrees with the index."""
-    (shard,) = index.shards
+    (shard,), field = index.shards, index.label_field
     expected = int(shard.labels[number])
-    kind, _, field = index.labels_from.partition(":")
-    if kind in shard.members and shard.members[kind][0][number] >= 0:
-        content = _member(index, descriptor, kind, number)
-        stored = label(content) if kind == "cls" else json_label(content, field)
-        if stored not in (expected, index.classes[expected]):
-            raise Undecodable(f"its .{kind} says {stored}, but the index says {expected} ({index.classes[expected]})")
+    for member in field.members:
+        if member in shard.members and shard.members[member][0][number] >= 0:
+            content = _member(index, descriptor, member, number)
+            stored = label(content) if field.key is None else json_label(content, field.key)
+            if stored not in (expected, field.classes[expected]):
+                raise Undecodable(
+                    f"its .{member} says {stored}, but the index says {expected} ({field.classes[expected]})"
+                )
 
 
 def _member(index: Index, descriptor: int, extension: str, number: int) -> bytes:

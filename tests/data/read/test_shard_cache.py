@@ -381,7 +381,7 @@ def test_prefetching_hides_the_fetching(there: Open, server: FaultyServer) -> No
 
 @pytest.mark.slow
 def test_a_run_of_two_ranks_whose_cache_is_deleted_under_it_continues_and_learns_the_same(tmp_path: Path) -> None:
-    shard_options = ShardOptions(size=16, format="png", samples_per_shard=64)
+    shard_options = ShardOptions(size=(16, 16), format="png", samples_per_shard=64)
     write_digits(tmp_path / "served", shard_options, workers=0, quiet=True)
     kept, over, deleted = tmp_path / "kept", threading.Event(), 0
     finals = []

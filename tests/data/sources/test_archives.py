@@ -54,7 +54,7 @@ def test_an_archive_is_read_where_it_lies(tmp_path: Path, form: str, top: str) -
 
 
 def test_an_archive_becomes_the_shards_of_its_folder(pictures: Path, tmp_path: Path) -> None:
-    options = ShardOptions(size=16, format="jpg", samples_per_shard=6)
+    options = ShardOptions(size=(16, 16), format="jpg", samples_per_shard=6)
     names = sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.*"))
     contents = [(name, (pictures / name).read_bytes()) for name in names]
     tar_of(tmp_path / "set.tar", contents)

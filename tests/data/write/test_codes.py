@@ -14,11 +14,14 @@ import torch
 import webdataset as wds
 from torch import Tensor
 
-from bigtrain.data.index import CodesManifest, EncodedImages, Index, Level
+from bigtrain.data.fields.codes import CodesManifest, EncodedImages, Level
+from bigtrain.data.fields.field import Geometry
+from bigtrain.data.fields.label import LabelField
+from bigtrain.data.index import LABEL, Index
 from bigtrain.data.options import DataOptions
-from bigtrain.data.read.batch import Batch, to_codes
+from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.data.read.order import flips
-from bigtrain.data.read.reader import CodeReader
+from bigtrain.data.read.reader import Reader
 from bigtrain.data.read.stream import SplitLoader, Stream
 from bigtrain.data.splits import find_index
 from bigtrain.data.write.codes import count_codes, encode_shards, index_codes
@@ -68,6 +71,17 @@ def write(
     return index_codes(index, out, manifest, records)
 
 
+def stored(codes: Index, number: int) -> dict[str, np.ndarray]:
+    """The codes of a sample by level, int32 [flip variants, h, w]."""
+    assert codes.codes is not None
+    variants = []
+    for mirrored in (False, True)[: codes.codes.flip_variants]:
+        batch, failures = Reader(codes).read(np.array([number]), Geometry(np.array([mirrored])))
+        assert not failures
+        variants.append(batch)
+    return {level: np.concatenate([variant[level] for variant in variants]) for level in codes.codes.levels}
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -94,17 +108,15 @@ def test_codes_come_out_as_they_went_in_under_the_images_keys_and_labels(images:
     codes = Index.read(write(images, out, flip_variants=2).path)
     assert codes.codes == manifest_of(images, flip_variants=2)
     assert list(codes.codes.levels) == ["top", "bottom"]
-    assert (codes.split, codes.classes, codes.image_size, codes.made) == ("train", images.classes, 4, None)
+    assert (codes.split, codes.classes, codes.image_size, codes.made) == ("train", images.classes, (4, 4), None)
     assert [shard.name for shard in codes.shards] == [shard.name for shard in images.shards]
     assert [shard.keys for shard in codes.shards] == [shard.keys for shard in images.shards]
     assert codes.labels.tolist() == images.labels.tolist()
-    reader = CodeReader(codes)
     for number in range(sum(SHARDS)):
-        found = reader.codes(number)
+        found = stored(codes, number)
         assert found["top"].tolist() == [[[number, 0]], [[number, 1]]]
         assert found["bottom"].shape == (2, 2, 3)
         assert found["bottom"][:, 1, 2].tolist() == [number + 5000, number + 35000]
-        assert found["top"].dtype == np.uint16
 
 
 def test_webdataset_reads_the_shards(images: Index, out: Path) -> None:
@@ -114,7 +126,7 @@ def test_webdataset_reads_the_shards(images: Index, out: Path) -> None:
     assert [sample["__key__"] for sample in samples] == [key for shard in images.shards for key in shard.keys]
     assert [sample["cls"] for sample in samples] == images.labels.tolist()
     for number, sample in enumerate(samples):
-        np.testing.assert_array_equal(sample["top.codes.npy"], CodeReader(codes).codes(number)["top"])
+        np.testing.assert_array_equal(sample["top.codes.npy"], stored(codes, number)["top"])
         assert sample["bottom.codes.npy"].dtype == np.uint16
 
 
@@ -126,7 +138,7 @@ def test_the_one_level_of_a_tokenizer_is_named_codes(images: Index, out: Path) -
     )  # fmt: skip
     codes = index_codes(images, out, manifest, records)
     assert set(codes.shards[0].members) == {"codes.npy", "cls"}
-    np.testing.assert_array_equal(CodeReader(codes).codes(7)["codes"], [[[7, 0]]])
+    np.testing.assert_array_equal(stored(codes, 7)["codes"], [[[7, 0]]])
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -329,7 +341,7 @@ def read(index: Index, steps: int, *, world: int, microbatch: int, position: int
 
 
 def joined(batches: list[Batch], level: str) -> Tensor:
-    return torch.cat([batch.codes[level] for batch in batches])
+    return torch.cat([batch[level] for batch in batches])
 
 
 def numbers_of(batches: list[Batch]) -> list[int]:
@@ -345,14 +357,14 @@ def test_each_samples_codes_come_once_an_epoch_over_any_ranks_and_restarts(image
         assert torch.equal(joined(whole, level), joined(parts, level))
     seen = numbers_of(parts)
     assert all(sorted(seen[begin : begin + 12]) == list(range(12)) for begin in (0, 12, 24))
-    assert torch.cat([batch.labels for batch in parts]).tolist() == [number % 5 for number in seen]
+    assert torch.cat([batch["label"] for batch in parts]).tolist() == [number % 5 for number in seen]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_codes_come_in_the_order_and_with_the_flips_of_their_images(images: Index, out: Path) -> None:
     given = {"world": 1, "microbatch": 8, "flip": True, "workers": 1}
     codes, pictures = read(write(images, out, flip_variants=2), 5, **given), read(images, 5, **given)
-    assert numbers_of(codes) == [int(number) for batch in pictures for number in batch.images[:, 0, 0, 0]]
+    assert numbers_of(codes) == [int(number) for batch in pictures for number in batch["image"][:, 0, 0, 0]]
     assert all(torch.equal(a.flips, b.flips) for a, b in zip(codes, pictures, strict=True))
     mirrored = joined(codes, "top")[:, 0, 1].bool().tolist()
     assert mirrored == flips(7, 0, 40).tolist()
@@ -361,13 +373,14 @@ def test_codes_come_in_the_order_and_with_the_flips_of_their_images(images: Inde
 
 
 def test_a_batch_of_codes_is_int32_here_and_int64_on_the_device(images: Index, out: Path) -> None:
-    (batch,) = read(write(images, out, flip_variants=2), 1, world=1, microbatch=4)
-    assert batch.images is None
-    assert (batch.codes["bottom"].dtype, batch.codes["bottom"].shape) == (torch.int32, (4, 2, 3))
-    on_device = to_codes(batch, "cpu")
-    assert list(on_device) == ["top", "bottom"]
-    assert on_device["top"].dtype == torch.int64
-    assert torch.equal(on_device["top"], batch.codes["top"].long())
+    codes = write(images, out, flip_variants=2)
+    (batch,) = read(codes, 1, world=1, microbatch=4)
+    assert "image" not in batch
+    assert (batch["bottom"].dtype, batch["bottom"].shape) == (torch.int32, (4, 2, 3))
+    tensors = on_device(batch, codes.fields, "cpu")
+    assert list(tensors) == ["top", "bottom", "label"]
+    assert tensors["top"].dtype == torch.int64
+    assert torch.equal(tensors["top"], batch["top"].long())
     assert not batch.flips.any()
 
 
@@ -386,7 +399,7 @@ def test_a_sweep_gives_the_codes_of_the_images_as_they_are(images: Index, out: P
     codes = write(images, out, flip_variants=2)
     found = [item for rank in range(2) for item in SplitLoader(codes, rank=rank, world=2, batch=4, workers=0)]
     for numbers, batch in found:
-        assert batch.codes["top"][:, 0].tolist() == [[number, 0] for number in numbers]
+        assert batch["top"][:, 0].tolist() == [[number, 0] for number in numbers]
     assert sorted(number for numbers, _ in found for number in numbers.tolist()) == list(range(12))
 
 
@@ -448,7 +461,8 @@ def code_shard(folder: Path, tops: list[bytes], images: Index) -> Index:
             writer.add(f"{number:05d}", 0, {"top.codes.npy": top})
         shard = writer.finish()
     manifest = replace(manifest_of(images), levels={"top": LEVELS["top"]})
-    return Index(folder / "train.json", "train", ("0",), 4, (shard,), None, manifest)
+    fields = {**manifest.fields(), LABEL: LabelField(LABEL, ("cls",), ("0",))}
+    return Index(folder / "train.json", "train", fields, (shard,), None, manifest, (4, 4))
 
 
 @pytest.mark.parametrize(("make", "words"), HOSTILE.values(), ids=HOSTILE.keys())
@@ -460,7 +474,7 @@ def test_what_is_not_codes_is_named_and_never_executed(
     with pytest.raises(UserError, match=rf"train-000000\.tar/00001: its top\.codes\.npy {words}.*cannot be decoded"):
         read(index, 1, world=1, microbatch=2)
     (batch,) = read(index, 1, world=1, microbatch=2, undecodable="replace")
-    assert batch.codes["top"].tolist() == [[[0, 0]], [[0, 0]]]
+    assert batch["top"].tolist() == [[[0, 0]], [[0, 0]]]
     assert len(batch.replaced) == 1
     assert not trap.exists()
 
@@ -471,7 +485,7 @@ def test_npy_of_another_writers_header_is_codes_as_well(images: Index, tmp_path:
     longer = b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text.encode()
     index = code_shard(tmp_path / "theirs", [header(text) + codes.tobytes(), longer + codes.tobytes()], images)
     for number in range(2):
-        np.testing.assert_array_equal(CodeReader(index).codes(number)["top"], codes)
+        np.testing.assert_array_equal(stored(index, number)["top"], codes)
 
 
 def test_a_key_too_long_for_tar_is_named(tmp_path: Path, out: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.errors import UserError
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
+from tests.data.field_shards import png
+from tests.data.sets import OLD_FOLDERS
 
 IMAGE = numbered_png(0)
 
@@ -83,7 +86,7 @@ def test_workers_and_runs_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_our_own_shards_get_the_index_that_the_writer_gave(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    write_shards(list_by_class(pictures), out, ShardOptions(16, "jpg", 7), workers=1, quiet=True)
+    write_shards(list_by_class(pictures), out, ShardOptions((16, 16), "jpg", 7), workers=1, quiet=True)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*.json")}
     assert len(before) == 2
     index_shards(out, workers=0, quiet=True)
@@ -94,7 +97,7 @@ def test_our_own_shards_get_the_index_that_the_writer_gave(pictures: Path, tmp_p
     found = Index.read(out / "train.json")
     assert found.fingerprint == written.fingerprint
     assert [shard.to_json() for shard in found.shards] == [shard.to_json() for shard in written.shards]
-    assert found.image_size == written.image_size == 16
+    assert found.image_size == written.image_size == (16, 16)
 
 
 def test_an_index_may_lie_elsewhere(tmp_path: Path) -> None:
@@ -224,7 +227,7 @@ def test_a_folder_without_named_tars_is_refused(tmp_path: Path, prepare: Callabl
 def test_a_broken_image_is_indexed_and_left_to_the_stream(tmp_path: Path) -> None:
     samples = [{"__key__": f"{n}", "png": data, "cls": b"0"} for n, data in enumerate([IMAGE, b"no image", IMAGE])]
     write_tar(tmp_path / "train-0.tar", samples)
-    assert (index(tmp_path).samples, index(tmp_path).image_size) == (3, 4)
+    assert (index(tmp_path).samples, index(tmp_path).image_size) == (3, (4, 4))
 
 
 @pytest.mark.parametrize("before", ["", "{}", '{"format": "bigtrain-index", "version": 0}'])
@@ -315,7 +318,48 @@ def test_shards_without_labels_are_one_class_with_labels_none(tmp_path: Path) ->
         index_shards(folder, workers=0, quiet=True)
     (path,) = index_shards(folder, workers=0, quiet=True, labels="none")
     index = Index.read(path)
-    assert (index.classes, index.labels.tolist(), index.labels_from) == (("unlabelled",), [0, 0], "none")
+    assert (index.classes, index.labels.tolist(), index.label_field.members) == (("unlabelled",), [0, 0], ())
+
+
+def test_classes_keep_their_numbers_when_more_shards_arrive(tmp_path: Path) -> None:
+    folder = with_json(tmp_path, train=[{"kind": "dog"}, {"kind": "eel"}])
+    (path,) = index_shards(folder, workers=0, quiet=True, labels="json:kind")
+    assert Index.read(path).classes == ("dog", "eel")
+    with_json(folder, validation=[{"kind": "cat"}, {"kind": "bee"}, {"kind": "dog"}])
+    train, validation = (Index.read(path) for path in index_shards(folder, workers=0, quiet=True, labels="json:kind"))
+    assert train.classes == validation.classes == ("dog", "eel", "bee", "cat")
+    assert (train.labels.tolist(), validation.labels.tolist()) == ([0, 1], [3, 2, 0])
+
+
+def test_names_of_numbers_are_kept_when_larger_numbers_arrive(tmp_path: Path) -> None:
+    tar_of(tmp_path / "train-0.tar", [("0.png", IMAGE), ("0.cls", b"1")])
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    index(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    tar_of(tmp_path / "train-1.tar", [("1.png", IMAGE), ("1.cls", b"3")])
+    assert index(tmp_path).classes == ("cat", "dog", "2", "3")
+
+
+def test_channels_and_sizes_are_what_the_headers_say(tmp_path: Path) -> None:
+    grey = png(np.zeros((4, 6), dtype=np.uint8))
+    tar_of(tmp_path / "train-0.tar", [("0.png", grey), ("0.cls", b"0")])
+    assert (index(tmp_path).image_size, index(tmp_path).channels) == ((4, 6), 1)
+    tar_of(tmp_path / "train-1.tar", [("1.png", IMAGE), ("1.cls", b"0")])
+    assert (index(tmp_path).image_size, index(tmp_path).channels) == (None, 3)
+
+
+def test_an_index_of_version_1_is_renewed_as_one(tmp_path: Path) -> None:
+    """So that what was trained with it goes on."""
+    folder = tmp_path / "shards"
+    shutil.copytree(OLD_FOLDERS / "images", folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    paths = index_shards(folder, workers=0, quiet=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    grey = png(np.zeros((8, 8), dtype=np.uint8))
+    tar_of(folder / "train-000003.tar", [("0.png", grey), ("0.cls", b"0")])
+    index_shards(folder, workers=0, quiet=True)
+    index = Index.read(paths[0])
+    assert (index.version, index.samples, index.channels, index.image_size) == (1, 41, 3, (8, 8))
 
 
 def test_class_names_are_of_the_labels_that_were_asked_for(tmp_path: Path) -> None:
@@ -345,5 +389,5 @@ def test_npy_is_pixels_only_where_there_is_no_picture(tmp_path: Path) -> None:
     write_tar(tmp_path / "raw-0.tar", [{"__key__": "0", "npy": pixels, "cls": b"0"}])
     write_tar(tmp_path / "train-0.tar", [{"__key__": "0", "png": numbered_png(0), "npy": features, "cls": b"0"}])
     raw, train = (Index.read(path) for path in index_shards(tmp_path, workers=0, quiet=True))
-    assert (raw.image_size, train.image_size) == (None, 4)
-    assert Reader(train, 4).image(0).tolist() == decode(numbered_png(0)).tolist()
+    assert (raw.image_size, train.image_size) == ((4, 6), (4, 4))
+    assert Reader(train).read(np.array([0]))[0]["image"][0].tolist() == decode(numbered_png(0)).tolist()

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from bigtrain.data.decode import MAX_PIXELS, Undecodable, decode, turn
-from bigtrain.data.index import Index, Resize
+from bigtrain.data.index import Index
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.read.variants import resized
-from bigtrain.data.resize import centre_square, read_square
+from bigtrain.data.resize import Resize, centre, read_resized
 from bigtrain.data.sources.layouts.known import list_source
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.foreign_shards import index_shards
@@ -151,7 +151,10 @@ def test_a_tiny_file_of_huge_dimensions_costs_no_memory(form: str) -> None:
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("read", [lambda data: convert(data, 256, "png"), lambda data: read_square(data, 256, "exact")])
+@pytest.mark.parametrize(
+    "read",
+    [lambda data: convert(data, (256, 256), "png"), lambda data: read_resized(data, (256, 256), "exact")],
+)
 def test_a_strip_that_would_be_huge_when_its_shorter_side_is_enlarged_costs_no_memory(
     read: Callable[[bytes], object],
 ) -> None:
@@ -193,7 +196,7 @@ CENTRES = {"palette": (36, 36, 36), "16 bits": (0x80,) * 3, "alpha": (10, 20, 30
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_becomes_rgb_on_the_way_to_a_shard(tmp_path: Path, mode: str) -> None:
+def test_every_mode_becomes_rgb_or_grey_on_the_way_to_a_shard(tmp_path: Path, mode: str) -> None:
     (tmp_path / "set/cat").mkdir(parents=True)
     MODES[mode].save(tmp_path / "set/cat/1.png")
     (path,) = shard(tmp_path / "set", tmp_path / "out")
@@ -220,11 +223,12 @@ def test_pictures_in_shards_of_others_are_read_upright(tmp_path: Path, form: str
         wanted.append(np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB")))
     write_tar(tmp_path / "train-0.tar", samples)
     index = Index.read(index_shards(tmp_path, workers=0, quiet=True)[0])
-    size = 48 if how == "never" else 16
-    reader = Reader(index if how == "never" else resized(index, size, how), size)
-    for number, pixels in enumerate(wanted):
-        right = pixels if how == "never" else centre_square(pixels, size, pixels.shape[:2])
-        assert np.abs(reader.image(number).astype(int) - right).max() <= (1 if how == "never" else 3), number + 1
+    reader = Reader(index if how == "never" else resized(index, (16, 16), how))
+    batch, failures = reader.read(np.arange(8))
+    assert not failures
+    for number, (pixels, found) in enumerate(zip(wanted, batch["image"], strict=True)):
+        right = pixels if how == "never" else centre(pixels, (16, 16), pixels.shape[:2])
+        assert np.abs(found.astype(int) - right).max() <= (1 if how == "never" else 3), number + 1
 
 
 @pytest.mark.parametrize("before", [{"icc_profile": b"x" * 300}, {"comment": b"x" * 60_000}, {"dpi": (72, 72)}])

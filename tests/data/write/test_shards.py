@@ -23,11 +23,12 @@ from bigtrain.data.index import Index
 from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write import shards as module
 from bigtrain.data.write.convert import convert
+from bigtrain.data.write.encoders import pictures as pictures_encoder
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, TarWriter, write_shards
 from bigtrain.errors import UserError
 
-OPTIONS = ShardOptions(size=16, format="jpg", samples_per_shard=6)
+OPTIONS = ShardOptions(size=(16, 16), format="jpg", samples_per_shard=6)
 
 
 def write(pictures: Path, out: Path, options: ShardOptions = OPTIONS, workers: int = 1) -> list[Path]:
@@ -79,7 +80,7 @@ def members(index: Index) -> list[tuple[int, bytes]]:
 
 
 def test_shards_mix_classes(pictures: Path, tmp_path: Path) -> None:
-    train = Index.read(write(pictures, tmp_path / "out", ShardOptions(16, "jpg", 13))[1])
+    train = Index.read(write(pictures, tmp_path / "out", ShardOptions((16, 16), "jpg", 13))[1])
     assert all(0 < shard.labels.sum() < 13 for shard in train.shards)
 
 
@@ -138,9 +139,9 @@ def test_a_second_run_on_whole_shards_changes_no_shard(pictures: Path, tmp_path:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (ShardOptions(8, "jpg", 6), "--size 16, not 8"),
-        (ShardOptions(16, "png", 6), "--format jpg, not png"),
-        (ShardOptions(16, "jpg", 7), "--samples-per-shard 6, not 7"),
+        (ShardOptions((8, 8), "jpg", 6), "--size 16, not 8"),
+        (ShardOptions((16, 16), "png", 6), "--format jpg, not png"),
+        (ShardOptions((16, 16), "jpg", 7), "--samples-per-shard 6, not 7"),
     ],
 )
 @pytest.mark.parametrize("stopped", [False, True])
@@ -231,7 +232,7 @@ def test_a_killed_run_is_continued(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "convert", slowly(0.02))
+        patch.setattr(pictures_encoder, "convert", slowly(0.02))
         process = multiprocessing.get_context("fork").Process(target=write, args=(pictures, out))
         process.start()
     deadline = time.monotonic() + 30
@@ -290,7 +291,7 @@ def test_two_runs_at_once_do_not_harm_each_other(pictures: Path, tmp_path: Path,
     assert contents(out) == whole
 
 
-OTHER = ShardOptions(size=8, format="jpg", samples_per_shard=6)
+OTHER = ShardOptions(size=(8, 8), format="jpg", samples_per_shard=6)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -460,7 +461,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
 def test_pictures_smaller_than_the_size_are_enlarged(tmp_path: Path) -> None:
     (tmp_path / "in/cat").mkdir(parents=True)
     Image.fromarray(np.full((5, 9, 3), 77, dtype=np.uint8)).save(tmp_path / "in/cat/a.png")
-    index = Index.read(write(tmp_path / "in", tmp_path / "out", ShardOptions(16, "png", 6))[0])
-    assert index.image_size == 16
+    index = Index.read(write(tmp_path / "in", tmp_path / "out", ShardOptions((16, 16), "png", 6))[0])
+    assert index.image_size == (16, 16)
     ((_, data),) = members(index)
     assert (decode(data) == 77).all()

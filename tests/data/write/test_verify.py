@@ -88,8 +88,8 @@ DAMAGE: dict[str, tuple[Callable[[Index], object], list[str]]] = {
         ["the shard has 0 bytes", *(f"0000{n}: the shard ends within its cls" for n in (4, 5, 6))],
     ),
     "another size": (
-        lambda index: renumbered(index, lambda value: value.update(size=8)),
-        [f"{n:05d}: its png is 4 x 4, not 8 x 8" for n in range(12)],
+        lambda index: renumbered(index, lambda value: value["fields"]["image"].update(size=[8, 8])),
+        [f"{n:05d}: it is 4 x 4, not 8 x 8" for n in range(12)],
     ),
     "duplicate key": (
         lambda index: renumbered(index, lambda value: value["shards"][0]["keys"].__setitem__(1, "00000")),
@@ -113,7 +113,7 @@ def test_a_sample_without_an_image_is_named(index: Index) -> None:
     bare = {**index.shards[2].members, "png": (np.where(np.arange(5) == 3, -1, offsets), sizes)}
     shards = (*index.shards[:2], dataclasses.replace(index.shards[2], members=bare))
     dataclasses.replace(index, shards=shards).write()
-    assert verify_output(index).endswith("train-000002.tar: 00010: has no jpg, jpeg, png, webp, npy member")
+    assert verify_output(index).endswith("train-000002.tar: 00010: it has no jpg, jpeg, png, webp, npy member")
 
 
 def test_features_beside_a_picture_are_not_taken_for_pixels(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_labels_from_json_are_compared_too(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", samples)
     index = Index.read(index_shards(tmp_path, workers=0, quiet=True, labels="json:what")[0])
     assert verify(index, workers=0, quiet=True) == []
-    renumbered(index, lambda value: value.update(classes=["eel", "dog"]))
+    renumbered(index, lambda value: value["fields"]["label"].update(classes=["eel", "dog"]))
     (line, other) = verify(Index.read(index.path), workers=0, quiet=True)
     assert line.endswith("train-0.tar: 0: its .json says eel, but the index says 1 (dog)")
     assert other.endswith("train-0.tar: 1: its .json says cat, but the index says 0 (eel)")

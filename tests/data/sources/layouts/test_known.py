@@ -40,4 +40,4 @@ def test_the_command_shards_a_set_as_it_is_handed_out(tmp_path: Path, capsys: py
     main([str(tmp_path / "set"), str(tmp_path / "out"), "--layout", "idx", "--format", "png", "--workers", "1"])
     assert "data.image_size=28" in capsys.readouterr().err.splitlines()[-1]
     index = Index.read(tmp_path / "out/train.json")
-    assert (index.class_counts, index.image_size) == ((1, 2), 28)
+    assert (index.class_counts, index.image_size) == ((1, 2), (28, 28))
