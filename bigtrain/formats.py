@@ -50,7 +50,7 @@ def completed(content: Any, options: type[BaseModel]) -> Any:
     (`Options.former_values`); if not a mapping, unchanged."""
     if not isinstance(content, Mapping):
         return content
-    result = dict(getattr(options, "former_values", {})) | content
+    result = {**getattr(options, "former_values", {}), **content}
     for key, field in options.model_fields.items():
         inner = next((part for part in _parts(field.annotation) if _is_options(part)), None)
         if key in result and inner is not None:

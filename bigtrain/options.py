@@ -17,7 +17,7 @@ class Options(BaseModel):
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """By the key's new name: old values in format 1 to their new values."""
     former_values: ClassVar[Mapping[str, Any]] = {}
-    """Keys that a run's recipe.yaml may lack, because they were added later with another default: the values that this means."""
+    """Keys that a run's recipe.yaml may lack, as they were added later with another default: the values that this means."""
     removed_keys: ClassVar[Mapping[str, str]] = {}
     """Keys of format 1 that were removed, and a sentence that says what to do instead."""
 

@@ -74,7 +74,7 @@ def test_a_run_of_another_recipe_is_refused_with_the_keys_that_differ(tmp_path: 
 
 def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    shutil.copytree(Path(digits_index("train", 16)).parent, data)
+    shutil.copytree(Path(digits_index("train", (16, 16))).parent, data)
     recipe = write_recipe(tmp_path, FAMILIES["toy"], steps=4, save_every=4)
     train(recipe, f"data.train={data / 'train.json'}")
     shutil.copy(data / "validation.json", data / "train.json")

@@ -107,7 +107,8 @@ def _with_size(
     if index.picture is None and index.codes is None:
         raise UserError(f"{what} has no images, so they have no size; leave out data.image_size")
     if index.picture is not None and (resize != "never" or (crop_from is not None and has == crop_from)):
-        return variants.resized(index, size, resize if has != crop_from else "never", crop_from)
+        how = "never" if crop_from is not None and has == crop_from else resize
+        return variants.resized(index, size, how, crop_from)
     wanted = crop_from or size
     key = "image_size" if crop_from is None else "crop_from"
     described = "images of different sizes" if has is None else f"images of {size_text(has)} pixels"

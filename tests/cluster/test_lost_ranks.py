@@ -148,7 +148,7 @@ def test_sigkill_of_a_random_rank_at_random_moments_ends_the_job_and_changes_no_
 
 
 def test_a_rank_that_fails_alone_says_why_and_the_job_ends(tmp_path: Path) -> None:
-    data = shutil.copytree(Path(digits_index("train", 16)).parent, tmp_path / "data")
+    data = shutil.copytree(Path(digits_index("train", (16, 16))).parent, tmp_path / "data")
     for shard in data.glob("train-*.tar"):
         with tarfile.open(shard) as tar:
             images = [member for member in tar if not member.name.endswith(".cls")]

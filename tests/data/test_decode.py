@@ -149,7 +149,7 @@ def test_cmyk_is_converted_also_into_memory(smooth: Image.Image) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (raw(np.zeros((4, 4), dtype=np.uint8)), r"holds uint8 \(4, 4\), not pixels"),
+        (raw(np.zeros((4, 4, 2), dtype=np.uint8)), r"holds uint8 \(4, 4, 2\), not pixels"),
         (raw(np.zeros((4, 4, 3))), "holds float64"),
         (raw(np.zeros((4, 4, 3), dtype=np.uint8, order="F")), "Fortran"),
         (raw(np.zeros((4, 4, 3), dtype=np.uint8))[:-1], "has 47 bytes of pixels"),

@@ -7,7 +7,7 @@ import torch
 
 from bigtrain.cluster.passes import Reading, Stopped
 from bigtrain.data.digits import digits_index
-from bigtrain.data.index import Index
+from bigtrain.data.index import Index, plain_fields
 from bigtrain.errors import UserError
 from bigtrain.features import classifier
 from bigtrain.features.classifier import (
@@ -35,7 +35,7 @@ def short_training(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_recognises_handwritten_digits_that_it_has_not_seen(role):
-    train, validation = (Index.read(digits_index(split, 16)) for split in ("train", "validation"))
+    train, validation = (Index.read(digits_index(split, (16, 16))) for split in ("train", "validation"))
     trained = Classifier(train_classifier(train, role, READING, CPU), role, {}, CPU)
     assert measure_accuracy(trained, validation, READING) >= 0.97
 
@@ -110,7 +110,7 @@ def test_the_held_out_accuracy_is_measured_and_part_of_the_protocol(digits, shor
 
 
 def test_one_class_is_a_user_error(digits):
-    train = dataclasses.replace(digits[0], classes=("digit",))
+    train = dataclasses.replace(digits[0], fields=plain_fields(("digit",), (8, 8)))
     with pytest.raises(UserError, match=r"evaluation\.features: .*train\.json has one class"):
         find_classifier(train, None, "features", READING, CPU)
     with pytest.raises(UserError, match=r"evaluation\.metrics: .*leave out class_accuracy"):

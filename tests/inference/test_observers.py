@@ -95,14 +95,14 @@ def test_what_the_first_evaluation_would_refuse_is_refused_before_the_first_step
 def test_what_the_smaller_evaluations_of_a_training_would_refuse_is_refused_too(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, FAMILIES["toy"], evaluate_every=10, evaluate_samples=12)
     recipe = load_recipe(path, ["evaluation.metrics=[intra_fid]", "evaluation.samples=1000"])
-    index = Index.read(digits_index("train", 16))
+    index = Index.read(digits_index("train", (16, 16)))
     toy = make_family(recipe, DataSpec.from_json(describe(index)))
     with pytest.raises(UserError, match="intra_fid needs 2 images of each class"):
         observers_of(toy, RunFolder(tmp_path), recipe, index, index, CPU)
 
 
 def test_a_likelihood_is_given_up_between_two_evaluations_of_its_network(one_cache_for_all: Path) -> None:
-    index = Index.read(digits_index("validation", 16))
+    index = Index.read(digits_index("validation", (16, 16)))
     network = nn.Linear(1, 1)
     patience = Patience(3)
 
@@ -112,7 +112,7 @@ def test_a_likelihood_is_given_up_between_two_evaluations_of_its_network(one_cac
         return {"nats": torch.zeros(len(numbers), dtype=torch.float64)}
 
     try:
-        measure_likelihood(likelihood, 192, index, 8, CPU, Reading(8, 0, patience.should_stop))
+        measure_likelihood(likelihood, 192, index, 8, CPU, Reading(8, 0, patience.should_stop), ["image"])
     except Stopped:
         assert patience.asked == 3
     else:

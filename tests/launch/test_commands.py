@@ -203,7 +203,7 @@ def test_a_broken_image_in_any_ranks_share_is_named(processes: int, tmp_path: Pa
     from bigtrain.data.index import Index
     from bigtrain.data.read.order import order
 
-    shutil.copytree(Path(digits_index("train", 16)).parent, tmp_path / "data")
+    shutil.copytree(Path(digits_index("train", (16, 16))).parent, tmp_path / "data")
     index = Index.read(tmp_path / "data" / "train.json")
     # Position 4 of a batch of 8 is the first of rank 1.
     number = int(order([shard.samples for shard in index.shards], 0, 0, 16)[4])
@@ -281,7 +281,7 @@ def test_results_of_two_protocols_stand_side_by_side(trained: Path) -> None:
 def test_a_models_own_data_is_asked_for(trained: Path, tmp_path: Path) -> None:
     from bigtrain.data.digits import digits_index
 
-    index = Path(digits_index("train", 16))
+    index = Path(digits_index("train", (16, 16)))
     content = json.loads(index.read_text())
     content["classes"] = [f"digit {name}" for name in content["classes"]]
     (tmp_path / "train.json").write_text(json.dumps(content))

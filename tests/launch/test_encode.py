@@ -95,7 +95,7 @@ def make_run(folder: Path, seed: int = 0, **family: Any) -> Path:
     run_folder = folder / "run"
     run_folder.mkdir(parents=True)
     (run_folder / "recipe.yaml").write_text(recipe.to_yaml())
-    data = describe(Index.read(digits_index("train", 16)))
+    data = describe(Index.read(digits_index("train", (16, 16))))
     made = find_family(recipe.family.kind)(recipe.family, DataSpec.from_json(data))
     components = {name: {"weights": build_network(made, name, seed).state_dict()} for name in made.components}
     checkpoint.write(run_folder / "checkpoints", 1, components, {"step": 1, "data": data})
@@ -122,7 +122,7 @@ def test_the_digits_become_codes_in_both_splits(tokenizer: Path, encoded: tuple)
     model = open_model(tokenizer, torch.device("cpu"))
     assert {path.suffix for path in out.iterdir()} == {".tar", ".json"}
     for split in ("train", "validation"):
-        codes, images = Index.read(out / f"{split}.json"), Index.read(digits_index(split, 16))
+        codes, images = Index.read(out / f"{split}.json"), Index.read(digits_index(split, (16, 16)))
         codes.check_files()
         assert codes.codes.tokenizer == model.fingerprint
         assert codes.codes.levels == {"codes": {"codebook_size": 300, "grid": [4, 4]}}
@@ -154,7 +154,7 @@ def test_of_several_levels_the_coarsest_comes_first(
 ) -> None:
     tokenizer = make_run(tmp_path, levels=[["top", 2], ["bottom", 4]])
     monkeypatch.setattr("launch.encode.join_world", lambda: torch.device("cpu"))
-    main([str(tokenizer), str(digits_index("validation", 16)), str(tmp_path / "codes")])
+    main([str(tokenizer), str(digits_index("validation", (16, 16))), str(tmp_path / "codes")])
     codes = Index.read(tmp_path / "codes" / "validation.json")
     assert list(codes.codes.levels) == ["top", "bottom"]
     assert set(codes.shards[0].members) == {"top.codes.npy", "bottom.codes.npy", "cls"}
@@ -217,11 +217,11 @@ def paths(tokenizer: Path, encoded: tuple, tmp_path_factory: pytest.TempPathFact
     base = tmp_path_factory.mktemp("paths")
     young = make_run(base / "young")
     shutil.rmtree(young / "checkpoints")
-    shutil.copytree(Path(digits_index("train", 16)).parent, base / "images")
+    shutil.copytree(Path(digits_index("train", (16, 16))).parent, base / "images")
     return {
         "RUN": tokenizer, "OTHER": make_run(base / "other", seed=1), "GAN": make_run(base / "gan", **FAMILIES["gan"]),
         "YOUNG": young, "OUT": base / "out", "DIGITS": base / "images", "IMAGES": base / "images",
-        "LARGE": digits_index("train", 24), "CODES": encoded[0] / "train.json", "DONE": encoded[0],
+        "LARGE": digits_index("train", (24, 24)), "CODES": encoded[0] / "train.json", "DONE": encoded[0],
     }  # fmt: skip
 
 
@@ -245,7 +245,7 @@ def test_a_user_error_ends_the_command_with_one_sentence_and_code_2(paths: dict)
 
 @pytest.mark.slow
 def test_an_image_that_cannot_be_decoded_is_named_once_whichever_rank_meets_it(tokenizer: Path, tmp_path: Path) -> None:
-    shutil.copytree(Path(digits_index("train", 16)).parent, tmp_path / "images")
+    shutil.copytree(Path(digits_index("train", (16, 16))).parent, tmp_path / "images")
     shard = Index.read(tmp_path / "images" / "train.json").shards[1]  # the second rank's
     with open(tmp_path / "images" / shard.name, "r+b") as file:
         file.seek(int(shard.members["png"][0][3]))

@@ -21,7 +21,7 @@ def samples(path: Path, count: int) -> Path:
 @pytest.mark.slow
 def test_one_command_evaluates_images_from_anywhere_alike_at_any_world_size(tmp_path: Path) -> None:
     path = samples(tmp_path / "a.npz", 301)
-    reference = f"evaluation.reference={digits_index('validation', 16)}"
+    reference = f"evaluation.reference={digits_index('validation', (16, 16))}"
     flags = ["--out", tmp_path / "a.json", "--save-moments", tmp_path / "moments.npz"]
     one = run(EVALUATE, path, *flags, reference, "evaluation.workers=0")
     again = run(EVALUATE, path, "--out", "/proc/a.json", reference, "evaluation.workers=0", expect=2)

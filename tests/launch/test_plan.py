@@ -83,7 +83,7 @@ def test_classes_that_contradict_the_data_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_plan_counts_the_data_as_resized_and_filtered(tmp_path: Path) -> None:
-    other_size = digits_index("train", 8)
+    other_size = digits_index("train", (8, 8))
     index = Index.read(other_size)
     overrides = [f"data.train={other_size}", "data.resize=exact", "data.classes=[3,5]"]
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]), overrides)

@@ -197,5 +197,5 @@ def test_domains_of_pictures_are_described_by_name(tmp_path: Path) -> None:
     assert (facts["image_size"], facts["channels"], facts["class_counts"]) == ([16, 8], 3, [5])
     assert set(facts["fields"]) == {"a", "b"}
     assert find_split(options({"b": paths["a"], "a": paths["b"]}), "train").fingerprint != opened.fingerprint
-    with pytest.raises(ValueError, match="validation: must name indexes by the names of data.train"):
+    with pytest.raises(ValueError, match=r"validation: must name indexes by the names of data\.train"):
         options(paths, validation={"a": paths["a"]})

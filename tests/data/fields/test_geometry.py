@@ -160,7 +160,7 @@ def test_sizes_that_cannot_be_are_refused(tmp_path: Path, given: dict[str, objec
     ],
 )
 def test_a_recipe_with_such_a_size_is_refused(given: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="image_size|crop_from|pixels"):
+    with pytest.raises(ValueError, match=r"image_size|crop_from|pixels"):
         DataOptions.model_validate({"train": "train.json", **given})
 
 

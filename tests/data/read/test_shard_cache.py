@@ -369,7 +369,7 @@ def test_prefetching_hides_the_fetching(there: Open, server: FaultyServer) -> No
     batches = stream(index)
     next(batches)
     by_reader: list[int] = []
-    cache = batches._batches._iterator._dataset_fetcher.dataset._batches._reader._cache
+    cache = batches._batches._iterator._dataset_fetcher.dataset._batches._parts[0].reader._shards._cache
     honest = cache.fetch
     cache.fetch = lambda number, **given: by_reader.append(number) or honest(number, **given)
     for _ in range(2 * SHARDS):
