@@ -9,8 +9,6 @@ Both depend on the file alone. tests/benchmarks/decoding.py measures how far eac
 from typing import Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from bigtrain.data.decode import covering_shape, decode_scaled, turn, upright
 
@@ -36,6 +34,9 @@ def centre(pixels: np.ndarray, size: tuple[int, int], extent: tuple[float, float
     """
     height, width = covering_shape(*extent, size)
     if (height, width) != pixels.shape[:2]:
+        import torch  # here, because the processes that write shards do without it
+        import torch.nn.functional as F
+
         planes = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
         factors = [side / full + 1e-9 for side, full in zip((height, width), extent, strict=True)]  # it rounds down
         planes = F.interpolate(planes, scale_factor=factors, mode="bicubic", antialias=True)

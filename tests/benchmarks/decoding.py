@@ -20,9 +20,8 @@ from loader import SIDE, Photographs
 from PIL import Image
 from torchvision.io import decode_jpeg
 
-from bigtrain.data.decode import decode
-from bigtrain.data.resize import centre_square, read_square
-from bigtrain.data.write.convert import square_shape
+from bigtrain.data.decode import covering_shape, decode
+from bigtrain.data.resize import centre, read_resized
 
 Route = Callable[[bytes], np.ndarray]
 
@@ -37,14 +36,14 @@ def torchvisions(data: bytes) -> np.ndarray:
 
 def torchvision_square(data: bytes) -> np.ndarray:
     pixels = torchvisions(data)
-    return centre_square(pixels, SIDE, pixels.shape[:2])
+    return centre(pixels, (SIDE, SIDE), pixels.shape[:2])
 
 
 def pillow_square(data: bytes, draft: bool = False) -> np.ndarray:
     image = Image.open(io.BytesIO(data))
     if draft:
         image.draft("RGB", (SIDE, SIDE))
-    height, width = square_shape(image.height, image.width, SIDE)
+    height, width = covering_shape(image.height, image.width, (SIDE, SIDE))
     pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
     top, left = (height - SIDE) // 2, (width - SIDE) // 2
     return pixels[top : top + SIDE, left : left + SIDE]
@@ -53,7 +52,7 @@ def pillow_square(data: bytes, draft: bool = False) -> np.ndarray:
 def unaligned(data: bytes) -> np.ndarray:
     """A scaled decode whose rounded-up size is taken for its extent."""
     pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=160, min_width=160)
-    return centre_square(pixels, SIDE, pixels.shape[:2])
+    return centre(pixels, (SIDE, SIDE), pixels.shape[:2])
 
 
 def routes() -> tuple[dict[str, Route], dict[str, Route]]:
@@ -63,8 +62,8 @@ def routes() -> tuple[dict[str, Route], dict[str, Route]]:
         "Pillow": pillow_square,
         "Pillow, draft": lambda data: pillow_square(data, draft=True),
         "torchvision": torchvision_square,
-        "ours, exact": lambda data: read_square(data, SIDE, "exact"),
-        "ours, scaled": lambda data: read_square(data, SIDE, "scaled"),
+        "ours, exact": lambda data: read_resized(data, (SIDE, SIDE), "exact"),
+        "ours, scaled": lambda data: read_resized(data, (SIDE, SIDE), "scaled"),
         "scaled, unaligned": unaligned,
     }
     if importlib.util.find_spec("cv2"):
@@ -74,7 +73,7 @@ def routes() -> tuple[dict[str, Route], dict[str, Route]]:
 
         def opencv_square(data: bytes) -> np.ndarray:
             pixels = decode(data)
-            height, width = square_shape(*pixels.shape[:2], SIDE)
+            height, width = covering_shape(*pixels.shape[:2], (SIDE, SIDE))
             pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
             top, left = (height - SIDE) // 2, (width - SIDE) // 2
             return pixels[top : top + SIDE, left : left + SIDE]

@@ -19,9 +19,10 @@ import numpy as np
 from loader import PHOTOGRAPHS, Photographs, make_index, ours, rates
 from PIL import Image
 
-from bigtrain.data.index import CodesManifest, EncodedImages, Index
+from bigtrain.data.fields.codes import CodesManifest, EncodedImages
+from bigtrain.data.fields.pictures import TRANSFORM
+from bigtrain.data.index import Index
 from bigtrain.data.read import reader
-from bigtrain.data.read.batch import TRANSFORM
 from bigtrain.data.write.codes import encode_shards, index_codes
 from bigtrain.data.write.convert import convert
 from bigtrain.plan import Cluster, plan
@@ -45,7 +46,7 @@ def squares(source: Path, side: int, folder: Path) -> Path:
     for name in names[:: max(1, len(names) // PHOTOGRAPHS)][:PHOTOGRAPHS]:
         path = folder / name.relative_to(source)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(convert(photographs.enlarge(Image.open(name)), side, "jpg").data)
+        path.write_bytes(convert(photographs.enlarge(Image.open(name)), (side, side), "jpg").data)
     return folder
 
 
@@ -97,6 +98,7 @@ def main() -> None:
             tokenizer, levels = CODES.get(file.stem, (None, {}))
             recipe = load_recipe(file, [f"family.tokenizer={file.with_stem(tokenizer)}"] if tokenizer else [])
             side = recipe.data.image_size
+            assert isinstance(side, int), f"{file}: sizes other than squares are not measured"
             folder = Path(temporary) / str(side)
             if side not in known:
                 images = make_index(squares(asked.folder, side, folder / "pictures"), folder / "shards", "jpg")

@@ -34,7 +34,7 @@ def make(folder: Path, samples: int) -> Path:
         for number, image in enumerate(pixels):
             content = npy_header(image.dtype, image.shape) + image.tobytes()
             writer.add(f"{number:08d}", number % CLASSES, {"npy": content})
-        return Record(writer.finish(), SIZE, {})
+        return Record(writer.finish(), {}, {})
 
     shard = write_shard(folder / "train-000000.tar", SAMPLES_PER_SHARD, fill).shard
     shards = [replace(shard, name=f"train-{number:06d}.tar") for number in range(samples // SAMPLES_PER_SHARD)]

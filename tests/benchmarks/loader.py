@@ -33,10 +33,10 @@ from torchvision.datasets import ImageFolder
 from bigtrain.data.decode import decode
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
-from bigtrain.data.read.batch import to_images
+from bigtrain.data.read.batch import on_device
 from bigtrain.data.read.stream import Stream
 from bigtrain.data.read.variants import resized
-from bigtrain.data.resize import read_square
+from bigtrain.data.resize import read_resized
 from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.shards import ShardOptions, write_shards
@@ -80,7 +80,7 @@ def make_pictures(kind: str, source: Path, folder: Path) -> Path:
         data = photographs.enlarge(Image.open(name))
         path = folder / name.relative_to(source)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data if kind == "photographs" else convert(data, SIDE, "jpg").data)
+        path.write_bytes(data if kind == "photographs" else convert(data, (SIDE, SIDE), "jpg").data)
     return folder
 
 
@@ -94,7 +94,7 @@ def ours(index: Index, workers: int, batch: int, finish: bool) -> Iterator[tuple
     options = DataOptions(train="train.json", image_size=index.image_size, flip=True, workers=workers)
     stream = Stream(index, options, 0, rank=0, world=1, microbatch=batch)
     pids = [worker.pid for worker in getattr(stream._batches._iterator, "_workers", [])]
-    yield (lambda: to_images(next(stream), "cpu")) if finish else (lambda: next(stream)), pids
+    yield (lambda: on_device(next(stream), index.fields, "cpu")) if finish else (lambda: next(stream)), pids
     stream.close()
 
 
@@ -157,7 +157,8 @@ def print_likeness(kind: str, pictures: Path) -> None:
             else:
                 png = io.BytesIO()
                 pillows.save(png, "PNG", compress_level=0)
-                read, wanted = read_square(data, SIDE, how), decode(convert(png.getvalue(), SIDE, "png").data)
+                read = read_resized(data, (SIDE, SIDE), how)
+                wanted = decode(convert(png.getvalue(), (SIDE, SIDE), "png").data)
             errors.append(np.square(read.astype(float) - wanted).mean())
         mean, worst = (10 * np.log10(255**2 / error) if error else np.inf for error in (np.mean(errors), max(errors)))
         print(f"data.resize={how}: PSNR against Pillow {mean:.1f} dB, {worst:.1f} at worst")
@@ -180,13 +181,14 @@ def main() -> None:
 def compare(asked: argparse.Namespace, pictures: Path, folder: Path) -> None:
     photographs = asked.kind == "photographs"
     shards = make_index(pictures, folder / "jpg", None)
-    size = SIDE if photographs else shards.image_size
+    size = (SIDE, SIDE) if photographs else shards.image_size
+    assert size is not None, "these pictures differ in size"
     if photographs:
-        indices = {f"ours, {how}": resized(shards, SIDE, how) for how in ("exact", "scaled")}
+        indices = {f"ours, {how}": resized(shards, (SIDE, SIDE), how) for how in ("exact", "scaled")}
     else:
         indices = {"ours, jpg": shards, "ours, npy": make_index(pictures, folder / "npy", "npy")}
     print_likeness(asked.kind, pictures)
-    transform, how = transform_to(size, photographs), {"workers": asked.workers, "batch": asked.batch}
+    transform, how = transform_to(size[0], photographs), {"workers": asked.workers, "batch": asked.batch}
     sides: dict[str, Callable[[], Any]] = {
         f"{name}{'' if finish else ', uint8'}": lambda index=index, finish=finish: ours(index, finish=finish, **how)
         for name, index in indices.items()

@@ -48,6 +48,14 @@ def test_digits_become_png_shards(tmp_path: Path) -> None:
         main(["digits", str(tmp_path), "--workers", "1", "--size", "32"])
 
 
+def test_the_processes_that_write_shards_do_not_import_torch() -> None:
+    """It takes 470 MiB in each of them."""
+    code = "import sys, launch.shard; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(HOME)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,17 +1,21 @@
 """Fields of plain numbers: arrays (points, trajectories) and attributes, as float32."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.field import Field, Geometry
 from bigtrain.data.npy import read_npy_header
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _NUMBERS = "fiu"
 """The kinds of numpy types that are plain numbers: floats and integers."""
@@ -31,7 +35,7 @@ class ArrayField(Field):
     kind = "array"
 
     @classmethod
-    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> "ArrayField":
+    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> ArrayField:
         shape, axes = tuple(map(int, facts["shape"])), tuple(map(str, facts.get("axes", ())))
         varies = bool(facts.get("varies", False))
         if not shape or min(shape) < 1 or (axes and len(axes) != shape[-1]):
@@ -67,6 +71,8 @@ class ArrayField(Field):
         return {self.name: self.shape} | ({f"{self.name}_mask": self.shape[:1]} if self.varies else {})
 
     def to_device(self, values: Tensor, flips: Tensor, device: torch.device) -> dict[str, Tensor]:
+        import torch  # here, because the processes that write shards do without it
+
         sent = values.to(device, non_blocking=True)
         if not self.varies:
             return {self.name: sent.to(torch.get_default_dtype())}
@@ -102,7 +108,7 @@ class AttributesField(Field):
     kind = "attributes"
 
     @classmethod
-    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> "AttributesField":
+    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> AttributesField:
         names = tuple(map(str, facts["names"]))
         if not names or len(set(names)) < len(names):
             raise ValueError(f"the field {name} has no attributes, or one twice")
@@ -139,4 +145,6 @@ class AttributesField(Field):
         return numbers
 
     def to_device(self, values: Tensor, flips: Tensor, device: torch.device) -> dict[str, Tensor]:
+        import torch  # here, because the processes that write shards do without it
+
         return {self.name: values.to(device, non_blocking=True).to(torch.get_default_dtype())}

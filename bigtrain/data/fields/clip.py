@@ -1,12 +1,12 @@
 """Clips: a run of frames, read as a window of as many frames as the recipe says."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bigtrain.data.decode import Undecodable, as_image, check_pixels, decode, with_channels
 from bigtrain.data.fields.field import Geometry
@@ -14,6 +14,10 @@ from bigtrain.data.fields.pictures import PicturedField, to_images
 from bigtrain.data.npy import read_npy_header
 from bigtrain.data.resize import centre, read_resized
 from bigtrain.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +36,7 @@ class ClipField(PicturedField):
     kind = "clip"
 
     @classmethod
-    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> "ClipField":
+    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> ClipField:
         height, width = map(int, facts["size"])
         channels, shortest = int(facts["channels"]), int(facts["shortest"])
         if channels not in (1, 3) or min(height, width, shortest) < 1:
@@ -56,7 +60,7 @@ class ClipField(PicturedField):
     def all_members(self) -> bool:  # type: ignore[override]  # here it depends on how clips are stored
         return self.in_frames
 
-    def windowed(self, frames: int) -> "ClipField":
+    def windowed(self, frames: int) -> ClipField:
         """The same clips, read as windows of `frames` frames. Raises UserError if a clip is shorter."""
         if frames > self.shortest:
             raise UserError(

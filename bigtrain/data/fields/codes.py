@@ -1,18 +1,22 @@
 """The codes of one level of a tokenizer, and what they were made from and how."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.field import Field, Geometry
 from bigtrain.data.npy import npy_header, read_npy_header
 from bigtrain.data.resize import Resize
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 CODES_DTYPE = np.dtype("<u2")
 LARGEST_CODEBOOK = 2**16
@@ -30,7 +34,7 @@ class CodesField(Field):
     kind = "codes"
 
     @classmethod
-    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> "CodesField":
+    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> CodesField:
         height, width = map(int, facts["grid"])
         return cls(name, members, int(facts["codebook_size"]), (height, width), int(facts["flip_variants"]))
 
@@ -165,7 +169,7 @@ class CodesManifest:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "CodesManifest":
+    def from_json(cls, value: Mapping[str, Any]) -> CodesManifest:
         """Raises KeyError, TypeError or ValueError if `value` is not what `to_json` gives."""
         levels = {
             str(name): Level(codebook_size=int(level["codebook_size"]), grid=[int(side) for side in level["grid"]])

@@ -1,15 +1,19 @@
 """A field of a sample: its name, its kind, how a batch of it is read, and how it gets to the device."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bigtrain.data.decode import Undecodable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Failures = dict[int, str]
 """By row of a batch, why its sample cannot be read."""
@@ -29,11 +33,11 @@ class Geometry:
     starts: np.ndarray | None = None
 
     @classmethod
-    def plain(cls, count: int) -> "Geometry":
+    def plain(cls, count: int) -> Geometry:
         """Of `count` samples that are not mirrored, with central crops."""
         return cls(np.zeros(count, dtype=bool))
 
-    def of(self, row: int) -> "Geometry":
+    def of(self, row: int) -> Geometry:
         """That of one sample."""
         crops, starts = (None if drawn is None else drawn[row : row + 1] for drawn in (self.crops, self.starts))
         return Geometry(self.flips[row : row + 1], crops, starts)
@@ -56,7 +60,7 @@ class Members(Protocol):
     labels: np.ndarray
     """int64 [samples], as the index has them."""
 
-    def read(self, field: "Field", numbers: np.ndarray) -> list[list[bytes]]:
+    def read(self, field: Field, numbers: np.ndarray) -> list[list[bytes]]:
         """For each sample the contents of the field's members that it has: of the first of them, or of `all_members`."""
 
 
@@ -78,7 +82,7 @@ class Field(ABC):
 
     @classmethod
     @abstractmethod
-    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> "Field":
+    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> Field:
         """Raises KeyError, TypeError or ValueError for facts that `facts` does not give."""
 
     @abstractmethod
@@ -91,7 +95,7 @@ class Field(ABC):
     # -- in a worker ------------------------------------------------------------------------------------------------
 
     @property
-    def source(self) -> "Field | None":
+    def source(self) -> Field | None:
         """The field that this one is made from by `derive`; None if it is read from members."""
         return None
 

@@ -1,14 +1,18 @@
 """The class of a sample. Its number is in the index, because class counts, subsets and balance need all of them at once."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bigtrain.data.fields.field import Failures, Field, Geometry, Members
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 UNLABELLED = "unlabelled"
 """The name of the only class of data without labels."""
@@ -23,7 +27,7 @@ class LabelField(Field):
     kind = "label"
 
     @classmethod
-    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> "LabelField":
+    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> LabelField:
         classes = tuple(map(str, facts["classes"]))
         if not classes:
             raise ValueError(f"the field {name} has no classes")

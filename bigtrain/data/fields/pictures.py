@@ -5,20 +5,24 @@ largest, and a field of `factor` f has the f-th part of each side. Crops are dra
 same place in every field.
 """
 
+from __future__ import annotations
+
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from bigtrain.data.decode import Undecodable, covering_shape, decode, decode_into, load, open_lazily
 from bigtrain.data.fields.field import Field, Geometry
 from bigtrain.data.resize import Resize, read_resized
 from bigtrain.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
 """Extensions of members that are read as images; the first that a sample has. Decoding checks the content again. npy comes
@@ -104,7 +108,7 @@ class ImageField(PicturedField):
     kind = "image"
 
     @classmethod
-    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> "ImageField":
+    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> ImageField:
         size, factor = _size_of(facts)
         channels = int(facts["channels"])
         if channels not in (1, 3):
@@ -154,6 +158,8 @@ class ImageField(PicturedField):
 def to_images(values: Tensor, flips: Tensor, device: Any, dtype: torch.dtype | None = None) -> Tensor:
     """uint8 [n, H, W, C] mirrored where `flips` says so: [n, C, H, W] in [-1, 1], channels_last, in `dtype` (torch's
     default)."""
+    import torch  # here, because the processes that write shards do without it
+
     pixels = values.to(device, non_blocking=True)
     if pixels.device.type == "cpu":
         images = pixels.to(dtype or torch.get_default_dtype())
@@ -167,6 +173,8 @@ def to_images(values: Tensor, flips: Tensor, device: Any, dtype: torch.dtype | N
 
 def _mirrored(values: Tensor, flips: Tensor, width: int) -> Tensor:
     """`values` [n, ...] on a device, mirrored along dimension `width` where `flips` (bool [n], on the CPU) says so."""
+    import torch  # here, because the processes that write shards do without it
+
     chosen = flips.to(values.device, non_blocking=True).view(-1, *[1] * (values.ndim - 1))
     return torch.where(chosen, values.flip(width), values)
 
@@ -183,7 +191,7 @@ class MapField(PicturedField):
     largest: ClassVar[int] = 2**16
 
     @classmethod
-    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> "MapField":
+    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> MapField:
         size, factor = _size_of(facts)
         instance = bool(facts.get("instance", False))
         classes = None if instance else tuple(map(str, facts["classes"]))

@@ -4,6 +4,8 @@ Token 0 is padding; token k + 1 is token k of the tokenizer. So a vocabulary has
 text needs a length or a mask beside it.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import json
@@ -11,15 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as with_default
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.field import Field, Geometry
 from bigtrain.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 BYTES = "bytes"
 """The tokenizer whose tokens are the bytes of UTF-8."""
@@ -39,13 +43,13 @@ class TextField(Field):
     kind = "text"
 
     @classmethod
-    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> "TextField":
+    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> TextField:
         return cls(name, members, None if facts.get("key") is None else str(facts["key"]))
 
     def facts(self) -> dict[str, Any]:
         return {"key": self.key} if self.key is not None else {}
 
-    def tokenised(self, tokenizer: str, length: int) -> "TextField":
+    def tokenised(self, tokenizer: str, length: int) -> TextField:
         """The same texts, as at most `length` tokens. Raises UserError if there is no such tokenizer."""
         if tokenizer != BYTES:
             open_tokenizer(tokenizer)
