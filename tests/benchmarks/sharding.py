@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from bigtrain.data.sources.layouts.known import list_source
-from bigtrain.data.sources.pictures import PictureSet
+from bigtrain.data.sources.samples import SampleSet
 from bigtrain.data.write.shards import ShardOptions, write_shards
 
 CLASSES = 1000
@@ -54,13 +54,13 @@ def main() -> None:
         source = list_source(path, None, quiet=True)
         print(f"listed in {time.monotonic() - begin:.1f} s; peak {peak_mib():.0f} MiB")
         train = source.splits["train"]
-        part = PictureSet(source.path, source.classes, {"train": train.take(np.arange(converted))}, 0)
+        part = SampleSet(source.path, source.classes, {"train": train.take(np.arange(converted))}, 0)
         for share in (0.5, 1.0):
             some = part.splits["train"].take(np.arange(int(converted * share)))
             begin = time.monotonic()
             out = Path(folder) / f"out{share}"
             write_shards(
-                PictureSet(source.path, source.classes, {"train": some}, 0), out, OPTIONS, workers=0, quiet=True
+                SampleSet(source.path, source.classes, {"train": some}, 0), out, OPTIONS, workers=0, quiet=True
             )
             rate = len(some) / (time.monotonic() - begin)
             print(f"{len(some)} made into shards, {rate:.0f} pictures/s; peak {peak_mib():.0f} MiB")

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigtrain.data.sources.layouts.known import list_source
-from bigtrain.data.sources.pictures import PictureSet
+from bigtrain.data.sources.samples import SampleSet
 from bigtrain.data.write.shards import ShardOptions, write_shards
 
 OLD_FOLDERS = Path(__file__).parents[1] / "fixtures" / "a3de763"
 """Shards, runs and exports that an old commit made: tests/fixtures/make.py."""
 
 
-def listed(where: Path, layout: str | None = None) -> PictureSet:
+def listed(where: Path, layout: str | None = None) -> SampleSet:
     return list_source(where, layout, quiet=True)
 
 
-def read(source: PictureSet) -> dict[str, list[tuple[str, int, bytes]]]:
+def read(source: SampleSet) -> dict[str, list[tuple[str, int, bytes]]]:
     """(name, label, file's bytes) of every picture, by split."""
     found = {}
     for split, pictures in source.splits.items():

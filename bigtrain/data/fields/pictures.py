@@ -215,7 +215,7 @@ class MapField(PicturedField):
         whole = self._numbers(contents)
         target = self.crop_from or self.sized
         if self.resize != "never":
-            whole = _nearest(whole, target)
+            whole = nearest(whole, target)
         if whole.shape != target:
             raise Undecodable(
                 f"its {self.members[0]} is {whole.shape[0]} x {whole.shape[1]}, not {target[0]} x {target[1]}"
@@ -254,7 +254,7 @@ def map_numbers(data: bytes, member: str) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def _nearest(numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def nearest(numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resized until it covers `size`, by nearest neighbour, and the centre of that."""
     height, width = covering_shape(numbers.shape[0], numbers.shape[1], size)
     if (height, width) != numbers.shape:

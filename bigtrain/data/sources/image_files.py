@@ -17,7 +17,7 @@ from bigtrain.data.sources.folder import Folder
 from bigtrain.data.sources.image_source import ImageSource
 from bigtrain.data.sources.npz import NpzSamples
 from bigtrain.data.sources.opening import open_source
-from bigtrain.data.sources.pictures import Listing, Names
+from bigtrain.data.sources.samples import Listing, Names
 from bigtrain.errors import UserError
 
 EXTENSIONS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)

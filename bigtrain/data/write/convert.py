@@ -35,12 +35,14 @@ _ENCODERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Member:
-    """A shard member. shape: (height, width); mended: the file was damaged, but Pillow could read it."""
+    """A shard member. shape: (height, width); whole: of the picture before it was resized; mended: the file was damaged, but
+    Pillow could read it."""
 
     extension: str
     data: bytes
     shape: tuple[int, int]
     channels: int
+    whole: tuple[int, int]
     mended: bool
 
 
@@ -50,13 +52,15 @@ def convert(
     wanted: str | None,
     channels: int | None = None,
     value_range: tuple[int, int] | None = None,
+    half: str | None = None,
 ) -> Member:
     """A picture file as a shard member. Raises Undecodable.
 
     size: (height, width) in pixels; the picture is resized until it covers them (bicubic, antialiased), then the centre is
     cropped; None leaves the size as it is. wanted: one of FORMATS; None keeps the file's own (png for a format that shards
     cannot hold). channels: None keeps grey grey; 3 makes three equal channels of it. value_range: the values of a picture of
-    16 bits that become 0 and 255, those between linearly; None takes the high byte.
+    16 bits that become 0 and 255, those between linearly; None takes the high byte. half: `left` or `right`, of a file that
+    holds two pictures side by side.
     A file that is undamaged, upright, of that size and of that format already keeps its bytes, because encoding it once more
     would only lose quality. JPEG is written at quality 95, 4:4:4; WebP losslessly; npy is larger than both and fastest to
     read.
@@ -65,16 +69,20 @@ def convert(
     own, transpose = _FORMAT_OF.get(header.format or ""), turn(data)
     channels = channels or channels_of(header)
     image, mended = _pixels(data, header, channels) if value_range is None else (_in_range(header, value_range), False)
-    fits = wanted in (None, own) and size in (None, (image.height, image.width))
-    if fits and own is not None and transpose is None and not mended and value_range is None:
-        return Member(own, data, (image.height, image.width), channels, mended)
+    whole = (image.height, image.width)
+    untouched = transpose is None and half is None and value_range is None and not mended
+    if untouched and own is not None and wanted in (None, own) and size in (None, whole):
+        return Member(own, data, whole, channels, whole, mended)
     if transpose is not None:
         image = image.transpose(transpose)
+    if half is not None:
+        image = _half(image, half)
+    whole = (image.height, image.width)
     if size is not None:
         image = _centre(image, size)
     extension = wanted or own or "png"
     stored_channels = 3 if extension == "webp" else channels
-    return Member(extension, _encode(image, extension), (image.height, image.width), stored_channels, mended)
+    return Member(extension, _encode(image, extension), (image.height, image.width), stored_channels, whole, mended)
 
 
 def _pixels(data: bytes, header: Image.Image, channels: int) -> tuple[Image.Image, bool]:
@@ -94,6 +102,14 @@ def _in_range(header: Image.Image, value_range: tuple[int, int]) -> Image.Image:
     low, high = value_range
     values = np.asarray(load(header)).astype(np.int64).clip(low, high)
     return Image.fromarray(np.rint((values - low) * 255 / (high - low)).astype(np.uint8))
+
+
+def _half(image: Image.Image, half: str) -> Image.Image:
+    """Raises Undecodable for an odd width."""
+    if image.width % 2:
+        raise Undecodable(f"it is {image.width} pixels wide, which has no two equal halves")
+    middle = image.width // 2
+    return image.crop((0, 0, middle, image.height) if half == "left" else (middle, 0, image.width, image.height))
 
 
 def _centre(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -1,6 +1,6 @@
-"""Writes shards of pictures; launch/shard.py calls this.
+"""Writes shards of samples; launch/shard.py calls this.
 
-The same pictures and options give the same bytes: samples are sorted by a hash of their file's name (which mixes classes in
+The same files and options give the same bytes: samples are sorted by a hash of their file's name (which mixes classes in
 every shard), and tar headers have no time and no owner. A shard is written to a temporary file, flushed, recorded and renamed;
 the record (a hidden `.SPLIT-000000.json`) lets a killed run continue, and is removed once the index is written. So running the
 command again completes what is missing, and two runs at once write the same files. If two runs would write different files,
@@ -22,20 +22,22 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from bigtrain.data.decode import Undecodable
-from bigtrain.data.fields.field import Field
 from bigtrain.data.fields.label import LabelField
+from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS, ImageField
+from bigtrain.data.fields.registry import field_from_json
 from bigtrain.data.index import FORMAT_VERSION, LABEL, Index, Shard
-from bigtrain.data.sources.pictures import Members, Pictures, PictureSet
+from bigtrain.data.sources.samples import IMAGE, Samples, SampleSet
 from bigtrain.data.tars import BLOCK, END_OF_TAR
-from bigtrain.data.write.encoders.encoder import Encoded, Encoder, Facts
-from bigtrain.data.write.encoders.pictures import ImageEncoder
+from bigtrain.data.write.encoders.encoder import Encoder, Facts
+from bigtrain.data.write.encoders.registry import PictureOptions, encoders_of
+from bigtrain.data.write.encoding import columns_of, encode, encode_samples, merged
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_flushed, write_json
@@ -55,17 +57,21 @@ class ShardOptions:
     samples_per_shard: int
     value_range: tuple[int, int] | None = None
 
+    def pictures(self, version: int) -> PictureOptions:
+        """version: of the index; the first had images of three channels and no others."""
+        return PictureOptions(self.size, self.format, 3 if version == 1 else None, self.value_range)
+
 
 @dataclass(frozen=True)
 class Record:
     """The description of a complete shard. `made`: what the shards of the split were made from, and with which options;
-    `found`: what its samples turned out to be, by field; `mended`: files that were damaged and are in the shard as Pillow
-    reads them; `version`: of the index that the shard is for.
+    `found`: its fields, as an index of this shard alone would describe them, without the label; `mended`: files that were
+    damaged and are in the shard as Pillow reads them; `version`: of the index that the shard is for.
     """
 
     shard: Shard
     made: Mapping[str, Any]
-    found: Mapping[str, Facts]
+    found: Mapping[str, Mapping[str, Any]]
     mended: tuple[str, ...] = ()
     version: int = FORMAT_VERSION
 
@@ -86,35 +92,41 @@ class Record:
     @classmethod
     def of_index(cls, index: Index, shard: Shard, made: Mapping[str, Any]) -> "Record":
         """That of a shard that is in an index already."""
-        found = {name: field.facts() for name, field in index.fields.items() if field is not index.label_field}
+        found = {name: field.to_json() for name, field in index.fields.items() if field is not index.label_field}
         return cls(shard, made, found, version=index.version)
 
 
-def _side(found: Mapping[str, Facts]) -> int | None:
+def _side(found: Mapping[str, Mapping[str, Any]]) -> int | None:
     """The side of images that are all squares of one size, which version 1 noted."""
     height, width = found.get("image", {}).get("size") or (0, 1)
     return height if height == width else None
 
 
-def _found_by_version_1(image_size: int | None) -> dict[str, Facts]:
-    return {"image": {"size": None if image_size is None else [image_size, image_size], "channels": 3}}
+def _found_by_version_1(image_size: int | None) -> dict[str, Any]:
+    size = None if image_size is None else (image_size, image_size)
+    return {"image": ImageField("image", IMAGE_EXTENSIONS, size).to_json()}
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One shard to complete: its tar, the number of its first picture, its pictures, and its record if there is one."""
+    """One shard to complete: its tar, its samples and the number of the first, and its record if there is one.
+
+    alike: facts that those of the samples must agree with, by field; version: of the index.
+    """
 
     path: Path
     first: int
-    pictures: Pictures
+    samples: Samples
+    is_labelled: bool
     encoders: Mapping[str, Encoder]
+    alike: Mapping[str, Facts]
     made: Mapping[str, Any]
     record: Record | None
     version: int
 
 
 def write_shards(
-    source: PictureSet, out: Path, options: ShardOptions, *, workers: int, quiet: bool = False
+    source: SampleSet, out: Path, options: ShardOptions, *, workers: int, quiet: bool = False
 ) -> list[Path]:
     """Writes `out/SPLIT-000000.tar ...` and `out/SPLIT.json` for every split; returns the indexes' paths.
 
@@ -127,11 +139,11 @@ def write_shards(
         remove_leftovers(out)
         known = {split: _records(out, split) for split in source.splits}
         version = min((record.version for found in known.values() for record in found.values()), default=FORMAT_VERSION)
-        encoders = _encoders(options, version)
+        encoders = encoders_of(source.fields, options.pictures(version))
         tasks = {split: _plan(source, split, out, options, known[split], encoders, version) for split in source.splits}
         todo = [task for split in tasks.values() for task in split]
-        total = sum(len(task.pictures) for task in todo)
-        with tqdm(total=total, unit=" images", desc=str(out), disable=quiet, smoothing=0.1) as bar:
+        total = sum(len(task.samples) for task in todo)
+        with tqdm(total=total, unit=" samples", desc=str(out), disable=quiet, smoothing=0.1) as bar:
             done = run(_complete, todo, workers, bar.update)
         records = iter(done)
         indexes = [_write_index(source, split, out, encoders, [next(records) for _ in tasks[split]]) for split in tasks]
@@ -141,13 +153,8 @@ def write_shards(
     return indexes
 
 
-def _encoders(options: ShardOptions, version: int) -> dict[str, Encoder]:
-    channels = 3 if version == 1 else None
-    return {"image": ImageEncoder("image", options.size, options.format, channels, options.value_range)}
-
-
 def _plan(
-    source: PictureSet,
+    source: SampleSet,
     split: str,
     out: Path,
     options: ShardOptions,
@@ -158,20 +165,33 @@ def _plan(
     made = _made_from(source, split, options, version)
     for record in records.values():
         _check_same(out, split, record.made, made)
-    pictures = source.splits[split]
-    if not len(pictures):
+    samples = source.splits[split]
+    if not len(samples):
         raise UserError(f"{source.path}: it has no pictures for the split {split}; remove its empty files")
-    keys = np.frombuffer(b"".join(map(_order_key, pictures.members.names)), dtype=f"S{_KEY_BYTES}")
+    keys = np.frombuffer(b"".join(map(_order_key, samples.members.names)), dtype=f"S{_KEY_BYTES}")
     order = np.argsort(keys, kind="stable")
+    alike = _facts_of_first(samples.take(order[:1]), encoders)
+    labelled = version == 1 or source.is_labelled
     tasks = []
     for number, first in enumerate(range(0, len(order), options.samples_per_shard)):
         name = f"{split}-{number:06d}.tar"
-        chunk = pictures.take(order[first : first + options.samples_per_shard])
-        tasks.append(_Task(out / name, first, chunk, encoders, made, records.get(name), version))
+        chunk = samples.take(order[first : first + options.samples_per_shard])
+        known = records.get(name)
+        tasks.append(_Task(out / name, first, chunk, labelled, encoders, alike, made, known, version))
     return tasks
 
 
-def _made_from(source: PictureSet, split: str, options: ShardOptions, version: int) -> dict[str, Any]:
+def _facts_of_first(samples: Samples, encoders: Mapping[str, Encoder]) -> dict[str, Facts]:
+    """What the first sample says that the others must be, so that the file that is not so is named."""
+    columns, facts = columns_of(samples, encoders), {}
+    for name, encoder in encoders.items():
+        if encoder.alike:
+            with contextlib.closing(columns[name]) as column:
+                facts[name] = encode(encoder, column, 0).facts
+    return facts
+
+
+def _made_from(source: SampleSet, split: str, options: ShardOptions, version: int) -> dict[str, Any]:
     made: dict[str, Any] = {
         "size": None if options.size is None else image_size_of(options.size),
         "format": options.format,
@@ -181,6 +201,8 @@ def _made_from(source: PictureSet, split: str, options: ShardOptions, version: i
         made["range"] = None if options.value_range is None else list(options.value_range)
     # Shards of version 1 are completed, but never begun: so that two runs of two versions at once do not mix.
     made |= {} if version == 1 else {"version": version}
+    if source.fields != IMAGE:
+        made["fields"] = {name: spec.to_json() for name, spec in source.fields.items()}
     return made | {"source": source.fingerprint(split)}
 
 
@@ -192,6 +214,10 @@ def _check_same(out: Path, split: str, recorded: Mapping[str, Any], made: Mappin
     for key, value in made.items():
         if recorded.get(key) == value:
             continue
+        if key == "fields":
+            raise UserError(
+                f"{out}: its {split} shards were made with other fields; give the same, or choose another folder"
+            )
         if key == "source":
             raise UserError(f"{out}: its {split} shards were made from other files or classes; choose another folder")
         flag = f"--{key.replace('_', '-')}"
@@ -320,9 +346,9 @@ def _complete(task: _Task, progress: Progress) -> Record:
     """The record of the task's shard, which is written unless it is complete already."""
     record = whole_record(task.path, task.made, task.record)
     if record is not None:
-        progress(len(task.pictures))
+        progress(len(task.samples))
         return record
-    return write_shard(task.path, len(task.pictures), lambda writer: _write_samples(task, writer, progress))
+    return write_shard(task.path, len(task.samples), lambda writer: _write_samples(task, writer, progress))
 
 
 def whole_record(path: Path, made: Mapping[str, Any], known: Record | None) -> Record | None:
@@ -362,29 +388,13 @@ def write_shard(path: Path, samples: int, fill: "Callable[[ShardWriter], Record]
 
 
 def _write_samples(task: _Task, writer: "ShardWriter", progress: Progress) -> Record:
-    (encoder,) = task.encoders.values()
-    facts: Facts | None = None
-    mended = []
-    with contextlib.closing(task.pictures.members) as pictures:
-        for number, label in enumerate(task.pictures.labels.tolist()):
-            encoded = _encoded(encoder, pictures, number)
-            if encoded.facts != facts:
-                facts = encoded.facts if facts is None else encoder.merged(facts, encoded.facts)
-            mended += [pictures.shown(number)] if encoded.mended else []
-            writer.add(f"{task.first + number:08d}", label, encoded.members)
-            progress(1)
-    assert facts is not None, f"{task.path}: no samples"
-    return Record(writer.finish(), task.made, {encoder.name: facts}, tuple(mended), task.version)
+    labels = task.samples.labels.tolist()
 
+    def add(number: int, members: Mapping[str, bytes]) -> None:
+        writer.add(f"{task.first + number:08d}", labels[number] if task.is_labelled else None, members)
 
-def _encoded(encoder: Encoder, pictures: Members, number: int) -> Encoded:
-    where = pictures.shown(number)
-    try:
-        return encoder.encode([pictures.read(number)])
-    except OSError as error:
-        raise UserError(f"{where}: the picture cannot be read: {error.strerror or error}") from None
-    except Undecodable as error:
-        raise UserError(f"{where}: the picture is broken: {error}; replace it or remove it, and run again") from None
+    found, mended = encode_samples(task.samples, task.encoders, task.alike, add, progress)
+    return Record(writer.finish(), task.made, found, mended, task.version)
 
 
 class TarWriter:
@@ -440,18 +450,17 @@ class ShardWriter:
 
 
 def _write_index(
-    source: PictureSet, split: str, out: Path, encoders: Mapping[str, Encoder], records: Sequence[Record]
+    source: SampleSet, split: str, out: Path, encoders: Mapping[str, Encoder], records: Sequence[Record]
 ) -> Path:
-    shards, version = tuple(record.shard for record in records), records[0].version
-    extensions = sorted({extension for shard in shards for extension in shard.members})
-    fields: dict[str, Field] = {}
+    version, fields = records[0].version, {}
     for name, encoder in encoders.items():
-        facts = functools.reduce(encoder.merged, [record.found[name] for record in records])
-        if version == 1 and _side({"image": facts}) is None:
-            facts = {**facts, "size": None}
-        fields[name] = encoder.field(extensions, facts)
-    fields[LABEL] = LabelField(LABEL, ("cls",), source.classes)
-    index = Index(out / f"{split}.json", split, fields, shards, records[0].made, version=version)
+        described = functools.reduce(partial(merged, encoder), [record.found[name] for record in records])
+        if version == 1 and _side({"image": described}) is None:
+            described = {**described, "size": None}
+        fields[name] = field_from_json(name, described)
+    label = LabelField(LABEL, ("cls",) if version == 1 or source.is_labelled else (), source.classes)
+    shards = tuple(record.shard for record in records)
+    index = Index(out / f"{split}.json", split, {**fields, LABEL: label}, shards, records[0].made, version=version)
     index.write()
     return index.path
 

@@ -14,7 +14,7 @@ import pytest
 from bigtrain.data.sources.collection import ImageCollection
 from bigtrain.data.sources.image_files import open_collection
 from bigtrain.data.sources.opening import open_source
-from bigtrain.data.sources.pictures import PictureSet
+from bigtrain.data.sources.samples import SampleSet
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.errors import UserError
 from tests.data.conftest import numbered_png
@@ -150,7 +150,7 @@ def test_hidden_files_and_what_macos_packs_beside_each_are_no_images(
     assert names_of(found) == ["cat/a.png"]
 
 
-def names_of(found: PictureSet | ImageCollection) -> list[str]:
+def names_of(found: SampleSet | ImageCollection) -> list[str]:
     if isinstance(found, ImageCollection):
         return [found.name(number) for number in range(found.count)]
     return [name for split in found.splits.values() for name in split.members.names]

@@ -57,8 +57,8 @@ def test_pictures_are_turned_upright_as_exif_says(orientation: int, size: tuple[
 @pytest.mark.parametrize(("form", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
 def test_a_picture_that_is_right_already_is_kept_byte_for_byte(form: str, extension: str) -> None:
     data = encoded(gradient(16, 16), form)
-    assert convert(data, (16, 16), extension) == Member(extension, data, (16, 16), 3, mended=False)
-    assert convert(data, None, None) == Member(extension, data, (16, 16), 3, mended=False)
+    assert convert(data, (16, 16), extension) == Member(extension, data, (16, 16), 3, (16, 16), mended=False)
+    assert convert(data, None, None) == Member(extension, data, (16, 16), 3, (16, 16), mended=False)
 
 
 def test_only_what_must_change_is_encoded_anew() -> None:

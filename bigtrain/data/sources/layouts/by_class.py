@@ -1,28 +1,58 @@
-"""Folders and archives of SPLIT/CLASS/picture or CLASS/picture, and folders of pictures without classes."""
+"""Folders and archives of SPLIT/CLASS/picture or CLASS/picture, folders without classes, and folders of domains.
 
-from collections.abc import Mapping
+What is said of pictures is true of other files, and of the folders of clips, where these are asked for (`Choice`).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bigtrain.data.fields.label import UNLABELLED
+from bigtrain.data.sources.clips import ClipListing
 from bigtrain.data.sources.folder import Folder
 from bigtrain.data.sources.image_source import ImageSource, Tick
 from bigtrain.data.sources.opening import open_source
-from bigtrain.data.sources.pictures import PICTURE_EXTENSIONS, Listing, Names, Pictures, PictureSet
+from bigtrain.data.sources.samples import PICTURE_EXTENSIONS, Listing, Names, Samples, SampleSet
 from bigtrain.errors import UserError
 
 CLASS_FOLDERS = "SOURCE/CLASS/*.jpg or SOURCE/SPLIT/CLASS/*.jpg"
 _TOO_DEEP = 3
 SPLITS = frozenset({"train", "validation", "val", "test"})
 """Names of folders that are taken as splits where pictures have no classes."""
+_DOMAIN = re.compile(rf"({'|'.join(sorted(SPLITS))})[A-Z]")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which files are samples: those that end as `endings` say, but for those of further fields, `without`. clips: each folder
+    of such files is one sample."""
+
+    endings: tuple[str, ...] = PICTURE_EXTENSIONS
+    without: tuple[str, ...] = ()
+    clips: bool = False
+
+    def listing(self, source: ImageSource, tick: Tick) -> Listing | ClipListing:
+        found = list_files(source, tick, self.endings, self.without)
+        return ClipListing(found) if self.clips else found
+
+    @property
+    def missing(self) -> str:
+        """What a folder that has none lacks, for messages."""
+        noun = "folders of frames" if self.clips else "pictures" if self.endings == PICTURE_EXTENSIONS else "files"
+        return f"no {noun} here ({', '.join(self.endings)})"
+
+
+PICTURES = Choice()
 
 
 def no_tick(count: int) -> None:
     """For a listing without a progress bar."""
 
 
-def list_by_class(path: Path, tick: Tick = no_tick) -> PictureSet:
+def list_by_class(path: Path, tick: Tick = no_tick, choice: Choice = PICTURES) -> SampleSet:
     """The pictures of a folder, a tar or a zip. A folder around all of an archive is left away where it is one too many.
 
     Raises UserError for anything else.
@@ -32,18 +62,23 @@ def list_by_class(path: Path, tick: Tick = no_tick) -> PictureSet:
             f"{path}: there is no such folder; give a folder laid out as {CLASS_FOLDERS}, or the word digits"
         )
     source = open_source(path)
-    return by_class(path, list_pictures(source, tick), skip_top=not isinstance(source, Folder))
+    return by_class(path, choice.listing(source, tick), skip_top=not isinstance(source, Folder), choice=choice)
 
 
-def list_pictures(source: ImageSource, tick: Tick = no_tick) -> Listing:
-    listing = Listing([source])
+def list_files(
+    source: ImageSource,
+    tick: Tick = no_tick,
+    endings: tuple[str, ...] = PICTURE_EXTENSIONS,
+    without: tuple[str, ...] = (),
+) -> Listing:
+    listing = Listing([source], endings, without)
     for name, location in source.members():
         listing.add(name, location)
         tick(1)
     return listing
 
 
-def by_class(path: Path, listing: Listing, *, skip_top: bool) -> PictureSet:
+def by_class(path: Path, listing: Listing | ClipListing, *, skip_top: bool, choice: Choice = PICTURES) -> SampleSet:
     """Splits and classes as the names say; the split of CLASS/picture is `train`. Raises UserError for other names.
 
     skip_top: a folder that all names begin with is left away where they are one level too deep, as archives often have it.
@@ -59,16 +94,16 @@ def by_class(path: Path, listing: Listing, *, skip_top: bool) -> PictureSet:
         *split, label = folders[-2:] or [""]
         found[number, 0] = splits.setdefault(split[0] if split else "train", len(splits))
         found[number, 1] = classes.setdefault(label, len(classes))
-    _check_depths(path, first_at)
+    _check_depths(path, first_at, choice)
     ordered = sorted(classes)
     numbers = np.empty(len(classes), dtype=np.int32)
     numbers[[classes[name] for name in ordered]] = np.arange(len(classes))
-    pictures = Pictures(listing.members(), numbers[found[:, 1]])
+    pictures = Samples(listing.members(), numbers[found[:, 1]])
     by_split = {}
     for split_name in sorted(splits):
         of_split = np.flatnonzero(found[:, 0] == splits[split_name])
         by_split[split_name] = pictures.take(pictures.members.sorted_by_name(path, of_split))
-    return PictureSet(path, tuple(ordered), by_split, listing.left_out)
+    return SampleSet(path, tuple(ordered), by_split, listing.left_out)
 
 
 def _common_top(names: Names) -> int:
@@ -79,9 +114,9 @@ def _common_top(names: Names) -> int:
     return len(top) if all(name.startswith(top) for name in names) else 0
 
 
-def _check_depths(path: Path, first_at: Mapping[int, str]) -> None:
+def _check_depths(path: Path, first_at: Mapping[int, str], choice: Choice) -> None:
     if not first_at:
-        raise UserError(f"{path}: no pictures here ({', '.join(PICTURE_EXTENSIONS)}), laid out as {CLASS_FOLDERS}")
+        raise UserError(f"{path}: {choice.missing}, laid out as {CLASS_FOLDERS}")
     for depth, name in first_at.items():
         if depth not in (1, 2):
             where = "outside a class folder" if depth == 0 else "deeper than SPLIT/CLASS"
@@ -96,22 +131,44 @@ def _check_depths(path: Path, first_at: Mapping[int, str]) -> None:
         )
 
 
-def list_unlabelled(folder: Path) -> PictureSet:
+def list_unlabelled(folder: Path, tick: Tick = no_tick, choice: Choice = PICTURES) -> SampleSet:
     """Lists all pictures as one class. Folders that are called as splits are (SPLITS) are splits; else all is `train`."""
+    return _by_top_folder(folder, tick, choice, sorted(SPLITS))
+
+
+def is_domains(folder: Path) -> bool:
+    """Whether its folders are trainA, trainB and so on, as unpaired translation is handed out: two domains at least."""
+    if not folder.is_dir():
+        return False
+    names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return bool(names) and all(map(_DOMAIN.fullmatch, names)) and len({name[-1] for name in names}) > 1
+
+
+def list_domains(folder: Path, tick: Tick = no_tick, choice: Choice = PICTURES) -> SampleSet:
+    """Each folder is a split of its own, without classes. Raises UserError for one without pictures."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = _by_top_folder(folder, tick, choice, names)
+    if empty := [name for name in names if name not in found.splits]:
+        raise UserError(f"{folder / empty[0]}: {choice.missing}; fill this domain, or take the folder away")
+    return found
+
+
+def _by_top_folder(folder: Path, tick: Tick, choice: Choice, splits: Sequence[str]) -> SampleSet:
+    """Samples of one class; their splits are the folders that they lie in, if those are all of `splits`, else `train`."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give a folder of pictures")
-    listing = list_pictures(Folder(folder))
+    listing = choice.listing(Folder(folder), tick)
     count = len(listing.names)
     if not count:
-        raise UserError(f"{folder}: no pictures here ({', '.join(PICTURE_EXTENSIONS)})")
-    known = {split: number for number, split in enumerate(sorted(SPLITS))}
-    tops = np.fromiter((known.get(name.partition("/")[0], -1) for name in listing.names), np.int8, count)
-    pictures = Pictures(listing.members(), np.zeros(count, dtype=np.int32))
+        raise UserError(f"{folder}: {choice.missing}")
+    known = {split: number for number, split in enumerate(splits)}
+    tops = np.fromiter((known.get(name.partition("/")[0], -1) for name in listing.names), np.int32, count)
+    samples = Samples(listing.members(), np.zeros(count, dtype=np.int32))
     if tops.min() < 0:
         by_split = {"train": np.arange(count)}
     else:
         by_split = {split: np.flatnonzero(tops == number) for split, number in known.items() if number in tops}
-    splits = {
-        split: pictures.take(pictures.members.sorted_by_name(folder, numbers)) for split, numbers in by_split.items()
+    found = {
+        split: samples.take(samples.members.sorted_by_name(folder, numbers)) for split, numbers in by_split.items()
     }
-    return PictureSet(folder, (UNLABELLED,), splits, listing.left_out)
+    return SampleSet(folder, (UNLABELLED,), found, listing.left_out)

@@ -8,8 +8,8 @@ import numpy as np
 from bigtrain.data.sources.image_source import Tick
 from bigtrain.data.sources.layouts.class_names import named_classes
 from bigtrain.data.sources.layouts.raw_files import files_in, raw_pictures
-from bigtrain.data.sources.pictures import PictureSet
 from bigtrain.data.sources.raw_pixels import Records
+from bigtrain.data.sources.samples import SampleSet
 from bigtrain.errors import UserError
 
 _CIFAR_10 = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
@@ -27,7 +27,7 @@ def is_cifar(folder: Path) -> bool:
     return not names.isdisjoint(_CIFAR_10_FILES) or any(whole <= names for whole in wholes)
 
 
-def list_cifar(folder: Path, tick: Tick) -> PictureSet:
+def list_cifar(folder: Path, tick: Tick) -> SampleSet:
     """A record is a label (or a coarse and a fine one), then a picture's channels. Raises UserError."""
     names = {path.name for path in files_in(folder)}
     ten = not names.isdisjoint(_CIFAR_10_FILES)
@@ -51,7 +51,7 @@ def list_cifar(folder: Path, tick: Tick) -> PictureSet:
         labels = [_labels(path, records.record, len(classes)) for path in files]
         splits[split] = raw_pictures(files, labels, records)
         tick(len(splits[split]))
-    return PictureSet(folder, classes, splits, 0)
+    return SampleSet(folder, classes, splits, 0)
 
 
 def _labels(path: Path, record: int, classes: int) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 from bigtrain.data.sources.image_source import Tick
 from bigtrain.data.sources.layouts.class_names import named_classes
 from bigtrain.data.sources.layouts.raw_files import files_in, raw_pictures
-from bigtrain.data.sources.pictures import PictureSet
 from bigtrain.data.sources.raw_pixels import Records, content
+from bigtrain.data.sources.samples import SampleSet
 from bigtrain.errors import UserError
 
 _IMAGES = re.compile(r"(?P<split>.+)-images[-.]idx3-ubyte(\.gz)?")
@@ -21,7 +21,7 @@ def is_idx(folder: Path) -> bool:
     return bool(_image_files(folder))
 
 
-def list_idx(folder: Path, tick: Tick) -> PictureSet:
+def list_idx(folder: Path, tick: Tick) -> SampleSet:
     """Raises UserError for files whose headers, lengths and labels do not go together."""
     splits, most = {}, 0
     for split, images in _image_files(folder).items():
@@ -39,7 +39,7 @@ def list_idx(folder: Path, tick: Tick) -> PictureSet:
         splits[split] = raw_pictures([images], [labels], records)
         most = max(most, int(labels.max(initial=0)))
         tick(count)
-    return PictureSet(folder, named_classes([folder / "classes.txt"], most + 1), splits, 0)
+    return SampleSet(folder, named_classes([folder / "classes.txt"], most + 1), splits, 0)
 
 
 def _image_files(folder: Path) -> dict[str, Path]:

@@ -21,9 +21,9 @@ import numpy as np
 
 from bigtrain.data.sources.folder import Folder
 from bigtrain.data.sources.image_source import Tick
-from bigtrain.data.sources.layouts.by_class import list_pictures
+from bigtrain.data.sources.layouts.by_class import list_files
 from bigtrain.data.sources.layouts.class_names import read_text
-from bigtrain.data.sources.pictures import Listing, Pictures, PictureSet
+from bigtrain.data.sources.samples import Listing, Samples, SampleSet
 from bigtrain.data.sources.tar import Tar
 from bigtrain.errors import UserError
 
@@ -53,12 +53,12 @@ def is_imagenet(source: Path) -> bool:
 class _Part:
     """A split's pictures. Their labels are numbers of `wnids`; left_out: files that are no pictures by their extension."""
 
-    pictures: Pictures
+    pictures: Samples
     wnids: list[str]
     left_out: int
 
 
-def list_imagenet(source: Path, tick: Tick) -> PictureSet:
+def list_imagenet(source: Path, tick: Tick) -> SampleSet:
     """Its train and val splits, whichever are there. Raises UserError, which says what is missing."""
     folder = source.parent if source.is_file() else source
     found: dict[str, _Part] = {}
@@ -78,7 +78,7 @@ def list_imagenet(source: Path, tick: Tick) -> PictureSet:
         labelled = replace(part.pictures, labels=of_wnids[part.pictures.labels])
         splits[split] = labelled.take(labelled.members.sorted_by_name(source))
     classes = tuple(f"{wnid} {words[wnid]}" if wnid in words else wnid for wnid in wnids)
-    return PictureSet(source, classes, splits, sum(part.left_out for part in found.values()))
+    return SampleSet(source, classes, splits, sum(part.left_out for part in found.values()))
 
 
 def _find(folder: Path, name: str) -> Path | None:
@@ -108,9 +108,9 @@ def _list_val(folder: Path, tick: Tick) -> _Part | None:
     if where is None:
         return None
     if archive is not None:
-        listing = list_pictures(Tar(archive), tick)
+        listing = list_files(Tar(archive), tick)
     elif any(_VAL_NAME.fullmatch(path.name) for path in where.iterdir()):
-        listing = list_pictures(Folder(where), tick)
+        listing = list_files(Folder(where), tick)
     else:
         return _list_class_folders(where, tick)
     truth = _true_classes(folder)
@@ -147,7 +147,7 @@ def _labelled(listing: Listing, wnid_of: Callable[[str], str | None]) -> _Part:
         if wnid is None:
             raise UserError(f"{members.shown(number)}: the list of true classes does not have it; remove the picture")
         labels[number] = numbers.setdefault(wnid, len(numbers))
-    return _Part(Pictures(members, labels), list(numbers), listing.left_out)
+    return _Part(Samples(members, labels), list(numbers), listing.left_out)
 
 
 def _true_classes(folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from bigtrain.data.sources.database import Database
 from bigtrain.data.sources.image_source import Tick
-from bigtrain.data.sources.pictures import ANY_EXTENSION, Listing, Pictures, PictureSet
+from bigtrain.data.sources.samples import ANY_EXTENSION, Listing, Samples, SampleSet
 from bigtrain.errors import UserError
 
 _NAME = re.compile(r"(?P<label>.+?)(_(?P<split>train|val|test))?(_lmdb)?")
@@ -17,7 +17,7 @@ def is_lsun(where: Path) -> bool:
     return bool(_databases(where))
 
 
-def list_lsun(where: Path, tick: Tick) -> PictureSet:
+def list_lsun(where: Path, tick: Tick) -> SampleSet:
     """Databases named CLASS_SPLIT_lmdb, whose values are picture files."""
     found: dict[str, list[tuple[str, Path]]] = {}
     for path in _databases(where):
@@ -26,10 +26,10 @@ def list_lsun(where: Path, tick: Tick) -> PictureSet:
         found.setdefault(match["split"] or "train", []).append((match["label"], path))
     classes = tuple(sorted({label for pairs in found.values() for label, _ in pairs}))
     splits = {split: _split(pairs, classes, tick) for split, pairs in sorted(found.items())}
-    return PictureSet(where, classes, splits, 0)
+    return SampleSet(where, classes, splits, 0)
 
 
-def _split(pairs: list[tuple[str, Path]], classes: tuple[str, ...], tick: Tick) -> Pictures:
+def _split(pairs: list[tuple[str, Path]], classes: tuple[str, ...], tick: Tick) -> Samples:
     """The pictures of the databases of (class, path)."""
     sources = [Database(path) for _, path in pairs]
     listing = Listing(sources, ANY_EXTENSION)
@@ -41,7 +41,7 @@ def _split(pairs: list[tuple[str, Path]], classes: tuple[str, ...], tick: Tick) 
         raise UserError(f"{pairs[0][1]}: the database is empty; download it again")
     members = listing.members()
     of_source = np.array([classes.index(label) for label, _ in pairs], dtype=np.int32)
-    return Pictures(members, of_source[members.locations[:, 0]])
+    return Samples(members, of_source[members.locations[:, 0]])
 
 
 def _databases(where: Path) -> list[Path]:

@@ -8,7 +8,7 @@ import pytest
 from scipy.io import savemat
 
 from bigtrain.data.index import Index
-from bigtrain.data.sources.pictures import PictureSet
+from bigtrain.data.sources.samples import SampleSet
 from bigtrain.errors import UserError
 from tests.data.conftest import numbered_png
 from tests.data.sets import listed, read, shard, tarred
@@ -50,7 +50,7 @@ NAMED = tuple(f"{wnid} {words}" for wnid, words in zip(WNIDS, WORDS, strict=True
 TRAIN = [(f"{wnid}/{wnid}_{n}.JPEG", number, 2 * number + n) for number, wnid in enumerate(WNIDS) for n in (0, 1)]
 
 
-def check_imagenet(source: PictureSet, classes: Sequence[str], val: Sequence[int]) -> None:
+def check_imagenet(source: SampleSet, classes: Sequence[str], val: Sequence[int]) -> None:
     assert source.classes == tuple(classes)
     found = read(source)
     assert found["train"] == [(name, label, numbered_png(number)) for name, label, number in TRAIN]

@@ -1,0 +1,126 @@
+"""The samples of one shard: each field encoded, and what they turned out to be."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bigtrain.data.decode import Undecodable
+from bigtrain.data.sources.samples import Column, Samples
+from bigtrain.data.write.encoders.encoder import Encoded, Encoder, Facts
+from bigtrain.data.write.parallel import Progress
+from bigtrain.errors import UserError
+
+Add = Callable[[int, Mapping[str, bytes]], None]
+"""Called with the number of a sample and its members by extension."""
+
+
+class Found:
+    """What the samples so far turned out to be, by field."""
+
+    def __init__(self, encoders: Mapping[str, Encoder], first: Mapping[str, Facts]) -> None:
+        """first: what they must agree with."""
+        self._encoders = encoders
+        self._facts: dict[str, Facts] = dict(first)
+        self._extensions: dict[str, set[str]] = {name: set() for name in encoders}
+
+    def add(self, name: str, encoded: Encoded) -> None:
+        """Raises Undecodable if the field does not agree with that of other samples."""
+        facts = self._facts.get(name)
+        if facts != encoded.facts:
+            self._facts[name] = encoded.facts if facts is None else self._encoders[name].merged(facts, encoded.facts)
+        self._extensions[name].update(encoded.members)
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Each field as an index of these samples alone would describe it."""
+        return {
+            name: encoder.described(self._facts[name], self._extensions[name])
+            for name, encoder in self._encoders.items()
+        }
+
+
+def merged(encoder: Encoder, one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a field of samples of which some are `one` and some `other`. Raises Undecodable."""
+    facts = [{key: value for key, value in each.items() if key not in ("kind", "members")} for each in (one, other)]
+    return encoder.described(encoder.merged(*facts), {*one["members"], *other["members"]})
+
+
+def encode_samples(
+    samples: Samples, encoders: Mapping[str, Encoder], first: Mapping[str, Facts], add: Add, progress: Progress
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(what the samples turned out to be, by field; files that were damaged, but could be read). Raises UserError, which names
+    the file.
+
+    first: facts that those of the samples must agree with, by field.
+    """
+    found, mended = Found(encoders, first), []
+    columns = columns_of(samples, encoders)
+    with contextlib.ExitStack() as stack:
+        for column in columns.values():
+            stack.callback(column.close)
+        for number in range(len(samples)):
+            members: dict[str, bytes] = {}
+            wholes: dict[str, tuple[int, int]] = {}
+            for name, encoder in encoders.items():
+                encoded = encode(encoder, columns[name], number, found)
+                members |= encoded.members
+                if encoded.mended:
+                    mended.append(columns[name].shown(number))
+                if encoded.whole is not None:
+                    wholes[name] = encoded.whole
+            if len(wholes) > 1:
+                check_sizes(encoders, wholes, {name: columns[name].shown(number) for name in wholes})
+            add(number, members)
+            progress(1)
+    return found.to_json(), tuple(mended)
+
+
+def columns_of(samples: Samples, encoders: Mapping[str, Encoder]) -> dict[str, Column]:
+    """By field: the first one is that of `members`."""
+    return {name: samples.beside.get(name, samples.members) for name in encoders}
+
+
+def encode(encoder: Encoder, column: Column, number: int, found: Found | None = None) -> Encoded:
+    """One field of one sample, added to what was found. Raises UserError, which names the file."""
+    try:
+        encoded = encoder.encode(column.contents(number))
+        if found is not None:
+            found.add(encoder.name, encoded)
+        return encoded
+    except OSError as error:
+        raise UserError(
+            f"{column.shown(number)}: the {encoder.noun} cannot be read: {error.strerror or error}"
+        ) from None
+    except Undecodable as error:
+        raise UserError(
+            f"{column.shown(number)}: the {encoder.noun} is broken: {error}; replace it or remove it, and run again"
+        ) from None
+
+
+def check_sizes(
+    encoders: Mapping[str, Encoder], wholes: Mapping[str, tuple[int, int]], shown: Mapping[str, str]
+) -> None:
+    """Raises UserError unless the pictures of a sample differ in size by the fields' factors. wholes: (height, width) by field;
+    shown: where each picture is."""
+    (largest, *others) = sorted(wholes, key=lambda name: encoders[name].factor)
+    for name in others:
+        (tall, wide), (height, width) = wholes[largest], wholes[name]
+        factors = encoders[name].factor, encoders[largest].factor
+        if (tall * factors[1], wide * factors[1]) == (height * factors[0], width * factors[0]):
+            continue
+        raise UserError(
+            f"{shown[name]}: is {height} x {width} beside {tall} x {wide} of {shown[largest]}, but {name} is to be "
+            f"{_as_factor(factors[0])} {largest}; {_remedy(name, largest, wholes)}"
+        )
+
+
+def _as_factor(factor: int) -> str:
+    return "as large as" if factor == 1 else f"{factor} times smaller than"
+
+
+def _remedy(name: str, other: str, wholes: Mapping[str, tuple[int, int]]) -> str:
+    for small, large in ((name, other), (other, name)):
+        (height, width), (tall, wide) = wholes[small], wholes[large]
+        factor = tall // height
+        if factor > 1 and (tall, wide) == (height * factor, width * factor):
+            return f"say --factor {small}={factor} if all pairs are so"
+    return "mend or remove this pair"
