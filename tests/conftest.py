@@ -5,7 +5,12 @@ import pytest
 import torch
 
 import tests.toy  # noqa: F401  (registers the toy family)
-from tests.family_costs import pytest_addoption, pytest_itemcollected, pytest_terminal_summary  # noqa: F401  (hooks)
+from tests.family_costs import (  # noqa: F401  (hooks)
+    pytest_addoption,
+    pytest_configure,
+    pytest_itemcollected,
+    pytest_terminal_summary,
+)
 
 
 @pytest.fixture(scope="session")

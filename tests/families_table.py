@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-STEPS = 12
+STEPS = 6
 """Steps of a whole run of the promise tests."""
 TOKENIZER = "TOKENIZER"
 """Stands for the run of a small tokenizer of the digits; a recipe that names it trains on the tokenizer's codes."""
@@ -34,7 +34,7 @@ class Case:
 
 CASES: Mapping[str, Case] = {
     "toy": Case(
-        {"kind": "toy", "optimizer": _ADAM}, {"critic": 24, "maker": 6}, kills=10, unsharded={"penalty": 0.0}
+        {"kind": "toy", "optimizer": _ADAM}, {"critic": 12, "maker": 3}, kills=10, unsharded={"penalty": 0.0}
     ),
     "gan": Case(
         {
@@ -45,7 +45,7 @@ CASES: Mapping[str, Case] = {
             "generator_optimizer": _ADAM,
             "discriminator_optimizer": _ADAM,
         },
-        {"discriminator": 24, "generator": 12},
+        {"discriminator": 12, "generator": 6},
         kills=10,
         unsharded={"orthogonal_regularisation": 0.0},
     ),
@@ -58,7 +58,7 @@ CASES: Mapping[str, Case] = {
             },
             "optimizer": _ADAM,
         },
-        {"autoencoder": 12},
+        {"autoencoder": 6},
         frozenset({"reconstruct", "encode"}),
         kills=3,
     ),
@@ -69,7 +69,7 @@ CASES: Mapping[str, Case] = {
             "network": {"channels": 8, "layers": 2, "mixtures": 2, "attention_every": 2, "attention_heads": 2},
             "optimizer": _ADAM,
         },
-        {"pixelcnn": 12},
+        {"pixelcnn": 6},
         frozenset({"sample", "by_class", "likelihood"}),
     ),
     "diffusion": Case(
@@ -86,9 +86,9 @@ CASES: Mapping[str, Case] = {
             "label_dropout": 0.2,
             "optimizer": _ADAM,
         },
-        {"unet": 12},
+        {"unet": 6},
         frozenset({"sample", "by_class", "likelihood"}),
-        drawing=("family.sampling.steps=5",),
+        drawing=("family.sampling.steps=2",),
     ),
     "code_prior": Case(
         {
@@ -99,7 +99,7 @@ CASES: Mapping[str, Case] = {
             "network": {"channels": 8, "layers": 2, "condition_channels": 8, "condition_layers": 1, "output_layers": 1},
             "optimizer": _ADAM,
         },
-        {"pixelcnn": 12},
+        {"pixelcnn": 6},
         frozenset({"sample", "by_class", "likelihood"}),
     ),
 }  # fmt: skip

@@ -1,11 +1,13 @@
 """pytest --family-costs: what each family of tests/families_table.py adds to a test run, in seconds.
 
-Its tests, and its runs in the launches of tests/promises, each once; without the starts of those launches, which all share.
+Its tests, and its runs in the launches of tests/promises, each once; without what all share: the fixtures of the session, and
+the starts of those launches.
 Seconds of a busy machine are longer: `cpu` says what the main ranks of its runs have computed.
 """
 
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -13,7 +15,7 @@ from tests.families_table import CASES
 
 FAMILY, RUN, WAITED = "family", "run", "waited_s"
 """Properties of a test: the family that it is about; a run that it reads, as (name, seconds, CPU seconds); how long it waited
-for runs."""
+for runs and for the fixtures of the session."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,6 +25,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     item.user_properties += [(FAMILY, value) for value in parameters if isinstance(value, str) and value in CASES]
+
+
+class SessionFixtures:
+    """Tells the test that is the first to need a fixture of the session how long it waited for it."""
+
+    properties: list[tuple[str, object]]
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self.properties = item.user_properties
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
+        begin = time.monotonic()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope == "session":
+                self.properties.append((WAITED, time.monotonic() - begin))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A plugin, because a conftest.py hears nothing of the session's fixtures."""
+    config.pluginmanager.register(SessionFixtures())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -4,6 +4,7 @@ Started as `python tests/fork_server.py` by the first `start` of a test process,
 a request, each line of its output the answer:
 
     {"argv": [SCRIPT, ...], "environment": {...}, "stdout": PATH, "stderr": PATH} -> {"pid": N}
+    {} -> {}, which says that all is imported
     {"pid": N} -> {"code": C}, where C is null while the process runs and -S where signal S ended it
 
 It must have one thread only when it forks, so it computes nothing itself.
@@ -87,6 +88,11 @@ def _server(process: int) -> _Server:
     return _Server(dict(os.environ) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 
+def make_ready() -> None:
+    """Returns once a start costs only a fork."""
+    _server(os.getpid()).ask()
+
+
 def start(argv: Sequence[str | Path], environment: Mapping[str, str], stdout: Path, stderr: Path) -> Child:
     """A process as `python SCRIPT ...` makes one, but for what its environment tells modules that are imported already."""
     server = _server(os.getpid())
@@ -119,6 +125,8 @@ def serve() -> None:
         request = json.loads(line)
         if "argv" in request:
             answer: dict[str, Any] = {"pid": fork(**request)}
+        elif not request:
+            answer = {}
         else:
             pid, status = os.waitpid(request["pid"], os.WNOHANG)
             answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}

@@ -22,21 +22,21 @@ LATENT = 4
 
 
 class Maker(nn.Module):
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, channels: int) -> None:
         super().__init__()
         self.classes = nn.Embedding(classes, LATENT)
-        self.linear = nn.Linear(LATENT, 3 * 4 * 4)
-        self.norm = SyncedBatchNorm(3)
+        self.linear = nn.Linear(LATENT, channels * 4 * 4)
+        self.norm = SyncedBatchNorm(channels)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        h = self.linear(z + self.classes(labels)).unflatten(1, (3, 4, 4))
+        h = self.linear(z + self.classes(labels)).unflatten(1, (-1, 4, 4))
         return torch.tanh(F.interpolate(self.norm(h), scale_factor=4))
 
 
 class Critic(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.hidden = SNLinear(3 * 8 * 8, 8)
+        self.hidden = SNLinear(channels * 8 * 8, 8)
         self.out = nn.Linear(8, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class Toy(Family, kind="toy"):
     def __init__(self, options: ToyOptions, spec: DataSpec) -> None:
         self.options, self.spec, self.sampling = options, spec, options.sampling
         self.components = {
-            "maker": Component(lambda: Maker(len(spec.classes)), options.optimizer, averaged=True),
-            "critic": Component(Critic, options.optimizer),
+            "maker": Component(lambda: Maker(len(spec.classes), spec.channels), options.optimizer, averaged=True),
+            "critic": Component(lambda: Critic(spec.channels), options.optimizer),
         }
         self.phases = [
             Phase("critic", "critic", self.critic_loss, repeats=2),

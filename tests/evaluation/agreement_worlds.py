@@ -17,7 +17,7 @@ from bigtrain.evaluation.metrics.moments import Moments
 from bigtrain.features.opening import open_network
 
 CPU = torch.device("cpu")
-BATCH = 20
+BATCH = 4
 
 
 def write_pictures(folder: Path, count: int, side: int, seed: int) -> Path:

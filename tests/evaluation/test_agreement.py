@@ -35,18 +35,17 @@ def test_a_small_networks_fid_is_clean_fids(tmp_path, mode):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_inceptions_fid_is_clean_fids_and_torch_fidelitys_on_one_two_and_three_ranks(tmp_path):
+def test_inceptions_fid_is_clean_fids_and_torch_fidelitys_on_one_rank_and_on_three(tmp_path):
     import torch_fidelity
 
-    real, fake = write_pictures(tmp_path / "real", 67, 32, 0), write_pictures(tmp_path / "fake", 61, 32, 1)
+    real, fake = write_pictures(tmp_path / "real", 23, 32, 0), write_pictures(tmp_path / "fake", 25, 32, 1)
     path = str(tmp_path / "random.pth")
     save_random_inception(tmp_path / "random.pth")
 
     reference = moments_of(str(real), "clean", path)
     alone = distance(moments_of(str(fake), "clean", path), reference)
-    for size in (2, 3):
-        together = moments_in_a_world(size, fake, "clean", path, tmp_path / f"{size}.safetensors")
-        assert distance(together, reference) == pytest.approx(alone, rel=1e-6)
+    together = moments_in_a_world(3, fake, "clean", path, tmp_path / "3.safetensors")
+    assert distance(together, reference) == pytest.approx(alone, rel=1e-6)
 
     from bigtrain.features.inception import InceptionFeatures
 

@@ -13,15 +13,15 @@ from tests.fork_server import Child
 from tests.promises.comparing import assert_same_bits
 from tests.runs_of import FAMILIES, half_written, logged, start_training, write_recipe
 
-STEPS_A_KILL = 6
-"""Steps of the run for each kill: it has a new checkpoint after two of them, and may have another before it is killed."""
+STEPS_A_KILL = 3
+"""Steps of the run for each kill: it has a new checkpoint after one of them, and may have another before it is killed."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name, case in CASES.items() if case.kills])
-def test_sigkill_at_any_moment_changes_no_bit(family: str, tmp_path: Path) -> None:
+def test_sigkill_at_any_moment_changes_no_bit(family: str, tmp_path: Path, forks: None) -> None:
     kills = CASES[family].kills
-    intervals = {"steps": STEPS_A_KILL * (kills + 1), "log_every": 3, "save_every": 2}
+    intervals = {"steps": STEPS_A_KILL * (kills + 1), "log_every": 2, "save_every": 1}
     whole, parts = (write_recipe(tmp_path / name, FAMILIES[family], **intervals) for name in ("whole", "parts"))
     run = tmp_path / "parts" / "run"
     begin = time.monotonic()

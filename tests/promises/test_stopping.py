@@ -9,6 +9,10 @@ from tests.promises.comparing import assert_same_bits
 from tests.promises.matrix import DAMAGED, RESUMED, WHOLE
 
 families = pytest.mark.parametrize("family", CASES)
+toy_quickly = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name != "toy")) for name in CASES]
+)
+"""No family has a part in finding the damage; and what it carries through a checkpoint, the test before shows of all."""
 
 
 @pytest.mark.needs(WHOLE, RESUMED)
@@ -19,7 +23,7 @@ def test_stopping_and_going_on_in_another_process_changes_no_bit(family: str, ru
 
 
 @pytest.mark.needs(WHOLE, DAMAGED)
-@families
+@toy_quickly
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_is_used(family: str, runs: list[Path]) -> None:
     whole, damaged = runs
     newest = max((damaged / "run" / "checkpoints").glob("step_*"))
