@@ -84,12 +84,12 @@ def pretended_gpu() -> Iterator[Waits]:
         mock.patch.object(trainer, "to_device", moved),
         mock.patch.object(Tensor, "pin_memory", lambda tensor, device=None: waits.pin(tensor)),
         mock.patch.object(torch.cuda, "default_generators", (torch.default_generator,)),
-        mock.patch.object(torch.cuda, "init", lambda: None),
-        mock.patch.object(torch.cuda, "synchronize", lambda device=None: waits.found.append("synchronize")),
-        mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
-        mock.patch.object(torch.cuda, "get_device_name", lambda device=None: "no GPU"),
-        mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_: True),
-        mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+        mock.patch.object(torch.cuda, "init"),
+        mock.patch.object(torch.cuda, "synchronize", side_effect=lambda *_: waits.found.append("synchronize")),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),
+        mock.patch.object(torch.cuda, "get_device_name", return_value="no GPU"),
+        mock.patch.object(torch.cuda, "is_bf16_supported", return_value=True),
+        mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", return_value=False),
     )
     with ExitStack() as stack:
         for patch in patches:

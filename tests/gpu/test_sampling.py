@@ -1,6 +1,5 @@
 """Sampling on a GPU: the CPU's samples, without a wait between the first kernel and the last."""
 
-
 import pytest
 import torch
 
