@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import tests.toy  # noqa: F401  (registers the toy family)
+import tests.field_reader
+import tests.toy  # noqa: F401  (registers the families of the tests)
 from tests.family_costs import (  # noqa: F401  (hooks)
     pytest_addoption,
     pytest_configure,

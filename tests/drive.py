@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import tests.field_reader
 import tests.toy  # noqa: F401  (registers the family)
 from bigtrain.cli import run_cli
 from launch.train import main

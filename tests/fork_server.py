@@ -110,7 +110,7 @@ HEAVY = ("accelerate", "diffusers.pipelines", "sklearn.datasets", "sympy", "torc
 def import_everything() -> None:
     sys.path.insert(0, str(ROOT))
     scripts = [f"launch.{path.stem}" for path in (ROOT / "launch").glob("*.py")]
-    for name in (*HEAVY, *scripts, "tests.toy"):
+    for name in (*HEAVY, *scripts, "tests.toy", "tests.field_reader"):
         importlib.import_module(name)
     from bigtrain.families.family import family_kinds, find_family
 

@@ -33,6 +33,7 @@ from torch.utils import tensorboard  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import tests.field_reader
 import tests.toy  # noqa: F401  (registers the family)
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import follow_launcher, join_world

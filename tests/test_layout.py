@@ -36,7 +36,8 @@ SHARED_WORDS = {
 }  # fmt: skip
 """Words of one family that mean the same in general: of codes, which are a kind of data, and then of any training."""
 HOMONYMS = {
-    "discriminator", "generator", "init", "interpolate", "kernel", "multipliers", "output", "process", "sampler", "statistics", "variance",
+    "discriminator", "generator", "init", "interpolate", "kernel", "multipliers", "output", "process",
+    "sampler", "statistics", "variance",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""
 FOREIGN_NAMES = ("DiffusionPipeline", "PredictionString", "capture_output")

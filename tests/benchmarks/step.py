@@ -66,8 +66,8 @@ def train(recipe: Recipe, device: torch.device, folder: Path, turns: Turns) -> N
 
 def bare(recipe: Recipe, device: torch.device) -> Iterator[None]:
     index = find_index("digits", "train", recipe.data.image_size)
-    reader = Reader(index, recipe.data.image_size)
-    images = torch.from_numpy(np.stack([reader.image(number) for number in range(index.samples)])).to(device)
+    samples, _ = Reader(index).read(np.arange(index.samples))
+    images = torch.from_numpy(samples["image"]).to(device)
     labels = torch.from_numpy(index.labels).to(device)
     family = find_family("gan")(recipe.family, DataSpec.from_json(describe(index)))
     g, d, average = (build_network(family, name, 0).to(device) for name in ("generator", "discriminator", "generator"))

@@ -56,11 +56,13 @@ def test_an_export_draws_the_same_images_as_its_run(trained: Path, exported: Pat
     for source, name in ((trained, "run.npz"), (exported, "export.npz")):
         run(LAUNCH / "sample.py", source, "--npz", tmp_path / name, "--out", tmp_path / "pictures", *flags)
     ours, theirs = np.load(tmp_path / "run.npz"), np.load(tmp_path / "export.npz")
-    assert ours["arr_0"].shape == (20, 16, 16, 3)
+    assert ours["arr_0"].shape == (20, 16, 16, 1)
     assert ours["arr_0"].dtype == np.uint8
     assert ours["arr_1"].tolist() == [label for label in range(10) for _ in range(2)]
     np.testing.assert_array_equal(ours["arr_0"], theirs["arr_0"])
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "pictures" / "000007.png")), ours["arr_0"][7])
+    picture = Image.open(tmp_path / "pictures" / "000007.png")
+    assert picture.mode == "L"
+    np.testing.assert_array_equal(np.asarray(picture), ours["arr_0"][7, :, :, 0])
 
 
 def test_plain_diffusers_loads_an_export_and_draws_the_same(trained: Path, exported: Path, tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_plain_diffusers_loads_an_export_and_draws_the_same(trained: Path, expor
         "numpy.save(sys.argv[2], numpy.stack([numpy.asarray(image) for image in images]))\n"
     )
     run(script, exported, tmp_path / "theirs.npy", HF_HOME=str(tmp_path / "hub"))
-    np.testing.assert_array_equal(np.load(tmp_path / "theirs.npy"), np.load(tmp_path / "run.npz")["arr_0"])
+    np.testing.assert_array_equal(np.load(tmp_path / "theirs.npy"), np.load(tmp_path / "run.npz")["arr_0"][..., 0])
 
 
 def test_raw_and_averaged_weights_differ(trained: Path, tmp_path: Path) -> None:
@@ -283,7 +285,8 @@ def test_a_models_own_data_is_asked_for(trained: Path, tmp_path: Path) -> None:
 
     index = Path(digits_index("train", (16, 16)))
     content = json.loads(index.read_text())
-    content["classes"] = [f"digit {name}" for name in content["classes"]]
+    label = content["fields"]["label"]
+    label["classes"] = [f"digit {name}" for name in label["classes"]]
     (tmp_path / "train.json").write_text(json.dumps(content))
     for shard in index.parent.glob("train-*.tar"):
         (tmp_path / shard.name).symlink_to(shard)

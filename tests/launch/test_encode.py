@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from bigtrain.cli import run_cli
 from bigtrain.data.digits import digits_index
+from bigtrain.data.fields.field import Geometry
+from bigtrain.data.fields.pictures import TRANSFORM
 from bigtrain.data.index import Index
-from bigtrain.data.read.batch import TRANSFORM
-from bigtrain.data.read.reader import CodeReader, Reader
+from bigtrain.data.read.reader import Reader
 from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
 from bigtrain.families.family import (
@@ -127,14 +128,16 @@ def test_the_digits_become_codes_in_both_splits(tokenizer: Path, encoded: tuple)
         assert codes.codes.tokenizer == model.fingerprint
         assert codes.codes.levels == {"codes": {"codebook_size": 300, "grid": [4, 4]}}
         assert (codes.codes.flip_variants, codes.codes.transform) == (2, TRANSFORM)
-        assert codes.codes.images == {"path": str(images.path), "fingerprint": images.fingerprint}
+        assert codes.codes.images == {"path": str(images.path), "fingerprint": images.fingerprint, "channels": 1}
         assert [shard.name for shard in codes.shards] == [shard.name for shard in images.shards]
         assert codes.labels.tolist() == images.labels.tolist()
         for number in (0, images.samples - 1):
-            picture = torch.tensor(Reader(images, 16).image(number)).permute(2, 0, 1)[None] / 127.5 - 1
+            pixels = torch.from_numpy(Reader(images).read(np.array([number]))[0]["image"])
+            picture = pixels.permute(0, 3, 1, 2) / 127.5 - 1
             with torch.no_grad():
                 wanted = model.family.encode(model.weights, torch.cat([picture, picture.flip(3)]))["codes"]
-            np.testing.assert_array_equal(CodeReader(codes).codes(number)["codes"], wanted)
+            both, _ = Reader(codes, ["codes"]).read(np.full(2, number), Geometry(np.array([False, True])))
+            np.testing.assert_array_equal(both["codes"], wanted)
     assert "1497/1497" in result.stderr
     assert "images/s" in result.stderr
     assert "validation.json: codes of 300 images; level codes: " in result.stderr

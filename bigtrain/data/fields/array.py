@@ -11,10 +11,12 @@ import numpy as np
 
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.field import Field, Geometry
+from bigtrain.data.fields.painting import path_tile, text_tile
 from bigtrain.data.npy import read_npy_header
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import Tensor
 
 _NUMBERS = "fiu"
@@ -66,6 +68,14 @@ class ArrayField(Field):
         out[: len(values)] = values
         out[len(values) :] = np.nan
 
+    def tiles(self, values: Sequence[np.ndarray]) -> list[Image]:
+        """Points and paths in the plane are drawn within common bounds; other arrays are the first of their numbers."""
+        if not _is_path(self.shape):
+            return super().tiles(values)
+        every = np.concatenate([value.reshape(-1, 2) for value in values])
+        low, high = np.nanmin(every, axis=0), np.nanmax(every, axis=0)
+        return [path_tile(value.reshape(-1, 2), low, high) for value in values]
+
     @property
     def tensors(self) -> Mapping[str, tuple[int, ...]]:
         return {self.name: self.shape} | ({f"{self.name}_mask": self.shape[:1]} if self.varies else {})
@@ -79,6 +89,10 @@ class ArrayField(Field):
         missing = sent.isnan()
         filled = sent.masked_fill(missing, 0).to(torch.get_default_dtype())
         return {self.name: filled, f"{self.name}_mask": ~missing.flatten(2).any(2) if missing.ndim > 2 else ~missing}
+
+
+def _is_path(shape: tuple[int, ...]) -> bool:
+    return shape == (2,) or (len(shape) == 2 and shape[1] == 2)
 
 
 def numbers_of(data: bytes, member: str) -> np.ndarray:
@@ -132,6 +146,11 @@ class AttributesField(Field):
                 f"its {self.members[0]} holds {values.shape}, not one number for each of {self.shape[0]} names"
             )
         out[:] = values
+
+    def tiles(self, values: Sequence[np.ndarray]) -> list[Image]:
+        """The names of the attributes that are above 0."""
+        named = [[name for name, on in zip(self.names, value > 0, strict=True) if on] for value in values]
+        return [text_tile(" ".join(names)) for names in named]
 
     def _of_json(self, data: bytes) -> np.ndarray:
         try:

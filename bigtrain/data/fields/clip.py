@@ -10,6 +10,7 @@ import numpy as np
 
 from bigtrain.data.decode import Undecodable, as_image, check_pixels, decode, with_channels
 from bigtrain.data.fields.field import Geometry
+from bigtrain.data.fields.painting import picture_tile
 from bigtrain.data.fields.pictures import PicturedField, to_images
 from bigtrain.data.npy import read_npy_header
 from bigtrain.data.resize import centre, read_resized
@@ -17,6 +18,7 @@ from bigtrain.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import Tensor
 
 
@@ -122,6 +124,13 @@ class ClipField(PicturedField):
         for number in range(length):
             self._frame(contents, number)
 
+    def for_show(self) -> ClipField:
+        return replace(self, window=min(4, self.shortest))
+
+    def tiles(self, values: Sequence[np.ndarray]) -> list[Image]:
+        """The frames of each clip, two by two."""
+        return [picture_tile(_two_by_two(frames)) for frames in values]
+
     @property
     def tensors(self) -> Mapping[str, tuple[int, ...]]:
         return {self.name: (self.frames, self.channels, *self.sized)}
@@ -130,6 +139,13 @@ class ClipField(PicturedField):
         count, frames = values.shape[:2]
         images = to_images(values.flatten(0, 1), flips.repeat_interleave(frames), device)
         return {self.name: images.view(count, frames, *images.shape[1:])}
+
+
+def _two_by_two(frames: np.ndarray) -> np.ndarray:
+    """uint8 [at most 4, H, W, C] to one picture."""
+    missing = np.full((4 - len(frames), *frames.shape[1:]), 255, np.uint8)
+    four = np.concatenate([frames, missing])
+    return np.concatenate([np.concatenate(list(four[:2]), axis=1), np.concatenate(list(four[2:]), axis=1)])
 
 
 def clip_frames(data: bytes, member: str) -> np.ndarray:

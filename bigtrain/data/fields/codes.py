@@ -11,11 +11,13 @@ import numpy as np
 
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.field import Field, Geometry
+from bigtrain.data.fields.painting import number_tile
 from bigtrain.data.npy import npy_header, read_npy_header
 from bigtrain.data.resize import Resize
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import Tensor
 
 CODES_DTYPE = np.dtype("<u2")
@@ -83,6 +85,9 @@ class CodesField(Field):
     def deliver(self, decoded: np.ndarray, geometry: Geometry) -> np.ndarray:
         """int32 [n, h, w]: the codes of the mirrored image where the sample is mirrored."""
         return decoded[np.arange(len(decoded)), geometry.flips.astype(np.int64)].astype(np.int32)
+
+    def tiles(self, values: Sequence[np.ndarray]) -> list[Image]:
+        return [number_tile(codes[0].astype(np.int64) + 1) for codes in values]
 
     @property
     def tensors(self) -> Mapping[str, tuple[int, ...]]:

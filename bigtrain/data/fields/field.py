@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from bigtrain.data.decode import Undecodable
+from bigtrain.data.fields.painting import text_tile
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import Tensor
 
 Failures = dict[int, str]
@@ -146,6 +148,16 @@ class Field(ABC):
     def check(self, contents: Sequence[bytes]) -> None:
         """Raises Undecodable unless the members hold what the index says: for `launch/shard.py --verify`."""
         self.decode(contents, np.empty(self.shape, self.dtype), Geometry.plain(1), 0)
+
+    # -- for people -------------------------------------------------------------------------------------------------
+
+    def for_show(self) -> Field:
+        """The field as it is read to be shown: pictures of various sizes at one."""
+        return self
+
+    def tiles(self, values: Sequence[np.ndarray]) -> list[Image]:
+        """A tile for each of some samples' values, as `decode` gives them; without a better way, the first of its numbers."""
+        return [text_tile(" ".join(f"{number:.3g}" for number in value.flat[:64])) for value in values]
 
     # -- on the device ----------------------------------------------------------------------------------------------
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigtrain.data.fields.field import Failures, Field, Geometry, Members
+from bigtrain.data.fields.painting import text_tile
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import Tensor
 
 UNLABELLED = "unlabelled"
@@ -50,6 +52,9 @@ class LabelField(Field):
 
     def decode(self, contents: Sequence[bytes], out: np.ndarray, geometry: Geometry, row: int) -> None:
         raise AssertionError("labels are read from the index")
+
+    def tiles(self, values: Sequence[np.ndarray]) -> list[Image]:
+        return [text_tile(self.classes[int(value)]) for value in values]
 
     def to_device(self, values: Tensor, flips: Tensor, device: torch.device) -> dict[str, Tensor]:
         return {self.name: values.to(device, non_blocking=True)}

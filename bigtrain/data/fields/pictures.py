@@ -17,6 +17,7 @@ from PIL import Image
 
 from bigtrain.data.decode import Undecodable, covering_shape, decode, decode_into, load, open_lazily
 from bigtrain.data.fields.field import Field, Geometry
+from bigtrain.data.fields.painting import TILE, number_tile, picture_tile
 from bigtrain.data.resize import Resize, read_resized
 from bigtrain.errors import UserError
 
@@ -73,6 +74,9 @@ class PicturedField(Field):
             None if sides is None else (sides[0] // self.factor, sides[1] // self.factor) for sides in (size, crop_from)
         ]
         return replace(self, size=parts[0], resize=resize, crop_from=parts[1], align=align)
+
+    def for_show(self) -> PicturedField:
+        return self if self.size is not None else replace(self, size=(TILE, TILE), resize="exact")
 
     def _cut(self, picture: np.ndarray, geometry: Geometry, row: int) -> np.ndarray:
         """The crop of a whole picture [H, W, ...]."""
@@ -138,6 +142,9 @@ class ImageField(PicturedField):
             out[:] = self._cut(whole, geometry, row)
         else:
             out[:] = self._cut(read_resized(data, self.crop_from, self.resize, self.channels), geometry, row)
+
+    def tiles(self, values: Sequence[np.ndarray]) -> list[Image.Image]:
+        return [picture_tile(pixels) for pixels in values]
 
     def check(self, contents: Sequence[bytes]) -> None:
         (data,) = contents
@@ -221,6 +228,9 @@ class MapField(PicturedField):
                 f"its {self.members[0]} is {whole.shape[0]} x {whole.shape[1]}, not {target[0]} x {target[1]}"
             )
         out[:] = whole if self.crop_from is None else self._cut(whole, geometry, row)
+
+    def tiles(self, values: Sequence[np.ndarray]) -> list[Image.Image]:
+        return [number_tile(numbers) for numbers in values]
 
     def check(self, contents: Sequence[bytes]) -> None:
         found = self._numbers(contents).shape

@@ -19,10 +19,12 @@ import numpy as np
 
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.field import Field, Geometry
+from bigtrain.data.fields.painting import text_tile
 from bigtrain.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import Tensor
 
 BYTES = "bytes"
@@ -97,6 +99,13 @@ class TextField(Field):
 
     def described(self) -> dict[str, Any]:
         return super().described() | {"vocabulary": self.vocabulary}
+
+    def for_show(self) -> TextField:
+        return replace(self, tokenizer=BYTES)
+
+    def tiles(self, values: Sequence[np.ndarray]) -> list[Image]:
+        written = [bytes((tokens[tokens != PADDING] - 1).tolist()) for tokens in values]
+        return [text_tile(data.decode(errors="replace")) for data in written]
 
     def check(self, contents: Sequence[bytes]) -> None:
         self.text(contents[0])

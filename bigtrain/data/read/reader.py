@@ -142,6 +142,12 @@ class Reader:
         Without a geometry they are not mirrored, and cut at their centre. Raises UserError if a shard is missing or truncated.
         """
         geometry = Geometry.plain(len(numbers)) if geometry is None else geometry
+        decoded, failures = self.decode(numbers, geometry)
+        return {name: field.deliver(decoded[name], geometry) for name, field in self.fields.items()}, failures
+
+    def decode(self, numbers: np.ndarray, geometry: Geometry | None = None) -> tuple[dict[str, np.ndarray], Failures]:
+        """As `read`, but as the fields' `decode` gives them."""
+        geometry = Geometry.plain(len(numbers)) if geometry is None else geometry
         decoded: dict[str, np.ndarray] = {}
         failures: Failures = {}
         if self._resident:
@@ -150,7 +156,7 @@ class Reader:
                 decoded[name] = np.take(rows, numbers, axis=0)
         fresh = [field for field in self.fields.values() if field.name not in self._resident]
         failures |= self._decode(fresh, numbers, geometry, decoded)
-        return {name: field.deliver(decoded[name], geometry) for name, field in self.fields.items()}, failures
+        return decoded, failures
 
     def _keep(self, numbers: np.ndarray) -> Failures:
         """Decodes those of the samples that are not in memory yet; returns, by row of `numbers`, why one cannot be decoded."""

@@ -8,7 +8,7 @@ import itertools
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +190,11 @@ class FieldSpec:
     members: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """What is not as by default."""
-        values = asdict(self)
-        return {item.name: values[item.name] for item in fields(self) if values[item.name] != item.default}
+        """What is not as by default, as JSON gives it back."""
+        values = {
+            item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default
+        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 IMAGE = {"image": FieldSpec("image")}

@@ -17,24 +17,23 @@ Add = Callable[[int, Mapping[str, bytes]], None]
 class Found:
     """What the samples so far turned out to be, by field."""
 
-    def __init__(self, encoders: Mapping[str, Encoder], first: Mapping[str, Facts]) -> None:
+    def __init__(self, encoders: Mapping[str, Encoder], first: Mapping[str, Facts] | None = None) -> None:
         """first: what they must agree with."""
         self._encoders = encoders
-        self._facts: dict[str, Facts] = dict(first)
-        self._extensions: dict[str, set[str]] = {name: set() for name in encoders}
+        self.facts: dict[str, Facts] = dict(first or {})
+        self.extensions: dict[str, set[str]] = {name: set() for name in encoders}
 
     def add(self, name: str, encoded: Encoded) -> None:
         """Raises Undecodable if the field does not agree with that of other samples."""
-        facts = self._facts.get(name)
+        facts = self.facts.get(name)
         if facts != encoded.facts:
-            self._facts[name] = encoded.facts if facts is None else self._encoders[name].merged(facts, encoded.facts)
-        self._extensions[name].update(encoded.members)
+            self.facts[name] = encoded.facts if facts is None else self._encoders[name].merged(facts, encoded.facts)
+        self.extensions[name].update(encoded.members)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Each field as an index of these samples alone would describe it."""
         return {
-            name: encoder.described(self._facts[name], self._extensions[name])
-            for name, encoder in self._encoders.items()
+            name: encoder.described(self.facts[name], self.extensions[name]) for name, encoder in self._encoders.items()
         }
 
 

@@ -201,7 +201,7 @@ def _made_from(source: SampleSet, split: str, options: ShardOptions, version: in
         made["range"] = None if options.value_range is None else list(options.value_range)
     # Shards of version 1 are completed, but never begun: so that two runs of two versions at once do not mix.
     made |= {} if version == 1 else {"version": version}
-    if source.fields != IMAGE:
+    if version > 1 or source.fields != IMAGE:
         made["fields"] = {name: spec.to_json() for name, spec in source.fields.items()}
     return made | {"source": source.fingerprint(split)}
 

@@ -201,8 +201,8 @@ def unet_config(
     missing = [side for side in options.attention_resolutions if side not in sizes]
     if missing:
         raise ValueError(
-            f"attention_resolutions: no level has maps of {missing[0]} pixels; at data.image_size {size_text(size)} there "
-            f"are {', '.join(map(str, sizes))}{'' if size[0] == size[1] else ' (of the shorter side)'}"
+            f"family.unet.attention_resolutions: no level has maps of {missing[0]} pixels; at data.image_size "
+            f"{size_text(size)} there are {', '.join(map(str, sizes))}{'' if size[0] == size[1] else ' (of the shorter side)'}"
         )
     attends = [side in options.attention_resolutions for side in sizes]
     widths = [options.channels * multiplier for multiplier in options.multipliers]

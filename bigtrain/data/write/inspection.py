@@ -1,0 +1,231 @@
+"""One tar that others made: its samples, their labels, and what their fields turn out to be."""
+
+import fnmatch
+import hashlib
+import mmap
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from bigtrain.data.decode import Undecodable, json_label, label
+from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS
+from bigtrain.data.index import Shard
+from bigtrain.data.sources.samples import FieldSpec
+from bigtrain.data.tars import END_OF_TAR, TRUNCATED, members
+from bigtrain.data.write.encoders.encoder import Encoded, Encoder, Facts
+from bigtrain.data.write.encoders.registry import PictureOptions, encoders_of
+from bigtrain.data.write.encoding import Found, check_sizes
+from bigtrain.data.write.parallel import Progress
+from bigtrain.errors import UserError
+
+_CHUNK = 2**24
+_KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
+Extents = Mapping[str, tuple[int, int]]
+"""(offset, size) of a sample's members by extension."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How members are read. fields: by name, with their `members`; labels: cls, json:FIELD or none; skip_bad_texts: whether
+    samples with a text that is not UTF-8 are left out."""
+
+    fields: Mapping[str, FieldSpec]
+    labels: str
+    skip_bad_texts: bool = False
+
+    @cached_property
+    def encoders(self) -> dict[str, Encoder]:
+        return encoders_of(self.fields, PictureOptions())
+
+    @property
+    def label_member(self) -> str | None:
+        """The extension of the members that hold labels; None if there are no labels."""
+        return None if self.labels == "none" else self.labels.partition(":")[0]
+
+    def chosen(self, name: str, extensions: Iterable[str]) -> list[str]:
+        """Those of a sample's extensions that hold the field."""
+        spec = self.fields[name]
+        if spec.kind == "clip":
+            found = [
+                extension for extension in extensions if any(fnmatch.fnmatch(extension, one) for one in spec.members)
+            ]
+            return self.encoders[name].members(found)
+        present = [member for member in spec.members if member in extensions]
+        if spec.kind == "image" and len(present) > 1 and present[-1] == "npy":  # features beside a picture
+            present.pop()
+        return present
+
+    def described(self, name: str, facts: Facts, occurring: Iterable[str]) -> dict[str, Any]:
+        """The field as JSON of an index; occurring: its members in all shards."""
+        encoder, spec = self.encoders[name], self.fields[name]
+        members = encoder.members(occurring) if spec.kind == "clip" else list(spec.members)
+        return {"kind": encoder.kind, "members": members, **facts}
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A shard, and by field the facts of its samples (none if no image of it can be read) and the members that hold it.
+
+    names: if labels are names, those in the shard, sorted; the shard's labels are then numbers of these. skipped: where the
+    texts are that are not UTF-8.
+    """
+
+    shard: Shard
+    facts: Mapping[str, Facts]
+    members: Mapping[str, set[str]]
+    names: tuple[str, ...] | None
+    skipped: tuple[str, ...]
+
+    def numbered(self, classes: Sequence[str]) -> "Inspected":
+        """The same with labels that are numbers of `classes`, if its labels are names."""
+        if self.names is None:
+            return self
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = np.array([numbers[name] for name in self.names], dtype=np.int64)[self.shard.labels]
+        return replace(self, shard=replace(self.shard, labels=labels), names=None)
+
+
+def inspect(path: Path, progress: Progress, reading: Reading) -> Inspected:
+    """Raises UserError for a tar that is damaged, or whose samples do not have what `reading` says."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < len(END_OF_TAR):
+                raise UserError(f"{path}: {TRUNCATED}")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _inspect_bytes(path, file, data, progress, reading)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(f"{path}: the shard cannot be read: {error.strerror}") from None
+
+
+def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progress, reading: Reading) -> Inspected:
+    digest = hashlib.sha256()
+    for begin in range(0, len(data), _CHUNK):
+        chunk = data[begin : begin + _CHUNK]
+        digest.update(chunk)
+        progress(len(chunk))
+    samples = _samples(path, members(path, file, 0, len(data)))
+    found, skipped = Found(reading.encoders), []
+    labels: dict[str, int | str] = {}
+    for key, extents in samples.items():
+        _check_members(path, key, extents, reading)
+        try:
+            labels[key] = _label(data, extents, reading.labels)
+        except Undecodable as error:
+            raise UserError(f"{path}: member {key}.{reading.label_member}: {error}") from None
+        if not _inspect_fields(path, key, data, extents, reading, found):
+            skipped.append(f"{path}: {key}")
+            del labels[key]
+    kept = {key: samples[key] for key in labels}
+    names, numbers = _numbers(path, list(labels.values()))
+    shard = Shard(path.name, len(data), digest.hexdigest(), tuple(kept), numbers, _columns(kept))
+    return Inspected(shard, found.facts, found.extensions, names, tuple(skipped))
+
+
+def _inspect_fields(path: Path, key: str, data: mmap.mmap, extents: Extents, reading: Reading, found: Found) -> bool:
+    """Adds what the fields of a sample are to `found`; returns whether the sample is taken. Raises UserError."""
+    facts: dict[str, Encoded] = {}
+    shown: dict[str, str] = {}
+    for name, encoder in reading.encoders.items():
+        chosen = reading.chosen(name, extents)
+        shown[name] = f"{path}: member {key}.{chosen[0]}"
+        contents = [data[offset : offset + size] for offset, size in (extents[extension] for extension in chosen)]
+        try:
+            of_field = encoder.inspect(contents, chosen)
+        except Undecodable as error:
+            if encoder.kind == "image":  # no error here: data.undecodable says what to do about it in training
+                continue
+            if encoder.kind == "text" and reading.skip_bad_texts:
+                return False
+            raise UserError(f"{shown[name]}: {error}") from None
+        facts[name] = Encoded(dict.fromkeys(chosen, b""), of_field)
+    sizes = {name: (one.facts["size"][0], one.facts["size"][1]) for name, one in facts.items() if one.facts.get("size")}
+    if len(sizes) > 1:
+        check_sizes(reading.encoders, sizes, shown)
+    for name, encoded in facts.items():
+        try:
+            found.add(name, encoded)
+        except Undecodable as error:
+            raise UserError(f"{shown[name]}: {error}") from None
+    return True
+
+
+def _label(data: mmap.mmap, extents: Mapping[str, tuple[int, int]], source: str) -> int | str:
+    """A sample's label: a number, or a name. Raises Undecodable."""
+    kind, _, field = source.partition(":")
+    if kind == "none":
+        return 0
+    offset, size = extents[kind]
+    content = data[offset : offset + size]
+    return label(content) if kind == "cls" else json_label(content, field)
+
+
+def _numbers(path: Path, labels: Sequence[int | str]) -> tuple[tuple[str, ...] | None, np.ndarray]:
+    """(the names among the labels, sorted, or None if labels are numbers; the labels as int64, numbers of these names)."""
+    words = [word for word in labels if isinstance(word, str)]
+    if not words:
+        return None, np.array(labels, dtype=np.int64)
+    if len(words) < len(labels):
+        raise UserError(f"{path}: some of its labels are names ({words[0]!r}) and others numbers; use one kind")
+    names, numbers = np.unique(np.array(words, dtype=object), return_inverse=True)
+    return tuple(names.tolist()), numbers.astype(np.int64)
+
+
+def _samples(path: Path, tar_members: Iterator[tuple[str, int, int]]) -> dict[str, dict[str, tuple[int, int]]]:
+    """For each key: extension -> (offset, size). Names are split into key and extension as webdataset does."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    last = None
+    for name, offset, size in tar_members:
+        match = _KEY_AND_EXTENSION.fullmatch(name)
+        if match is None:
+            raise UserError(f"{path}: member {name} has no extension; every member is named KEY.EXTENSION")
+        key, extension = match[1], match[2].lower()
+        if (key != last and key in samples) or extension in samples.get(key, ()):
+            raise UserError(f"{path}: member {name}: the key {key} occurs twice; keys must be unique within a shard")
+        samples.setdefault(key, {})[extension] = (offset, size)
+        last = key
+    return samples
+
+
+def _check_members(path: Path, key: str, extents: Extents, reading: Reading) -> None:
+    """Raises UserError unless the sample has one member for each field, or those of a clip, and one for its label."""
+    for name, spec in reading.fields.items():
+        chosen = reading.chosen(name, extents)
+        could_be = chosen
+        if not chosen and spec.members == IMAGE_EXTENSIONS:  # nobody has said which member it is
+            could_be = [extension for extension in extents if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
+        if len(could_be) > 1 and spec.kind != "clip":
+            both = " and ".join(f"{key}.{extension}" for extension in could_be[:2])
+            raise UserError(
+                f"{path}: {both} could both be the {name} of sample {key}, whose members are all that is named {key} up to "
+                f"the first dot, and which needs one {name}; say which by --field {name}={could_be[0]}, or rename them"
+            )
+        if not chosen:
+            _refuse(path, key, extents, reading)
+    if reading.label_member is not None and reading.label_member not in extents:
+        _refuse(path, key, extents, reading)
+
+
+def _refuse(path: Path, key: str, extents: Extents, reading: Reading) -> None:
+    needs = [f"one {name} ({', '.join(spec.members)})" for name, spec in reading.fields.items()]
+    if reading.label_member is not None:
+        needs.append(f"one .{reading.label_member} (--labels says where else labels may come from)")
+    has = ", ".join(f"{key}.{extension}" for extension in extents)
+    raise UserError(f"{path}: sample {key} has the members {has}, but needs {' and '.join(needs)}")
+
+
+def _columns(samples: Mapping[str, Mapping[str, tuple[int, int]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    absent = (-1, 0)
+    extensions = {extension for extents in samples.values() for extension in extents}
+    columns = {}
+    for extension in sorted(extensions):
+        pairs = np.array([extents.get(extension, absent) for extents in samples.values()], dtype=np.int64)
+        columns[extension] = (pairs[:, 0].copy(), pairs[:, 1].copy())
+    return columns
