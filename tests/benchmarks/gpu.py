@@ -6,8 +6,8 @@ batch is what one of eight GPUs has, halved until the plan fits. For a PixelCNN 
 eager and captured as a CUDA graph.
 
 Other loops train in turns with ours, on images that lie on the device: diffusers' parts in a bare loop, and BigGAN-PyTorch's
-own training function with --biggan-pytorch PATH, its checkout; all of them in the recipe's precision, without TF32. The ratio is
-that of each pair of turns (above 1: ours is faster). Each result is printed, and appended as a line of JSON to --out. Keys of a
+own training function with --biggan-pytorch PATH, its checkout; all in the recipe's precision, without TF32. The ratio is that
+of each pair of turns (above 1: ours is faster). Each result is printed, and appended as a line of JSON to --out. Keys of a
 recipe may follow, such as engine.compile=true, and are set for all of them.
 
 --tiny runs the same lines at sizes for which a CPU will do, passing over what only CUDA has.
