@@ -35,10 +35,12 @@ from typing import Any
 from bigtrain.data.digits import DIGITS_SIZE, write_digits
 from bigtrain.data.fields.registry import NAME
 from bigtrain.data.index import Index
+from bigtrain.data.points import POINT_SETS, list_points
 from bigtrain.data.remote import Origin
 from bigtrain.data.show import write_sheet
 from bigtrain.data.sources.flags import KINDS, MAIN_KINDS, FieldFlag, SampleFlags, list_samples, member_specs
 from bigtrain.data.sources.layouts.known import LAYOUTS
+from bigtrain.data.sources.samples import SampleSet
 from bigtrain.data.write.convert import FORMATS
 from bigtrain.data.write.foreign_shards import LABELS_FROM, index_shards
 from bigtrain.data.write.shards import ShardOptions, write_shards
@@ -264,23 +266,29 @@ def _sample_flags(arguments: argparse.Namespace) -> SampleFlags:
 def _write(arguments: argparse.Namespace) -> list[Path]:
     if arguments.out is None:
         raise UserError("OUT, the folder of the shards, is missing: python launch/shard.py SOURCE OUT")
-    digits = arguments.source == "digits"
-    size = arguments.size or ((DIGITS_SIZE, DIGITS_SIZE) if digits else None)
-    form = arguments.format or ("png" if digits else None)
-    options = ShardOptions(size, form, arguments.samples_per_shard or SAMPLES_PER_SHARD, arguments.range)
     flags = _sample_flags(arguments)
     if flags.labels not in (None, "none"):
         raise UserError(f"--labels {flags.labels} goes with --index-only; folders of pictures are the classes, or none")
+    digits = arguments.source == "digits"
+    if flags != SampleFlags() and (digits or arguments.source in POINT_SETS):
+        raise UserError(
+            f"{arguments.source}: is made on the spot, and takes no --labels none, --layout or other fields"
+        )
+    size = arguments.size or ((DIGITS_SIZE, DIGITS_SIZE) if digits else None)
+    form = arguments.format or ("png" if digits else None)
+    options = ShardOptions(size, form, arguments.samples_per_shard or SAMPLES_PER_SHARD, arguments.range)
     if digits:
-        if flags != SampleFlags():
-            raise UserError("digits: they are images with labels, and take no --labels none, --layout or other fields")
         return write_digits(arguments.out, options, workers=arguments.workers)
-    source = list_samples(
-        arguments.source, flags, lambda where: print(f"{where}: is not UTF-8, and left out", file=sys.stderr)
-    )
+    source = _listed(arguments.source, flags)
     if source.left_out:
         print(f"{source.path}: {source.left_out} files are left out: not samples by their names", file=sys.stderr)
     return write_shards(source, arguments.out, options, workers=arguments.workers)
+
+
+def _listed(where: str, flags: SampleFlags) -> SampleSet:
+    if where in POINT_SETS:
+        return list_points(where)
+    return list_samples(where, flags, lambda text: print(f"{text}: is not UTF-8, and left out", file=sys.stderr))
 
 
 def _index(arguments: argparse.Namespace) -> list[Path]:

@@ -30,7 +30,7 @@ def test_every_shipped_recipe_is_valid_and_resolves_to_itself(path: Path, tmp_pa
         ),
         ("train.steps=many", "command line: train.steps: Input should be a valid integer"),
         ("train.precision=fp16", "train.precision: Input should be 'fp32' or 'bf16' (given: 'fp16')"),
-        ("family.kind=gna", "family.kind: 'gna' is not a family; there are diffusion, gan"),
+        ("family.kind=gna", "family.kind: 'gna' is not a family; there are diffusion, field_reader, gan"),
         ("train.keep=1", "train.keep: Input should be greater than or equal to 2"),
         ("engine.strategy=zero9", "engine.strategy"),
         ("family.generator_optimizer.decay=cosine", "decay_steps goes with decay"),

@@ -21,7 +21,8 @@ from bigtrain.data.options import DataOptions
 from bigtrain.data.read.order import Epochs
 from bigtrain.data.read.stream import Stream
 from bigtrain.data.read.variants import balanced
-from bigtrain.data.write.shards import Record, ShardWriter, write_shard
+from bigtrain.data.write.records import Record, write_shard
+from bigtrain.data.write.tar_writer import ShardWriter
 
 SAMPLES_PER_SHARD, SIZE, CLASSES, BATCH, WORKERS = 10_000, 8, 1000, 1000, 2
 

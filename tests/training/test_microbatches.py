@@ -19,11 +19,11 @@ UPDATES = [(step, repeat) for step in range(3) for repeat in range(2)]
 
 def microbatches() -> Microbatches:
     """Four samples a global batch, in two microbatches; on the CPU, and never opened."""
-    index: Any = SimpleNamespace(shards=[])
+    index: Any = SimpleNamespace(is_fetched=False, fields={})
     watchdog: Any = None
     train = TrainOptions(steps=10, batch_size=4, accumulate=2)
     data = DataOptions(train="nowhere.json", image_size=8)
-    return Microbatches(index, data, train, SEED, torch.device("cpu"), watchdog)
+    return Microbatches(index, data, train, SEED, torch.device("cpu"), watchdog, ["image"])
 
 
 def phase(name: str) -> Phase:

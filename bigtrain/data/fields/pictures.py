@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from bigtrain.data.decode import Undecodable, covering_shape, decode, decode_into, load, open_lazily
+from bigtrain.data.decode import Undecodable, covering_shape, decode, decode_into, header_shape, load, open_lazily
 from bigtrain.data.fields.field import Field, Geometry
 from bigtrain.data.fields.painting import TILE, number_tile, picture_tile
 from bigtrain.data.resize import Resize, read_resized
@@ -149,6 +149,8 @@ class ImageField(PicturedField):
     def check(self, contents: Sequence[bytes]) -> None:
         (data,) = contents
         height, width, _ = decode(data, self.channels).shape
+        if header_shape(data)[2] > self.channels:
+            raise Undecodable("it has colours, but the index says that its images are grey")
         if self.size not in (None, (height, width)):
             wanted = self.sized
             raise Undecodable(f"it is {height} x {width}, not {wanted[0]} x {wanted[1]}")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from bigtrain.data.fields.registry import NAME
 from bigtrain.data.index import LABEL
-from bigtrain.data.points import POINT_SETS, list_points
 from bigtrain.data.sources.beside import ENDINGS, Files, Further, halved, with_further, without_bad_texts
 from bigtrain.data.sources.layouts.by_class import PICTURES, Choice, list_unlabelled
 from bigtrain.data.sources.layouts.class_names import read_classes
 from bigtrain.data.sources.layouts.known import list_source
+from bigtrain.data.sources.layouts.rows import is_rows
 from bigtrain.data.sources.samples import FieldSpec, SampleSet
 from bigtrain.errors import UserError
 
@@ -85,11 +85,6 @@ class SampleFlags:
 def list_samples(where: str, flags: SampleFlags, left_out: Callable[[str], object]) -> SampleSet:
     """The samples of SOURCE with all fields that are asked for; `left_out` is called with where each is that has a text that is
     not UTF-8, where such are skipped. Raises UserError."""
-    if where in POINT_SETS:
-        source = list_points(where)
-        if flags != SampleFlags():
-            raise UserError(f"{where}: these points are made on the spot, and take no other fields or labels")
-        return source
     files = Files.parse(where)
     source = _with_main_field(_listed(files, flags), flags)
     flags.check_names(list(source.fields))
@@ -102,8 +97,8 @@ def _listed(files: Files, flags: SampleFlags) -> SampleSet:
     endings = tuple(flag.where.lower() for flag in flags.fields if flag.where.startswith(".") and "/" not in flag.where)
     clips = flags.kind == "clip" and not (files.ending or "").endswith("npy")
     choice = Choice(files.endings(flags.kind), endings, clips)
-    if flags.labels == "none":
-        if flags.layout not in (None, "folder"):
+    if flags.labels == "none" and not is_rows(files.path):  # which have no labels
+        if flags.layout not in (None, "folder", "archive"):
             raise UserError(f"--labels none takes a folder of pictures, and not --layout {flags.layout}")
         return list_unlabelled(files.path, choice=choice)
     return list_source(files.path, flags.layout, choice=PICTURES if choice == Choice() else choice)

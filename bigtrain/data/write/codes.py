@@ -22,9 +22,8 @@ from bigtrain.data.npy import npy_header
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.read.stream import read_chunks
 from bigtrain.data.write.parallel import Progress
-from bigtrain.data.write.shards import (
+from bigtrain.data.write.records import (
     Record,
-    ShardWriter,
     disk_troubles,
     drop_records,
     left_behind,
@@ -32,6 +31,7 @@ from bigtrain.data.write.shards import (
     whole_record,
     write_shard,
 )
+from bigtrain.data.write.tar_writer import ShardWriter
 from bigtrain.errors import RankError, UserError
 
 Encode = Callable[[np.ndarray], Mapping[str, np.ndarray]]

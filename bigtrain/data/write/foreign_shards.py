@@ -25,7 +25,7 @@ from bigtrain.data.sources.samples import FieldSpec
 from bigtrain.data.tars import NOT_COMPRESSED
 from bigtrain.data.write.inspection import Inspected, Reading, inspect
 from bigtrain.data.write.parallel import run
-from bigtrain.data.write.shards import disk_troubles
+from bigtrain.data.write.records import disk_troubles
 from bigtrain.errors import UserError
 
 MOST_CLASSES = 1_000_000

@@ -26,7 +26,7 @@ from bigtrain.data.read.stream import SplitLoader, Stream
 from bigtrain.data.splits import find_index
 from bigtrain.data.write.codes import count_codes, encode_shards, index_codes
 from bigtrain.data.write.foreign_shards import index_shards
-from bigtrain.data.write.shards import ShardWriter, TarWriter
+from bigtrain.data.write.tar_writer import ShardWriter, TarWriter
 from bigtrain.errors import RankError, UserError
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 

@@ -21,11 +21,13 @@ from PIL import Image
 from bigtrain.data.decode import decode
 from bigtrain.data.index import Index
 from bigtrain.data.sources.layouts.by_class import list_by_class
+from bigtrain.data.write import records
 from bigtrain.data.write import shards as module
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.encoders import pictures as pictures_encoder
 from bigtrain.data.write.foreign_shards import index_shards
-from bigtrain.data.write.shards import ShardOptions, TarWriter, write_shards
+from bigtrain.data.write.shards import ShardOptions, write_shards
+from bigtrain.data.write.tar_writer import TarWriter
 from bigtrain.errors import UserError
 
 OPTIONS = ShardOptions(size=(16, 16), format="jpg", samples_per_shard=6)
@@ -254,7 +256,7 @@ def test_a_killed_run_is_continued(
 def test_a_run_takes_no_living_run_for_dead(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    living, file = module._open_aside(out / "train-000000.tar")
+    living, file = records._open_aside(out / "train-000000.tar")
     with file:
         write(pictures, out)
         assert living.exists()
@@ -273,7 +275,7 @@ def test_a_file_that_was_taken_for_a_leftover_is_opened_again(tmp_path: Path, mo
         lock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", cleaned_up_first)
-    path, file = module._open_aside(tmp_path / "train-000000.tar")
+    path, file = records._open_aside(tmp_path / "train-000000.tar")
     file.close()
     assert path.exists()
     assert len(calls) == 2
@@ -340,7 +342,7 @@ def test_the_claim_of_a_run_that_was_killed_before_its_first_record_can_be_remov
 
     out, claim = tmp_path / "out", tmp_path / "out/.test.claim"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_json", killed)
+        patch.setattr(records, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             write(pictures, out, OTHER)
     with pytest.raises(UserError, match=f"or remove {claim} if that run was killed"):
@@ -357,11 +359,11 @@ def test_a_folder_that_is_removed_while_shards_are_written_ends_the_run(
 
     def claim(tar: Path, made: Any) -> None:
         shutil.rmtree(out)
-        monkeypatch.setattr(module, "aside", lambda path: path.with_name(f"{next(attempts)}.tmp"))
+        monkeypatch.setattr(records, "aside", lambda path: path.with_name(f"{next(attempts)}.tmp"))
         own_claim(tar, made)
 
-    own_claim = module._claim
-    monkeypatch.setattr(module, "_claim", claim)
+    own_claim = records._claim
+    monkeypatch.setattr(records, "_claim", claim)
     with pytest.raises(UserError, match=r"out/test-000000\.tar: cannot be written: No such file or directory"):
         write(pictures, out)
 

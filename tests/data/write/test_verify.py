@@ -91,6 +91,10 @@ DAMAGE: dict[str, tuple[Callable[[Index], object], list[str]]] = {
         lambda index: renumbered(index, lambda value: value["fields"]["image"].update(size=[8, 8])),
         [f"{n:05d}: it is 4 x 4, not 8 x 8" for n in range(12)],
     ),
+    "grey": (
+        lambda index: renumbered(index, lambda value: value["fields"]["image"].update(channels=1)),
+        [f"{n:05d}: it has colours, but the index says that its images are grey" for n in range(12)],
+    ),
     "duplicate key": (
         lambda index: renumbered(index, lambda value: value["shards"][0]["keys"].__setitem__(1, "00000")),
         ["train-000000.tar: 00000: the key occurs 2 times"],

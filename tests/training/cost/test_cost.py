@@ -55,7 +55,7 @@ def test_flops_are_those_counted_by_hand() -> None:
     assert phase.update_flops == 3 * 2 * 5 * 5 * 27
     assert phase.runs == 1.5
     assert cost.flops == 1.5 * (4 * phase.flops + phase.update_flops)
-    assert cost.batch == 7 * 3 * 16 * 16 * 4
+    assert cost.batch == 7 * (3 * 16 * 16 * 4 + 8), "images in float32, and labels"
 
 
 def test_components_are_weighed_as_they_are() -> None:

@@ -132,7 +132,8 @@ def _check_depths(path: Path, first_at: Mapping[int, str], choice: Choice) -> No
 
 
 def list_unlabelled(folder: Path, tick: Tick = no_tick, choice: Choice = PICTURES) -> SampleSet:
-    """Lists all pictures as one class. Folders that are called as splits are (SPLITS) are splits; else all is `train`."""
+    """Lists all pictures of a folder, a tar or a zip as one class. Folders that are called as splits are (SPLITS) are splits;
+    else all is `train`."""
     return _by_top_folder(folder, tick, choice, sorted(SPLITS))
 
 
@@ -155,9 +156,9 @@ def list_domains(folder: Path, tick: Tick = no_tick, choice: Choice = PICTURES) 
 
 def _by_top_folder(folder: Path, tick: Tick, choice: Choice, splits: Sequence[str]) -> SampleSet:
     """Samples of one class; their splits are the folders that they lie in, if those are all of `splits`, else `train`."""
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(f"{folder}: there is no such folder; give a folder of pictures")
-    listing = choice.listing(Folder(folder), tick)
+    listing = choice.listing(open_source(folder), tick)
     count = len(listing.names)
     if not count:
         raise UserError(f"{folder}: {choice.missing}")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bigtrain.data.sources.layouts.by_class import list_by_class, list_unlabelled
+from bigtrain.data.sources.layouts.by_class import Choice, is_domains, list_by_class, list_domains, list_unlabelled
 from bigtrain.errors import UserError
+from tests.data.sets import zip_of
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -74,6 +75,32 @@ def test_pictures_without_classes_are_taken_from_any_folders(tmp_path: Path) -> 
     }
     with pytest.raises(UserError, match="no pictures here"):
         list_unlabelled(touch(tmp_path / "c", "notes.txt"))
+
+
+def test_pictures_without_classes_are_taken_from_an_archive(tmp_path: Path) -> None:
+    source = list_unlabelled(zip_of(tmp_path / "a.zip", [("train/b/1.jpg", b""), ("val/2.jpg", b"")]))
+    assert {split: list(found) for split, found in source.splits.items()} == {
+        "train": [("train/b/1.jpg", 0)],
+        "val": [("val/2.jpg", 0)],
+    }
+
+
+def test_domains_are_splits_of_their_own_where_nothing_else_is_there(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "a", "trainA/1.jpg", "trainB/1.jpg", "testB/x/2.png", "notes.txt")
+    assert is_domains(folder)
+    assert {split: list(found) for split, found in list_domains(folder).splits.items()} == {
+        "testB": [("testB/x/2.png", 0)],
+        "trainA": [("trainA/1.jpg", 0)],
+        "trainB": [("trainB/1.jpg", 0)],
+    }
+    for names in (["trainA/1.jpg"], ["trainA/1.jpg", "cat/1.jpg"], ["train/1.jpg", "testB/1.jpg"], ["1.jpg"]):
+        assert not is_domains(touch(tmp_path / names[-1].replace("/", "_"), *names))
+
+
+def test_files_of_other_fields_are_no_pictures_of_their_own(tmp_path: Path) -> None:
+    folder = touch(tmp_path, "cat/1.jpg", "cat/1.mask.png", "cat/2.JPG", "cat/2.MASK.PNG")
+    source = list_by_class(folder, choice=Choice(without=(".mask.png",)))
+    assert (list(source.splits["train"]), source.left_out) == ([("cat/1.jpg", 0), ("cat/2.JPG", 0)], 0)
 
 
 def test_pictures_without_classes_are_taken_however_deep_they_lie(tmp_path: Path) -> None:
