@@ -45,7 +45,9 @@ def join_world(precision: str = "no") -> torch.device:
     if cpu:
         _share_cores()
         _keep_memory()
-    return state.device
+        return state.device
+    # A single process gets "cuda" without a number, and CUDA has not been started.
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def follow_launcher() -> None:

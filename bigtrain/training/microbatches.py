@@ -46,6 +46,8 @@ class Microbatches:
         self._replaced_names: list[str] = []
         self._wait_s = 0.0
         self._keys: dict[str, DeviceKeys] = {}
+        if device.type == "cuda":
+            torch.cuda.init()  # before, torch has no generators of GPUs
         # The device's default generator: torch.manual_seed would seed those of every backend, at every step.
         self._dropout = (
             torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator

@@ -29,6 +29,7 @@ SMALLEST: Mapping[str, Sequence[str]] = {
     "evaluation_memory": ["PICTURES PICTURES [fid] 40"],
     "evaluation_speed": ["PICTURES 1 --pictures 20", "distances 1 --dimensions 16"],
     "feeding": ["PICTURES recipes/biggan_cifar10.yaml recipes/pixelcnn_cifar10.yaml --seconds 0.1 --rounds 1"],
+    "gpu": ["--tiny --workers 0 --out OUT/gpu.jsonl"],
     "large_set": ["10000"],
     "loader": ["cifar PICTURES --seconds 0.1 --rounds 1 --batch 4 --workers 1"],
     "pixelcnn_sampling": ["--batch 1 --side 4 --pairs 1 --positions 1"],

@@ -228,7 +228,8 @@ class RowState:
                 self.draw_row()  # libraries choose kernels and allocate workspaces outside of the graph
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Other threads of a run go on meanwhile, and pin batches or ask whether a collective has ended.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.draw_row()
         self.reset()
         return graph.replay

@@ -10,7 +10,7 @@ Parameters: DDPM at CIFAR-10 35,746,307, iDDPM at CIFAR-10 52,546,438, ADM at Im
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -104,6 +104,15 @@ class UNet(nn.Module):
         self.unet.time_embedding = PreciseTimeEmbedding(width, 4 * width)
         self.unet.conv_out = PreciseConv2d(width, outputs, kernel_size=3, padding=1)
         _initialise(self.unet, options)
+
+    def train(self, mode: bool = True) -> Self:
+        """Dropout follows `mode`. diffusers' residual blocks, which have no other use for it, would copy the inputs of their
+        shortcuts out of channels_last in training mode."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, ResnetBlock2D):
+                module.training = False
+        return self
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x [n, channels, h, w], its times t [n] (0 .. T - 1, fractions allowed), labels int64 [n] or None where there are no

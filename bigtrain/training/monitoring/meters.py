@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.families.family import Losses
+from bigtrain.randomness import to_device
 
 
 class PhaseMeter:
@@ -56,7 +57,7 @@ class PhaseMeter:
         values = torch.cat([self._current, torch.stack(scalars)])
         if self._sums is None:
             kept = [self._saved.get(name, 0.0) for name in self._all_names()]
-            self._sums = torch.tensor(kept, dtype=torch.float64, device=values.device)
+            self._sums = to_device(torch.tensor(kept, dtype=torch.float64), values.device)
         self._sums += torch.where(finite, values, torch.zeros_like(values))
         self._updates += finite
         count, first = self._skips

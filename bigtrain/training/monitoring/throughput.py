@@ -14,17 +14,18 @@ from bigtrain.cluster import world
 from bigtrain.training.monitoring.comm_timer import CommTimer
 
 PEAK_FLOPS = {
-    "NVIDIA A100-PCIE-40GB": {"bf16": 312e12, "fp32": 19.5e12},
-    "NVIDIA A100-SXM4-40GB": {"bf16": 312e12, "fp32": 19.5e12},
-    "NVIDIA A100 80GB PCIe": {"bf16": 312e12, "fp32": 19.5e12},
-    "NVIDIA A100-SXM4-80GB": {"bf16": 312e12, "fp32": 19.5e12},
-    "NVIDIA H100 PCIe": {"bf16": 756e12, "fp32": 51.2e12},
-    "NVIDIA H100 80GB HBM3": {"bf16": 989.4e12, "fp32": 66.9e12},
-    "NVIDIA H200": {"bf16": 989.4e12, "fp32": 66.9e12},
+    "NVIDIA A100-PCIE-40GB": {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
+    "NVIDIA A100-SXM4-40GB": {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
+    "NVIDIA A100 80GB PCIe": {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
+    "NVIDIA A100-SXM4-80GB": {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
+    "NVIDIA GeForce RTX 4090": {"bf16": 165.2e12, "tf32": 82.6e12, "fp32": 82.6e12},
+    "NVIDIA H100 PCIe": {"bf16": 756e12, "tf32": 378e12, "fp32": 51.2e12},
+    "NVIDIA H100 80GB HBM3": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
+    "NVIDIA H200": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
 }
-"""Peaks in FLOP/s, by the name that CUDA gives the device: dense bfloat16 on tensor cores, and plain float32, as bigtrain turns
-TF32 off (cluster/launch.py). From NVIDIA's data sheets; those of the A100 and the H100 PCIe are from memory. A partition (MIG)
-has another name, and so is not in the table."""
+"""Peaks in FLOP/s, by the name that CUDA gives the device: dense bfloat16 and dense TF32 on tensor cores, and plain float32, as
+bigtrain turns TF32 off (cluster/launch.py). From NVIDIA's data sheets; those of the A100, the H100 PCIe and the RTX 4090, and
+all of TF32, are from memory. A partition (MIG) has another name, and so is not in the table."""
 GIB = 2**30
 
 

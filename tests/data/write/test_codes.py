@@ -384,12 +384,6 @@ def test_a_batch_of_codes_is_int32_here_and_int64_on_the_device(images: Index, o
     assert not batch.flips.any()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU pins memory")
-def test_codes_are_pinned(images: Index, out: Path) -> None:
-    (batch,) = read(write(images, out), 1, world=1, microbatch=4)
-    assert batch.pin_memory().codes["top"].is_pinned()
-
-
 def test_flips_without_codes_of_mirrored_images_are_refused(images: Index, out: Path) -> None:
     with pytest.raises(UserError, match=r"data\.flip: .*codes/train\.json holds no codes of mirrored images; .*--flip"):
         read(write(images, out), 1, world=1, microbatch=4, flip=True)

@@ -134,7 +134,8 @@ def test_a_row_is_one_sequence_of_operations_whatever_its_number() -> None:
     ]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here, so CUDA graphs are not tested")
 @pytest.mark.parametrize("sharpening", [{}, {"top_k": 5, "top_p": 0.9}], ids=str)
 @pytest.mark.parametrize("kind", ["codes", "class and coarser codes", "attention", "pixels, softmax"])
 def test_captured_samples_are_the_eager_ones(kind: str, sharpening: dict) -> None:

@@ -71,8 +71,8 @@ def test_a_family_that_cannot_be_counted_is_trained_all_the_same(monkeypatch: py
         assert Throughput(torch.device("cuda"), 8, "bf16", fails).ideal_s is None
 
 
-def test_every_known_device_has_both_precisions_and_no_other_has_any() -> None:
-    assert all(0 < peak["fp32"] < peak["bf16"] for peak in PEAK_FLOPS.values())
+def test_every_known_device_has_all_precisions_and_no_other_has_any() -> None:
+    assert all(0 < peak["fp32"] <= peak["tf32"] < peak["bf16"] for peak in PEAK_FLOPS.values())
     assert peak_flops("NVIDIA GeForce 256", "bf16") is None
 
 
