@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "train.alarm_ratio",
     "train.keep",
     "train.profile",
+    "data.channels",  # its effect is part of the data's fingerprint, and null may mean the number that a run's recipe says
     "data.workers",
     "data.remote.",
     "engine.",
@@ -246,7 +247,7 @@ def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[s
         by_command_line |= any(override.startswith(f"{key}.") for override in overridden)
     where = "command line" if by_command_line else source
     if error["type"] == "extra_forbidden":
-        return f"{where}: {key} is not a key; {_remedy(_options_at(model, location[:-1]), location)}"
+        return f"{where}: {key} is not a key; {_remedy(_options_at(model, error['loc'][:-1]), location)}"
     if error["type"] == "missing":
         return f"{where}: {key} is missing"
     if error["type"] == "union_tag_not_found":

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from bigtrain.data.fields.derived import Derivation
 from bigtrain.data.fields.registry import NAME
@@ -13,14 +13,28 @@ from bigtrain.data.resize import Resize
 from bigtrain.options import Options
 from bigtrain.sizes import size_of
 
+LARGEST_SIDE = 65535
+"""Of an image in pixels: JPEG's limit."""
+
 
 def _size(value: Any) -> int | tuple[int, int]:
     """A size in a recipe. Raises ValueError: one sentence, where pydantic's own unions give one for every member."""
     numbers = list(value) if isinstance(value, list | tuple) else [value, value]
-    whole = [isinstance(side, int | float) and not isinstance(side, bool) and side == int(side) for side in numbers]
-    if not all(whole) or len(numbers) != 2 or min(numbers) < 1:
-        raise ValueError("must be the side of a square in pixels, or [height, width]")
+    if len(numbers) != 2 or not all(map(_is_side, numbers)):
+        raise ValueError(f"must be the side of a square in pixels, or [height, width], at most {LARGEST_SIDE} each")
     return (int(numbers[0]), int(numbers[1])) if isinstance(value, list | tuple) else int(value)
+
+
+def _is_side(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 1 <= value <= LARGEST_SIDE and value == int(value)
+
+
+def _number(value: Any) -> Any:
+    """A number in a recipe; true, which Python takes for 1, is none."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
 
 
 def _where(value: Any) -> str | dict[str, str]:
@@ -39,6 +53,7 @@ _SIDE = {"type": "integer", "exclusiveMinimum": 0}
 Size = Annotated[
     int | tuple[int, int],
     PlainValidator(_size),
+    PlainSerializer(lambda size: list(size) if isinstance(size, tuple) else size),  # pydantic's own warns of a tuple
     WithJsonSchema({"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2}]}),
 ]
 Where = Annotated[
@@ -73,7 +88,7 @@ class DataOptions(Options):
     image_size: Size | None = None
     """Size of the images in pixels: the side of a square, or [height, width]; the shards must have been made at this size,
     or be codes of such images. null: as the shards have it."""
-    channels: Literal[1, 3] | None = None
+    channels: Annotated[Literal[1, 3], BeforeValidator(_number)] | None = None
     """Channels of the images: 1 makes colours grey, 3 gives grey images three equal channels; null: as the shards have them."""
     resize: Resize = "never"
     """How images of other sizes are resized when they are read. `never`: they are an error; `exact`: they are resized until
@@ -111,14 +126,16 @@ class DataOptions(Options):
 
     @model_validator(mode="after")
     def _sides_agree(self) -> "DataOptions":
-        if isinstance(self.validation, dict) and (
-            not isinstance(self.train, dict) or self.validation.keys() != self.train.keys()
-        ):
-            raise ValueError("validation: must name indexes by the names of data.train")
+        if self.validation is not None and _names(self.validation) != _names(self.train):
+            raise ValueError("validation: must name indexes by the names of data.train, or be null")
         size, whole = sides(self.image_size), sides(self.crop_from)
         if whole is not None and (size is None or whole[0] < size[0] or whole[1] < size[1]):
             raise ValueError("crop_from: must be at least image_size, which must be given with it")
         return self
+
+
+def _names(where: str | dict[str, str]) -> set[str]:
+    return set() if isinstance(where, str) else set(where)
 
 
 def sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

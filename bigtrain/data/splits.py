@@ -74,8 +74,8 @@ def find_index(
 
 def _as_read(index: Index, data: DataOptions, split: Split, key: str) -> Index:
     """The index that `key` names, with all that a recipe says of how it is read."""
-    if data.channels not in (None, index.channels):
-        index = variants.with_channels(index, data.channels)
+    if data.channels is not None:
+        index = _with_channels(index, key, data.channels)
     index = _with_size(index, key, sides(data.image_size), data.resize, sides(data.crop_from))
     kinds = {field.kind for field in index.fields.values()}
     if "clip" in kinds and data.frames is not None:
@@ -94,6 +94,17 @@ def _as_read(index: Index, data: DataOptions, split: Split, key: str) -> Index:
         with _prefixed("data.balance"):
             index = variants.balanced(index)
     return index
+
+
+def _with_channels(index: Index, name: str, channels: int) -> Index:
+    """The index that the key `name` names, with images of `channels` channels. Raises UserError."""
+    if index.codes is not None and index.channels != channels:
+        raise UserError(
+            f"{name}: {index.where} holds codes of images with {index.channels} channels but data.channels is {channels}; "
+            "leave it out"
+        )
+    has = {getattr(field, "channels", channels) for field in index.fields.values()}
+    return index if has == {channels} else variants.with_channels(index, channels)
 
 
 def _with_size(

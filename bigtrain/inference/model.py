@@ -218,23 +218,30 @@ def make_family(recipe: Recipe, spec: DataSpec) -> Family:
     for name, wanted in kind.needs.items():
         _check_field(name, wanted, spec, kind.kind, recipe.data.train)
     try:
-        return kind(recipe.family, spec)
+        family = kind(recipe.family, spec)
     except ValueError as error:
         raise UserError(str(error)) from None
+    for name in family.reads:
+        if name not in spec.fields:
+            _check_field(name, name, spec, kind.kind, recipe.data.train)
+    return family
 
 
-def _check_field(name: str, wanted: str, spec: DataSpec, family: str, where: object) -> None:
+def _check_field(name: str, wanted: str, spec: DataSpec, family: str, train: str | Mapping[str, str]) -> None:
     """Raises UserError if the data have no field `name` of the kind `wanted`."""
     found = spec.fields.get(name)
     if found is not None and found["kind"] == wanted:
         return
+    where = train if isinstance(train, str) else ", ".join(train.values())
     if wanted == "image" and spec.codes is not None:
         raise UserError(f"data.train: {where} holds codes, but a {family} learns images; give their index")
     has = ", ".join(f"{other} ({facts['kind']})" for other, facts in spec.fields.items())
     missing = f"no field {name}" if found is None else f"a field {name} that is no {wanted}"
+    remedy = f"rename one with data.rename.{name}=FIELD, or derive one by data.derive.{name}"
+    if not isinstance(train, str):  # a name in data.train comes before what its index is renamed to
+        remedy = f"give one of the indexes the name {name} in data.train, or train on one index"
     raise UserError(
-        f"data.train: {where} has {missing}, and a {family} needs a field {name} of the kind {wanted}; it has {has}: rename "
-        f"one with data.rename.{name}=FIELD, or derive one by data.derive.{name}"
+        f"data.train: {where} has {missing}, and a {family} needs a field {name} of the kind {wanted}; it has {has}: {remedy}"
     )
 
 

@@ -7,8 +7,10 @@ from bigtrain.cluster import world
 from bigtrain.data.index import Index, plain_fields
 from bigtrain.errors import UserError
 from bigtrain.families.family import DataSpec, build_network
-from bigtrain.inference.model import Sampler
+from bigtrain.inference.model import Sampler, make_family
 from bigtrain.inference.splits import same_on_all
+from bigtrain.recipe import load_recipe
+from tests.runs_of import ROOT
 from tests.toy import Toy, ToyOptions
 
 
@@ -48,3 +50,19 @@ def test_ranks_with_other_data_at_the_same_path_are_named(monkeypatch: pytest.Mo
     monkeypatch.setattr(world, "gather_objects", lambda value: [value, value, "another"])
     with pytest.raises(UserError, match=r"data\.train: data/train\.json is not the same data .*: ranks 2 have others"):
         same_on_all(index, "data.train")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["a", "b"], r"A\.json, B\.json has no field image, .*: give one of the indexes the name image in data\.train"),
+        (["image", "b"], r"A\.json, B\.json has no field label, and a diffusion needs a field label"),
+    ],
+)
+def test_a_field_that_indexes_side_by_side_do_not_have_is_one_sentence(fields: list[str], message: str) -> None:
+    recipe = load_recipe(
+        ROOT / "recipes" / "ddpm_digits.yaml", ["data.train={a: A.json, b: B.json}", "data.validation=null"]
+    )
+    spec = DataSpec((16, 16), 1, ("0",), (1,), fields={name: {"kind": "image"} for name in fields})
+    with pytest.raises(UserError, match=message):
+        make_family(recipe, spec)

@@ -121,7 +121,8 @@ class Reader:
 
     def __init__(self, index: Index, fields: Sequence[str] | None = None) -> None:
         self.index = index
-        self.fields: Mapping[str, Field] = {name: index.fields[name] for name in fields or index.fields}
+        names = index.fields if fields is None else fields
+        self.fields: Mapping[str, Field] = {name: index.fields[name] for name in names}
         self._shards = _Shards(index)
         # What is decoded is kept in memory where the split is small and the geometry does not change it.
         kept = [field for field in self.fields.values() if not field.is_cut]
@@ -181,9 +182,7 @@ class Reader:
                 continue
             source = field.source
             if source is not None:
-                if source.name not in decoded:
-                    decoded[source.name] = _rows_of(source, len(numbers))
-                    failures |= source.read(self._shards, numbers, geometry, decoded[source.name])
+                failures |= self._decode([source], numbers, geometry, decoded)
                 decoded[field.name] = field.derive(decoded[source.name])
             else:
                 decoded[field.name] = _rows_of(field, len(numbers))

@@ -10,6 +10,7 @@ from bigtrain.data.fields.field import Field
 from bigtrain.data.fields.label import UNLABELLED
 from bigtrain.data.fields.pictures import PicturedField
 from bigtrain.data.index import Index, Part
+from bigtrain.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,15 @@ class SideBySide:
     """
 
     indexes: Mapping[str, Index]
+
+    def __post_init__(self) -> None:
+        names = [name for part in self.parts for name in part.names.values()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(
+                f"data.train: two fields would be called {twice[0]}: one of the index of that name, and one of another index; "
+                "give the index another name"
+            )
 
     @cached_property
     def parts(self) -> Sequence[Part]:
@@ -54,8 +64,9 @@ class SideBySide:
 
     @property
     def picture(self) -> PicturedField | None:
-        """The first pictured field of the first index that has one."""
-        return next((index.picture for index in self.indexes.values() if index.picture is not None), None)
+        """The field whose size is that of the data: that of the index `image`, or else of the first index that has one."""
+        pictures = {name: index.picture for name, index in self.indexes.items() if index.picture is not None}
+        return pictures.get("image", next(iter(pictures.values()), None))
 
     @property
     def image_size(self) -> tuple[int, int] | None:

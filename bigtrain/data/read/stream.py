@@ -69,7 +69,9 @@ class Stream:
         for part in index.parts:
             _check_flips(part.index, options)
             ShardCache(part.index).check_room(options.shuffle_shards)
-            parts.append(_Part(part.index, part.own_names(fields), options, seed, part.stream))
+            names = part.own_names(fields)
+            if names:  # an index of several side by side may hold nothing that is read
+                parts.append(_Part(part.index, names, options, seed, part.stream))
         steps = _Steps(parts, options, seed, first=position + rank * local, stride=microbatch, count=local)
         slot_bytes = local * sum(part.sample_bytes for part in parts)
         self._batches = Loader(steps, itertools.count(), options.workers, pin_memory, slot_bytes)

@@ -194,8 +194,8 @@ def unet_config(
     levels = len(options.multipliers)
     if any(side % 2 ** (levels - 1) for side in size):
         raise ValueError(
-            f"multipliers: {levels} levels halve the image {levels - 1} times, but data.image_size {size_text(size)} is not "
-            f"divisible by {2 ** (levels - 1)}; take fewer levels or another size"
+            f"family.unet.multipliers: {levels} levels halve the image {levels - 1} times, but data.image_size "
+            f"{size_text(size)} is not divisible by {2 ** (levels - 1)}; take fewer levels or another size"
         )
     sizes = [min(size) // 2**level for level in range(levels)]
     missing = [side for side in options.attention_resolutions if side not in sizes]
@@ -210,8 +210,9 @@ def unet_config(
         attending = [width for width, here in zip(widths, attends, strict=True) if here] + widths[-1:]
         if any(width % options.head_channels for width in attending):
             raise ValueError(
-                f"head_channels: {options.head_channels} does not divide the {' and '.join(map(str, attending))} channels "
-                f"where there is attention (the last is the middle's); {math.gcd(*attending, options.head_channels)} would"
+                f"family.unet.head_channels: {options.head_channels} does not divide the "
+                f"{' and '.join(map(str, attending))} channels where there is attention (the last is the "
+                f"middle's); {math.gcd(*attending, options.head_channels)} would"
             )
     plain_down = "ResnetDownsampleBlock2D" if options.resnet_resampling else "DownBlock2D"
     plain_up = "ResnetUpsampleBlock2D" if options.resnet_resampling else "UpBlock2D"

@@ -14,6 +14,7 @@ from bigtrain.data.fields.pictures import ImageField
 from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read.batch import Batch, on_device
+from bigtrain.data.read.reader import Reader
 from bigtrain.data.read.side_by_side import SideBySide
 from bigtrain.data.read.stream import SplitLoader, Stream
 from bigtrain.data.splits import describe, find_split
@@ -199,3 +200,53 @@ def test_domains_of_pictures_are_described_by_name(tmp_path: Path) -> None:
     assert find_split(options({"b": paths["a"], "a": paths["b"]}), "train").fingerprint != opened.fingerprint
     with pytest.raises(ValueError, match=r"validation: must name indexes by the names of data\.train"):
         options(paths, validation={"a": paths["a"]})
+
+
+def test_one_of_two_domains_is_read_alone(tmp_path: Path) -> None:
+    paths = {name: str(numbered(tmp_path / name, 4).path) for name in "ab"}
+    data = options(paths)
+    stream = Stream(find_split(data, "train"), data, 0, rank=0, world=1, microbatch=4, fields=["a"])
+    assert list(next(stream)) == ["a"]
+    stream.close()
+
+
+def test_domains_whose_fields_would_have_one_name_are_refused(tmp_path: Path) -> None:
+    kinds = {"image": ImageField("image", ("png",), (16, 8)), "b": ArrayField("b", ("npy",), (1,))}
+    sample = {"png": png(np.zeros((16, 8, 3), np.uint8)), "npy": npy(np.zeros(1))}
+    paths = {name: str(make_shards(tmp_path / name, kinds, [sample]).path) for name in ("a", "a_b")}
+    with pytest.raises(UserError, match=r"data\.train: two fields would be called a_b"):
+        find_split(options(paths), "train")
+
+
+@pytest.mark.parametrize("geometry", [{}, {"image_size": [8, 4], "crop_from": [16, 8]}])
+def test_a_field_that_is_derived_from_a_derived_one_is_the_same_read_alone(tmp_path: Path, geometry: dict) -> None:
+    derive = {
+        "hole": {"kind": "mask"},
+        "low": {"kind": "downscale", "of": "hole", "factor": 2},
+        "edges": {"kind": "edges", "of": "low"},
+    }
+    index = find_split(options(str(noise(tmp_path).path), derive=derive, **geometry), "train")
+    together, _ = Reader(index).read(np.arange(SAMPLES))
+    for name in ("hole", "low", "edges"):
+        alone, failures = Reader(index, [name]).read(np.arange(SAMPLES))
+        assert not failures
+        assert np.array_equal(alone[name], together[name])
+
+
+def test_the_size_of_domains_is_that_of_the_one_called_image(tmp_path: Path) -> None:
+    small = ImageField("image", ("png",), (4, 4), channels=1)
+    other = make_shards(tmp_path / "small", {"image": small}, [{"png": png(np.zeros((4, 4, 1), np.uint8))}])
+    opened = find_split(options({"a": str(noise(tmp_path / "a").path), "image": str(other.path)}), "train")
+    assert (opened.image_size, opened.channels) == ((4, 4), 1)
+
+
+def test_every_image_gets_the_channels_that_a_recipe_asks_for(tmp_path: Path) -> None:
+    kinds = {
+        "image": ImageField("image", ("png",), (4, 4)),
+        "sketch": ImageField("sketch", ("sketch.png",), (4, 4), channels=1),
+    }
+    sample = {"png": png(np.zeros((4, 4, 3), np.uint8)), "sketch.png": png(np.zeros((4, 4, 1), np.uint8))}
+    path = str(make_shards(tmp_path, kinds, [sample]).path)
+    for channels in (1, 3):
+        handed, _ = one_batch(options(path, channels=channels), 1)
+        assert {tuple(handed[name].shape) for name in kinds} == {(1, channels, 4, 4)}
