@@ -74,7 +74,7 @@ def find_index(
 
 def _as_read(index: Index, data: DataOptions, split: Split, key: str) -> Index:
     """The index that `key` names, with all that a recipe says of how it is read."""
-    if data.channels not in (None, index.channels):
+    if data.channels is not None and {data.channels} != {index.channels, *variants.channels_of(index)}:
         index = variants.with_channels(index, data.channels)
     index = _with_size(index, key, sides(data.image_size), data.resize, sides(data.crop_from))
     kinds = {field.kind for field in index.fields.values()}
