@@ -26,6 +26,7 @@ With --index-only, --field NAME=EXTENSION,EXTENSION says which members of the ta
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -175,7 +176,7 @@ def _add_fields(group: Group) -> None:
         metavar="NAME=N",
         help="the pictures of the field NAME are N times smaller than the largest of their sample",
     )
-    group.add_argument("--fps", type=float, help="frames a second of clips")
+    group.add_argument("--fps", type=_rate, help="frames a second of clips")
     group.add_argument("--frames", type=_positive, help="the fewest frames that a clip may have (default: 1)")
     group.add_argument(
         "--skip-bad-captions", action="store_true", help="name and leave out samples with a text that is not UTF-8"
@@ -199,6 +200,13 @@ def _labels(text: str) -> str:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
+        raise ValueError
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
         raise ValueError
     return value
 
@@ -242,6 +250,7 @@ def _named(value_of: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
     return parse
 
 
+_rate.__name__ = "rate above 0"
 _size.__name__ = "size"
 _range.__name__ = "range LOW,HIGH of whole numbers from 0 to 65535"
 _halves.__name__ = "LEFT,RIGHT of two names"

@@ -18,7 +18,8 @@ from PIL import Image
 from bigtrain.data.npy import MAGIC, npy_header, read_npy_header
 
 MAX_PIXELS = 2**27
-"""Larger images are refused before any memory is taken for them (a decompression bomb, or a damaged header)."""
+"""Larger images are refused before any memory is taken for them (a decompression bomb, or a damaged header), and so are samples
+of more numbers."""
 _JPEG = b"\xff\xd8"
 _UNUSUAL = "Could not determine subsampling"
 """libjpeg-turbo's message for rare but valid chroma subsamplings, which Pillow reads."""
@@ -38,6 +39,7 @@ _TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_QUARTER_TURNS = frozenset(_TO_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 _JFIF, _TABLES = b"\xff\xd8\xff\xe0\x00\x10", b"\xff\xdb"
 """The first bytes of a JPEG, and those after its JFIF segment if there is no EXIF: a quick test that most images pass."""
 _FIRST_SEGMENTS = frozenset(bytes([marker]) for marker in (*range(0xE0, 0xF0), 0xFE))
@@ -203,12 +205,14 @@ def header_size(data: bytes) -> tuple[int, int]:
 
 
 def header_shape(data: bytes) -> tuple[int, int, int]:
-    """(height, width, channels) from the header alone; 1 channel for grey, 3 for everything else. Raises Undecodable."""
+    """(height, width, channels) upright, from the headers alone; 1 channel for grey, 3 for everything else. Raises
+    Undecodable."""
     if data.startswith(MAGIC):
         (height, width, channels), _ = _raw_header(data)
         return height, width, channels
     image = open_lazily(data, _PILLOW_FORMATS)
-    return image.height, image.width, channels_of(image)
+    sides = (image.width, image.height) if turn(data) in _QUARTER_TURNS else (image.height, image.width)
+    return *sides, channels_of(image)
 
 
 def channels_of(image: Image.Image) -> int:

@@ -106,8 +106,9 @@ class Shard:
         return head | ({"labels": self.labels.tolist()} if labelled else {}) | {"members": members}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Shard":
-        """Raises KeyError, TypeError or ValueError if `value` is not what `to_json` gives."""
+    def from_json(cls, value: Mapping[str, Any], labelled: bool = True) -> "Shard":
+        """labelled: whether it must have labels. Raises KeyError, TypeError or ValueError if `value` is not what `to_json`
+        gives."""
         samples = int(value["samples"])
         members = {
             str(extension): (_column(member["offsets"], samples), _column(member["sizes"], samples))
@@ -116,7 +117,9 @@ class Shard:
         keys = tuple(map(str, value["keys"]))
         if len(keys) != samples:
             raise ValueError(f"{value['url']} has {samples} samples but {len(keys)} keys")
-        labels = _column(value["labels"], samples) if "labels" in value else np.zeros(samples, dtype=np.int64)
+        labels = (
+            _column(value["labels"], samples) if labelled or "labels" in value else np.zeros(samples, dtype=np.int64)
+        )
         shard = cls(str(value["url"]), int(value["size"]), str(value["sha256"]), keys, labels, members)
         shard._check()
         return shard
@@ -205,10 +208,9 @@ class Index:
 
     @property
     def picture(self) -> PicturedField | None:
-        """The field whose size is that of the data: `image`, or else the first one that is pictured and largest."""
+        """The field whose size is that of the data: of the largest pictured ones `image`, or else the first."""
         pictured = [field for field in self.fields.values() if isinstance(field, PicturedField)]
-        named = [field for field in pictured if field.name == "image"]
-        return min(named or pictured, key=lambda field: field.factor, default=None)
+        return min(pictured, key=lambda field: (field.factor, field.name != "image"), default=None)
 
     @property
     def labelled_image(self) -> tuple[str, str]:
@@ -368,7 +370,6 @@ class Index:
 
     @classmethod
     def _from_json(cls, path: Path, value: dict[str, Any], origin: Origin) -> "Index":
-        shards = tuple(Shard.from_json(shard) for shard in value["shards"])
         codes = CodesManifest.from_json(value["codes"]) if "codes" in value else None
         split, version = str(value["split"]), int(value["version"])
         if split in ("", "..") or Path(split).name != split or "\0" in split:
@@ -377,6 +378,13 @@ class Index:
             fields = _fields_of_version_1(value, codes)
         else:
             fields = {str(name): field_from_json(str(name), facts) for name, facts in value["fields"].items()}
+        if all(isinstance(field, LabelField) for field in fields.values()):
+            raise ValueError("its samples have no field but a label")
+        factors = {field.factor for field in fields.values() if isinstance(field, PicturedField)}
+        if factors and min(factors) > 1:
+            raise ValueError(f"all its pictures are {min(factors)} times smaller than the largest, which is not there")
+        labelled = any(isinstance(field, LabelField) and field.members for field in fields.values())
+        shards = tuple(Shard.from_json(shard, labelled) for shard in value["shards"])
         encoded = None if codes is None else _sides(value["size"])
         index = cls(path, split, with_label(fields), shards, value["made"], codes, encoded, version, origin=origin)
         for number in range(len(shards)):
@@ -384,9 +392,24 @@ class Index:
                 index.location(number)
         if index.samples == 0:
             raise ValueError("it has no samples")
+        index._check_members()
         if index.labels.min() < 0 or index.labels.max() >= len(index.classes):
             raise ValueError(f"labels run to {index.labels.max()} but there are {len(index.classes)} classes")
         return index
+
+    def _check_members(self) -> None:
+        """Raises ValueError for a field that no sample has."""
+        held = {
+            extension
+            for shard in self.shards
+            for extension, (offsets, _) in shard.members.items()
+            if (offsets >= 0).any()
+        }
+        for name, declared in self.fields.items():
+            if not isinstance(declared, LabelField) and held.isdisjoint(declared.members):
+                raise ValueError(
+                    f"no sample has the field {name}: there is no {', '.join(declared.members[:8])} member"
+                )
 
     def write(self) -> None:
         """Writes `self.path` atomically, unless it holds exactly this already."""

@@ -25,6 +25,8 @@ def read_npy_header(data: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
         shape, fortran_order, dtype = read(file)
     except Exception as error:  # numpy parses a Python literal, and damaged ones raise nearly anything
         raise ValueError(f"is not npy: {error}") from None
+    if any(isinstance(side, bool) or side < 0 for side in shape):
+        raise ValueError(f"holds {dtype} {shape}, which is no shape")
     if fortran_order:
         raise ValueError(f"holds {dtype} {shape} in Fortran order, not in C order")
     return dtype, shape, file.tell()

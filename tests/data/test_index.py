@@ -64,6 +64,10 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a label out of range": lambda value: value["shards"][0].update(labels=[0, 99]),
     "a negative label": lambda value: value["shards"][0].update(labels=[0, -1]),
     "a word for a number": lambda value: value["shards"][0]["members"]["png"].update(offsets=["x", "y"]),
+    "no labels": lambda value: value["shards"][0].pop("labels"),
+    "no field but a label": lambda value: value["fields"].pop("image"),
+    "a field that no sample has": lambda value: value["fields"]["image"].update(members=["webp"]),
+    "no field of the largest size": lambda value: value["fields"]["image"].update(factor=2),
     "a list for members": lambda value: value["shards"][0].update(members=[]),
 }
 

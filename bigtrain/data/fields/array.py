@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigtrain.data.decode import Undecodable
-from bigtrain.data.fields.field import Field, Geometry
+from bigtrain.data.decode import MAX_PIXELS, Undecodable
+from bigtrain.data.fields.field import Field, Geometry, check_count
 from bigtrain.data.fields.painting import path_tile, text_tile
 from bigtrain.data.npy import read_npy_header
 
@@ -42,6 +43,7 @@ class ArrayField(Field):
         varies = bool(facts.get("varies", False))
         if not shape or min(shape) < 1 or (axes and len(axes) != shape[-1]):
             raise ValueError(f"the field {name} has the shape {shape} with {len(axes)} names of axes")
+        check_count(name, shape)
         return cls(name, members, shape, axes, varies)
 
     def facts(self) -> dict[str, Any]:
@@ -103,7 +105,9 @@ def numbers_of(data: bytes, member: str) -> np.ndarray:
         raise Undecodable(f"its {member} {error}") from None
     if dtype.kind not in _NUMBERS or not shape:
         raise Undecodable(f"its {member} holds {dtype} {shape}, not an array of numbers")
-    if len(data) - begin != np.prod(shape) * dtype.itemsize:
+    if math.prod(shape) > MAX_PIXELS:
+        raise Undecodable(f"its {member} holds {dtype} {shape}, more than {MAX_PIXELS} numbers")
+    if len(data) - begin != math.prod(shape) * dtype.itemsize:
         raise Undecodable(f"its {member} has {len(data) - begin} bytes of numbers, which are not {dtype} {shape}")
     with np.errstate(over="ignore"):
         values = np.frombuffer(data, dtype, offset=begin).reshape(shape).astype(np.float32)
@@ -140,7 +144,9 @@ class AttributesField(Field):
         return np.dtype(np.float32)
 
     def decode(self, contents: Sequence[bytes], out: np.ndarray, geometry: Geometry, row: int) -> None:
-        values = self._of_json(contents[0]) if self.members[0] == "json" else numbers_of(contents[0], self.members[0])
+        values = (
+            self._of_json(contents[0]) if self.members[0].endswith("json") else numbers_of(contents[0], self.members[0])
+        )
         if values.shape != self.shape:
             raise Undecodable(
                 f"its {self.members[0]} holds {values.shape}, not one number for each of {self.shape[0]} names"
@@ -157,7 +163,7 @@ class AttributesField(Field):
             value = json.loads(data)
             value = value if self.key is None else value[self.key]
             numbers = np.array([value[name] for name in self.names], dtype=np.float32)
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
+        except (ValueError, OverflowError, RecursionError, KeyError, TypeError) as error:
             raise Undecodable(f"its json does not have the attributes: {type(error).__name__}: {error}") from None
         if not np.isfinite(numbers).all():
             raise Undecodable("its json has NaN, or numbers that float32 does not hold")

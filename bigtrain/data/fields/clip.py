@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigtrain.data.decode import Undecodable, as_image, check_pixels, decode, with_channels
-from bigtrain.data.fields.field import Geometry
+from bigtrain.data.decode import Undecodable, as_image, check_pixels, upright, with_channels
+from bigtrain.data.fields.field import Geometry, check_count
 from bigtrain.data.fields.painting import picture_tile
 from bigtrain.data.fields.pictures import PicturedField, to_images
 from bigtrain.data.npy import read_npy_header
@@ -43,6 +43,10 @@ class ClipField(PicturedField):
         channels, shortest = int(facts["channels"]), int(facts["shortest"])
         if channels not in (1, 3) or min(height, width, shortest) < 1:
             raise ValueError(f"a clip has frames of 1 or 3 channels, not {shortest} of {height} x {width} x {channels}")
+        in_frames = not members[0].endswith("npy")
+        if in_frames and shortest > len(members):
+            raise ValueError(f"a clip has {shortest} frames, but the field {name} has {len(members)} members")
+        check_count(name, (height, width) if in_frames else (shortest, height, width))
         fps = facts.get("fps")
         factor = int(facts.get("factor", 1))
         return cls(
@@ -102,7 +106,7 @@ class ClipField(PicturedField):
         target = self.crop_from or self.sized
         if self.in_frames and self.resize != "never":
             return read_resized(contents[number], target, self.resize, self.channels)
-        frame = decode(contents[number], self.channels) if self.in_frames else self._stored(contents[0])[number]
+        frame = upright(contents[number], self.channels) if self.in_frames else self._stored(contents[0])[number]
         if self.resize != "never":
             frame = centre(frame, target, (frame.shape[0], frame.shape[1]))
         if frame.shape[:2] != target:

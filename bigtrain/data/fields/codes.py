@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, get_args
 import numpy as np
 
 from bigtrain.data.decode import Undecodable
-from bigtrain.data.fields.field import Field, Geometry
+from bigtrain.data.fields.field import Field, Geometry, check_count
 from bigtrain.data.fields.painting import number_tile
 from bigtrain.data.npy import npy_header, read_npy_header
 from bigtrain.data.resize import Resize
@@ -38,7 +38,9 @@ class CodesField(Field):
     @classmethod
     def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> CodesField:
         height, width = map(int, facts["grid"])
-        return cls(name, members, int(facts["codebook_size"]), (height, width), int(facts["flip_variants"]))
+        codebook_size, flip_variants = int(facts["codebook_size"]), int(facts["flip_variants"])
+        _check_level(name, codebook_size, (height, width), flip_variants)
+        return cls(name, members, codebook_size, (height, width), flip_variants)
 
     def facts(self) -> dict[str, Any]:
         return {"codebook_size": self.codebook_size, "grid": list(self.grid), "flip_variants": self.flip_variants}
@@ -98,6 +100,17 @@ class CodesField(Field):
         return {self.name: values.to(device, non_blocking=True).long()}
 
 
+def _check_level(name: str, codebook_size: int, grid: Sequence[int], flip_variants: int) -> None:
+    """Raises ValueError for codes that cannot be stored."""
+    if flip_variants not in (1, 2):
+        raise ValueError(f"codes have 1 or 2 flip variants, not {flip_variants}")
+    if not 0 < codebook_size <= LARGEST_CODEBOOK:
+        raise ValueError(f"level {name} has {codebook_size} codes; uint16 holds {LARGEST_CODEBOOK}")
+    if len(grid) != 2 or min(grid) < 1:
+        raise ValueError(f"level {name} has the grid {grid}, which is not [height, width]")
+    check_count(name, grid)
+
+
 class Level(TypedDict):
     """One level of a tokenizer, as JSON. `grid`: [height, width] in codes."""
 
@@ -130,17 +143,12 @@ class CodesManifest:
     images: EncodedImages
 
     def __post_init__(self) -> None:
-        if self.flip_variants not in (1, 2) or not self.levels:
-            raise ValueError(
-                f"codes have 1 or 2 flip variants of at least one level, not {self.flip_variants} of {len(self.levels)}"
-            )
+        if not self.levels:
+            raise ValueError("codes have at least one level")
         for name, level in self.levels.items():
             if not re.fullmatch(r"\w+", name, re.ASCII):
                 raise ValueError(f"level {name!r} cannot name a member; a name is letters, digits and underscores")
-            if not 0 < level["codebook_size"] <= LARGEST_CODEBOOK:
-                raise ValueError(f"level {name} has {level['codebook_size']} codes; uint16 holds {LARGEST_CODEBOOK}")
-            if len(level["grid"]) != 2 or min(level["grid"]) < 1:
-                raise ValueError(f"level {name} has the grid {level['grid']}, which is not [height, width]")
+            _check_level(name, level["codebook_size"], level["grid"], self.flip_variants)
 
     def fields(self) -> dict[str, CodesField]:
         """The fields of shards of these codes, by level."""

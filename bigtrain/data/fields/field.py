@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from bigtrain.data.decode import Undecodable
+from bigtrain.data.decode import MAX_PIXELS, Undecodable
 from bigtrain.data.fields.painting import text_tile
 
 if TYPE_CHECKING:
@@ -64,6 +65,15 @@ class Members(Protocol):
 
     def read(self, field: Field, numbers: np.ndarray) -> list[list[bytes]]:
         """For each sample the contents of the field's members that it has: of the first of them, or of `all_members`."""
+
+
+def check_count(name: str, shape: Sequence[int]) -> None:
+    """Raises ValueError for samples of more than MAX_PIXELS numbers (of pictures: pixels): an index may come from anywhere, and
+    memory is taken as it says."""
+    if math.prod(shape) > MAX_PIXELS:
+        raise ValueError(
+            f"the field {name} has the size {list(shape)}, which is more than {MAX_PIXELS} numbers a sample"
+        )
 
 
 @dataclass(frozen=True, eq=False)

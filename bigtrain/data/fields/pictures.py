@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from bigtrain.data.decode import Undecodable, covering_shape, decode, decode_into, header_shape, load, open_lazily
-from bigtrain.data.fields.field import Field, Geometry
+from bigtrain.data.decode import Undecodable, covering_shape, decode_into, header_shape, load, open_lazily, upright
+from bigtrain.data.fields.field import Field, Geometry, check_count
 from bigtrain.data.fields.painting import TILE, number_tile, picture_tile
 from bigtrain.data.resize import Resize, read_resized
 from bigtrain.errors import UserError
@@ -60,14 +60,14 @@ class PicturedField(Field):
     def is_cut(self) -> bool:
         return self.crop_from is not None
 
-    def at_size(self, size: tuple[int, int], resize: Resize, crop_from: tuple[int, int] | None, coarsest: int) -> Self:
-        """The same field, read at the size that it has where the largest field has `size`. `coarsest`: the largest factor of
-        the sample's fields. Raises UserError for sizes that the factors do not divide."""
-        align = coarsest // self.factor
+    def at_size(self, size: tuple[int, int], resize: Resize, crop_from: tuple[int, int] | None, unit: int) -> Self:
+        """The same field, read at the size that it has where the largest field has `size`. `unit`: a multiple of all factors of
+        the sample's fields, in pixels of the largest. Raises UserError for sizes that the factors do not divide."""
+        align = unit // self.factor
         for key, sides in (("image_size", size), ("crop_from", crop_from or size)):
-            if any(side % coarsest for side in sides):
+            if any(side % unit for side in sides):
                 raise UserError(
-                    f"data.{key}: {sides[0]} x {sides[1]} is not divisible by {coarsest}, by which the fields of a sample "
+                    f"data.{key}: {sides[0]} x {sides[1]} is not divisible by {unit}, by which the fields of a sample "
                     "differ in size; choose multiples of it"
                 )
         parts = [
@@ -90,7 +90,7 @@ class PicturedField(Field):
         return facts | ({"factor": self.factor} if self.factor != 1 else {})
 
 
-def _size_of(facts: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int]:
+def _size_of(name: str, facts: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int]:
     """(size, factor). Raises KeyError, TypeError or ValueError."""
     size, factor = facts["size"], int(facts.get("factor", 1))
     if factor < 1:
@@ -100,6 +100,7 @@ def _size_of(facts: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int]:
     height, width = map(int, size)
     if min(height, width) < 1:
         raise ValueError(f"{height} x {width} is no size")
+    check_count(name, (height, width))
     return (height, width), factor
 
 
@@ -113,7 +114,7 @@ class ImageField(PicturedField):
 
     @classmethod
     def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> ImageField:
-        size, factor = _size_of(facts)
+        size, factor = _size_of(name, facts)
         channels = int(facts["channels"])
         if channels not in (1, 3):
             raise ValueError(f"an image has 1 or 3 channels, not {channels}")
@@ -148,7 +149,7 @@ class ImageField(PicturedField):
 
     def check(self, contents: Sequence[bytes]) -> None:
         (data,) = contents
-        height, width, _ = decode(data, self.channels).shape
+        height, width, _ = upright(data, self.channels).shape
         if header_shape(data)[2] > self.channels:
             raise Undecodable("it has colours, but the index says that its images are grey")
         if self.size not in (None, (height, width)):
@@ -201,7 +202,7 @@ class MapField(PicturedField):
 
     @classmethod
     def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> MapField:
-        size, factor = _size_of(facts)
+        size, factor = _size_of(name, facts)
         instance = bool(facts.get("instance", False))
         classes = None if instance else tuple(map(str, facts["classes"]))
         if classes is not None and not 0 < len(classes) <= cls.largest:

@@ -95,6 +95,10 @@ class TextField(Field):
         found = value.get(self.key) if isinstance(value, dict) else None
         if not isinstance(found, str):
             raise Undecodable(f"the key {self.key!r} of its {self.members[0]} holds {found!r}, not a text")
+        if any(
+            "\ud800" <= character <= "\udfff" for character in found
+        ):  # half of a pair of escapes: JSON, but no Unicode
+            raise Undecodable(f"the key {self.key!r} of its {self.members[0]} holds half of a surrogate pair")
         return found
 
     def described(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ not know of it. `Index.variant` records the options (JSON) for fingerprints and 
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,11 +30,16 @@ def resized(index: Index, size: tuple[int, int], how: Resize, crop_from: tuple[i
     which `size` is then cropped. Fields of a factor get the same part of both. Raises UserError for sizes that do not
     divide."""
     pictured = {name: field for name, field in index.fields.items() if isinstance(field, PicturedField)}
-    coarsest = max(field.factor for field in pictured.values())
-    fields = {name: field.at_size(size, how, crop_from, coarsest) for name, field in pictured.items()}
+    unit = math.lcm(*(field.factor for field in pictured.values()))
+    fields = {name: field.at_size(size, how, crop_from, unit) for name, field in pictured.items()}
     variant: dict[str, Any] = {} if how == "never" else {"resize": how}
     variant |= {} if crop_from is None else {"crop_from": list(crop_from)}
     return replace(index, fields={**index.fields, **fields}, variant={**index.variant, **variant})
+
+
+def channels_of(index: Index) -> set[int]:
+    """Of the images and clips."""
+    return {field.channels for field in index.fields.values() if isinstance(field, ImageField | ClipField)}
 
 
 def with_channels(index: Index, channels: int) -> Index:

@@ -17,6 +17,10 @@ from bigtrain.errors import UserError
 KINDS = tuple(ENDINGS)
 MAIN_KINDS = ("image", "map", "text", "array", "clip")
 """What SOURCE's files may be."""
+PICTURED = ("image", "map", "instance", "clip")
+"""Kinds whose fields may differ in size by a factor."""
+NAMED = ("map", "attributes", "array")
+"""Kinds whose classes, attributes or axes have names."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,25 @@ class SampleFlags:
             if unknown := [name for name in given if name not in (*names, *known)]:
                 raise UserError(f"{flag} {unknown[0]}: there is no such field; there are {', '.join((*known, *names))}")
 
+    def check_taken(self, fields: Mapping[str, FieldSpec]) -> None:
+        """Raises UserError for flags that say nothing of the field that they name; fields: all of them, by name."""
+        for name in self.classes:
+            if fields[name].kind not in NAMED:
+                raise UserError(f"--classes {name}: a field of the kind {fields[name].kind} has no names; leave it out")
+        for name, factor in self.factors.items():
+            if fields[name].kind not in PICTURED or fields[name].factor != factor:
+                raise UserError(f"--factor {name}: is no picture that may be smaller than another; leave it out")
+        factors = {spec.factor: name for name, spec in fields.items() if spec.kind in PICTURED}
+        if factors and min(factors) > 1:
+            least = min(factors)
+            raise UserError(
+                f"--factor {factors[least]}={least}: no picture is larger; leave it out for the largest field"
+            )
+        if (self.fps is not None or self.least_frames > 1) and all(spec.kind != "clip" for spec in fields.values()):
+            raise UserError(
+                "--fps and --frames are of clips, of which there are none; leave them out, or say --kind clip"
+            )
+
 
 def list_samples(where: str, flags: SampleFlags, left_out: Callable[[str], object]) -> SampleSet:
     """The samples of SOURCE with all fields that are asked for; `left_out` is called with where each is that has a text that is
@@ -90,6 +113,7 @@ def list_samples(where: str, flags: SampleFlags, left_out: Callable[[str], objec
     flags.check_names(list(source.fields))
     further = [Further(flag.name, flags.spec(flag.name, flag.kind), flag.where, flag.column) for flag in flags.fields]
     source = with_further(source, files, further)
+    flags.check_taken(source.fields)
     return without_bad_texts(source, left_out) if flags.skip_bad_texts else source
 
 
@@ -122,4 +146,5 @@ def member_specs(flags: SampleFlags) -> dict[str, FieldSpec] | None:
     for flag in flags.fields:
         members = tuple(member.strip().lstrip(".").lower() for member in flag.where.split(","))
         specs[flag.name] = replace(flags.spec(flag.name, flag.kind), key=flag.column, members=members)
+    flags.check_taken(specs)
     return specs or None

@@ -155,10 +155,10 @@ class Listing:
     def add(self, name: str, location: Sequence[int], source: int = 0) -> bool:
         """Whether the member of that source is taken in."""
         lower = name.lower()
+        if self._without and lower.endswith(self._without):
+            return False
         if not lower.endswith(self._endings):
             self.left_out += 1
-            return False
-        if self._without and lower.endswith(self._without):
             return False
         self.names.append(name)
         self._locations.append(source)

@@ -43,6 +43,8 @@ def _verify_shard(index: Index, progress: Progress) -> list[str]:
         return [f"{index.location(0)}: the shard cannot be opened: {error.strerror}"]
     try:
         return [f"{index.location(0)}: {problem}" for problem in _problems(index, descriptor, progress)]
+    except OSError as error:
+        return [f"{index.location(0)}: the shard cannot be read: {error.strerror}"]
     finally:
         os.close(descriptor)
 
@@ -98,7 +100,8 @@ def _check_label(index: Index, descriptor: int, number: int) -> None:
 
 def _member(index: Index, descriptor: int, extension: str, number: int) -> bytes:
     offsets, sizes = index.shards[0].members[extension]
-    data = os.pread(descriptor, int(sizes[number]), int(offsets[number]))
-    if len(data) != sizes[number]:
+    if (
+        offsets[number] + sizes[number] > os.fstat(descriptor).st_size
+    ):  # asked first: reading takes memory for all of it
         raise Undecodable(f"the shard ends within its {extension}")
-    return data
+    return os.pread(descriptor, int(sizes[number]), int(offsets[number]))

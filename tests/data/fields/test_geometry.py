@@ -180,6 +180,45 @@ def test_channels_are_as_asked_for(tmp_path: Path) -> None:
     assert read(pairs(tmp_path / "pairs"), channels=1)[0]["low"].shape == (SAMPLES, 1, 12, 8)
 
 
+def test_each_image_of_a_sample_has_the_channels_that_are_asked_for(tmp_path: Path) -> None:
+    fields = {
+        "image": ImageField("image", ("png",), (4, 4), channels=3),
+        "b": ImageField("b", ("b.png",), (4, 4), channels=1),
+    }
+    members = {"png": png(coordinates(4, 4)), "b.png": png(coordinates(4, 4)[:, :, :1])}
+    index = make_shards(tmp_path, fields, [members] * SAMPLES)
+    for channels in (1, 3):
+        handed = read(index, channels=channels)[0]
+        assert {handed[name].shape for name in fields} == {(SAMPLES, channels, 4, 4)}
+
+
+def test_the_size_is_that_of_the_largest_field_whatever_its_name(tmp_path: Path) -> None:
+    fields = {
+        "image": ImageField("image", ("png",), (6, 4), factor=2),
+        "large": ImageField("large", ("large.png",), (12, 8)),
+    }
+    members = {"png": png(coordinates(6, 4, step=2)), "large.png": png(coordinates(12, 8))}
+    index = make_shards(tmp_path, fields, [members] * SAMPLES)
+    assert index.image_size == (12, 8)
+    for given in ({"crop_from": [12, 8]}, {"resize": "exact"}):
+        handed = read(index, image_size=[4, 4], **given)[0]
+        assert (handed["image"].shape, handed["large"].shape) == ((SAMPLES, 3, 2, 2), (SAMPLES, 3, 4, 4))
+
+
+def test_fields_of_two_and_of_three_times_less_show_the_same_place(tmp_path: Path) -> None:
+    fields = {
+        name: ImageField(name, (f"{name}.png",), (24 // factor, 24 // factor), factor=factor)
+        for name, factor in (("image", 1), ("half", 2), ("third", 3))
+    }
+    members = {f"{name}.png": png(coordinates(*field.sized, step=field.factor)) for name, field in fields.items()}
+    index = make_shards(tmp_path, fields, [members] * SAMPLES)
+    handed = read(index, image_size=12, crop_from=24)[0]
+    corners = [pixels(handed[name])[:, 0, 0].tolist() for name in fields]
+    assert corners[0] == corners[1] == corners[2]
+    with pytest.raises(UserError, match=r"data\.image_size: 9 x 9 is not divisible by 6"):
+        read(index, image_size=9, crop_from=24)
+
+
 def test_points_have_no_size_and_need_none(tmp_path: Path) -> None:
     index = make_shards(tmp_path, {"point": ArrayField("point", ("npy",), (2,))}, [{"npy": npy(np.zeros(2))}] * SAMPLES)
     assert read(index)[0]["point"].shape == (SAMPLES, 2)

@@ -1,9 +1,10 @@
 """Every kind of field: written to shards, it is read back as it was, on one rank and on two, and after a restart."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.array import ArrayField, AttributesField
 from bigtrain.data.fields.clip import ClipField
 from bigtrain.data.fields.codes import CodesField
@@ -24,6 +26,7 @@ from bigtrain.data.options import DataOptions
 from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.data.read.stream import Stream
 from bigtrain.data.splits import describe, find_split
+from bigtrain.errors import UserError
 from tests.data.field_shards import make_shards, npy, png
 
 SAMPLES = 11
@@ -167,6 +170,53 @@ def read(index: Index, steps: int, world: int = 1, position: int = 0, **given: o
     for stream in streams:
         stream.close()
     return batches
+
+
+HUGE = 10**12
+
+
+def with_huge_numbers(facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The facts of a field, each with one number that is huge."""
+    for key, value in facts.items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield {**facts, key: HUGE}
+        if isinstance(value, list) and isinstance(value[0], int):
+            for place in range(len(value)):
+                yield {**facts, key: [*value[:place], HUGE, *value[place + 1 :]]}
+
+
+@pytest.mark.parametrize("kind", ALL.values(), ids=ALL)
+def test_a_number_in_an_index_cannot_ask_for_memory_without_bound(kind: Kind, tmp_path: Path) -> None:
+    path, name = written(kind, tmp_path).path, kind.field.name
+    value = json.loads(path.read_text())
+    for changed in with_huge_numbers(value["fields"][name]):
+        path.write_text(json.dumps({**value, "fields": {**value["fields"], name: changed}}))
+        with pytest.raises(UserError, match=r"train\.json: the index is damaged \(ValueError: "):
+            Index.read(path)
+
+
+def npy_of(shape: str, content: bytes = b"") -> bytes:
+    """An npy of float32 that says this shape."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+STRANGE = {
+    "a shape below zero": ("array", npy_of("(-1, -2)", bytes(8))),
+    "a shape that overflows": ("array of various lengths", npy_of("(4294967296, 4294967296)")),
+    "a truth for a shape": ("array", npy_of("(True, 2)", bytes(8))),
+    "a number too large for a float": (
+        "attributes in json",
+        json.dumps({"of": {"bald": 10**400, "smiling": 1, "young": 1}}).encode(),
+    ),
+    "half of a surrogate pair": ("text in json", b'{"says": "\\ud800"}'),
+}
+
+
+@pytest.mark.parametrize(("kind", "content"), STRANGE.values(), ids=STRANGE)
+def test_a_strange_member_is_undecodable(kind: str, content: bytes) -> None:
+    with pytest.raises(Undecodable):
+        ALL[kind].field.check([content])
 
 
 def test_every_kind_is_tried() -> None:

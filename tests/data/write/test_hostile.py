@@ -24,6 +24,7 @@ from bigtrain.data.sources.layouts.known import list_source
 from bigtrain.data.write.convert import convert
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, write_shards
+from bigtrain.data.write.verify import verify
 from bigtrain.errors import UserError
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 from tests.data.sets import device, hard_link, link
@@ -229,6 +230,23 @@ def test_pictures_in_shards_of_others_are_read_upright(tmp_path: Path, form: str
     for number, (pixels, found) in enumerate(zip(wanted, batch["image"], strict=True)):
         right = pixels if how == "never" else centre(pixels, (16, 16), pixels.shape[:2])
         assert np.abs(found.astype(int) - right).max() <= (1 if how == "never" else 3), number + 1
+
+
+@pytest.mark.parametrize("form", ROTATIONS)
+def test_the_size_in_an_index_is_that_of_the_upright_picture(tmp_path: Path, form: str) -> None:
+    extension = form.lower().replace("jpeg", "jpg")
+    samples = []
+    for orientation in range(1, 9):
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        turned = Image.new("RGB", (24, 16) if orientation < 5 else (16, 24), (9, 9, 9))
+        turned.save(file, form, exif=exif, **ROTATIONS[form])
+        samples.append({"__key__": str(orientation), extension: file.getvalue(), "cls": b"0"})
+    write_tar(tmp_path / "train-0.tar", samples)
+    index = Index.read(index_shards(tmp_path, workers=0, quiet=True)[0])
+    assert index.image_size == (16, 24)
+    assert Reader(index).read(np.arange(8))[1] == {}
+    assert verify(index, workers=0, quiet=True) == []
 
 
 @pytest.mark.parametrize("before", [{"icc_profile": b"x" * 300}, {"comment": b"x" * 60_000}, {"dpi": (72, 72)}])

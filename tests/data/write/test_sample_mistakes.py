@@ -167,6 +167,30 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], Sequence[str], str]] = 
         ["--field", "b=/nowhere"],
         r"--field b: there are two fields",
     ),
+    "a factor of all fields": (
+        "two folders",
+        lambda folder: None,
+        ["--factor", "image=2", "--factor", "b=2"],
+        r"--factor (image|b)=2: no picture is larger; leave it out for the largest field",
+    ),
+    "a factor of a text": (
+        "captions in a csv",
+        lambda folder: None,
+        ["--factor", "caption=2"],
+        r"--factor caption: is no picture",
+    ),
+    "a factor of a half": (
+        "halves",
+        lambda folder: None,
+        ["--factor", "b=2"],
+        r"--factor b: is no picture that may be smaller",
+    ),
+    "frames of pictures": (
+        "two folders",
+        lambda folder: None,
+        ["--frames", "3"],
+        r"--fps and --frames are of clips, of which there are none",
+    ),
     "a factor of no field": (
         "two folders",
         lambda folder: None,
@@ -192,6 +216,27 @@ def test_a_map_needs_names(tmp_path: Path) -> None:
     made.words = made.words[: made.words.index("--classes")]
     with pytest.raises(UserError, match=r"--field seg: a map of classes needs their names: --classes seg=FILE"):
         write(made, tmp_path / "out")
+
+
+def test_names_of_what_has_none_are_refused(tmp_path: Path) -> None:
+    made = maps(tmp_path)
+    (tmp_path / "names.txt").write_text("a")
+    with pytest.raises(UserError, match=r"--classes image: a field of the kind image has no names; leave it out"):
+        write(made, tmp_path / "out", "--classes", f"image={tmp_path}/names.txt")
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "x"])
+def test_a_rate_of_frames_is_above_zero(tmp_path: Path, rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), str(tmp_path / "out"), "--kind", "clip", "--fps", rate])
+    assert "invalid rate above 0 value" in capsys.readouterr().err
+
+
+def test_captions_beside_pictures_are_not_counted_as_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(captions_beside(tmp_path), tmp_path / "out")
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_bad_captions_are_named_and_left_out_if_that_is_asked(

@@ -112,6 +112,25 @@ def test_what_is_broken_is_named(index: Index, damage: Callable[[Index], object]
         assert wanted in line
 
 
+def test_a_member_that_is_said_to_be_huge_takes_no_memory(index: Index) -> None:
+    value = json.loads(index.path.read_text())
+    value["shards"][0]["size"] = 10**15
+    value["shards"][0]["members"]["png"]["sizes"][1] = 10**14
+    index.path.write_text(json.dumps(value))
+    lines = verify(Index.read(index.path), workers=0, quiet=True)
+    assert [line.partition("train-000000.tar: ")[2] for line in lines if "png" in line] == [
+        f"{index.shards[0].keys[1]}: the shard ends within its png"
+    ]
+
+
+def test_a_shard_that_cannot_be_read_is_named(index: Index) -> None:
+    (index.folder / "train-000001.tar").unlink()
+    (index.folder / "train-000001.tar").mkdir()
+    assert [line.partition("shards/")[2] for line in verify(index, workers=0, quiet=True)] == [
+        "train-000001.tar: the shard cannot be read: Is a directory"
+    ]
+
+
 def test_a_sample_without_an_image_is_named(index: Index) -> None:
     offsets, sizes = index.shards[2].members["png"]
     bare = {**index.shards[2].members, "png": (np.where(np.arange(5) == 3, -1, offsets), sizes)}
