@@ -87,7 +87,10 @@ def test_the_null_class_is_one_class_more() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"multipliers": (1, 2, 2, 2, 2, 2)}, "family.unet.multipliers: 6 levels .* data.image_size 16 is not divisible by 32"),
+        (
+            {"multipliers": (1, 2, 2, 2, 2, 2)},
+            "family.unet.multipliers: 6 levels .* data.image_size 16 is not divisible by 32",
+        ),
         ({"attention_resolutions": (7,)}, "attention_resolutions: no level has maps of 7 pixels.* 16, 8"),
         ({"norm_groups": 12}, "norm_groups: 12 does not divide the 16 channels"),
         ({"head_channels": 12}, "head_channels: 12 does not divide the 32 and 32 channels.* 4 would"),
