@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bigtrain.data.options import shown
 from bigtrain.data.splits import describe, known_split
 from bigtrain.errors import UserError
 from bigtrain.families.family import CodeLevel, DataSpec, Family, find_family
@@ -104,7 +105,7 @@ def _find_spec(recipe: Recipe, classes: int | None) -> tuple[DataSpec, int | Non
             raise UserError(f"--plan: classes={classes}, but data.train has {len(index.classes)}; leave it out")
         return DataSpec.from_json(describe(index)), sum(index.class_counts), []
     number = classes or CLASSES
-    remark = f"data.train ({recipe.data.train}) is not there: {number} classes are {'given' if classes else 'ASSUMED'}"
+    remark = f"data.train ({shown(recipe.data.train)}) is not there: {number} classes are {'given' if classes else 'ASSUMED'}"
     return _assumed_spec(recipe, number), None, [remark]
 
 
@@ -118,7 +119,8 @@ def _shape(recipe: Recipe) -> tuple[tuple[int, int], int]:
     """(size, channels) of the images, as far as the recipe says; without the data they are taken to be RGB."""
     if recipe.data.image_size is None:
         raise UserError(
-            f"data.image_size is missing: data.train ({recipe.data.train}) is not there to say it, and a plan depends on it"
+            f"data.image_size is missing: data.train ({shown(recipe.data.train)}) is not there to say it, and a plan depends "
+            "on it"
         )
     return size_of(recipe.data.image_size), recipe.data.channels or 3
 

@@ -138,6 +138,11 @@ def _names(where: str | dict[str, str]) -> set[str]:
     return set() if isinstance(where, str) else set(where)
 
 
+def shown(where: str | dict[str, str]) -> str:
+    """The index, or several, for messages."""
+    return where if isinstance(where, str) else ", ".join(where.values())
+
+
 def sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     """(height, width) of a size in a recipe, if there is one."""
     return None if size is None else size_of(size)

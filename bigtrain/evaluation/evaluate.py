@@ -42,7 +42,7 @@ from bigtrain.features.classifier import (
 )
 from bigtrain.features.network import Features
 from bigtrain.features.opening import open_features
-from bigtrain.sizes import size_text
+from bigtrain.sizes import size_flag, size_text
 
 MINIMUM_IMAGES: dict[SampleMetricName, int] = {"kid": 2, "two_sample_test": 4, "real_fid": 2}
 """The fewest images of each side from which a metric can be computed."""
@@ -160,8 +160,8 @@ class _Evaluation:
         if reference_size is not None and size != reference_size and not self.options.allow_mixed_sizes:
             raise UserError(
                 f"evaluation.reference: {self.images.name} are {size[0]} x {size[1]}, the reference's {reference_size[0]} x "
-                f"{reference_size[1]}; compare images of one size (python launch/shard.py SOURCE OUT --size {size[0]}), or let "
-                "the feature network resize each with evaluation.allow_mixed_sizes=true"
+                f"{reference_size[1]}; compare images of one size (python launch/shard.py SOURCE OUT --size "
+                f"{size_flag(size)}), or let the feature network resize each with evaluation.allow_mixed_sizes=true"
             )
 
         if self.options.allow_mixed_sizes and (

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading
 from bigtrain.data.index import Index
+from bigtrain.data.options import shown
 from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.data.read.stream import Data
 from bigtrain.data.splits import describe
@@ -227,19 +228,20 @@ def make_family(recipe: Recipe, spec: DataSpec) -> Family:
     return family
 
 
-def _check_field(name: str, wanted: str, spec: DataSpec, family: str, train: str | Mapping[str, str]) -> None:
+def _check_field(name: str, wanted: str, spec: DataSpec, family: str, train: str | dict[str, str]) -> None:
     """Raises UserError if the data have no field `name` of the kind `wanted`."""
     found = spec.fields.get(name)
     if found is not None and found["kind"] == wanted:
         return
-    where = train if isinstance(train, str) else ", ".join(train.values())
+    where = shown(train)
     if wanted == "image" and spec.codes is not None:
         raise UserError(f"data.train: {where} holds codes, but a {family} learns images; give their index")
     has = ", ".join(f"{other} ({facts['kind']})" for other, facts in spec.fields.items())
     missing = f"no field {name}" if found is None else f"a field {name} that is no {wanted}"
     remedy = f"rename one with data.rename.{name}=FIELD, or derive one by data.derive.{name}"
     if not isinstance(train, str):  # a name in data.train comes before what its index is renamed to
-        remedy = f"give one of the indexes the name {name} in data.train, or train on one index"
+        named = f"give one of the indexes the name {name} in data.train, or " if wanted != "label" else ""
+        remedy = f"{named}train on one index"
     raise UserError(
         f"data.train: {where} has {missing}, and a {family} needs a field {name} of the kind {wanted}; it has {has}: {remedy}"
     )

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
-from bigtrain.data.options import DataOptions
+from bigtrain.data.options import DataOptions, shown
 from bigtrain.data.read import variants
 from bigtrain.data.read.side_by_side import SideBySide
 from bigtrain.data.read.stream import Data
@@ -25,10 +25,12 @@ def find_splits(data: DataOptions) -> tuple[Data, Data | None]:
         return train, None
     validation = same_on_all(world.main_first(lambda: find_split(data, "validation")), "data.validation")
     if validation.classes != train.classes:
-        raise UserError(f"data.validation: {where} has other classes than data.train; give splits of the same data")
+        raise UserError(
+            f"data.validation: {shown(where)} has other classes than data.train; give splits of the same data"
+        )
     if (train.codes and train.codes.tokenizer) != (validation.codes and validation.codes.tokenizer):
         raise UserError(
-            f"data.validation: {where} and data.train are not codes of one tokenizer; encode both with the same run"
+            f"data.validation: {shown(where)} and data.train are not codes of one tokenizer; encode both with the same run"
         )
     return train, validation
 

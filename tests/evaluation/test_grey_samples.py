@@ -72,5 +72,5 @@ def test_neighbours_are_pictured_in_their_own_shape(repeated: bool, mode: str, s
 
 
 def test_images_of_another_size_are_named_by_height_and_width(script: str) -> None:
-    with pytest.raises(UserError, match=r"the samples are 24 x 16, the reference's 16 x 24"):
+    with pytest.raises(UserError, match=r"the samples are 24 x 16, the reference's 16 x 24; .* --size 24x16\)"):
         measured(drawn(20), drawn(0, size=(16, 24)), script)

@@ -45,16 +45,16 @@ class Geometry:
         crops, starts = (None if drawn is None else drawn[row : row + 1] for drawn in (self.crops, self.starts))
         return Geometry(self.flips[row : row + 1], crops, starts)
 
-    def offset(self, row: int, room: tuple[int, int]) -> tuple[int, int]:
-        """(top, left) of a sample's crop; room: how many pixels higher and wider than the crop the picture is."""
+    def offset(self, row: int, spare: tuple[int, int]) -> tuple[int, int]:
+        """(top, left) of a sample's crop; spare: how many pixels higher and wider than the crop the picture is."""
         if self.crops is None:
-            return room[0] // 2, room[1] // 2
+            return spare[0] // 2, spare[1] // 2
         down, right = self.crops[row].tolist()
-        return int(down * (room[0] + 1)), int(right * (room[1] + 1))
+        return int(down * (spare[0] + 1)), int(right * (spare[1] + 1))
 
-    def first_frame(self, row: int, room: int) -> int:
-        """The first frame of a sample's window; room: how many frames longer than the window the clip is."""
-        return 0 if self.starts is None else int(self.starts[row] * (room + 1))
+    def first_frame(self, row: int, spare: int) -> int:
+        """The first frame of a sample's window; spare: how many frames longer than the window the clip is."""
+        return 0 if self.starts is None else int(self.starts[row] * (spare + 1))
 
 
 class Members(Protocol):

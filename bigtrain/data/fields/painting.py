@@ -37,9 +37,9 @@ def path_tile(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> Image.Im
     """Points [n, 2] joined in their order, within the bounds `low` and `high` [2]; the first dimension to the right, the second
     upwards. Points that are NaN are left out."""
     image = Image.new("RGB", (TILE, TILE), "white")
-    room = TILE - 2 * _MARGIN
+    side = TILE - 2 * _MARGIN
     span = np.maximum(high - low, 1e-12)
-    shown = (points[np.isfinite(points).all(1)] - low) / span * room
+    shown = (points[np.isfinite(points).all(1)] - low) / span * side
     places = [(_MARGIN + x, TILE - _MARGIN - y) for x, y in shown.tolist()]
     draw = ImageDraw.Draw(image)
     if len(places) > 1:

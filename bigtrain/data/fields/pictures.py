@@ -81,8 +81,8 @@ class PicturedField(Field):
     def _cut(self, picture: np.ndarray, geometry: Geometry, row: int) -> np.ndarray:
         """The crop of a whole picture [H, W, ...]."""
         (height, width), (tall, wide) = self.sized, picture.shape[:2]
-        room = (tall - height) // self.align, (wide - width) // self.align
-        top, left = (steps * self.align for steps in geometry.offset(row, room))
+        spare = (tall - height) // self.align, (wide - width) // self.align
+        top, left = (steps * self.align for steps in geometry.offset(row, spare))
         return picture[top : top + height, left : left + width]
 
     def _size_facts(self) -> dict[str, Any]:

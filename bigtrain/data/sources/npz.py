@@ -23,7 +23,8 @@ _DAMAGE = (Undecodable, zipfile.BadZipFile, zlib.error, EOFError, OSError)
 
 
 class NpzSamples(ImageCollection):
-    """`arr_0`, uint8 [N, H, W, 3], and where samples have classes `arr_1`, integers [N]; compressed or not.
+    """`arr_0`, uint8 [N, H, W, 3], or grey [N, H, W, 1], which is read as three equal channels, as from other files; and where
+    samples have classes `arr_1`, integers [N]. Compressed or not.
 
     An image of an uncompressed file is one positioned read; a compressed one is unpacked up to it, forwards.
     """
@@ -35,7 +36,7 @@ class NpzSamples(ImageCollection):
         archive = Zip(path)
         members = dict(archive.members())
         if _SAMPLES not in members:
-            raise UserError(f"{path}: holds {', '.join(members)}, and no samples: arr_0, uint8 [N, H, W, 3]")
+            raise UserError(f"{path}: holds {', '.join(members)}, and no samples: arr_0, uint8 [N, H, W, 3 or 1]")
         shape, self._header = self._read_header()
         self.count, self._shape, self._row = shape[0], shape[1:], math.prod(shape[1:])
         _, size, *_ = members[_SAMPLES]
@@ -63,9 +64,11 @@ class NpzSamples(ImageCollection):
         except (ValueError, *_DAMAGE) as error:
             raise UserError(f"{self.path}: arr_0 is damaged: {error}; copy it here again") from None
         if dtype.hasobject:
-            raise UserError(f"{self.path}: arr_0 holds pickled objects, which are never read; save uint8 [N, H, W, 3]")
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not math.prod(shape):
-            raise UserError(f"{self.path}: arr_0 is {dtype} {list(shape)}, where samples are uint8 [N, H, W, 3]")
+            raise UserError(
+                f"{self.path}: arr_0 holds pickled objects, which are never read; save uint8 [N, H, W, 3 or 1]"
+            )
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran or not math.prod(shape):
+            raise UserError(f"{self.path}: arr_0 is {dtype} {list(shape)}, where samples are uint8 [N, H, W, 3 or 1]")
         if math.prod(shape[1:]) > _MOST_ROW:
             raise UserError(f"{self.path}: arr_0 has images of {shape[1]} x {shape[2]}, which is too many pixels")
         return shape, begin
@@ -89,7 +92,8 @@ class NpzSamples(ImageCollection):
             data = self._file.read(self._begin + begin, self._row) if self._stored else self._unpacked(begin)
         except _DAMAGE as error:
             raise UserError(f"{self.path}: arr_0 is damaged at image {number}: {error}; copy it here again") from None
-        return np.frombuffer(bytearray(data), np.uint8).reshape(self._shape)
+        pixels = np.frombuffer(bytearray(data), np.uint8).reshape(self._shape)
+        return pixels if self._shape[2] == 3 else pixels.repeat(3, axis=2)
 
     def _unpacked(self, begin: int) -> bytes:
         """Each process has a stream of its own: one that they shared would share its position in the file."""

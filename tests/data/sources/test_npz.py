@@ -4,10 +4,12 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from bigtrain.data.sources.collection import read_images
 from bigtrain.data.sources.image_files import open_collection
 from bigtrain.errors import UserError
+from bigtrain.pictures import save_npz, save_pngs
 from tests.data.sources.test_image_files import pictures, read_all
 
 
@@ -19,6 +21,13 @@ def test_an_npz_gives_its_rows(tmp_path, save):
     assert open_collection(tmp_path / "a.npz").labels.tolist() == list(range(9))
     (skipping,) = read_images(open_collection(tmp_path / "a.npz"), [np.array([2, 7])], 0)
     assert np.array_equal(skipping.groups[0][1].numpy(), images[[2, 7]])
+
+
+def test_grey_samples_are_read_as_those_of_a_folder(tmp_path):
+    samples = torch.randint(0, 256, (3, 1, 4, 5), dtype=torch.uint8)
+    save_npz(tmp_path / "a.npz", samples, None)
+    save_pngs(tmp_path / "a", samples)
+    assert np.array_equal(read_all(tmp_path / "a.npz")[0], read_all(tmp_path / "a")[0])
 
 
 @pytest.mark.parametrize(
