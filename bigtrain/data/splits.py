@@ -103,7 +103,7 @@ def _with_channels(index: Index, name: str, channels: int) -> Index:
             f"{name}: {index.where} holds codes of images with {index.channels} channels but data.channels is {channels}; "
             "leave it out"
         )
-    return index if {*variants.channels_of(index)} <= {channels} else variants.with_channels(index, channels)
+    return index if variants.channels_of(index) <= {channels} else variants.with_channels(index, channels)
 
 
 def _with_size(
