@@ -212,9 +212,15 @@ def _open_aside(path: Path) -> tuple[Path, IO[bytes]]:
 
 def remove_leftovers(out: Path) -> None:
     """Removes the temporary files of killed runs."""
+    # Listed first: whoever writes a record holds the lock of its shard's temporary file until the record is renamed.
+    records = _names(out, r"\.\..+\.json\.[0-9a-f]+\.tmp")
     for name in _names(out, r"\..+\.(tar|claim)\.[0-9a-f]+\.tmp"):
         with contextlib.suppress(OSError), (out / name).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (out / name).unlink(missing_ok=True)
+    living = {name.rsplit(".", 3)[0] for name in _names(out, r"\..+\.tar\.[0-9a-f]+\.tmp")}
+    for name in records:
+        if name.rsplit(".", 3)[0].removeprefix(".") not in living:
             (out / name).unlink(missing_ok=True)
 
 

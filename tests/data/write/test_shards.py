@@ -264,6 +264,20 @@ def test_a_run_takes_no_living_run_for_dead(pictures: Path, tmp_path: Path) -> N
     assert not living.exists()
 
 
+def test_a_record_that_was_being_written_is_removed_unless_its_writer_lives(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    dead, record = out / "..train-000001.json.0123456789ab.tmp", out / "..train-000000.json.0123456789ab.tmp"
+    dead.touch()
+    record.touch()
+    _, file = module._open_aside(out / "train-000000.tar")
+    with file:
+        write(pictures, out)
+        assert (record.exists(), dead.exists()) == (True, False)
+    write(pictures, out)
+    assert not record.exists()
+
+
 def test_a_file_that_was_taken_for_a_leftover_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = fcntl.flock
     calls: list[int] = []
