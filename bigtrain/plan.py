@@ -83,15 +83,19 @@ def plan(recipe: Recipe, cluster: Cluster) -> str:
 
 
 def check(recipe: Recipe, ranks: int) -> None:
-    """Raises UserError if the recipe could not be trained by so many ranks, whatever its data hold.
+    """Raises UserError if the recipe could not be trained by so many ranks.
 
     Neither data nor a tokenizer need exist yet: another job may make them first. Of a recipe whose tokenizer does not exist
-    yet, only the batch size is checked.
+    yet, or whose data would have to say their size, only the batch size is checked.
     """
     check_batch(recipe.train, ranks)
     tokenizer = _tokenizer(recipe)
-    if tokenizer is None or tokenizer.recipe.is_file():
-        check_strategy(make_family(recipe, _assumed_spec(recipe, CLASSES)), recipe.engine)
+    if tokenizer is not None and not tokenizer.recipe.is_file():
+        return
+    index = known_split(recipe.data)
+    if index is not None or recipe.data.image_size is not None:
+        spec = _assumed_spec(recipe, CLASSES) if index is None else DataSpec.from_json(describe(index))
+        check_strategy(make_family(recipe, spec), recipe.engine)
 
 
 # -- the data, as far as they are known -------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from bigtrain.errors import RankError, UserError
 from bigtrain.features.network import full_float32
 from bigtrain.inference.model import Model, open_model
 from bigtrain.inference.splits import same_on_all
-from bigtrain.sizes import image_size_of
+from bigtrain.sizes import size_key
 
 BATCH_SIZE = 128
 
@@ -130,8 +130,7 @@ def _what_to_train(model: Model, arguments: argparse.Namespace, codes: Index) ->
     train = by_split.pop("train", None)
     held_out = next((by_split[name] for name in ("validation", "val", "test") if name in by_split), None)
     words = [f"data.train={train or codes.path}", f"data.validation={held_out or 'null'}"]
-    size = str(image_size_of(model.family.spec.size)).replace(" ", "")
-    words += [f"data.image_size={size}"] + (["data.flip=true"] if arguments.flip else [])
+    words += [f"data.image_size={size_key(model.family.spec.size)}"] + (["data.flip=true"] if arguments.flip else [])
     return " ".join(["RECIPE.yaml", *words, *model.family.successor_keys(str(arguments.run))])
 
 

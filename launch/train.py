@@ -103,7 +103,9 @@ def next_commands(family: Family, recipe: Recipe) -> str:
         return f"python launch/sample.py {run} --out samples.png    python launch/export.py {run} export"
     if "encode" in family.capabilities:
         mirrored = " --flip" if data.flip else ""
-        splits = dict.fromkeys(split for split in (data.train, data.validation) if isinstance(split, str))
+        # Of several indexes that are read side by side, those of the images.
+        given = [split.get("image") if isinstance(split, dict) else split for split in (data.train, data.validation)]
+        splits = dict.fromkeys(split for split in given if split is not None)
         commands = [f"accelerate launch launch/encode.py {run} {split} {run}/codes{mirrored}" for split in splits]
         return "encode the images, and train a model of the codes: " + "    ".join(commands)
     successor = " ".join([*family.successor_keys(str(run)), f"data.train={data.train}"])

@@ -9,7 +9,7 @@ import yaml
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
 from bigtrain.errors import UserError
-from bigtrain.plan import Cluster, plan
+from bigtrain.plan import Cluster, check, plan
 from bigtrain.recipe import load_recipe
 from launch.train import main
 from tests.runs_of import FAMILIES, ROOT, write_recipe
@@ -124,3 +124,10 @@ def test_parameters_are_the_published_ones() -> None:
     text = plan(load_recipe(ROOT / "recipes" / "biggan_imagenet.yaml"), Cluster.parse("nodes=4,gpus=8"))
     assert re.search(r"generator +70,433,988", text)
     assert re.search(r"discriminator +87,982,370", text)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_recipe_that_leaves_the_size_to_its_data_can_be_submitted(there: bool, tmp_path: Path) -> None:
+    index = digits_index("train", (16, 16)) if there else tmp_path / "train.json"
+    given = [f"data.train={index}", "data.validation=null", "data.image_size=null"]
+    check(load_recipe(ROOT / "recipes" / "vqvae_digits.yaml", given), ranks=2)
