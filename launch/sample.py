@@ -30,7 +30,11 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", metavar="RUN_OR_EXPORT", type=Path)
     parser.add_argument("--out", type=Path, help="FILE.png for a grid, or a folder for numbered PNGs")
-    parser.add_argument("--npz", type=Path, help="a file of uint8 samples")
+    parser.add_argument(
+        "--npz",
+        type=Path,
+        help="a file of uint8 samples [n, height, width, channels]; grey ones have one channel, and public evaluators want three",
+    )
     parser.add_argument(
         "--classes", help="comma-separated class indices or names; default: all, in a grid the first 10"
     )

@@ -1,4 +1,4 @@
-"""One picture of the first samples of an index, a row for each field: `launch/shard.py --show FILE.png INDEX`."""
+"""One picture of some samples of an index, a row for each field: `launch/shard.py --show FILE.png INDEX`."""
 
 import io
 from dataclasses import replace

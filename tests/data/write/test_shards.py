@@ -270,7 +270,7 @@ def test_a_record_that_was_being_written_is_removed_unless_its_writer_lives(pict
     dead, record = out / "..train-000001.json.0123456789ab.tmp", out / "..train-000000.json.0123456789ab.tmp"
     dead.touch()
     record.touch()
-    _, file = module._open_aside(out / "train-000000.tar")
+    _, file = records._open_aside(out / "train-000000.tar")
     with file:
         write(pictures, out)
         assert (record.exists(), dead.exists()) == (True, False)
