@@ -33,7 +33,7 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--npz",
         type=Path,
-        help="a file of uint8 samples [n, height, width, channels]; grey ones have one channel, and public evaluators want three",
+        help="a file of uint8 samples [n, h, w, channels]; public evaluators want three channels, and grey ones have one",
     )
     parser.add_argument(
         "--classes", help="comma-separated class indices or names; default: all, in a grid the first 10"
