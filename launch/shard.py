@@ -212,8 +212,8 @@ def _rate(text: str) -> float:
 
 
 def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    return _positive(height), _positive(width or height)
+    height, times, width = text.lower().partition("x")
+    return _positive(height), _positive(width if times else height)
 
 
 def _range(text: str) -> tuple[int, int]:

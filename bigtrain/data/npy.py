@@ -28,5 +28,7 @@ def read_npy_header(data: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
     if any(isinstance(side, bool) or side < 0 for side in shape):
         raise ValueError(f"holds {dtype} {shape}, which is no shape")
     if fortran_order:
-        raise ValueError(f"holds {dtype} {shape} in Fortran order, not in C order")
+        raise ValueError(
+            f"holds {dtype} {shape} in Fortran order, not in C order, in which numpy.ascontiguousarray gives it"
+        )
     return dtype, shape, file.tell()

@@ -67,6 +67,15 @@ def test_a_table_that_cannot_be_read_is_one_sentence(tmp_path: Path, text: str, 
         list(CsvFile(tmp_path / "a.csv", column).members())
 
 
+def test_a_row_of_numbers_of_other_length_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1,2\n3,4,5\n")
+    numbers = CsvNumbers(tmp_path / "a.csv")
+    (first, second) = numbers.members()
+    numbers.read(*first)
+    with pytest.raises(Undecodable, match="its row has 3 cells where the first line has 2"):
+        numbers.read(*second)
+
+
 def test_a_row_of_other_length_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("file,text\n1.png,one,more\n")
     table = CsvFile(tmp_path / "a.csv", "text")
@@ -118,7 +127,7 @@ def test_rows_of_an_npy_are_its_rows(tmp_path: Path, dtype: str, shape: tuple[in
         (np.array([{}, {}]), "is not npy|object|pickled|holds"),
         (np.zeros((0, 2)), r"holds float64 \(0, 2\), not numbers"),
         (np.array(["a"]), "not numbers"),
-        (np.zeros((3, 2), order="F"), "Fortran order"),
+        (np.zeros((3, 2), order="F"), r"Fortran order, .*numpy\.ascontiguousarray"),
     ],
 )
 def test_an_npy_of_something_else_is_refused_and_never_unpickled(

@@ -95,6 +95,7 @@ def by_class(path: Path, listing: Listing | ClipListing, *, skip_top: bool, choi
         found[number, 0] = splits.setdefault(split[0] if split else "train", len(splits))
         found[number, 1] = classes.setdefault(label, len(classes))
     _check_depths(path, first_at, choice)
+    _refuse_domains(path, classes, is_folder=not skip_top, is_split=2 in first_at)
     ordered = sorted(classes)
     numbers = np.empty(len(classes), dtype=np.int32)
     numbers[[classes[name] for name in ordered]] = np.arange(len(classes))
@@ -112,6 +113,21 @@ def _common_top(names: Names) -> int:
         return 0
     top = names[0].partition("/")[0] + "/"
     return len(top) if all(name.startswith(top) for name in names) else 0
+
+
+def _top_around_splits(names: Names, splits: Sequence[str]) -> int:
+    """Characters of the folder that all names of an archive share, with its slash; 0 if there is none, or it is a split."""
+    top = names[0].partition("/")[0] + "/" if len(names) else ""
+    return len(top) if top[:-1] not in splits and all(name.startswith(top) for name in names) else 0
+
+
+def _refuse_domains(path: Path, classes: Mapping[str, int], is_folder: bool, is_split: bool) -> None:
+    """Raises UserError where what looks like classes are domains: in an archive, or in a folder of the one that is given."""
+    if (is_split or not is_folder) and all(map(_DOMAIN.fullmatch, classes)) and len({name[-1] for name in classes}) > 1:
+        inner = (
+            "give the folder in which these lie" if is_folder else "unpack it, and give the folder in which these lie"
+        )
+        raise UserError(f"{path}: {', '.join(sorted(classes))} look like domains, and not like classes; {inner}")
 
 
 def _check_depths(path: Path, first_at: Mapping[int, str], choice: Choice) -> None:
@@ -158,12 +174,14 @@ def _by_top_folder(folder: Path, tick: Tick, choice: Choice, splits: Sequence[st
     """Samples of one class; their splits are the folders that they lie in, if those are all of `splits`, else `train`."""
     if not folder.exists():
         raise UserError(f"{folder}: there is no such folder; give a folder of pictures")
-    listing = choice.listing(open_source(folder), tick)
+    source = open_source(folder)
+    listing = choice.listing(source, tick)
+    skip = 0 if isinstance(source, Folder) else _top_around_splits(listing.names, splits)
     count = len(listing.names)
     if not count:
         raise UserError(f"{folder}: {choice.missing}")
     known = {split: number for number, split in enumerate(splits)}
-    tops = np.fromiter((known.get(name.partition("/")[0], -1) for name in listing.names), np.int32, count)
+    tops = np.fromiter((known.get(name[skip:].partition("/")[0], -1) for name in listing.names), np.int32, count)
     samples = Samples(listing.members(), np.zeros(count, dtype=np.int32))
     if tops.min() < 0:
         by_split = {"train": np.arange(count)}

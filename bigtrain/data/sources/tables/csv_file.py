@@ -67,6 +67,7 @@ class CsvNumbers(FileSource):
         super().__init__(path)
         first = _header(path)
         self.has_header = not all(map(_is_number, first))
+        self._count = len(first)
         self.axes = tuple(first) if self.has_header else ()
 
     def members(self) -> Iterator[Member]:
@@ -77,7 +78,10 @@ class CsvNumbers(FileSource):
         offset, size = location
         check_size(size)
         text = self._file.read(offset, size).decode(errors="surrogateescape").lstrip("\ufeff")
-        return numbers_as_npy(next(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(self.path))))
+        cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(self.path)))
+        if len(cells) != self._count:
+            raise Undecodable(f"its row has {len(cells)} cells where the first line has {self._count}")
+        return numbers_as_npy(cells)
 
 
 def numbers_as_npy(cells: Sequence[str]) -> bytes:

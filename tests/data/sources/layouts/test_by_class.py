@@ -1,5 +1,6 @@
 """Folders of pictures: two layouts are understood, everything else is explained."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,37 @@ def test_a_class_has_one_number_in_all_splits(tmp_path: Path) -> None:
         (["a/b/c/1.jpg"], r"a/b/c/1\.jpg lies deeper than SPLIT/CLASS"),
         (["a/b/c/d/e/f/1.jpg", "a/b/c/1.jpg"], "lies deeper than SPLIT/CLASS"),
         (["cat/1.jpg", "cat/a/b/c/2.jpg"], r"cat/a/b/c/2\.jpg lies deeper than SPLIT/CLASS"),
+        (["in/trainA/1.jpg", "in/trainB/1.jpg"], "trainA, trainB look like domains.*; give the folder in which"),
         (["cat/1.jpg", "train/dog/1.jpg"], r"cat/1\.jpg .* but train/dog/1\.jpg"),
     ],
 )
 def test_other_layouts_are_refused(tmp_path: Path, names: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         list_by_class(touch(tmp_path, *names))
+
+
+def packed(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return path
+
+
+@pytest.mark.parametrize("around", ["", "horse2zebra/"])
+def test_domains_in_an_archive_are_not_taken_for_classes(tmp_path: Path, around: str) -> None:
+    archive = packed(tmp_path / "a.zip", *(f"{around}{name}/1.jpg" for name in ("trainA", "trainB", "testA", "testB")))
+    with pytest.raises(UserError, match="look like domains, and not like classes; unpack it"):
+        list_by_class(archive)
+
+
+@pytest.mark.parametrize("around", ["", "photos/"])
+def test_an_archive_without_classes_has_the_splits_of_a_folder(tmp_path: Path, around: str) -> None:
+    archive = packed(tmp_path / "a.zip", f"{around}train/a/1.jpg", f"{around}train/2.jpg", f"{around}val/1.jpg")
+    found = list_unlabelled(archive)
+    assert {split: len(samples) for split, samples in found.splits.items()} == {"train": 2, "val": 1}
+    assert {split: len(one) for split, one in list_unlabelled(packed(tmp_path / "b.zip", "1.jpg")).splits.items()} == {
+        "train": 1
+    }
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
