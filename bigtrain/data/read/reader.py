@@ -177,7 +177,7 @@ class Reader:
     ) -> Failures:
         """Puts `fields` of samples `numbers` into `decoded`; what others are derived from is decoded once, and first."""
         failures: Failures = {}
-        for field in (*(field for field in fields if field.source is None), *fields):
+        for field in fields:
             if field.name in decoded:
                 continue
             source = field.source
