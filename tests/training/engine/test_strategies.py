@@ -27,6 +27,8 @@ from tests.runs_of import (
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 # Small, because float32 shows another order of sums, and a GAN's steps magnify it.
+SEED = "run.seed=1"
+"""With seed 0 an activation of the GAN lies so near to a kink that the order of float32 sums decides: 1e-3, in float64 1e-16."""
 SGD = {"kind": "sgd", "lr": 0.002, "momentum": 0.5, "clip_norm": 5.0}
 ADAM = {"kind": "adam", "lr": 0.001, "eps": 1.0e-4}
 TOLERANCE = 1e-5
@@ -71,7 +73,10 @@ def test_a_run_goes_on_at_another_number_of_processes_and_under_another_strategy
     for part in (0, 1):
         for processes in (1, 2):
             runs = [
-                (recipes[name, family], [f"engine.strategy={stages[part][0]}", *(["train.steps=3"] if half else [])])
+                (
+                    recipes[name, family],
+                    [f"engine.strategy={stages[part][0]}", SEED, *(["train.steps=3"] if half else [])],
+                )
                 for name, stages in changes.items()
                 for family in families
                 if part < len(stages) and stages[part][1] == processes
