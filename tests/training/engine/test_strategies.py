@@ -28,7 +28,7 @@ from tests.runs_of import (
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 # Small, because float32 shows another order of sums, and a GAN's steps magnify it.
 SEED = "run.seed=1"
-"""With seed 0 an activation of the GAN lies so near to a kink that the order of float32 sums decides: 1e-3, in float64 1e-16."""
+"""With seed 0 an activation of the GAN is so near a kink that the order of sums decides (1e-3 in float32, 1e-16 in float64)."""
 SGD = {"kind": "sgd", "lr": 0.002, "momentum": 0.5, "clip_norm": 5.0}
 ADAM = {"kind": "adam", "lr": 0.001, "eps": 1.0e-4}
 TOLERANCE = 1e-5
