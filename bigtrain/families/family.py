@@ -6,7 +6,7 @@ To add a family: one module here with a `Family` subclass, one module of network
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from bigtrain.data.read.batch import OfFields
 from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT, checked_format
 from bigtrain.options import Options
@@ -81,7 +82,7 @@ class CodeLevel:
 
 
 @dataclass(frozen=True, eq=False)
-class Microbatch(Mapping[str, Tensor]):
+class Microbatch(OfFields):
     """One rank's slice of one global microbatch, on the device: a mapping of the data's fields.
 
     fields: by name, [n, ...] as their kinds say (an image is [n, C, H, W] in [-1, 1], a label and codes are int64); empty in a
@@ -95,15 +96,6 @@ class Microbatch(Mapping[str, Tensor]):
     draws: Draws
     device: torch.device
     global_batch_size: int
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.fields[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.fields)
-
-    def __len__(self) -> int:
-        return len(self.fields)
 
 
 @dataclass(frozen=True)

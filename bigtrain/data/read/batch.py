@@ -10,17 +10,10 @@ from torch import Tensor
 from bigtrain.data.fields.field import Field
 
 
-@dataclass(eq=False)
-class Batch(Mapping[str, Tensor]):
-    """One rank's slice of one global microbatch, on the CPU: a mapping of fields.
+class OfFields(Mapping[str, Tensor]):
+    """A mapping of fields, by name [n, ...], that holds more than they."""
 
-    fields: by name what its `deliver` gives, not mirrored yet, [n, ...]; flips: bool [n], which samples are mirrored; replaced:
-    "SHARD/KEY: reason" for each undecodable sample that was replaced by another.
-    """
-
-    fields: dict[str, Tensor]
-    flips: Tensor
-    replaced: list[str]
+    fields: Mapping[str, Tensor]
 
     def __getitem__(self, name: str) -> Tensor:
         return self.fields[name]
@@ -30,6 +23,19 @@ class Batch(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.fields)
+
+
+@dataclass(eq=False)
+class Batch(OfFields):
+    """One rank's slice of one global microbatch, on the CPU: a mapping of fields.
+
+    fields: by name what its `deliver` gives, not mirrored yet, [n, ...]; flips: bool [n], which samples are mirrored; replaced:
+    "SHARD/KEY: reason" for each undecodable sample that was replaced by another.
+    """
+
+    fields: Mapping[str, Tensor]
+    flips: Tensor
+    replaced: list[str]
 
     def pin_memory(self) -> "Batch":
         """A copy in page-locked memory; torch's loader calls this."""
