@@ -41,6 +41,8 @@ def arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         content = loadmat(path, variable_names=["X", "y"])
         images, labels = content["X"], content["y"].ravel().astype(np.int64)
+    except MemoryError:
+        raise  # the file is whole, but too large for this machine
     except Exception as error:  # scipy raises nearly anything on damaged files
         raise UserError(
             f"{path}: no images X and labels y ({type(error).__name__}: {error}); download it again"
