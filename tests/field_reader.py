@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bigtrain.families.family import Component, DataSpec, Family, Losses, Microbatch, Networks, OptimizerOptions, Phase
+from bigtrain.families.family import DataSpec, Family
+from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.options import Options
 
 

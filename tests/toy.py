@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
-from bigtrain.families.family import Component, DataSpec, Family, Losses, Microbatch, Networks, OptimizerOptions, Phase
+from bigtrain.families.family import DataSpec, Family
+from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.layers.normalisation import SNLinear, SyncedBatchNorm
 from bigtrain.options import Options
 from bigtrain.randomness import Draws

@@ -23,7 +23,8 @@ from torch import nn
 
 from bigtrain.errors import UserError
 from bigtrain.exchange.pipeline import DESCRIPTION, ExportedModel, FamilyPipeline, description
-from bigtrain.families.family import Family, LoadedModel, Networks
+from bigtrain.families.family import Family, LoadedModel
+from bigtrain.families.phases import Networks
 from bigtrain.formats import FORMAT
 from bigtrain.runs import atomic
 

@@ -11,7 +11,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor, nn
 
-from bigtrain.families.family import DataSpec, Family, LoadedModel, Networks, build_network, find_family
+from bigtrain.families.family import DataSpec, Family, LoadedModel, build_network, find_family
+from bigtrain.families.phases import Networks
 from bigtrain.formats import FORMAT, checked_format, upgraded
 from bigtrain.pictures import picture, to_uint8
 

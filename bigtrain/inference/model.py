@@ -19,16 +19,8 @@ from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.data.read.stream import Data
 from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
-from bigtrain.families.family import (
-    Capability,
-    DataSpec,
-    Family,
-    LoadedModel,
-    Microbatch,
-    Networks,
-    build_network,
-    find_family,
-)
+from bigtrain.families.family import Capability, DataSpec, Family, LoadedModel, build_network, find_family
+from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.features.cache import fingerprint
 from bigtrain.features.network import full_float32
 from bigtrain.formats import checked_format

@@ -12,7 +12,7 @@ from bigtrain.data.options import DataOptions
 from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.data.read.stream import Data, Stream
 from bigtrain.errors import RankError, UserError
-from bigtrain.families.family import Microbatch, Phase
+from bigtrain.families.phases import Microbatch, Phase
 from bigtrain.randomness import DeviceKeys, Draws, torch_seed
 from bigtrain.training.options import TrainOptions
 

@@ -2,7 +2,7 @@
 
 import math
 
-from bigtrain.families.family import OptimizerOptions
+from bigtrain.families.phases import OptimizerOptions
 
 
 def learning_rate(options: OptimizerOptions, step: int) -> float:

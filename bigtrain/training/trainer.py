@@ -19,7 +19,8 @@ from bigtrain.data.options import DataOptions
 from bigtrain.data.read.stream import Data
 from bigtrain.data.splits import describe
 from bigtrain.errors import TrainingDiverged, UserError
-from bigtrain.families.family import Family, Phase, build_network
+from bigtrain.families.family import Family, build_network
+from bigtrain.families.phases import Phase
 from bigtrain.runs import checkpoint
 from bigtrain.runs.best import Best
 from bigtrain.runs.folder import RunFolder

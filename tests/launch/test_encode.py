@@ -26,16 +26,8 @@ from bigtrain.data.index import Index
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
-from bigtrain.families.family import (
-    CodeLevel,
-    Component,
-    DataSpec,
-    Family,
-    Networks,
-    OptimizerOptions,
-    build_network,
-    find_family,
-)
+from bigtrain.families.family import CodeLevel, DataSpec, Family, build_network, find_family
+from bigtrain.families.phases import Component, Networks, OptimizerOptions
 from bigtrain.inference.model import open_model
 from bigtrain.options import Options
 from bigtrain.recipe import load_recipe

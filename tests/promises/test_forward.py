@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bigtrain.families.family import Family, Phase
+from bigtrain.families.family import Family
+from bigtrain.families.phases import Phase
 from bigtrain.networks.layers.statistics import commit
 from bigtrain.randomness import Draws
 from bigtrain.training.averaging import Average, EmaOptions

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.data.options import DataOptions
-from bigtrain.families.family import Phase
+from bigtrain.families.phases import Phase
 from bigtrain.randomness import Draws, draws, keys
 from bigtrain.training.microbatches import Microbatches
 from bigtrain.training.options import TrainOptions

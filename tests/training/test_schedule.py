@@ -1,6 +1,6 @@
 import pytest
 
-from bigtrain.families.family import OptimizerOptions
+from bigtrain.families.phases import OptimizerOptions
 from bigtrain.training.schedule import learning_rate
 
 

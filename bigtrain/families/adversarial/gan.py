@@ -13,16 +13,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from bigtrain.families.family import (
-    Component,
-    DataSpec,
-    Family,
-    Losses,
-    Microbatch,
-    Networks,
-    OptimizerOptions,
-    Phase,
-)
+from bigtrain.families.family import DataSpec, Family
+from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.adversarial.biggan import (
     Discriminator,
     DiscriminatorOptions,

@@ -14,18 +14,8 @@ from torch import Tensor, nn
 
 from bigtrain.cluster import world
 from bigtrain.errors import UserError
-from bigtrain.families.family import (
-    Capability,
-    CodeLevel,
-    Component,
-    DataSpec,
-    Family,
-    Losses,
-    Microbatch,
-    Networks,
-    OptimizerOptions,
-    Phase,
-)
+from bigtrain.families.family import Capability, CodeLevel, DataSpec, Family
+from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.autoencoders.vqvae import Autoencoder, AutoencoderOptions, code_grids
 from bigtrain.networks.layers.normalisation import statistics_dtype
 from bigtrain.options import Options

@@ -17,20 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from bigtrain.errors import UserError
-from bigtrain.families.family import (
-    Capability,
-    CodeLevel,
-    Component,
-    DataSpec,
-    Dependency,
-    Family,
-    LoadedModel,
-    Losses,
-    Microbatch,
-    Networks,
-    OptimizerOptions,
-    Phase,
-)
+from bigtrain.families.family import Capability, CodeLevel, DataSpec, Dependency, Family, LoadedModel
+from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.autoregressive.pixelcnn import PixelCNN, PixelCNNOptions
 from bigtrain.networks.autoregressive.pixelcnn_sampling import sample
 from bigtrain.options import Options

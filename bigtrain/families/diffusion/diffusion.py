@@ -24,18 +24,8 @@ from bigtrain.families.diffusion.samplers import (
     visited_process,
     visited_timesteps,
 )
-from bigtrain.families.family import (
-    Capability,
-    Component,
-    DataSpec,
-    Family,
-    Losses,
-    Microbatch,
-    Networks,
-    OptimizerOptions,
-    Phase,
-    build_network,
-)
+from bigtrain.families.family import Capability, DataSpec, Family, build_network
+from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.diffusion.unet import UNet, UNetOptions, to_diffusers, unet_config
 from bigtrain.networks.layers.normalisation import statistics_dtype
 from bigtrain.options import Options

@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bigtrain.families.family import DataSpec, Family, Microbatch, OptimizerOptions, Phase, build_network
+from bigtrain.families.family import DataSpec, Family, build_network
+from bigtrain.families.phases import Microbatch, OptimizerOptions, Phase
 from bigtrain.networks.layers import statistics
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm
 from bigtrain.networks.layers.recomputation import recompute_blocks

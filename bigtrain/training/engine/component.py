@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bigtrain.families.family import OptimizerOptions
+from bigtrain.families.phases import OptimizerOptions
 from bigtrain.networks.layers import statistics
 from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.training.engine.options import EngineOptions

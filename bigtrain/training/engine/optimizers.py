@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bigtrain.families.family import Component
+from bigtrain.families.phases import Component
 
 
 def optimizer_of(component: Component, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

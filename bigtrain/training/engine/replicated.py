@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
-from bigtrain.families.family import Component
+from bigtrain.families.phases import Component
 from bigtrain.networks.layers import statistics
 from bigtrain.training.averaging import Average, EmaOptions
 from bigtrain.training.engine.component import ComponentTrainer, Groups, prepare_forward

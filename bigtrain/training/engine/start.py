@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from bigtrain.families.family import Component
+from bigtrain.families.phases import Component
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.component import ComponentTrainer, Groups
 from bigtrain.training.engine.options import EngineOptions

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
-from bigtrain.families.family import Component
+from bigtrain.families.phases import Component
 from bigtrain.networks.layers import statistics
 from bigtrain.training.averaging import (
     Average,

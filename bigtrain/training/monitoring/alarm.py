@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from bigtrain.families.family import Phase
+from bigtrain.families.phases import Phase
 
 ROWS = 10
 """A value is compared with the median of this many rows before it, once there are that many."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.cluster import world
-from bigtrain.families.family import Losses
+from bigtrain.families.phases import Losses
 from bigtrain.randomness import to_device
 
 

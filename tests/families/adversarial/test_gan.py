@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from bigtrain.families.adversarial.gan import GAN, GANOptions, GANSamplingOptions, latents, non_saturating_generator
-from bigtrain.families.family import DataSpec, Microbatch, build_network
+from bigtrain.families.family import DataSpec, build_network
+from bigtrain.families.phases import Microbatch
 from bigtrain.networks.adversarial.biggan import orthogonal_penalty
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.pictures import to_uint8

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from bigtrain.errors import UserError
 from bigtrain.families.autoencoders.vqvae import VQVAE, VQVAEOptions
-from bigtrain.families.family import CodeLevel, DataSpec, Microbatch, Networks, build_network
+from bigtrain.families.family import CodeLevel, DataSpec, build_network
+from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.randomness import Draws
 from bigtrain.sizes import size_of

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bigtrain.errors import UserError
 from bigtrain.families.autoregressive.prior import Prior, PriorOptions, PriorSamplingOptions
-from bigtrain.families.family import CodeLevel, DataSpec, Family, LoadedModel, Microbatch, build_network
+from bigtrain.families.family import CodeLevel, DataSpec, Family, LoadedModel, build_network
+from bigtrain.families.phases import Microbatch
 from bigtrain.randomness import Draws
 
 LEVELS = {"top": CodeLevel(5, (2, 2)), "bottom": CodeLevel(7, (4, 4))}

@@ -21,7 +21,8 @@ from bigtrain.families.diffusion.diffusion import (
     stratified_timesteps,
 )
 from bigtrain.families.diffusion.samplers import visited_timesteps
-from bigtrain.families.family import DataSpec, Microbatch, build_network
+from bigtrain.families.family import DataSpec, build_network
+from bigtrain.families.phases import Microbatch
 from bigtrain.networks.diffusion.unet import UNet
 from bigtrain.randomness import Draws
 from bigtrain.recipe import load_recipe

@@ -18,7 +18,8 @@ from bigtrain.families.diffusion import diffusion as family_module
 from bigtrain.families.diffusion.diffusion import Diffusion, DiffusionOptions, DiffusionSamplingOptions
 from bigtrain.families.diffusion.process import Process, make_process
 from bigtrain.families.diffusion.samplers import visited_timesteps
-from bigtrain.families.family import DataSpec, Microbatch
+from bigtrain.families.family import DataSpec
+from bigtrain.families.phases import Microbatch
 from tests.recordings.improved_diffusion_process import (
     BOUNDS,
     LOSS_STEPS,

@@ -11,7 +11,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from bigtrain.families.family import Component, OptimizerOptions
+from bigtrain.families.phases import Component, OptimizerOptions
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.cost.memory import STRATEGIES, residents
 from bigtrain.training.cost.step import ComponentCost

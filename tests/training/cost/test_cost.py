@@ -8,7 +8,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from bigtrain.families.family import Component, DataSpec, Family, Losses, Microbatch, Networks, OptimizerOptions, Phase
+from bigtrain.families.family import DataSpec, Family
+from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm
 from bigtrain.options import Options
 from bigtrain.training.cost.step import LiveBytes, flops_of_all_ranks, parameters_of, step_cost

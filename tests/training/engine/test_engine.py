@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bigtrain.families.family import Component, OptimizerOptions
+from bigtrain.families.phases import Component, OptimizerOptions
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.component import ComponentTrainer, Groups, to_device
 from bigtrain.training.engine.options import EngineOptions
