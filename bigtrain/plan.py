@@ -10,7 +10,9 @@ from pathlib import Path
 from bigtrain.data.options import shown
 from bigtrain.data.splits import describe, known_split
 from bigtrain.errors import UserError
-from bigtrain.families.family import CodeLevel, DataSpec, Family, find_family
+from bigtrain.families.abilities import Encodes
+from bigtrain.families.data_spec import CodeLevel, DataSpec
+from bigtrain.families.family import Family, find_family
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.sizes import size_of
@@ -163,9 +165,10 @@ def _codes(recipe: Recipe, classes: Sequence[str]) -> Mapping[str, CodeLevel] | 
         )
     other = load_recipe(tokenizer.recipe)
     family = make_family(other, DataSpec(*_shape(other), tuple(classes), (1,) * len(classes)))
-    if "encode" not in family.capabilities:
+    encodes = family.ability(Encodes)
+    if encodes is None:
         raise UserError(f"{tokenizer.key}: {tokenizer.recipe} is the recipe of a {family.kind}, not of a tokenizer")
-    return family.code_levels
+    return encodes.code_levels
 
 
 def _weights_per_class(recipe: Recipe, spec: DataSpec) -> str:

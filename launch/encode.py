@@ -25,6 +25,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.splits import find_images
 from bigtrain.data.write.codes import count_codes, encode_shards, index_codes
 from bigtrain.errors import RankError, UserError
+from bigtrain.families.abilities import Encodes, HasSuccessor
 from bigtrain.features.network import full_float32
 from bigtrain.inference.model import Model, open_model
 from bigtrain.inference.splits import same_on_all
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--batch-size: must be at least 1")
     device = join_world()
     model = open_model(arguments.run, device)
-    if "encode" not in model.family.capabilities:
+    if model.family.ability(Encodes) is None:
         raise UserError(f"{arguments.run}: is a {model.family.kind}, which has no codes; give the run of a tokenizer")
     spec, data = model.family.spec, model.recipe.data
     for split in SPLITS if arguments.index == "digits" else [""]:
@@ -71,10 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _tokenizer(model: Model) -> Encodes:
+    return model.family.require(Encodes, "RUN")
+
+
 def _encode(model: Model, index: Index, arguments: argparse.Namespace) -> Index:
     levels = {
         name: Level(codebook_size=level.codebook_size, grid=list(level.grid))
-        for name, level in model.family.code_levels.items()
+        for name, level in _tokenizer(model).code_levels.items()
     }
     images = EncodedImages(path=index.origin.url or str(index.path.resolve()), fingerprint=index.fingerprint)
     if "resize" in index.variant:
@@ -106,10 +111,12 @@ def _encode(model: Model, index: Index, arguments: argparse.Namespace) -> Index:
 
 
 def _encoder(model: Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    tokenizer = _tokenizer(model)
+
     def encode(pixels: np.ndarray) -> dict[str, np.ndarray]:
         images = to_images(torch.from_numpy(pixels), torch.zeros(len(pixels), dtype=torch.bool), model.device)
         with full_float32(model.device):
-            codes = model.family.encode(model.weights, images)
+            codes = tokenizer.encode(model.weights, images)
         return {level: grid.cpu().numpy() for level, grid in codes.items()}
 
     return encode
@@ -131,7 +138,9 @@ def _what_to_train(model: Model, arguments: argparse.Namespace, codes: Index) ->
     held_out = next((by_split[name] for name in ("validation", "val", "test") if name in by_split), None)
     words = [f"data.train={train or codes.path}", f"data.validation={held_out or 'null'}"]
     words += [f"data.image_size={size_key(model.family.spec.size)}"] + (["data.flip=true"] if arguments.flip else [])
-    return " ".join(["RECIPE.yaml", *words, *model.family.successor_keys(str(arguments.run))])
+    followed = model.family.ability(HasSuccessor)
+    words += followed.successor_keys(str(arguments.run)) if followed is not None else []
+    return " ".join(["RECIPE.yaml", *words])
 
 
 if __name__ == "__main__":

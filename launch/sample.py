@@ -3,7 +3,12 @@
 --out FILE.png: a grid, one class a row. --out FOLDER: numbered PNGs. --npz: the sample file that public FID evaluators read
 (arr_0: uint8 [n, H, W, C], arr_1: int64 labels). Sample i depends only on the seed, i and its class.
 
---reconstruct SPLIT.json: rows of real images, each above the row of their reconstructions, for models that can reconstruct.
+--inputs SPLIT: what the model makes of the inputs of a split, for models that turn one picture into another: rows of inputs,
+outputs and targets, or the outputs alone in a folder. --reconstruct SPLIT: rows of images, each above the row of their
+reconstructions. SPLIT is train or validation, the run's own data, or an index, or the word digits.
+
+--interpolate N, --traverse N, --manifold N: what lies between samples, what each latent changes, and the plane of two latents,
+for models that decode latents.
 
 Each family adds its own options: RUN_OR_EXPORT --help shows them.
 """
@@ -11,19 +16,30 @@ Each family adds its own options: RUN_OR_EXPORT --help shows them.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from bigtrain.cli import add_flags, from_flags, run_cli, say
 from bigtrain.cluster.launch import join_world
-from bigtrain.data.splits import find_images
 from bigtrain.errors import UserError
-from bigtrain.inference.model import Model, open_model
-from bigtrain.inference.observers import GRID_PER_CLASS, reconstruction_pairs
+from bigtrain.families.abilities import Latents, Samples
+from bigtrain.inference.model import Model, open_model, require_label
+from bigtrain.inference.rows import COLUMNS, LatentRows, Rows, find_given
 from bigtrain.options import Options
 from bigtrain.pictures import save_grid, save_npz, save_pngs
 
 CLASSIFIER = "classifier"
-RECONSTRUCTIONS = 50
-"""Number of images that --reconstruct shows."""
+SHOWN = 50
+"""Samples of a split that --inputs and --reconstruct show."""
+MODES = {
+    "inputs": ("classes", "per_class", "candidates", "classifier"),
+    "reconstruct": ("classes", "per_class", "candidates", "classifier", "seed", "npz"),
+    "interpolate": ("candidates", "classifier", "npz"),
+    "traverse": ("per_class", "candidates", "classifier", "npz"),
+    "manifold": ("per_class", "candidates", "classifier", "npz"),
+}
+"""What may be drawn instead of samples, and the flags that say nothing of it."""
 
 
 def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
@@ -56,9 +72,11 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
         default=CLASSIFIER,
         help="what selects among them: `classifier`, trained on the spot on the data's labels, or a TorchScript file",
     )
-    parser.add_argument(
-        "--reconstruct", metavar="SPLIT", help="the index of a split (or `digits`) whose images are reconstructed"
-    )
+    parser.add_argument("--inputs", metavar="SPLIT", help="the split whose inputs are turned into outputs")
+    parser.add_argument("--reconstruct", metavar="SPLIT", help="the split whose images are reconstructed")
+    parser.add_argument("--interpolate", metavar="N", type=int, help="rows of N images between two samples")
+    parser.add_argument("--traverse", metavar="N", type=int, help="a row of N images for each latent")
+    parser.add_argument("--manifold", metavar="N", type=int, help="N x N images over the plane of two latents")
     if options is not None:
         add_flags(parser, options)
     return parser
@@ -74,58 +92,138 @@ def main(argv: Sequence[str]) -> None:
     model = open_model(
         Path(models[0]) if models else known.what, join_world(), weights=known.weights, which=known.checkpoint
     )
-    arguments = parser_of(model.family.sampling_class).parse_args(argv)
+    samples = model.family.ability(Samples)
+    arguments = parser_of(None if samples is None else samples.sampling_class).parse_args(argv)
+    _check(arguments)
+    mode = next((mode for mode in MODES if getattr(arguments, mode) is not None), None)
+    if mode == "reconstruct":
+        return _reconstruct(model, arguments)
+    samples = model.family.require(Samples, arguments.what)
+    sampling = from_flags(samples.sampling, arguments)
+    if mode == "inputs":
+        return _turn_inputs(model, sampling, arguments)
+    if samples.conditions_beside_label:
+        raise UserError(
+            f"{arguments.what}: makes an image from {' and '.join(samples.conditions_beside_label)}: give --inputs train, "
+            "--inputs validation or --inputs INDEX"
+        )
+    if mode is not None:
+        return _draw_latents(model, sampling, mode, arguments)
+    return _draw(model, sampling, arguments)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for flags that contradict each other."""
     if arguments.out is None and arguments.npz is None:
         raise UserError("give --out FILE.png, --out FOLDER or --npz FILE, where the samples are to be written")
-    for flag in ("per_class", "batch_size", "candidates"):
-        if getattr(arguments, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')}: must be at least 1 (given: {getattr(arguments, flag)})")
-
-    suffix = "" if arguments.out is None else arguments.out.suffix.lower()
-    if suffix not in ("", ".png"):
+    for flag, least in {
+        "per_class": 1,
+        "batch_size": 1,
+        "candidates": 1,
+        "interpolate": 2,
+        "traverse": 2,
+        "manifold": 2,
+    }.items():
+        value = getattr(arguments, flag)
+        if value is not None and value < least:
+            raise UserError(f"--{flag.replace('_', '-')}: must be at least {least} (given: {value})")
+    if arguments.out is not None and arguments.out.suffix.lower() not in ("", ".png"):
         raise UserError(f"--out: {arguments.out}: pictures are written as FILE.png, or into a folder")
-    if arguments.reconstruct is not None:
-        reconstruct(model, arguments)
-        return
-    model.require("sample", arguments.what)
-    by_class = "by_class" in model.family.capabilities
+    modes = [mode for mode in MODES if getattr(arguments, mode) is not None]
+    if len(modes) > 1:
+        raise UserError(f"--{modes[0]} and --{modes[1]}: give one of them")
+    for mode in modes:
+        for flag in MODES[mode]:
+            if getattr(arguments, flag) != parser_of().get_default(flag):
+                raise UserError(f"--{flag.replace('_', '-')}: says nothing of --{mode}; leave it out")
+        if mode != "inputs" and not _is_grid(arguments):
+            raise UserError(f"--{mode}: is drawn as one grid; give --out FILE.png")
+
+
+def _is_grid(arguments: argparse.Namespace) -> bool:
+    return arguments.out is not None and arguments.out.suffix.lower() == ".png"
+
+
+def _draw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
+    """Samples, by class where the model is told the class."""
+    family = model.family.require(Samples, arguments.what)
+    by_class = "label" in family.conditions
     if arguments.classes is not None or arguments.candidates > 1:
         flag = "--classes" if arguments.classes is not None else "--candidates"
-        model.require("by_class", f"{flag}: {arguments.what}")
+        require_label(family, f"{flag}: {arguments.what}")
     if arguments.classifier != CLASSIFIER and arguments.candidates == 1:
         raise UserError("--classifier selects among candidates; give --candidates N as well")
-    as_grid = arguments.npz is None and suffix == ".png"
     chosen = model.family.spec.find_classes(arguments.classes)
-    if arguments.classes is None and as_grid:
+    if arguments.classes is None and arguments.npz is None and _is_grid(arguments):
         chosen = chosen[:10]
     labels = [label for label in chosen for _ in range(arguments.per_class)]
-    sampling = from_flags(model.family.sampling, arguments)
     selection = model.selection(arguments.candidates, arguments.classifier)
-    sampler = model.sampler(arguments.seed, sampling, selection)
-    images = sampler.draw_all(labels, arguments.batch_size)
-    if suffix == ".png":
-        save_grid(arguments.out, images, columns=arguments.per_class)
-    elif arguments.out is not None:
-        save_pngs(arguments.out, images)
+    images = model.sampler(arguments.seed, sampling, selection).draw_all(labels, arguments.batch_size)
+    _write(arguments, images, arguments.per_class)
     if arguments.npz is not None:
         save_npz(arguments.npz, images, labels if by_class else None)
+    _say_written(model, arguments, f"{len(labels)} samples")
+
+
+def _reconstruct(model: Model, arguments: argparse.Namespace) -> None:
+    rows = Rows.of_reconstructions(model.family, model.weights, arguments.what)
+    split = find_given(model.recipe.data, arguments.reconstruct, "--reconstruct")
+    model.check_data(split, "--reconstruct")
+    images = rows.draw(split, SHOWN, model.device, arguments.seed).cpu()
+    save_grid(arguments.out, images, COLUMNS)
+    _say_written(model, arguments, "images and their reconstructions")
+
+
+def _turn_inputs(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
+    """Rows of inputs, outputs and targets; or the outputs of the whole split, into a folder or an npz."""
+    family = model.family.require(Samples, arguments.what)
+    if not family.conditions_beside_label:
+        raise UserError(f"--inputs: {arguments.what} is a {family.kind}, which draws images from nothing; leave it out")
+    split = find_given(model.recipe.data, arguments.inputs, "--inputs")
+    sampler = model.sampler(arguments.seed, sampling)
+    if _is_grid(arguments):
+        rows = Rows.of_outputs(model.family, sampler.networks, sampling, arguments.what)
+        save_grid(arguments.out, rows.draw(split, SHOWN, model.device, arguments.seed).cpu(), COLUMNS)
+    outputs = (
+        sampler.draw_of(split, arguments.batch_size) if arguments.npz is not None or not _is_grid(arguments) else None
+    )
+    if outputs is not None and arguments.out is not None and not _is_grid(arguments):
+        save_pngs(arguments.out, outputs)
+    if outputs is not None and arguments.npz is not None:
+        save_npz(arguments.npz, outputs, None)
+    _say_written(model, arguments, f"what is made of {split.where}")
+
+
+def _draw_latents(model: Model, sampling: Any, mode: str, arguments: argparse.Namespace) -> None:
+    """Interpolations, one row a class (or --per-class rows), traversals, or the manifold, of the first of the classes."""
+    family = model.family.require(Latents, f"--{mode}: {arguments.what}")
+    if arguments.classes is not None:
+        require_label(family, f"--classes: {arguments.what}")
+    labels = model.family.spec.find_classes(arguments.classes)
+    columns = getattr(arguments, mode)
+    rows = LatentRows(family, model.sampler(arguments.seed, sampling).networks, sampling, arguments.seed, model.device)
+    if mode == "interpolate":
+        given = arguments.per_class != parser_of().get_default("per_class") or "label" not in family.conditions
+        each = arguments.per_class if given else 1
+        chosen = labels if arguments.classes is not None else labels[:10]
+        chosen = chosen if "label" in family.conditions else labels[:1]
+        images = rows.interpolated([label for label in chosen for _ in range(each)], columns)
+    else:
+        images = (rows.traversals if mode == "traverse" else rows.manifold)(labels[0], columns)
+    save_grid(arguments.out, images, columns)
+    _say_written(model, arguments, f"{len(images)} images")
+
+
+def _write(arguments: argparse.Namespace, images: Tensor, columns: int) -> None:
+    if _is_grid(arguments):
+        save_grid(arguments.out, images, columns)
+    elif arguments.out is not None:
+        save_pngs(arguments.out, images)
+
+
+def _say_written(model: Model, arguments: argparse.Namespace, what: str) -> None:
     written = " and ".join(str(path) for path in (arguments.out, arguments.npz) if path is not None)
-    say(f"{len(labels)} samples of step {model.provenance['step']}: {written}")
-
-
-def reconstruct(model: Model, arguments: argparse.Namespace) -> None:
-    """--reconstruct: writes rows of images and of their reconstructions as a grid."""
-    model.require("reconstruct", arguments.what)
-    if arguments.npz is not None or arguments.out.suffix.lower() != ".png":
-        raise UserError("--reconstruct: pairs are written as one grid; give --out FILE.png, and no --npz")
-    for flag in ("classes", "per_class", "seed", "candidates"):
-        if getattr(arguments, flag) != parser_of().get_default(flag):
-            raise UserError(f"--{flag.replace('_', '-')} is for samples, and --reconstruct draws none; leave it out")
-    spec, data, where = model.family.spec, model.recipe.data, arguments.reconstruct
-    images = find_images(where, "validation", "--reconstruct", spec.size, data.resize, data.remote, spec.channels)
-    pairs = reconstruction_pairs(model.reconstruct, images, RECONSTRUCTIONS, model.device)
-    save_grid(arguments.out, pairs.cpu(), columns=GRID_PER_CLASS)
-    say(f"{len(pairs) // 2} images and their reconstructions at step {model.provenance['step']}: {arguments.out}")
+    say(f"{what} of step {model.provenance['step']}: {written}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.slurm import ask_for_requeue
 from bigtrain.data.splits import describe
-from bigtrain.families.family import DataSpec, Family
+from bigtrain.families.abilities import Encodes, HasSuccessor, Samples
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import Family
 from bigtrain.inference.checkpoint_selection import best_of
 from bigtrain.inference.model import make_family
 from bigtrain.inference.observers import observers_of
@@ -97,19 +99,24 @@ def train(recipe: Recipe) -> str | None:
 
 
 def next_commands(family: Family, recipe: Recipe) -> str:
-    """The commands that a user may run next, by the capabilities of the family."""
+    """The commands that a user may run next, by the abilities of the family."""
     run, data = recipe.folder, recipe.data
-    if "sample" in family.capabilities:
-        return f"python launch/sample.py {run} --out samples.png    python launch/export.py {run} export"
-    if "encode" in family.capabilities:
+    samples = family.ability(Samples)
+    if samples is not None:
+        inputs = " --inputs validation" if samples.conditions_beside_label else ""
+        return f"python launch/sample.py {run}{inputs} --out samples.png    python launch/export.py {run} export"
+    if family.ability(Encodes) is not None:
         mirrored = " --flip" if data.flip else ""
         # Of several indexes that are read side by side, those of the images.
         given = [split.get("image") if isinstance(split, dict) else split for split in (data.train, data.validation)]
         splits = dict.fromkeys(split for split in given if split is not None)
         commands = [f"accelerate launch launch/encode.py {run} {split} {run}/codes{mirrored}" for split in splits]
         return "encode the images, and train a model of the codes: " + "    ".join(commands)
-    successor = " ".join([*family.successor_keys(str(run)), f"data.train={data.train}"])
-    return f"{family.why_not('sample')}: accelerate launch launch/train.py RECIPE.yaml {successor}"
+    followed = family.ability(HasSuccessor)
+    if followed is None:
+        return f"accelerate launch launch/evaluate.py {run}"
+    successor = " ".join([*followed.successor_keys(str(run)), f"data.train={data.train}"])
+    return f"{family.why_not(Samples)}: accelerate launch launch/train.py RECIPE.yaml {successor}"
 
 
 if __name__ == "__main__":

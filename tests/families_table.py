@@ -4,6 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bigtrain.families.abilities import (
+    Ability,
+    Encodes,
+    HasSuccessor,
+    InitialisedByData,
+    Latents,
+    Likelihood,
+    Reconstructs,
+    Samples,
+)  # fmt: skip
+
 STEPS = 6
 """Steps of a whole run of the promise tests."""
 TOKENIZER = "TOKENIZER"
@@ -22,8 +33,8 @@ class Case:
     """Its section of a recipe."""
     updates: Mapping[str, int]
     """Updates of each component in a whole run."""
-    abilities: frozenset[str] = frozenset({"sample", "by_class"})
-    """What a trained model can be asked for (Family.capabilities)."""
+    abilities: frozenset[type[Ability]]
+    """What a trained model can be asked for."""
     drawing: tuple[str, ...] = ()
     """What makes its pictures cheap enough to be drawn in every run."""
     kills: int = 0
@@ -34,7 +45,11 @@ class Case:
 
 CASES: Mapping[str, Case] = {
     "toy": Case(
-        {"kind": "toy", "optimizer": _ADAM}, {"critic": 12, "maker": 3}, kills=10, unsharded={"penalty": 0.0}
+        {"kind": "toy", "optimizer": _ADAM},
+        {"critic": 12, "maker": 3},
+        frozenset({Samples}),
+        kills=10,
+        unsharded={"penalty": 0.0},
     ),
     "gan": Case(
         {
@@ -46,6 +61,7 @@ CASES: Mapping[str, Case] = {
             "discriminator_optimizer": _ADAM,
         },
         {"discriminator": 12, "generator": 6},
+        frozenset({Samples, Latents}),
         kills=10,
         unsharded={"orthogonal_regularisation": 0.0},
     ),
@@ -59,7 +75,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"autoencoder": 6},
-        frozenset({"reconstruct", "encode"}),
+        frozenset({Reconstructs, Encodes, InitialisedByData, HasSuccessor}),
         kills=3,
     ),
     "pixel_prior": Case(
@@ -70,7 +86,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"pixelcnn": 6},
-        frozenset({"sample", "by_class", "likelihood"}),
+        frozenset({Samples, Likelihood}),
     ),
     "diffusion": Case(
         {
@@ -87,7 +103,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"unet": 6},
-        frozenset({"sample", "by_class", "likelihood"}),
+        frozenset({Samples, Likelihood}),
         drawing=("family.sampling.steps=2",),
     ),
     "code_prior": Case(
@@ -100,6 +116,6 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"pixelcnn": 6},
-        frozenset({"sample", "by_class", "likelihood"}),
+        frozenset({Samples, Likelihood}),
     ),
 }  # fmt: skip

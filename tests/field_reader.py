@@ -6,32 +6,26 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bigtrain.families.family import DataSpec, Family
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.options import Options
-
-
-class FieldReaderSamplingOptions(Options):
-    """It draws nothing."""
 
 
 class FieldReaderOptions(Options):
     kind: Literal["field_reader"]
     optimizer: OptimizerOptions = OptimizerOptions(lr=0.01)
-    sampling: FieldReaderSamplingOptions = FieldReaderSamplingOptions()
 
 
 class FieldReader(Family, kind="field_reader"):
     """One linear map of two numbers of each field: its mean, and a sum that depends on where its values are."""
 
     options_class = FieldReaderOptions
-    sampling_class = FieldReaderSamplingOptions
     sampled_components = ("net",)
-    capabilities = frozenset()
     needs: dict[str, str] = {}  # noqa: RUF012  (a class variable of the base)
 
     def __init__(self, options: FieldReaderOptions, spec: DataSpec) -> None:
-        self.options, self.spec, self.sampling = options, spec, options.sampling
+        self.options, self.spec = options, spec
         tensors = [name for facts in spec.fields.values() for name in facts["tensors"]]
         self.components = {"net": Component(lambda: nn.Linear(2 * len(tensors), 1), options.optimizer, averaged=True)}
         self.phases = [Phase("net", "net", self.loss)]
@@ -39,9 +33,6 @@ class FieldReader(Family, kind="field_reader"):
     @property
     def reads(self) -> Sequence[str]:
         return tuple(self.spec.fields)
-
-    def successor_keys(self, run: str) -> Sequence[str]:
-        return []
 
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
         numbers = [number for name in sorted(batch) for number in _numbers_of(batch[name])]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from bigtrain.errors import UserError
-from bigtrain.families.family import DataSpec
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.inference.checkpoint_selection import best_of
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import Recipe, load_recipe

@@ -9,7 +9,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from bigtrain.families.abilities import ABILITIES
 from bigtrain.families.family import Family, family_kinds, find_family
+from bigtrain.options import Options
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
@@ -36,7 +38,7 @@ SHARED_WORDS = {
 }  # fmt: skip
 """Words of one family that mean the same in general: of codes, which are a kind of data, and then of any training."""
 HOMONYMS = {
-    "discriminator", "generator", "init", "interpolate", "kernel", "multipliers", "output", "process",
+    "condition", "discriminator", "generator", "init", "kernel", "multipliers", "output", "process",
     "sampler", "statistics", "variance",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""
@@ -137,13 +139,13 @@ def test_what_one_family_owns_is_named_nowhere_else() -> None:
 
 
 def owned_names() -> set[Words]:
-    """The names that one family owns, without those that the base class of all families gives."""
+    """The names that one family owns, without those that the base class of all families and their abilities give."""
     owners: dict[str, set[str]] = {}
     for kind in family_kinds():
         family = find_family(kind)
         if not family.__module__.startswith("bigtrain."):
             continue  # the tests' own toy
-        for name in {kind, *fields_of(family.options_class), *fields_of(family.sampling_class)}:
+        for name in {kind, *fields_of(family.options_class), *fields_of(getattr(family, "sampling_class", Options))}:
             owners.setdefault(name, set()).add(kind)
     names = {name for name, kinds in owners.items() if len(kinds) == 1}
     for path in modules():
@@ -155,7 +157,8 @@ def owned_names() -> set[Words]:
                 for node in ast.parse(path.read_text(encoding="utf-8")).body
                 if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
             }
-    return {words_of(name) for name in names} - {words_of(name) for name in {*dir(Family), *Family.__annotations__}}
+    given = {name for base in (Family, *ABILITIES) for name in {*dir(base), *base.__annotations__}}
+    return {words_of(name) for name in names} - {words_of(name) for name in given}
 
 
 def names_in(path: Path, names: set[Words]) -> set[Words]:

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
-from bigtrain.families.family import DataSpec, Family
+from bigtrain.families.abilities import Samples
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.layers.normalisation import SNLinear, SyncedBatchNorm
 from bigtrain.options import Options
-from bigtrain.randomness import Draws
 
 LATENT = 4
 
@@ -62,7 +63,7 @@ class ToyOptions(Options):
     sampling: ToySamplingOptions = ToySamplingOptions()
 
 
-class Toy(Family, kind="toy"):
+class Toy(Family, Samples, kind="toy"):
     options_class = ToyOptions
     sampling_class = ToySamplingOptions
     sampled_components = ("maker",)
@@ -107,9 +108,11 @@ class Toy(Family, kind="toy"):
     def prepare_sampling(self, networks: Networks, sampling: Any, seed: int) -> Networks:
         return {"maker": networks["maker"].eval()}
 
+    @property
+    def conditions(self) -> Sequence[str]:
+        return ("label",)
+
     @torch.no_grad()
-    def sample(
-        self, networks: Networks, labels: Tensor, indices: Sequence[int], seed: int, sampling: ToySamplingOptions
-    ) -> Tensor:
-        z = Draws(seed, device=labels.device).normal("sample/z", indices, (LATENT,)) * sampling.scale
-        return networks["maker"](z, labels)
+    def sample(self, networks: Networks, batch: Microbatch, sampling: ToySamplingOptions) -> Tensor:
+        z = batch.draws.normal("sample/z", batch.indices, (LATENT,)) * sampling.scale
+        return networks["maker"](z, batch["label"])

@@ -6,16 +6,18 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from bigtrain.evaluation.metrics.definitions import DEFAULT_METRICS, SampleMetricName
+from bigtrain.families.abilities import Ability, Likelihood, Reconstructs, Samples
+from bigtrain.families.family import Family
 from bigtrain.options import Options
 
 HeldOutName = Literal["bits_per_dim", "reconstruction", "rfid"]
 MetricName = SampleMetricName | HeldOutName
-HELD_OUT: Mapping[str, Literal["likelihood", "reconstruct"]] = {
-    "bits_per_dim": "likelihood",
-    "reconstruction": "reconstruct",
-    "rfid": "reconstruct",
+HELD_OUT: Mapping[str, type[Ability]] = {
+    "bits_per_dim": Likelihood,
+    "reconstruction": Reconstructs,
+    "rfid": Reconstructs,
 }
-"""Metrics that are measured on real data, and the capability that each needs of a family; all other metrics need samples."""
+"""Metrics that are measured on real data, and the ability that each needs of a family; all other metrics need samples."""
 DEFAULT_HELD_OUT: tuple[HeldOutName, ...] = ("bits_per_dim", "reconstruction")
 """What is measured by default of a model that draws no images."""
 
@@ -98,10 +100,11 @@ class EvaluationOptions(Options):
     pictured_neighbours: int = Field(default=7, ge=1)
     """Neighbours found for each."""
 
-    def chosen(self, capabilities: frozenset[str]) -> tuple[MetricName, ...]:
-        """The metrics to measure for a family with these capabilities."""
+    def chosen(self, family: Family) -> tuple[MetricName, ...]:
+        """The metrics to measure for a model of a family."""
         if self.metrics is not None:
             return self.metrics
-        if "sample" in capabilities:
-            return tuple(name for name in DEFAULT_METRICS if name != "class_accuracy" or "by_class" in capabilities)
-        return tuple(name for name in DEFAULT_HELD_OUT if HELD_OUT[name] in capabilities)
+        samples = family.ability(Samples)
+        if samples is not None:
+            return tuple(name for name in DEFAULT_METRICS if name != "class_accuracy" or "label" in samples.conditions)
+        return tuple(name for name in DEFAULT_HELD_OUT if family.ability(HELD_OUT[name]) is not None)

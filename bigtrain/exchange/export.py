@@ -23,6 +23,7 @@ from torch import nn
 
 from bigtrain.errors import UserError
 from bigtrain.exchange.pipeline import DESCRIPTION, ExportedModel, FamilyPipeline, description
+from bigtrain.families.abilities import DiffusersPipeline, Samples
 from bigtrain.families.family import Family, LoadedModel
 from bigtrain.families.phases import Networks
 from bigtrain.formats import FORMAT
@@ -58,7 +59,8 @@ def export(
     if out.exists():
         raise UserError(f"{out}: exists already; export into a new folder, or remove this one first")
     temporary = atomic.aside(out)
-    diffusers_pipeline = family.to_diffusers(networks)
+    likeness = family.ability(DiffusersPipeline)
+    diffusers_pipeline = None if likeness is None else likeness.to_diffusers(networks)
     definition = OWN_PIPELINE
     if diffusers_pipeline is not None:
         definition = LIKE_DIFFUSERS_PIPELINE.format(pipeline=type(diffusers_pipeline).__name__)
@@ -77,18 +79,19 @@ def export(
         raise UserError(f"{out}: cannot write the export ({error.strerror})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return _usage(str(out), family, diffusers_pipeline)
+    return _usage(str(out), family, likeness, diffusers_pipeline)
 
 
-def _usage(out: str, family: Family, diffusers_pipeline: Any) -> Sequence[str]:
-    if "sample" not in family.capabilities:
+def _usage(out: str, family: Family, likeness: DiffusersPipeline | None, diffusers_pipeline: Any) -> Sequence[str]:
+    samples = family.ability(Samples)
+    if samples is None:
         return []
-    arguments = "class_labels=[0]" if "by_class" in family.capabilities else "count=1"
+    arguments = "class_labels=[0]" if "label" in samples.conditions else "count=1"
     ours_call = f"DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
     ours_call += f"({arguments}, seed=0).images"
-    if diffusers_pipeline is None:
+    if likeness is None:
         return [ours_call]
-    needed = ", ".join(f"{name}={value!r}" for name, value in family.diffusers_arguments.items())
+    needed = ", ".join(f"{name}={value!r}" for name, value in likeness.diffusers_arguments.items())
     return [f"{type(diffusers_pipeline).__name__}.from_pretrained({out!r})({needed}).images", ours_call]
 
 
@@ -117,4 +120,5 @@ def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping
         return pipeline.networks, pipeline.family.attached
     if not hasattr(diffusers, str(name)):
         raise OSError(f"model_index.json names an unknown pipeline, {name}")
-    return family.from_diffusers(DiffusionPipeline.from_pretrained(str(path), use_safetensors=True)), {}
+    likeness = family.require(DiffusersPipeline, path)
+    return likeness.from_diffusers(DiffusionPipeline.from_pretrained(str(path), use_safetensors=True)), {}

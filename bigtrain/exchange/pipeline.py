@@ -5,16 +5,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor, nn
 
-from bigtrain.families.family import DataSpec, Family, LoadedModel, build_network, find_family
-from bigtrain.families.phases import Networks
+from bigtrain.data.fields.pictures import to_images
+from bigtrain.families.abilities import DiffusersPipeline, Samples
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import Family, LoadedModel, build_network, find_family
+from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.formats import FORMAT, checked_format, upgraded
 from bigtrain.pictures import picture, to_uint8
+from bigtrain.randomness import Draws
 
 DESCRIPTION = "_bigtrain"
 """The key of model_index.json that holds the model's `description` if the folder is for diffusers' own pipeline, which ignores
@@ -102,8 +107,9 @@ class SamplesByFamily:
     """Mixin of pipelines that sample by a trained family.
 
     `pipeline(class_labels=[3, 3, 7], seed=0).images` is a list of PIL images; for an unconditional model,
-    `pipeline(count=3, seed=0)`. Image k depends only on (seed, k, its class, the sampling options), and equals what
-    launch/sample.py draws from the run.
+    `pipeline(count=3, seed=0)`; for one that turns a picture into another, `pipeline(input=[picture], seed=0)` by the name of
+    the field. Image k depends only on (seed, k, its class and inputs, the sampling options), and equals what launch/sample.py
+    draws from the run.
     """
 
     family: Family
@@ -126,35 +132,51 @@ class SamplesByFamily:
         count: int | None = None,
         **sampling: Any,
     ) -> ImagePipelineOutput:
-        """Draws one image per entry of `class_labels` (class indices), or `count` images of an unconditional model.
+        """Draws one image per entry of `class_labels` (class indices), or of the inputs that the model is given, or `count`
+        images of an unconditional model.
 
         `seed`, or the initial seed of `generator` (diffusers' convention), keys the draws; 0 without either.
         `output_type`: pil, np (float32 [n, H, W, C] in [0, 1]) or pt (float32 [n, C, H, W] in [0, 1]). `sampling`: the
-        family's own options, such as truncation=0.5. Raises ValueError for an unknown class or option.
+        family's own options, such as truncation=0.5, and its inputs by the names of their fields: lists of PIL images, or
+        uint8 [n, C, H, W]. Raises ValueError for an unknown class or option, and for inputs that are missing.
         """
         if seed is None:
             seed = generator.initial_seed() if generator is not None else 0
-        classes = self._labels(class_labels, count)
+        family = self.family.require(Samples, "this folder")
+        conditions = {name: _condition(name, sampling.pop(name, None)) for name in family.conditions_beside_label}
+        lengths = {len(values) for values in conditions.values()}
+        if len(lengths) > 1:
+            raise ValueError(f"{', '.join(conditions)}: give as many of each")
+        if lengths and "label" not in family.conditions:
+            count = lengths.pop() if count is None else count
+        if "label" in family.conditions:
+            conditions["label"] = torch.tensor(self._labels(class_labels, count))
+        samples = len(conditions["label"]) if "label" in conditions else self._count(class_labels, count)
+        if any(len(values) != samples for values in conditions.values()):
+            raise ValueError(f"{', '.join(conditions)}: give as many of each as images are to be drawn")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: {output_type!r} is not pil, np or pt")
-        options = self.family.sampling_class.model_validate(self.family.sampling.model_dump() | sampling)
-        networks = self.family.prepare_sampling(self.networks, options, seed)
-        labels = torch.tensor(classes, device=self.device)
-        batches = [
-            to_uint8(self.family.sample(networks, labels[first : first + batch_size], indices, seed, options))
-            for first in self.progress_bar(range(0, len(labels), batch_size))
-            for indices in [range(first, min(first + batch_size, len(labels)))]
-        ]
+        options = family.sampling_class.model_validate(family.sampling.model_dump() | sampling)
+        networks = family.prepare_sampling(self.networks, options, seed)
+        draws = Draws(seed, device=torch.device(self.device))
+        batches = []
+        for first in self.progress_bar(range(0, samples, batch_size)):
+            indices = range(first, min(first + batch_size, samples))
+            fields = {name: values[first : indices.stop].to(self.device) for name, values in conditions.items()}
+            batch = Microbatch(fields, indices, draws, draws.device, len(indices))
+            batches.append(to_uint8(family.sample(networks, batch, options)))
         return ImagePipelineOutput(images=_converted(torch.cat(batches).cpu(), output_type))
 
+    def _count(self, class_labels: Sequence[int] | None, count: int | None) -> int:
+        """The number of images of a model that is given no class."""
+        if class_labels is not None or count is None or count < 1:
+            raise ValueError(
+                "count: this model is not class-conditional; give the number of images, and no class_labels"
+            )
+        return count
+
     def _labels(self, class_labels: Sequence[int] | None, count: int | None) -> list[int]:
-        """The class of each image; zeros for an unconditional model, which ignores them."""
-        if "by_class" not in self.family.capabilities:
-            if class_labels is not None or count is None or count < 1:
-                raise ValueError(
-                    "count: this model is not class-conditional; give the number of images, and no class_labels"
-                )
-            return [0] * count
+        """The class of each image."""
         if count is not None or not class_labels:
             raise ValueError("class_labels: give one class for each image to be drawn, and no count")
         classes = len(self.family.spec.classes)
@@ -196,7 +218,7 @@ class DiffusersFolderPipeline(SamplesByFamily, DiffusionPipeline):
     def networks(self) -> Networks:
         if self.dtype != torch.float32:
             raise ValueError(f"torch_dtype={self.dtype}: bigtrain's models are used in float32; leave it out")
-        networks = self.family.from_diffusers(self)
+        networks = self.family.require(DiffusersPipeline, "this folder").from_diffusers(self)
         return {
             name: network.to(self.device).to(memory_format=torch.channels_last).eval()
             for name, network in networks.items()
@@ -217,6 +239,19 @@ def family_pipeline_of(pipeline: Any) -> type[DiffusersFolderPipeline]:
     whole = signature.replace(parameters=[*signature.parameters.values(), own])
     vars(__init__)["__signature__"] = whole
     return type(f"Family{pipeline.__name__}", (DiffusersFolderPipeline, pipeline), {"__init__": __init__})
+
+
+def _condition(name: str, values: Any) -> Tensor:
+    """A field that the model is given, in [-1, 1], from PIL images or uint8 [n, C, H, W]."""
+    if values is None:
+        raise ValueError(f"{name}: this model makes an image from it; give a list of PIL images, or uint8 [n, C, H, W]")
+    if isinstance(values, Tensor):
+        pixels = values.permute(0, 2, 3, 1).contiguous()
+    else:
+        pixels = torch.from_numpy(np.stack([np.atleast_3d(np.asarray(value)) for value in values]))
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"{name}: is {pixels.dtype}, and must be uint8")
+    return to_images(pixels, torch.zeros(len(pixels), dtype=torch.bool), torch.device("cpu"))
 
 
 def _converted(images: Tensor, output_type: str) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 from bigtrain.cluster.passes import Reading, together
 from bigtrain.data.index import Index
 from bigtrain.errors import UserError
-from bigtrain.families.family import DataSpec
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.features.classifier import find_classifier
 from bigtrain.features.network import CHANGED_CHANNELS, full_float32, with_channels
 

@@ -6,6 +6,7 @@ from typing import Any
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.result import renamed_metric
+from bigtrain.families.abilities import Samples
 from bigtrain.families.family import Family
 from bigtrain.formats import upgraded
 from bigtrain.recipe import Recipe
@@ -46,7 +47,7 @@ def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
         if train.keep_best is not None:
             raise UserError("train.keep_best: nothing is evaluated in training; set train.evaluate_every too")
         return None
-    metrics = evaluation.chosen(family.capabilities)
+    metrics = evaluation.chosen(family)
     available = [name for name in HIGHER_IS_BETTER if name in metrics or name.startswith("reconstruction_")]
     available = [name for name in available if not name.startswith("reconstruction_") or "reconstruction" in metrics]
     metric = train.keep_best or ("fid" if "fid" in available else None)
@@ -57,7 +58,8 @@ def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
             f"train.keep_best: {metric} is not measured, or does not say which weights are better; choose one of "
             f"{', '.join(available)}, or add it to evaluation.metrics"
         )
-    sampling = family.sampling_name(family.sampling) if "sample" in family.capabilities else None
+    samples = family.ability(Samples)
+    sampling = samples.sampling_name(samples.sampling) if samples is not None else None
     of_samples = not metric.startswith(("rfid", "bits_per_dim", "reconstruction_"))
     return Best(
         folder.checkpoints,

@@ -19,11 +19,12 @@ from bigtrain.evaluation.metrics.definitions import METRICS
 from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
 from bigtrain.evaluation.reference import Labels, RealData
 from bigtrain.evaluation.result import EvaluationResult, versions
-from bigtrain.families.family import Capability, Family
+from bigtrain.families.abilities import Effort, Likelihood, Samples
+from bigtrain.families.family import Family
 from bigtrain.features.classifier import check_classes
 from bigtrain.features.opening import open_features
 from bigtrain.inference.candidate_selection import find_selection
-from bigtrain.inference.model import Model, Sampler
+from bigtrain.inference.model import Model, Sampler, require_label
 from bigtrain.inference.splits import images_behind, one_index
 from bigtrain.runs.folder import RunFolder
 
@@ -35,20 +36,25 @@ def _samples(sampler: Sampler, options: EvaluationOptions) -> tuple[Drawn, Label
     return images, lambda: sampler.labels_of(range(count)).numpy()
 
 
+def _effort(options: EvaluationOptions) -> Effort:
+    return Effort(options.likelihood_evaluations)
+
+
 def check_early(
     family: Family, options: EvaluationOptions, train: Data, validation: Data | None, device: torch.device
 ) -> None:
     """Raises UserError, before the first step, for whatever would make the first evaluation fail."""
-    chosen = options.chosen(family.capabilities)
+    chosen = options.chosen(family)
     sample_metrics = [metric for metric in chosen if metric in METRICS]
     if "bits_per_dim" in chosen:
-        family.likelihood_protocol(options.likelihood_evaluations, options.seed)
+        family.require(Likelihood, "evaluation.metrics: bits_per_dim").check_effort(_effort(options))
     if not sample_metrics and "rfid" not in chosen:
         return
     real = images_behind(train), images_behind(validation) if validation is not None else None
     reading = Reading(options.batch_size, 0)
     if sample_metrics:
-        images, labels = _samples(Sampler(family, {}, options.seed, family.sampling, device), options)
+        sampling = family.require(Samples, "evaluation.metrics").sampling
+        images, labels = _samples(Sampler(family, {}, options.seed, sampling, device), options)
         check(images, labels, together(lambda: RealData.of(options, *real)), sample_metrics, options, device)
         if options.candidates > 1 and options.classifier != "classifier":
             find_selection(options.candidates, options.classifier, family.spec, lambda: real, reading, device)
@@ -61,12 +67,10 @@ def check_early(
 
 def check_metrics(family: Family, options: EvaluationOptions, validation: Data | None) -> None:
     """Raises UserError for a metric that needs a capability that the family lacks, or a split that is not given."""
-    for metric in options.chosen(family.capabilities):
-        needed: list[Capability] = [HELD_OUT[metric]] if metric in HELD_OUT else ["sample"]
-        needed += ["by_class"] if metric in METRICS and "labels" in METRICS[metric].fake else []
-        for capability in needed:
-            if capability not in family.capabilities:
-                raise UserError(f"evaluation.metrics: {metric} cannot be measured: {family.why_not(capability)}")
+    for metric in options.chosen(family):
+        able = family.require(HELD_OUT.get(metric, Samples), f"evaluation.metrics: {metric} cannot be measured")
+        if metric in METRICS and "labels" in METRICS[metric].fake:
+            require_label(able, f"evaluation.metrics: {metric} cannot be measured")
         if metric == "classification_accuracy_score" and validation is None:
             raise UserError(
                 "evaluation.metrics: classification_accuracy_score is tested on held-out images, but data.validation names "
@@ -101,7 +105,7 @@ def _evaluated(
 ) -> EvaluationResult:
     """`evaluate_model`, but raises Stopped."""
     family, options = model.family, model.recipe.evaluation
-    chosen = options.chosen(family.capabilities)
+    chosen = options.chosen(family)
     sample_metrics = [metric for metric in chosen if metric in METRICS]
     facts: dict[str, Any] = {"weights": model.provenance["weights"], "step": model.provenance["step"]}
     result: dict[str, Any] = {}
@@ -127,7 +131,7 @@ def _evaluated(
         if measured is None:
             raise Stopped
         facts, picture, moments = measured.result.pop("protocol"), measured.picture, measured.moments
-        name = family.sampling_name(sampler.sampling)
+        name = family.require(Samples, "evaluation.metrics").sampling_name(sampler.sampling)
         # real_fid is measured on real images only, so the sampler does not belong in its name.
         result = {
             f"{key}_{name}" if name and key != "real_fid" else key: value for key, value in measured.result.items()
@@ -164,12 +168,13 @@ def _measure_held_out(
         return values, protocol | facts
     if metric == "reconstruction":
         return measure_reconstruction(model.reconstruct, split, options.split_samples, model.device, reading), protocol
-    protocol["dimensions"] = model.family.dimensions
-    protocol |= model.family.likelihood_protocol(options.likelihood_evaluations, options.seed)
-    likelihood = model.likelihood(split, options.seed, options.likelihood_evaluations)
+    family, effort = model.family.require(Likelihood, "evaluation.metrics: bits_per_dim"), _effort(options)
+    protocol["dimensions"] = family.dimensions
+    protocol |= family.likelihood_protocol(effort, options.seed)
+    likelihood = model.likelihood(split, options.seed, effort)
     measured = measure_likelihood(
         likelihood,
-        model.family.dimensions,
+        family.dimensions,
         split,
         options.split_samples,
         model.device,

@@ -16,15 +16,18 @@ from bigtrain.cluster.passes import Reading
 from bigtrain.data.index import Index
 from bigtrain.data.options import shown
 from bigtrain.data.read.batch import Batch, on_device
-from bigtrain.data.read.stream import Data
+from bigtrain.data.read.stream import Data, SplitLoader
 from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
-from bigtrain.families.family import Capability, DataSpec, Family, LoadedModel, build_network, find_family
-from bigtrain.families.phases import Microbatch, Networks
+from bigtrain.families.abilities import Ability, Effort, Likelihood, Reconstructs, Samples
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import Family, LoadedModel, build_network, find_family
+from bigtrain.families.phases import Networks
 from bigtrain.features.cache import fingerprint
 from bigtrain.features.network import full_float32
 from bigtrain.formats import checked_format
 from bigtrain.inference.candidate_selection import Selection, find_selection
+from bigtrain.inference.microbatch import microbatch_of
 from bigtrain.inference.splits import find_splits, images_behind
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws, Indices, to_device
@@ -54,11 +57,6 @@ class Model:
             }
         )
 
-    def require(self, capability: Capability, what: object) -> None:
-        """Raises UserError, beginning with `what`, if the family lacks the capability."""
-        if capability not in self.family.capabilities:
-            raise UserError(f"{what}: {self.family.why_not(capability)}")
-
     def check_data(self, index: Data, key: str) -> None:
         """Raises UserError if the model was not trained on data like this split: other classes, size or codes."""
         data = self.provenance["data"]
@@ -79,8 +77,9 @@ class Model:
     def sampler(self, seed: int, sampling: Any = None, selection: Selection | None = None) -> "Sampler":
         """A sampler with the options `sampling` (the recipe's own if None); opens the models that this one depends on."""
         attach_dependencies(self.family, self.device)
-        options = self.family.sampling if sampling is None else sampling
-        prepared = self.family.prepare_sampling(self.weights, options, seed)
+        family = self.family.require(Samples, "sampling")
+        options = family.sampling if sampling is None else sampling
+        prepared = family.prepare_sampling(self.weights, options, seed)
         return Sampler(self.family, prepared, seed, options, self.device, selection)
 
     def selection(
@@ -102,24 +101,33 @@ class Model:
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The reconstructions of images [n, C, H, W] in [-1, 1]."""
+        family = self.family.require(Reconstructs, "reconstruction")
+        batch = microbatch_of({"image": images.to(self.device)}, range(len(images)), Draws(0, device=self.device))
         with full_float32(self.device):
-            return self.family.reconstruct(self.weights, images.to(self.device))
+            return family.reconstruct(self.weights, batch)
 
     def likelihood(
-        self, index: Index, seed: int, evaluations: int | None
+        self, index: Index, seed: int, effort: Effort
     ) -> Callable[[np.ndarray, Batch], Mapping[str, Tensor]]:
-        """The function that `measure_likelihood` takes for a split. `seed` keys the draws of families whose bound needs any;
-        `evaluations`: as evaluation.likelihood_evaluations."""
+        """The function that `measure_likelihood` takes for a split. `seed` keys the draws of families whose bound needs any."""
+        family = self.family.require(Likelihood, "evaluation.metrics: bits_per_dim")
 
         def measure(numbers: np.ndarray, batch: Batch) -> Mapping[str, Tensor]:
             sample_ids = to_device(torch.from_numpy(numbers), self.device)
-            draws = Draws(seed, device=self.device)
             fields = on_device(batch, index.fields, self.device)
-            microbatch = Microbatch(fields, sample_ids, draws, self.device, len(sample_ids))
             with full_float32(self.device):
-                return self.family.likelihood(self.weights, microbatch, evaluations)
+                asked = microbatch_of(fields, sample_ids, Draws(seed, device=self.device))
+                return family.likelihood(self.weights, asked, effort)
 
         return measure
+
+
+def require_label(family: Ability, what: object) -> None:
+    """Raises UserError, beginning with `what`, for a model that does not sample by class."""
+    if not isinstance(family, Samples) or "label" not in family.conditions:
+        raise UserError(
+            f"{what}: this {family.kind} cannot draw samples of a given class, as it was trained without classes"
+        )
 
 
 def _in_words(spec: DataSpec) -> str:
@@ -151,7 +159,17 @@ class Sampler:
         return self.selection.best(draws, labels.to(self.device))
 
     def _draw(self, sample_ids: Indices, labels: Tensor) -> Tensor:
-        images = self.family.sample(self.networks, labels.to(self.device), sample_ids, self.seed, self.sampling)
+        family = self.family.require(Samples, "sampling")
+        return self._sampled({"label": labels.to(self.device)} if "label" in family.conditions else {}, sample_ids)
+
+    def draw_given(self, numbers: np.ndarray, fields: Mapping[str, Tensor]) -> Tensor:
+        """Samples uint8 [n, C, H, W] given the fields of samples of a split, on the device, which `numbers` number there."""
+        return self._sampled(fields, to_device(torch.from_numpy(numbers), self.device))
+
+    def _sampled(self, fields: Mapping[str, Tensor], sample_ids: Indices) -> Tensor:
+        family = self.family.require(Samples, "sampling")
+        batch = microbatch_of(fields, sample_ids, Draws(self.seed, device=self.device))
+        images = family.sample(self.networks, batch, self.sampling)
         if not torch.isfinite(images).all():
             raise FloatingPointError("the model draws images that are not finite: its weights have diverged")
         return to_uint8(images)
@@ -164,6 +182,18 @@ class Sampler:
             batches.append(self.draw(range(first, first + len(part)), part).cpu())
         return torch.cat(batches)
 
+    def draw_of(self, split: Index, batch_size: int) -> Tensor:
+        """A sample for every sample of a split, given its fields, with a progress bar; uint8 [n, C, H, W] on the CPU."""
+        family = self.family.require(Samples, "sampling")
+        loader = SplitLoader(split, rank=0, world=1, batch=batch_size, workers=0, fields=list(family.conditions))
+        drawn = torch.empty(0)
+        for numbers, batch in tqdm(loader, desc="sampling", unit="batch", leave=False):
+            images = self.draw_given(numbers, on_device(batch, split.fields, self.device)).cpu()
+            if not len(drawn):
+                drawn = torch.empty(split.samples, *images.shape[1:], dtype=images.dtype)
+            drawn[torch.from_numpy(numbers)] = images
+        return drawn
+
     def labels_of(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The classes of samples `indices` of an evaluation, drawn from the data's class frequencies; int64 [n] on the CPU."""
         numbers = torch.from_numpy(np.asarray(indices, dtype=np.int64))
@@ -171,9 +201,8 @@ class Sampler:
 
     def protocol(self) -> dict[str, Any]:
         """How the samples are made, for the protocol of metrics that are measured on them."""
-        facts: dict[str, Any] = {
-            "sampling": self.sampling.model_dump(mode="json", exclude=set(self.family.speed_options))
-        }
+        family = self.family.require(Samples, "sampling")
+        facts: dict[str, Any] = {"sampling": self.sampling.model_dump(mode="json", exclude=set(family.speed_options))}
         if self.family.attached:
             facts["followed"] = {role: trained.fingerprint for role, trained in self.family.attached.items()}
         if self.selection is not None:

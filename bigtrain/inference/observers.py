@@ -7,17 +7,19 @@ from torch import nn
 
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Stopped, gather_rows, stoppable, together
-from bigtrain.data.fields.pictures import to_images
 from bigtrain.data.index import Index
-from bigtrain.data.read.stream import Data, SplitLoader
+from bigtrain.data.read.stream import Data
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import HELD_OUT
+from bigtrain.families.abilities import Reconstructs, Samples
 from bigtrain.families.family import Family
+from bigtrain.families.phases import Networks
 from bigtrain.inference.checkpoint_selection import in_training
 from bigtrain.inference.evaluation import check_early, check_metrics, evaluate_model, write_evaluation
 from bigtrain.inference.model import Model, Sampler, attach_dependencies
+from bigtrain.inference.rows import COLUMNS, Rows
 from bigtrain.inference.splits import one_index
-from bigtrain.pictures import save_grid, to_uint8
+from bigtrain.pictures import save_grid
 from bigtrain.recipe import Recipe
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.observer import Observer
@@ -26,6 +28,8 @@ GRID_CLASSES = 10
 """Rows of a picture during training: the first classes, one a row."""
 GRID_PER_CLASS = 10
 """Images of a row."""
+SHOWN = 50
+"""Samples of a split of which rows are drawn."""
 
 
 class SampleObserver:
@@ -40,10 +44,10 @@ class SampleObserver:
     def observe(
         self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
     ) -> Mapping[str, float]:
-        options, spec = self.family.sampling, self.family.spec
-        prepared = self.family.prepare_sampling(networks, options, self.seed)
-        sampler = Sampler(self.family, prepared, self.seed, options, self.device)
-        rows = min(GRID_CLASSES, len(spec.classes)) if "by_class" in self.family.capabilities else GRID_CLASSES
+        family, spec = self.family.require(Samples, "train.sample_every"), self.family.spec
+        prepared = family.prepare_sampling(networks, family.sampling, self.seed)
+        sampler = Sampler(self.family, prepared, self.seed, family.sampling, self.device)
+        rows = min(GRID_CLASSES, len(spec.classes)) if "label" in family.conditions else GRID_CLASSES
         labels = torch.arange(rows).repeat_interleave(GRID_PER_CLASS) % len(spec.classes)
         share = range(len(labels) * world.rank() // world.size(), len(labels) * (world.rank() + 1) // world.size())
 
@@ -63,11 +67,14 @@ class SampleObserver:
         return {}
 
 
-class ReconstructionObserver:
-    """Draws rows of real images above their reconstructions, on the main rank; always of the same images."""
+class RowsObserver:
+    """Draws rows of data and of what the model makes of them, on the main rank; always of the same samples."""
 
-    def __init__(self, family: Family, folder: RunFolder, images: Index, device: torch.device) -> None:
-        self.family, self.folder, self.images, self.device = family, folder, images, device
+    def __init__(
+        self, rows: Callable[[Networks], Rows], folder: RunFolder, split: Index, seed: int, device: torch.device
+    ) -> None:
+        """`rows`: the rows of networks that are averages."""
+        self.rows, self.folder, self.split, self.seed, self.device = rows, folder, split, seed, device
 
     def has(self, step: int) -> bool:
         return self.folder.samples(step).exists()
@@ -76,29 +83,9 @@ class ReconstructionObserver:
         self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
     ) -> Mapping[str, float]:
         if world.is_main():
-            count = GRID_CLASSES * GRID_PER_CLASS // 2
-            pairs = reconstruction_pairs(
-                lambda images: self.family.reconstruct(networks, images), self.images, count, self.device
-            )
-            save_grid(self.folder.samples(step), pairs, GRID_PER_CLASS)
+            picture = self.rows(networks).draw(self.split, SHOWN, self.device, self.seed)
+            save_grid(self.folder.samples(step), picture, COLUMNS)
         return {}
-
-
-@torch.no_grad()
-def reconstruction_pairs(
-    reconstruct: Callable[[torch.Tensor], torch.Tensor], images: Index, count: int, device: torch.device
-) -> torch.Tensor:
-    """A fixed random subset of `count` images, uint8 [n, C, H, W]: a row of GRID_PER_CLASS originals, then the row of their
-    reconstructions, and so on; the last row is filled up with white."""
-    rows = []
-    image, _ = images.labelled_image
-    sweep = SplitLoader(images, rank=0, world=1, batch=GRID_PER_CLASS, workers=0, limit=count, fields=[image])
-    for _, batch in sweep:
-        real = to_images(batch[image], batch.flips, device)
-        for row in (to_uint8(real), to_uint8(reconstruct(real).clamp(-1, 1))):
-            missing = row.new_full((GRID_PER_CLASS - len(row), *row.shape[1:]), 255)
-            rows.append(torch.cat([row, missing]))
-    return torch.cat(rows)
 
 
 class EvaluationObserver:
@@ -139,7 +126,7 @@ def observers_of(
     validation: Data | None,
     device: torch.device,
 ) -> dict[str, Observer]:
-    """The observers of a run: "sample" draws samples or reconstructions, whichever the family can; "evaluate" measures metrics.
+    """The observers of a run: "sample" draws pictures; "evaluate" measures metrics.
 
     Opens the models that the family depends on if an observer needs them. Raises UserError for an interval
     (train.sample_every, train.evaluate_every) at which the family could do nothing.
@@ -150,16 +137,31 @@ def observers_of(
     if recipe.train.evaluate_every is not None:
         check_metrics(family, recipe.evaluation, validation)
         check_early(family, in_training(recipe).evaluation, train, validation, device)
-        samples_needed = any(metric not in HELD_OUT for metric in recipe.evaluation.chosen(family.capabilities))
+        samples_needed = any(metric not in HELD_OUT for metric in recipe.evaluation.chosen(family))
         observers["evaluate"] = EvaluationObserver(family, folder, in_training(recipe), train, validation, device)
     if recipe.train.sample_every is not None:
-        if "sample" in family.capabilities:
-            samples_needed = True
-            observers["sample"] = SampleObserver(family, folder, recipe.run.seed, device)
-        elif "reconstruct" in family.capabilities:
-            observers["sample"] = ReconstructionObserver(family, folder, one_index(validation or train), device)
-        else:
-            raise UserError(f"train.sample_every: {family.why_not('sample')}; leave it null")
+        observers["sample"] = _picture_observer(family, folder, recipe, train, validation, device)
+        samples_needed |= family.ability(Samples) is not None
     if samples_needed:
         attach_dependencies(family, device)
     return observers
+
+
+def _picture_observer(
+    family: Family, folder: RunFolder, recipe: Recipe, train: Data, validation: Data | None, device: torch.device
+) -> Observer:
+    """What draws the pictures of a run: samples, outputs for inputs, or reconstructions, whichever the family can."""
+    what = "train.sample_every"
+    samples = family.ability(Samples)
+    if samples is not None and not samples.conditions_beside_label:
+        return SampleObserver(family, folder, recipe.run.seed, device)
+    if samples is None and family.ability(Reconstructs) is None:
+        raise UserError(f"{what}: {family.why_not(Samples)}; leave it null")
+
+    def rows(networks: Networks) -> Rows:
+        if samples is None:
+            return Rows.of_reconstructions(family, networks, what)
+        prepared = samples.prepare_sampling(networks, samples.sampling, recipe.run.seed)
+        return Rows.of_outputs(family, prepared, samples.sampling, what)
+
+    return RowsObserver(rows, folder, one_index(validation or train, what), recipe.run.seed, device)

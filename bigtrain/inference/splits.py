@@ -47,13 +47,11 @@ def same_on_all(index: AnyData, key: str) -> AnyData:
     return index
 
 
-def one_index(data: Data) -> Index:
-    """The index, where there is one. Raises UserError where several are read side by side: none of them is what samples are
-    compared with."""
+def one_index(data: Data, key: str = "evaluation.metrics") -> Index:
+    """The index, where there is one. Raises UserError, naming `key`, where several are read side by side: none of them is what
+    samples are compared with."""
     if isinstance(data, SideBySide):
-        raise UserError(
-            f"evaluation.metrics: {data.where} are read side by side, and this is measured on one index; leave it out"
-        )
+        raise UserError(f"{key}: {data.where} are read side by side, and this is of one index; leave it out")
     return data
 
 

@@ -19,6 +19,7 @@ from bigtrain.data.options import DataOptions
 from bigtrain.data.read.stream import Data
 from bigtrain.data.splits import describe
 from bigtrain.errors import TrainingDiverged, UserError
+from bigtrain.families.abilities import InitialisedByData
 from bigtrain.families.family import Family, build_network
 from bigtrain.families.phases import Phase
 from bigtrain.runs import checkpoint
@@ -311,10 +312,11 @@ class Trainer:
 
     def _initialise(self) -> None:
         """Data-dependent initialisation on the stream's first images, which training then reads again from its start."""
-        if self.family.initialisation_images:
-            batches = self.microbatches.first(self.family.initialisation_images)
+        family = self.family.ability(InitialisedByData)
+        if family is not None:
+            batches = self.microbatches.first(family.initialisation_images)
             with torch.no_grad():
-                self.family.initialise(self.networks, batches)
+                family.initialise(self.networks, batches)
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         """Restores the step, the stream position, the wall time and the meters from a checkpoint."""

@@ -38,7 +38,8 @@ from other_loops.diffusers_loop import diffusers_loop
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.splits import describe
 from bigtrain.data.write.foreign_shards import index_shards
-from bigtrain.families.family import DataSpec, Family
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import Family
 from bigtrain.inference.model import make_family
 from bigtrain.inference.splits import find_splits
 from bigtrain.networks.autoregressive.pixelcnn import PixelCNN, PixelCNNOptions

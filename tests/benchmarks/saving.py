@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from bigtrain.families.family import DataSpec, build_network
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import build_network
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import load_recipe
 from bigtrain.runs import checkpoint

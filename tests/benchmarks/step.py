@@ -20,7 +20,8 @@ from bigtrain.cluster.launch import join_world
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.splits import describe, find_index
 from bigtrain.families.adversarial.gan import hinge_discriminator, hinge_generator
-from bigtrain.families.family import DataSpec, build_network, find_family
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import build_network, find_family
 from bigtrain.networks.layers import statistics
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.runs.folder import RunFolder

@@ -36,6 +36,7 @@ from tests.evaluation.evaluation_worlds import (
     write_images,
 )
 from tests.features.feature_scripts import NotFinite
+from tests.training.small_steps import small_family
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -266,9 +267,10 @@ def test_an_unknown_metric_is_refused_and_every_known_one_can_be_asked_for():
     with pytest.raises(ValidationError, match="real_fid"):
         EvaluationOptions(metrics=("fjd",))
     assert set(METRICS) == set(SampleMetricName.__args__)
-    assert EvaluationOptions().chosen(frozenset({"sample", "by_class", "likelihood"})) == DEFAULT_METRICS
-    assert set(EvaluationOptions().chosen(frozenset({"sample"}))) == set(DEFAULT_METRICS) - {"class_accuracy"}
-    assert EvaluationOptions().chosen(frozenset({"likelihood"})) == ("bits_per_dim",)
+    assert EvaluationOptions().chosen(small_family("diffusion")) == DEFAULT_METRICS
+    unconditional = small_family("diffusion", class_conditional=False, label_dropout=0.0)
+    assert set(EvaluationOptions().chosen(unconditional)) == set(DEFAULT_METRICS) - {"class_accuracy"}
+    assert EvaluationOptions().chosen(small_family("vqvae")) == ("reconstruction",)
 
 
 def test_rfid_is_the_fid_of_reconstructions(train, script):

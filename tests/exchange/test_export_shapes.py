@@ -13,6 +13,7 @@ from bigtrain.exchange.export import export, opened
 from bigtrain.exchange.pipeline import FamilyPipeline, family_pipeline_of
 from bigtrain.families.family import Family
 from bigtrain.pictures import to_uint8
+from tests.asking import sampled
 from tests.training.small_steps import small_family, small_networks
 
 PLAIN: dict[str, Any] = {"class_conditional": False, "label_dropout": 0.0, "loss": "simple", "variance": "fixed_large"}
@@ -23,9 +24,9 @@ def exported(family: Family, folder: Path) -> list[np.ndarray]:
     """Exports the family with small weights; returns the two images that it draws itself."""
     networks = {name: network.eval() for name, network in small_networks(family).items()}
     prepared = family.prepare_sampling(networks, family.sampling, 0)
-    images = to_uint8(family.sample(prepared, torch.tensor([0, 1]), range(2), 0, family.sampling))
-    sampled = {name: networks[name] for name in family.sampled_components}
-    export(folder, family, sampled, recipe_yaml="", provenance={})
+    images = to_uint8(sampled(family, prepared, torch.tensor([0, 1]), range(2), 0, family.sampling))
+    exported = {name: networks[name] for name in family.sampled_components}
+    export(folder, family, exported, recipe_yaml="", provenance={})
     return [image.permute(1, 2, 0).numpy() for image in images]
 
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from bigtrain.errors import UserError
-from bigtrain.families.family import CodeLevel, DataSpec, Family
+from bigtrain.families.abilities import Effort, Samples
+from bigtrain.families.data_spec import CodeLevel, DataSpec
+from bigtrain.families.family import Family
 from bigtrain.training.cost.step import step_cost
+from tests.asking import sampled
 from tests.training.small_steps import microbatch, run_phase, small_family, small_networks
 
 SHAPES = [
@@ -54,9 +57,9 @@ def test_what_is_drawn_or_decoded_has_the_shape_of_the_data(name: str, channels:
     family = family_of(name, channels, size)
     networks = {name: network.eval() for name, network in small_networks(family).items()}
     labels = torch.tensor([3, 1])
-    if "sample" in family.capabilities:
+    if family.ability(Samples) is not None:
         prepared = family.prepare_sampling(networks, family.sampling, 0)
-        images = family.sample(prepared, labels, range(2), 0, family.sampling)
+        images = sampled(family, prepared, labels, range(2), 0, family.sampling)
     else:
         batch = microbatch(family, family.phases[0], samples=2)
         family.initialise(networks, [batch])
@@ -81,7 +84,7 @@ def test_likelihoods_are_per_dimension_of_these_images_or_codes(
     networks = {name: network.eval() for name, network in small_networks(family).items()}
     batch = microbatch(family, family.phases[0], samples=2)
     evaluations = 3 if name == "diffusion" else None
-    assert family.likelihood(networks, batch, evaluations)["nats"].shape == (2,)
+    assert family.likelihood(networks, batch, Effort(evaluations))["nats"].shape == (2,)
 
 
 @pytest.mark.parametrize(("name", "channels", "size"), SHAPES, ids=str)

@@ -5,13 +5,14 @@ import torch
 
 from bigtrain.networks.autoregressive.pixelcnn_sampling import sample
 from bigtrain.randomness import Draws
+from tests.asking import sampled
 from tests.families_table import CASES
 from tests.gpu.devices import CPU, no_waits, on_devices, on_each_device
 from tests.training.small_steps import small_family, small_networks
 
 SAMPLED = ("gan", "pixel_prior", "diffusion")
 SAMPLINGS = {
-    "gan": [{}, {"truncation": 0.5}, {"interpolate": 3}, {"statistics": "standing", "standing_batches": 2}],
+    "gan": [{}, {"truncation": 0.5}, {"statistics": "standing", "standing_batches": 2}],
     "pixel_prior": [{}, {"capture": True, "temperature": 0.9}],
     "diffusion": [{"sampler": "ancestral"}, {"sampler": "ddim"}, {"sampler": "dpmpp", "steps": 5, "guidance": 1.0}],
 }
@@ -28,7 +29,7 @@ def test_samples_are_those_of_a_cpu(family: str, device: torch.device) -> None:
         for kind in (device, CPU):
             networks = {name: network.to(kind) for name, network in small_networks(model).items()}
             ready = model.prepare_sampling(networks, sampling, seed=1)
-            drawn.append(model.sample(ready, labels.to(kind), range(6), 1, sampling))
+            drawn.append(sampled(model, ready, labels.to(kind), range(6), 1, sampling))
         assert drawn[0].device.type == device.type
         apart = (drawn[0].cpu() - drawn[1]).abs().flatten(1).amax(1)
         if family == "pixel_prior":
@@ -48,9 +49,9 @@ def test_no_sampler_makes_the_host_wait(family: str, device: torch.device) -> No
             continue  # capturing waits once a batch
         sampling = model.sampling_class.model_validate(options)
         ready = model.prepare_sampling(networks, sampling, seed=1)
-        model.sample(ready, labels, numbers, 1, sampling)
+        sampled(model, ready, labels, numbers, 1, sampling)
         with no_waits(device):
-            drawn = model.sample(ready, labels, numbers + 6, 1, sampling)
+            drawn = sampled(model, ready, labels, numbers + 6, 1, sampling)
         assert torch.isfinite(drawn).all()
 
 

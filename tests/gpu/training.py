@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bigtrain.data.splits import describe
-from bigtrain.families.family import DataSpec
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.inference.model import make_family
 from bigtrain.inference.splits import find_splits
 from bigtrain.recipe import load_recipe

@@ -6,7 +6,8 @@ import torch
 from bigtrain.cluster import world
 from bigtrain.data.index import Index, plain_fields
 from bigtrain.errors import UserError
-from bigtrain.families.family import DataSpec, build_network
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import build_network
 from bigtrain.inference.model import Sampler, make_family
 from bigtrain.inference.splits import same_on_all
 from bigtrain.recipe import load_recipe

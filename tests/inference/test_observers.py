@@ -19,7 +19,7 @@ from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
 from bigtrain.evaluation.held_out import measure_likelihood
 from bigtrain.evaluation.result import EvaluationResult
-from bigtrain.families.family import DataSpec
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.features import classifier
 from bigtrain.inference.evaluation import write_evaluation
 from bigtrain.inference.model import make_family

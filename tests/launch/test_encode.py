@@ -26,7 +26,9 @@ from bigtrain.data.index import Index
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
-from bigtrain.families.family import CodeLevel, DataSpec, Family, build_network, find_family
+from bigtrain.families.abilities import Encodes
+from bigtrain.families.data_spec import CodeLevel, DataSpec
+from bigtrain.families.family import Family, build_network, find_family
 from bigtrain.families.phases import Component, Networks, OptimizerOptions
 from bigtrain.inference.model import open_model
 from bigtrain.options import Options
@@ -50,26 +52,19 @@ class Grey(nn.Module):
         return ((F.adaptive_avg_pool2d(grey, level.grid) + 1) / 2 * (level.codebook_size - 1)).round().long()
 
 
-class GreySamplingOptions(Options):
-    pass
-
-
 class GreyOptions(Options):
     kind: Literal["grey"]
     levels: tuple[tuple[str, int], ...] = (("codes", 4),)
     """Name and side of each level's grid, the coarsest first."""
-    sampling: GreySamplingOptions = GreySamplingOptions()
 
 
-class GreyCodes(Family, kind="grey"):
+class GreyCodes(Family, Encodes, kind="grey"):
     options_class = GreyOptions
-    sampling_class = GreySamplingOptions
-    capabilities = frozenset({"reconstruct", "encode"})
     sampled_components = ("grey",)
     phases = ()
 
     def __init__(self, options: GreyOptions, spec: DataSpec) -> None:
-        self.options, self.spec, self.sampling = options, spec, options.sampling
+        self.options, self.spec = options, spec
         self.components = {"grey": Component(Grey, OptimizerOptions(lr=0.01))}
 
     @property
@@ -80,6 +75,9 @@ class GreyCodes(Family, kind="grey"):
         assert not torch.is_grad_enabled()
         assert -1 <= images.min() <= images.max() <= 1
         return {name: networks["grey"](images, level) for name, level in self.code_levels.items()}
+
+    def decode(self, networks: Networks, codes: Mapping[str, Tensor]) -> Tensor:
+        raise AssertionError("no test decodes them")
 
 
 def make_run(folder: Path, seed: int = 0, **family: Any) -> Path:

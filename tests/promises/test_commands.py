@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from bigtrain.data.digits import digits_index
+from bigtrain.families.abilities import Ability, Encodes, Likelihood, Reconstructs, Samples
 from tests.families_table import CASES
 from tests.features.feature_files import save_tiny_inception
 from tests.promises.matrix import WHOLE
@@ -15,11 +16,11 @@ from tests.runs_of import ROOT, run
 from tests.training.small_steps import SIZE
 
 LAUNCH = ROOT / "launch"
-METRICS = {"sample": "fid", "likelihood": "bits_per_dim", "reconstruct": "reconstruction"}
+METRICS = {Samples: "fid", Likelihood: "bits_per_dim", Reconstructs: "reconstruction"}
 """What a family with an ability can be measured by."""
 
 
-def able(ability: str) -> pytest.MarkDecorator:
+def able(ability: type[Ability]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("family", [name for name, case in CASES.items() if ability in case.abilities])
 
 
@@ -36,7 +37,7 @@ def drawn(source: Path, npz: Path, *flags: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.needs(WHOLE)
-@able("sample")
+@able(Samples)
 def test_an_export_draws_what_its_run_draws_in_batches_of_any_size(
     family: str, runs: list[Path], exported: Path, tmp_path: Path
 ) -> None:
@@ -52,7 +53,7 @@ def test_an_export_draws_what_its_run_draws_in_batches_of_any_size(
 
 
 @pytest.mark.needs(WHOLE)
-@able("reconstruct")
+@able(Reconstructs)
 def test_an_export_reconstructs_what_its_run_reconstructs(
     family: str, runs: list[Path], exported: Path, tmp_path: Path
 ) -> None:
@@ -64,7 +65,7 @@ def test_an_export_reconstructs_what_its_run_reconstructs(
 
 
 @pytest.mark.needs(WHOLE)
-@able("encode")
+@able(Encodes)
 def test_an_export_encodes_what_its_run_encodes(family: str, runs: list[Path], exported: Path, tmp_path: Path) -> None:
     shards = []
     held_out = digits_index("validation", SIZE)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigtrain.families.family import CodeLevel, DataSpec, Family, build_network, find_family
+from bigtrain.families.data_spec import CodeLevel, DataSpec
+from bigtrain.families.family import Family, build_network, find_family
 from bigtrain.families.phases import Microbatch, Phase
 from bigtrain.networks.layers import statistics
 from bigtrain.randomness import Draws

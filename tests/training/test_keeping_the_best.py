@@ -10,7 +10,8 @@ import torch
 
 from bigtrain.data.splits import describe, find_index
 from bigtrain.errors import UserError
-from bigtrain.families.family import DataSpec, find_family
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import find_family
 from bigtrain.inference.checkpoint_selection import best_of, in_training
 from bigtrain.inference.model import open_model
 from bigtrain.recipe import Recipe, load_recipe

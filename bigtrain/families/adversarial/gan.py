@@ -5,6 +5,7 @@ terms; "real" and "fake" are the discriminator's logits.
 """
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from bigtrain.families.family import DataSpec, Family
+from bigtrain.families.abilities import Latents
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.adversarial.biggan import (
     Discriminator,
@@ -40,8 +43,6 @@ class GANSamplingOptions(Options):
     """Batches that standing statistics are averaged over (Brock et al. 2019, appendix C.1: 100 passes)."""
     standing_batch_size: int = Field(default=64, gt=1)
     """Samples in each of those batches."""
-    interpolate: int | None = Field(default=None, ge=2)
-    """Each group of this many samples interpolates between two draws of z; null: every sample has its own z."""
 
 
 class GANOptions(Options):
@@ -114,7 +115,7 @@ _COLLAPSE = (
 """What a jump of a largest singular value means. It is a symptom: in that paper, limiting it did not prevent collapse."""
 
 
-class GAN(Family, kind="gan"):
+class GAN(Family, Latents, kind="gan"):
     """Components: generator (averaged), discriminator. Phases: discriminator x n, generator x 1."""
 
     options_class = GANOptions
@@ -125,7 +126,7 @@ class GAN(Family, kind="gan"):
         self.options, self.spec = options, spec
         self.sampling = options.sampling
         resolution = resolution_of(spec.size)
-        self.latent = latent_size(options.generator, resolution)
+        self._latent = latent_size(options.generator, resolution)
         sizes = resolution, len(spec.classes), spec.channels
         self.components = {
             "generator": Component(
@@ -174,7 +175,7 @@ class GAN(Family, kind="gan"):
     def _fakes(self, networks: Networks, batch: Microbatch, phase: str, *, gradients: bool) -> tuple[Tensor, Tensor]:
         """Images and their classes, drawn by the numbers of the samples in the global batch."""
         labels = self._fake_labels(batch.draws, f"{phase}/labels", batch.indices)
-        z = batch.draws.normal(f"{phase}/z", batch.indices, (self.latent,))
+        z = batch.draws.normal(f"{phase}/z", batch.indices, (self.latent_size,))
         with torch.set_grad_enabled(gradients):
             return networks["generator"](z, labels), labels
 
@@ -202,32 +203,27 @@ class GAN(Family, kind="gan"):
 
     def _standing_forward(self, generator: Any, draws: Draws, indices: Indices) -> Tensor:
         labels = self._fake_labels(draws, "standing/labels", indices)
-        return generator(draws.normal("standing/z", indices, (self.latent,)), labels)
+        return generator(draws.normal("standing/z", indices, (self.latent_size,)), labels)
 
-    @torch.no_grad()
-    def sample(
-        self, networks: Networks, labels: Tensor, indices: Indices, seed: int, sampling: GANSamplingOptions
+    @property
+    def conditions(self) -> Sequence[str]:
+        return ("label",)
+
+    @property
+    def latent_size(self) -> int:
+        return self._latent
+
+    def draw_latents(self, batch: Microbatch, sampling: GANSamplingOptions) -> Tensor:
+        """z, [n, latent_size], from a normal distribution that is truncated if so chosen."""
+        if sampling.truncation is None:
+            return super().draw_latents(batch, sampling)
+        # By the inverse distribution function: the same distribution as redrawing the values outside [-t, t].
+        low = float(torch.special.ndtr(torch.tensor(-sampling.truncation, dtype=torch.float64)))
+        uniform = batch.draws.uniform("sample/z", batch.indices, (self.latent_size,))
+        z = torch.special.ndtri(low + uniform * (1 - 2 * low))
+        return z.clamp(-sampling.truncation, sampling.truncation).to(torch.get_default_dtype())
+
+    def decode_latents(
+        self, networks: Networks, latents: Tensor, batch: Microbatch, sampling: GANSamplingOptions
     ) -> Tensor:
-        z = latents(Draws(seed, device=labels.device), indices, self.latent, sampling)
-        return networks["generator"](z, labels)
-
-
-def latents(draws: Draws, indices: Indices, size: int, sampling: GANSamplingOptions) -> Tensor:
-    """z of the samples `indices`, [n, size]: independent (truncated if chosen), or interpolated between pairs of draws."""
-    if sampling.interpolate is None:
-        return _independent(draws, "sample/z", indices, size, sampling.truncation)
-    numbers = draws.numbers(indices)
-    lines = numbers // sampling.interpolate
-    weight = numbers % sampling.interpolate / (sampling.interpolate - 1)
-    begin = _independent(draws, "sample/from", lines, size, sampling.truncation)
-    end = _independent(draws, "sample/to", lines, size, sampling.truncation)
-    return torch.lerp(begin, end, weight.to(begin.dtype).unsqueeze(1))
-
-
-def _independent(draws: Draws, stream: str, indices: Indices, size: int, truncation: float | None) -> Tensor:
-    if truncation is None:
-        return draws.normal(stream, indices, (size,))
-    # By the inverse distribution function: the same distribution as redrawing the values outside [-t, t].
-    low = float(torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64)))
-    values = torch.special.ndtri(low + draws.uniform(stream, indices, (size,)) * (1 - 2 * low))
-    return values.clamp(-truncation, truncation).to(torch.get_default_dtype())
+        return networks["generator"](latents, batch["label"])

@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from bigtrain.cluster import world
 from bigtrain.errors import UserError
-from bigtrain.families.family import Capability, CodeLevel, DataSpec, Family
+from bigtrain.families.abilities import Encodes, InitialisedByData, Reconstructs, Samples
+from bigtrain.families.data_spec import CodeLevel, DataSpec
+from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.autoencoders.vqvae import Autoencoder, AutoencoderOptions, code_grids
 from bigtrain.networks.layers.normalisation import statistics_dtype
 from bigtrain.options import Options
-
-
-class VQVAESamplingOptions(Options):
-    """Empty: a tokenizer draws no images by itself."""
 
 
 class VQVAEOptions(Options):
@@ -36,22 +34,23 @@ class VQVAEOptions(Options):
     pixel_variance: float | None = Field(default=None, gt=0)
     """The squared error is divided by this, the variance of all pixel values in [-1, 1]; null: measured on the first images
     of the training data. (For values in [-0.5, 0.5], as in the authors' code, it is a quarter of this.)"""
-    sampling: VQVAESamplingOptions = VQVAESamplingOptions()
 
 
-class VQVAE(Family, kind="vqvae"):
+class VQVAE(Family, Reconstructs, Encodes, InitialisedByData, kind="vqvae"):
     """Component: autoencoder (averaged). Phase: autoencoder."""
 
     options_class = VQVAEOptions
-    sampling_class = VQVAESamplingOptions
     draws_in_training = False
     sampled_components = ("autoencoder",)
-    capabilities = frozenset({"reconstruct", "encode"})
     initialisation_images = 1024
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
 
     def __init__(self, options: VQVAEOptions, spec: DataSpec) -> None:
-        self.options, self.spec, self.sampling = options, spec, options.sampling
+        self.options, self.spec = options, spec
+        self.lacks = {
+            Samples: "a tokenizer draws nothing by itself: encode a data set with launch/encode.py and train a prior on the "
+            "codes (family.kind: prior)"
+        }
         self._grids = code_grids(options.autoencoder, spec.size)
         build = partial(Autoencoder, options.autoencoder, spec.size, spec.channels, spec.images)
         self.components = {"autoencoder": Component(build, options.optimizer, averaged=True)}
@@ -94,14 +93,6 @@ class VQVAE(Family, kind="vqvae"):
             for name, value in quantiser.readings().items()
         }
 
-    def why_not(self, capability: Capability) -> str:
-        if capability == "sample":
-            return (
-                "a tokenizer draws nothing by itself: encode a data set with launch/encode.py and train a prior on the codes "
-                "(family.kind: prior)"
-            )
-        return super().why_not(capability)
-
     # -- reconstruct, encode ----------------------------------------------------------------------------------------
 
     @property
@@ -109,8 +100,8 @@ class VQVAE(Family, kind="vqvae"):
         size = self.options.autoencoder.codebook_size
         return {name: CodeLevel(size, grid) for name, grid in self._grids.items()}
 
-    def reconstruct(self, networks: Networks, images: Tensor) -> Tensor:
-        return self.decode(networks, self.encode(networks, images))
+    def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:
+        return self.decode(networks, self.encode(networks, batch["image"]))
 
     @torch.no_grad()
     def encode(self, networks: Networks, images: Tensor) -> dict[str, Tensor]:

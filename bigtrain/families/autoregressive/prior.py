@@ -17,12 +17,13 @@ from pydantic import Field
 from torch import Tensor
 
 from bigtrain.errors import UserError
-from bigtrain.families.family import Capability, CodeLevel, DataSpec, Dependency, Family, LoadedModel
+from bigtrain.families.abilities import Effort, Encodes, HasSuccessor, Likelihood, Samples
+from bigtrain.families.data_spec import CodeLevel, DataSpec
+from bigtrain.families.family import Dependency, Family, LoadedModel
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.autoregressive.pixelcnn import PixelCNN, PixelCNNOptions
 from bigtrain.networks.autoregressive.pixelcnn_sampling import sample
 from bigtrain.options import Options
-from bigtrain.randomness import Draws, Indices
 
 PIXELS = "pixels"
 
@@ -59,7 +60,7 @@ class PriorOptions(Options):
     """How pictures and evaluations sample."""
 
 
-class Prior(Family, kind="prior"):
+class Prior(Family, Samples, Likelihood, HasSuccessor, kind="prior"):
     """Component: pixelcnn (averaged). Phase: pixelcnn, negative log-likelihood in nats per dimension.
 
     A dimension is one code, or one channel of one pixel.
@@ -78,10 +79,14 @@ class Prior(Family, kind="prior"):
         self.coarser, level = _levels(options, spec)
         self.grid = level.grid if level is not None else spec.size
         finest = spec.codes is None or options.level == list(spec.codes)[-1]
-        capabilities: list[Capability] = ["likelihood"]
-        capabilities += ["sample"] if finest else []
-        capabilities += ["by_class"] if finest and options.class_conditional else []
-        self.capabilities = frozenset(capabilities)
+        if not finest:
+            finer = self._level_below
+            self.lacks = {
+                Samples: f"it is the prior of level {options.level}, whose codes alone make no image: train the prior of level "
+                f"{finer} with family.level={finer} and family.condition naming this run, and sample that"
+            }
+        else:
+            self.lacks = {HasSuccessor: "it is the prior of the finest level"}
         condition = spec.codes[self.coarser] if spec.codes is not None and self.coarser is not None else None
         network = partial(
             PixelCNN,
@@ -125,7 +130,7 @@ class Prior(Family, kind="prior"):
         return math.prod(self.grid) * (self.spec.channels if self.options.level == PIXELS else 1)
 
     @torch.no_grad()
-    def likelihood(self, networks: Networks, batch: Microbatch, evaluations: int | None) -> dict[str, Tensor]:
+    def likelihood(self, networks: Networks, batch: Microbatch, effort: Effort) -> dict[str, Tensor]:
         return {"nats": self._nats(networks, batch).double().sum((1, 2))}
 
     # -- sampling ---------------------------------------------------------------------------------------------------
@@ -142,15 +147,6 @@ class Prior(Family, kind="prior"):
         assert self.spec.codes is not None
         levels = list(self.spec.codes)
         return levels[levels.index(self.options.level) + 1]
-
-    def why_not(self, capability: Capability) -> str:
-        if capability == "sample":
-            finer = self._level_below
-            return (
-                f"it is the prior of level {self.options.level}, whose codes alone make no image: train the prior of level "
-                f"{finer} with family.level={finer} and family.condition naming this run, and sample that"
-            )
-        return super().why_not(capability)
 
     @classmethod
     def dependencies_of(cls, options: PriorOptions) -> Mapping[str, Dependency]:
@@ -170,7 +166,7 @@ class Prior(Family, kind="prior"):
 
     def _check_tokenizer(self, tokenizer: LoadedModel) -> None:
         where = f"family.tokenizer: {self.options.tokenizer}"
-        if "encode" not in tokenizer.family.capabilities:
+        if tokenizer.family.ability(Encodes) is None:
             raise UserError(f"{where} is a {tokenizer.family.kind}, not a tokenizer; give the run of a VQ-VAE")
         if tokenizer.fingerprint != self.spec.tokenizer:
             raise UserError(
@@ -195,6 +191,10 @@ class Prior(Family, kind="prior"):
                 "ones; train both on the same classes, and with the same family.class_conditional"
             )
 
+    @property
+    def conditions(self) -> Sequence[str]:
+        return ("label",) if self.options.class_conditional else ()
+
     def prepare_sampling(self, networks: Networks, sampling: PriorSamplingOptions, seed: int) -> Networks:
         _check_sampling(self.options, sampling)
         if not all(bool(parameter.isfinite().all()) for parameter in networks["pixelcnn"].parameters()):
@@ -203,35 +203,31 @@ class Prior(Family, kind="prior"):
         return {"pixelcnn": copy.deepcopy(networks["pixelcnn"]).requires_grad_(False).eval()}
 
     @torch.no_grad()
-    def sample(
-        self, networks: Networks, labels: Tensor, indices: Indices, seed: int, sampling: PriorSamplingOptions
-    ) -> Tensor:
-        values = self.sample_values(networks, labels, indices, seed, sampling)
+    def sample(self, networks: Networks, batch: Microbatch, sampling: PriorSamplingOptions) -> Tensor:
+        values = self.sample_values(networks, batch, sampling)
         if self.options.level == PIXELS:
             return values[PIXELS].to(torch.get_default_dtype()) / 127.5 - 1
         tokenizer = self.attached["tokenizer"]
-        return tokenizer.family.decode(tokenizer.networks, values)
+        return tokenizer.family.require(Encodes, "family.tokenizer").decode(tokenizer.networks, values)
 
-    def sample_values(
-        self, networks: Networks, labels: Tensor, indices: Indices, seed: int, sampling: PriorSamplingOptions
-    ) -> dict[str, Tensor]:
+    def sample_values(self, networks: Networks, batch: Microbatch, sampling: PriorSamplingOptions) -> dict[str, Tensor]:
         """The values of every coarser level and of this one, by the level's name, the coarsest first."""
         values: dict[str, Tensor] = {}
         if self.coarser is not None:
             coarser = self.attached["condition"]
             assert isinstance(coarser.family, Prior)
-            values = coarser.family.sample_values(coarser.networks, labels, indices, seed, sampling)
+            values = coarser.family.sample_values(coarser.networks, batch, sampling)
         network = networks["pixelcnn"]
         assert isinstance(network, PixelCNN)
         shape = math.prod(self.grid), network.draws_per_position
-        uniforms = Draws(seed, device=labels.device).uniform(f"sample/{self.options.level}", indices, shape)
+        uniforms = batch.draws.uniform(f"sample/{self.options.level}", batch.indices, shape)
         values[self.options.level] = sample(
             network,
             uniforms,
-            labels if self.options.class_conditional else None,
+            batch["label"] if self.options.class_conditional else None,
             values[self.coarser] if self.coarser is not None else None,
             **sampling.model_dump(exclude={"capture"}),
-            capture=sampling.capture and labels.device.type == "cuda",
+            capture=sampling.capture and batch.device.type == "cuda",
         )
         return values
 

@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigtrain.errors import UserError
+from bigtrain.families.abilities import DiffusersPipeline, Effort, Likelihood, Samples
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.diffusion.process import Prediction, Process, Schedule, Variance, make_process
 from bigtrain.families.diffusion.samplers import (
     Denoiser,
@@ -24,7 +26,7 @@ from bigtrain.families.diffusion.samplers import (
     visited_process,
     visited_timesteps,
 )
-from bigtrain.families.family import Capability, DataSpec, Family, build_network
+from bigtrain.families.family import Family, build_network
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.diffusion.unet import UNet, UNetOptions, to_diffusers, unet_config
 from bigtrain.networks.layers.normalisation import statistics_dtype
@@ -103,19 +105,20 @@ def check_sampling(options: DiffusionOptions, sampling: DiffusionSamplingOptions
         raise UserError(str(error)) from None
 
 
-class Diffusion(Family, kind="diffusion"):
+class Diffusion(Family, Samples, Likelihood, DiffusersPipeline, kind="diffusion"):
     """Component: unet (averaged). Phase: denoising."""
 
     options_class = DiffusionOptions
     sampling_class = DiffusionSamplingOptions
     sampled_components = ("unet",)
+    effort_options = frozenset({"evaluations"})
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
 
     def __init__(self, options: DiffusionOptions, spec: DataSpec) -> None:
         self.options, self.spec = options, spec
         self.sampling = options.sampling
-        by_class: frozenset[Capability] = frozenset({"by_class"} if options.class_conditional else ())
-        self.capabilities = by_class | {"sample", "likelihood"}
+        if options.class_conditional:
+            self.lacks = {DiffusersPipeline: "diffusers has no pipeline for a class-conditional diffusion model"}
         self.process = make_process(options.schedule, options.timesteps)
         self._process_by_device = {torch.device("cpu"): self.process}
         network = (
@@ -219,6 +222,10 @@ class Diffusion(Family, kind="diffusion"):
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
+    @property
+    def conditions(self) -> Sequence[str]:
+        return ("label",) if self.options.class_conditional else ()
+
     def prepare_sampling(self, networks: Networks, sampling: DiffusionSamplingOptions, seed: int) -> Networks:
         """The network in eval mode, as dropout would change the samples."""
         check_sampling(self.options, sampling, self.process)
@@ -237,15 +244,13 @@ class Diffusion(Family, kind="diffusion"):
         return "_".join(words)
 
     @torch.no_grad()
-    def sample(
-        self, networks: Networks, labels: Tensor, indices: Indices, seed: int, sampling: DiffusionSamplingOptions
-    ) -> Tensor:
+    def sample(self, networks: Networks, batch: Microbatch, sampling: DiffusionSamplingOptions) -> Tensor:
         shape = (self.spec.channels, *self.spec.size)
-        draws = Draws(seed, device=labels.device)
+        draws, indices = batch.draws, batch.indices
         settings = (self.options.schedule, self.options.timesteps, sampling.sampler, sampling.steps, sampling.spacing)
-        on_host, process = visited_process(*settings, torch.device("cpu")), visited_process(*settings, labels.device)
+        on_host, process = visited_process(*settings, torch.device("cpu")), visited_process(*settings, batch.device)
         chosen = on_host.timesteps.tolist()
-        denoise = self._denoiser(networks["unet"], process, labels, sampling.guidance or 0.0)
+        denoise = self._denoiser(networks["unet"], process, batch.get("label"), sampling.guidance or 0.0)
         x = draws.normal("sample/noise", indices, shape)
 
         def noise(step: int) -> Tensor:
@@ -284,12 +289,10 @@ class Diffusion(Family, kind="diffusion"):
 
     # -- export -----------------------------------------------------------------------------------------------------
 
-    def to_diffusers(self, networks: Networks) -> "DDPMPipeline | None":
-        """diffusers' own pipeline of ancestral sampling; None for a class-conditional model, which it does not support."""
+    def to_diffusers(self, networks: Networks) -> "DDPMPipeline":
+        """diffusers' own pipeline of ancestral sampling."""
         from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline  # heavy, and only exports need it
 
-        if self.options.class_conditional:
-            return None
         unet = networks["unet"]
         assert isinstance(unet, UNet)
         times = self._network_time(self.process.timesteps) if self.options.rescale_timesteps else None
@@ -313,10 +316,10 @@ class Diffusion(Family, kind="diffusion"):
     def dimensions(self) -> int:
         return self.spec.channels * math.prod(self.spec.size)
 
-    def likelihood_protocol(self, evaluations: int | None, seed: int) -> dict[str, Any]:
+    def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
         return {
             "bound": "variational",
-            "evaluations": self._likelihood_evaluations(evaluations),
+            "evaluations": self._likelihood_evaluations(effort.evaluations),
             "timesteps": self.options.timesteps,
             "seed": seed,
         }
@@ -331,16 +334,15 @@ class Diffusion(Family, kind="diffusion"):
         return timesteps if evaluations is None else evaluations
 
     @torch.no_grad()
-    def likelihood(self, networks: Networks, batch: Microbatch, evaluations: int | None) -> dict[str, Tensor]:
+    def likelihood(self, networks: Networks, batch: Microbatch, effort: Effort) -> dict[str, Tensor]:
         """The variational bound on the negative log-likelihood of 8-bit images, given their classes where the network knows
         them (Ho et al. 2020, eq. 5), with one draw of x_t for each t. Float64, in nats: `nats`, the bound; of which `prior` is
         L_T and `decoder` L_0, [n] each; `vlb_by_timestep` [n, T]: L_0 at 0, L_{t-1} at t.
 
-        `evaluations`: of the network per image; None: one for each t. Fewer: t = 0 and a stratified draw of the others, an
-        estimate that is unbiased but noisy for each image. Raises UserError, a ValueError, for fewer than 2 and for more
-        than T.
+        `effort.evaluations`: of the network per image; None: one for each t. Fewer: t = 0 and a stratified draw of the
+        others, an estimate that is unbiased but noisy for each image. Raises UserError for fewer than 2 and for more than T.
         """
-        evaluations = self._likelihood_evaluations(evaluations)
+        evaluations = self._likelihood_evaluations(effort.evaluations)
         process = self._process_on(batch.device)
         x0 = batch["image"].double()
         denoise = self._denoiser(networks["unet"], process, batch.get("label"), guidance=0.0)

@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bigtrain.families.family import DataSpec, Family, build_network
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import Family, build_network
 from bigtrain.families.phases import Microbatch, OptimizerOptions, Phase
 from bigtrain.networks.layers import statistics
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm

@@ -17,7 +17,7 @@ from unittest import mock
 
 import torch
 
-from bigtrain.families.family import DataSpec
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.recipe import Recipe
 from bigtrain.training.engine.kernels import autocast
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from bigtrain.families.family import DataSpec
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.networks.diffusion.unet import unet_config
 from bigtrain.recipe import Recipe
 from bigtrain.training.engine.kernels import autocast

@@ -21,7 +21,7 @@ from bigtrain.data.splits import describe, find_images, find_split
 from bigtrain.data.write.codes import encode_shards, index_codes
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.errors import UserError
-from bigtrain.families.family import DataSpec
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.inference.splits import images_behind
 from launch.shard import main
 from tests.data.conftest import make_numbered_shards, write_tar

@@ -1,13 +1,15 @@
 import pytest
 import torch
 
-from bigtrain.families.adversarial.gan import GAN, GANOptions, GANSamplingOptions, latents, non_saturating_generator
-from bigtrain.families.family import DataSpec, build_network
+from bigtrain.families.adversarial.gan import GAN, GANOptions, GANSamplingOptions, non_saturating_generator
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import build_network
 from bigtrain.families.phases import Microbatch
 from bigtrain.networks.adversarial.biggan import orthogonal_penalty
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws
+from tests.asking import asked, sampled
 from tests.runs_of import FAMILIES
 
 SPEC = DataSpec((16, 16), 3, ("a", "b", "c"), (10, 0, 30))
@@ -77,8 +79,8 @@ def test_a_sample_depends_on_its_index_and_not_on_its_batch(sampling: dict) -> N
     options = GANSamplingOptions(**sampling)
     prepared = gan.prepare_sampling(networks_of(gan), options, seed=3)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    whole = gan.sample(prepared, labels, range(7), 3, options)
-    parts = torch.cat([gan.sample(prepared, labels[i : i + 1], [i], 3, options) for i in range(7)])
+    whole = sampled(gan, prepared, labels, range(7), 3, options)
+    parts = torch.cat([sampled(gan, prepared, labels[i : i + 1], [i], 3, options) for i in range(7)])
     assert (to_uint8(whole).int() - to_uint8(parts).int()).abs().max() <= 1
     torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5)
 
@@ -93,19 +95,11 @@ def test_standing_statistics_leave_the_given_network_alone() -> None:
 
 
 def test_truncation_draws_the_truncated_normal() -> None:
-    z = latents(Draws(0), range(4000), 4, GANSamplingOptions(truncation=1.0))
+    z = family().draw_latents(asked({}, range(4000)), GANSamplingOptions(truncation=1.0))
     assert z.abs().max() <= 1.0
     assert z.abs().max() > 0.99
     # The variance of a standard normal cut at +-1: 1 - 2 phi(1) / (2 Phi(1) - 1).
     assert abs(z.var().item() - 0.2912) < 0.01
-
-
-def test_interpolation_walks_in_equal_steps_from_one_latent_to_another() -> None:
-    z = latents(Draws(0), range(10), 4, GANSamplingOptions(interpolate=5))
-    steps = z[1:5] - z[:4]
-    torch.testing.assert_close(steps, steps[:1].expand(4, 4))
-    assert not torch.allclose(z[4], z[5])
-    assert torch.equal(latents(Draws(0), [7], 4, GANSamplingOptions(interpolate=5)), z[7:8])
 
 
 def test_the_reported_singular_values_are_those_of_the_first_layers() -> None:

@@ -5,12 +5,15 @@ import torch
 from torch import Tensor
 
 from bigtrain.errors import UserError
+from bigtrain.families.abilities import Samples
 from bigtrain.families.autoencoders.vqvae import VQVAE, VQVAEOptions
-from bigtrain.families.family import CodeLevel, DataSpec, build_network
+from bigtrain.families.data_spec import CodeLevel, DataSpec
+from bigtrain.families.family import build_network
 from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.randomness import Draws
 from bigtrain.sizes import size_of
+from tests.asking import reconstructed
 
 SPEC = DataSpec((16, 16), 3, ("a", "b"), (30, 34))
 AUTOENCODER = {"channels": 8, "residual_channels": 4, "embedding_dim": 4, "codebook_size": 16}
@@ -109,15 +112,15 @@ def test_code_levels_are_what_encoding_gives_and_decoding_it_is_the_reconstructi
     for name, level in vqvae.code_levels.items():
         assert codes[name].dtype == torch.int64
         assert codes[name].shape == (len(images), *level.grid)
-    reconstruction: Tensor = vqvae.reconstruct(networks, images)
+    reconstruction: Tensor = reconstructed(vqvae, networks, images)
     assert torch.equal(vqvae.decode(networks, codes), reconstruction)
     assert reconstruction.abs().max() <= 1
     assert not reconstruction.requires_grad
 
 
 def test_a_tokenizer_says_why_it_draws_nothing_and_what_to_do() -> None:
-    assert "sample" not in VQVAE.capabilities
-    assert "launch/encode.py" in family().why_not("sample")
+    assert family().ability(Samples) is None
+    assert "launch/encode.py" in family().why_not(Samples)
 
 
 def test_levels_that_do_not_fit_the_images_are_refused_with_the_key() -> None:

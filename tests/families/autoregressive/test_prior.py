@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from bigtrain.errors import UserError
+from bigtrain.families.abilities import Effort, Encodes, Likelihood, Samples
 from bigtrain.families.autoregressive.prior import Prior, PriorOptions, PriorSamplingOptions
-from bigtrain.families.family import CodeLevel, DataSpec, Family, LoadedModel, build_network
+from bigtrain.families.data_spec import CodeLevel, DataSpec
+from bigtrain.families.family import Family, LoadedModel, build_network
 from bigtrain.families.phases import Microbatch
 from bigtrain.randomness import Draws
+from tests.asking import asked, sampled
 
 LEVELS = {"top": CodeLevel(5, (2, 2)), "bottom": CodeLevel(7, (4, 4))}
 CODES = DataSpec((8, 8), 3, ("a", "b", "c"), (10, 10, 20), LEVELS, "f" * 64)
@@ -34,14 +37,18 @@ def bottom() -> Prior:
     return prior(CODES, level="bottom", tokenizer="runs/tokenizer", condition="runs/top")
 
 
-class Tokenizer(Family):
+class Tokenizer(Family, Encodes):
     """Decodes codes to the image whose value is their mean."""
 
     kind = "tokenizer"
-    capabilities = frozenset({"encode", "reconstruct"})
 
     def __init__(self) -> None:
         self.spec = CODES
+
+    code_levels: Mapping[str, CodeLevel] = {}
+
+    def encode(self, networks: Any, images: Tensor) -> dict[str, Tensor]:
+        raise AssertionError("no test encodes")
 
     def decode(self, networks: Any, codes: Mapping[str, Tensor]) -> Tensor:
         assert list(codes) == ["top", "bottom"]
@@ -87,7 +94,7 @@ def whole_model() -> tuple[Prior, dict[str, Any]]:
 def test_the_loss_is_the_mean_likelihood_in_nats_per_code(family: Prior) -> None:
     networks, batch = networks_of(family), microbatch(4, codes=True)
     losses = family.loss(networks, batch)
-    nats = family.likelihood(networks, batch, None)["nats"]
+    nats = family.likelihood(networks, batch, Effort(None))["nats"]
     assert nats.dtype == torch.float64
     assert nats.shape == (4,)
     torch.testing.assert_close(losses.total.double(), nats.mean() / family.dimensions)
@@ -101,7 +108,7 @@ def test_bits_per_dim_of_pixels_count_three_channels(mixtures: int | None) -> No
     networks, batch = networks_of(family), microbatch(4, codes=False)
     losses = family.loss(networks, batch)
     torch.testing.assert_close(
-        losses.total.double(), family.likelihood(networks, batch, None)["nats"].mean() / family.dimensions
+        losses.total.double(), family.likelihood(networks, batch, Effort(None))["nats"].mean() / family.dimensions
     )
 
 
@@ -111,7 +118,8 @@ def test_the_classes_of_a_conditional_prior_matter_and_those_of_another_do_not()
         networks, batch = networks_of(family), microbatch(3, codes=True)
         other = replace(batch, fields={**batch, "label": batch["label"].roll(1)})
         same = torch.equal(
-            family.likelihood(networks, batch, None)["nats"], family.likelihood(networks, other, None)["nats"]
+            family.likelihood(networks, batch, Effort(None))["nats"],
+            family.likelihood(networks, other, Effort(None))["nats"],
         )
         assert same is not conditional
 
@@ -121,13 +129,15 @@ def test_sampling_goes_from_the_coarsest_level_through_the_decoder() -> None:
     options = PriorSamplingOptions()
     labels = torch.tensor([0, 1, 2, 0])
     prepared = family.prepare_sampling(networks, options, 0)
-    values = family.sample_values(prepared, labels, range(4), 0, options)
+    values = family.sample_values(prepared, asked({"label": labels}, range(4)), options)
     assert [tuple(value.shape) for value in values.values()] == [(4, 2, 2), (4, 4, 4)]
-    images = family.sample(prepared, labels, range(4), 0, options)
+    images = sampled(family, prepared, labels, range(4), 0, options)
     assert images.shape == (4, 3, 8, 8)
     coarse, networks_of_top = family.attached["condition"].family, family.attached["condition"].networks
     assert isinstance(coarse, Prior)
-    alone = coarse.sample_values(coarse.prepare_sampling(networks_of_top, options, 0), labels, range(4), 0, options)
+    alone = coarse.sample_values(
+        coarse.prepare_sampling(networks_of_top, options, 0), asked({"label": labels}, range(4)), options
+    )
     assert torch.equal(alone["top"], values["top"])
 
 
@@ -135,18 +145,18 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     family, networks = whole_model()
     options = PriorSamplingOptions(temperature=0.9, top_k=4)
     labels = torch.tensor([0, 1, 2, 0, 1])
-    together = family.sample(networks, labels, [7, 3, 30, 4, 11], 5, options)
+    together = sampled(family, networks, labels, [7, 3, 30, 4, 11], 5, options)
     for position, index in enumerate([7, 3, 30, 4, 11]):
         assert torch.equal(
             together[position : position + 1],
-            family.sample(networks, labels[position : position + 1], [index], 5, options),
+            sampled(family, networks, labels[position : position + 1], [index], 5, options),
         )
 
 
 def test_pixels_are_drawn_as_8_bit_values() -> None:
     family = prior(PIXELS, level="pixels")
     networks = networks_of(family)
-    images = family.sample(networks, torch.tensor([0, 2]), range(2), 0, PriorSamplingOptions())
+    images = sampled(family, networks, torch.tensor([0, 2]), range(2), 0, PriorSamplingOptions())
     values = (images.double() + 1) * 127.5
     assert images.shape == (2, 3, 4, 4)
     assert float((values - values.round()).abs().max()) < 1e-3
@@ -154,11 +164,12 @@ def test_pixels_are_drawn_as_8_bit_values() -> None:
 
 
 def test_the_prior_of_an_upper_level_is_no_image() -> None:
-    assert top().capabilities == {"likelihood"}
-    assert bottom().capabilities == {"sample", "by_class", "likelihood"}
-    assert prior(PIXELS, level="pixels", class_conditional=False).capabilities == {"sample", "likelihood"}
-    assert "no image" in top().why_not("sample")
-    assert "family.level=bottom" in top().why_not("sample")
+    assert top().ability(Samples) is None
+    assert top().ability(Likelihood) is not None
+    assert list(bottom().require(Samples, "").conditions) == ["label"]
+    assert list(prior(PIXELS, level="pixels", class_conditional=False).require(Samples, "").conditions) == []
+    assert "no image" in top().why_not(Samples)
+    assert "family.level=bottom" in top().why_not(Samples)
 
 
 def test_codes_of_another_tokenizer_are_refused() -> None:
@@ -236,7 +247,8 @@ def test_the_lowest_temperature_draws_the_likeliest_value() -> None:
     family = top()
     networks, labels = networks_of(family), torch.tensor([0, 1])
     cold, coldest = (
-        family.sample_values(networks, labels, range(2), 0, PriorSamplingOptions(temperature=t)) for t in (1e-3, 1e-40)
+        family.sample_values(networks, asked({"label": labels}, range(2)), PriorSamplingOptions(temperature=t))
+        for t in (1e-3, 1e-40)
     )
     assert torch.equal(cold["top"], coldest["top"])
     with pytest.raises(ValueError, match="finite"):

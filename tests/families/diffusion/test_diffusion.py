@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bigtrain.errors import UserError
+from bigtrain.families.abilities import DiffusersPipeline, Effort
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.diffusion.diffusion import (
     Diffusion,
     DiffusionOptions,
@@ -21,12 +23,13 @@ from bigtrain.families.diffusion.diffusion import (
     stratified_timesteps,
 )
 from bigtrain.families.diffusion.samplers import visited_timesteps
-from bigtrain.families.family import DataSpec, build_network
+from bigtrain.families.family import build_network
 from bigtrain.families.phases import Microbatch
 from bigtrain.networks.diffusion.unet import UNet
 from bigtrain.randomness import Draws
 from bigtrain.recipe import load_recipe
 from bigtrain.sizes import size_of
+from tests.asking import sampled
 from tests.families.diffusion.test_diffusion_samplers import NoLookAtTheDevice
 
 PROBLEM = DataSpec((16, 16), 3, ("a", "b", "c"), (10, 0, 30))
@@ -169,7 +172,7 @@ def test_rescaled_timesteps_run_to_a_thousand_whatever_t_is() -> None:
     t = stratified_timesteps(Draws(0, step=5), range(8), 8, 4000)
     assert torch.equal(spy.asked[0][1], t * 0.25)
     sampling = DiffusionSamplingOptions(sampler="dpmpp", steps=2)
-    diffusion.sample({"unet": spy}, torch.zeros(1, dtype=torch.int64), [0], 0, sampling)
+    sampled(diffusion, {"unet": spy}, torch.zeros(1, dtype=torch.int64), [0], 0, sampling)
     assert [float(asked[1]) for asked in spy.asked[1:]] == [3999 * 0.25, 0.0]
 
 
@@ -220,7 +223,7 @@ def test_the_bound_as_a_loss_is_in_the_mean_the_likelihoods_own_without_its_prio
     batch = Microbatch({"image": levels}, range(25), Draws(0), CPU, 25)
     networks = {"unet": Spy(lambda x: torch.full_like(x, levels[0, 0, 0, 0]) + 0.1)}
     loss = diffusion.denoising_loss(networks, batch).total
-    bound = diffusion.likelihood(networks, batch, None)
+    bound = diffusion.likelihood(networks, batch, Effort(None))
     bits = (bound["nats"] - bound["prior"]).mean() / diffusion.dimensions / math.log(2)
     assert float(loss) == pytest.approx(float(bits), rel=0.02)
 
@@ -252,8 +255,8 @@ def test_labels_are_dropped_sample_by_sample_into_the_null_class() -> None:
 
 
 def test_only_a_model_that_is_told_the_class_samples_by_class() -> None:
-    assert family().capabilities == {"sample", "likelihood"}
-    assert family(class_conditional=True).capabilities == {"sample", "likelihood", "by_class"}
+    assert list(family().conditions) == []
+    assert list(family(class_conditional=True).conditions) == ["label"]
 
 
 def test_an_unconditional_network_is_told_no_class() -> None:
@@ -298,12 +301,12 @@ def test_a_sample_depends_on_its_index_and_not_on_its_batch(sampling: dict[str, 
     diffusion, how = family(**GUIDED | options), DiffusionSamplingOptions(**sampling)
     prepared = diffusion.prepare_sampling(network_of(diffusion), how, seed=3)
     labels = torch.tensor([0, 1, 2])
-    whole = diffusion.sample(prepared, labels, range(3), 3, how)
+    whole = sampled(diffusion, prepared, labels, range(3), 3, how)
     assert whole.shape == (3, 3, 16, 16)
     assert whole.abs().max() <= 1
-    parts = torch.cat([diffusion.sample(prepared, labels[i : i + 1], [i], 3, how) for i in range(3)])
+    parts = torch.cat([sampled(diffusion, prepared, labels[i : i + 1], [i], 3, how) for i in range(3)])
     torch.testing.assert_close(whole, parts, rtol=0, atol=1e-9)
-    assert not torch.allclose(whole, diffusion.sample(prepared, labels, range(3), 4, how), atol=1e-2)
+    assert not torch.allclose(whole, sampled(diffusion, prepared, labels, range(3), 4, how), atol=1e-2)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
@@ -323,7 +326,7 @@ def test_sampling_looks_at_no_value_on_the_device(sampling: dict[str, Any]) -> N
 
     guard = NoLookAtTheDevice()
     try:
-        diffusion.sample({"unet": Guarded()}, torch.arange(3), range(3), 3, how)
+        sampled(diffusion, {"unet": Guarded()}, torch.arange(3), range(3), 3, how)
     finally:
         guard.__exit__(None, None, None)
     assert len(looks) == (how.steps or 25)
@@ -335,7 +338,7 @@ def test_dropout_is_off_in_samples_and_the_given_network_stays_as_it_was() -> No
     how = DiffusionSamplingOptions(sampler="dpmpp", steps=5)
     prepared = diffusion.prepare_sampling(networks, how, seed=0)
     labels = torch.zeros(2, dtype=torch.int64)
-    assert torch.equal(*(diffusion.sample(prepared, labels, range(2), 0, how) for _ in range(2)))
+    assert torch.equal(*(sampled(diffusion, prepared, labels, range(2), 0, how) for _ in range(2)))
     assert networks["unet"].training
 
 
@@ -346,13 +349,13 @@ def test_guidance_is_one_call_of_twice_the_batch_and_pushes_away_from_no_class()
     few = {"sampler": "ddim", "steps": 2, "spacing": "trailing"}
     how = DiffusionSamplingOptions(**few, guidance=2.0)
     labels = torch.tensor([0, 1, 2, 0])
-    images = diffusion.sample({"unet": spy}, labels, range(4), 0, how)
+    images = sampled(diffusion, {"unet": spy}, labels, range(4), 0, how)
     assert len(spy.asked) == 2
     assert all(asked[2].tolist() == [0, 1, 2, 0, 3, 3, 3, 3] for asked in spy.asked)
     # (1 + w) 0.3 - w 0.1
     torch.testing.assert_close(images, torch.full_like(images, 0.7))
     none, zero = DiffusionSamplingOptions(**few), DiffusionSamplingOptions(**few, guidance=0.0)
-    assert torch.equal(*(diffusion.sample({"unet": unet}, labels, range(4), 0, way) for way in (none, zero)))
+    assert torch.equal(*(sampled(diffusion, {"unet": unet}, labels, range(4), 0, way) for way in (none, zero)))
 
 
 # ------------------------------------------------------------------------------------------------------- likelihood
@@ -361,7 +364,7 @@ def test_guidance_is_one_call_of_twice_the_batch_and_pushes_away_from_no_class()
 def test_the_bound_is_its_prior_and_its_terms_by_time() -> None:
     diffusion = family(**HYBRID)
     batch = replace(microbatch(), draws=Draws(0))
-    found = diffusion.likelihood({"unet": network_of(diffusion)["unet"].eval()}, batch, None)
+    found = diffusion.likelihood({"unet": network_of(diffusion)["unet"].eval()}, batch, Effort(None))
     assert {name: (tuple(value.shape), value.dtype) for name, value in found.items()} == {
         "nats": ((8,), torch.float64), "prior": ((8,), torch.float64), "decoder": ((8,), torch.float64),
         "vlb_by_timestep": ((8, 25), torch.float64),
@@ -375,8 +378,10 @@ def test_the_bound_is_its_prior_and_its_terms_by_time() -> None:
 def test_a_samples_bound_depends_on_its_number_alone() -> None:
     diffusion = family(**HYBRID)
     networks = {"unet": network_of(diffusion)["unet"].eval()}
-    whole = diffusion.likelihood(networks, replace(microbatch(), draws=Draws(0)), 10)
-    parts = [diffusion.likelihood(networks, replace(microbatch([index]), draws=Draws(0)), 10) for index in range(8)]
+    whole = diffusion.likelihood(networks, replace(microbatch(), draws=Draws(0)), Effort(10))
+    parts = [
+        diffusion.likelihood(networks, replace(microbatch([index]), draws=Draws(0)), Effort(10)) for index in range(8)
+    ]
     for name, value in whole.items():
         torch.testing.assert_close(value, torch.cat([part[name] for part in parts]), rtol=1e-4, atol=1e-3)
 
@@ -385,11 +390,11 @@ def test_fewer_evaluations_estimate_the_same_bound() -> None:
     diffusion = family()
     networks = {"unet": network_of(diffusion)["unet"].eval()}
     batch = replace(microbatch(global_batch_size=32, indices=range(32)), draws=Draws(0))
-    whole, parts = diffusion.likelihood(networks, batch, None), diffusion.likelihood(networks, batch, 9)
+    whole, parts = diffusion.likelihood(networks, batch, Effort(None)), diffusion.likelihood(networks, batch, Effort(9))
     difference = parts["nats"] - whole["nats"]
     assert difference.mean().abs() < 4 * difference.std() / math.sqrt(32)
     assert torch.equal((parts["vlb_by_timestep"] > 0).sum(1), torch.full((32,), 9))
-    every = diffusion.likelihood(networks, batch, 25)
+    every = diffusion.likelihood(networks, batch, Effort(25))
     torch.testing.assert_close(every["nats"], whole["nats"], rtol=0, atol=0)
 
 
@@ -398,22 +403,22 @@ def test_a_bound_of_evaluations_that_there_are_not_is_refused_by_its_key(evaluat
     diffusion = family()
     message = f"evaluation.likelihood_evaluations: .* 25 timesteps .* 2 .. 25 evaluations, not {evaluations}"
     with pytest.raises(UserError, match=message):
-        diffusion.likelihood(network_of(diffusion), microbatch(), evaluations)
+        diffusion.likelihood(network_of(diffusion), microbatch(), Effort(evaluations))
     with pytest.raises(UserError, match=message):
-        diffusion.likelihood_protocol(evaluations, seed=0)
+        diffusion.likelihood_protocol(Effort(evaluations), seed=0)
 
 
 def test_the_protocol_says_how_the_bound_was_estimated() -> None:
     whole = {"bound": "variational", "evaluations": 25, "timesteps": 25, "seed": 7}
-    assert family().likelihood_protocol(None, seed=7) == whole
-    assert family().likelihood_protocol(9, seed=7) == whole | {"evaluations": 9}
+    assert family().likelihood_protocol(Effort(None), seed=7) == whole
+    assert family().likelihood_protocol(Effort(9), seed=7) == whole | {"evaluations": 9}
 
 
 def test_a_network_that_knows_the_image_pays_for_its_last_step_alone() -> None:
     diffusion = family(timesteps=100, schedule="cosine", prediction="x0")
     level = 200 / 127.5 - 1
     batch = Microbatch({"image": torch.full((2, 3, 16, 16), level)}, range(2), Draws(0), CPU, 2)
-    found = diffusion.likelihood({"unet": Spy(lambda x: torch.full_like(x, level))}, batch, None)
+    found = diffusion.likelihood({"unet": Spy(lambda x: torch.full_like(x, level))}, batch, Effort(None))
     assert found["vlb_by_timestep"][:, 1:].abs().max() < 1e-6
     deviation = float((diffusion.process.log_posterior_variance[0] / 2).exp())
     inside = math.erf(1 / 255 / deviation / math.sqrt(2))
@@ -460,7 +465,7 @@ def test_plain_diffusers_given_our_noise_draws_our_images(
 ) -> None:
     diffusion, how = family(**options), DiffusionSamplingOptions(steps=steps)
     networks = {"unet": network_of(diffusion)["unet"].eval()}
-    ours = diffusion.sample(networks, torch.zeros(2, dtype=torch.int64), range(2), 3, how)
+    ours = sampled(diffusion, networks, torch.zeros(2, dtype=torch.int64), range(2), 3, how)
     pipeline = diffusion.to_diffusers(networks)
     assert pipeline is not None
     pipeline.set_progress_bar_config(disable=True)
@@ -479,7 +484,7 @@ def test_plain_diffusers_given_our_noise_draws_our_images(
 
 def test_a_class_conditional_model_is_nothing_for_the_plain_pipeline() -> None:
     diffusion = family(**GUIDED)
-    assert diffusion.to_diffusers(network_of(diffusion)) is None
+    assert diffusion.ability(DiffusersPipeline) is None
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bigtrain.families.diffusion import diffusion as family_module
+from bigtrain.families.abilities import Effort
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.diffusion.diffusion import Diffusion, DiffusionOptions, DiffusionSamplingOptions
 from bigtrain.families.diffusion.process import Process, make_process
 from bigtrain.families.diffusion.samplers import visited_timesteps
-from bigtrain.families.family import DataSpec
 from bigtrain.families.phases import Microbatch
+from tests import asking
+from tests.asking import sampled
 from tests.recordings.improved_diffusion_process import (
     BOUNDS,
     LOSS_STEPS,
@@ -224,7 +226,7 @@ def test_the_variational_bound_is_openais_term_by_term(name: str) -> None:
     learned = {"loss": "hybrid"} if case["variance"] == "learned" else {}
     diffusion = family(case["schedule"], case["steps"], variance=case["variance"], **learned)
     networks = {"unet": Formula(outputs_of(case["variance"]))}
-    nats = diffusion.likelihood(networks, batch(list(range(len(images())))), None)
+    nats = diffusion.likelihood(networks, batch(list(range(len(images())))), Effort())
     bits = {key: value / math.log(2) / diffusion.dimensions for key, value in nats.items()}
     assert_close(bits["vlb_by_timestep"], recorded["by_timestep"])
     assert_close(bits["decoder"], [terms[0] for terms in recorded["by_timestep"]])
@@ -241,14 +243,14 @@ def test_samples_are_openais_step_by_step(name: str, monkeypatch: pytest.MonkeyP
     case, recorded = SAMPLES[name], RECORDING["samples"][name]
     learned = {"loss": "hybrid"} if case["variance"] == "learned" else {}
     diffusion = family(case["schedule"], case["steps"], variance=case["variance"], **learned)
-    monkeypatch.setattr(family_module, "Draws", RecordedDraws)
+    monkeypatch.setattr(asking, "Draws", RecordedDraws)
     model, path = Formula(outputs_of(case["variance"])), []
     model.register_forward_pre_hook(lambda module, args: path.append(args[0]))
     sampling = DiffusionSamplingOptions(
         sampler=name.partition("_")[0], steps=int(case["respacing"].removeprefix("ddim"))
     )
     labels = torch.zeros(SHAPE[0], dtype=torch.int64)
-    sample = diffusion.sample({"unet": model}, labels, range(SHAPE[0]), 0, sampling)
+    sample = sampled(diffusion, {"unet": model}, labels, range(SHAPE[0]), 0, sampling)
     assert model.times == recorded["seen"]
     # The network sees what every step but the last has made; it first sees noise.
     ours = {str(step): summary("path", x) for step, x in enumerate([*path[1:], sample])}

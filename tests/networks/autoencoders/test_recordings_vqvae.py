@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.families.autoencoders.vqvae import VQVAE, VQVAEOptions
-from bigtrain.families.family import DataSpec
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.phases import Microbatch
 from bigtrain.networks.autoencoders.vqvae import Autoencoder, AutoencoderOptions
 from bigtrain.networks.autoencoders.vqvae_names import our_name, our_tensors

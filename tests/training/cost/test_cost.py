@@ -8,7 +8,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from bigtrain.families.family import DataSpec, Family
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm
 from bigtrain.options import Options

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bigtrain.errors import UserError
-from bigtrain.families.family import DataSpec
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import load_recipe
 from bigtrain.training.engine.options import EngineOptions, check_strategy

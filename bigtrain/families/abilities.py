@@ -1,0 +1,235 @@
+"""What a trained model can be asked for.
+
+An ability is a class that a family inherits beside `Family`, and a command asks for it: `family.ability(Samples)`.
+
+The methods are given the networks (of `Family.sampled_components`, in eval mode) and a `Microbatch`: the fields that the model
+is asked about, the numbers of the n samples, and the keyed draws. What is returned for sample `indices[k]` depends on the
+weights, its fields, its number and the draws' seed alone: not on the batch that it is in.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bigtrain.errors import UserError
+from bigtrain.families.data_spec import CodeLevel
+from bigtrain.families.phases import Microbatch, Networks
+from bigtrain.options import Options
+
+
+class Ability(ABC):
+    """`does`: what a model with the ability can do, as "a gan cannot ..." goes on."""
+
+    does: ClassVar[str]
+    kind: ClassVar[str]
+    """The family's."""
+
+
+class Samples(Ability):
+    """Draws samples of one field, given others."""
+
+    does = "draw samples"
+    sampling_class: ClassVar[type[Options]]
+    """Its sampling options; launch/sample.py has a flag for each."""
+    sampling: Any
+    """The recipe's sampling options, a `sampling_class`."""
+    sampled_field: ClassVar[str] = "image"
+    """The name of the field that is drawn; of an image the values are in [-1, 1]."""
+    speed_options: ClassVar[frozenset[str]] = frozenset()
+    """Sampling options that change the speed but not the samples, so that a protocol leaves them out."""
+
+    @property
+    @abstractmethod
+    def conditions(self) -> Sequence[str]:
+        """The names of the fields that a sample is drawn given: `label` of a class-conditional model; none of an
+        unconditional one."""
+
+    @abstractmethod
+    def prepare_sampling(self, networks: Networks, sampling: Any, seed: int) -> Networks:
+        """The networks ready to sample (eval mode, standing statistics if chosen). Does not change the given ones."""
+
+    @abstractmethod
+    def sample(self, networks: Networks, batch: Microbatch, sampling: Any) -> Tensor:
+        """Samples [n, ...] of `sampled_field`; `batch` has the fields of `conditions`, `networks` come from
+        `prepare_sampling`."""
+
+    def sampling_name(self, sampling: Any) -> str:
+        """The suffix of a metric's name for samples drawn in a cheaper way than the published protocol; else empty."""
+        return ""
+
+    @property
+    def conditions_beside_label(self) -> Sequence[str]:
+        """Those of `conditions` that only data give: a class can be chosen, an input picture cannot."""
+        return [name for name in self.conditions if name != "label"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work a bound on a likelihood is worth.
+
+    evaluations: of the network for each sample, where that can be fewer than the bound has terms; None: all. samples: of the
+    latents for each sample, where the bound is importance-weighted.
+    """
+
+    evaluations: int | None = None
+    samples: int = 1
+
+
+class Likelihood(Ability):
+    """Gives the likelihood of samples, or a bound."""
+
+    does = "give likelihoods"
+    effort_options: ClassVar[frozenset[str]] = frozenset()
+    """The fields of `Effort` that its bound has a use for."""
+
+    @property
+    @abstractmethod
+    def dimensions(self) -> int:
+        """Number of dimensions of a sample, for bits per dimension."""
+
+    @abstractmethod
+    def likelihood(self, networks: Networks, batch: Microbatch, effort: Effort) -> dict[str, Tensor]:
+        """Float64 tensors whose leading dimension is n: "nats", the negative log-likelihood (or its bound) of each sample, and
+        the terms whose sum it is. `batch` has the fields of `Family.reads`."""
+
+    def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
+        """What the likelihood depends on besides the weights and the data; empty if it is exact. Raises UserError for an
+        effort that the bound has no use for."""
+        return {}
+
+    def check_effort(self, effort: Effort) -> None:
+        """Raises UserError for an effort that this likelihood has no use for, or as `likelihood_protocol` does."""
+        for name, default in (("evaluations", None), ("samples", 1)):
+            if getattr(effort, name) != default and name not in self.effort_options:
+                raise UserError(
+                    f"evaluation.likelihood_{name}: the likelihood of a {self.kind} has no use for it; leave it out"
+                )
+        self.likelihood_protocol(effort, seed=0)
+
+
+class Reconstructs(Ability):
+    """Reconstructs images."""
+
+    does = "reconstruct images"
+
+    @abstractmethod
+    def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:
+        """The reconstructions of the field `image` [n, C, H, W] in [-1, 1], in the same shape and range; `batch` has the
+        fields of `Family.reads`."""
+
+
+class HasSuccessor(Ability):
+    """Is one of several models that are trained one on top of the other."""
+
+    does = "name a model that is trained next"
+
+    @abstractmethod
+    def successor_keys(self, run: str) -> Sequence[str]:
+        """The keys, as words of a command line, by which the recipe of the model that is trained next names `run`, the run of
+        this one."""
+
+
+class Encodes(HasSuccessor):
+    """Turns images into codes, which another model learns to draw, and back."""
+
+    does = "encode images"
+
+    @property
+    @abstractmethod
+    def code_levels(self) -> Mapping[str, CodeLevel]:
+        """The levels, the coarsest first."""
+
+    @abstractmethod
+    def encode(self, networks: Networks, images: Tensor) -> dict[str, Tensor]:
+        """Codes int64 [n, h, w] by level, of images [n, C, H, W] in [-1, 1]."""
+
+    @abstractmethod
+    def decode(self, networks: Networks, codes: Mapping[str, Tensor]) -> Tensor:
+        """Images [n, C, H, W] in [-1, 1] from the codes of all levels."""
+
+    def successor_keys(self, run: str) -> Sequence[str]:
+        """Of the model of the codes, of the coarsest level first."""
+        words = [f"family.tokenizer={run}"]
+        levels = list(self.code_levels)
+        if len(levels) > 1:  # the codes of one level cannot be decoded without the others
+            words += [f"family.level={levels[0]}", "evaluation.metrics=[bits_per_dim]", "train.sample_every=null"]
+        return [*words, "(recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"]
+
+
+class Latents(Samples):
+    """Draws a sample by decoding a vector of latents, which can be looked at: interpolated, and varied one by one."""
+
+    does = "decode latents"
+
+    @property
+    @abstractmethod
+    def latent_size(self) -> int:
+        """Number of latents of a sample."""
+
+    def draw_latents(self, batch: Microbatch, sampling: Any) -> Tensor:
+        """The latents of samples, [n, latent_size]: standard normal."""
+        return batch.draws.normal("sample/z", batch.indices, (self.latent_size,))
+
+    @abstractmethod
+    def decode_latents(self, networks: Networks, latents: Tensor, batch: Microbatch, sampling: Any) -> Tensor:
+        """Samples of `sampled_field` from latents [n, latent_size]; `networks` and `batch` as of `sample`."""
+
+    @torch.no_grad()
+    def sample(self, networks: Networks, batch: Microbatch, sampling: Any) -> Tensor:
+        return self.decode_latents(networks, self.draw_latents(batch, sampling), batch, sampling)
+
+    def interpolated(self, begin: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+        """Latents between two others [n, latent_size], by weights [n] in [0, 1]: along a straight line."""
+        return torch.lerp(begin, end, weight.to(begin.dtype).unsqueeze(1))
+
+
+class EncodesLatents(Latents):
+    """Finds the latents of a sample too."""
+
+    does = "encode images into latents"
+
+    @abstractmethod
+    def encode_latents(self, networks: Networks, batch: Microbatch) -> Tensor:
+        """The latents [n, latent_size] of samples (their mean, where they are a distribution); `batch` has the fields of
+        `Family.reads`."""
+
+
+class InitialisedByData(Ability):
+    """Begins with a look at the data."""
+
+    does = "be initialised by data"
+    initialisation_images: ClassVar[int]
+    """The least number of images that `initialise` is given before step 0."""
+
+    @abstractmethod
+    def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
+        """Called before step 0 on every rank with its slices of the first global microbatches. Must leave the same weights on
+        every rank, whatever their number."""
+
+
+class DiffusersPipeline(Ability):
+    """Can be sampled by one of diffusers' own pipelines, without bigtrain."""
+
+    does = "be sampled by diffusers alone"
+
+    @abstractmethod
+    def to_diffusers(self, networks: Networks) -> Any:
+        """The pipeline."""
+
+    @property
+    def diffusers_arguments(self) -> Mapping[str, Any]:
+        """What a call of the pipeline must be given to sample as this model does."""
+        return {}
+
+    @abstractmethod
+    def from_diffusers(self, pipeline: Any) -> Networks:
+        """The inverse of `to_diffusers`: the networks in its pipeline."""
+
+
+ABILITIES: Sequence[type[Ability]] = (
+    Samples, Likelihood, Reconstructs, Encodes, Latents, EncodesLatents, InitialisedByData, HasSuccessor, DiffusersPipeline,
+)  # fmt: skip

@@ -1,0 +1,166 @@
+"""Pictures of what a model makes of data and of latents: rows of images, uint8 [n, C, H, W], for a grid."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from bigtrain.data.index import Index
+from bigtrain.data.options import DataOptions
+from bigtrain.data.read.batch import on_device
+from bigtrain.data.read.stream import SplitLoader
+from bigtrain.data.splits import find_split
+from bigtrain.errors import UserError
+from bigtrain.families.abilities import Latents, Reconstructs, Samples
+from bigtrain.families.family import Family
+from bigtrain.families.phases import Microbatch, Networks
+from bigtrain.features.network import full_float32
+from bigtrain.inference.microbatch import microbatch_of
+from bigtrain.inference.splits import find_splits, one_index
+from bigtrain.pictures import to_uint8
+from bigtrain.randomness import Draws, to_device
+
+COLUMNS = 10
+"""Samples of a row that shows what becomes of data."""
+REACH = 3.0
+"""Standard deviations that a traversal goes to either side; a normal latent is within them 99.7 % of the time."""
+
+
+def find_given(data: DataOptions, where: str, flag: str) -> Index:
+    """The split that a flag names: `train` or `validation` of the run's own data, or an index, which is read as the recipe
+    reads its data. Raises UserError that names the flag."""
+    if where in ("train", "validation"):
+        split = find_splits(data)[0 if where == "train" else 1]
+        if split is None:
+            raise UserError(f"{flag}: {where}: the recipe's data.validation names no index; give train, or an index")
+    else:
+        try:
+            split = find_split(data.model_copy(update={"validation": where}), "validation")
+        except UserError as error:
+            raise UserError(str(error).replace("data.validation", flag)) from None
+    if split.codes is not None:
+        raise UserError(f"{flag}: {where} is an index of codes; give that of the images ({split.codes.images['path']})")
+    return one_index(split, flag)
+
+
+class Rows:
+    """What a model makes of samples of a split, in rows: the fields that it is given, what it makes of them, and what is to
+    be compared with that."""
+
+    def __init__(
+        self, reads: Sequence[str], before: Sequence[str], make: Callable[[Microbatch], Tensor], after: Sequence[str]
+    ) -> None:
+        """`reads`: the fields that `make` takes; `before` and `after`: images that are shown above and below its result."""
+        self.reads, self.before, self.make, self.after = reads, before, make, after
+
+    @classmethod
+    def of_reconstructions(cls, family: Family, networks: Networks, what: object) -> "Rows":
+        """Images above their reconstructions."""
+        reconstructs = family.require(Reconstructs, what)
+
+        def make(batch: Microbatch) -> Tensor:
+            with full_float32(batch.device):
+                return reconstructs.reconstruct(networks, batch)
+
+        return cls(family.reads, ["image"], make, [])
+
+    @classmethod
+    def of_outputs(cls, family: Family, networks: Networks, sampling: object, what: object) -> "Rows":
+        """Inputs above outputs above targets; `networks` come from `prepare_sampling`."""
+        samples = family.require(Samples, what)
+        target = [samples.sampled_field]
+        inputs = samples.conditions_beside_label
+        return cls(samples.conditions, inputs, lambda batch: samples.sample(networks, batch, sampling), target)
+
+    @torch.no_grad()
+    def draw(self, split: Index, count: int, device: torch.device, seed: int) -> Tensor:
+        """A fixed random subset of `count` samples, COLUMNS a row; the last rows are filled up with white. Draws are keyed by
+        `seed` and the samples' numbers in the split."""
+        shown = [*self.before, *self.after]
+        fields = list(dict.fromkeys(name for name in (*self.reads, *shown) if name in split.fields))
+        after = [name for name in self.after if name in split.fields]
+        for name in shown:
+            if name in split.fields and split.fields[name].kind != "image":
+                raise UserError(f"{split.where}: the field {name} is no image, and rows are of images")
+        rows: list[Tensor] = []
+        loader = SplitLoader(split, rank=0, world=1, batch=COLUMNS, workers=0, limit=count, fields=fields)
+        for numbers, batch in loader:
+            sent = on_device(batch, split.fields, device)
+            sample_ids = to_device(torch.from_numpy(numbers), device)
+            given = {name: sent[name] for name in self.reads if name in sent}
+            made = self.make(microbatch_of(given, sample_ids, Draws(seed, device=device)))
+            pictures = [*(sent[name] for name in self.before), made, *(sent[name] for name in after)]
+            rows += [to_uint8(images.float().clamp(-1, 1)) for images in pictures]
+        return _of_one_shape(rows)
+
+
+def _of_one_shape(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of images one under the other: grey among colours as colours, small among large enlarged, missing ones white."""
+    channels, height, width = (max(row.shape[axis] for row in rows) for axis in (1, 2, 3))
+    result = []
+    for row in rows:
+        if height % row.shape[2] or width % row.shape[3]:
+            raise UserError(
+                f"images of {list(row.shape[2:])} pixels do not go whole times into the others' {[height, width]}, so that "
+                "they make no rows; write the outputs into a folder instead"
+            )
+        enlarged = row.repeat_interleave(height // row.shape[2], 2).repeat_interleave(width // row.shape[3], 3)
+        tiles = enlarged.expand(-1, channels, -1, -1)
+        result.append(torch.cat([tiles, tiles.new_full((COLUMNS - len(tiles), channels, height, width), 255)]))
+    return torch.cat(result)
+
+
+class LatentRows:
+    """What a model makes of latents that vary, each row of samples with a class of its own."""
+
+    def __init__(self, family: Latents, networks: Networks, sampling: object, seed: int, device: torch.device) -> None:
+        """`networks` come from `prepare_sampling`."""
+        self.family, self.networks, self.sampling = family, networks, sampling
+        self.seed, self.device = seed, device
+
+    def interpolated(self, labels: Sequence[int], columns: int) -> Tensor:
+        """One row a label, of `columns` images from sample 2 r to sample 2 r + 1, where r is the row's number."""
+        weight = torch.linspace(0, 1, columns, dtype=torch.float64, device=self.device)
+        rows = []
+        for row, label in enumerate(labels):
+            ends = self._latents(range(2 * row, 2 * row + 2), label)
+            begin, end = (each.expand(columns, -1) for each in ends.unsqueeze(1))
+            rows.append(self._decoded(self.family.interpolated(begin, end, weight), label))
+        return torch.cat(rows)
+
+    def traversals(self, label: int, columns: int) -> Tensor:
+        """One row a latent, which goes from -REACH to REACH while the others stay as sample 0 has them."""
+        values = torch.linspace(-REACH, REACH, columns, device=self.device)
+        latents = self._latents(range(1), label)
+        rows = []
+        for number in range(self.family.latent_size):
+            varied = latents.repeat(columns, 1)
+            varied[:, number] = values.to(varied.dtype)
+            rows.append(self._decoded(varied, label))
+        return torch.cat(rows)
+
+    def manifold(self, label: int, columns: int) -> Tensor:
+        """A square of `columns` x `columns` images over a plane of latents, at the quantiles of a normal distribution (Kingma
+        & Welling 2014, appendix A). Raises UserError if there are not two latents."""
+        if self.family.latent_size != 2:
+            raise UserError(
+                f"--manifold: is for two latents, and this model has {self.family.latent_size}; see each by --traverse"
+            )
+        shares = (torch.arange(columns, dtype=torch.float64, device=self.device) + 0.5) / columns
+        values = torch.special.ndtri(shares).to(torch.get_default_dtype())
+        down, right = torch.meshgrid(-values, values, indexing="ij")
+        plane = torch.stack([right, down], 2)
+        return torch.cat([self._decoded(row, label) for row in plane])
+
+    def _latents(self, numbers: range, label: int) -> Tensor:
+        return self.family.draw_latents(self._batch(numbers, label), self.sampling)
+
+    def _decoded(self, latents: Tensor, label: int) -> Tensor:
+        batch = self._batch(range(len(latents)), label)
+        with torch.no_grad():
+            return to_uint8(self.family.decode_latents(self.networks, latents, batch, self.sampling)).cpu()
+
+    def _batch(self, numbers: range, label: int) -> Microbatch:
+        labels = torch.full((len(numbers),), label, device=self.device)
+        fields = {"label": labels} if "label" in self.family.conditions else {}
+        return microbatch_of(fields, numbers, Draws(self.seed, device=self.device))
