@@ -2,7 +2,7 @@
 
 Stored files have a key `format`: a run's recipe.yaml, an export's provenance and configuration, the description of the data in
 a checkpoint. A file without it has format 1, which commit a3de763 was the last to write. Renamed keys are listed in their
-options class (`Options.renamed_keys`, `renamed_values`, `removed_keys`), so that no family is named here.
+options class (`Options.renamed_keys`, `renamed_values`, `former_meanings`, `removed_keys`), so that no family is named here.
 """
 
 import types
@@ -38,8 +38,7 @@ def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
         key = known.renamed_keys.get(old, old) if known is not None else old
         if key in content and key != old:
             raise UserError(f"{where}: {old} is called {key} now, and both are given; leave {old} out")
-        if known is not None and key in known.renamed_values:
-            value = _renamed(value, known.renamed_values[key])
+        value = _in_todays_words(value, key, options)
         field = options.model_fields.get(key)
         result[key] = value if field is None else _within(value, field.annotation, where)
     return result
@@ -47,10 +46,11 @@ def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
 
 def completed(content: Any, options: type[BaseModel]) -> Any:
     """The content of a resolved recipe, which names every key that there was, with the keys that were added since
-    (`Options.former_values`); if not a mapping, unchanged."""
+    (`Options.former_values`) and with today's values; if not a mapping, unchanged."""
     if not isinstance(content, Mapping):
         return content
-    result = {**getattr(options, "former_values", {}), **content}
+    result = {key: _in_todays_words(value, key, options) for key, value in content.items()}
+    result = {**getattr(options, "former_values", {}), **result}
     for key, field in options.model_fields.items():
         inner = next((part for part in _parts(field.annotation) if _is_options(part)), None)
         if key in result and inner is not None:
@@ -70,6 +70,13 @@ def checked_format(content: dict[str, Any], where: str) -> bool:
     if type(number) is not int or number < 1:
         raise UserError(f"{where}: format {number!r} is not a format; write format: {FORMAT}, or leave it out")
     return number == FORMAT
+
+
+def _in_todays_words(value: Any, key: str, options: type[BaseModel]) -> Any:
+    """The value of a key of a stored file, with words that have another name or meaning today replaced."""
+    if not issubclass(options, Options):
+        return value
+    return _renamed(value, {**options.renamed_values.get(key, {}), **options.former_meanings.get(key, {})})
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:

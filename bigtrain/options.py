@@ -16,6 +16,9 @@ class Options(BaseModel):
     """Old names of keys in format 1 to their new names; bigtrain/formats.py reads old files with it."""
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """By the key's new name: old values in format 1 to their new values."""
+    former_meanings: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """The same for values that are valid today but meant something else in stored files, so that nobody is corrected who gives
+    them now."""
     former_values: ClassVar[Mapping[str, Any]] = {}
     """Keys that a run's recipe.yaml may lack, as they were added later with another default: the values that this means."""
     removed_keys: ClassVar[Mapping[str, str]] = {}
