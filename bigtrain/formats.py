@@ -46,10 +46,12 @@ def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
 
 def completed(content: Any, options: type[BaseModel]) -> Any:
     """The content of a resolved recipe, which names every key that there was, with the keys that were added since
-    (`Options.former_values`) and with today's values; if not a mapping, unchanged."""
+    (`Options.former_values`), without those that were removed and said nothing, and with today's values; if not a mapping,
+    unchanged."""
     if not isinstance(content, Mapping):
         return content
-    result = {key: _in_todays_words(value, key, options) for key, value in content.items()}
+    removed = [key for key in getattr(options, "removed_keys", {}) if not content.get(key)]
+    result = {key: _in_todays_words(value, key, options) for key, value in content.items() if key not in removed}
     result = {**getattr(options, "former_values", {}), **result}
     for key, field in options.model_fields.items():
         inner = next((part for part in _parts(field.annotation) if _is_options(part)), None)

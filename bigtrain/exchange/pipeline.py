@@ -17,7 +17,7 @@ from bigtrain.families.abilities import DiffusersPipeline, Samples
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family, LoadedModel, build_network, find_family
 from bigtrain.families.phases import Microbatch, Networks
-from bigtrain.formats import FORMAT, checked_format, upgraded
+from bigtrain.formats import FORMAT, checked_format, completed, upgraded
 from bigtrain.pictures import picture, to_uint8
 from bigtrain.randomness import Draws
 
@@ -87,6 +87,7 @@ def described_family(described: Mapping[str, Any]) -> Family:
     kind = find_family(options["kind"])
     if not checked_format({"format": described.get("format", 1)}, "the description of the model"):
         options = upgraded(options, kind.options_class, where="the description of the model")
+    options = completed(options, kind.options_class)
     return kind(kind.options_class.model_validate(options), DataSpec.from_json(described["problem"]))
 
 

@@ -5,9 +5,9 @@ terms; "real" and "fake" are the discriminator's logits.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,10 @@ from bigtrain.randomness import Draws, Indices
 
 class GANSamplingOptions(Options):
     """How a trained generator is sampled; launch/sample.py has a flag for each."""
+
+    removed_keys: ClassVar[Mapping[str, str]] = {
+        "interpolate": "launch/sample.py has --interpolate N for every model of latents"
+    }
 
     truncation: float | None = Field(default=None, gt=0)
     """z is drawn from a normal distribution truncated to [-t, t] (Brock et al. 2019, section 3.1); null: not truncated."""

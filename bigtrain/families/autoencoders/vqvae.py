@@ -26,6 +26,8 @@ from bigtrain.options import Options
 class VQVAEOptions(Options):
     """An autoencoder with codebooks, and its training."""
 
+    removed_keys: ClassVar[Mapping[str, str]] = {"sampling": "a tokenizer draws no images by itself; leave it out"}
+
     kind: Literal["vqvae"]
     autoencoder: AutoencoderOptions = AutoencoderOptions()
     optimizer: OptimizerOptions
