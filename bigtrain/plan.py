@@ -70,6 +70,7 @@ def plan(recipe: Recipe, cluster: Cluster) -> str:
         samples,
         train.precision,
         accumulate=train.accumulate,
+        steps=train.steps,
         recompute=recipe.engine.activation_checkpointing,
     )
     title = f"{recipe.run.name} on {cluster.nodes} x {cluster.gpus} = {cluster.ranks} GPUs, {train.precision}"
@@ -183,6 +184,10 @@ def _weights_per_class(recipe: Recipe, spec: DataSpec) -> str:
 # -- what a step is made of -------------------------------------------------------------------------------------------
 
 
+_READS = {"new": "yes", "previous": "again", "none": "no"}
+"""By Phase.batch: whether a phase reads data."""
+
+
 def _composition(recipe: Recipe, family: Family, cost: StepCost, cluster: Cluster, images: int | None) -> list[str]:
     train = recipe.train
     lines = [f"{'component':24}{'parameters':>14}"]
@@ -196,8 +201,8 @@ def _composition(recipe: Recipe, family: Family, cost: StepCost, cluster: Cluste
     reading = 0.0
     for phase, counted in zip(family.phases, cost.phases, strict=True):
         work = (train.accumulate * counted.flops + counted.update_flops) / 1e12
-        lines.append(f"{phase.name:24}{counted.runs:>14.4g}{'yes' if phase.reads_data else 'no':>12}{work:>25.3f}")
-        reading += counted.runs * phase.reads_data
+        lines.append(f"{phase.name:24}{counted.runs:>14.4g}{_READS[phase.batch]:>12}{work:>25.3f}")
+        reading += counted.runs * (phase.batch == "new")
     read = reading * train.batch_size
     if images is None:
         epoch = "steps of an epoch are not known without the data"

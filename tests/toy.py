@@ -77,7 +77,7 @@ class Toy(Family, Samples, kind="toy"):
         self.phases = [
             Phase("critic", "critic", self.critic_loss, repeats=2),
             Phase(
-                "maker", "maker", self.maker_loss, every=2, reads_data=False,
+                "maker", "maker", self.maker_loss, every=2, batch="none",
                 weight_penalty=self.penalty if options.penalty else None,
             ),
         ]  # fmt: skip
@@ -98,8 +98,8 @@ class Toy(Family, Samples, kind="toy"):
     def maker_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         return Losses(F.softplus(-networks["critic"](self._make(networks, batch, "maker"))).mean(), {})
 
-    def penalty(self, network: nn.Module) -> Tensor:
-        return self.options.penalty * network.linear.weight.square().sum()
+    def penalty(self, networks: Networks) -> Tensor:
+        return self.options.penalty * networks["maker"].linear.weight.square().sum()
 
     def _make(self, networks: Networks, batch: Microbatch, phase: str) -> Tensor:
         labels = self.spec.draw_labels(batch.draws, f"{phase}/labels", batch.indices)

@@ -4,7 +4,9 @@ A process without torch.distributed is a world of one rank, where these function
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -20,12 +22,25 @@ def _initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+_ALONE = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this thread is a world of one rank: for work that one rank does without the others."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def rank() -> int:
-    return dist.get_rank() if _initialised() else 0
+    return dist.get_rank() if _initialised() and not _ALONE.get() else 0
 
 
 def size() -> int:
-    return dist.get_world_size() if _initialised() else 1
+    return dist.get_world_size() if _initialised() and not _ALONE.get() else 1
 
 
 def local_size() -> int:

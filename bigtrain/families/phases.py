@@ -1,6 +1,7 @@
 """What a step of training is made of: components, phases, the microbatch that a loss is given, the losses that it returns."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -19,50 +20,106 @@ Networks = Mapping[str, nn.Module]
 class OptimizerOptions(Options):
     """One component's optimizer and the schedule of its learning rate, a function of the step alone."""
 
-    kind: Literal["adam", "adamw", "sgd"] = "adam"
-    """adam and adamw (Kingma & Ba 2015; Loshchilov & Hutter 2019), or plain sgd."""
+    kind: Literal["adam", "adamw", "sgd", "adamax", "rmsprop"] = "adam"
+    """adam, adamax (Kingma & Ba 2015), adamw (Loshchilov & Hutter 2019), plain sgd, or rmsprop (Tieleman & Hinton 2012)."""
     lr: float = Field(gt=0)
     """Learning rate after warm-up."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Adam's decay rates of the first and second moments."""
+    """Adam's decay rates of the first and second moments; adamax's of the first moment and of the largest gradient."""
     eps: float = Field(default=1e-8, gt=0)
-    """Adam's epsilon, outside the square root."""
+    """Epsilon of adam, adamw and rmsprop, outside the square root; adamax adds it to the gradient's magnitude."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
-    """SGD's momentum."""
+    """Momentum of sgd and rmsprop."""
+    alpha: float = Field(default=0.99, ge=0, lt=1)
+    """rmsprop's decay rate of the mean squared gradient."""
+    centered: bool = False
+    """Whether rmsprop divides by the gradient's standard deviation instead of its root mean square (Graves 2013, eq. 38-45)."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """L2 penalty for adam and sgd, decoupled for adamw."""
+    """Decoupled for adamw, an L2 penalty for the others."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest global norm of the gradient; null: not clipped."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from zero."""
-    decay: Literal["none", "linear", "cosine", "exponential"] = "none"
-    """Shape of the decay after warm-up: to zero, or by the same factor at every step."""
+    decay: Literal["none", "linear", "cosine", "exponential", "steps"] = "none"
+    """Shape of the decay after warm-up: to lr_end, by the same factor at every step, or by a factor at each of decay_at."""
+    decay_start: int | None = Field(default=None, ge=0)
+    """Step at which a linear, cosine or exponential decay begins; null: at the end of warm-up."""
     decay_steps: int | None = Field(default=None, gt=0)
-    """Step at which a linear or cosine decay reaches zero (not train.steps, which a resumed run may change)."""
+    """Step at which a linear or cosine decay ends (not train.steps, which a resumed run may change)."""
+    lr_end: float = Field(default=0.0, ge=0)
+    """The rate at which a linear or cosine decay ends."""
     decay_factor: float | None = Field(default=None, gt=0, lt=1)
-    """The factor by which an exponential decay multiplies the rate at every step."""
+    """The factor by which an exponential decay multiplies the rate at every step, and a decay in steps at each of decay_at."""
+    decay_at: list[Annotated[int, Field(gt=0)]] = Field(default_factory=list)
+    """The steps at which a decay in steps multiplies the rate by decay_factor, in ascending order."""
 
     @model_validator(mode="after")
-    def _decay_has_its_length_or_factor(self) -> "OptimizerOptions":
-        if (self.decay in ("linear", "cosine")) != (self.decay_steps is not None):
+    def _kind_takes_its_options(self) -> "OptimizerOptions":
+        for key, value in (("alpha", 0.99), ("centered", False)):
+            if self.kind != "rmsprop" and getattr(self, key) != value:
+                raise ValueError(f"{key} is an option of kind: rmsprop, and {self.kind} does not take it")
+        if self.kind == "adamax" and self.momentum:
+            raise ValueError("momentum is an option of kind: sgd and rmsprop; adamax takes betas")
+        if self.kind == "rmsprop" and self.betas != (0.9, 0.999):
+            raise ValueError("betas is an option of the kinds of Adam; rmsprop takes alpha and momentum")
+        return self
+
+    @model_validator(mode="after")
+    def _decay_has_its_numbers(self) -> "OptimizerOptions":
+        to_an_end = self.decay in ("linear", "cosine")
+        if to_an_end != (self.decay_steps is not None):
             raise ValueError("decay_steps goes with decay: linear or cosine, and only with it")
-        if (self.decay == "exponential") != (self.decay_factor is not None):
-            raise ValueError("decay_factor goes with decay: exponential, and only with it")
+        if (self.decay in ("exponential", "steps")) != (self.decay_factor is not None):
+            raise ValueError("decay_factor goes with decay: exponential or steps, and only with it")
+        if (self.decay == "steps") != bool(self.decay_at):
+            raise ValueError("decay_at goes with decay: steps, and only with it")
+        if self.decay_start is not None and self.decay not in ("linear", "cosine", "exponential"):
+            raise ValueError("decay_start goes with decay: linear, cosine or exponential, and only with it")
+        if self.lr_end and not to_an_end:
+            raise ValueError("lr_end goes with decay: linear or cosine, and only with it")
+        if self.lr_end > self.lr:
+            raise ValueError("lr_end must be at most lr")
+        if any(later <= earlier for earlier, later in itertools.pairwise(self.decay_at)):
+            raise ValueError("decay_at must name steps in ascending order")
+        if self.decay_start is not None and self.decay_start < self.warmup_steps:
+            raise ValueError("decay_start must be at least warmup_steps")
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError("decay_steps must be larger than warmup_steps")
+        if self.decay_steps is not None and self.decay_steps <= (self.decay_start or 0):
+            raise ValueError("decay_steps must be larger than decay_start")
         return self
 
 
 @dataclass(frozen=True)
-class Component:
-    """One trained network. `averaged`: whether an EMA of it is kept (and is what evaluation and export use).
+class ParameterGroup:
+    """Parameters of a component that are trained otherwise than its others, at the same times."""
 
-    `build` makes the network with fresh weights from torch's global generator; sampling builds only what it needs.
+    holds: Callable[[str, nn.Parameter], bool]
+    """Of a parameter's name in the network, and the parameter."""
+    lr_scale: float = 1.0
+    """Their learning rate, in units of the component's."""
+    weight_decay: float | None = None
+    """None: the component's."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network, trained or frozen.
+
+    build: makes it with fresh weights from torch's global generator; sampling builds only what it needs.
+    optimizer: None for a frozen network, whose parameters never get gradients. A phase that lists it among what it trains
+    commits its statistics.
+    averaged: whether an EMA of it is kept, and is what evaluation and export use.
+    groups: the first that holds a parameter takes it; all others are trained as `optimizer` says.
     """
 
     build: Callable[[], nn.Module]
-    optimizer: OptimizerOptions
+    optimizer: OptimizerOptions | None
     averaged: bool = False
+    groups: Sequence[ParameterGroup] = ()
+
+    def __post_init__(self) -> None:
+        assert self.optimizer is not None or not self.averaged, "a frozen component has no average: it does not change"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +127,7 @@ class Microbatch(OfFields):
     """One rank's slice of one global microbatch, on the device: a mapping of the data's fields.
 
     fields: by name, [n, ...] as their kinds say (an image is [n, C, H, W] in [-1, 1], a label and codes are int64); empty in a
-    phase that reads no data.
+    phase whose batch is "none".
     indices: the numbers of these n samples in the global batch, which key every draw; global_batch_size: how many samples
     it has; draws: the keyed draws of this step and repeat, on the device; device: where new tensors go.
     """
@@ -92,24 +149,52 @@ class Losses:
 
 @dataclass(frozen=True)
 class Phase:
-    """Trains one component against one loss. The other components are frozen and do not update their statistics."""
+    """Trains one or several components against one loss. The others are frozen and do not update their statistics.
+
+    An update is made for all components of the phase or, if the loss or one of their gradients is not finite, for none. A
+    component that no gradient reaches in an update is left as it is, its optimizer's state too.
+    """
 
     name: str
-    component: str
+    trains: Sequence[str]
+    """Names of components; one may be given as a plain string."""
     loss: Callable[[Networks, Microbatch], Losses]
     every: int = 1
     """The phase runs at steps divisible by this."""
-    repeats: int = 1
-    """Updates per step; each reads new data and new noise."""
-    reads_data: bool = True
-    weight_penalty: Callable[[nn.Module], Tensor] | None = None
-    """A loss on the component's weights alone, added once per update, outside autocast."""
-    reports: Callable[[nn.Module], Mapping[str, Tensor]] | None = None
-    """Scalars on the device that describe the component after its update, equal on all ranks, logged as `PHASE/NAME`."""
+    repeats: int | Callable[[int], int] = 1
+    """Updates at a step that it runs at, each with new noise; a number, or a function of the step."""
+    first_step: int = 0
+    """The phase runs from this step on."""
+    last_step: int | None = None
+    """And before this one; None: to the end."""
+    batch: Literal["new", "previous", "none"] = "new"
+    """What each update is given: new samples, the samples of the update before it in this step, or none."""
+    weight_penalty: Callable[[Networks], Tensor] | None = None
+    """A loss on the weights of the trained components alone, added once per update, outside autocast."""
+    weight_clip: float | None = None
+    """Every parameter that the phase trains is clamped to [-weight_clip, weight_clip] by its update."""
+    needs_whole_weights: bool = False
+    """Whether the loss needs whole weight tensors, which a strategy that shards parameters does not have; true in any case of
+    a phase with a weight_penalty."""
+    reports: Callable[[Networks], Mapping[str, Tensor]] | None = None
+    """Scalars on the device that describe the networks after the update, equal on all ranks, logged as `PHASE/NAME`."""
     watched: Mapping[str, str] = field(default_factory=dict)
     """The reports that jump when training goes wrong, each with a sentence that says what a jump means."""
 
-    @property
-    def needs_whole_weights(self) -> bool:
-        """Whether the update needs whole weight tensors, which a strategy that shards parameters does not have."""
-        return self.weight_penalty is not None
+    def __post_init__(self) -> None:
+        if isinstance(self.trains, str):
+            object.__setattr__(self, "trains", (self.trains,))
+        if self.weight_penalty is not None:
+            object.__setattr__(self, "needs_whole_weights", True)
+
+    def updates_at(self, step: int) -> int:
+        """How many updates the phase makes at a step."""
+        if step % self.every or step < self.first_step or (self.last_step is not None and step >= self.last_step):
+            return 0
+        return self.repeats(step) if callable(self.repeats) else self.repeats
+
+    def mean_updates(self, steps: int) -> float:
+        """Updates per step, averaged over a run of `steps`."""
+        if callable(self.repeats) or self.first_step or self.last_step is not None:
+            return sum(map(self.updates_at, range(steps))) / steps
+        return self.repeats / self.every

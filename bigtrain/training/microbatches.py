@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.cluster.watchdog import Watchdog
@@ -33,8 +34,10 @@ class Microbatches:
         device: torch.device,
         watchdog: Watchdog,
         reads: Sequence[str],
+        repeated: bool,
     ) -> None:
-        """`reads`: the fields that are read, by name."""
+        """`reads`: the fields that are read, by name. `repeated`: whether there are phases that are given the samples of the
+        update before them."""
         self.position = 0
         self.replaced = 0
         self._index, self._data, self._train, self._seed, self._device = index, data, train, seed, device
@@ -45,6 +48,9 @@ class Microbatches:
         self._fetched = index.is_fetched
         self._replaced_names: list[str] = []
         self._wait_s = 0.0
+        self._repeated = repeated
+        self._last: dict[int, Mapping[str, Tensor]] = {}
+        self._last_step = -1
         self._keys: dict[str, DeviceKeys] = {}
         if device.type == "cuda":
             torch.cuda.init()  # before, torch has no generators of GPUs
@@ -78,14 +84,14 @@ class Microbatches:
         self.open()
         try:
             pieces, draws = range(math.ceil(images / self._global_size)), Draws(self._seed, device=self._device)
-            batches = [self._on_device(self._next_batch(), piece, draws) for piece in pieces]
+            batches = [self._with_draws(self._on_device(self._next_batch()), piece, draws) for piece in pieces]
         finally:
             self.close()
         self._replaced_names, self._wait_s = [], 0.0  # they are counted when training reads them
         return batches
 
     def next(self, phase: Phase, step: int, repeat: int, piece: int) -> Microbatch:
-        """This rank's slice of microbatch `piece` of an update. A phase that reads no data gets the sample numbers without
+        """This rank's slice of microbatch `piece` of an update. A phase whose batch is "none" gets the sample numbers without
         samples."""
         draws = self._draws(phase, step, repeat)
         # Dropout masks are the only draw that depends on the rank.
@@ -93,11 +99,19 @@ class Microbatches:
         self._dropout.manual_seed(
             torch_seed(self._seed, f"{phase.name}/dropout", step=step, repeat=repeat, index=first)
         )
-        if not phase.reads_data:
-            return self._on_device(None, piece, draws)
-        batch = self._next_batch()
+        return self._with_draws(self._fields(phase, step, piece), piece, draws)
+
+    def _fields(self, phase: Phase, step: int, piece: int) -> Mapping[str, Tensor]:
+        if phase.batch == "none":
+            return {}
+        if phase.batch == "previous":
+            assert self._last_step == step, f"phase {phase.name}: no phase before it has read a batch at step {step}"
+            return self._last[piece]
+        fields = self._on_device(self._next_batch())
         self.position += self._global_size
-        return self._on_device(batch, piece, draws)
+        if self._repeated:
+            self._last[piece], self._last_step = fields, step
+        return fields
 
     def take_wait_s(self) -> float:
         """Seconds that this rank has waited for data since the last call."""
@@ -127,8 +141,10 @@ class Microbatches:
         first = piece * self._global_size + world.rank() * share
         return range(first, first + share)
 
-    def _on_device(self, batch: Batch | None, piece: int, draws: Draws) -> Microbatch:
-        fields = {} if batch is None else on_device(batch, self._index.fields, self._device)
+    def _on_device(self, batch: Batch) -> dict[str, Tensor]:
+        return on_device(batch, self._index.fields, self._device)
+
+    def _with_draws(self, fields: Mapping[str, Tensor], piece: int, draws: Draws) -> Microbatch:
         return Microbatch(fields, self._sample_ids(piece), draws, self._device, self._train.batch_size)
 
     def _next_batch(self) -> Batch:

@@ -5,7 +5,7 @@ continues as if it had not been. To resume, run the same command again.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from bigtrain.runs.folder import RunFolder
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.checkpoint_writer import CheckpointWriter
 from bigtrain.training.cost.step import flops_of_all_ranks
-from bigtrain.training.engine.component import ComponentTrainer, to_device
+from bigtrain.training.engine.component import ComponentTrainer, TrainedComponent, backward, to_device
 from bigtrain.training.engine.kernels import autocast, configure_kernels
 from bigtrain.training.engine.options import EngineOptions, check_strategy
 from bigtrain.training.engine.start import start_component
@@ -41,6 +41,7 @@ from bigtrain.training.monitoring.throughput import Throughput
 from bigtrain.training.monitoring.tracking import Tracker
 from bigtrain.training.observer import Observer
 from bigtrain.training.options import TrainOptions, check_batch
+from bigtrain.training.phases import check_phases, trained
 
 
 class Trainer:
@@ -64,26 +65,28 @@ class Trainer:
         """`observers`: by name, "sample" (called every train.sample_every) and "evaluate" (every train.evaluate_every). `best`:
         decides from evaluations which checkpoint to keep."""
         check_batch(train, world.size())
+        check_phases(family)
         check_strategy(family, engine)
         configure_kernels(train.deterministic)
         self.family, self.index, self.folder = family, index, folder
         self.seed, self.data, self.train, self.device = seed, data, train, device
         self.observers, self.best = observers, best
         self.watchdog = Watchdog(engine.hang_timeout_s, peers_of_world())
-        self.microbatches = Microbatches(index, data, train, seed, device, self.watchdog, family.reads)
+        repeated = any(phase.batch == "previous" for phase in family.phases)
+        self.microbatches = Microbatches(index, data, train, seed, device, self.watchdog, family.reads, repeated)
         self.ema, self.engine = ema, engine
         self.networks = {
             name: to_device(build_network(family, name, seed), device, engine) for name in family.components
         }
         self.components: dict[str, ComponentTrainer] = {}
-        self.meters = {phase.name: PhaseMeter(phase.name, device) for phase in family.phases}
+        self.meters = {phase.name: PhaseMeter(phase.name, trained(family, phase), device) for phase in family.phases}
         self.step = 0
         self.wall_s = 0.0
         self._interval = Interval(0)
         self._writer = CheckpointWriter(folder.checkpoints, train.keep)
         self._saved_step = -1
-        self._focused: str | None = None
-        flops = partial(flops_of_all_ranks, family, train.batch_size, train.accumulate, train.precision)
+        self._focused: Sequence[str] = ()
+        flops = partial(flops_of_all_ranks, family, train.batch_size, train.accumulate, train.precision, train.steps)
         self._throughput = Throughput(device, train.batch_size, train.precision, flops)
 
     # -- the run ----------------------------------------------------------------------------------------------------
@@ -144,20 +147,23 @@ class Trainer:
         """Runs every repeat of every phase that is due, then updates the averages."""
         finite = {name: torch.ones((), dtype=torch.bool, device=self.device) for name in self.components}
         for phase in self.family.phases:
-            if self.step % phase.every == 0:
-                for repeat in range(phase.repeats):
-                    finite[phase.component] = self._update(phase, repeat)
+            for repeat in range(phase.updates_at(self.step)):
+                update_finite = self._update(phase, repeat)
+                for name in phase.trains:
+                    finite[name] = finite[name] & update_finite
         for name, component in self.components.items():
             component.update_averages(self.step, finite[name])
         self.step += 1
         self.watchdog.enter(self.step, None)
 
     def _update(self, phase: Phase, repeat: int) -> Tensor:
-        """One update of one component; returns whether it was finite and so was applied, as a bool on the device."""
-        component = self.components[phase.component]
+        """One update of the phase's components; returns whether it was finite and so was applied, as a bool on the device."""
+        components = [self.components[name] for name in phase.trains]
+        learners = [component for component in components if isinstance(component, TrainedComponent)]
         self.watchdog.enter(self.step, phase.name)
-        self._focus(phase.component)
-        component.start_update()
+        self._focus(phase.trains)
+        for learner in learners:
+            learner.start_update()
         meter = self.meters[phase.name]
         for piece in range(self.train.accumulate):
             last = piece == self.train.accumulate - 1
@@ -167,21 +173,28 @@ class Trainer:
                 losses = phase.loss(self.networks, microbatch)
             loss = losses.total / self.train.accumulate
             if last and phase.weight_penalty is not None:
-                loss = loss + phase.weight_penalty(component.network)
-            component.backward(loss, last)
+                loss = loss + phase.weight_penalty(self.networks)
+            backward(loss, learners, last)
             meter.record(losses)
         self.watchdog.mark("sums losses and gradients over the ranks")
         with self._throughput.waits.waiting():  # the first to meet the other ranks after the backward pass
-            loss_finite = meter.average_over_ranks(self.train.accumulate)
-        finite, norm = component.update(self.step, loss_finite)
-        meter.add_update(finite, norm, phase.reports(component.network) if phase.reports is not None else {}, self.step)
+            loss_finite, reached = meter.average_over_ranks(
+                self.train.accumulate, [learner.reached for learner in learners]
+            )
+        norms = [learner.gradient_norm() for learner in learners]
+        finite = loss_finite & torch.isfinite(torch.stack(norms)).all()
+        for learner, applied in zip(learners, finite & reached, strict=True):
+            learner.update(self.step, applied, phase.weight_clip)
+        for component in components:
+            component.commit(finite)
+        meter.add_update(finite, norms, phase.reports(self.networks) if phase.reports is not None else {}, self.step)
         return finite
 
-    def _focus(self, component: str) -> None:
-        if self._focused != component:
-            for name, other in self.components.items():
-                other.focus(name == component)
-            self._focused = component
+    def _focus(self, trains: Sequence[str]) -> None:
+        if self._focused != trains:
+            for name, component in self.components.items():
+                component.focus(name in trains)
+            self._focused = trains
 
     # -- pictures, evaluations, logs --------------------------------------------------------------------------------
 
@@ -240,8 +253,9 @@ class Trainer:
         self.wall_s += seconds
         row: dict[str, Any] = {"step": self.step, "images": self.step * self.train.batch_size}
         row |= {"wall": round(self.wall_s, 3)} | values
-        row |= {f"lr/{name}": component.learning_rate for name, component in self.components.items()}
-        waited = [component.waited_s() for component in self.components.values()]
+        learners = {name: each for name, each in self.components.items() if isinstance(each, TrainedComponent)}
+        row |= {f"lr/{name}": learner.learning_rate for name, learner in learners.items()}
+        waited = [learner.waited_s() for learner in learners.values()]
         row |= self._throughput.read(seconds, steps, self.microbatches.take_wait_s(), waited)
         if self.microbatches.replaced:
             row["data/replaced"] = self.microbatches.replaced
@@ -257,9 +271,11 @@ class Trainer:
         if skipped <= self.train.nonfinite_updates:
             return
         first = min((meter for meter in self.meters.values() if meter.skipped), key=lambda meter: meter.first_skipped)
-        component = next(phase.component for phase in self.family.phases if phase.name == first.phase)
+        phase = next(phase for phase in self.family.phases if phase.name == first.phase)
+        names = trained(self.family, phase)
+        which = f"component{'s' * (len(names) > 1)} {', '.join(names)}"
         raise TrainingDiverged(
-            f"step {first.first_skipped}, phase {first.phase}, component {component}: the loss or its gradient was not finite "
+            f"step {first.first_skipped}, phase {first.phase}, {which}: the loss or its gradient was not finite "
             f"({skipped} such updates so far, all skipped; train.nonfinite_updates allows "
             f"{self.train.nonfinite_updates}). The checkpoints are not affected. The usual remedy is a lower learning rate or "
             "a clip_norm, in a new run"

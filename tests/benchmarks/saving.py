@@ -21,7 +21,7 @@ from bigtrain.recipe import load_recipe
 from bigtrain.runs import checkpoint
 from bigtrain.sizes import size_of
 from bigtrain.training.checkpoint_writer import CheckpointWriter
-from bigtrain.training.engine.component import ComponentTrainer, to_device
+from bigtrain.training.engine.component import ComponentTrainer, TrainedComponent, backward, to_device
 from bigtrain.training.engine.start import start_component
 
 
@@ -37,11 +37,14 @@ def components_of(path: str, device: torch.device) -> dict[str, ComponentTrainer
     components = {}
     for name, component in family.components.items():
         network = to_device(build_network(family, name, 0), device, recipe.engine)
-        components[name] = start_component(network, component, recipe.ema, recipe.engine, "fp32", None)
+        started = components[name] = start_component(network, component, recipe.ema, recipe.engine, "fp32", None)
+        if not isinstance(started, TrainedComponent):
+            continue
         one = sum(parameter.sum() * 0 for parameter in network.parameters())
-        components[name].start_update()
-        components[name].backward(one, last=True)
-        components[name].update(0, torch.tensor(True, device=device))  # so that there are moments
+        started.start_update()
+        backward(one, [started], last=True)
+        started.gradient_norm()
+        started.update(0, torch.tensor(True, device=device), None)  # so that there are moments
     return components
 
 

@@ -48,7 +48,7 @@ def test_a_step_on_images_of_this_shape_reaches_every_weight(name: str, channels
         results = run_phase(family, networks, phase)
         assert all(value.isfinite().all() for value in results.values() if value.is_floating_point())
         reached = {name for name, value in results.items() if name.startswith("gradient of") and value.any()}
-        weights = {name for name, _ in networks[phase.component].named_parameters()}
+        weights = {f"{key}.{name}" for key in phase.trains for name, _ in networks[key].named_parameters()}
         assert reached == {f"gradient of {name}" for name in weights}
 
 

@@ -45,15 +45,16 @@ def test_a_loss_leaves_everything_as_it_was_until_its_components_commit(family: 
     made = small_family(family)
     networks = small_networks(made)
     for phase in made.phases:
-        focus(networks, phase.component)
+        focus(made, networks, phase)
         before = state_of(networks)
         assert torch.equal(loss(made, networks, phase), loss(made, networks, phase)), "a second forward sees the first"
         assert changed(before, state_of(networks)) == set()
         parameters = {f"{key}.{name}" for key, network in networks.items() for name, _ in network.named_parameters()}
-        for name in networks.keys() - {phase.component}:
+        for name in networks.keys() - set(phase.trains):
             commit(networks[name], YES)
         assert changed(before, state_of(networks)) == set(), "a frozen component has learned"
-        commit(networks[phase.component], YES)
+        for name in phase.trains:
+            commit(networks[name], YES)
         assert not changed(before, state_of(networks)) & parameters
 
 
@@ -62,22 +63,24 @@ def test_an_update_that_is_not_sound_leaves_the_statistics_as_they_were(family: 
     made = small_family(family)
     networks = small_networks(made)
     for phase in made.phases:
-        focus(networks, phase.component)
+        focus(made, networks, phase)
         before = state_of(networks)
         loss(made, networks, phase)
-        commit(networks[phase.component], NO)
+        for name in phase.trains:
+            commit(networks[name], NO)
         assert changed(before, state_of(networks)) == set()
         # And its notes are forgotten: the next update is what it would have been without it.
         other = copy.deepcopy(networks)
         for each in (networks, other):
-            focus(each, phase.component)
+            focus(made, each, phase)
         fresh = small_networks(made)
         for name, network in fresh.items():
             network.load_state_dict(networks[name].state_dict())
-        focus(fresh, phase.component)
+        focus(made, fresh, phase)
         for each in (networks, fresh):
             loss(made, each, phase)
-            commit(each[phase.component], YES)
+            for name in phase.trains:
+                commit(each[name], YES)
         assert changed(state_of(fresh), state_of(networks)) == set()
 
 
@@ -102,7 +105,7 @@ def test_nothing_but_dropout_draws_otherwise_than_by_its_key(family: str) -> Non
             if isinstance(module, nn.Dropout):
                 module.p = 0
     for phase in made.phases:
-        focus(networks, phase.component)
+        focus(made, networks, phase)
         batch = replace(microbatch(made, phase), draws=Noted(0))
         before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
         phase.loss(networks, batch).total.backward()

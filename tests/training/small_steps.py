@@ -12,6 +12,7 @@ from bigtrain.families.family import Family, build_network, find_family
 from bigtrain.families.phases import Microbatch, Phase
 from bigtrain.networks.layers import statistics
 from bigtrain.randomness import Draws
+from bigtrain.training.phases import trained
 from tests.runs_of import FAMILIES
 
 CPU = torch.device("cpu")
@@ -49,7 +50,7 @@ def small_networks(family: Family) -> dict[str, nn.Module]:
 def microbatch(family: Family, phase: Phase, samples: int = 4, step: int = 0) -> Microbatch:
     generator = torch.Generator().manual_seed(step)
     empty = Microbatch({}, range(samples), Draws(0, step), CPU, samples)
-    if not phase.reads_data:
+    if phase.batch == "none":
         return empty
     labels = torch.randint(len(family.spec.classes), (samples,), generator=generator)
     if family.spec.codes is None:
@@ -62,19 +63,21 @@ def microbatch(family: Family, phase: Phase, samples: int = 4, step: int = 0) ->
     return replace(empty, fields={**codes, "label": labels})
 
 
-def focus(networks: Mapping[str, nn.Module], component: str) -> None:
+def focus(family: Family, networks: Mapping[str, nn.Module], phase: Phase) -> None:
+    """As in training: the components of the phase get gradients, unless they are frozen, and record statistics."""
     for name, network in networks.items():
-        network.requires_grad_(name == component)
-        statistics.set_recording(network, name == component)
+        network.requires_grad_(name in trained(family, phase))
+        statistics.set_recording(network, name in phase.trains)
 
 
 def run_phase(
     family: Family, networks: Mapping[str, nn.Module], phase: Phase, *, bf16: bool = False
 ) -> dict[str, Tensor]:
     """Two accumulated microbatches and the commit of the statistics: losses, gradients and state afterwards, by name."""
-    focus(networks, phase.component)
-    network = networks[phase.component]
-    network.zero_grad()
+    focus(family, networks, phase)
+    focused = {name: networks[name] for name in phase.trains}
+    for network in focused.values():
+        network.zero_grad()
     results = {}
     for piece in range(2):
         torch.manual_seed(piece)
@@ -84,6 +87,9 @@ def run_phase(
         results[f"loss {piece}"] = losses.total.detach()
         # What was drawn after the phase must not depend on what was computed again.
         results[f"generator {piece}"] = torch.rand(())
-    results |= {f"gradient of {n}": p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
-    statistics.commit(network, torch.tensor(True))
-    return results | {name: value.clone() for name, value in network.state_dict().items()}
+    for key, network in focused.items():
+        gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+        results |= {f"gradient of {key}.{name}": gradient for name, gradient in gradients.items()}
+        statistics.commit(network, torch.tensor(True))
+        results |= {f"{key}.{name}": value.clone() for name, value in network.state_dict().items()}
+    return results

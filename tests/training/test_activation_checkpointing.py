@@ -49,7 +49,7 @@ def test_a_forward_pass_leaves_less_behind(name: str) -> None:
     for phase in family.phases:
         kept = []
         for networks in (small_networks(family), recomputing(small_networks(family))):
-            focus(networks, phase.component)
+            focus(family, networks, phase)
             batch = microbatch(family, phase)
             with LiveBytes() as live:
                 loss = phase.loss(networks, batch).total

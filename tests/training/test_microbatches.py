@@ -23,11 +23,11 @@ def microbatches() -> Microbatches:
     watchdog: Any = None
     train = TrainOptions(steps=10, batch_size=4, accumulate=2)
     data = DataOptions(train="nowhere.json", image_size=8)
-    return Microbatches(index, data, train, SEED, torch.device("cpu"), watchdog, ["image"])
+    return Microbatches(index, data, train, SEED, torch.device("cpu"), watchdog, ["image"], False)
 
 
 def phase(name: str) -> Phase:
-    return Phase(name, "maker", lambda networks, batch: pytest.fail("no loss is computed"), reads_data=False)
+    return Phase(name, "maker", lambda networks, batch: pytest.fail("no loss is computed"), batch="none")
 
 
 def drawn(reader: Microbatches, name: str, step: int, repeat: int) -> Tensor:

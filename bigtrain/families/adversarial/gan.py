@@ -95,9 +95,10 @@ LOSSES = {
 }
 
 
-def _generator_spectrum(generator: Any) -> dict[str, Tensor]:
+def _generator_spectrum(networks: Networks) -> dict[str, Tensor]:
     """Largest singular values before normalisation. At collapse those of the first layers explode, while most others do
     not (Brock et al. 2019, section 4.1)."""
+    generator: Any = networks["generator"]
     return {
         "singular_value/linear": generator.linear.noted_sigma,
         "singular_value/first_block": generator.blocks[0].conv1.noted_sigma,
@@ -105,8 +106,9 @@ def _generator_spectrum(generator: Any) -> dict[str, Tensor]:
     }
 
 
-def _discriminator_spectrum(discriminator: Any) -> dict[str, Tensor]:
+def _discriminator_spectrum(networks: Networks) -> dict[str, Tensor]:
     """Largest singular values: in all layers they grow through training and jump at collapse (Brock et al., section 4.2)."""
+    discriminator: Any = networks["discriminator"]
     return {
         "singular_value/first_block": discriminator.blocks[0].conv1.noted_sigma,
         "singular_value/largest": largest_singular_value(discriminator),
@@ -154,7 +156,7 @@ class GAN(Family, Latents, kind="gan"):
                 "generator",
                 "generator",
                 self.generator_loss,
-                reads_data=False,
+                batch="none",
                 weight_penalty=self._orthogonal_penalty if options.orthogonal_regularisation else None,
                 reports=_generator_spectrum,
                 watched=dict.fromkeys(
@@ -188,7 +190,8 @@ class GAN(Family, Latents, kind="gan"):
             return draws.integers(stream, indices, len(self.spec.classes))
         return self.spec.draw_labels(draws, stream, indices)
 
-    def _orthogonal_penalty(self, generator: Any) -> Tensor:
+    def _orthogonal_penalty(self, networks: Networks) -> Tensor:
+        generator: Any = networks["generator"]
         return orthogonal_penalty(generator, self.options.orthogonal_regularisation)
 
     # -- sampling ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.errors import UserError
@@ -86,9 +86,9 @@ class VQVAE(Family, Reconstructs, Encodes, InitialisedByData, kind="vqvae"):
         psnr = (10 * torch.log10(4 / errors.detach().clamp_min(1e-12))).mean()
         return Losses(total, {"mse": mse, "nmse": nmse, "psnr": psnr, "commitment": reconstruction.commitment})
 
-    def _reports(self, autoencoder: nn.Module) -> dict[str, Tensor]:
+    def _reports(self, networks: Networks) -> dict[str, Tensor]:
         """The quantisers' readings, named NAME/LEVEL if there are several levels."""
-        quantisers = cast(Autoencoder, autoencoder).quantisers()
+        quantisers = _autoencoder(networks).quantisers()
         return {
             f"{name}/{level}" if len(quantisers) > 1 else name: value
             for level, quantiser in quantisers.items()

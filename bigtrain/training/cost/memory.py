@@ -45,20 +45,21 @@ def residents(
     def share(size: int, from_stage: int) -> int:
         return -(-size // ranks) if stage >= from_stage else size
 
-    weights = sum(component.weights for component in components.values())
+    frozen = sum(component.weights for component in components.values() if not component.trained)
+    weights = sum(component.weights for component in components.values()) - frozen
     moments = share(sum(component.moments for component in components.values()), 1)
     master = share(weights, 1) if stage else 0
     gradients = share(weights, 2)
     if offload and (stage == 3 or (stage == 2 and accumulate == 1)):
         gradients = 0  # they are moved to the host bucket by bucket
     gpu = {
-        "weights": share(weights, 3),
+        "weights": share(weights, 3) + frozen,
         "statistics": sum(component.buffers for component in components.values()),
         "gradients": gradients,
         "optimizer moments": 0 if offload else moments,
         "optimizer's weights": 0 if offload else master,
         # Under ddp gradients are stored in the buckets themselves; DeepSpeed copies them into one bucket per component.
-        "buckets": 4 * BUCKET_ELEMENTS * len(components) if stage else 0,
+        "buckets": 4 * BUCKET_ELEMENTS * sum(each.trained for each in components.values()) if stage else 0,
     }
     averaged = [component for component in components.values() if component.average]
     of_weights = sum(share(component.weights, 3) for component in averaged)

@@ -17,14 +17,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bigtrain.cluster import world
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family, build_network
 from bigtrain.families.phases import Microbatch, OptimizerOptions, Phase
 from bigtrain.networks.layers import statistics
-from bigtrain.networks.layers.normalisation import SyncedBatchNorm
 from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.randomness import Draws, Indices
 from bigtrain.training.engine.kernels import autocast
+from bigtrain.training.engine.optimizers import moments_per_weight
+from bigtrain.training.phases import trained
 
 CPU = torch.device("cpu")
 
@@ -41,6 +43,8 @@ class ComponentCost:
     """The optimizer's state."""
     average: int
     """One average of this component; 0 if it is not averaged."""
+    trained: bool = True
+    """Whether it has an optimizer, and so gradients."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class PhaseCost:
     peak: int
     """Largest number of bytes at one time in forward and backward, besides weights, buffers and gradients."""
     runs: float
-    """Mean number of updates of this phase per step: repeats / every."""
+    """Mean number of updates of this phase per step."""
 
 
 @dataclass(frozen=True)
@@ -88,36 +92,46 @@ class StepCost:
 
 
 def step_cost(
-    family: Family, samples: int, precision: str, *, accumulate: int = 1, recompute: bool = False, memory: bool = True
+    family: Family,
+    samples: int,
+    precision: str,
+    *,
+    accumulate: int = 1,
+    steps: int = 1,
+    recompute: bool = False,
+    memory: bool = True,
 ) -> StepCost:
     """Counts a step of `family` with `samples` per rank and microbatch.
 
+    `steps`: of the run, over which the number of updates of a phase that is not the same at all steps is averaged.
     `recompute`: with activation checkpointing. `memory` False: only FLOPs, in half the time; `kept` and `peak` are 0 then.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    # A rank that counts must not wait for others.
+    with world.alone(), FakeTensorMode(allow_non_fake_inputs=True):
         networks = {name: _prepared(build_network(family, name, 0)) for name in family.components}
         microbatch = _microbatch(family, samples, accumulate)
-        flops = {phase.name: _flops(phase, networks, microbatch, precision) for phase in family.phases}
+        flops = {phase.name: _flops(family, phase, networks, microbatch, precision) for phase in family.phases}
         bytes_ = {phase.name: (0, 0) for phase in family.phases}
         if memory:
             if recompute:
                 for network in networks.values():
                     recompute_blocks(network)
-            bytes_ = {phase.name: _bytes(phase, networks, microbatch, precision) for phase in family.phases}
+            bytes_ = {phase.name: _bytes(family, phase, networks, microbatch, precision) for phase in family.phases}
         components = {
             name: _component_cost(networks[name], component.optimizer, component.averaged)
             for name, component in family.components.items()
         }
     phases = tuple(
-        PhaseCost(phase.name, *flops[phase.name], *bytes_[phase.name], runs=phase.repeats / phase.every)
+        PhaseCost(phase.name, *flops[phase.name], *bytes_[phase.name], runs=phase.mean_updates(steps))
         for phase in family.phases
     )
     return StepCost(samples, accumulate, components, phases, sum(field.nbytes for field in microbatch.values()))
 
 
-def flops_of_all_ranks(family: Family, batch_size: int, accumulate: int, precision: str) -> float:
-    """FLOPs of one step over all ranks together: those of a single rank that does all the work."""
-    return step_cost(family, batch_size // accumulate, precision, accumulate=accumulate, memory=False).flops
+def flops_of_all_ranks(family: Family, batch_size: int, accumulate: int, precision: str, steps: int) -> float:
+    """FLOPs of a mean step of a run over all ranks together: those of a single rank that does all the work."""
+    samples = batch_size // accumulate
+    return step_cost(family, samples, precision, accumulate=accumulate, steps=steps, memory=False).flops
 
 
 def parameters_of(family: Family) -> int:
@@ -144,11 +158,8 @@ class _NoDraws(Draws):
 
 
 def _prepared(network: nn.Module) -> nn.Module:
-    """The network as in training, but not synchronised: a rank that counts must not wait for others."""
+    """The network in train mode and in its layout there. Fake tensors are replaced, as `Module.to` cannot change them."""
     for module in network.train().modules():
-        if isinstance(module, SyncedBatchNorm):
-            module.synchronised = False
-        # The layout of training. `Module.to` cannot change fake tensors in place, so they are replaced.
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() == 4:
                 setattr(module, name, nn.Parameter(parameter.detach().contiguous(memory_format=torch.channels_last)))
@@ -170,44 +181,49 @@ def _fields(spec: DataSpec, samples: int) -> dict[str, Tensor]:
     return fields | grids
 
 
-def _flops(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> tuple[int, int]:
+def _flops(
+    family: Family, phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str
+) -> tuple[int, int]:
     """(FLOPs of one microbatch, of the weight penalty)."""
     from torch.utils.flop_counter import FlopCounterMode  # half a second, and only a count needs it
 
-    with _focused(phase, networks), FlopCounterMode(display=False) as counter:
+    with _focused(family, phase, networks), FlopCounterMode(display=False) as counter:
         _total(phase, networks, microbatch, precision).backward()
         flops = counter.get_total_flops()
         if phase.weight_penalty is not None:
-            phase.weight_penalty(networks[phase.component]).backward()
+            phase.weight_penalty(networks).backward()
         return flops, counter.get_total_flops() - flops
 
 
-def _bytes(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> tuple[int, int]:
+def _bytes(
+    family: Family, phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str
+) -> tuple[int, int]:
     """(bytes kept for the backward pass, largest number at one time)."""
-    with _focused(phase, networks), LiveBytes() as live:
+    with _focused(family, phase, networks), LiveBytes() as live:
         loss = _total(phase, networks, microbatch, precision)
         kept = live.bytes
         if phase.weight_penalty is not None:
-            loss = loss + phase.weight_penalty(networks[phase.component])
+            loss = loss + phase.weight_penalty(networks)
         loss.backward()
         return kept, live.peak
 
 
 def _total(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> Tensor:
-    if not phase.reads_data:
+    if phase.batch == "none":
         microbatch = Microbatch({}, microbatch.indices, microbatch.draws, CPU, microbatch.global_batch_size)
     with autocast(precision, CPU):
         return phase.loss(networks, microbatch).total
 
 
 @contextmanager
-def _focused(phase: Phase, networks: Mapping[str, nn.Module]) -> Iterator[None]:
-    """As in training: only the phase's component has gradients and records statistics. Its gradients exist already, so that
-    they are not counted."""
+def _focused(family: Family, phase: Phase, networks: Mapping[str, nn.Module]) -> Iterator[None]:
+    """As in training: only the phase's components have gradients and record statistics. Their gradients exist already, so
+    that they are not counted."""
+    learners = trained(family, phase)
     for name, network in networks.items():
-        network.requires_grad_(name == phase.component)
-        statistics.set_recording(network, name == phase.component)
-    parameters = list(networks[phase.component].parameters())
+        network.requires_grad_(name in learners)
+        statistics.set_recording(network, name in phase.trains)
+    parameters = [parameter for name in learners for parameter in networks[name].parameters()]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     yield
@@ -252,15 +268,15 @@ class LiveBytes(TorchDispatchMode):
         self.bytes -= self._sizes.pop(address)
 
 
-def _component_cost(network: nn.Module, optimizer: OptimizerOptions, averaged: bool) -> ComponentCost:
+def _component_cost(network: nn.Module, optimizer: OptimizerOptions | None, averaged: bool) -> ComponentCost:
     parameters = list(network.parameters())
     weights = sum(parameter.nbytes for parameter in parameters)
     buffers = sum(buffer.nbytes for buffer in network.buffers())
-    moments_per_weight = {"adam": 2, "adamw": 2, "sgd": 1 if optimizer.momentum else 0}[optimizer.kind]
     return ComponentCost(
         sum(parameter.numel() for parameter in parameters),
         weights,
         buffers,
-        moments_per_weight * weights,
+        moments_per_weight(optimizer) * weights if optimizer is not None else 0,
         weights + buffers if averaged else 0,
+        trained=optimizer is not None,
     )

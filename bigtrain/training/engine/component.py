@@ -1,11 +1,12 @@
 """The trainer's interface to one component, the same under every strategy.
 
-`ddp` (replicated.py) keeps every component on every rank; `zero1`, `zero2` and `zero3` (zero.py) shard it with DeepSpeed.
+`ddp` (replicated.py) keeps every component on every rank; `zero1`, `zero2` and `zero3` (zero.py) shard it with DeepSpeed. A
+frozen component (frozen.py) is on every rank in any case.
 Checkpoints have the same content under each, so a run may be resumed with another strategy and number of processes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,45 +23,21 @@ checkpoint that is resumed are memory-mapped from its files: copy what is kept."
 
 
 class ComponentTrainer(ABC):
-    """One component while it is trained: its network, its optimizer, its gradients, its averages."""
+    """One component while the family is trained: its network, its statistics, its averages."""
 
-    def __init__(self, network: nn.Module, options: OptimizerOptions) -> None:
+    learning_rate: float | None = None
+    """The rate of the last update, in units of which each parameter group has its own; None for a frozen component."""
+
+    def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.options = options
-        self._parameters = dict(network.named_parameters())
 
     def focus(self, on: bool) -> None:
-        """`on`: the current phase trains this component, so its parameters get gradients and its statistics are recorded."""
-        for parameter in self._parameters.values():
-            parameter.requires_grad_(on)
+        """`on`: the current phase trains this component, so its statistics are recorded."""
         statistics.set_recording(self.network, on)
 
-    @property
-    @abstractmethod
-    def learning_rate(self) -> float:
-        """The rate of the last update."""
-
-    @abstractmethod
-    def waited_s(self) -> float | None:
-        """Seconds since the last call that this rank waited for the sum of gradients; waits for the device.
-
-        None under a strategy that waits inside DeepSpeed, where it cannot be measured.
-        """
-
-    @abstractmethod
-    def start_update(self) -> None:
-        """Clears the gradients of the last update."""
-
-    @abstractmethod
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Adds the gradient of `loss`, this rank's share of the update's loss; `last`: the update's last backward."""
-
-    @abstractmethod
-    def update(self, step: int, loss_finite: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips, steps and commits statistics, unless a gradient is not finite or `loss_finite` (bool scalar) is False.
-
-        Returns (whether the update was applied, the gradient's norm before clipping): scalars on the device.
-        """
+    def commit(self, finite: Tensor) -> None:
+        """Applies the statistics that the update's forward passes recorded, unless `finite` (bool scalar) is False."""
+        statistics.commit(self.network, finite)
 
     @abstractmethod
     def update_averages(self, step: int, finite: Tensor) -> None:
@@ -74,6 +51,73 @@ class ComponentTrainer(ABC):
     def snapshot(self) -> Groups:
         """The component's tensors for a checkpoint, copied to host memory, on the main rank; empty on the others. Called on
         every rank. Later updates do not change it."""
+
+
+class TrainedComponent(ComponentTrainer):
+    """A component with an optimizer. An update: `start_update`; `backward` once a microbatch, for all components of the phase
+    together; `gradient_norm`; and then `update`, when the norms of all of them are known."""
+
+    loss_divisor: int
+    """What a rank's loss is divided by before the backward pass, so that gradients become those of the ranks' mean loss."""
+
+    def __init__(self, network: nn.Module, options: OptimizerOptions) -> None:
+        super().__init__(network)
+        self.options = options
+        self.learning_rate: float = options.lr
+        self._parameters = dict(network.named_parameters())
+
+    def focus(self, on: bool) -> None:
+        """`on`: the parameters get gradients, too."""
+        super().focus(on)
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(on)
+
+    @abstractmethod
+    def waited_s(self) -> float | None:
+        """Seconds since the last call that this rank waited for the sum of gradients; waits for the device.
+
+        None under a strategy that waits inside DeepSpeed, where it cannot be measured.
+        """
+
+    @abstractmethod
+    def start_update(self) -> None:
+        """Clears the gradients of the last update."""
+
+    @abstractmethod
+    def before_backward(self, last: bool) -> None:
+        """A backward pass begins; `last`: the update's last one."""
+
+    @abstractmethod
+    def after_backward(self) -> None:
+        """The backward pass has ended."""
+
+    @property
+    @abstractmethod
+    def reached(self) -> bool:
+        """Whether a gradient has reached one of the parameters in this update, on this rank; until `gradient_norm`."""
+
+    @abstractmethod
+    def gradient_norm(self) -> Tensor:
+        """The global norm of the gradient that is summed over microbatches and ranks, a scalar; waits for the sum."""
+
+    @abstractmethod
+    def update(self, step: int, applied: Tensor, weight_clip: float | None) -> None:
+        """Clips the gradient, steps, and clamps the parameters to [-weight_clip, weight_clip].
+
+        If `applied` (bool scalar on the device) is False, parameters and the optimizer's state stay as they are.
+        """
+
+
+def backward(loss: Tensor, components: Sequence[TrainedComponent], last: bool) -> None:
+    """Adds the gradients of `loss`, this rank's share of the update's loss, to all components that it trains.
+
+    `last`: the update's last backward pass.
+    """
+    for component in components:
+        component.before_backward(last)
+    (loss / components[0].loss_divisor).backward()
+    for component in components:
+        component.after_backward()
 
 
 def to_device(network: nn.Module, device: torch.device, engine: EngineOptions) -> nn.Module:

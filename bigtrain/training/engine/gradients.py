@@ -39,12 +39,14 @@ class GradientSum:
     """Sums the gradients of `parameters` over all ranks during the backward pass of the last microbatch.
 
     Usage per update: `reset()`, backward passes, `arm()` before the last of them, `wait()` after it. On a single rank there
-    are no buckets, and nothing is summed.
+    are no buckets, and nothing is summed. Where a backward pass reaches several components, each has its own sum: the order of
+    their collectives is that in which the pass reaches them, which is the same on all ranks.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: int) -> None:
         self._parameters = parameters
         self._armed = False
+        self._arrivals = 0
         self._buckets = [_Bucket(group) for group in _groups(parameters)] if world > 1 else []
         self._next = 0
         self.waits = CommTimer(parameters[0].device)
@@ -53,7 +55,13 @@ class GradientSum:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._arrived(bucket))
 
+    @property
+    def reached(self) -> bool:
+        """Whether a gradient has reached one of the parameters since `reset`, on this rank; until `wait`."""
+        return self._arrivals > 0 if self._buckets else any(p.grad is not None for p in self._parameters)
+
     def reset(self) -> None:
+        self._arrivals = 0
         if not self._buckets:
             for parameter in self._parameters:
                 parameter.grad = None
@@ -80,6 +88,7 @@ class GradientSum:
         return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
 
     def _arrived(self, bucket: _Bucket) -> None:
+        self._arrivals += 1
         if self._armed:
             bucket.missing -= 1
             self._send(everything=False)

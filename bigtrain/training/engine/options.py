@@ -44,7 +44,9 @@ def check_strategy(family: Family, engine: EngineOptions) -> None:
     """Raises UserError if a phase of the family cannot be trained under the strategy."""
     for phase in family.phases:
         if engine.strategy == "zero3" and phase.needs_whole_weights:
+            components = " and the ".join(phase.trains)
+            what = "adds a penalty on" if phase.weight_penalty is not None else "needs"
             raise UserError(
-                f"engine.strategy: zero3 cannot train this recipe, because phase {phase.name} adds a penalty on whole weights "
-                f"of the {phase.component}, which zero3 never holds; take zero2, or turn the penalty off (a key of family)"
+                f"engine.strategy: zero3 cannot train this recipe, because phase {phase.name} {what} whole weights of the "
+                f"{components}, which zero3 never holds; take zero2, or turn that off (a key of family)"
             )

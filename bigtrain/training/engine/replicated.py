@@ -7,34 +7,31 @@ from torch import Tensor, nn
 
 from bigtrain.cluster import world
 from bigtrain.families.phases import Component
-from bigtrain.networks.layers import statistics
 from bigtrain.training.averaging import Average, EmaOptions
-from bigtrain.training.engine.component import ComponentTrainer, Groups, prepare_forward
+from bigtrain.training.engine.component import Groups, TrainedComponent, prepare_forward
 from bigtrain.training.engine.gradients import GradientSum
-from bigtrain.training.engine.optimizers import allocate_momentum, optimizer_of
+from bigtrain.training.engine.optimizers import allocate_momentum, clamp, clip_scale, optimizer_of, set_rate
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.schedule import learning_rate
 
 
-class ReplicatedTrainer(ComponentTrainer):
+class ReplicatedTrainer(TrainedComponent):
     """One component under `ddp`."""
 
     def __init__(
         self, network: nn.Module, component: Component, ema: EmaOptions, engine: EngineOptions, saved: Groups | None
     ) -> None:
+        assert component.optimizer is not None, "a frozen component is not trained"
         super().__init__(network, component.optimizer)
+        self.loss_divisor = world.size()
         self._averages = Average.all_of(network, component.averaged, ema)
         prepare_forward(network, engine)
         parameters = list(self._parameters.values())
-        self._optimizer = optimizer_of(component, parameters)
+        self._optimizer = optimizer_of(component, self._parameters)
         allocate_momentum(self._optimizer, parameters)
         if saved is not None:
             self._load(saved)
         self._gradients = GradientSum(parameters, world.size())
-
-    @property
-    def learning_rate(self) -> float:
-        return self._optimizer.param_groups[0]["lr"]
 
     def waited_s(self) -> float:
         return self._gradients.waits.read()
@@ -42,24 +39,34 @@ class ReplicatedTrainer(ComponentTrainer):
     def start_update(self) -> None:
         self._gradients.reset()
 
-    def backward(self, loss: Tensor, last: bool) -> None:
+    def before_backward(self, last: bool) -> None:
         if last:
             self._gradients.arm()
-        (loss / world.size()).backward()
 
-    def update(self, step: int, loss_finite: Tensor) -> tuple[Tensor, Tensor]:
-        gradients = self._gradients.wait()
-        norm = torch.nn.utils.get_total_norm(gradients)
-        finite = loss_finite & torch.isfinite(norm)
+    def after_backward(self) -> None:
+        """Nothing: gradients are summed when they arrive."""
+
+    @property
+    def reached(self) -> bool:
+        return self._gradients.reached
+
+    def gradient_norm(self) -> Tensor:
+        self._summed = self._gradients.wait()
+        self._norm = torch.nn.utils.get_total_norm(self._summed)
+        return self._norm
+
+    @torch.no_grad()
+    def update(self, step: int, applied: Tensor, weight_clip: float | None) -> None:
+        parameters = list(self._parameters.values())
         if self.options.clip_norm is not None:
-            torch._foreach_mul_(gradients, (self.options.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.options, step)
-        # Fused optimizers skip the update, and do not count it, if found_inf is 1; the host need not read the flag.
-        self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            torch._foreach_mul_(self._summed, clip_scale(self._norm, self.options.clip_norm))
+        self.learning_rate = learning_rate(self.options, step)
+        set_rate(self._optimizer, self.learning_rate)
+        # The optimizers skip the update, and do not count it, if found_inf is 1; the host need not read the flag.
+        self._optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
         self._optimizer.step()
-        statistics.commit(self.network, finite)
-        return finite, norm
+        if weight_clip is not None:
+            clamp(parameters, weight_clip, applied)
 
     def update_averages(self, step: int, finite: Tensor) -> None:
         for average in self._averages.values():

@@ -4,7 +4,8 @@ DeepSpeed holds the shards, moves gradients and weights between ranks and calls 
 results is our code, as with `ddp`: the loss and each rank's share of it, norm and clipping, the flag that skips an update,
 the optimizer, schedules, statistics, averages, checkpoints. The configuration switches off DeepSpeed's own versions.
 
-Forward passes call the plain network, never the engine, so a phase may use a network as often as it likes, frozen or not.
+Forward passes call the plain network, never the engine, so a phase may use a network as often as it likes, frozen or not; and
+the backward pass is the loss's own, which reaches as many engines as the phase trains.
 The configuration comes from Accelerate's DeepSpeedPlugin. The engines are made in the same way as by `Accelerator.prepare`,
 but not by it, because it supports only one engine and requires the transformers library.
 """
@@ -12,7 +13,7 @@ but not by it, because it supports only one engine and requires the transformers
 import copy
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 
 from bigtrain.cluster import world
 from bigtrain.families.phases import Component
-from bigtrain.networks.layers import statistics
 from bigtrain.training.averaging import (
     Average,
     EmaOptions,
@@ -29,8 +29,15 @@ from bigtrain.training.averaging import (
     MovingAverage,
     averaged_and_copied_names,
 )
-from bigtrain.training.engine.component import ComponentTrainer, Groups, prepare_forward
-from bigtrain.training.engine.optimizers import allocate_momentum, optimizer_of
+from bigtrain.training.engine.component import Groups, TrainedComponent, prepare_forward
+from bigtrain.training.engine.optimizers import (
+    allocate_momentum,
+    clamp,
+    clip_scale,
+    grouped_names,
+    optimizer_of,
+    set_rate,
+)
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.engine.partition import Piece, copy_into, cut, pieces_end_to_end, pieces_of_each
 from bigtrain.training.engine.replicated import copied_to_host
@@ -42,8 +49,10 @@ PERSISTENT_ELEMENTS = 10**5
 """zero3 keeps parameters up to this size on every rank, because gathering them would cost more than it saves."""
 
 
-class ZeroTrainer(ComponentTrainer):
+class ZeroTrainer(TrainedComponent):
     """One component under `zero1`, `zero2` or `zero3`."""
+
+    loss_divisor = 1  # DeepSpeed divides the sum of gradients by the number of ranks
 
     def __init__(
         self,
@@ -54,13 +63,17 @@ class ZeroTrainer(ComponentTrainer):
         precision: str,
         saved: Groups | None,
     ) -> None:
+        assert component.optimizer is not None, "a frozen component is not trained"
         super().__init__(network, component.optimizer)
         self._device = next(network.parameters()).device
         self._stage = int(options.strategy.removeprefix("zero"))
+        self._offload = options.offload_optimizer
         self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        self._reached = False
         for parameter in self._parameters.values():
             assert parameter.dtype == torch.float32, "DeepSpeed keeps weights in float32"
             parameter.requires_grad_(True)  # DeepSpeed never trains a parameter that is frozen when it starts
+            parameter.register_post_accumulate_grad_hook(self._arrived)
             # DeepSpeed would broadcast every parameter, which all ranks have already, and fails with a scalar. This
             # attribute prevents it.
             parameter.ds_optim_param = False  # type: ignore[attr-defined]
@@ -72,56 +85,93 @@ class ZeroTrainer(ComponentTrainer):
             for parameter in self._parameters.values():  # zero3 broadcasts them nevertheless
                 parameter.data = parameter.data.reshape(parameter.shape or (1,))
         prepare_forward(network, options)
-        self._optimizer = optimizer_of(component, list(self._parameters.values()))
-        self._guard = _Guard(self._optimizer, component.optimizer.clip_norm, self._device)
+        self._names = grouped_names(component, self._parameters)
+        self._optimizer = optimizer_of(component, self._parameters)
+        self._guard = _Guard(self._optimizer)
         self._engine = _start_engine(network, self._optimizer, options, precision, self._device)
-        self._partition: Tensor = self._find_partition()
+        self._partitions = self._find_partitions()
         if self._stage == 3 and component.averaged:
             self._averages = {
-                name: ShardedAverage(self._partition, network, options) for name, options in ema.by_name().items()
+                name: ShardedAverage(self._partitions, network, options) for name, options in ema.by_name().items()
             }
-        allocate_momentum(self._optimizer, [self._partition])
+        allocate_momentum(self._optimizer, self._partitions)
         if saved is not None:
             self._load(saved)
 
-    def _find_partition(self) -> Tensor:
-        """This rank's flat float32 shard of the weights, on which DeepSpeed calls the optimizer."""
+    def _find_partitions(self) -> list[Tensor]:
+        """This rank's flat float32 shard of each group of parameters, on which DeepSpeed calls the optimizer."""
         sharded = self._engine.optimizer
         flats = sharded.single_partition_of_fp32_groups if self._stage < 3 else sharded.fp32_partitioned_groups_flat
-        assert len(flats) == 1, f"one partition per component, not {len(flats)}"
-        return flats[0]
+        assert len(flats) == len(self._names), f"{len(flats)} partitions of {len(self._names)} groups of parameters"
+        return list(flats)
 
-    def _pieces(self, rank: int) -> list[Piece]:
-        sizes = {name: shape.numel() for name, shape in self._shapes.items()}
-        if self._stage < 3:
-            return pieces_end_to_end(sizes, rank, self._partition.numel())
-        return pieces_of_each(sizes, rank, world.size())
+    def _pieces(self, rank: int) -> list[list[Piece]]:
+        """The pieces of each group's partition."""
+        pieces = []
+        for names, partition in zip(self._names, self._partitions, strict=True):
+            sizes = {name: self._shapes[name].numel() for name in names}
+            if self._stage < 3:
+                pieces.append(pieces_end_to_end(sizes, rank, partition.numel()))
+            else:
+                pieces.append(pieces_of_each(sizes, rank, world.size()))
+        return pieces
 
     # -- an update --------------------------------------------------------------------------------------------------
-
-    @property
-    def learning_rate(self) -> float:
-        return self._optimizer.param_groups[0]["lr"]
 
     def waited_s(self) -> None:
         return None
 
     def start_update(self) -> None:
-        """Nothing: DeepSpeed clears gradients at the end of an update."""
+        """DeepSpeed clears gradients at the end of an update, but where it adds them up in one buffer it clears only what the
+        next update reaches."""
+        self._reached = False
+        if self._stage == 3:
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
+        if self._offload:
+            for partition in self._partitions:
+                if partition.grad is not None:
+                    partition.grad.zero_()
 
-    def backward(self, loss: Tensor, last: bool) -> None:
+    def before_backward(self, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
         # The engine's forward would do this; without it zero3 keeps only the last microbatch's gradient.
         self._engine.optimizer.clear_backward_seen_flag()
-        self._engine.backward(loss, scale_wrt_gas=False)
 
-    def update(self, step: int, loss_finite: Tensor) -> tuple[Tensor, Tensor]:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.options, step)
-        self._guard.expect(loss_finite)
+    def after_backward(self) -> None:
+        """What the engine's own `backward` does after a loss's, which it can do for one engine only."""
+        if self._stage < 3:
+            self._engine.optimizer.setup_buckets()  # the first gradient would do this, but none may have come
+        self._engine.allreduce_gradients()
+        self._engine.optimizer.backward_epilogue()
+
+    def _arrived(self, parameter: Tensor) -> None:
+        self._reached = True
+
+    @property
+    def reached(self) -> bool:
+        return self._reached
+
+    def gradient_norm(self) -> Tensor:
+        norms = torch.stack(torch._foreach_norm(self._gradients()))
+        self._norm = world.sum_over_ranks(norms.square().sum().to(self._device)).sqrt()
+        return self._norm
+
+    def _gradients(self) -> list[Tensor]:
+        """This rank's shard of the summed gradient, before DeepSpeed copies it to where the optimizer reads it."""
+        if self._offload:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)  # DeepSpeed's copies to host memory may still be under way
+            return [partition.grad for partition in self._partitions if partition.grad is not None]
+        averaged = self._engine.optimizer.averaged_gradients
+        return [gradient for group in range(len(self._partitions)) for gradient in averaged[group]]
+
+    def update(self, step: int, applied: Tensor, weight_clip: float | None) -> None:
+        self.learning_rate = learning_rate(self.options, step)
+        set_rate(self._optimizer, self.learning_rate)
+        clip_norm = self.options.clip_norm
+        scale = None if clip_norm is None else clip_scale(self._norm, clip_norm)
+        self._guard.expect(applied.to(self._partitions[0].device), scale, weight_clip)
         self._engine.step()
-        statistics.commit(self.network, self._guard.finite)
-        return self._guard.finite, self._guard.norm
 
     # -- averages ---------------------------------------------------------------------------------------------------
 
@@ -135,7 +185,7 @@ class ZeroTrainer(ComponentTrainer):
             return average.network if isinstance(average, Average) else self.network
         assert average is None or isinstance(average, ShardedAverage)
         full = {name: torch.empty(shape, device=self._device) for name, shape in self._shapes.items()}
-        self._gather(self._partition if average is None else average.partition, full)
+        self._gather(self._partitions if average is None else average.partitions, full)
         parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in full.items()}
         network = copy.deepcopy(self._empty, {id(p): parameters[n] for n, p in self._empty.named_parameters()}).eval()
         for name, buffer in (average.buffers if average is not None else _buffers(self.network)).items():
@@ -152,10 +202,10 @@ class ZeroTrainer(ComponentTrainer):
                 full |= {name: average.network.state_dict() for name, average in self._full_averages().items()}
                 groups |= copied_to_host(full)
         else:
-            sharded = {"weights": (self._partition, _buffers(self.network))}
-            sharded |= {name: (shard.partition, shard.buffers) for name, shard in self._sharded_averages().items()}
-            for name, (flat, buffers) in sharded.items():
-                groups[name] = {**self._collect(flat), **copied_to_host({"buffers": buffers})["buffers"]}
+            sharded = {"weights": (self._partitions, _buffers(self.network))}
+            sharded |= {name: (shard.partitions, shard.buffers) for name, shard in self._sharded_averages().items()}
+            for name, (flats, buffers) in sharded.items():
+                groups[name] = {**self._collect(flats), **copied_to_host({"buffers": buffers})["buffers"]}
         return groups if world.is_main() else {}
 
     def _full_averages(self) -> dict[str, Average]:
@@ -167,33 +217,40 @@ class ZeroTrainer(ComponentTrainer):
     def _collect_moments(self) -> dict[str, Tensor]:
         """The optimizer's state by parameter, on the main rank; every rank takes part."""
         moments: dict[str, Tensor] = {}
+        states = [self._optimizer.state.get(partition, {}) for partition in self._partitions]
         # Sorted, because after a resume the order may differ from rank to rank, and each key is a collective.
-        for key, value in sorted(self._optimizer.state.get(self._partition, {}).items()):
-            if isinstance(value, Tensor) and value.shape == self._partition.shape:
-                moments |= {f"{name}/{key}": moment for name, moment in self._collect(value).items()}
-            elif isinstance(value, Tensor):  # a count, the same for all
-                moments |= {f"{name}/{key}": value.detach().cpu().clone() for name in self._shapes}
+        for key in sorted(states[0]):
+            values = [state[key] for state in states]
+            if not isinstance(values[0], Tensor):
+                continue
+            if values[0].shape == self._partitions[0].shape:
+                moments |= {f"{name}/{key}": moment for name, moment in self._collect(values).items()}
+            else:  # a count, the same for all parameters of a group
+                for names, value in zip(self._names, values, strict=True):
+                    moments |= {f"{name}/{key}": value.detach().cpu().clone() for name in names}
         return moments
 
-    def _collect(self, flat: Tensor) -> dict[str, Tensor]:
+    def _collect(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
         """Full tensors by parameter from all ranks' flat shards, in host memory of the main rank; empty on other ranks."""
         full = {name: torch.empty(shape if world.is_main() else 0) for name, shape in self._shapes.items()}
-        self._gather(flat, full if world.is_main() else None)
+        self._gather(flats, full if world.is_main() else None)
         return full
 
-    def _gather(self, flat: Tensor, full: Mapping[str, Tensor] | None) -> None:
-        """Copies every rank's flat shard into `full`, one rank at a time, so that it needs memory for one partition."""
-        for rank, part in self._parts(flat):
-            if full is not None:
-                copy_into(full, part, self._pieces(rank))
-
-    def _parts(self, flat: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def _gather(self, flats: Sequence[Tensor], full: Mapping[str, Tensor] | None) -> None:
+        """Copies every rank's flat shards into `full`, one rank at a time, so that it needs memory for one partition."""
         for rank in range(world.size()):
-            own = rank == world.rank()
-            part = flat.detach().to(self._device) if own else torch.empty_like(flat, device=self._device)
-            if world.size() > 1:
-                dist.broadcast(part, src=rank)
-            yield rank, part
+            for flat, pieces in zip(flats, self._pieces(rank), strict=True):
+                part = self._part(flat, rank)
+                if full is not None:
+                    copy_into(full, part, pieces)
+
+    def _part(self, flat: Tensor, rank: int) -> Tensor:
+        """The flat shard of a rank, on every rank."""
+        own = rank == world.rank()
+        part = flat.detach().to(self._device) if own else torch.empty_like(flat, device=self._device)
+        if world.size() > 1:
+            dist.broadcast(part, src=rank)
+        return part
 
     @torch.no_grad()
     def _load(self, groups: Groups) -> None:
@@ -202,7 +259,8 @@ class ZeroTrainer(ComponentTrainer):
         for name, average in self._full_averages().items():
             average.network.load_state_dict(groups[name])
         for name, sharded in self._sharded_averages().items():
-            cut(groups[name], pieces, sharded.partition)
+            for partition, of_partition in zip(sharded.partitions, pieces, strict=True):
+                cut(groups[name], of_partition, partition)
             for key, buffer in sharded.buffers.items():
                 buffer.copy_(groups[name][key])
         by_key: dict[str, dict[str, Tensor]] = {}
@@ -210,55 +268,63 @@ class ZeroTrainer(ComponentTrainer):
             parameter, _, key = name.rpartition("/")
             by_key.setdefault(key, {})[parameter] = value
         for key, values in by_key.items():
-            if all(value.shape == self._shapes[name] for name, value in values.items()) and key != "step":
-                moment = torch.zeros_like(self._partition)
-                cut(values, pieces, moment)
-            else:  # a count, the same for all
-                moment = next(iter(values.values())).to(self._partition.device, copy=True)
-            self._optimizer.state[self._partition][key] = moment
+            counts = key == "step" or any(value.shape != self._shapes[name] for name, value in values.items())
+            for names, partition, of_partition in zip(self._names, self._partitions, pieces, strict=True):
+                if counts:  # the same for all parameters of a group
+                    moment = values[names[0]].to(partition.device, copy=True)
+                else:
+                    moment = torch.zeros_like(partition)
+                    cut(values, of_partition, moment)
+                self._optimizer.state[partition][key] = moment
 
 
 class ShardedAverage(MovingAverage):
-    """One average under zero3: of this rank's flat shard of the weights, and of the buffers, which all ranks have."""
+    """One average under zero3: of this rank's flat shards of the weights, and of the buffers, which all ranks have."""
 
-    def __init__(self, weights: Tensor, network: nn.Module, options: EmaOptions | ExtraAverage) -> None:
+    def __init__(self, weights: Sequence[Tensor], network: nn.Module, options: EmaOptions | ExtraAverage) -> None:
         sources = _buffers(network)
-        self.partition = weights.detach().clone()
+        self.partitions = [partition.detach().clone() for partition in weights]
         self.buffers = {name: buffer.detach().clone() for name, buffer in sources.items()}
         names, copied = averaged_and_copied_names(network)
         averaged = [name for name in names if name in sources]
         super().__init__(
             options,
-            ([self.partition, *(self.buffers[n] for n in averaged)], [weights, *(sources[n] for n in averaged)]),
+            (
+                [*self.partitions, *(self.buffers[n] for n in averaged)],
+                [*weights, *(sources[n] for n in averaged)],
+            ),
             ([self.buffers[name] for name in copied], [sources[name] for name in copied]),
         )
 
 
 class _Guard:
-    """A hook before the optimizer's step, when DeepSpeed has set this rank's summed gradient: computes the norm, clips, and
-    sets the flag that skips the step. All of it stays on the device."""
+    """Hooks around the optimizer's step, which DeepSpeed calls once for each group of parameters: clip the gradient, set the
+    flag that skips the step, and clamp the weights before DeepSpeed hands them to the network. All of it stays on the device.
+    """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, clip_norm: float | None, device: torch.device) -> None:
-        self._clip_norm, self._device = clip_norm, device
-        self._loss_finite = torch.ones((), dtype=torch.bool, device=device)
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
 
-    def expect(self, loss_finite: Tensor) -> None:
-        """Call before each update. `finite` stays False unless the hook runs: zero3 does not call the optimizer if the gradient
-        is not finite."""
-        self._loss_finite = loss_finite
-        self.finite = torch.zeros_like(loss_finite)
-        self.norm = torch.full((), torch.inf, device=self._device)
+    def expect(self, applied: Tensor, scale: Tensor | None, weight_clip: float | None) -> None:
+        """Call before each update. `scale`: what gradients are multiplied by; None: they are not clipped."""
+        self._applied, self._scale, self._weight_clip = applied, scale, weight_clip
 
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-        squares = torch.stack([torch.linalg.vector_norm(gradient).square() for gradient in gradients]).sum()
-        self.norm = world.sum_over_ranks(squares.to(self._device)).sqrt()
-        self.finite = self._loss_finite & torch.isfinite(self.norm)
-        if self._clip_norm is not None:
-            scale = (self._clip_norm / (self.norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, scale.to(gradients[0].device))
-        optimizer.found_inf = (~self.finite).float().to(gradients[0].device)
+        gradients = [weights.grad for weights in _weights_of(optimizer) if weights.grad is not None]
+        if self._scale is not None:
+            torch._foreach_mul_(gradients, self._scale.to(gradients[0].device))
+        optimizer.found_inf = (~self._applied).float()
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
+        if self._weight_clip is not None:
+            clamp(_weights_of(optimizer), self._weight_clip, self._applied)
+
+
+def _weights_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The partition that DeepSpeed has the optimizer update now."""
+    return [weights for group in optimizer.param_groups for weights in group["params"]]
 
 
 def _configuration(options: EngineOptions, precision: str, device: torch.device) -> dict[str, Any]:
@@ -268,7 +334,7 @@ def _configuration(options: EngineOptions, precision: str, device: torch.device)
         "stage": stage,
         "reduce_bucket_size": BUCKET_ELEMENTS,
         "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
-        "sub_group_size": 2**62,  # one partition of any size, so that the optimizer steps once
+        "sub_group_size": 2**62,  # one partition of any size for each group of parameters
     }
     if options.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
@@ -277,7 +343,7 @@ def _configuration(options: EngineOptions, precision: str, device: torch.device)
     configuration: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,  # _Guard clips; the default would be 1.0
+        "gradient_clipping": 0.0,  # we clip; the default would be 1.0
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,

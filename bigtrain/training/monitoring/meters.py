@@ -1,7 +1,7 @@
 """Interval averages that stay on the device between two rows of metrics.jsonl, and are saved in checkpoints."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,17 @@ from bigtrain.randomness import to_device
 
 
 class PhaseMeter:
-    """Averages of one phase's losses and gradient norm over the updates since the last row, and its skipped updates.
+    """Averages of one phase's losses and gradient norms over the updates since the last row, and its skipped updates.
 
     Values are averaged over ranks at every update (one small collective), so the state is always the same on all ranks: a
     checkpoint in the middle of an interval, or another world size, changes no logged number.
     """
 
-    def __init__(self, phase: str, device: torch.device) -> None:
+    def __init__(self, phase: str, trained: Sequence[str], device: torch.device) -> None:
+        """`trained`: the components that get gradients."""
         self.phase = phase
+        several = len(trained) > 1
+        self._norms = [f"gradient_norm/{phase}" + (f"/{component}" if several else "") for component in trained]
         self.skipped = 0
         """Updates that were not finite and so were skipped, in the whole run; as of the last `fetch` or `state`."""
         self.first_skipped = -1
@@ -33,6 +36,9 @@ class PhaseMeter:
         self._updates = torch.zeros((), dtype=torch.float64, device=device)
         self._skips = torch.tensor([0, -1], device=device)
         self._saved: Mapping[str, float] = {}
+        self._flags = {
+            flag: torch.full((1,), float(flag), dtype=torch.float64, device=device) for flag in (False, True)
+        }
 
     def record(self, losses: Losses) -> None:
         """Records the losses of one microbatch."""
@@ -40,20 +46,27 @@ class PhaseMeter:
         values = [losses.total, *losses.terms.values()]
         self._pieces.append(torch.stack([value.detach().double() for value in values]))
 
-    def average_over_ranks(self, accumulate: int) -> Tensor:
-        """Averages the update's losses over microbatches and ranks; returns whether all are finite, as a bool on the device."""
+    def average_over_ranks(self, accumulate: int, reached: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Averages the update's losses over microbatches and ranks. `reached`: of each trained component, whether a gradient
+        has reached it on this rank.
+
+        Returns (whether all losses are finite, of each component whether a gradient has reached it on any rank): bools on
+        the device, of shape [] and [components].
+        """
         mean = torch.stack(self._pieces).sum(0) / (accumulate * world.size())
         self._pieces.clear()
-        self._current = world.sum_over_ranks(mean)
-        return torch.isfinite(self._current).all()
+        summed = world.sum_over_ranks(torch.cat([mean, *(self._flags[flag] for flag in reached)]))
+        self._current, ranks = summed.split([len(mean), len(reached)])
+        return torch.isfinite(self._current).all(), ranks > 0
 
-    def add_update(self, finite: Tensor, norm: Tensor, reports: Mapping[str, Tensor], step: int) -> None:
+    def add_update(self, finite: Tensor, norms: Sequence[Tensor], reports: Mapping[str, Tensor], step: int) -> None:
         """Adds the update to the averages if it was applied, else counts it as skipped.
 
-        `reports`: the phase's reports after it (Phase.reports), equal on all ranks.
+        `norms`: of the gradient of each trained component; `reports`: the phase's reports after it (Phase.reports), equal on
+        all ranks.
         """
         self._reported = [f"{self.phase}/{name}" for name in reports]
-        scalars = [value.detach().double().reshape(()) for value in (norm, *reports.values())]
+        scalars = [value.detach().double().reshape(()) for value in (*norms, *reports.values())]
         values = torch.cat([self._current, torch.stack(scalars)])
         if self._sums is None:
             kept = [self._saved.get(name, 0.0) for name in self._all_names()]
@@ -82,7 +95,7 @@ class PhaseMeter:
         return {"sums": sums, "updates": float(self._updates), "skips": [self.skipped, self.first_skipped]}
 
     def _all_names(self) -> list[str]:
-        return [*self._names, f"gradient_norm/{self.phase}", *self._reported]
+        return [*self._names, *self._norms, *self._reported]
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._saved = state["sums"]

@@ -66,8 +66,8 @@ def test_fake_labels_follow_the_data_or_are_uniform(how: str, missing: set) -> N
 def test_orthogonal_regularisation_is_in_the_generators_phase_only() -> None:
     penalties = [phase.weight_penalty for phase in family().phases]
     assert penalties[0] is None
-    generator = networks_of(family())["generator"]
-    assert penalties[1](generator) == orthogonal_penalty(generator, 1e-4)
+    networks = networks_of(family())
+    assert penalties[1](networks) == orthogonal_penalty(networks["generator"], 1e-4)
     assert [phase.weight_penalty for phase in family(orthogonal_regularisation=0).phases] == [None, None]
 
 
@@ -106,14 +106,15 @@ def test_the_reported_singular_values_are_those_of_the_first_layers() -> None:
     gan = family()
     networks = networks_of(gan)
     for phase, loss in zip(gan.phases, (gan.discriminator_loss, gan.generator_loss), strict=True):
-        network = networks[phase.component]
+        (name,) = phase.trains
+        network = networks[name]
         set_recording(network, True)
         for _ in range(60):
             with torch.no_grad():
                 loss(networks, microbatch(3))
             commit(network, torch.tensor(True))
         set_recording(network, False)
-        reports = phase.reports(network)
+        reports = phase.reports(networks)
         first = network.blocks[0].conv1.weight.detach().flatten(1)
         assert float(reports["singular_value/first_block"]) == pytest.approx(
             float(torch.linalg.matrix_norm(first, 2)), rel=0.02

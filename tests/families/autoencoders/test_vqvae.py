@@ -92,14 +92,14 @@ def test_training_brings_the_error_down_and_the_readings_tell_of_the_codebook() 
         commit(autoencoder, torch.tensor(True))
         errors.append(losses.terms["nmse"].item())
     assert errors[-1] < 0.7 * errors[0]
-    readings = vqvae.phases[0].reports(autoencoder)
+    readings = vqvae.phases[0].reports(networks)
     assert set(readings) == {"perplexity", "usage", "restarts"}
     assert 1 < readings["perplexity"] <= 16
 
 
 def test_readings_name_their_level_where_there_are_several() -> None:
     vqvae = family({"levels": {"bottom": 2, "top": 2}, "dead_code_threshold": 0})
-    readings = vqvae.phases[0].reports(networks_of(vqvae)["autoencoder"])
+    readings = vqvae.phases[0].reports(networks_of(vqvae))
     assert set(readings) == {"perplexity/top", "usage/top", "perplexity/bottom", "usage/bottom"}
 
 

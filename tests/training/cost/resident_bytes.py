@@ -16,7 +16,7 @@ from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.cost.memory import STRATEGIES, residents
 from bigtrain.training.cost.step import ComponentCost
 from bigtrain.training.engine import zero
-from bigtrain.training.engine.component import to_device
+from bigtrain.training.engine.component import TrainedComponent, backward, to_device
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.engine.start import start_component
 
@@ -41,11 +41,13 @@ def held(strategy: str, offload: bool, precision: str, accumulate: int) -> float
     component = start_component(
         network, Component(lambda: network, ADAM, averaged=True), EmaOptions(), options, precision, None
     )
+    assert isinstance(component, TrainedComponent)
     for step in range(2):
         component.start_update()
         for piece in range(accumulate):
-            component.backward(network(torch.ones(4, WIDTH)).square().mean(), last=piece == accumulate - 1)
-        component.update(step, torch.tensor(True))
+            backward(network(torch.ones(4, WIDTH)).square().mean(), [component], last=piece == accumulate - 1)
+        component.gradient_norm()
+        component.update(step, torch.tensor(True), None)
         component.update_averages(step, torch.tensor(True))
     gc.collect()
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors()}

@@ -41,8 +41,8 @@ class OneConvolution(Family, kind="one_convolution"):
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
         return Losses(F.relu(networks["net"](batch["image"])).mean(), {})
 
-    def penalty(self, network: nn.Module) -> torch.Tensor:
-        rows = network[0].weight.flatten(1)
+    def penalty(self, networks: Networks) -> torch.Tensor:
+        rows = networks["net"][0].weight.flatten(1)
         return (rows @ rows.t()).square().sum()
 
 
@@ -80,7 +80,7 @@ def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> No
         network.to(memory_format=torch.channels_last)
     weights = [t for network in networks.values() for t in [*network.parameters(), *network.buffers()]]
     for phase in family.phases:
-        focus(networks, phase.component)
+        focus(family, networks, phase)
         batch = microbatch(family, phase, samples=8)
         own = {tensor.untyped_storage()._cdata for tensor in [*weights, *batch.values()]}
         saved: dict[int, int] = {}
@@ -134,10 +134,12 @@ def test_bytes_of_live_tensors_are_counted_once_and_given_back() -> None:
 
 def test_a_rank_counts_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     family = small_family("toy")
-    alone = flops_of_all_ranks(family, 16, 2, "fp32")
-    monkeypatch.setattr("bigtrain.cluster.world.size", lambda: 2)
+    alone = flops_of_all_ranks(family, 16, 2, "fp32", 1)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_gather_into_tensor", None)
-    assert flops_of_all_ranks(family, 16, 2, "fp32") == alone
+    monkeypatch.setattr(dist, "all_reduce", None)
+    assert flops_of_all_ranks(family, 16, 2, "fp32", 1) == alone
     assert step_cost(family, 4, "fp32", accumulate=2).flops * 2 == pytest.approx(alone, rel=0.05)
 
 

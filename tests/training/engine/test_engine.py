@@ -6,7 +6,7 @@ from torch import nn
 
 from bigtrain.families.phases import Component, OptimizerOptions
 from bigtrain.training.averaging import EmaOptions
-from bigtrain.training.engine.component import ComponentTrainer, Groups, to_device
+from bigtrain.training.engine.component import Groups, TrainedComponent, backward, to_device
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.engine.start import start_component
 
@@ -19,13 +19,26 @@ OPTIMIZERS = {
 }
 
 
-def component(options: OptimizerOptions, saved: Groups | None = None) -> ComponentTrainer:
+def component(options: OptimizerOptions, saved: Groups | None = None) -> TrainedComponent:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     if saved is not None:
         network.load_state_dict(saved["weights"])
     network = to_device(network, CPU, EngineOptions())
-    return start_component(network, Component(lambda: network, options), EmaOptions(), EngineOptions(), "fp32", saved)
+    started = start_component(
+        network, Component(lambda: network, options), EmaOptions(), EngineOptions(), "fp32", saved
+    )
+    assert isinstance(started, TrainedComponent)
+    return started
+
+
+def update(component: TrainedComponent, loss: torch.Tensor, step: int) -> torch.Tensor:
+    """Returns whether the update was applied."""
+    component.start_update()
+    backward(loss, [component], last=True)
+    finite = torch.isfinite(component.gradient_norm())
+    component.update(step, finite, None)
+    return finite
 
 
 def loss_of(network: nn.Module, step: int) -> torch.Tensor:
@@ -41,9 +54,7 @@ def test_an_update_is_plain_pytorchs(kind: str, clip: float | None) -> None:
     theirs = component(options)
     plain = plain_kind(theirs.network.parameters(), lr=0.01, **arguments)
     for step in range(4):
-        ours.start_update()
-        ours.backward(loss_of(ours.network, step), last=True)
-        ours.update(step, YES)
+        update(ours, loss_of(ours.network, step), step)
         plain.zero_grad()
         loss_of(theirs.network, step).backward()
         if clip is not None:
@@ -58,9 +69,7 @@ def test_a_non_finite_gradient_changes_nothing(kind: str) -> None:
     ours = component(OPTIMIZERS[kind][0])
     for step, scale in enumerate([1.0, float("inf"), 1.0]):
         before = {f"{g}/{n}": t for g, tensors in ours.snapshot().items() for n, t in tensors.items()}
-        ours.start_update()
-        ours.backward(loss_of(ours.network, step) * scale, last=True)
-        finite, _ = ours.update(step, YES)
+        finite = update(ours, loss_of(ours.network, step) * scale, step)
         after = {f"{g}/{n}": t for g, tensors in ours.snapshot().items() for n, t in tensors.items()}
         assert bool(finite) == (scale == 1.0)
         if scale != 1.0:
@@ -71,13 +80,9 @@ def test_a_non_finite_gradient_changes_nothing(kind: str) -> None:
 def test_a_non_finite_first_update_leaves_nothing_unwritten(kind: str) -> None:
     """Fused SGD allocates its momentum and returns before it fills it."""
     skipped, plain = component(OPTIMIZERS[kind][0]), component(OPTIMIZERS[kind][0])
-    skipped.start_update()
-    skipped.backward(loss_of(skipped.network, 0) * float("nan"), last=True)
-    skipped.update(0, YES)
+    update(skipped, loss_of(skipped.network, 0) * float("nan"), 0)
     for each in (skipped, plain):
-        each.start_update()
-        each.backward(loss_of(each.network, 1), last=True)
-        each.update(1, YES)
+        update(each, loss_of(each.network, 1), 1)
     for mine, its in zip(skipped.network.parameters(), plain.network.parameters(), strict=True):
         assert torch.equal(mine, its)
 
@@ -90,9 +95,7 @@ def test_loading_what_was_saved_continues_bit_for_bit(kind: str) -> None:
         if step == 3:
             other = component(OPTIMIZERS[kind][0], saved=one.snapshot())
         for each in (one, other) if other is not None else (one,):
-            each.start_update()
-            each.backward(loss_of(each.network, step), last=True)
-            each.update(step, YES)
+            update(each, loss_of(each.network, step), step)
     assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True))
 
 
@@ -100,14 +103,10 @@ def test_loading_what_was_saved_continues_bit_for_bit(kind: str) -> None:
 def test_what_was_saved_is_copied_and_not_trained_further(kind: str) -> None:
     """A checkpoint's tensors are its files: a component that kept one would hold the file, and its space on the disk."""
     one = component(OPTIMIZERS[kind][0])
-    one.start_update()
-    one.backward(loss_of(one.network, 0), last=True)
-    one.update(0, YES)
+    update(one, loss_of(one.network, 0), 0)
     saved, expected = one.snapshot(), one.snapshot()
     other = component(OPTIMIZERS[kind][0], saved=saved)
-    other.start_update()
-    other.backward(loss_of(other.network, 1), last=True)
-    other.update(1, YES)
+    update(other, loss_of(other.network, 1), 1)
     other.update_averages(1, YES)
     assert all(
         torch.equal(saved[g][name], tensor) for g, tensors in expected.items() for name, tensor in tensors.items()
