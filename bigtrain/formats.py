@@ -1,19 +1,18 @@
 """Converts recipes and descriptions that earlier versions wrote to the current format.
 
 Stored files have a key `format`: a run's recipe.yaml, an export's provenance and configuration, the description of the data in
-a checkpoint. A file without it has format 1, which commit a3de763 was the last to write. Renamed keys are listed in their
-options class (`Options.renamed_keys`, `renamed_values`, `former_meanings`, `removed_keys`), so that no family is named here.
+a checkpoint. A file without it has format 1, which commit a3de763 was the last to write. What changed since is said by the
+options class that it belongs to (`Options.renamed_keys`, `renamed_values`, `former_meanings`, `removed_keys`, `from_earlier`),
+so that no family is named here.
 """
 
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from bigtrain.errors import UserError
-from bigtrain.options import Options
+from bigtrain.options import Options, member_for, values_of
 
 FORMAT = 2
 """The current format. Increase it when a key or value changes name or meaning, and convert the previous format here."""
@@ -28,20 +27,19 @@ def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
     """
     if not isinstance(content, Mapping):
         return content
-    known: type[Options] | None = options if issubclass(options, Options) else None
+    known = options if issubclass(options, Options) else Options
+    content = known.from_earlier(content)
     result: dict[str, Any] = {}
     for old, value in content.items():
-        if known is not None and old in known.removed_keys:
+        if old in known.removed_keys:
             if value:
                 raise UserError(f"{where}: {old}: {known.removed_keys[old]}")
             continue
-        key = known.renamed_keys.get(old, old) if known is not None else old
+        key = known.renamed_keys.get(old, old)
         if key in content and key != old:
             raise UserError(f"{where}: {old} is called {key} now, and both are given; leave {old} out")
-        value = _in_todays_words(value, key, options)
-        field = options.model_fields.get(key)
-        result[key] = value if field is None else _within(value, field.annotation, where)
-    return result
+        result[key] = _in_todays_words(value, key, known)
+    return _with_sections(result, options, lambda section, member: upgraded(section, member, where=where))
 
 
 def completed(content: Any, options: type[BaseModel]) -> Any:
@@ -50,18 +48,11 @@ def completed(content: Any, options: type[BaseModel]) -> Any:
     unchanged."""
     if not isinstance(content, Mapping):
         return content
-    removed = [key for key in getattr(options, "removed_keys", {}) if not content.get(key)]
-    result = {key: _in_todays_words(value, key, options) for key, value in content.items() if key not in removed}
-    result = {**getattr(options, "former_values", {}), **result}
-    for key, field in options.model_fields.items():
-        inner = next((part for part in _parts(field.annotation) if _is_options(part)), None)
-        if key in result and inner is not None:
-            result[key] = completed(result[key], inner)
-    return result
-
-
-def _is_options(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    known = options if issubclass(options, Options) else Options
+    content = known.from_earlier(content)
+    removed = [key for key in known.removed_keys if not content.get(key)]
+    result = {key: _in_todays_words(value, key, known) for key, value in content.items() if key not in removed}
+    return _with_sections({**known.former_values, **result}, options, completed)
 
 
 def checked_format(content: dict[str, Any], where: str) -> bool:
@@ -74,10 +65,8 @@ def checked_format(content: dict[str, Any], where: str) -> bool:
     return number == FORMAT
 
 
-def _in_todays_words(value: Any, key: str, options: type[BaseModel]) -> Any:
+def _in_todays_words(value: Any, key: str, options: type[Options]) -> Any:
     """The value of a key of a stored file, with words that have another name or meaning today replaced."""
-    if not issubclass(options, Options):
-        return value
     return _renamed(value, {**options.renamed_values.get(key, {}), **options.former_meanings.get(key, {})})
 
 
@@ -87,19 +76,25 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     return names.get(value, value) if isinstance(value, str) else value
 
 
-def _within(value: Any, annotation: Any, where: str) -> Any:
-    """The converted value of a field that may be an options class, or a mapping of them by name."""
-    for part in _parts(annotation):
-        if _is_options(part):
-            return upgraded(value, part, where=where)
-        if typing.get_origin(part) is dict and isinstance(value, Mapping):
-            inner = typing.get_args(part)[1]
-            return {name: _within(item, inner, where) for name, item in value.items()}
-    return value
+Convert = Callable[[Any, type[BaseModel]], Any]
+"""Of a section and its options class: the converted section."""
 
 
-def _parts(annotation: Any) -> Iterator[Any]:
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        yield from typing.get_args(annotation)
-    else:
-        yield annotation
+def _with_sections(content: dict[str, Any], options: type[BaseModel], convert: Convert) -> dict[str, Any]:
+    """`content` with each section inside it converted, by its own options class."""
+    fields = options.model_fields
+    return {
+        key: _within(value, fields[key].annotation, convert) if key in fields else value
+        for key, value in content.items()
+    }
+
+
+def _within(value: Any, annotation: Any, convert: Convert) -> Any:
+    """The converted value of a field: an options class, a member of a union, or a mapping of them by name."""
+    if not isinstance(value, Mapping):
+        return value
+    member = member_for(annotation, value)
+    if member is not None:
+        return convert(value, member)
+    values = values_of(annotation)
+    return value if values is None else {name: _within(item, values, convert) for name, item in value.items()}

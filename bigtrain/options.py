@@ -1,9 +1,13 @@
-"""The base of every options class. An options class is in the file that it configures; recipe.py composes them."""
+"""The base of every options class, and unions of them. An options class is in the file that it configures; recipe.py composes
+them."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from functools import reduce
+from operator import or_
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, model_validator
 
 
 class Options(BaseModel):
@@ -24,6 +28,19 @@ class Options(BaseModel):
     removed_keys: ClassVar[Mapping[str, str]] = {}
     """Keys of format 1 that were removed, and a sentence that says what to do instead."""
 
+    @classmethod
+    def from_earlier(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """This section of a stored file as an earlier version wrote it, with what no table above can convert converted: a word
+        that became a mapping, a key that moved into another section. Leaves what today's version writes unchanged."""
+        return content
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A union's default is its first member, as a mapping without a kind is: so that both mean the same."""
+        for name, field in cls.model_fields.items():
+            members = members_of(field.annotation)
+            assert not isinstance(field.default, Options) or type(field.default) is members[0], f"{cls.__name__}.{name}"
+
     @model_validator(mode="before")
     @classmethod
     def _use_todays_words(cls, content: Any) -> Any:
@@ -34,3 +51,80 @@ class Options(BaseModel):
                     if isinstance(word, str) and word in names:
                         raise ValueError(f"{key}: {word} is called {names[word]} now")
         return content
+
+
+def one_of(*members: type[Options]) -> Any:
+    """The annotation of a field that holds one of several options classes, chosen by its key `kind`; without it, the first.
+
+        class Hinge(Options):
+            kind: Literal["hinge"] = "hinge"
+
+        Game: Any = one_of(Hinge, Wasserstein)
+
+    (Any, as mypy does not look into a call.) recipe.py merges such mappings: one whose kind changes replaces its parent.
+    """
+    kinds = [kind_of(member) for member in members]
+    assert len({*kinds} - {None}) == len(members), kinds
+    tagged = [Annotated[member, Tag(kind)] for member, kind in zip(members, kinds, strict=True)]
+
+    def given_kind(value: Any) -> Any:
+        return value.get("kind", kinds[0]) if isinstance(value, Mapping) else getattr(value, "kind", None)
+
+    return Annotated[reduce(or_, tagged), Discriminator(given_kind)]
+
+
+# -- what an annotation allows --------------------------------------------------------------------------------------
+
+
+def members_of(annotation: Any) -> list[type[BaseModel]]:
+    """The options classes among which an annotation chooses: none, one, or those of a union."""
+    return [one for one in _alternatives(annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
+
+
+def kind_of(member: type[BaseModel]) -> Any:
+    """The kind that chooses a member of a union; None for an options class that is no such member."""
+    kind = member.model_fields.get("kind")
+    words = get_args(kind.annotation) if kind is not None else ()
+    return words[0] if len(words) == 1 else None
+
+
+def default_kind(annotation: Any) -> Any:
+    """The kind that a mapping without one has; None where it must be given."""
+    members = members_of(annotation)
+    if not members or kind_of(members[0]) is None or members[0].model_fields["kind"].is_required():
+        return None
+    return kind_of(members[0])
+
+
+def member_for(annotation: Any, content: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The options class that a mapping is checked against; None if its kind is no member's, or there is no such class."""
+    members = members_of(annotation)
+    if len(members) < 2:
+        return members[0] if members else None
+    kind = content.get("kind", default_kind(annotation))
+    return next((member for member in members if kind_of(member) == kind), None)
+
+
+def values_of(annotation: Any) -> Any:
+    """The annotation of the values of a mapping by name; None if it is no such mapping."""
+    mappings = [one for one in _alternatives(annotation) if get_origin(one) in (dict, Mapping)]
+    return get_args(mappings[0])[1] if mappings else None
+
+
+def inside(annotation: Any, part: Any) -> Any:
+    """The annotation of what lies within: under a key, under a name in a mapping, or in the member of a union that has this
+    kind, as pydantic locates errors."""
+    members = members_of(annotation)
+    chosen = [member for member in members if len(members) > 1 and kind_of(member) == part]
+    if chosen:
+        return chosen[0]
+    fields = [member.model_fields[part] for member in members if part in member.model_fields]
+    return fields[0].annotation if fields else values_of(annotation)
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [one for part in get_args(annotation) for one in _alternatives(part)]
+    return [annotation]

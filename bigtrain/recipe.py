@@ -2,25 +2,26 @@
 
 A recipe is read with YAML's safe loader, may extend another, is overridden from the command line (`train.steps=100`) and is
 checked as a whole. The message for an unknown key names the nearest known one; the message for a wrong value names its key.
+A mapping changes its parent's key by key; one that chooses another `kind` replaces it.
 Imported by inference, plan.py, cli.py and launch/ only.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model
 
 from bigtrain.data.options import DataOptions
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.family import family_kinds, find_family
 from bigtrain.formats import FORMAT, checked_format, completed, upgraded
-from bigtrain.options import Options
+from bigtrain.options import Options, default_kind, inside, kind_of, member_for, members_of
+from bigtrain.recipe_errors import COMMAND_LINE, complaints
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.options import TrainOptions
@@ -93,8 +94,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads, extends, overrides and checks a recipe. Raises UserError that names the file, the key and the remedy."""
     path = Path(path)
     content = _read(path, overrides)
-    for override in overrides:
-        _apply(content, override)
     content = {section: value for section, value in content.items() if value is not None}
     run = content.setdefault("run", {})
     if isinstance(run, dict):
@@ -118,15 +117,11 @@ class _Evaluation(Options):
 
 def evaluation_options(overrides: Sequence[str]) -> EvaluationOptions:
     """The default options with `evaluation.key=value` applied, for images without a recipe. Raises UserError."""
-    content: dict[str, Any] = {}
-    for override in overrides:
-        _apply(content, override)
+    content = _given(overrides)
     try:
         return _Evaluation.model_validate(content).evaluation
     except ValidationError as error:
-        overridden = {override.partition("=")[0] for override in overrides}
-        sentences = (_sentence(_Evaluation, item, "command line", overridden) for item in error.errors())
-        raise UserError("; ".join(sentences)) from None
+        raise UserError(complaints(error, _Evaluation, COMMAND_LINE)) from None
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
@@ -148,19 +143,28 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """A recipe merged into those that it extends; keys of files that an earlier version wrote are renamed to today's."""
-    files = _with_parents(path, ())
-    families = [content.get("family") for _, content in files]
-    kinds = [override.partition("=")[2] for override in overrides if override.startswith("family.kind=")][-1:]
-    kinds += [family["kind"] for family in families if isinstance(family, Mapping) and "kind" in family]
+    """A recipe merged into those that it extends, and overridden; keys of files that an earlier version wrote are renamed to
+    today's."""
+    layers = [(str(file), content) for file, content in reversed(_with_parents(path, ()))]
+    layers.append((COMMAND_LINE, _given(overrides)))
+    kinds = [_kind_of_family(content) for _, content in layers]
     result: dict[str, Any] = {}
-    for file, content in reversed(files):
-        if not checked_format(content, str(file)):
-            content = upgraded(content, _model_of(kinds[0], str(file)) if kinds else Recipe, where=str(file))
-        if _is_of_a_run(file):
-            content = completed(content, _model_of(kinds[0], str(file)) if kinds else Recipe)
-        result = _merged(result, content)
+    for number, (source, content) in enumerate(layers):
+        # The family's kind so far; where none has been given yet, the next one that is.
+        given = [kind for kind in [*reversed(kinds[: number + 1]), *kinds[number + 1 :]] if kind is not None]
+        model = _model_of(given[0], source) if given else Recipe
+        if source != COMMAND_LINE:
+            if not checked_format(content, source):
+                content = upgraded(content, model, where=source)
+            if _is_of_a_run(Path(source)):
+                content = completed(content, model)
+        result = _merged(result, content, model)
     return result
+
+
+def _kind_of_family(content: Mapping[str, Any]) -> Any:
+    family = content.get("family")
+    return family.get("kind") if isinstance(family, Mapping) else None
 
 
 def _is_of_a_run(path: Path) -> bool:
@@ -189,12 +193,33 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, di
     return [(path, content), *_with_parents(path.parent / parent, (*children, path.resolve()))]
 
 
-def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+class _Whole(dict[str, Any]):
+    """A mapping that was given as a value: it replaces another instead of changing it."""
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], annotation: Any) -> dict[str, Any]:
+    """`base` with `changes`, mapping by mapping. One that changes its kind replaces that of `base`: the keys of one kind mean
+    nothing to another."""
+    is_member = any(kind_of(member) is not None for member in members_of(annotation))
+    kind = base.get("kind", default_kind(annotation))
+    if is_member and kind is not None and changes.get("kind", kind) != kind:
+        return dict(changes)
+    options = member_for(annotation, {"kind": kind} | dict(changes))
     result = dict(base)
     for key, value in changes.items():
-        both_mappings = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merged(result[key], value) if both_mappings else value
+        before = result.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping) and not isinstance(value, _Whole):
+            value = _merged(before, value, inside(options or annotation, key))
+        result[key] = value
     return result
+
+
+def _given(overrides: Sequence[str]) -> dict[str, Any]:
+    """What the command line says, as one layer over the recipe, so that the order of a kind and its keys does not matter."""
+    content: dict[str, Any] = {}
+    for override in overrides:
+        _apply(content, override)
+    return content
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
@@ -208,11 +233,12 @@ def _apply(content: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     mapping = content
     for section in sections:
-        inner = {} if mapping.get(section) is None else mapping[section]
-        if not isinstance(inner, dict):
+        if mapping.get(section) is None:
+            mapping[section] = _Whole() if section in mapping else {}
+        if not isinstance(mapping[section], dict):
             raise UserError(f"command line: {key}: {section} is a value, not a section")
-        mapping[section] = mapping = dict(inner)
-    mapping[last] = value
+        mapping = mapping[section]
+    mapping[last] = _Whole(value) if isinstance(value, dict) else value
 
 
 def _checked(content: dict[str, Any], source: str, overrides: Sequence[str]) -> Recipe:
@@ -222,7 +248,7 @@ def _checked(content: dict[str, Any], source: str, overrides: Sequence[str]) -> 
         return model.model_validate(content)
     except ValidationError as error:
         overridden = {override.partition("=")[0] for override in overrides}
-        raise UserError("; ".join(_sentence(model, item, source, overridden) for item in error.errors())) from None
+        raise UserError(complaints(error, model, source, overridden)) from None
 
 
 def _model_of(kind: Any, source: str) -> type[Recipe]:
@@ -230,103 +256,11 @@ def _model_of(kind: Any, source: str) -> type[Recipe]:
     if not isinstance(kind, str):
         raise UserError(f"{source}: family.kind is missing; it names the family to train ({', '.join(family_kinds())})")
     try:
-        return create_model("Recipe", __base__=Recipe, family=(find_family(kind).options_class, ...))
+        return _model(find_family(kind).options_class)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 
 
-def _sentence(model: type[BaseModel], error: Any, source: str, overridden: set[str]) -> str:
-    location = _in_users_keys(model, error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
-    field, colon, rest = message.partition(": ")
-    if colon and field in getattr(_options_at(model, location), "model_fields", {}):
-        location, message = (*location, field), rest  # a validator of the section has named the field itself
-    key = ".".join(str(part) for part in location) or "the recipe"
-    by_command_line = any(key == override or key.startswith(f"{override}.") for override in overridden)
-    if error["type"] == "extra_forbidden":
-        by_command_line |= any(override.startswith(f"{key}.") for override in overridden)
-    where = "command line" if by_command_line else source
-    if error["type"] == "extra_forbidden":
-        return f"{where}: {key} is not a key; {_remedy(_options_at(model, error['loc'][:-1]), location)}"
-    if error["type"] == "missing":
-        return f"{where}: {key} is missing"
-    if error["type"] == "union_tag_not_found":
-        kinds = ", ".join(map(str, map(_kind, _members(_annotation_at(model, error["loc"])))))
-        return f"{where}: {key}.kind is missing; it is one of {kinds}"
-    if error["type"] == "union_tag_invalid":
-        return f"{where}: {key}.kind: {error['ctx']['tag']!r} is none of {error['ctx']['expected_tags']}"
-    if location[-1:] == ("[key]",):
-        key, message = ".".join(map(str, location[:-1])), "is no name; a name is letters, digits and underscores"
-    given = "" if isinstance(error["input"], Mapping) else f" (given: {error['input']!r})"
-    return f"{where}: {key}: {message}{given}"
-
-
-def _remedy(options: Any, location: Sequence[Any]) -> str:
-    """What to do about a key that an options class does not have."""
-    last = str(location[-1])
-    removed = getattr(options, "removed_keys", {})
-    if last in removed:
-        return removed[last]
-    known = sorted(getattr(options, "model_fields", {}))
-    renamed = getattr(options, "renamed_keys", {}).get(last)
-    if renamed is not None:
-        return f"it is called {'.'.join([*map(str, location[:-1]), renamed])} now"
-    near = difflib.get_close_matches(last, known, n=1)
-    remedy = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else "remove it"
-    return f"{remedy} (there are: {', '.join(known)})"
-
-
-def _options_at(model: type[BaseModel], location: Sequence[Any]) -> Any:
-    """The options class at a location in pydantic's or the user's keys, or None. Of a union that the location does not choose
-    from: the first."""
-    return next(iter(_members(_annotation_at(model, location))), None)
-
-
-def _annotation_at(model: type[BaseModel], location: Sequence[Any]) -> Any:
-    annotation: Any = model
-    for part in location:
-        annotation = _inside(annotation, part)
-    return annotation
-
-
-def _in_users_keys(model: type[BaseModel], location: Sequence[Any]) -> tuple[Any, ...]:
-    """pydantic's location of an error without the names of the unions' members, which are no keys."""
-    keys: list[Any] = []
-    annotation: Any = model
-    for part in location:
-        if len(_members(annotation)) < 2 or part not in map(_kind, _members(annotation)):
-            keys.append(part)
-        annotation = _inside(annotation, part)
-    return tuple(keys)
-
-
-def _inside(annotation: Any, part: Any) -> Any:
-    """The type of what lies under a part of a location: a key, a name in a mapping, or the member of a union."""
-    members = _members(annotation)
-    chosen = [member for member in members if len(members) > 1 and _kind(member) == part]
-    if chosen:
-        return chosen[0]
-    fields = [member.model_fields[part] for member in members if part in member.model_fields]
-    if fields:
-        return fields[0].annotation
-    values = [get_args(one)[1] for one in _alternatives(annotation) if get_origin(one) in (dict, Mapping)]
-    return values[0] if values else None
-
-
-def _members(annotation: Any) -> list[type[BaseModel]]:
-    """The options classes among which an annotation chooses."""
-    return [one for one in _alternatives(annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    if get_origin(annotation) is Annotated:
-        return _alternatives(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [one for part in get_args(annotation) for one in _alternatives(part)]
-    return [annotation]
-
-
-def _kind(member: type[BaseModel]) -> Any:
-    """The value of `kind` that chooses a member of a union."""
-    kind = member.model_fields.get("kind")
-    return None if kind is None else next(iter(get_args(kind.annotation)), None)
+@cache
+def _model(family: type[Options]) -> type[Recipe]:
+    return create_model("Recipe", __base__=Recipe, family=(family, ...))

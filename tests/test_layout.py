@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
     {"options", "randomness", "sizes"},
-    {"formats"},
+    {"formats", "recipe_errors"},
     {"runs"},
     {"cluster"},
     {"networks", "data", "pictures"},

@@ -54,8 +54,9 @@ def test_every_shipped_recipe_is_valid_and_resolves_to_itself(path: Path, tmp_pa
         ),
         (
             "data.derive={g: {kind: grey, factor: 2}}",
-            "data.derive.g.factor is not a key; remove it (there are: kind, of)",
+            "data.derive.g.factor is not a key of kind: grey; factor goes with kind: downscale",
         ),
+        ("family.generator=3", "command line: family.generator: must be a mapping of keys (given: 3)"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence_that_names_it(override: str, message: str) -> None:

@@ -1,0 +1,134 @@
+"""Says what is wrong about options, in the keys that the user wrote, with the remedy."""
+
+import difflib
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from bigtrain.options import inside, kind_of, members_of
+
+COMMAND_LINE = "command line"
+"""The source of overrides."""
+
+
+def complaints(error: ValidationError, model: type[BaseModel], source: str, overridden: Set[str] = frozenset()) -> str:
+    """A sentence for each error: the source, the key, what is wrong and the remedy. `model`: the class of the whole; `source`:
+    the file; `overridden`: the keys that the command line gave."""
+    return "; ".join(_sentence(model, item, source, overridden) for item in error.errors())
+
+
+def _sentence(model: type[BaseModel], error: Any, source: str, overridden: Set[str]) -> str:
+    location, message = _in_users_keys(model, error["loc"]), error["msg"].removeprefix("Value error, ")
+    field, colon, rest = message.partition(": ")
+    if colon and field in getattr(_options_at(model, error["loc"]), "model_fields", {}):
+        location, message = (*location, field), rest  # a validator of the section has named the field itself
+    if error["type"].startswith("union_tag") and isinstance(error["input"], Mapping):
+        location = (*location, "kind")
+    key = ".".join(map(str, location)) or "the recipe"
+    where = COMMAND_LINE if _is_given(key, error, overridden) else source
+    return f"{where}: {_complaint(model, error, key, message)}"
+
+
+def _is_given(key: str, error: Any, overridden: Set[str]) -> bool:
+    """Whether the command line gave what is wrong: the key, what it lies in, or keys of what should be no mapping."""
+    if any(key == given or key.startswith(f"{given}.") for given in overridden):
+        return True
+    is_no_section = error["type"] != "value_error" and isinstance(error["input"], Mapping)
+    is_no_section |= error["type"] == "extra_forbidden"
+    return is_no_section and any(given.startswith(f"{key}.") for given in overridden)
+
+
+def _complaint(model: type[BaseModel], error: Any, key: str, message: str) -> str:
+    """What is wrong about a key, and the remedy."""
+    given = "" if isinstance(error["input"], Mapping) else f" (given: {error['input']!r})"
+    match error["type"]:
+        case "extra_forbidden":
+            return _unknown_key(model, error["loc"], key)
+        case "missing":
+            return f"{key} is missing"
+        case "union_tag_not_found" | "union_tag_invalid" | "model_attributes_type":
+            kinds = [kind_of(member) for member in members_of(_annotation_at(model, error["loc"]))]
+            return f"{key}{_wrong_kind(error['input'], kinds)}"
+        case "model_type":
+            return f"{key}: must be a mapping of keys{given}"
+    if key.endswith(".[key]"):
+        return f"{key.removesuffix('.[key]')}: is no name; a name is letters, digits and underscores{given}"
+    return f"{key}: {message}{given}"
+
+
+def _wrong_kind(given: Any, kinds: Sequence[str]) -> str:
+    """What is wrong about the kind of a mapping, or about what should be a mapping with a kind."""
+    all_kinds = ", ".join(kinds)
+    if isinstance(given, Mapping) and "kind" not in given:
+        return f" is missing; it is one of {all_kinds}"
+    word = str(given["kind"] if isinstance(given, Mapping) else given)
+    nearest = _nearest(word, kinds)
+    if isinstance(given, Mapping):
+        meant = f"did you mean {nearest}? " if nearest else ""
+        return f": {given['kind']!r} is no kind; {meant}(there are: {all_kinds})"
+    such_as = f"such as {{kind: {nearest or kinds[0]}}}"
+    return f": must be a mapping with a kind, {such_as} (given: {given!r}; there are: {all_kinds})"
+
+
+def _unknown_key(model: type[BaseModel], location: Sequence[Any], key: str) -> str:
+    """That a key is none of an options class, or of the chosen member of a union, and what to do about it."""
+    options, last = _options_at(model, location[:-1]), str(location[-1])
+    union = members_of(_annotation_at(model, location[:-2])) if len(location) > 1 else []
+    is_member = len(union) > 1 and options in union
+    beginning = f"{key} is not a key" + (f" of kind: {kind_of(options)}" if is_member else "")
+    if last in getattr(options, "removed_keys", {}):
+        return f"{beginning}; {options.removed_keys[last]}"
+    if last in getattr(options, "renamed_keys", {}):
+        return f"{beginning}; it is called {_beside(key, options.renamed_keys[last])} now"
+    known = sorted(getattr(options, "model_fields", {}))
+    nearest = _nearest(last, known)
+    if is_member and nearest is None:
+        # A key of another member: given by its name, or nearly.
+        nearest = _nearest(last, [name for member in union for name in member.model_fields])
+        kinds = " or ".join(kind_of(member) for member in union if nearest in member.model_fields)
+        if nearest == last:
+            return f"{beginning}; {last} goes with kind: {kinds}"
+        if nearest is not None:
+            return f"{beginning}; did you mean {nearest}, which goes with kind: {kinds}?"
+    remedy = f"did you mean {_beside(key, nearest)}?" if nearest else "remove it"
+    return f"{beginning}; {remedy} (there are: {', '.join(known)})"
+
+
+def _nearest(word: str, words: Sequence[str]) -> str | None:
+    """The word of `words` that is most like another, if one is."""
+    return next(iter(difflib.get_close_matches(word, words, n=1)), None)
+
+
+def _beside(key: str, name: str) -> str:
+    """Another key of the same section."""
+    section, dot, _ = key.rpartition(".")
+    return f"{section}{dot}{name}"
+
+
+# -- where an error is ----------------------------------------------------------------------------------------------
+
+
+def _options_at(model: type[BaseModel], location: Sequence[Any]) -> Any:
+    """The options class at a location in pydantic's keys, or None. Of a union that the location does not choose from: the
+    first."""
+    return next(iter(members_of(_annotation_at(model, location))), None)
+
+
+def _annotation_at(model: type[BaseModel], location: Sequence[Any]) -> Any:
+    annotation: Any = model
+    for part in location:
+        annotation = inside(annotation, part)
+    return annotation
+
+
+def _in_users_keys(model: type[BaseModel], location: Sequence[Any]) -> tuple[Any, ...]:
+    """pydantic's location of an error without the names of the unions' members, which are no keys."""
+    keys: list[Any] = []
+    annotation: Any = model
+    for part in location:
+        members = members_of(annotation)
+        if len(members) < 2 or part not in map(kind_of, members):
+            keys.append(part)
+        annotation = inside(annotation, part)
+    return tuple(keys)
