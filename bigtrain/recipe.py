@@ -8,12 +8,15 @@ Imported by inference, plan.py, cli.py and launch/ only.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError, create_model
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from bigtrain.data.options import DataOptions
 from bigtrain.errors import UserError
@@ -264,3 +267,34 @@ def _model_of(kind: Any, source: str) -> type[Recipe]:
 @cache
 def _model(family: type[Options]) -> type[Recipe]:
     return create_model("Recipe", __base__=Recipe, family=(family, ...))
+
+
+# -- the schema -----------------------------------------------------------------------------------------------------
+
+
+class _Lenient(GenerateJsonSchema):
+    """Nothing is required, since a recipe may extend another: without its kind a mapping may be any member of a union."""
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        return False
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
+        return {"anyOf": super().tagged_union_schema(schema)["oneOf"]}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of recipes as people write them, for editors: the sections, and a branch for each kind of family."""
+    families = [find_family(kind).options_class for kind in family_kinds()]
+    family: Any = Annotated[reduce(or_, families), Field(discriminator="kind")]
+    content = create_model("Recipe", __base__=Recipe, family=(family, ...)).model_json_schema(schema_generator=_Lenient)
+    sections = {
+        # A section that is empty has its defaults.
+        name: {"anyOf": [section, {"type": "null"}]}
+        for name, section in content["properties"].items()
+    }
+    format = {"type": "integer", "minimum": 1, "maximum": FORMAT, "description": "The format of the file."}
+    extends = {"type": "string", "description": "The path of a recipe, relative to this one, which this one changes."}
+    return content | {"properties": {"extends": extends, "format": format, **sections}}

@@ -5,13 +5,16 @@ The run folder is runs/NAME (run.dir=PATH to move it). The same command again re
     python launch/train.py RECIPE.yaml --plan nodes=4,gpus=8
 
 trains nothing: it prints the work of a step on such a cluster and the memory that each strategy takes, without data or GPUs.
+--schema prints the JSON schema of recipes, with which editors complete and check them.
 """
 
 import argparse
+import json
 import os
 import signal
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from bigtrain.cli import Signalled, is_first, open_run, run_cli, say
 from bigtrain.cluster import world
@@ -26,9 +29,17 @@ from bigtrain.inference.model import make_family
 from bigtrain.inference.observers import observers_of
 from bigtrain.inference.splits import find_splits
 from bigtrain.plan import Cluster, plan
-from bigtrain.recipe import Recipe, load_recipe
+from bigtrain.recipe import Recipe, load_recipe, schema
 from bigtrain.training.options import check_batch
 from bigtrain.training.trainer import Trainer
+
+
+class PrintSchema(argparse.Action):
+    """As --help does, it needs no recipe."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(json.dumps(schema(), indent=2))
+        parser.exit()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,6 +48,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument(
         "--plan", metavar="nodes=N,gpus=G[,classes=C]", help="print what it would cost, and train nothing"
+    )
+    parser.add_argument(
+        "--schema", nargs=0, action=PrintSchema, help="print the JSON schema of recipes, and train nothing"
     )
     arguments = parser.parse_intermixed_args(argv)  # so that overrides may follow --plan
 

@@ -1,11 +1,17 @@
+import io
+import json
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from bigtrain.errors import UserError
+from bigtrain.families.family import family_kinds
 from bigtrain.recipe import Recipe, differences, load_recipe
+from launch import train
 from tests.runs_of import FAMILIES, ROOT, write_recipe
 
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -147,3 +153,70 @@ def test_how_shards_are_fetched_may_change_when_a_run_is_resumed_and_a_wrong_key
     assert differences(recipe(), recipe("data.train=https://host/train.json"))
     with pytest.raises(UserError, match=r"data\.remote\.cache_gb.*cache_gib"):
         recipe("data.remote.cache_gb=7")
+
+
+# -- the schema -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checked() -> Draft202012Validator:
+    """The schema as launch/train.py --schema prints it."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), pytest.raises(SystemExit) as exited:
+        train.main(["--schema"])
+    assert exited.value.code == 0
+    schema = json.loads(printed.getvalue())
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid_under_the_schema(path: Path, checked: Draft202012Validator) -> None:
+    checked.validate(yaml.safe_load(path.read_text()))
+    checked.validate(yaml.safe_load(load_recipe(path).to_yaml()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "extends: other.yaml",
+        "{extends: other.yaml, family: {generator_optimizer: {lr: 0.1}}}",
+        "{extends: other.yaml, data: {derive: {g: {threshold: 3}}}, ema: }",
+        "{family: {kind: gan}, run: {seed: 3}, format: 2}",
+    ],
+)
+def test_a_recipe_that_says_only_what_differs_is_valid_under_the_schema(
+    text: str, checked: Draft202012Validator
+) -> None:
+    checked.validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{extends: [a, b]}",
+        "{format: 3}",
+        "{trian: {steps: 3}}",
+        "{train: {stepz: 3}}",
+        "{train: {steps: many}}",
+        "{train: {steps: 0}}",
+        "{train: {precision: fp16}}",
+        "{data: {image_size: [1, 2, 3]}}",
+        "{data: {derive: {g: {kind: grey, factor: 2}}}}",
+        "{family: {kind: gna}}",
+        "{family: {kind: gan, unet: {}}}",
+        "{family: {kind: diffusion, loss: hinge}}",
+        "{family: {no_such_key: 1}}",
+    ],
+)
+def test_a_wrong_recipe_is_not_valid_under_the_schema(text: str, checked: Draft202012Validator) -> None:
+    assert not checked.is_valid(yaml.safe_load(text))
+
+
+def test_the_schema_says_what_each_key_means(checked: Draft202012Validator) -> None:
+    schema = checked.schema
+    branches = schema["properties"]["family"]["anyOf"][0]["anyOf"]
+    kinds = {schema["$defs"][branch["$ref"].rpartition("/")[2]]["properties"]["kind"]["const"] for branch in branches}
+    assert kinds == set(family_kinds())
+    assert schema["$defs"]["TrainOptions"]["properties"]["batch_size"]["description"]
+    assert '"required":' not in json.dumps(schema)
