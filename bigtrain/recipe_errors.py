@@ -60,15 +60,14 @@ def _complaint(model: type[BaseModel], error: Any, key: str, message: str) -> st
 def _wrong_kind(given: Any, kinds: Sequence[str]) -> str:
     """What is wrong about the kind of a mapping, or about what should be a mapping with a kind."""
     all_kinds = ", ".join(kinds)
-    if isinstance(given, Mapping) and "kind" not in given:
+    if not isinstance(given, Mapping):
+        such_as = f"such as {{kind: {_nearest(str(given), kinds) or kinds[0]}}}"
+        return f": must be a mapping with a kind, {such_as} (given: {given!r}; there are: {all_kinds})"
+    if "kind" not in given:
         return f" is missing; it is one of {all_kinds}"
-    word = str(given["kind"] if isinstance(given, Mapping) else given)
-    nearest = _nearest(word, kinds)
-    if isinstance(given, Mapping):
-        meant = f"did you mean {nearest}? " if nearest else ""
-        return f": {given['kind']!r} is no kind; {meant}(there are: {all_kinds})"
-    such_as = f"such as {{kind: {nearest or kinds[0]}}}"
-    return f": must be a mapping with a kind, {such_as} (given: {given!r}; there are: {all_kinds})"
+    nearest = _nearest(str(given["kind"]), kinds)
+    meant = f"; did you mean {nearest}?" if nearest else ""
+    return f": {given['kind']!r} is no kind{meant} (there are: {all_kinds})"
 
 
 def _unknown_key(model: type[BaseModel], location: Sequence[Any], key: str) -> str:
@@ -81,18 +80,23 @@ def _unknown_key(model: type[BaseModel], location: Sequence[Any], key: str) -> s
         return f"{beginning}; {options.removed_keys[last]}"
     if last in getattr(options, "renamed_keys", {}):
         return f"{beginning}; it is called {_beside(key, options.renamed_keys[last])} now"
+    of_kinds = _kinds_by_key(union) if is_member else {}
+    if last in of_kinds:
+        return f"{beginning}; {last} goes with kind: {of_kinds[last]}"
     known = sorted(getattr(options, "model_fields", {}))
-    nearest = _nearest(last, known)
-    if is_member and nearest is None:
-        # A key of another member: given by its name, or nearly.
-        nearest = _nearest(last, [name for member in union for name in member.model_fields])
-        kinds = " or ".join(kind_of(member) for member in union if nearest in member.model_fields)
-        if nearest == last:
-            return f"{beginning}; {last} goes with kind: {kinds}"
-        if nearest is not None:
-            return f"{beginning}; did you mean {nearest}, which goes with kind: {kinds}?"
-    remedy = f"did you mean {_beside(key, nearest)}?" if nearest else "remove it"
+    if nearest := _nearest(last, known):
+        remedy = f"did you mean {_beside(key, nearest)}?"
+    elif nearest := _nearest(last, list(of_kinds)):
+        remedy = f"did you mean {nearest}, which goes with kind: {of_kinds[nearest]}?"
+    else:
+        remedy = "remove it"
     return f"{beginning}; {remedy} (there are: {', '.join(known)})"
+
+
+def _kinds_by_key(union: Sequence[type[BaseModel]]) -> dict[str, str]:
+    """By key, the kinds of the members that have it."""
+    keys = {name for member in union for name in member.model_fields}
+    return {key: " or ".join(kind_of(member) for member in union if key in member.model_fields) for key in keys}
 
 
 def _nearest(word: str, words: Sequence[str]) -> str | None:

@@ -2,18 +2,20 @@
 read."""
 
 from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bigtrain.errors import UserError
 from bigtrain.families.family import Family
 from bigtrain.formats import completed, upgraded
 from bigtrain.options import Options, one_of
 from bigtrain.recipe import Recipe, differences, load_recipe
+from tests.runs_of import FAMILIES, write_recipe
 
 
 class Hinge(Options):
@@ -31,6 +33,13 @@ class Wasserstein(Options):
     kind: Literal["wasserstein"] = "wasserstein"
     clip: float = Field(default=0.1, gt=0)
     steps: int = 1
+    margins: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _steps_are_odd(self) -> "Wasserstein":
+        if self.steps % 2 == 0:
+            raise ValueError("steps: must be odd")
+        return self
 
 
 class R1(Options):
@@ -92,9 +101,9 @@ def test_a_changed_kind_replaces_its_parent(tmp_path: Path) -> None:
     child = {"objective": {"kind": "hinge"}}
     assert recipe(tmp_path, objective=CLIPPED, child=child).family.objective == Hinge()
     assert recipe(tmp_path, "family.objective.kind=hinge", objective=CLIPPED).family.objective == Hinge()
-    child = {"objective": {"kind": "wasserstein", "steps": 2}}
+    child = {"objective": {"kind": "wasserstein", "steps": 5}}
     for parent in ({"margin": 2}, {"kind": "hinge", "margin": 2}):  # a kind that is left out is the first
-        assert recipe(tmp_path, objective=parent, child=child).family.objective == Wasserstein(steps=2)
+        assert recipe(tmp_path, objective=parent, child=child).family.objective == Wasserstein(steps=5)
     named = recipe(tmp_path, by_name={"a": CLIPPED, "b": CLIPPED}, child={"by_name": {"a": {"kind": "hinge"}}}).family
     assert named.by_name == {"a": Hinge(), "b": Wasserstein(**CLIPPED)}
     assert recipe(tmp_path, second=CLIPPED, child={"second": {"kind": "hinge"}}).family.second == Hinge()
@@ -133,8 +142,13 @@ def test_a_changed_kind_replaces_the_whole_family(tmp_path: Path) -> None:
     child = {"kind": "toy", "penalty": 0.5}
     family = recipe(tmp_path, objective=CLIPPED, child=child).family
     assert (family.kind, family.penalty) == ("toy", 0.5)
-    for words in (["family.kind=toy", "family.penalty=0.5"], ["family.penalty=0.5", "family.kind=toy"]):
+    for words in permutations(["family.kind=toy", "family.penalty=0.5", "family.optimizer.lr=0.01"]):
         assert recipe(tmp_path, *words, objective=CLIPPED).family == family
+    toy = write_recipe(tmp_path, FAMILIES["toy"])
+    for words in permutations(
+        ["family.kind=test_play", "family.objective.kind=wasserstein", "family.objective.clip=0.01"]
+    ):
+        assert load_recipe(toy, words).family.objective == Wasserstein(clip=0.01)
 
 
 def test_mappings_of_penalties_are_reached_by_extends_and_the_command_line_and_null_turns_one_off(
@@ -159,9 +173,13 @@ def test_mappings_of_penalties_are_reached_by_extends_and_the_command_line_and_n
         ("objective.clip=1", "objective.clip is not a key of kind: hinge; clip goes with kind: wasserstein"),
         ("objective.clp=1", "is not a key of kind: hinge; did you mean clip, which goes with kind: wasserstein?"),
         ("objective.margn=1", "is not a key of kind: hinge; did you mean family.objective.margin?"),
+        ("objective.margins=[1]", "objective.margins is not a key of kind: hinge; margins goes with kind: wasserstein"),
+        ("objective={kind: wasserstein, steps: 2}", "objective.steps: must be odd"),
+        ("second={kind: wasserstein, clip: x}", "second.clip: Input should be a valid number, unable to parse string"),
+        ("by_name={hinge: {margin: x}}", "by_name.hinge.margin: Input should be a valid number"),
         ("objective.zzz=1", "is not a key of kind: hinge; remove it (there are: kind, margin)"),
         ("objective.kind=hinges", "objective.kind: 'hinges' is no kind; did you mean hinge? (there are: hinge, wasser"),
-        ("objective.kind=[1]", "objective.kind: [1] is no kind; (there are: hinge, wasserstein)"),
+        ("objective.kind=[1]", "objective.kind: [1] is no kind (there are: hinge, wasserstein)"),
         ("objective.margin=-1", "objective.margin: Input should be greater than 0 (given: -1)"),
         ("objective=wasserstin", "objective: must be a mapping with a kind, such as {kind: wasserstein} (given: 'was"),
         ("second={kind: wasserstein, margin: 1}", "second.margin is not a key of kind: wasserstein; margin goes with"),
@@ -198,6 +216,7 @@ def test_a_resolved_recipe_resolves_to_itself_and_differences_name_the_users_key
         "family.objective.clip: 0.5 -> None",
         "family.objective.kind: 'wasserstein' -> 'hinge'",
         "family.objective.margin: None -> 1.0",
+        "family.objective.margins: [] -> None",
         "family.objective.steps: 3 -> None",
         "family.penalties.r1.weight: 1.0 -> 2.0",
     ]
