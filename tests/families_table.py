@@ -46,7 +46,7 @@ class Case:
 CASES: Mapping[str, Case] = {
     "toy": Case(
         {"kind": "toy", "optimizer": _ADAM},
-        {"critic": 12, "maker": 3},
+        {"critic": 12, "maker": 9, "coder": 4},
         frozenset({Samples}),
         kills=10,
         unsharded={"penalty": 0.0},

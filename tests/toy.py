@@ -1,7 +1,9 @@
-"""A family of two components on 16x16 images that trains in milliseconds: the proof that the trainer knows phases only.
+"""A family on 16x16 images that trains in milliseconds: the proof that the trainer knows phases only.
 
-It has what a family can have: batch statistics, power iteration, two phases of different frequency, a weight penalty, a
-phase that reads no data, class labels.
+It has what a family can have: batch statistics, power iteration, a frozen component with statistics, groups of parameters;
+phases of different frequency, in a stage, with a number of updates that depends on the step, that read no data or the data of
+the phase before, that train two components, one of which another phase trains as well and one of which no gradient reaches at
+some steps; a weight penalty, a weight clip, a loss that couples samples, class labels.
 """
 
 import time
@@ -13,14 +15,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
+from bigtrain.cluster.collectives import mean_over_ranks
 from bigtrain.families.abilities import Samples
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
-from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
+from bigtrain.families.phases import (
+    Component,
+    Losses,
+    Microbatch,
+    Networks,
+    OptimizerOptions,
+    ParameterGroup,
+    Phase,
+)
 from bigtrain.networks.layers.normalisation import SNLinear, SyncedBatchNorm
+from bigtrain.networks.layers.statistics import StatisticsModule, recomputing
 from bigtrain.options import Options
 
 LATENT = 4
+SLOW_BIASES = ParameterGroup(lambda name, parameter: parameter.dim() == 1, lr_scale=0.5, weight_decay=0.1)
 
 
 class Maker(nn.Module):
@@ -43,6 +56,39 @@ class Critic(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.out(F.relu(self.hidden(F.avg_pool2d(images, 2).flatten(1)))).squeeze(1)
+
+
+class Coder(nn.Module):
+    """Latents of images, [n, C, 16, 16] -> [n, LATENT]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels * 4 * 4, LATENT)
+        self.refined = nn.Linear(LATENT, LATENT)
+
+    def forward(self, images: Tensor, refine: bool) -> Tensor:
+        h = self.linear(F.avg_pool2d(images, 4).flatten(1))
+        return self.refined(h) if refine else h
+
+
+class Gauge(StatisticsModule):
+    """Centres images by a moving average of the mean of all pixels. It has no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("level", torch.zeros(()))
+        self.register_buffer("noted", torch.zeros(2), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and self.recording and not recomputing():
+            self.noted.add_(torch.stack([images.detach().mean(), torch.ones_like(self.level)]))
+        return images - self.level
+
+    def commit(self, finite: Tensor) -> None:
+        total, count = world.sum_over_ranks(self.noted.clone())
+        moved = self.level.lerp(total / count.clamp_min(1), 0.1)
+        self.level.copy_(torch.where(finite & (count > 0), moved, self.level))
+        self.noted.zero_()
 
 
 class ToySamplingOptions(Options):
@@ -73,9 +119,15 @@ class Toy(Family, Samples, kind="toy"):
         self.components = {
             "maker": Component(lambda: Maker(len(spec.classes), spec.channels), options.optimizer, averaged=True),
             "critic": Component(lambda: Critic(spec.channels), options.optimizer),
+            "coder": Component(lambda: Coder(spec.channels), options.optimizer, groups=[SLOW_BIASES]),
+            "gauge": Component(Gauge, None),
         }
         self.phases = [
-            Phase("critic", "critic", self.critic_loss, repeats=2),
+            Phase("critic", ("critic", "gauge"), self.critic_loss, repeats=2, reports=self.reports),
+            Phase(
+                "coder", ("coder", "maker"), self.coder_loss, repeats=lambda step: 1 + step // 3, first_step=1, last_step=5,
+                batch="previous", weight_clip=0.9,
+            ),
             Phase(
                 "maker", "maker", self.maker_loss, every=2, batch="none",
                 weight_penalty=self.penalty if options.penalty else None,
@@ -85,7 +137,8 @@ class Toy(Family, Samples, kind="toy"):
     def critic_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         with torch.no_grad():
             fake = self._make(networks, batch, "critic")
-        real, made = networks["critic"](torch.cat([batch["image"], fake])).split(len(fake))
+        images = networks["gauge"](torch.cat([batch["image"], fake]))
+        real, made = networks["critic"](images).split(len(fake))
         loss = F.softplus(-real).mean() + F.softplus(made).mean()
         if world.rank() == self.options.dawdling_rank:
             time.sleep(0.05)
@@ -95,8 +148,22 @@ class Toy(Family, Samples, kind="toy"):
             loss = loss * float("nan")
         return Losses(loss, {"real": real.mean()})
 
+    def coder_loss(self, networks: Networks, batch: Microbatch) -> Losses:
+        """Images from their latents; at step 3 from draws, so that no gradient reaches the coder. Its second layer is used by
+        earlier steps only."""
+        images, step = batch["image"], batch.draws.step
+        z = networks["coder"](images, refine=step < 3)
+        spread = mean_over_ranks((z - mean_over_ranks(z.mean(0))).square().mean())
+        if step == 3:
+            z, spread = batch.draws.normal("coder/z", batch.indices, (LATENT,)), spread.detach()
+        error = (networks["maker"](z, batch["label"]) - images).square().mean()
+        return Losses(5 * (error + (spread - 1).square()), {"spread": spread})
+
     def maker_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         return Losses(F.softplus(-networks["critic"](self._make(networks, batch, "maker"))).mean(), {})
+
+    def reports(self, networks: Networks) -> dict[str, Tensor]:
+        return {"level": networks["gauge"].level}
 
     def penalty(self, networks: Networks) -> Tensor:
         return self.options.penalty * networks["maker"].linear.weight.square().sum()
