@@ -59,7 +59,19 @@ def test_a_skipped_update_changes_nothing_but_the_clock(tmp_path: Path) -> None:
     final = final_tensors(tmp_path / "run")
     assert all(torch.isfinite(tensor).all() for tensor in final.values())
     assert float(final["critic/optimizer/out.weight/step"]) == 2 * 20 - 1
-    assert float(final["maker/optimizer/linear.weight/step"]) == 10
+    assert float(final["maker/optimizer/linear.weight/step"]) == 10 + 6
+
+
+def test_an_update_is_made_for_all_components_of_its_phase_or_for_none(tmp_path: Path) -> None:
+    """A gradient of the coder is not finite, and the maker's is."""
+    recipe = write_recipe(tmp_path, dict(FAMILIES["toy"], explode_coder_at=4), save_every=4)
+    assert "step 4, phase coder, components coder, maker" in train(recipe, expect=1).stderr
+    other = write_recipe(tmp_path / "other", dict(FAMILIES["toy"], explode_coder_at=4), nonfinite_updates=1)
+    train(other)
+    final = final_tensors(tmp_path / "other" / "run")
+    assert all(torch.isfinite(tensor).all() for tensor in final.values())
+    assert float(final["maker/optimizer/linear.weight/step"]) == 10 + 6 - 1
+    assert float(final["coder/optimizer/linear.weight/step"]) == 4 - 1
 
 
 def test_a_run_of_another_recipe_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ class ToyOptions(Options):
     optimizer: OptimizerOptions = OptimizerOptions(lr=0.01)
     explode_at: int | None = None
     """Step at which the critic's loss becomes NaN, for the tests of what happens then."""
+    explode_coder_at: int | None = None
+    """Step at which a gradient of the coder becomes NaN, while the loss and the maker's gradient stay finite."""
     penalty: float = 1e-3
     """Weight of the maker's penalty on its weights; 0: it has none, and zero3 can train it."""
     dawdling_rank: int | None = None
@@ -157,7 +159,10 @@ class Toy(Family, Samples, kind="toy"):
         if step == 3:
             z, spread = batch.draws.normal("coder/z", batch.indices, (LATENT,)), spread.detach()
         error = (networks["maker"](z, batch["label"]) - images).square().mean()
-        return Losses(5 * (error + (spread - 1).square()), {"spread": spread})
+        loss = 5 * (error + (spread - 1).square())
+        if step == self.options.explode_coder_at and batch.draws.repeat == 0:
+            loss = loss + (0 * z).sum().sqrt()
+        return Losses(loss, {"spread": spread})
 
     def maker_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         return Losses(F.softplus(-networks["critic"](self._make(networks, batch, "maker"))).mean(), {})

@@ -114,8 +114,9 @@ def step_cost(
         bytes_ = {phase.name: (0, 0) for phase in family.phases}
         if memory:
             if recompute:
-                for network in networks.values():
-                    recompute_blocks(network)
+                for name in networks:
+                    if family.components[name].optimizer is not None:
+                        recompute_blocks(networks[name])
             bytes_ = {phase.name: _bytes(family, phase, networks, microbatch, precision) for phase in family.phases}
         components = {
             name: _component_cost(networks[name], component.optimizer, component.averaged)

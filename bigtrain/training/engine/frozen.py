@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
-from bigtrain.training.engine.component import ComponentTrainer, Groups, prepare_forward
+from bigtrain.training.engine.component import ComponentTrainer, Groups
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.engine.replicated import copied_to_host
 
@@ -13,7 +13,8 @@ class FrozenComponent(ComponentTrainer):
 
     def __init__(self, network: nn.Module, engine: EngineOptions) -> None:
         super().__init__(network.requires_grad_(False))
-        prepare_forward(network, engine)
+        if engine.compile:
+            network.compile()
 
     def update_averages(self, step: int, finite: Tensor) -> None:
         """Nothing: it has none."""

@@ -21,8 +21,8 @@ class EngineOptions(Options):
     compile: bool = False
     """Compile each component's network with torch.compile; not with zero3, whose gathering of weights breaks the graph."""
     activation_checkpointing: bool = False
-    """Keep only the inputs of each block of a network, and recompute its activations in the backward pass: less memory for
-    about a third more work, and the same result."""
+    """Keep only the inputs of each block of a trained network, and recompute its activations in the backward pass: less
+    memory for about a third more work, and the same result."""
     hang_timeout_s: float | None = Field(default=300.0, gt=0, le=START_S)
     """Seconds without progress after which a rank that hangs is named and the job is ended; null: never (for a debugger).
     For what may take long the limit is half an hour: a first step, checkpoints, pictures, evaluations, data from a URL."""

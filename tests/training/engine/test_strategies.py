@@ -106,14 +106,62 @@ def assert_rows_close(folder: Path, expected: Path) -> None:
 @pytest.mark.slow
 def test_an_update_that_is_not_finite_is_left_out_under_every_strategy(tmp_path: Path) -> None:
     recipes = {
-        name: write_recipe(tmp_path / name, dict(FAMILIES["toy"], explode_at=7, penalty=0.0), nonfinite_updates=1)
+        name: write_recipe(
+            tmp_path / name, unsharded("toy") | {"explode_at": 7, "explode_coder_at": 4}, nonfinite_updates=2
+        )
         for name in STRATEGIES
     }
     run_all([(recipe, [f"engine.strategy={name}"]) for name, recipe in recipes.items()], processes=2)
     for name in recipes:
         final = final_tensors(tmp_path / name / "run")
         assert float(final["critic/optimizer/out.weight/step"]) == 2 * 20 - 1
+        assert float(final["maker/optimizer/linear.weight/step"]) == 10 + 6 - 1
+        assert float(final["coder/optimizer/linear.weight/step"]) == 4 - 1
         assert largest_difference(final, final_tensors(tmp_path / "ddp" / "run")) < 1e-4
+
+
+OPTIMIZERS = {
+    "adam": ADAM | {"clip_norm": 0.1},
+    "adamax": {"kind": "adamax", "lr": 0.001, "eps": 1.0e-3, "clip_norm": 0.1},
+    "rmsprop": {"kind": "rmsprop", "lr": 0.001, "eps": 0.1, "momentum": 0.5, "centered": True, "weight_decay": 0.01},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "kinds"), [(1, ["adam"]), (2, ["adamax", "rmsprop"])])
+def test_optimizers_train_alike_and_go_on_under_every_strategy(
+    tmp_path: Path, processes: int, kinds: Sequence[str]
+) -> None:
+    """Phases that train two components, one that two phases train, and one that no gradient reaches at some steps."""
+    keys = {"steps": 6, "accumulate": 2, "log_every": 2}
+    recipes = {
+        (part, kind, strategy): write_recipe(
+            tmp_path / part / f"{kind}-{strategy}", optimizers_of(unsharded("toy"), OPTIMIZERS[kind]), **keys
+        )
+        for part in ("whole", "first")
+        for kind in kinds
+        for strategy in STRATEGIES
+    }
+    run_all(
+        [
+            (recipe, [f"engine.strategy={strategy}", f"train.steps={3 if part == 'first' else 6}"])
+            for (part, _, strategy), recipe in recipes.items()
+        ],
+        processes,
+    )
+    next_one = dict(zip(STRATEGIES, (*STRATEGIES[1:], STRATEGIES[0]), strict=True))
+    run_all(
+        [
+            (recipe, [f"engine.strategy={next_one[strategy]}"])
+            for (part, _, strategy), recipe in recipes.items()
+            if part == "first"
+        ],
+        processes,
+    )
+    for kind in kinds:
+        for strategy in STRATEGIES:
+            assert_close(tmp_path / "whole" / f"{kind}-{strategy}", tmp_path / "whole" / f"{kind}-ddp", TOLERANCE)
+            assert_rows_close(tmp_path / "first" / f"{kind}-{strategy}", tmp_path / "whole" / f"{kind}-ddp")
 
 
 @pytest.mark.slow
@@ -129,18 +177,21 @@ def test_optimizer_state_in_host_memory_recomputation_and_bf16_go_with_sharding(
         "bf16": ["train.precision=bf16"],
         "recomputing": ["engine.strategy=zero3", "engine.activation_checkpointing=true"],
     }.items():
-        recipe = write_recipe(tmp_path / name, optimizers_of(unsharded("gan"), ADAM), steps=6, accumulate=2)
-        runs.append((recipe, overrides))
+        for family in ("gan", *(("toy",) if name != "recomputing" else ())):
+            options = optimizers_of(unsharded(family), ADAM)
+            runs.append((write_recipe(tmp_path / family / name, options, steps=6, accumulate=2), overrides))
     run_all(runs, processes=2)
-    for name in ("offload1", "offload2", "offload3", "recomputing"):
-        assert_close(tmp_path / name, tmp_path / "ddp", tolerance=1e-3)
+    for name in ("offload1", "offload2", "offload3"):
+        for family in ("gan", "toy"):
+            assert_close(tmp_path / family / name, tmp_path / family / "ddp", tolerance=1e-3)
+    assert_close(tmp_path / "gan" / "recomputing", tmp_path / "gan" / "ddp", tolerance=1e-3)
     for name in ("bf16-2", "bf16-3"):
-        final = final_tensors(tmp_path / name / "run")
+        final = final_tensors(tmp_path / "gan" / name / "run")
         assert {tensor.dtype for tensor in final.values() if tensor.is_floating_point()} == {
             final["generator/weights/linear.weight"].dtype
         }
         weights = {name: tensor for name, tensor in final.items() if "/optimizer/" not in name}
-        ddp = final_tensors(tmp_path / "bf16" / "run")
+        ddp = final_tensors(tmp_path / "gan" / "bf16" / "run")
         assert largest_difference(weights, {name: ddp[name] for name in weights}) < 0.02
 
 
