@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bigtrain.networks.layers.discretised import normal_log_probability
+
 Schedule = Literal["linear", "cosine"]
 Prediction = Literal["epsilon", "x0", "v"]
 Variance = Literal["fixed_small", "fixed_large", "learned"]
@@ -118,7 +120,7 @@ class Process:
         error = (self.posterior_mean(x0, x, t) - mean).square()
         difference = true_log_variance - log_variance
         divergence = (difference.exp() - 1 - difference + error * (-log_variance).exp()) / 2
-        decoder = -discretised_log_likelihood(x0, mean, log_variance / 2)
+        decoder = -normal_log_probability(x0, mean, log_variance / 2)
         return torch.where((t == 0)[:, None, None, None], decoder, divergence).flatten(1).sum(1)
 
     def prior_term(self, x0: Tensor) -> Tensor:
@@ -155,26 +157,3 @@ def make_process(schedule: Schedule, timesteps: int) -> Process:
         f = torch.cos((along + 0.008) / 1.008 * math.pi / 2).square()
         beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
     return Process((1 - beta).cumprod(0), torch.arange(timesteps))
-
-
-def discretised_log_likelihood(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
-    """The log probability that a normal distribution, rounded to 256 levels in [-1, 1], takes the value x (Ho et al. 2020,
-    eq. 13). The first and the last level include the tails. Elementwise, in the dtype of `mean`; `x` is one of the levels.
-
-    Exact. Both papers' code approximates the distribution function and clamps the probability from below; with that, the
-    variational bound would no longer be a bound.
-    """
-    # In float64, because the gradient of log_ndtr is the exponential of a difference of squares: far out in the tail float32
-    # has no correct digit of it, and at last no finite value. That would reach the weights even for samples at t > 0, for
-    # which this is computed and not used.
-    centred, precision = x.double() - mean.double(), (-log_deviation.double()).exp()
-    lower, upper = (centred - 1 / 255) * precision, (centred + 1 / 255) * precision
-    # By symmetry every interval is mirrored into the lower tail, where the logarithms keep their digits.
-    mirrored = lower + upper > 0
-    below, above = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
-    log_above = torch.special.log_ndtr(above)
-    # Both ends may round to the same probability; the gradient of log 0 would be NaN.
-    ratio = (torch.special.log_ndtr(below) - log_above).clamp(max=-1e-300)
-    inside = log_above + torch.log(-torch.expm1(ratio))
-    first, last = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
-    return torch.where(x < -0.999, first, torch.where(x > 0.999, last, inside)).to(mean.dtype)

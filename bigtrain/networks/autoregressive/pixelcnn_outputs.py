@@ -12,16 +12,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigtrain.networks.layers.discretised import LEVELS, MixtureOfLogistics, as_numbers, draw_index, tempered
 from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
-
-LEVELS = 256
-"""Values of a pixel's channel."""
-
-SMALLEST_LOG_SCALE = -7.0
-"""Smallest log scale of a logistic (PixelCNN++): e^-7 is a ninth of the distance between two values of a pixel."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +43,7 @@ class Sampling:
 
     def sharpen(self, logits: Tensor) -> Tensor:
         """[..., values] -> the same shape, with -inf for what is excluded."""
-        if self.temperature != 1:  # the largest becomes 0, so that a low temperature cannot overflow
-            logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        logits = tempered(logits, self.temperature)
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits = logits.masked_fill(logits < logits.topk(self.top_k).values[..., -1:], -math.inf)
         if self.top_p is not None and self.top_p < 1:
@@ -61,17 +54,6 @@ class Sampling:
             excluded[..., 0] = False  # also if rounding would exclude it
             logits = logits.masked_fill(torch.empty_like(excluded).scatter_(-1, order, excluded), -math.inf)
         return logits
-
-
-def draw_index(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
-    """The smallest index whose distribution function exceeds u: [..., values] and [...] in [0, 1) -> int64 [...].
-
-    In float64, and u * total is kept below total, so that no excluded index can be drawn by rounding.
-    """
-    distribution = sampling.sharpen(logits).softmax(-1).cumsum(-1, dtype=torch.float64)
-    total = distribution[..., -1:]
-    target = torch.minimum(uniforms.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(distribution, target, right=True).squeeze(-1)
 
 
 class Output(nn.Module):
@@ -136,7 +118,7 @@ class CodeSoftmax(Output):
         return self.logits(features).log_softmax(-1).gather(-1, values)
 
     def draw(self, features: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
-        return draw_index(self.logits(features), uniforms[..., 0], sampling).unsqueeze(-1)
+        return draw_index(sampling.sharpen(self.logits(features)), uniforms[..., 0]).unsqueeze(-1)
 
 
 class PixelOutput(Output):
@@ -148,11 +130,6 @@ class PixelOutput(Output):
 
     def embed(self, values: Tensor) -> Tensor:
         return as_numbers(values, next(self.parameters()).dtype)
-
-
-def as_numbers(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """0..255 -> [-1, 1]."""
-    return values.to(dtype) / ((LEVELS - 1) / 2) - 1
 
 
 class PixelSoftmax(PixelOutput):
@@ -200,77 +177,30 @@ class PixelSoftmax(PixelOutput):
             values = torch.zeros(uniforms.shape, dtype=torch.int64, device=features.device)
             for channel in range(self.channels):
                 logits = self._channel(channel, hidden[channel], values)
-                values[..., channel] = draw_index(logits, uniforms[..., channel], sampling)
+                values[..., channel] = draw_index(sampling.sharpen(logits), uniforms[..., channel])
             return values
 
 
 class LogisticMixture(PixelOutput):
-    """PixelCNN++'s discretised logistics (Salimans et al. 2017, arXiv:1701.05517, sections 2.1 and 2.2).
-
-    One component is drawn for the whole pixel; in it R, G, B are logistic, rounded to 8 bits, and the means of G and B
-    are linear in the earlier channels: mu_G + alpha R, mu_B + beta R + gamma G, with numbers in [-1, 1] and
-    coefficients in (-1, 1). The values 0 and 255 include the tails. `logits` [..., 10, mixtures]: weights, 3 means,
-    3 log scales, 3 coefficients before their tanh. With one channel [..., 3, mixtures]: weights, means, log scales.
-
-    Unlike the published code, the probability of a value between the edges is exact at every scale:
-    sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a)), so that all 256 sum to 1.
-    """
+    """PixelCNN++'s discretised logistics, whose `logits` are as `MixtureOfLogistics` says."""
 
     def __init__(self, features: int, mixtures: int, channels: int) -> None:
         super().__init__(channels)
-        self.mixtures, self.draws = mixtures, 1 + channels
-        self.parts = [1, channels, channels, channels * (channels - 1) // 2]
-        """Rows of the logits: weights, means, log scales, coefficients."""
-        self.to_logits = _small_linear(features, sum(self.parts) * mixtures)
+        self.draws = 1 + channels
+        self.mixture = MixtureOfLogistics(channels, mixtures)
+        self.to_logits = _small_linear(features, sum(self.mixture.parts) * mixtures)
         with torch.no_grad():
-            # Broad components, evenly spaced over the values: the first loss is within about a nat of log 256 per channel.
-            _, means, log_scales, _ = self.to_logits.bias.view(-1, mixtures).split(self.parts)
-            means[:] = torch.linspace(-1, 1, 2 * mixtures + 1)[1::2]
-            log_scales[:] = -1.0
+            self.to_logits.bias.copy_(self.mixture.initial_logits().flatten())
 
     def logits(self, features: Tensor, values: Tensor | None = None) -> Tensor:
         with without_autocast(features):
-            return self.to_logits(_exact(features).relu()).unflatten(-1, (-1, self.mixtures))
-
-    @staticmethod
-    def _means(means: Tensor, coefficients: Tensor, numbers: Tensor, channel: int) -> Tensor:
-        """Component means [..., mixtures] of one channel, given the earlier channels' numbers [..., channels] in [-1, 1]."""
-        mean = means[..., channel, :]
-        for earlier in range(channel):
-            # The coefficients in the published order: G on R, B on R, B on G.
-            mean = mean + coefficients[..., channel - 1 + earlier, :].tanh() * numbers[..., earlier, None]
-        return mean
+            return self.to_logits(_exact(features).relu()).unflatten(-1, (-1, self.mixture.mixtures))
 
     def log_probabilities(self, features: Tensor, values: Tensor) -> Tensor:
-        weights, means, log_scales, coefficients = self.logits(features).split(self.parts, dim=-2)
-        numbers = as_numbers(values, weights.dtype)
-        by_channel = [self._means(means, coefficients, numbers, channel) for channel in range(self.channels)]
-        mean = torch.stack(by_channel, dim=-2)
-        inverse_scale = (-log_scales.clamp_min(SMALLEST_LOG_SCALE)).exp()
-        half = 1 / (LEVELS - 1)
-        upper = (numbers.unsqueeze(-1) - mean + half) * inverse_scale
-        lower = (numbers.unsqueeze(-1) - mean - half) * inverse_scale
-        to_the_left, to_the_right = F.logsigmoid(upper), F.logsigmoid(-lower)
-        between = to_the_left + to_the_right + (-torch.expm1(-2 * half * inverse_scale)).log()
-        edges = values.unsqueeze(-1)
-        by_component = torch.where(edges == 0, to_the_left, torch.where(edges == LEVELS - 1, to_the_right, between))
-        # log p(R), log p(R, G), log p(R, G, B), each summed over the components; their differences are conditional.
-        joint = (weights.log_softmax(-1) + by_component.cumsum(-2)).logsumexp(-1)
-        return joint - F.pad(joint[..., :-1], (1, 0))
+        return self.mixture.log_probabilities(self.logits(features), values)
 
     def draw(self, features: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
         """`temperature` divides the weights' logits and multiplies the scales. Raises ValueError for top_k and top_p."""
         if sampling.top_k is not None or sampling.top_p is not None:
             raise ValueError("top_k and top_p are for softmax outputs; with mixtures give only a temperature")
-        logits = self.logits(features)
-        component = draw_index(logits[..., 0, :], uniforms[..., 0], Sampling(sampling.temperature))
-        chosen = component[..., None, None].expand(*component.shape, sum(self.parts), 1)
-        _, means, log_scales, coefficients = logits.gather(-1, chosen).split(self.parts, dim=-2)
-        scales = log_scales.clamp_min(SMALLEST_LOG_SCALE).exp() * sampling.temperature
-        noise = scales[..., 0] * torch.logit(uniforms[..., 1:]).to(scales.dtype)
-        values = torch.zeros_like(uniforms[..., 1:], dtype=torch.int64)
-        for channel in range(self.channels):
-            mean = self._means(means, coefficients, as_numbers(values, scales.dtype), channel)[..., 0]
-            number = (mean + noise[..., channel]).clamp(-1, 1)
-            values[..., channel] = ((number + 1) * ((LEVELS - 1) / 2)).round().to(torch.int64)
-        return values
+        return self.mixture.draw(self.logits(features), uniforms, sampling.temperature)

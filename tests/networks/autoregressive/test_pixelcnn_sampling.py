@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from bigtrain.networks.autoregressive.pixelcnn import PixelCNN
-from bigtrain.networks.autoregressive.pixelcnn_outputs import LogisticMixture, Sampling, draw_index
+from bigtrain.networks.autoregressive.pixelcnn_outputs import LogisticMixture, Sampling
 from bigtrain.networks.autoregressive.pixelcnn_sampling import RowState, sample
+from bigtrain.networks.layers.discretised import draw_index
 from tests.networks.autoregressive.naive_sampling import probabilities, sample_naively
 from tests.networks.autoregressive.test_pixelcnn import build, some_values
 
@@ -153,7 +154,7 @@ def test_captured_samples_are_the_eager_ones(kind: str, sharpening: dict) -> Non
 def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0])
     uniforms = (torch.arange(10_000) + 0.5) / 10_000
-    counts = draw_index(logits.expand(10_000, 4), uniforms, Sampling()).bincount(minlength=4)
+    counts = draw_index(logits.expand(10_000, 4), uniforms).bincount(minlength=4)
     torch.testing.assert_close(counts / 10_000, logits.softmax(0), atol=2e-4, rtol=0)
 
 
@@ -166,7 +167,7 @@ def test_an_excluded_value_is_never_drawn(sampling: dict, dtype: torch.dtype) ->
     logits = torch.randn(200, 7).to(dtype)
     allowed = torch.stack([torch.from_numpy(probabilities(row, **sampling)) > 0 for row in logits])
     for u in (0.0, 0.5, 1 - 2**-53, 1 - 2**-24):
-        drawn = draw_index(logits, torch.full((200,), u), Sampling(**sampling))
+        drawn = draw_index(Sampling(**sampling).sharpen(logits), torch.full((200,), u))
         assert allowed.gather(1, drawn.unsqueeze(1)).all()
         if u == 0:
             assert torch.equal(drawn, allowed.int().argmax(1))
@@ -177,7 +178,7 @@ def test_rarely_drawn_values_are_drawn_as_often_as_they_should_be() -> None:
     logits = torch.cat([torch.zeros(511), torch.tensor([-10.0])]).to(torch.float32)
     probability = logits.double().softmax(0)[-1].item()
     edge = torch.tensor([1 - probability * 1.01, 1 - probability * 0.99])
-    assert draw_index(logits.expand(2, 512), edge, Sampling()).tolist() == [510, 511]
+    assert draw_index(logits.expand(2, 512), edge).tolist() == [510, 511]
 
 
 def test_the_mixture_draws_what_its_likelihood_says() -> None:
