@@ -1,0 +1,202 @@
+"""Likelihoods of images, given the maps that a decoder makes: p(x | maps), a product over pixels.
+
+Images are x [n, C, h, w] with the 256 levels in [-1, 1]; maps are [n, maps, h, w]. All of them give probabilities of 8-bit
+values (networks/layers/discretised.py), so that their bits per dimension may be compared with each other and with those of other
+models; only `bernoulli` does not. A Gaussian too is rounded to bins: its density at a pixel is no probability, can be of any size,
+and is what a sum of squared errors means by a likelihood.
+
+Computed in at least float32, whatever autocast says.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from bigtrain.errors import UserError
+from bigtrain.networks.layers.discretised import (
+    SMALLEST_LOG_SCALE,
+    MixtureOfLogistics,
+    as_numbers,
+    as_values,
+    normal_log_probability,
+)
+from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
+from bigtrain.options import Options
+
+Of = Callable[..., Tensor]
+
+
+def _exact(method: Of) -> Of:
+    """The method, given its maps in at least float32 and without autocast."""
+
+    @wraps(method)
+    def computed(self: "PixelLikelihood", maps: Tensor, *others: Tensor) -> Tensor:
+        with without_autocast(maps):
+            return method(self, maps.to(statistics_dtype(maps.dtype)), *others)
+
+    return computed
+
+
+class PixelLikelihood(Options):
+    """A family of distributions of images."""
+
+    kind: str
+
+    @abstractmethod
+    def maps(self, channels: int) -> int:
+        """The number of maps that describe images of so many channels."""
+
+    def initial_maps(self, channels: int) -> Tensor:
+        """[maps]: what a decoder's maps begin as, the same at every pixel."""
+        return torch.zeros(self.maps(channels))
+
+    def uniforms(self, channels: int) -> int:
+        """The number of uniforms that a draw of one pixel takes."""
+        return channels
+
+    @abstractmethod
+    def log_probability(self, maps: Tensor, images: Tensor) -> Tensor:
+        """Nats [n, C, h, w] of each value; their sum over an image is its log likelihood."""
+
+    @abstractmethod
+    def mean(self, maps: Tensor) -> Tensor:
+        """[n, C, h, w] in [-1, 1]."""
+
+    @abstractmethod
+    def draw(self, maps: Tensor, uniforms: Tensor) -> Tensor:
+        """Images [n, C, h, w] from uniforms in [0, 1), float64 [n, `uniforms`, h, w]."""
+
+    @property
+    def why_no_likelihood(self) -> str | None:
+        """Why these are no probabilities of 8-bit images, and what to do, as a message for the user; None if they are."""
+        return None
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises UserError for images that this is no likelihood of; may wait for the device."""
+
+
+class DiscretisedLogistic(PixelLikelihood):
+    """A mixture of logistics, rounded to 8 bits (Salimans et al. 2017, PixelCNN++): three maps for each component of a grey
+    image, ten for each of one in colour, whose channels depend on each other."""
+
+    kind: Literal["discretised_logistic"] = "discretised_logistic"
+    mixtures: int = Field(default=10, gt=0)
+    """Components."""
+
+    def maps(self, channels: int) -> int:
+        return sum(self._mixture(channels).parts) * self.mixtures
+
+    def initial_maps(self, channels: int) -> Tensor:
+        return self._mixture(channels).initial_logits().flatten()
+
+    def uniforms(self, channels: int) -> int:
+        return 1 + channels
+
+    @_exact
+    def log_probability(self, maps: Tensor, images: Tensor) -> Tensor:
+        mixture = self._mixture(images.shape[1])
+        values = as_values(images.movedim(1, -1))
+        return mixture.log_probabilities(self._logits(maps), values).movedim(-1, 1)
+
+    @_exact
+    def mean(self, maps: Tensor) -> Tensor:
+        channels = 1 if maps.shape[1] == self.maps(1) else 3
+        return self._mixture(channels).mean(self._logits(maps)).movedim(-1, 1)
+
+    @_exact
+    def draw(self, maps: Tensor, uniforms: Tensor) -> Tensor:
+        mixture = self._mixture(uniforms.shape[1] - 1)
+        values = mixture.draw(self._logits(maps), uniforms.movedim(1, -1))
+        return as_numbers(values, maps.dtype).movedim(-1, 1)
+
+    def _mixture(self, channels: int) -> MixtureOfLogistics:
+        return MixtureOfLogistics(channels, self.mixtures)
+
+    def _logits(self, maps: Tensor) -> Tensor:
+        """[n, rows x mixtures, h, w] -> [n, h, w, rows, mixtures]."""
+        return maps.movedim(1, -1).unflatten(-1, (-1, self.mixtures))
+
+
+class Gaussian(PixelLikelihood):
+    """A normal distribution, rounded to 8 bits: a map of means for each channel and, where it is learned, one of log sigma."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    sigma: float | None = Field(default=None, gt=0)
+    """Standard deviation of pixels in [-1, 1], everywhere the same (a squared error is divided by 2 sigma^2); null: learned,
+    for every pixel."""
+
+    def maps(self, channels: int) -> int:
+        return channels if self.sigma is not None else 2 * channels
+
+    @_exact
+    def log_probability(self, maps: Tensor, images: Tensor) -> Tensor:
+        return normal_log_probability(images, *self._mu_and_log_sigma(maps))
+
+    @_exact
+    def mean(self, maps: Tensor) -> Tensor:
+        return self._mu_and_log_sigma(maps)[0].clamp(-1, 1)
+
+    @_exact
+    def draw(self, maps: Tensor, uniforms: Tensor) -> Tensor:
+        mu, log_sigma = self._mu_and_log_sigma(maps)
+        return as_numbers(as_values(mu + log_sigma.exp() * torch.special.ndtri(uniforms)), maps.dtype)
+
+    def _mu_and_log_sigma(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, C, h, w] each. A learned log sigma is at least that of the narrowest logistic."""
+        if self.sigma is not None:
+            return maps, torch.full_like(maps, math.log(self.sigma))
+        mu, log_sigma = maps.chunk(2, dim=1)
+        return mu, log_sigma.clamp_min(SMALLEST_LOG_SCALE)
+
+
+class Bernoulli(PixelLikelihood):
+    """Black or white: a map of the logits of white for each channel, as in textbooks.
+
+    Of a grey pixel, (1 + x) / 2 white, it gives the cross-entropy, with which autoencoders are trained but which is the
+    probability of nothing.
+    """
+
+    kind: Literal["bernoulli"] = "bernoulli"
+    binary: bool = False
+    """Whether the images are black and white; only then has a model bits per dimension."""
+
+    def maps(self, channels: int) -> int:
+        return channels
+
+    @_exact
+    def log_probability(self, maps: Tensor, images: Tensor) -> Tensor:
+        return -F.binary_cross_entropy_with_logits(maps, (images.to(maps.dtype) + 1) / 2, reduction="none")
+
+    @_exact
+    def mean(self, maps: Tensor) -> Tensor:
+        return 2 * maps.sigmoid() - 1
+
+    @_exact
+    def draw(self, maps: Tensor, uniforms: Tensor) -> Tensor:
+        return 2 * (uniforms < maps.sigmoid()).to(maps.dtype) - 1
+
+    @property
+    def why_no_likelihood(self) -> str | None:
+        if self.binary:
+            return None
+        return (
+            "family.likelihood: bernoulli gives no probabilities of grey pixels; take kind: discretised_logistic or gaussian, "
+            "or, if the images are black and white, binary: true"
+        )
+
+    def check_images(self, images: Tensor) -> None:
+        if bool((images.abs() < 1).any()):
+            raise UserError(
+                "family.likelihood.binary: there are pixels that are neither black nor white; threshold the images, or set it "
+                "to false"
+            )
+
+
+AnyPixelLikelihood = Annotated[DiscretisedLogistic | Gaussian | Bernoulli, Field(discriminator="kind")]
