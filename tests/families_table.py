@@ -7,6 +7,7 @@ from typing import Any
 from bigtrain.families.abilities import (
     Ability,
     Encodes,
+    EncodesLatents,
     HasSuccessor,
     InitialisedByData,
     Latents,
@@ -77,6 +78,18 @@ CASES: Mapping[str, Case] = {
         {"autoencoder": 6},
         frozenset({Reconstructs, Encodes, InitialisedByData, HasSuccessor}),
         kills=3,
+    ),
+    "vae": Case(
+        {
+            "kind": "vae",
+            "network": {"kind": "convolutional", "channels": 4, "multipliers": [1, 2], "latent_size": 4},
+            "likelihood": {"kind": "discretised_logistic", "mixtures": 2},
+            "class_conditional": True,
+            "free_bits": 0.05,
+            "optimizer": _ADAM,
+        },
+        {"vae": 6},
+        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents}),
     ),
     "pixel_prior": Case(
         {

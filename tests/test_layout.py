@@ -22,6 +22,7 @@ LAYERS = (
     {"cluster"},
     {"networks", "data", "pictures"},
     {"features"},
+    {"objectives"},
     {"families"},
     {"training", "evaluation", "exchange"},
     {"recipe", "pipelines"},
@@ -34,11 +35,11 @@ WITHIN_DATA = ("data.read", "data.sources", "data.write")
 FAMILY_PACKAGES = {"families", "networks"}
 SHARED_WORDS = {
     "codebook", "codebook size", "encoder", "level", "levels", "reconstruction", "tokenizer",
-    "layers", "network", "schedule", "steps", "variant",
+    "layers", "schedule", "steps", "variant",
 }  # fmt: skip
 """Words of one family that mean the same in general: of codes, which are a kind of data, and then of any training."""
 HOMONYMS = {
-    "condition", "discriminator", "generator", "init", "kernel", "multipliers", "output", "process",
+    "condition", "discriminator", "generator", "init", "kernel", "output", "process",
     "sampler", "statistics", "variance",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""

@@ -138,6 +138,7 @@ _MODULES = {
     "diffusion": "diffusion.diffusion",
     "gan": "adversarial.gan",
     "prior": "autoregressive.prior",
+    "vae": "autoencoders.vae",
     "vqvae": "autoencoders.vqvae",
 }
 """The module of this package that registers each kind. A table, so that a recipe imports one family and not all."""

@@ -1,9 +1,9 @@
 """Likelihoods of images, given the maps that a decoder makes: p(x | maps), a product over pixels.
 
-Images are x [n, C, h, w] with the 256 levels in [-1, 1]; maps are [n, maps, h, w]. All of them give probabilities of 8-bit
-values (networks/layers/discretised.py), so that their bits per dimension may be compared with each other and with those of other
-models; only `bernoulli` does not. A Gaussian too is rounded to bins: its density at a pixel is no probability, can be of any size,
-and is what a sum of squared errors means by a likelihood.
+Images are x [n, C, h, w] of the 256 numbers in [-1, 1]; maps are [n, maps, h, w]. Each gives probabilities of 8-bit values
+(networks/layers/discretised.py), so that bits per dimension may be compared, between them and with other models; only
+`bernoulli` does not. The Gaussian too is rounded to 256 bins: its density at a pixel, which a squared error is the logarithm
+of, is not a probability and may be above one.
 
 Computed in at least float32, whatever autocast says.
 """
@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -164,7 +164,7 @@ class Bernoulli(PixelLikelihood):
     """
 
     kind: Literal["bernoulli"] = "bernoulli"
-    binary: bool = False
+    black_and_white: bool = False
     """Whether the images are black and white; only then has a model bits per dimension."""
 
     def maps(self, channels: int) -> int:
@@ -184,17 +184,17 @@ class Bernoulli(PixelLikelihood):
 
     @property
     def why_no_likelihood(self) -> str | None:
-        if self.binary:
+        if self.black_and_white:
             return None
         return (
             "family.likelihood: bernoulli gives no probabilities of grey pixels; take kind: discretised_logistic or gaussian, "
-            "or, if the images are black and white, binary: true"
+            "or, if the images are black and white, black_and_white: true"
         )
 
     def check_images(self, images: Tensor) -> None:
         if bool((images.abs() < 1).any()):
             raise UserError(
-                "family.likelihood.binary: there are pixels that are neither black nor white; threshold the images, or set it "
+                "family.likelihood.black_and_white: there are pixels that are neither black nor white; threshold the images, or set it "
                 "to false"
             )
 

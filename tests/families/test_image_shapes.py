@@ -18,6 +18,9 @@ SHAPES = [
     ("vqvae", 1, (16, 16)),
     ("vqvae", 1, (24, 16)),
     ("vqvae", 3, (8, 16)),
+    ("vae", 1, (16, 16)),
+    ("vae", 1, (24, 16)),
+    ("vae", 3, (6, 10)),
     ("pixel_prior", 1, (8, 8)),
     ("pixel_prior", 1, (8, 4)),
     ("pixel_prior", 3, (4, 8)),
@@ -103,6 +106,12 @@ def test_the_plan_counts_these_images_or_codes(name: str, channels: int, size: t
         ("gan", (24, 16), {}, r"data\.image_size: BigGAN makes squares, not 24 x 16; choose one of 16, 32, 64"),
         ("gan", (24, 24), {}, r"data\.image_size: BigGAN has no network for 24; choose one of 16, 32, 64"),
         ("vqvae", (24, 18), {}, r"multiply to 4, which does not divide data\.image_size, 24 x 18; change one of them"),
+        (
+            "vae",
+            (16, 17),
+            {},
+            r"multipliers: 2 levels need a data\.image_size that is divisible by 2, and 16 x 17 is not; take fewer levels or",
+        ),
         (
             "diffusion",
             (16, 17),

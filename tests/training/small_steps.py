@@ -17,6 +17,8 @@ from tests.runs_of import FAMILIES
 
 CPU = torch.device("cpu")
 SIZE = (16, 16)
+DROPOUT = {"diffusion": "unet", "prior": "network"}
+"""The networks that have dropout: the keys of their options, by kind."""
 
 
 def small_family(name: str, size: tuple[int, int] = SIZE, channels: int = 3, **options: Any) -> Family:
@@ -24,8 +26,8 @@ def small_family(name: str, size: tuple[int, int] = SIZE, channels: int = 3, **o
     `channels`: of the images; codes are 4 and 2 times smaller."""
     section = {key: dict(value) if isinstance(value, Mapping) else value for key, value in FAMILIES[name].items()}
     section |= options
-    for part in {"unet", "network"} & section.keys():
-        section[part]["dropout"] = 0.3
+    if section["kind"] in DROPOUT:
+        section[DROPOUT[section["kind"]]]["dropout"] = 0.3
     kind = find_family(section["kind"])
     height, width = size
     grids = {"top": (height // 4, width // 4), "bottom": (height // 2, width // 2)}

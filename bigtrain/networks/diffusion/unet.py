@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
+from bigtrain.networks.layers.precise import PreciseConv2d
 from bigtrain.options import Options
 from bigtrain.sizes import image_size_of, size_text
 
@@ -155,15 +156,6 @@ class PreciseTimeEmbedding(TimestepEmbedding):
         """[n, channels] -> [n, 4 channels]."""
         with without_autocast(sample):
             return super().forward(sample, condition)
-
-
-class PreciseConv2d(nn.Conv2d):
-    """The last convolution, outside autocast: bf16 would round the prediction to about 1/256 of its value."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[n, channels, h, w] -> [n, outputs, h, w] in the weight's dtype."""
-        with without_autocast(input):
-            return super().forward(input.to(self.weight.dtype))
 
 
 def to_diffusers(network: UNet, times: Tensor | None = None) -> UNet2DModel:

@@ -14,7 +14,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from bigtrain.networks.diffusion.unet import PreciseConv2d, UNet, UNetOptions, to_diffusers
+from bigtrain.networks.diffusion.unet import UNet, UNetOptions, to_diffusers
+from bigtrain.networks.layers.precise import PreciseConv2d
 from tests.networks.layers.test_pure_forward import DtypesSeen, assert_same
 
 SMALL = {"channels": 16, "multipliers": (1, 2), "blocks_per_level": 1, "attention_resolutions": (8,), "norm_groups": 8}

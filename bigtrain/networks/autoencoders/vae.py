@@ -1,0 +1,181 @@
+"""Encoders and decoders of variational autoencoders (Kingma & Welling 2014, arXiv:1312.6114, appendix C).
+
+The encoder gives the mean and the log deviation of q(z|x), the decoder the maps of p(x|z). Where there are classes, a vector of
+the class is added to the first features of both.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from bigtrain.networks.layers.precise import PreciseConv2d, PreciseLinear
+from bigtrain.options import Options
+from bigtrain.sizes import size_text
+
+
+Shape = tuple[int, int, int]
+"""(channels, height, width) of an image."""
+
+
+class NetworkOptions(Options):
+    """An encoder and a decoder. `classes`: their number, or 0 where neither is told the class of an image."""
+
+    kind: str
+    latent_size: int = Field(default=20, gt=0)
+    """Number of latents of an image."""
+
+    @abstractmethod
+    def encoder(self, image: Shape, classes: int) -> "ConditionalStack":
+        """Images [n, C, h, w] -> [n, 2 latent_size]."""
+
+    @abstractmethod
+    def decoder(self, image: Shape, classes: int, initial_maps: Tensor) -> "ConditionalStack":
+        """Latents [n, latent_size] -> maps [n, maps, h, w], which begin near `initial_maps` [maps] at every pixel."""
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises ValueError, naming the key, if there are no networks for images of `size` (height, width)."""
+
+
+class Convolutional(NetworkOptions):
+    """Residual blocks, between convolutions that halve the maps or double them. Level i has maps of the images' size / 2^i with
+    channels x multipliers[i] channels."""
+
+    kind: Literal["convolutional"] = "convolutional"
+    channels: int = Field(default=64, gt=0)
+    """Channels of the first level at multiplier 1."""
+    multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1, 2, 2), min_length=1)
+    """Channels of each level, as multiples of `channels`; one number per level."""
+    blocks_per_level: int = Field(default=1, ge=0)
+    """Residual blocks of a level."""
+
+    def encoder(self, image: Shape, classes: int) -> "ConditionalStack":
+        widths, (height, width) = self._widths, self._smallest(image)
+        layers = self._blocks(widths[0])
+        for before, after in pairwise(widths):
+            layers += [nn.SiLU(), nn.Conv2d(before, after, 4, stride=2, padding=1), *self._blocks(after)]
+        output = PreciseLinear(widths[-1] * height * width, 2 * self.latent_size)
+        first = nn.Conv2d(image[0], widths[0], 3, padding=1)
+        return ConditionalStack(first, classes, widths[0], [*layers, nn.SiLU(), nn.Flatten(), output])
+
+    def decoder(self, image: Shape, classes: int, initial_maps: Tensor) -> "ConditionalStack":
+        widths, smallest = self._widths[::-1], (self._widths[-1], *self._smallest(image))
+        layers = self._blocks(widths[0])
+        for before, after in pairwise(widths):
+            layers += [nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, padding=1)]
+            layers += self._blocks(after)
+        output = PreciseConv2d(widths[-1], len(initial_maps), 3, padding=1)
+        _begin_at(output, initial_maps)
+        first = nn.Sequential(nn.Linear(self.latent_size, math.prod(smallest)), nn.Unflatten(1, smallest))
+        return ConditionalStack(first, classes, widths[0], [*layers, nn.SiLU(), output])
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        halvings = len(self.multipliers) - 1
+        if any(side % 2**halvings for side in size):
+            raise ValueError(
+                f"family.network.multipliers: {halvings + 1} levels need a data.image_size that is divisible by {2**halvings}, "
+                f"and {size_text(size)} is not; take fewer levels or another size"
+            )
+
+    @property
+    def _widths(self) -> list[int]:
+        return [self.channels * multiplier for multiplier in self.multipliers]
+
+    def _smallest(self, image: Shape) -> tuple[int, int]:
+        """(height, width) of the last level's maps."""
+        factor = 2 ** (len(self.multipliers) - 1)
+        return image[1] // factor, image[2] // factor
+
+    def _blocks(self, width: int) -> list[nn.Module]:
+        return [ResidualBlock(width) for _ in range(self.blocks_per_level)]
+
+
+class FullyConnected(NetworkOptions):
+    """One hidden layer of ReLUs each way. Of 28 x 28 grey pixels with one map, by default the network of textbooks, 784-400-20:
+    652,824 parameters."""
+
+    kind: Literal["fully_connected"] = "fully_connected"
+    hidden_features: int = Field(default=400, gt=0)
+    """Features of a hidden layer."""
+
+    def encoder(self, image: Shape, classes: int) -> "ConditionalStack":
+        first = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image), self.hidden_features))
+        output = PreciseLinear(self.hidden_features, 2 * self.latent_size)
+        return ConditionalStack(first, classes, self.hidden_features, [nn.ReLU(), output])
+
+    def decoder(self, image: Shape, classes: int, initial_maps: Tensor) -> "ConditionalStack":
+        maps = (len(initial_maps), *image[1:])
+        output = PreciseLinear(self.hidden_features, math.prod(maps))
+        _begin_at(output, initial_maps.repeat_interleave(math.prod(image[1:])))
+        first = nn.Linear(self.latent_size, self.hidden_features)
+        return ConditionalStack(first, classes, self.hidden_features, [nn.ReLU(), output, nn.Unflatten(1, maps)])
+
+
+AnyNetwork = Annotated[Convolutional | FullyConnected, Field(discriminator="kind")]
+
+
+class ConditionalStack(nn.Module):
+    """Layers, with a vector of the class added to what the first of them gives: [n, width] or [n, width, h, w]."""
+
+    def __init__(self, first: nn.Module, classes: int, width: int, rest: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.first = first
+        self.by_class = nn.Embedding(classes, width) if classes else None
+        self.rest = nn.Sequential(*rest)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """labels: int64 [n], which a stack without classes does not read."""
+        features = self.first(x)
+        if self.by_class is not None:
+            assert labels is not None, "this network is told the class"
+            features = features + self.by_class(labels).view(len(x), -1, *[1] * (features.ndim - 2))
+        return self.rest(features)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv3(silu(conv3(silu(x))))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+def _begin_at(output: PreciseConv2d | PreciseLinear, initial: Tensor) -> None:
+    """Starts a last layer with small weights and the bias `initial`, so that the first loss is that of the bias."""
+    nn.init.normal_(output.weight, std=0.01)
+    output.bias = nn.Parameter(initial.clone())
+
+
+class Autoencoder(nn.Module):
+    """q(z | x) and p(x | z). Labels are int64 [n], or None where the network is not told the class."""
+
+    recomputed_blocks = (ConditionalStack,)
+
+    def __init__(self, options: NetworkOptions, image: Shape, classes: int, initial_maps: Tensor) -> None:
+        super().__init__()
+        self.encoder = options.encoder(image, classes)
+        self.decoder = options.decoder(image, classes, initial_maps)
+
+    def forward(self, x: Tensor, labels: Tensor | None, epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """mu, log_sigma, and the maps of p(x | z) at z = mu + sigma epsilon (Kingma & Welling 2014, section 2.4), with epsilon
+        standard normal [n, latent_size]."""
+        mu, log_sigma = self.encode(x, labels)
+        return mu, log_sigma, self.decode(mu + log_sigma.exp() * epsilon, labels)
+
+    def encode(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """mu and log_sigma of q(z | x), [n, latent_size], of images [n, C, h, w]; in at least float32."""
+        mu, log_sigma = self.encoder(x, labels).chunk(2, dim=1)
+        return mu, log_sigma
+
+    def decode(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """The maps [n, maps, h, w] of p(x | z), in at least float32."""
+        return self.decoder(z, labels)
