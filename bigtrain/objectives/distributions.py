@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from bigtrain.networks.layers.discretised import (
     normal_log_probability,
 )
 from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
-from bigtrain.options import Options
+from bigtrain.options import Options, one_of
 
 Of = Callable[..., Tensor]
 
@@ -165,7 +165,7 @@ class Bernoulli(PixelLikelihood):
 
     kind: Literal["bernoulli"] = "bernoulli"
     black_and_white: bool = False
-    """Whether the images are black and white; only then has a model bits per dimension."""
+    """Whether all pixels are black or white; only then are bits per dimension measured."""
 
     def maps(self, channels: int) -> int:
         return channels
@@ -194,9 +194,8 @@ class Bernoulli(PixelLikelihood):
     def check_images(self, images: Tensor) -> None:
         if bool((images.abs() < 1).any()):
             raise UserError(
-                "family.likelihood.black_and_white: there are pixels that are neither black nor white; threshold the images, or set it "
-                "to false"
+                "family.likelihood.black_and_white: there are pixels that are neither; threshold the images, or set it to false"
             )
 
 
-AnyPixelLikelihood = Annotated[DiscretisedLogistic | Gaussian | Bernoulli, Field(discriminator="kind")]
+AnyPixelLikelihood: Any = one_of(DiscretisedLogistic, Gaussian, Bernoulli)

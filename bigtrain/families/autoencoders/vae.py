@@ -37,8 +37,8 @@ class VAEOptions(Options):
     """A variational autoencoder and its training."""
 
     kind: Literal["vae"]
-    network: AnyNetwork = Field(default_factory=Convolutional)
-    likelihood: AnyPixelLikelihood = Field(default_factory=DiscretisedLogistic)
+    network: AnyNetwork = Convolutional()
+    likelihood: AnyPixelLikelihood = DiscretisedLogistic()
     """p(x|z)."""
     class_conditional: bool = False
     """Whether encoder and decoder are given the class."""
@@ -115,7 +115,7 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, kind="vae"):
 
     def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
         bound = "variational" if effort.samples == 1 else "importance_weighted"
-        return {"bound": bound, "samples": effort.samples, "seed": seed}
+        return {"bound": bound, "likelihood_samples": effort.samples, "seed": seed}
 
     @torch.no_grad()
     def likelihood(self, networks: Networks, batch: Microbatch, effort: Effort) -> dict[str, Tensor]:

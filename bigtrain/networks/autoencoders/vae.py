@@ -8,16 +8,15 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from bigtrain.networks.layers.precise import PreciseConv2d, PreciseLinear
-from bigtrain.options import Options
+from bigtrain.options import Options, one_of
 from bigtrain.sizes import size_text
-
 
 Shape = tuple[int, int, int]
 """(channels, height, width) of an image."""
@@ -116,7 +115,7 @@ class FullyConnected(NetworkOptions):
         return ConditionalStack(first, classes, self.hidden_features, [nn.ReLU(), output, nn.Unflatten(1, maps)])
 
 
-AnyNetwork = Annotated[Convolutional | FullyConnected, Field(discriminator="kind")]
+AnyNetwork: Any = one_of(Convolutional, FullyConnected)
 
 
 class ConditionalStack(nn.Module):
