@@ -55,8 +55,8 @@ class VAEOptions(Options):
 class VAE(Family, EncodesLatents, Likelihood, Reconstructs, kind="vae"):
     """Component: vae (averaged). Phase: vae.
 
-    A family says which options it has, which fields of the data it reads, what is trained (`components`), against what
-    (`phases`), and what a trained model can be asked for: the methods of each ability that it inherits.
+    A family says which options it has and which fields of the data it needs; what is trained (`components`) and against which
+    loss (`phases`); and what a trained model can be asked for: it inherits the abilities and writes their methods.
     """
 
     options_class = VAEOptions
@@ -142,8 +142,8 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, kind="vae"):
     @torch.no_grad()
     def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:
         """The mean of p(x|z) at z = mu."""
-        vae, labels = _autoencoder(networks), self._labels(batch)
-        return self.pixels.mean(vae.decode(self.encode_latents(networks, batch), labels))
+        mean = VAESamplingOptions(draw_pixels=False)
+        return self.decode_latents(networks, self.encode_latents(networks, batch), batch, mean)
 
     @property
     def conditions(self) -> Sequence[str]:
