@@ -28,7 +28,7 @@ from bigtrain.families.phases import (
     ParameterGroup,
     Phase,
 )
-from bigtrain.networks.layers.normalisation import SNLinear, SyncedBatchNorm
+from bigtrain.networks.layers.normalisation import SpectralNorm, SyncedBatchNorm
 from bigtrain.networks.layers.statistics import StatisticsModule, recomputing
 from bigtrain.options import Options
 
@@ -51,7 +51,7 @@ class Maker(nn.Module):
 class Critic(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.hidden = SNLinear(channels * 8 * 8, 8)
+        self.hidden = SpectralNorm(nn.Linear(channels * 8 * 8, 8))
         self.out = nn.Linear(8, 1)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bigtrain.networks.layers.normalisation import SpectralNorm
 from tests.families_table import CASES
 from tests.gpu.devices import CPU, no_waits, on_devices
 from tests.gpu.training import begun, losses_by_step, losses_of, trainer_of
@@ -76,7 +77,7 @@ def test_convolutions_read_channels_last(family: str, device: torch.device, tmp_
 
     for component, network in trainer.networks.items():
         for name, module in network.named_modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | SpectralNorm) and module.weight.dim() == 4:
                 assert module.weight.is_contiguous(memory_format=torch.channels_last), name
                 module.register_forward_pre_hook(
                     lambda module, inputs, name=f"{component}.{name}": look(name, module, inputs)

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from bigtrain.networks.layers.normalisation import SNLinear, SyncedBatchNorm
+from bigtrain.networks.layers.normalisation import SpectralNorm, SyncedBatchNorm
 from bigtrain.training.averaging import Average, EmaOptions, ExtraAverage, MovingAverage, power_exponent
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
 def network() -> nn.Sequential:
-    return nn.Sequential(SNLinear(3, 4), SyncedBatchNorm(4))
+    return nn.Sequential(SpectralNorm(nn.Linear(3, 4)), SyncedBatchNorm(4))
 
 
 def move(module: nn.Module, seed: int) -> None:

@@ -19,9 +19,6 @@ from torch import Tensor, nn
 from bigtrain.errors import UserError
 from bigtrain.networks.layers.normalisation import (
     ConditionalBatchNorm,
-    SNConv2d,
-    SNEmbedding,
-    SNLinear,
     SpectralNorm,
     SyncedBatchNorm,
     statistics_dtype,
@@ -92,16 +89,21 @@ class DiscriminatorOptions(Options):
 # 4x4: taps that read the same pixel are added up once, in the kernel, and not again for every image and position.
 
 
-def upsample_and_convolve(x: Tensor, conv: SNConv2d) -> Tensor:
+def upsample_and_convolve(x: Tensor, conv: SpectralNorm) -> Tensor:
     """conv(nearest x2 (x)) for a 3x3 convolution, [n, in, h, w] -> [n, out, 2h, 2w], as one transposed convolution."""
     widened = F.avg_pool2d(conv.normalised_weight(), 2, stride=1, padding=1, divisor_override=1)
     return F.conv_transpose2d(x, widened.flip(2, 3).transpose(0, 1), conv.bias, stride=2, padding=1)
 
 
-def convolve_and_pool(x: Tensor, conv: SNConv2d) -> Tensor:
+def convolve_and_pool(x: Tensor, conv: SpectralNorm) -> Tensor:
     """mean pool 2x2 (conv(x)) for a 3x3 convolution, [n, in, 2h, 2w] -> [n, out, h, w], as one strided convolution."""
     widened = F.avg_pool2d(conv.normalised_weight(), 2, stride=1, padding=1)
     return F.conv2d(x, widened, conv.bias, stride=2, padding=1)
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, *, bias: bool = True, eps: float) -> SpectralNorm:
+    """A convolution with an odd kernel that keeps height and width."""
+    return SpectralNorm(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias), eps=eps)
 
 
 def resolution_of(size: tuple[int, int]) -> int:
@@ -126,7 +128,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, *, eps: float) -> None:
         super().__init__()
-        conv = partial(SNConv2d, kernel=1, bias=False, eps=eps)
+        conv = partial(_convolution, kernel=1, bias=False, eps=eps)
         self.theta = conv(channels, channels // 8)
         self.phi = conv(channels, channels // 8)
         self.g = conv(channels, channels // 2)
@@ -153,7 +155,7 @@ class GeneratorBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, condition: int, options: GeneratorOptions) -> None:
         super().__init__()
-        conv = partial(SNConv2d, eps=options.spectral_norm_eps)
+        conv = partial(_convolution, eps=options.spectral_norm_eps)
         norm = partial(
             ConditionalBatchNorm,
             condition=condition,
@@ -193,12 +195,12 @@ class Generator(nn.Module):
         condition = options.class_embedding + options.latent_per_block
         eps = options.spectral_norm_eps
         self.shared = nn.Embedding(classes, options.class_embedding)
-        self.linear = SNLinear(options.latent_per_block, inputs[0] * 4 * 4, eps=eps)
+        self.linear = SpectralNorm(nn.Linear(options.latent_per_block, inputs[0] * 4 * 4), eps=eps)
         self.blocks = nn.ModuleList(
             GeneratorBlock(into, out, condition, options) for into, out in zip(inputs, outputs, strict=True)
         )
         self.norm = SyncedBatchNorm(outputs[-1], eps=options.batch_norm_eps, momentum=options.batch_norm_momentum)
-        self.conv = SNConv2d(outputs[-1], channels, 3, eps=eps)
+        self.conv = _convolution(outputs[-1], channels, 3, eps=eps)
         self.attention, self.attention_after = _attention(
             "generator", options, outputs, [8 << block for block in range(len(outputs))]
         )
@@ -229,10 +231,10 @@ class DiscriminatorBlock(nn.Module):
         super().__init__()
         self.first = first
         self.downsample = downsample
-        self.conv1 = SNConv2d(inputs, outputs, 3, eps=eps)
-        self.conv2 = SNConv2d(outputs, outputs, 3, eps=eps)
+        self.conv1 = _convolution(inputs, outputs, 3, eps=eps)
+        self.conv2 = _convolution(outputs, outputs, 3, eps=eps)
         identity = inputs == outputs and not downsample
-        self.shortcut = nn.Identity() if identity else SNConv2d(inputs, outputs, 1, eps=eps)
+        self.shortcut = nn.Identity() if identity else _convolution(inputs, outputs, 1, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, inputs, h, w] -> [n, outputs, h / 2, w / 2], or h, w without downsampling."""
@@ -261,8 +263,8 @@ class Discriminator(nn.Module):
             DiscriminatorBlock(into, out, first=index == 0, downsample=index < halvings, eps=eps)
             for index, (into, out) in enumerate(zip([channels, *outputs[:-1]], outputs, strict=True))
         )
-        self.linear = SNLinear(outputs[-1], 1, eps=eps)
-        self.embedding = SNEmbedding(classes, outputs[-1], eps=eps)
+        self.linear = SpectralNorm(nn.Linear(outputs[-1], 1), eps=eps)
+        self.embedding = SpectralNorm(nn.Embedding(classes, outputs[-1]), eps=eps)
         self.attention, self.attention_after = _attention(
             "discriminator", options, outputs, [resolution >> min(block + 1, halvings) for block in range(len(outputs))]
         )
@@ -332,10 +334,10 @@ def _attention(
 def _initialise(network: nn.Module, init: Literal["orthogonal", "n02"]) -> None:
     """Draws the weights of all convolutions, linear maps and embeddings, and zeroes the biases."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+        if isinstance(module, SpectralNorm | nn.Embedding):
             if init == "orthogonal":
                 nn.init.orthogonal_(module.weight)
             else:
                 nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        if isinstance(module, SpectralNorm) and module.bias is not None:
             nn.init.zeros_(module.bias)

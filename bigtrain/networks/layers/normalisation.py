@@ -9,6 +9,7 @@ Both are computed in at least float32, under autocast too, and neither waits for
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 class SpectralNorm(StatisticsModule):
-    """Divides `weight`, seen as a matrix W [out, rest], by an estimate of its largest singular value.
+    """A layer whose weight, seen as a matrix W [out, rest], is divided by an estimate of its largest singular value.
 
     Every forward makes one power iteration from the stored `u` [out]:
 
@@ -46,79 +47,92 @@ class SpectralNorm(StatisticsModule):
     """
 
     copied_buffers = ("u",)
-    weight: Tensor
+    weight: nn.Parameter
+    bias: nn.Parameter | None
     u: Tensor
     noted_u: Tensor
     noted_sigma: Tensor
     """Sigma of the last recording training forward, for reports."""
-    spectral_norm_eps: float
 
-    def _start_power_iteration(self, eps: float) -> None:
-        """Starts `u` as a random direction from torch's global generator. Call it once `weight` exists."""
-        self.spectral_norm_eps = eps
-        u = F.normalize(torch.randn(self.weight.shape[0], device=self.weight.device), dim=0)
+    def __init__(self, layer: nn.Module, *, eps: float = 1e-6) -> None:
+        """`layer`: a linear map, an embedding, a convolution or a transposed convolution (out is its number of outputs); its
+        parameters become those of this module. `eps`: the smallest norm that the power iteration divides by.
+
+        u starts as a random direction from torch's global generator. Raises TypeError for any other layer.
+        """
+        super().__init__()
+        self.eps = eps
+        self.register_parameter("weight", layer.get_parameter("weight"))
+        self.register_parameter("bias", getattr(layer, "bias", None))
+        self._function = _function_of(layer)
+        self.transposed = isinstance(layer, tuple(_TRANSPOSED))
+        u = F.normalize(torch.randn(self.weight.shape[int(self.transposed)], device=self.weight.device), dim=0)
         self.register_buffer("u", u)
         # NaN means that nothing has been recorded; zero could not, as a unit vector may contain zeros.
         self.register_buffer("noted_u", torch.full_like(u, torch.nan), persistent=False)
         self.register_buffer("noted_sigma", torch.full_like(u[0], torch.nan), persistent=False)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer returns with the normalised weight."""
+        return self._function(x, self.normalised_weight(), self.bias)
+
     def normalised_weight(self) -> Tensor:
         """W / sigma, in the shape and dtype of `weight`."""
         weight = self.weight
         with without_autocast(weight):
-            # In channels_last this changes the order of W's columns, and so of v, but not sigma or u; it avoids a copy.
-            rows = weight if weight.is_contiguous() else weight.movedim(1, -1)
-            matrix = rows.flatten(1).to(statistics_dtype(weight.dtype))
+            matrix = self._rows().flatten(1).to(statistics_dtype(weight.dtype))
             with torch.no_grad():
-                v = F.normalize(torch.mv(matrix.t(), self.u.to(matrix.dtype)), dim=0, eps=self.spectral_norm_eps)
+                v = F.normalize(torch.mv(matrix.t(), self.u.to(matrix.dtype)), dim=0, eps=self.eps)
             stretched = torch.mv(matrix, v)
             # The gradient of |W v| at constant v is u' v^T, as documented above.
             sigma = torch.linalg.vector_norm(stretched)
             if self.training and self.recording:
-                self.noted_u.copy_(F.normalize(stretched.detach(), dim=0, eps=self.spectral_norm_eps))
+                self.noted_u.copy_(F.normalize(stretched.detach(), dim=0, eps=self.eps))
                 self.noted_sigma.copy_(sigma.detach())
             return weight * sigma.reciprocal()
+
+    def _rows(self) -> Tensor:
+        """The weight, [out, ...]."""
+        if self.transposed:
+            return self.weight.transpose(0, 1)
+        # In channels_last this changes the order of W's columns, and so of v, but not sigma or u; it avoids a copy.
+        return self.weight if self.weight.is_contiguous() else self.weight.movedim(1, -1)
 
     def commit(self, finite: Tensor) -> None:
         self.u.copy_(torch.where(finite & self.noted_u.isfinite(), self.noted_u, self.u))
         self.noted_u.fill_(torch.nan)
 
 
-class SNConv2d(SpectralNorm, nn.Conv2d):
-    """A convolution whose kernel [out, in, k, k] is normalised as a matrix [out, in k k]."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True, eps: float = 1e-6) -> None:
-        """`kernel`: odd; padding keeps height and width. `eps`: the smallest norm that the power iteration divides by."""
-        nn.Conv2d.__init__(self, inputs, outputs, kernel, padding=kernel // 2, bias=bias)
-        self._start_power_iteration(eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs, h, w] -> [n, outputs, h, w]."""
-        return F.conv2d(x, self.normalised_weight(), self.bias, padding=self.padding)
+_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d,
+}  # fmt: skip
+_TRANSPOSED: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.ConvTranspose1d: F.conv_transpose1d, nn.ConvTranspose2d: F.conv_transpose2d, nn.ConvTranspose3d: F.conv_transpose3d,
+}  # fmt: skip
 
 
-class SNLinear(SpectralNorm, nn.Linear):
-    """A linear map with a normalised matrix [out, in]."""
+def _function_of(layer: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """(input, weight, bias) -> what the layer returns."""
+    if isinstance(layer, nn.Linear):
+        return F.linear
+    if isinstance(layer, nn.Embedding):
+        return _look_up
+    for kind, function in {**_CONVOLUTIONS, **_TRANSPOSED}.items():
+        if isinstance(layer, kind) and layer.padding_mode == "zeros":
+            shape = {
+                "stride": layer.stride,
+                "padding": layer.padding,
+                "dilation": layer.dilation,
+                "groups": layer.groups,
+            }
+            if kind in _TRANSPOSED:
+                shape["output_padding"] = layer.output_padding
+            return partial(function, **shape)
+    raise TypeError(f"spectral norm does not know how to call {layer}")
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, eps: float = 1e-6) -> None:
-        nn.Linear.__init__(self, inputs, outputs, bias=bias)
-        self._start_power_iteration(eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs] -> [n, outputs]."""
-        return F.linear(x, self.normalised_weight(), self.bias)
-
-
-class SNEmbedding(SpectralNorm, nn.Embedding):
-    """A table of vectors, normalised as the matrix [entries, size]."""
-
-    def __init__(self, entries: int, size: int, *, eps: float = 1e-6) -> None:
-        nn.Embedding.__init__(self, entries, size)
-        self._start_power_iteration(eps)
-
-    def forward(self, index: Tensor) -> Tensor:
-        """int64 [n] -> [n, size]."""
-        return F.embedding(index, self.normalised_weight())
+def _look_up(index: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
+    return F.embedding(index, table)
 
 
 def largest_singular_value(network: nn.Module) -> Tensor:
@@ -274,8 +288,8 @@ class ConditionalBatchNorm(nn.Module):
         """`condition`: the size of y; the other options are those of the norm and of the two linear maps."""
         super().__init__()
         self.norm = SyncedBatchNorm(features, affine=False, eps=eps, momentum=momentum)
-        self.gain = SNLinear(condition, features, bias=False, eps=spectral_norm_eps)
-        self.bias = SNLinear(condition, features, bias=False, eps=spectral_norm_eps)
+        self.gain = SpectralNorm(nn.Linear(condition, features, bias=False), eps=spectral_norm_eps)
+        self.bias = SpectralNorm(nn.Linear(condition, features, bias=False), eps=spectral_norm_eps)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [n, features, h, w], y [n, condition] -> the shape of x."""

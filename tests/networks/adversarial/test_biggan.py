@@ -145,7 +145,7 @@ def test_every_option_reaches_the_layer_that_it_names() -> None:
     for network in (generator, discriminator):
         layers = [module for module in network.modules() if isinstance(module, SpectralNorm)]
         assert len(layers) > 10
-        assert {layer.spectral_norm_eps for layer in layers} == {1e-3}
+        assert {layer.eps for layer in layers} == {1e-3}
 
 
 # ---------------------------------------------------------------------------------------------------- initial weights

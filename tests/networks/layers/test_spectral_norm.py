@@ -3,24 +3,59 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from bigtrain.networks.layers.normalisation import SNConv2d, SNEmbedding, SNLinear, SpectralNorm
+from bigtrain.networks.layers.normalisation import SpectralNorm
 from bigtrain.networks.layers.statistics import commit, copied_buffer_names, set_recording
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 LAYERS = {
-    "conv": (lambda: SNConv2d(5, 7, 3), lambda: torch.randn(2, 5, 6, 6)),
-    "linear": (lambda: SNLinear(5, 7), lambda: torch.randn(2, 5)),
-    "embedding": (lambda: SNEmbedding(7, 5), lambda: torch.tensor([1, 6])),
+    "convolution": (lambda: nn.Conv2d(5, 7, 3, padding=1), (2, 5, 6, 6)),
+    "strided convolution": (lambda: nn.Conv2d(6, 8, 4, stride=2, padding=1, groups=2, bias=False), (2, 6, 6, 6)),
+    "transposed convolution": (lambda: nn.ConvTranspose2d(5, 7, 3, stride=2, output_padding=1), (2, 5, 4, 4)),
+    "convolution of clips": (lambda: nn.Conv3d(2, 3, 3, dilation=2), (1, 2, 6, 6, 6)),
+    "linear": (lambda: nn.Linear(5, 7), (2, 5)),
+    "embedding": (lambda: nn.Embedding(7, 5), None),
 }
 
 
 @pytest.fixture(params=LAYERS)
 def layer_and_input(request: pytest.FixtureRequest) -> tuple[SpectralNorm, torch.Tensor]:
     torch.manual_seed(0)
-    layer, example = LAYERS[request.param]
-    return layer(), example()
+    layer, shape = LAYERS[request.param]
+    return SpectralNorm(layer()), torch.tensor([1, 6]) if shape is None else torch.randn(shape)
+
+
+def matrix_of(layer: SpectralNorm, weight: torch.Tensor) -> torch.Tensor:
+    """[out, rest]"""
+    return (weight.transpose(0, 1) if layer.transposed else weight).flatten(1)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_it_is_the_layer_with_another_weight_under_the_same_names(kind: str) -> None:
+    build, shape = LAYERS[kind]
+    layer = build()
+    wrapped = SpectralNorm(layer)
+    assert wrapped.state_dict().keys() - {"u"} == layer.state_dict().keys()
+    x = torch.tensor([1, 6]) if shape is None else torch.randn(shape)
+    output = wrapped(x)
+    with torch.no_grad():
+        layer.weight.copy_(wrapped.normalised_weight())
+    torch.testing.assert_close(output, layer(x), rtol=0, atol=0)
+
+
+def test_a_transposed_convolution_is_normalised_over_its_outputs() -> None:
+    assert SpectralNorm(nn.ConvTranspose2d(5, 7, 3)).u.shape == (7,)
+    assert SpectralNorm(nn.Conv2d(5, 7, 3)).u.shape == (7,)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding_mode="reflect")], ids=["norm", "padding"]
+)
+def test_a_layer_that_it_cannot_call_is_refused(layer: nn.Module) -> None:
+    with pytest.raises(TypeError, match="does not know how to call"):
+        SpectralNorm(layer)
 
 
 def train(layer: SpectralNorm, x: torch.Tensor, commits: int) -> None:
@@ -33,23 +68,24 @@ def train(layer: SpectralNorm, x: torch.Tensor, commits: int) -> None:
 def test_sigma_becomes_the_largest_singular_value(layer_and_input) -> None:
     layer, x = layer_and_input
     train(layer.double(), x if x.dtype == torch.int64 else x.double(), 300)
-    singular = torch.linalg.svdvals(layer.normalised_weight().flatten(1))
+    singular = torch.linalg.svdvals(matrix_of(layer, layer.normalised_weight()))
     torch.testing.assert_close(singular[0], torch.ones((), dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 def test_one_forward_and_commit_is_one_power_iteration(layer_and_input) -> None:
     layer, x = layer_and_input
-    matrix, u = layer.weight.detach().flatten(1), layer.u.clone()
+    matrix, u = matrix_of(layer, layer.weight.detach()), layer.u.clone()
     v = F.normalize(matrix.t() @ u, dim=0)
     expected = F.normalize(matrix @ v, dim=0)
-    torch.testing.assert_close(layer.normalised_weight().flatten(1), matrix / (expected @ matrix @ v))
+    normalised = matrix_of(layer, layer.normalised_weight())
+    torch.testing.assert_close(normalised, matrix / (expected @ matrix @ v))
     train(layer, x, 1)
     torch.testing.assert_close(layer.u, expected)
 
 
 def test_gradient_flows_through_sigma_but_not_through_its_directions() -> None:
     torch.manual_seed(0)
-    layer = SNConv2d(3, 4, 3).double()
+    layer = SpectralNorm(nn.Conv2d(3, 4, 3)).double()
     grad = torch.randn_like(layer.weight)
     layer.normalised_weight().backward(grad)
     matrix, grad = layer.weight.detach().flatten(1), grad.flatten(1)
@@ -97,7 +133,7 @@ def test_a_non_finite_step_moves_nothing_and_leaves_no_note_behind(layer_and_inp
 
 def test_a_channels_last_kernel_is_normalised_like_any_other() -> None:
     torch.manual_seed(0)
-    layer = SNConv2d(5, 7, 3).double()
+    layer = SpectralNorm(nn.Conv2d(5, 7, 3)).double()
     plain = layer.normalised_weight()
     other = layer.to(memory_format=torch.channels_last).normalised_weight()
     assert other.is_contiguous(memory_format=torch.channels_last)
@@ -117,5 +153,5 @@ def test_autocast_leaves_the_normalisation_as_it_is(layer_and_input) -> None:
 
 
 def test_an_average_of_weights_copies_the_directions() -> None:
-    assert copied_buffer_names(torch.nn.Sequential(SNLinear(3, 2))) == {"0.u"}
-    assert copied_buffer_names(SNLinear(3, 2)) == {"u"}
+    assert copied_buffer_names(nn.Sequential(SpectralNorm(nn.Linear(3, 2)))) == {"0.u"}
+    assert copied_buffer_names(SpectralNorm(nn.Linear(3, 2))) == {"u"}
