@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
+from bigtrain.cluster.collectives import mean_over_ranks
 from bigtrain.networks.layers.statistics import StatisticsModule, recomputing
 
 
@@ -148,7 +149,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
 
     Returns the output, the mean [c] and the unbiased variance [c] of the global batch. One collective each way: the
     ranks' moments [2, c] forward, the two sums [2, c] of the gradient backward. Gradients of weight and bias are this
-    rank's share, like every other parameter's.
+    rank's share, like every other parameter's. `_differentiable_gradients` is the backward that is differentiated again.
     """
 
     @staticmethod
@@ -163,6 +164,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
         # The law of total variance: accurate where E[x^2] - E[x]^2 would cancel.
         variance = (variances + (means - mean).square()).mean(0)
         ctx.count = x.numel() // x.shape[1] * ranks
+        ctx.eps = eps
         ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
         unbiased = variance * (ctx.count / (ctx.count - 1))
         ctx.mark_non_differentiable(mean, unbiased)
@@ -171,6 +173,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, weight, mean, inverse_std = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a graph of this backward is asked for
+            return *_differentiable_gradients(grads[0], x, weight, ctx.eps), None
         grad = grads[0].to(mean.dtype)
         centred = (x.to(mean.dtype) - mean[:, None, None]) * inverse_std[:, None, None]
         sums = torch.stack([grad.sum((0, 2, 3)), (grad * centred).sum((0, 2, 3))])
@@ -180,6 +184,25 @@ class _NormaliseOverRanks(torch.autograd.Function):
         scale = inverse_std if weight is None else inverse_std * weight
         grad_x = (grad - mean_grad - centred * mean_product) * scale[:, None, None]
         return grad_x.to(x.dtype), grad_weight, grad_bias, None
+
+
+def _differentiable_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias as functions of `grad`, x and weight that can be differentiated in their turn.
+
+    The moments are computed again, as functions of x: at constant moments the second derivative would be wrong.
+    """
+    grad, exact = (tensor.to(statistics_dtype(x.dtype)) for tensor in (grad, x))
+    over = (0, 2, 3)
+    centred = exact - mean_over_ranks(exact.mean(over))[:, None, None]
+    inverse_std = (mean_over_ranks(centred.square().mean(over)) + eps).rsqrt()
+    normal = centred * inverse_std[:, None, None]
+    means = mean_over_ranks(torch.stack([grad.mean(over), (grad * normal).mean(over)]))
+    mean_grad, mean_product = means[:, :, None, None].unbind()
+    scale = inverse_std if weight is None else inverse_std * weight
+    grad_x = ((grad - mean_grad - normal * mean_product) * scale[:, None, None]).to(x.dtype)
+    return (grad_x, None, None) if weight is None else (grad_x, (grad * normal).sum(over), grad.sum(over))
 
 
 class SyncedBatchNorm(StatisticsModule):
@@ -218,12 +241,12 @@ class SyncedBatchNorm(StatisticsModule):
             if self.recording:
                 self._record(torch.stack([mean, variance]))
             return out
-        if not self.recording:
-            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        # With momentum 1 the fused kernel writes the batch's own moments into the running statistics it is given.
+        # With momentum 1 the fused kernel writes the batch's own moments into the running statistics it is given. Also where
+        # nothing is recorded: activation checkpointing may repeat this forward when something is, and must find it the same.
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         out = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-        self._record(torch.stack([mean, variance]))
+        if self.recording:
+            self._record(torch.stack([mean, variance]))
         return out
 
     def _record(self, moments: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bigtrain.errors import UserError
+from bigtrain.networks.layers.double_backward import with_attention_as_now
 
 
 def recompute_blocks(network: nn.Module) -> None:
@@ -42,7 +43,8 @@ class _Recomputed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=self.draws, **kwargs)
+        forward = with_attention_as_now(self.forward)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=self.draws, **kwargs)
 
 
 def _draws(block: nn.Module) -> bool:

@@ -7,6 +7,7 @@ component never move by accident.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,19 @@ def statistics_modules(network: nn.Module) -> Iterator[StatisticsModule]:
 def set_recording(network: nn.Module, on: bool) -> None:
     for module in statistics_modules(network):
         module.recording = on
+
+
+@contextmanager
+def nothing_recorded(network: nn.Module) -> Iterator[None]:
+    """Forward passes within it record nothing."""
+    recording = [module for module in statistics_modules(network) if module.recording]
+    for module in recording:
+        module.recording = False
+    try:
+        yield
+    finally:
+        for module in recording:
+            module.recording = True
 
 
 @torch.no_grad()
