@@ -18,6 +18,7 @@ DIGITS = {"train": "digits", "validation": "digits", "image_size": 16}
 TRAIN = {"steps": 4, "batch_size": 8}
 ADAM = {"lr": 0.001}
 DIFFUSION = {"kind": "diffusion", "class_conditional": True, "optimizer": ADAM}
+GAN = {"kind": "gan", "generator_optimizer": ADAM, "discriminator_optimizer": ADAM}
 VQVAE = {"kind": "vqvae", "optimizer": ADAM}
 
 
@@ -47,6 +48,18 @@ def test_every_key_of_format_1_is_read_under_its_name_of_today(tmp_path: Path) -
     assert recipe.train.keep_best == "class_accuracy"
     recipe = loaded(tmp_path, family=VQVAE | {"autoencoder": {"code_size": 8, "restart_below": 0.5}})
     assert (recipe.family.autoencoder.embedding_dim, recipe.family.autoencoder.dead_code_threshold) == (8, 0.5)
+
+
+def test_a_gan_of_format_1_has_its_loss_and_its_penalty_under_todays_keys(tmp_path: Path) -> None:
+    old = {"loss": "non_saturating", "orthogonal_regularisation": 0.5, "generator": {"channels": 8}}
+    family = loaded(tmp_path, family=GAN | old).family
+    assert family.objective.kind == "non_saturating"
+    assert family.penalties.orthogonal.weight == 0.5
+    assert (family.generator.kind, family.generator.channels) == ("biggan", 8)
+    assert family.discriminator_calls is None
+    for key, today in (("loss", "objective"), ("orthogonal_regularisation", "penalties")):
+        with pytest.raises(UserError, match=f"family.{key} is not a key; it is {today}: "):
+            loaded(tmp_path, f"family.{key}=1", family=GAN)
 
 
 def test_an_old_child_changes_a_new_parent_and_the_other_way_round(tmp_path: Path) -> None:

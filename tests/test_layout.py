@@ -38,12 +38,12 @@ NAMING_PACKAGES = {"families", "networks", "objectives"}
 """Those in which they may be named."""
 SHARED_WORDS = {
     "codebook", "codebook size", "encoder", "level", "levels", "reconstruction", "tokenizer",
-    "layers", "schedule", "steps", "variant",
+    "clip", "every", "layers", "loss", "norm", "schedule", "steps", "target", "weight",
 }  # fmt: skip
 """Words of one family that mean the same in general: of codes, which are a kind of data, and then of any training."""
 HOMONYMS = {
-    "beta", "condition", "discriminator", "generator", "init", "kernel", "output", "process",
-    "sampler", "sigma", "statistics", "variance",
+    "architecture", "beta", "condition", "discriminator", "generator", "init", "kernel", "latent",
+    "output", "process", "r", "sampler", "sigma", "statistics", "variance",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""
 FOREIGN_NAMES = ("DiffusionPipeline", "PredictionString", "capture_output")

@@ -33,7 +33,7 @@ def test_every_shipped_recipe_is_valid_and_resolves_to_itself(path: Path, tmp_pa
         ("trian.steps=3", "trian is not a key; did you mean train?"),
         (
             "family.generator.chanels=3",
-            "family.generator.chanels is not a key; did you mean family.generator.channels?",
+            "family.generator.chanels is not a key of kind: biggan; did you mean family.generator.channels?",
         ),
         ("train.steps=many", "command line: train.steps: Input should be a valid integer"),
         ("train.precision=fp16", "train.precision: Input should be 'fp32' or 'bf16' (given: 'fp16')"),
@@ -62,7 +62,15 @@ def test_every_shipped_recipe_is_valid_and_resolves_to_itself(path: Path, tmp_pa
             "data.derive={g: {kind: grey, factor: 2}}",
             "data.derive.g.factor is not a key of kind: grey; factor goes with kind: downscale",
         ),
-        ("family.generator=3", "command line: family.generator: must be a mapping of keys (given: 3)"),
+        ("family.sampling=3", "command line: family.sampling: must be a mapping of keys (given: 3)"),
+        ("family.generator=3", "command line: family.generator: must be a mapping with a kind, such as {kind: biggan}"),
+        ("family.objective.clip=0.1", "family.objective.clip is not a key of kind: hinge"),
+        (
+            "family.objective={kind: wasserstein, clip: 0}",
+            "family.objective.clip: Input should be greater than 0 (given: 0)",
+        ),
+        ("family.penalties.r1.weight=-1", "family.penalties.r1.weight: Input should be greater than or equal to 0"),
+        ("family.discriminator.kind=dcgan", "family.discriminator: dcgan takes no classes, but the other network does"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence_that_names_it(override: str, message: str) -> None:

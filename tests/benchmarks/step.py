@@ -19,7 +19,6 @@ import torch
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.splits import describe, find_index
-from bigtrain.families.adversarial.gan import hinge_discriminator, hinge_generator
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network, find_family
 from bigtrain.networks.layers import statistics
@@ -73,7 +72,7 @@ def bare(recipe: Recipe, device: torch.device) -> Iterator[None]:
     family = find_family("gan")(recipe.family, DataSpec.from_json(describe(index)))
     g, d, average = (build_network(family, name, 0).to(device) for name in ("generator", "discriminator", "generator"))
     g, d, average = (net.to(memory_format=torch.channels_last) for net in (g, d, average))
-    options = recipe.family.generator_optimizer
+    options, game = recipe.family.generator_optimizer, recipe.family.objective
     adam_g, adam_d = (
         torch.optim.Adam(net.parameters(), options.lr, options.betas, options.eps, fused=True) for net in (g, d)
     )
@@ -88,13 +87,14 @@ def bare(recipe: Recipe, device: torch.device) -> Iterator[None]:
                 fake = g(torch.randn(size, g.latent, device=device), fake_labels)
             logits = d(torch.cat([real, fake]), torch.cat([labels[chosen], fake_labels]))
             adam_d.zero_grad()
-            hinge_discriminator(*logits.split(size)).backward()
+            game.discriminator_loss(*logits.split(size)).backward()
             adam_d.step()
             statistics.commit(d, yes)
         set_trained(g, d)
         fake_labels = labels[torch.randint(index.samples, (size,), device=device)]
         adam_g.zero_grad()
-        hinge_generator(d(g(torch.randn(size, g.latent, device=device), fake_labels), fake_labels)).backward()
+        fake = g(torch.randn(size, g.latent, device=device), fake_labels)
+        game.generator_loss(None, d(fake, fake_labels)).backward()
         adam_g.step()
         statistics.commit(g, yes)
         with torch.no_grad():

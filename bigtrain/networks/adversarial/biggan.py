@@ -8,8 +8,9 @@ al. 2019) in each. Parameter counts, with channels = 96 and latent_per_block = 2
     CIFAR-10 32x32, 10 classes, attention at 16:       generator  9,416,196   discriminator  2,415,170
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bigtrain.errors import UserError
+from bigtrain.networks.adversarial.architecture import DiscriminatorArchitecture, GeneratorArchitecture, Size
 from bigtrain.networks.layers.normalisation import (
     ConditionalBatchNorm,
     SpectralNorm,
@@ -24,7 +26,6 @@ from bigtrain.networks.layers.normalisation import (
     statistics_dtype,
     without_autocast,
 )
-from bigtrain.options import Options
 from bigtrain.sizes import size_text
 
 # By resolution, in units of `channels`. 32 is StudioGAN's network for CIFAR-10; 64 and up are those of the paper and of
@@ -51,9 +52,12 @@ _RESOLUTIONS = ", ".join(map(str, GENERATOR_WIDTHS))
 """For messages."""
 
 
-class GeneratorOptions(Options):
+class GeneratorOptions(GeneratorArchitecture):
     """The generator's architecture."""
 
+    class_conditional: ClassVar[bool] = True
+
+    kind: Literal["biggan"] = "biggan"
     channels: int = Field(default=96, gt=0)
     """The base width, which the table for the resolution multiplies."""
     latent_per_block: int = Field(default=20, gt=0)
@@ -71,10 +75,28 @@ class GeneratorOptions(Options):
     init: Literal["orthogonal", "n02"] = "orthogonal"
     """Initial weights: orthogonal matrices (Saxe et al. 2014), or normal with standard deviation 0.02."""
 
+    @property
+    def singular_values(self) -> Mapping[str, str]:
+        return {"linear": "linear", "first_block": "blocks.0.conv1"}
 
-class DiscriminatorOptions(Options):
+    def check_size(self, size: Size) -> None:
+        _check_resolution(resolution_of(size))
+
+    def latent_size(self, size: Size) -> int:
+        return latent_size(self, resolution_of(size))
+
+    def build(self, size: Size, channels: int, classes: int) -> nn.Module:
+        return Generator(self, resolution_of(size), classes, channels)
+
+
+class DiscriminatorOptions(DiscriminatorArchitecture):
     """The discriminator's architecture."""
 
+    class_conditional: ClassVar[bool] = True
+
+    kind: Literal["biggan"] = "biggan"
+    variant: Literal["brock", "studiogan"] = "brock"
+    """studiogan: the ReLU in front of a block is in place there, so that the shortcut reads rectified features too."""
     channels: int = Field(default=96, gt=0)
     """The base width, which the table for the resolution multiplies."""
     attention_resolution: int | None = Field(default=64, gt=0)
@@ -83,6 +105,16 @@ class DiscriminatorOptions(Options):
     """Smallest norm that the power iteration divides by."""
     init: Literal["orthogonal", "n02"] = "orthogonal"
     """Initial weights: orthogonal matrices (Saxe et al. 2014), or normal with standard deviation 0.02."""
+
+    @property
+    def singular_values(self) -> Mapping[str, str]:
+        return {"first_block": "blocks.0.conv1"}
+
+    def check_size(self, size: Size) -> None:
+        _check_resolution(resolution_of(size))
+
+    def build(self, size: Size, channels: int, classes: int) -> nn.Module:
+        return Discriminator(self, resolution_of(size), classes, channels)
 
 
 # Exact rewrites of the two resampling convolutions, with 4/9 of the multiplications each. Both widen the 3x3 kernel to
@@ -106,7 +138,7 @@ def _convolution(inputs: int, outputs: int, kernel: int, *, bias: bool = True, e
     return SpectralNorm(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias), eps=eps)
 
 
-def resolution_of(size: tuple[int, int]) -> int:
+def resolution_of(size: Size) -> int:
     """Side of the images of `size` (height, width). Raises UserError, naming the key, for images that are not squares."""
     height, width = size
     if height != width:
@@ -224,12 +256,16 @@ class Generator(nn.Module):
 class DiscriminatorBlock(nn.Module):
     """ReLU-conv3-ReLU-conv3-pool, plus conv1-pool as the shortcut (Brock et al. 2019, figure 15c).
 
-    The first block reads pixels and has no ReLU in front. The shortcut is the identity where the shape does not change.
+    The first block reads pixels and has no ReLU in front. The shortcut is the identity where the shape does not change. It
+    reads what the block reads, or with `rectified` what the ReLU in front puts out.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, first: bool, downsample: bool, eps: float) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, first: bool, downsample: bool, rectified: bool, eps: float
+    ) -> None:
         super().__init__()
         self.first = first
+        self.rectified = rectified and not first
         self.downsample = downsample
         self.conv1 = _convolution(inputs, outputs, 3, eps=eps)
         self.conv2 = _convolution(outputs, outputs, 3, eps=eps)
@@ -238,8 +274,10 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, inputs, h, w] -> [n, outputs, h / 2, w / 2], or h, w without downsampling."""
-        # Not in place: the shortcut reads x itself. (In place it would read ReLU(x), as in StudioGAN.)
-        h = F.relu(self.conv1(x if self.first else F.relu(x)), inplace=True)
+        activated = x if self.first else F.relu(x)  # not in place: the shortcut may read x itself
+        h = F.relu(self.conv1(activated), inplace=True)
+        if self.rectified:
+            x = activated
         if not self.downsample:
             return self.conv2(h) + self.shortcut(x)
         # A 1x1 convolution and average pooling commute; pooling first leaves it a quarter of the work.
@@ -260,7 +298,14 @@ class Discriminator(nn.Module):
         outputs = [options.channels * width for width in widths]
         eps = options.spectral_norm_eps
         self.blocks = nn.ModuleList(
-            DiscriminatorBlock(into, out, first=index == 0, downsample=index < halvings, eps=eps)
+            DiscriminatorBlock(
+                into,
+                out,
+                first=index == 0,
+                downsample=index < halvings,
+                rectified=options.variant == "studiogan",
+                eps=eps,
+            )
             for index, (into, out) in enumerate(zip([channels, *outputs[:-1]], outputs, strict=True))
         )
         self.linear = SpectralNorm(nn.Linear(outputs[-1], 1), eps=eps)
@@ -280,30 +325,6 @@ class Discriminator(nn.Module):
         h = F.relu(h).sum(dim=(2, 3), dtype=statistics_dtype(h.dtype))
         with without_autocast(h):
             return self.linear(h).squeeze(1) + (self.embedding(labels) * h).sum(1)
-
-
-def orthogonal_penalty(network: nn.Module, strength: float) -> Tensor:
-    """BigGAN's orthogonal regularisation, which leaves the diagonal free (Brock et al. 2019, eq. 3), as a scalar loss.
-
-    strength / 2 |W W^T o (1 - I)|^2, summed over all weights except the shared embedding, each as a matrix W [out, rest].
-    Its gradient is 2 strength ((W W^T) o (1 - I)) W, which is what BigGAN-PyTorch adds. The paper's strength is 1e-4.
-    """
-    weights = [module.weight for module in network.modules() if isinstance(module, SpectralNorm)]
-    penalty = weights[0].new_zeros((), dtype=statistics_dtype(weights[0].dtype))
-    with without_autocast(weights[0]):
-        for weight in weights:
-            penalty = penalty + _off_diagonal(weight.flatten(1).to(penalty.dtype))
-    return strength / 2 * penalty
-
-
-def _off_diagonal(rows: Tensor) -> Tensor:
-    """|W W^T o (1 - I)|^2 of W [out, rest], a scalar."""
-    if len(rows) <= 2 * rows.shape[1]:
-        gram = rows @ rows.t()
-        return (gram - gram.diagonal().diag_embed()).square().sum()
-    # |W W^T| = |W^T W|, and W^T W is a small matrix where W is tall: the generator's first layer at 128x128 is [24576, 20].
-    # For such a W the diagonal is a small part of the sum, so that subtracting it loses little precision.
-    return (rows.t() @ rows).square().sum() - rows.square().sum(1).square().sum()
 
 
 def _check_resolution(resolution: int) -> None:

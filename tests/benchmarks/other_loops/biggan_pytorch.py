@@ -67,9 +67,11 @@ def biggan_pytorch_loop(path: Path, recipe: Recipe, spec: DataSpec, device: torc
 
 
 def _config(options: Any, size: int, batch: int) -> dict[str, Any]:
+    orthogonal = options.penalties.orthogonal
     return {
         "batch_size": batch, "num_D_steps": options.discriminator_steps, "num_D_accumulations": 1, "num_G_accumulations": 1,
-        "toggle_grads": True, "split_D": False, "D_ortho": 0.0, "G_ortho": options.orthogonal_regularisation, "ema": True,
+        "toggle_grads": True, "split_D": False, "D_ortho": 0.0, "ema": True,
+        "G_ortho": 0.0 if orthogonal is None else orthogonal.weight,
     }  # fmt: skip
 
 

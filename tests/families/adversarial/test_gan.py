@@ -1,12 +1,18 @@
+from dataclasses import replace
+from typing import ClassVar
+
 import pytest
 import torch
+from torch import Tensor
 
-from bigtrain.families.adversarial.gan import GAN, GANOptions, GANSamplingOptions, non_saturating_generator
+from bigtrain.families.adversarial.gan import GAN, GANOptions, GANSamplingOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
 from bigtrain.families.phases import Microbatch
-from bigtrain.networks.adversarial.biggan import orthogonal_penalty
 from bigtrain.networks.layers.statistics import commit, set_recording
+from bigtrain.objectives.games import Game
+from bigtrain.objectives.orthogonal import Orthogonal
+from bigtrain.objectives.penalties import R1
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws
 from tests.asking import asked, sampled
@@ -41,11 +47,123 @@ def test_the_hinge_losses_are_the_papers() -> None:
     torch.testing.assert_close(losses.total, expected)
 
 
-def test_the_non_saturating_loss_is_minus_log_sigmoid() -> None:
-    logits = torch.tensor([-2.0, 0.5, 3.0])
-    torch.testing.assert_close(non_saturating_generator(logits), -logits.sigmoid().log().mean())
-    losses = family(loss="non_saturating").generator_loss(networks_of(family()), microbatch())
-    assert losses.total > 0
+@pytest.mark.parametrize("kind", ["hinge", "non_saturating", "minimax", "least_squares", "wasserstein"])
+def test_every_game_trains_both_networks(kind: str) -> None:
+    gan = family(objective={"kind": kind})
+    networks = networks_of(gan)
+    for component, loss in (("discriminator", gan.discriminator_loss), ("generator", gan.generator_loss)):
+        loss(networks, microbatch()).total.backward()
+        assert all(parameter.grad is not None for parameter in networks[component].parameters())
+
+
+def test_calls_of_the_discriminator_may_be_separate_and_give_the_same() -> None:
+    joint, separate = (family(discriminator_calls=calls) for calls in ("joint", "separate"))
+    networks = networks_of(joint)
+    calls: list[int] = []
+    networks["discriminator"].register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    losses = [gan.discriminator_loss(networks, microbatch()).total for gan in (joint, separate)]
+    torch.testing.assert_close(*losses)
+    assert calls == [12, 6, 6]
+
+
+def test_penalties_are_added_to_the_discriminators_loss_and_logged() -> None:
+    gan = family(penalties={"r1": {"weight": 2.0, "every": 5}, "gradient_penalty": {"weight": 3.0, "every": 2}})
+    networks, batch = networks_of(gan), microbatch()  # of step 5
+    losses, plain = gan.discriminator_loss(networks, batch), family().discriminator_loss(networks, batch)
+    real = batch["image"], batch["label"]
+    expected = 2.0 * 5 * R1().value(networks["discriminator"], real, real, gan._draw_uniform)
+    torch.testing.assert_close(losses.terms["r1"], expected)
+    assert losses.terms["gradient_penalty"] == 0, "not due at step 5"
+    torch.testing.assert_close(losses.total, plain.total + expected)
+    assert gan.generator_loss(networks, batch).terms == {}
+
+
+class Relativistic(Game):
+    """Of pairs of a real and a fake logit (Jolicoeur-Martineau 2019): the generator's loss needs both."""
+
+    needs_real: ClassVar[bool] = True
+
+    def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        return (fake - real).mean()
+
+    def generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:
+        assert real is not None
+        return (real - fake).mean()
+
+
+def test_a_game_that_needs_real_logits_in_the_generators_loss_is_given_them() -> None:
+    options = family().options.model_copy(update={"objective": Relativistic()})
+    gan = GAN(options, SPEC)
+    networks = networks_of(gan)
+    assert [phase.batch for phase in gan.phases] == ["new", "new"]
+    total = gan.generator_loss(networks, microbatch()).total
+    fake = gan._fakes(networks, microbatch(), "generator", gradients=False)
+    real = networks["discriminator"](microbatch()["image"], microbatch()["label"])
+    torch.testing.assert_close(total, (real - networks["discriminator"](*fake)).mean())
+
+
+def test_a_clip_is_of_the_discriminators_weights() -> None:
+    phases = family(objective={"kind": "wasserstein", "clip": 0.01}).phases
+    assert [phase.weight_clip for phase in phases] == [0.01, None]
+
+
+def test_penalties_on_gradients_need_whole_weights() -> None:
+    for penalties, expected in (({}, False), ({"r1": {}}, True), ({"r1": {"weight": 0}}, False)):
+        assert family(penalties=penalties).phases[0].needs_whole_weights == expected
+
+
+# ------------------------------------------------------------------------------------------------------ architectures
+
+
+DCGAN = {
+    "generator": {"kind": "dcgan", "channels": 4, "latent": 6},
+    "discriminator": {"kind": "dcgan", "channels": 4},
+    "penalties": {},
+}
+
+
+def test_an_unconditional_gan_reads_no_label() -> None:
+    gan = family(**DCGAN)
+    assert gan.reads == ("image",)
+    assert gan.conditions == ()
+    networks, batch = networks_of(gan), microbatch()
+    unlabelled = replace(batch, fields={"image": batch["image"]})
+    for loss in (gan.discriminator_loss, gan.generator_loss):
+        assert loss(networks, unlabelled).total.isfinite()
+    assert sampled(gan, networks, torch.tensor([0]), range(4), 0, GANSamplingOptions()).shape == (4, 3, 16, 16)
+
+
+@pytest.mark.parametrize(("norm", "expected"), [("batch", [6, 6]), ("none", [12]), ("spectral", [12])])
+def test_batch_statistics_make_the_calls_separate(norm: str, expected: list[int]) -> None:
+    gan = family(**DCGAN | {"discriminator": {"kind": "dcgan", "channels": 4, "norm": norm}})
+    networks, calls = networks_of(gan), []
+    networks["discriminator"].register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    gan.discriminator_loss(networks, microbatch())
+    assert calls == expected
+
+
+def test_largest_singular_values_are_reported_where_there_is_spectral_norm() -> None:
+    reports = [phase.reports for phase in family(**DCGAN).phases]
+    assert reports == [None, None]
+    spectral = family(**DCGAN | {"discriminator": {"kind": "dcgan", "channels": 4, "norm": "spectral"}})
+    assert list(spectral.phases[0].reports(networks_of(spectral))) == ["singular_value/largest"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"discriminator": {"kind": "dcgan"}}, "discriminator: dcgan takes no classes, but the other network does"),
+        ({"generator": {"kind": "dcgan"}}, "generator: dcgan takes no classes, but the other network does"),
+        (DCGAN | {"discriminator_calls": "joint"}, "discriminator_calls: joint would mix .* take separate, or leave it out"),
+        (DCGAN | {"penalties": {"gradient_penalty": {}}}, "penalties: gradient_penalty bounds .*norm: none or"),
+        (DCGAN | {"objective": {"kind": "wasserstein"}}, "objective: wasserstein needs .* set objective.clip"),
+        ({"objective": {"kind": "wasserstein", "clip": 0}}, "greater than 0"),
+        ({"penalties": {"r1": {"weight": -1}}}, "greater than or equal to 0"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit_together_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        family(**options)
 
 
 def test_the_discriminators_loss_reaches_no_weight_of_the_generator() -> None:
@@ -57,7 +175,7 @@ def test_the_discriminators_loss_reaches_no_weight_of_the_generator() -> None:
 
 @pytest.mark.parametrize(("how", "missing"), [("data", {1}), ("uniform", set())])
 def test_fake_labels_follow_the_data_or_are_uniform(how: str, missing: set) -> None:
-    labels = family(fake_labels=how)._fake_labels(Draws(0), "labels", range(400))
+    (labels,) = family(fake_labels=how)._fake_labels(Draws(0), "labels", range(400))
     assert {0, 1, 2} - set(labels.tolist()) == missing
     if how == "data":
         assert 0.65 < (labels == 2).float().mean() < 0.85
@@ -67,8 +185,10 @@ def test_orthogonal_regularisation_is_in_the_generators_phase_only() -> None:
     penalties = [phase.weight_penalty for phase in family().phases]
     assert penalties[0] is None
     networks = networks_of(family())
-    assert penalties[1](networks) == orthogonal_penalty(networks["generator"], 1e-4)
-    assert [phase.weight_penalty for phase in family(orthogonal_regularisation=0).phases] == [None, None]
+    assert penalties[1](networks) == Orthogonal(weight=1e-4).penalty(networks["generator"])
+    for without in (None, {"weight": 0}):
+        phases = family(penalties={"orthogonal": without}).phases
+        assert [phase.weight_penalty for phase in phases] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from bigtrain.networks.adversarial.biggan import (
     DiscriminatorOptions,
     Generator,
     GeneratorOptions,
-    orthogonal_penalty,
 )
 from bigtrain.networks.adversarial.biggan_names import our_name, our_tensors
 from bigtrain.networks.layers.normalisation import SpectralNorm
 from bigtrain.networks.layers.statistics import commit, set_recording
+from bigtrain.objectives.orthogonal import Orthogonal
 from bigtrain.recipe import load_recipe
 from tests.recordings.biggan_pytorch import BATCH_NORM_EPS, ORTHOGONAL_STRENGTH, SPECTRAL_NORM_EPS, inputs, value
 from tests.recordings.summary import assert_excerpt, assert_summaries, gradients, objective, read, summary
@@ -127,7 +127,7 @@ def test_outputs_gradients_and_moved_statistics_are_the_authors(name: str) -> No
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_orthogonal_penalty_has_the_gradient_that_the_authors_add(name: str) -> None:
     network = filled(name)
-    orthogonal_penalty(network, ORTHOGONAL_STRENGTH).backward()
+    Orthogonal(weight=ORTHOGONAL_STRENGTH).penalty(network).backward()
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     ours = gradients(by_their_names(network, name))
