@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserError
 from bigtrain.networks.layers.normalisation import statistics_dtype
-from bigtrain.networks.translation.norms import Norm, has_bias, initialise, norm_of
+from bigtrain.networks.translation.pix2pix_layers import Norm, has_bias, initialise, norm_of
 from bigtrain.options import Options
 from bigtrain.sizes import size_text
 
@@ -45,7 +45,7 @@ class UNetOptions(Options):
     at 128x128; their Torch code and the paper have 0, 1, 2."""
 
 
-class Down(nn.Module):
+class DownBlock(nn.Module):
     """conv4, norm, LeakyReLU: halves height and width.
 
     The activation stands at the end and not in front of the next block, because the skip connection reads it: the authors'
@@ -64,7 +64,7 @@ class Down(nn.Module):
         return F.leaky_relu(self.norm(self.conv(x)), self.slope, inplace=True)
 
 
-class Up(nn.Module):
+class UpBlock(nn.Module):
     """ReLU, transposed conv4, norm, dropout: doubles height and width."""
 
     def __init__(self, inputs: int, outputs: int, norm: Norm, *, bias: bool, dropout: float) -> None:
@@ -73,27 +73,30 @@ class Up(nn.Module):
         self.norm = norm_of(norm, outputs, by_sample=True)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        """x [n, inputs, h, w] -> [n, outputs, 2h, 2w]. `noise`: uniform in [0, 1), in the output's shape; below `dropout` it
-        drops the element, and the others are divided by 1 - dropout. None: nothing is dropped."""
-        h = self.norm(self.conv(F.relu(x)))
+    def forward(self, x: Tensor, skip: Tensor | None, noise: Tensor | None) -> Tensor:
+        """x and `skip` [n, ..., h, w] of `inputs` channels together -> [n, outputs, 2h, 2w].
+
+        `noise`: uniform in [0, 1), in the output's shape; below `dropout` it drops the element, and the others are divided by
+        1 - dropout. None: nothing is dropped.
+        """
+        h = self.norm(self.conv(F.relu(x if skip is None else torch.cat([skip, x], 1))))
         return h if noise is None else h * ((noise >= self.dropout) / (1 - self.dropout)).to(h.dtype)
 
 
 class UNet(nn.Module):
     """Down blocks, and up blocks of which each but the innermost reads a down block's output too."""
 
-    recomputed_blocks = (Down, Up)
+    recomputed_blocks = (DownBlock, UpBlock)
 
     def __init__(self, options: UNetOptions, size: tuple[int, int], inputs: int, outputs: int) -> None:
         """`size`: (height, width) of the images; `inputs`, `outputs`: their channels. Weights are drawn from torch's global
         generator. Raises UserError for a size that the depth does not fit."""
         super().__init__()
-        check_depth(options, size)
+        check_halvings(options, size)
         widths, last, bias = block_widths(options), options.depth - 1, has_bias(options.norm)
         # The outermost blocks read and write pixels, and the innermost features may be one pixel: neither is normalised.
         self.downs = nn.ModuleList(
-            Down(
+            DownBlock(
                 [inputs, *widths][block],
                 widths[block],
                 "none" if block in (0, last) else options.norm,
@@ -103,7 +106,7 @@ class UNet(nn.Module):
             for block in range(options.depth)
         )
         self.ups = nn.ModuleList(
-            Up(
+            UpBlock(
                 widths[last - block] * (1 if block == 0 else 2),
                 outputs if block == last else widths[last - block - 1],
                 "none" if block == last else options.norm,
@@ -126,7 +129,7 @@ class UNet(nn.Module):
             skips.append(h)
         skips.pop()
         for block, up in enumerate(self.ups):
-            h = up(h if block == 0 else torch.cat([skips.pop(), h], 1), by_block.get(block))
+            h = up(h, skips.pop() if block else None, by_block.get(block))
         # bfloat16 has 128 values between 0.5 and 1: too few for the bright pixels of an image.
         return torch.tanh(h.to(statistics_dtype(h.dtype)))
 
@@ -146,7 +149,7 @@ def noise_shapes(options: UNetOptions, size: tuple[int, int]) -> dict[int, tuple
     }
 
 
-def check_depth(options: UNetOptions, size: tuple[int, int]) -> None:
+def check_halvings(options: UNetOptions, size: tuple[int, int]) -> None:
     """Raises UserError, naming the key, for a size that the depth does not fit and for blocks that a depth does not have."""
     halvings = min((side & -side).bit_length() - 1 for side in size)
     if options.depth > halvings:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserError
 from bigtrain.networks.layers.normalisation import statistics_dtype
-from bigtrain.networks.translation.norms import Norm, has_bias, initialise, norm_of
+from bigtrain.networks.translation.pix2pix_layers import Norm, has_bias, initialise, norm_of
 from bigtrain.options import Options
 from bigtrain.sizes import size_text
 

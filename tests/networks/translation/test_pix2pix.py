@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserError
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm
-from bigtrain.networks.translation.norms import SampleBatchNorm
-from bigtrain.networks.translation.patch import PatchDiscriminator, PatchOptions
+from bigtrain.networks.translation.pix2pix_layers import SampleBatchNorm
+from bigtrain.networks.translation.patch_discriminator import PatchDiscriminator, PatchOptions
 from bigtrain.networks.translation.unet import UNet, UNetOptions
 
 SMALL = UNetOptions(depth=4, width=4, dropout_blocks=(0, 1))
@@ -49,7 +49,7 @@ def test_noise_below_the_rate_drops_and_what_is_kept_is_scaled() -> None:
     block = network.ups[0]
     block.norm = nn.Identity()
     x, draw = torch.rand(4, 32, 1, 1), torch.rand(4, 16, 2, 2)
-    whole, dropped = block(x, None), block(x, draw)
+    whole, dropped = block(x, None, None), block(x, None, draw)
     torch.testing.assert_close(dropped, torch.where(draw < 0.25, 0.0, whole / 0.75))
 
 
