@@ -42,6 +42,8 @@ class Case:
     """Kills of the slow suite: ten, or three for a family whose checkpoints hold state that the first two lack."""
     unsharded: Mapping[str, Any] = field(default_factory=dict)
     """What its section says where whole weights are not to be had (zero3)."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What the recipe's section of data says beside what every family's says."""
 
 
 CASES: Mapping[str, Case] = {
@@ -144,5 +146,17 @@ CASES: Mapping[str, Case] = {
         },
         {"pixelcnn": 6},
         frozenset({Samples, Likelihood}),
+    ),
+    "translation": Case(
+        {
+            "kind": "translation",
+            "generator": {"depth": 3, "width": 4, "dropout_blocks": [0, 1]},
+            "discriminator": {"layers": 1, "width": 16},
+            "generator_optimizer": _ADAM,
+            "discriminator_optimizer": _ADAM,
+        },
+        {"discriminator": 6, "generator": 6},
+        frozenset({Samples}),
+        data={"derive": {"input": {"kind": "edges"}}},
     ),
 }  # fmt: skip

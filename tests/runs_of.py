@@ -47,9 +47,10 @@ def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
             key: stand_ins.get(value, value) if isinstance(value, str) else value for key, value in family.items()
         }
         data = {split: str(made / "codes" / f"{split}.json") for split in data}
+    more = next((case.data for case in CASES.values() if case.options["kind"] == family["kind"]), {})
     recipe = {
         "run": {"name": "small", "dir": str(folder / "run")},
-        "data": data | {"image_size": 16, "workers": 0, "flip": True},
+        "data": data | {"image_size": 16, "workers": 0, "flip": True} | dict(more),
         "family": dict(family),
         "train": {"steps": 20, "batch_size": 8, "log_every": 5, "save_every": 100} | train,
         "ema": {"decay": 0.9, "start_step": 2, "extra": {"wide": {"sigma_rel": 0.2}}},

@@ -138,6 +138,7 @@ _MODULES = {
     "diffusion": "diffusion.diffusion",
     "gan": "adversarial.gan",
     "prior": "autoregressive.prior",
+    "translation": "translation.translation",
     "vae": "autoencoders.vae",
     "vqvae": "autoencoders.vqvae",
 }

@@ -34,6 +34,9 @@ def small_family(name: str, size: tuple[int, int] = SIZE, channels: int = 3, **o
     levels = {name: CodeLevel(16, grid) for name, grid in grids.items()}
     codes = levels if "tokenizer" in section else None
     spec = DataSpec(size, channels, tuple("0123456789"), (100,) * 10, codes, "tokenizer" if codes else None)
+    if "input" in kind.needs:
+        facts = {"kind": "image", "size": list(size), "channels": 1}
+        spec = replace(spec, fields={**spec.fields, "input": facts})
     return kind(kind.options_class.model_validate(section), spec)
 
 
@@ -57,7 +60,10 @@ def microbatch(family: Family, phase: Phase, samples: int = 4, step: int = 0) ->
     labels = torch.randint(len(family.spec.classes), (samples,), generator=generator)
     if family.spec.codes is None:
         images = torch.rand(samples, family.spec.channels, *family.spec.size, generator=generator) * 2 - 1
-        return replace(empty, fields={"image": images, "label": labels})
+        fields = {"image": images, "label": labels}
+        if "input" in family.reads:
+            fields["input"] = torch.rand(samples, 1, *family.spec.size, generator=generator) * 2 - 1
+        return replace(empty, fields=fields)
     codes = {
         name: torch.randint(level.codebook_size, (samples, *level.grid), generator=generator)
         for name, level in family.spec.codes.items()

@@ -177,7 +177,12 @@ def _fields(spec: DataSpec, samples: int) -> dict[str, Tensor]:
     """Tensors of the data's shapes."""
     fields = {"label": torch.empty(samples, dtype=torch.int64)}
     if spec.codes is None:
-        return fields | {"image": torch.empty(samples, spec.channels, *spec.size)}
+        images = {name: facts for name, facts in spec.fields.items() if facts["kind"] == "image"}
+        shapes = {
+            name: (facts.get("channels", spec.channels), *facts.get("size", spec.size))
+            for name, facts in images.items()
+        }
+        return fields | {name: torch.empty(samples, *shape) for name, shape in shapes.items()}
     grids = {name: torch.empty(samples, *level.grid, dtype=torch.int64) for name, level in spec.codes.items()}
     return fields | grids
 

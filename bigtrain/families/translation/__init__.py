@@ -1,0 +1,1 @@
+"""Families that turn one picture into another."""
