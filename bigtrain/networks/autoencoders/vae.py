@@ -70,8 +70,9 @@ class Convolutional(NetworkOptions):
             layers += self._blocks(after)
         output = PreciseConv2d(widths[-1], len(initial_maps), 3, padding=1)
         _begin_at(output, initial_maps)
-        first = nn.Sequential(nn.Linear(self.latent_size, math.prod(smallest)), nn.Unflatten(1, smallest))
-        return ConditionalStack(first, classes, widths[0], [*layers, nn.SiLU(), output])
+        first = nn.Linear(self.latent_size, math.prod(smallest))
+        rest = [nn.Unflatten(1, smallest), *layers, nn.SiLU(), output]
+        return ConditionalStack(first, classes, math.prod(smallest), rest)
 
     def check_size(self, size: tuple[int, int]) -> None:
         halvings = len(self.multipliers) - 1
