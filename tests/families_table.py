@@ -150,8 +150,8 @@ CASES: Mapping[str, Case] = {
     "translation": Case(
         {
             "kind": "translation",
-            "generator": {"depth": 3, "width": 4, "dropout_blocks": [0, 1]},
-            "discriminator": {"layers": 1, "width": 16},
+            "generator": {"depth": 3, "channels": 4, "dropout_blocks": [0, 1]},
+            "discriminator": {"layers": 1, "channels": 16},
             "generator_optimizer": _ADAM,
             "discriminator_optimizer": _ADAM,
         },

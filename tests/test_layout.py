@@ -42,8 +42,8 @@ SHARED_WORDS = {
 }  # fmt: skip
 """Words of one family that mean the same in general: of codes, which are a kind of data, and then of any training."""
 HOMONYMS = {
-    "architecture", "beta", "condition", "discriminator", "generator", "init", "kernel", "latent",
-    "output", "process", "r", "sampler", "sigma", "statistics", "variance",
+    "architecture", "beta", "condition", "depth", "discriminator", "generator", "init", "kernel", "latent",
+    "output", "process", "r", "sampler", "sigma", "variance",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""
 FOREIGN_NAMES = ("DiffusionPipeline", "PredictionString", "capture_output")

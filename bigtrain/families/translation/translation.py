@@ -19,16 +19,18 @@ from bigtrain.families.abilities import Samples
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
-from bigtrain.networks.translation.pix2pix_layers import SampleBatchNorm
 from bigtrain.networks.translation.patch_discriminator import PatchDiscriminator, PatchOptions, check_layers
+from bigtrain.networks.translation.pix2pix_layers import SampleBatchNorm
 from bigtrain.networks.translation.unet import UNet, UNetOptions, check_halvings, noise_shapes
-from bigtrain.objectives.games import Game, Hinge, LeastSquares, Minimax, NonSaturating, Wasserstein
+from bigtrain.objectives.games import Game, Hinge, LeastSquares, NonSaturating, Wasserstein
 from bigtrain.objectives.penalties import Inputs, Penalties
 from bigtrain.options import Options, one_of
 from bigtrain.sizes import size_of, size_text
 
 DISCRIMINATOR_WEIGHT = 0.5
 """Of the discriminator's part of the game: halved, so that it learns slower than the generator (Isola et al., section 3.3)."""
+
+TranslationGame: Any = one_of(NonSaturating, LeastSquares, Hinge, Wasserstein)
 
 
 class TranslationSamplingOptions(Options):
@@ -45,7 +47,7 @@ class TranslationOptions(Options):
     kind: Literal["translation"]
     generator: UNetOptions = UNetOptions()
     discriminator: PatchOptions = PatchOptions()
-    objective: one_of(NonSaturating, LeastSquares, Hinge, Minimax, Wasserstein) | None = NonSaturating()
+    objective: TranslationGame | None = NonSaturating()
     """What generator and discriminator minimise besides; null: nothing, the generator learns from l1_weight alone and there is
     no discriminator."""
     penalties: Penalties = Penalties()

@@ -1,7 +1,7 @@
 """The patch discriminator of pix2pix (Isola, Zhu, Zhou & Efros 2017, arXiv:1611.07004, sections 3.2.2 and 6.1.2).
 
 A map of logits, each of which sees one patch of the image. Parameter counts for two RGB images (6 channels), batch norm and
-width = 64, by the side of the patch in pixels:
+channels = 64, by the side of the patch in pixels:
 
     layers 0, 1x1: 9,024    layers 1, 16x16: 139,585    layers 3, 70x70: 2,768,705    layers 5, 286x286: 11,159,361
 """
@@ -20,7 +20,7 @@ from bigtrain.sizes import size_text
 SLOPE = 0.2
 """Of LeakyReLU below zero."""
 WIDEST = 8
-"""The widest blocks, in units of `width`."""
+"""The widest blocks, in units of `channels`."""
 
 
 class PatchOptions(Options):
@@ -29,8 +29,8 @@ class PatchOptions(Options):
     layers: int = Field(default=3, ge=0)
     """Blocks that halve the image: 3 for patches of 70x70 pixels, 1 for 16x16, 2 for 34x34, 5 for 286x286. 0: each logit sees
     one pixel."""
-    width: int = Field(default=64, gt=0)
-    """Channels after the first block; each further one doubles them, up to 8 times as many."""
+    channels: int = Field(default=64, gt=0)
+    """The width after the first block; each further one doubles it, up to 8 times as wide."""
     norm: Norm = "batch"
     """batch, instance (without weights) or none. The first block and the last convolution have none in any case."""
 
@@ -54,17 +54,17 @@ class PatchDiscriminator(nn.Module):
 
     recomputed_blocks = (PatchBlock,)
 
-    def __init__(self, options: PatchOptions, size: tuple[int, int], channels: int) -> None:
-        """`size`: (height, width) of the images; `channels`: of all images that it sees together. Weights are drawn from
+    def __init__(self, options: PatchOptions, size: tuple[int, int], inputs: int) -> None:
+        """`size`: (height, width) of the images; `inputs`: channels of all images that it sees together. Weights are drawn from
         torch's global generator. Raises UserError for a size of which nothing is left."""
         super().__init__()
         check_layers(options, size)
         bias, kernel = has_bias(options.norm), 4 if options.layers else 1
         strides = [2] * options.layers + [1] if options.layers else [1, 1]
-        widths = [options.width * min(2**block, WIDEST) for block in range(len(strides))]
+        widths = [options.channels * min(2**block, WIDEST) for block in range(len(strides))]
         self.blocks = nn.ModuleList(
             PatchBlock(
-                channels if block == 0 else widths[block - 1],
+                inputs if block == 0 else widths[block - 1],
                 widths[block],
                 kernel,
                 stride,
@@ -78,7 +78,7 @@ class PatchDiscriminator(nn.Module):
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, channels, H, W] in [-1, 1], images side by side in their channels -> logits [n, h, w], at least float32."""
+        """[n, inputs, H, W] in [-1, 1], images one behind the other in the channels -> logits [n, h, w], at least float32."""
         h = images.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             h = block(h)

@@ -1,7 +1,7 @@
 """The U-Net of pix2pix (Isola, Zhu, Zhou & Efros 2017, arXiv:1611.07004, section 6.1.1): an image -> an image.
 
 Each down block halves the image by a 4x4 convolution, each up block doubles it by a transposed one and reads the output of
-the down block of its size too. Parameter counts of RGB -> RGB with width = 64:
+the down block of its size too. Parameter counts of RGB -> RGB with channels = 64:
 
     depth 8, 256x256: 54,413,955 with batch norm, 54,409,603 with instance norm        depth 7, 128x128: 41,828,995
 
@@ -26,7 +26,7 @@ from bigtrain.sizes import size_text
 SLOPE = 0.2
 """Of LeakyReLU below zero."""
 WIDEST = 8
-"""The widest blocks, in units of `width`."""
+"""The widest blocks, in units of `channels`."""
 
 
 class UNetOptions(Options):
@@ -34,8 +34,8 @@ class UNetOptions(Options):
 
     depth: int = Field(default=8, ge=2)
     """Down blocks, and up blocks. 8 turn 256x256 into 1x1, and 7 do so with 128x128 (the paper's two)."""
-    width: int = Field(default=64, gt=0)
-    """Channels after the first down block; each further one doubles them, up to 8 times as many."""
+    channels: int = Field(default=64, gt=0)
+    """The width after the first down block; each further one doubles it, up to 8 times as wide."""
     norm: Literal["batch", "instance"] = "batch"
     """batch, whose moments at test are those of each image alone, or instance norm without weights."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
@@ -136,7 +136,7 @@ class UNet(nn.Module):
 
 def block_widths(options: UNetOptions) -> list[int]:
     """Channels after each down block."""
-    return [options.width * min(2**block, WIDEST) for block in range(options.depth)]
+    return [options.channels * min(2**block, WIDEST) for block in range(options.depth)]
 
 
 def noise_shapes(options: UNetOptions, size: tuple[int, int]) -> dict[int, tuple[int, ...]]:

@@ -26,12 +26,16 @@ class GivenDraws(Draws):
 
 
 def family() -> Translation:
-    generator = {"depth": DEPTH, "width": GENERATOR["arguments"]["ngf"], "dropout_blocks": GENERATOR["dropout_blocks"]}
+    generator = {
+        "depth": DEPTH,
+        "channels": GENERATOR["arguments"]["ngf"],
+        "dropout_blocks": GENERATOR["dropout_blocks"],
+    }
     options = TranslationOptions.model_validate(
         {
             "kind": "translation",
             "generator": generator,
-            "discriminator": {"layers": LAYERS, "width": DISCRIMINATOR["arguments"]["ndf"]},
+            "discriminator": {"layers": LAYERS, "channels": DISCRIMINATOR["arguments"]["ndf"]},
             "generator_optimizer": {"lr": 2e-4},
             "discriminator_optimizer": {"lr": 2e-4},
         }

@@ -99,7 +99,7 @@ def test_without_a_game_there_is_no_discriminator_and_the_loss_is_the_distance()
 def test_every_game_and_penalty_reaches_every_weight(
     objective: dict[str, Any], penalties: dict[str, Any], norm: str
 ) -> None:
-    patch = {"layers": 1, "width": 4, "norm": norm}
+    patch = {"layers": 1, "channels": 4, "norm": norm}
     family = small_family("translation", objective=objective, penalties=penalties, discriminator=patch)
     networks = small_networks(family)
     for phase in family.phases:

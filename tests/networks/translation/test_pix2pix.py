@@ -10,7 +10,7 @@ from bigtrain.networks.translation.pix2pix_layers import SampleBatchNorm
 from bigtrain.networks.translation.patch_discriminator import PatchDiscriminator, PatchOptions
 from bigtrain.networks.translation.unet import UNet, UNetOptions
 
-SMALL = UNetOptions(depth=4, width=4, dropout_blocks=(0, 1))
+SMALL = UNetOptions(depth=4, channels=4, dropout_blocks=(0, 1))
 
 
 def noise(network: UNet, samples: int) -> list[Tensor]:
@@ -63,7 +63,7 @@ def test_without_dropout_there_is_no_noise_to_draw() -> None:
 def test_a_logit_sees_the_patch_that_the_layers_say(layers: int, side: int) -> None:
     """By the gradient of one logit in the middle of the map, in a network without norms."""
     size = 2 * side + 40
-    network = PatchDiscriminator(PatchOptions(layers=layers, width=1, norm="none"), (size, size), 1)
+    network = PatchDiscriminator(PatchOptions(layers=layers, channels=1, norm="none"), (size, size), 1)
     for parameter in network.parameters():
         nn.init.ones_(parameter)
     image = torch.ones(1, 1, size, size, requires_grad=True)
@@ -75,7 +75,7 @@ def test_a_logit_sees_the_patch_that_the_layers_say(layers: int, side: int) -> N
 
 
 def test_initial_weights_are_spread_as_the_authors_are() -> None:
-    network = UNet(UNetOptions(depth=4, width=16, dropout=0), (16, 16), 3, 3)
+    network = UNet(UNetOptions(depth=4, channels=16, dropout=0), (16, 16), 3, 3)
     assert network.downs[2].conv.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert network.ups[1].norm.weight.mean().item() == pytest.approx(1, abs=0.01)
     assert network.ups[1].norm.weight.std().item() == pytest.approx(0.02, rel=0.3)
@@ -101,6 +101,6 @@ def test_layers_that_leave_nothing_are_refused(size: int, most: int) -> None:
     with pytest.raises(
         UserError, match=rf"family\.discriminator\.layers: {most + 1} leave no patch .* at most {most} "
     ):
-        PatchDiscriminator(PatchOptions(layers=most + 1, width=2), (size, size), 2)
-    logits = PatchDiscriminator(PatchOptions(layers=most, width=2), (size, size), 2)(torch.rand(3, 2, size, size))
+        PatchDiscriminator(PatchOptions(layers=most + 1, channels=2), (size, size), 2)
+    logits = PatchDiscriminator(PatchOptions(layers=most, channels=2), (size, size), 2)(torch.rand(3, 2, size, size))
     assert min(logits.shape) >= 1

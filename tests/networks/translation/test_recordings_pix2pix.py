@@ -24,11 +24,11 @@ def build(name: str, arguments: dict[str, Any]) -> nn.Module:
     if name in GENERATORS:
         blocks = tuple(NETWORKS[name]["dropout_blocks"])
         options = UNetOptions(
-            depth=depth_of(name), width=arguments["ngf"], norm=arguments["norm"], dropout_blocks=blocks
+            depth=depth_of(name), channels=arguments["ngf"], norm=arguments["norm"], dropout_blocks=blocks
         )
         return UNet(options, size, 3, 3)
-    layers, width = arguments["n_layers_D"], arguments["ndf"]
-    return PatchDiscriminator(PatchOptions(layers=layers, width=width, norm=arguments["norm"]), size, 6)
+    layers, channels = arguments["n_layers_D"], arguments["ndf"]
+    return PatchDiscriminator(PatchOptions(layers=layers, channels=channels, norm=arguments["norm"]), size, 6)
 
 
 def our_name(name: str, theirs: str) -> str | None:
