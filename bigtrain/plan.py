@@ -6,6 +6,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bigtrain.data.options import shown
 from bigtrain.data.splits import describe, known_split
@@ -119,7 +120,19 @@ def _find_spec(recipe: Recipe, classes: int | None) -> tuple[DataSpec, int | Non
 def _assumed_spec(recipe: Recipe, classes: int) -> DataSpec:
     names = tuple(map(str, range(classes)))
     codes = _codes(recipe, names)
-    return DataSpec(*_shape(recipe), names, (1,) * classes, codes, "planned" if codes else None)
+    spec = DataSpec(*_shape(recipe), names, (1,) * classes, codes, "planned" if codes else None)
+    if codes is not None:
+        return spec
+    wanted = [name for name, kind in find_family(recipe.family.kind).needs.items() if kind == "image"]
+    return replace(spec, fields={**spec.fields, **{name: _assumed_image(recipe, name) for name in wanted}})
+
+
+def _assumed_image(recipe: Recipe, name: str) -> dict[str, Any]:
+    """What an image of the data says of itself: one that the recipe derives is as it derives it, any other as the images."""
+    (height, width), channels = _shape(recipe)
+    if name in recipe.data.derive:
+        height, width, channels = recipe.data.derive[name].shape(height, width, channels)
+    return {"kind": "image", "size": [height, width], "channels": channels}
 
 
 def _shape(recipe: Recipe) -> tuple[tuple[int, int], int]:
