@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserError
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm
-from bigtrain.networks.translation.pix2pix_layers import SampleBatchNorm
 from bigtrain.networks.translation.patch_discriminator import PatchDiscriminator, PatchOptions
+from bigtrain.networks.translation.pix2pix_layers import SampleBatchNorm
 from bigtrain.networks.translation.unet import UNet, UNetOptions
 
 SMALL = UNetOptions(depth=4, channels=4, dropout_blocks=(0, 1))
