@@ -26,6 +26,7 @@ class Penalty(Options):
     """A penalty on gradients, at every step or, with `every`, lazily (Karras et al. 2020, StyleGAN2, section 3.1)."""
 
     weight: float = Field(default=10.0, ge=0)
+    """Its strength, gamma or lambda in the papers; 0: none."""
     every: int = Field(default=1, gt=0)
     """Computed at the steps that this divides, times this, so that its mean over steps stays the same."""
 
