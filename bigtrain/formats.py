@@ -44,14 +44,15 @@ def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
 
 def completed(content: Any, options: type[BaseModel]) -> Any:
     """The content of a resolved recipe, which names every key that there was, with the keys that were added since
-    (`Options.former_values`), without those that were removed and said nothing, and with today's values; if not a mapping,
-    unchanged."""
+    (`Options.former_values`), without those that were removed and said nothing, and with today's keys and values; if not a
+    mapping, unchanged."""
     if not isinstance(content, Mapping):
         return content
     known = options if issubclass(options, Options) else Options
     content = known.from_earlier(content)
     removed = [key for key in known.removed_keys if not content.get(key)]
-    result = {key: _in_todays_words(value, key, known) for key, value in content.items() if key not in removed}
+    current = {known.renamed_keys.get(key, key): value for key, value in content.items() if key not in removed}
+    result = {key: _in_todays_words(value, key, known) for key, value in current.items()}
     return _with_sections({**known.former_values, **result}, options, completed)
 
 

@@ -10,60 +10,29 @@ as the error that it estimates.
 Rows whose protocols differ are marked, since their numbers may differ because of the protocol.
 """
 
-import csv
 import io
 import json
 import math
-import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
-
 from bigtrain.errors import UserError
-from bigtrain.evaluation.result import renamed_metric
+from bigtrain.evaluation.metrics.metric import find_metric
+from bigtrain.evaluation.metrics.registry import METRICS
+from bigtrain.evaluation.result import in_todays_names, said_of_names
+from bigtrain.evaluation.table import Cell, Row, as_csv, as_picture, as_text
 from bigtrain.runs import atomic
 
 OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images", "image_size")
 """Keys of a protocol that say what was evaluated rather than how."""
-_RENAMED_PROTOCOL = {"judge": "evaluator"}
-SHARE = re.compile(r"class_accuracy(_.*)?")
-"""A metric that is a share of the samples; a suffix of its name says how they were drawn."""
-SPREAD = re.compile(r".*(_standard_error|_std)(_.*)?")
-"""The standard error or deviation of another number."""
+STANDARD_ERROR = "_standard_error"
+"""What the name of an error has beside that of its number, before what says how samples were drawn."""
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """`half`: distances (below, above) from the value to the ends of its 95 % interval; None if it has none."""
-
-    value: float
-    half: tuple[float, float] | None = None
-
-    def __str__(self) -> str:
-        if self.half is None:
-            return f"{self.value:.4g}"
-        below, above = self.half
-        if abs(above - below) <= 0.05 * max(above, below):
-            return f"{self.value:.4g} ± {(above + below) / 2:.2g}"
-        return f"{self.value:.4g} (-{below:.2g} +{above:.2g})"
-
-
-@dataclass(frozen=True)
-class Row:
-    """`protocol`: without the seed and the keys OF_THE_MODEL; `mark`: the letter of that protocol."""
-
-    name: str
-    protocol: dict[str, Any]
-    cells: dict[str, Cell]
-    seeds: int
-    mark: str = ""
 
 
 def compare(paths: Sequence[Path], table: Path | None, picture: Path | None) -> None:
@@ -155,13 +124,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not the JSON of an evaluation") from None
     if not isinstance(result, dict) or not isinstance(result.get("protocol"), dict):
         raise UserError(f"{path}: has no protocol, so it is not the result of an evaluation")
-    return _renamed(result)
-
-
-def _renamed(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with the names of format 1 (accuracy, and its classifier called judge) under today's."""
-    protocol = {_RENAMED_PROTOCOL.get(key, key): value for key, value in result["protocol"].items()}
-    return {renamed_metric(key): value for key, value in result.items()} | {"protocol": protocol}
+    result, changed = in_todays_names(result)
+    if changed:
+        print(said_of_names(str(path), changed), file=sys.stderr)
+    return result
 
 
 def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +157,12 @@ def _cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
 
 def _numbers(result: Mapping[str, Any]) -> list[str]:
     """The names of what was measured."""
-    return [key for key, value in result.items() if isinstance(value, float) and not SPREAD.fullmatch(key)]
+    return [key for key, value in result.items() if isinstance(value, float) and not _is_spread(key, result)]
+
+
+def _is_spread(key: str, result: Mapping[str, Any]) -> bool:
+    """Whether it is the standard error or deviation of another number of the result."""
+    return any(word in key and key.replace(word, "", 1) in result for word in (STANDARD_ERROR, "_std"))
 
 
 def repeated(values: Sequence[float]) -> Cell:
@@ -204,10 +175,12 @@ def repeated(values: Sequence[float]) -> Cell:
 
 def _single(name: str, result: Mapping[str, Any]) -> Cell:
     value = result[name]
-    if f"{name}_standard_error" in result:
-        half = Z95 * result[f"{name}_standard_error"]
+    errors = [key for key in result if STANDARD_ERROR in key and key.replace(STANDARD_ERROR, "", 1) == name]
+    if errors:
+        half = Z95 * result[errors[0]]
         return Cell(value, (half, half))
-    if SHARE.fullmatch(name):
+    # What follows the metric's own name says how the samples were drawn.
+    if any(name == known or name.startswith(f"{known}_") for metric in METRICS for known in find_metric(metric).shares):
         return share(value, result["protocol"]["samples"])
     return Cell(value)
 
@@ -266,74 +239,3 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str 
         elif one != other:
             keys.add(f"{prefix}{key} ({json.dumps(one)[:40]} / {json.dumps(other)[:40]})")
     return keys
-
-
-# -- showing ------------------------------------------------------------------------------------------------------------
-
-
-def as_text(rows: Sequence[Row], metrics: Sequence[str]) -> str:
-    """Columns of equal width; `!X` after a row of protocol X where protocols differ."""
-    header = ["", *metrics, "seeds"]
-    lines = [
-        [
-            row.name + (f" !{row.mark}" if row.mark else ""),
-            *(str(row.cells[metric]) if metric in row.cells else "-" for metric in metrics),
-            str(row.seeds),
-        ]
-        for row in rows
-    ]
-    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in [header, *lines]
-    )
-
-
-def as_csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
-    """One line a row: name, protocol's letter, seeds, then of each metric the value and the ends of its interval."""
-    stream = io.StringIO()
-    writer = csv.writer(stream)
-    ends = [f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high")]
-    writer.writerow(["name", "protocol", "seeds", *ends])
-    for row in rows:
-        values: list[Any] = []
-        for metric in metrics:
-            cell = row.cells.get(metric)
-            interval = [cell.value - cell.half[0], cell.value + cell.half[1]] if cell and cell.half else ["", ""]
-            values += [cell.value if cell else "", *interval]
-        writer.writerow([row.name, row.mark, row.seeds, *values])
-    return stream.getvalue()
-
-
-def as_picture(rows: Sequence[Row], metrics: Sequence[str]) -> Image.Image:
-    """A panel for each metric: a dot for each row, a line for its interval, each panel on its own scale."""
-    name_width = 12 + max(int(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(row.name)) for row in rows)
-    panel, line, top = 220, 24, 30
-    sheet = Image.new("RGB", (name_width + panel * len(metrics), top + line * len(rows) + 10), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, row in enumerate(rows):
-        pen.text((6, top + line * number), row.name, fill="black")
-    for column, metric in enumerate(metrics):
-        left = name_width + panel * column
-        pen.text((left, 8), metric, fill="black")
-        cells = {number: row.cells[metric] for number, row in enumerate(rows) if metric in row.cells}
-        ends = [
-            cell.value + side
-            for cell in cells.values()
-            for side in ((-cell.half[0], cell.half[1]) if cell.half else (0.0,))
-        ]
-        low, high = min(ends), max(ends)
-        scale = (panel - 100) / (high - low) if high > low else 0.0
-        for number, cell in cells.items():
-            across, down = left + 8 + (cell.value - low) * scale, top + line * number + 6
-            if cell.half is not None:
-                pen.line((across - cell.half[0] * scale, down, across + cell.half[1] * scale, down), fill="steelblue")
-            pen.ellipse(
-                (across - 4, down - 4, across + 4, down + 4), fill="tomato" if rows[number].mark > "A" else "navy"
-            )
-            pen.text(
-                (left + panel - 84, down - 6),
-                f"{cell.value:.4g}{' !' + rows[number].mark if rows[number].mark else ''}",
-                fill="black",
-            )
-    return sheet

@@ -8,12 +8,23 @@ from bigtrain.cluster.passes import together
 from bigtrain.errors import UserError
 from bigtrain.evaluation.evaluate import evaluate
 from bigtrain.evaluation.images import ImageSet, Shards
-from bigtrain.evaluation.metrics.definitions import DEFAULT_METRICS_OF_IMAGES, METRICS, SampleMetricName
-from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
+from bigtrain.evaluation.metrics.metric import find_metric
+from bigtrain.evaluation.metrics.registry import DEFAULT_METRICS_OF_IMAGES, MetricName
+from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.reference import RealData, Reference, open_images, open_reference
 from bigtrain.evaluation.result import EvaluationResult
 
-MODEL_OPTIONS = ("samples", "split", "split_samples", "likelihood_evaluations", "candidates", "classifier")
+MODEL_OPTIONS = (
+    "samples",
+    "split",
+    "split_samples",
+    "likelihood_evaluations",
+    "likelihood_samples",
+    "pairs_channel",
+    "pairs_border",
+    "candidates",
+    "classifier",
+)
 """Options that say how a model is evaluated; an error where there is no model."""
 WORKERS = 2
 """Processes per rank that read images, by default."""
@@ -46,16 +57,15 @@ def evaluate_images(
     return result
 
 
-def _metrics(
-    options: EvaluationOptions, reference: Reference | None, keep_moments: bool
-) -> tuple[SampleMetricName, ...]:
-    if options.metrics is not None:
-        held_out = [metric for metric in options.metrics if metric in HELD_OUT]
-        if held_out:
-            raise UserError(f"evaluation.metrics: {held_out[0]} needs a model, and these are images; leave it out")
-        return tuple(metric for metric in options.metrics if metric in METRICS)
+def _metrics(options: EvaluationOptions, reference: Reference | None, keep_moments: bool) -> tuple[MetricName, ...]:
+    asked = options.named_metrics
+    if asked is not None:
+        for name in asked:
+            if find_metric(name).measured_on != "samples":
+                raise UserError(f"evaluation.metrics: {name} needs a model, and these are images; leave it out")
+        return asked
     if reference is not None:
-        return DEFAULT_METRICS_OF_IMAGES if reference.images is not None else ("fid",)
+        return DEFAULT_METRICS_OF_IMAGES if reference.images is not None else ("fd",)
     if not keep_moments:
         raise UserError(
             "evaluation.reference: say what the images are compared with: an index of shards, a folder, a tar or zip, an npz "

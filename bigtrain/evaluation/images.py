@@ -4,7 +4,7 @@ Every set numbers its images; image i is the same on whichever rank and in which
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from bigtrain.cluster.passes import Reading
-from bigtrain.data.fields.pictures import to_images
+from bigtrain.data.fields.pictures import ImageField
 from bigtrain.data.index import Index
+from bigtrain.data.read.batch import Batch
 from bigtrain.data.read.stream import read_chunks
 from bigtrain.data.sources.collection import ImageCollection, read_images
 from bigtrain.data.splits import image_shape
@@ -29,6 +30,8 @@ _BESIDE = 64
 Draw = Callable[[np.ndarray, Tensor], Tensor]
 """Samples of a model: (indices int64 [n], labels int64 [n]) to uint8 [n, C, H, W], a function of each index and label
 alone (and of options.seed, which the caller keys its noise by), never of the batch or the rank."""
+OutputsOf = Callable[[np.ndarray, Batch], Tensor]
+"""What a model makes of samples of a split: (their numbers int64 [n], the batch on the CPU) to [n, C, H, W] in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -146,25 +149,47 @@ class Shards(ImageSet):
         return self._shape
 
 
-class Reconstructions(Shards):
-    """A split, or `limit` images of it in a fair order, as a model gives them back: `reconstruct` takes and gives
-    [n, C, H, W] in [-1, 1]."""
+class Outputs(Shards):
+    """What a model makes of a split, or of `limit` samples of it in a fair order: reconstructions, or samples given a picture.
+
+    `outputs_of`: (sample numbers int64 [n], batch of `fields` on the CPU) to [n, C, H, W] in [-1, 1].
+    """
 
     def __init__(
-        self, index: Index, split: str, reconstruct: Callable[[Tensor], Tensor], limit: int | None = None
+        self,
+        index: Index,
+        split: str,
+        name: str,
+        field: str,
+        outputs_of: OutputsOf,
+        fields: Sequence[str],
+        limit: int | None = None,
     ) -> None:
+        """`name`: what the outputs are called in messages; `field`: the image that they are like."""
         super().__init__(index, split)
-        self._reconstruct = reconstruct
+        self._outputs_of, self._fields = outputs_of, fields
         self._numbers = np.sort(fair_order(index.samples)[:limit])
-        self.count, self.name, self.cache = len(self._numbers), f"the reconstructions of {index.where}", None
+        self.count, self.name, self.cache = len(self._numbers), f"the {name} of {index.where}", None
+        made = index.fields[field]
+        assert isinstance(made, ImageField), f"{field} is no image"
+        self._shape = (made.channels, *made.sized)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class numbers of the samples that the outputs are made of, int64 [count]."""
+        return self.index.labels[self._numbers]
+
+    def describe(self, digest: str | None) -> dict[str, Any]:
+        return {"kind": "outputs", "quantisation": "round", "given": super().describe(digest)}
 
     def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
         chunks = _chunks(numbers, reading)
-        image, label = names = self.index.labelled_image
+        _, label = self.index.labelled_image
         asked = [self._numbers[chunk] for chunk in chunks]
-        batches = read_chunks(self.index, asked, workers=reading.workers, fields=names)
-        for chunk, (_, batch) in zip(chunks, batches, strict=True):
-            images = to_uint8(self._reconstruct(to_images(batch[image], batch.flips, device)).clamp(-1, 1))
+        fields = list(dict.fromkeys([*self._fields, label]))
+        batches = read_chunks(self.index, asked, workers=reading.workers, fields=fields)
+        for chunk, (own, batch) in zip(chunks, batches, strict=True):
+            images = to_uint8(self._outputs_of(own, batch).clamp(-1, 1))
             yield ImageBatch(chunk, [(np.arange(len(chunk)), images)], batch[label])
 
 

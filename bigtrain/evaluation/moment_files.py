@@ -16,27 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bigtrain.errors import UserError
-from bigtrain.evaluation.metrics.moments import Moments
+from bigtrain.evaluation.statistics.accumulator import KnownMoments
+from bigtrain.evaluation.statistics.moments import Moments
 from bigtrain.features.cache import fingerprint
 from bigtrain.features.network import Features
 from bigtrain.runs import atomic
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """mean float64 [d], covariance float64 [d, d] (over count - 1), and the features [n, d] if the file has them.
-
-    `protocol`: how the moments were made, in a file that bigtrain wrote, else None; `has_samples`: whether the file holds
-    images too.
-    """
+class MomentsFile(KnownMoments):
+    """`protocol`: how the moments were made, in a file that bigtrain wrote, else None; `has_samples`: whether the file holds
+    images too."""
 
     path: Path
-    mean: Tensor
-    covariance: Tensor
-    features: Tensor | None
     protocol: dict[str, Any] | None
     has_samples: bool
 
@@ -70,7 +64,7 @@ def holds_moments(path: Path) -> bool:
     return {"mu.npy", "sigma.npy"} <= names or "feats.npy" in names
 
 
-def read_moments(path: Path) -> Gaussian:
+def read_moments(path: Path) -> MomentsFile:
     """Raises UserError for arrays that are not moments, and for pickled arrays, which are never read."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -102,7 +96,7 @@ def read_moments(path: Path) -> Gaussian:
         raise UserError(f"{path}: its features have {features.shape[1]} dimensions, and its moments {len(mean)}")
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise UserError(f"{path}: its moments are not finite; make them again")
-    return Gaussian(path, mean, covariance, features, protocol, has_samples)
+    return MomentsFile(mean, covariance, features, path, protocol, has_samples)
 
 
 def write_moments(path: Path, moments: Moments, protocol: Mapping[str, Any]) -> None:

@@ -3,49 +3,47 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from bigtrain.evaluation.metrics.definitions import DEFAULT_METRICS, SampleMetricName
-from bigtrain.families.abilities import Ability, Likelihood, Reconstructs, Samples
-from bigtrain.families.family import Family
+from bigtrain.evaluation.metrics.registry import EARLIER_NAMES, OF_ANY_FEATURES, InceptionName, MetricName, canonical
+from bigtrain.features.opening import features_label
 from bigtrain.options import Options
-
-HeldOutName = Literal["bits_per_dim", "reconstruction", "rfid"]
-MetricName = SampleMetricName | HeldOutName
-HELD_OUT: Mapping[str, type[Ability]] = {
-    "bits_per_dim": Likelihood,
-    "reconstruction": Reconstructs,
-    "rfid": Reconstructs,
-}
-"""Metrics that are measured on real data, and the ability that each needs of a family; all other metrics need samples."""
-DEFAULT_HELD_OUT: tuple[HeldOutName, ...] = ("bits_per_dim", "reconstruction")
-"""What is measured by default of a model that draws no images."""
 
 
 class EvaluationOptions(Options):
-    """What is measured and against what. More `samples` lower the bias of a FID: compare only at equal `samples`."""
+    """What is measured and against what. More `samples` lower the bias of an fd: compare only at equal `samples`."""
 
-    renamed_keys: ClassVar[Mapping[str, str]] = {"stored": "max_features", "any_size": "allow_mixed_sizes"}
-    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"metrics": {"accuracy": "class_accuracy"}}
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "stored": "max_features",
+        "any_size": "allow_mixed_sizes",
+        "kid_subsets": "kd_subsets",
+        "kid_subset_size": "kd_subset_size",
+    }
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"metrics": EARLIER_NAMES}
+    former_meanings: ClassVar[Mapping[str, Mapping[str, str]]] = {"metrics": OF_ANY_FEATURES}
 
-    metrics: tuple[MetricName, ...] | None = Field(default=None, min_length=1)
-    """What to measure. null, for a family that draws images: fid, recall, real_fid and, where it is class-conditional,
-    class_accuracy; for any other family, what it can do; for images without a model: fid, kid, precision, recall, density and
+    metrics: tuple[MetricName | InceptionName, ...] | None = Field(default=None, min_length=1)
+    """What to measure. null, for a family that draws images: fd, recall, fd_real and, where it is class-conditional,
+    class_accuracy; for any other family, what it can do; for images without a model: fd, kd, precision, recall, density and
     coverage.
 
-    fid: of the samples against the whole reference (Heusel et al. 2017). kid: the kernel distance (Binkowski et al. 2018).
+    fd: the Frechet distance of the samples' features and the whole reference's (Heusel et al. 2017). kd: the kernel distance
+    (Binkowski et al. 2018). The result adds the features to the name of a distance, such as fd_classifier or fd_dinov2; only in
+    the features of FID's Inception it is fid, kid, intra_fid, rfid or fid_real, and may be asked for so.
+
     inception_score: with its deviation over splits (Salimans et al. 2016). precision, recall: share of the samples within the
     manifold of the reference, and of the reference within that of the samples (Kynkäänniemi et al. 2019). density, coverage:
-    the same from neighbourhoods of real images only (Naeem et al. 2020). intra_fid: mean FID within each class (Miyato & Koyama
+    the same from neighbourhoods of real images only (Naeem et al. 2020). intra_fd: mean fd within each class (Miyato & Koyama
     2018); it stores all feature vectors on disk, and keeps the reference's for the next evaluation (8 KiB an image for
     Inception). class_accuracy: share of the samples that an independent classifier assigns to the class they were conditioned
     on. classification_accuracy_score: share of held-out images that a classifier trained on the samples recognises (Ravuri &
     Vinyals 2019). two_sample_test: accuracy of a nearest-neighbour classifier that tells samples from real images (Lopez-Paz &
-    Oquab 2017). nearest_neighbours: the images of the reference nearest to some samples, and a picture of them. real_fid: FID
-    of real images against other real images, as many as samples: what a perfect model would score with so many (it gives the
-    scale of a fid in features that are not Inception's). bits_per_dim: negative log-likelihood of `split` per dimension, or a
-    bound of it. reconstruction: error of the images of `split` after encoding and decoding. rfid: FID of those reconstructions
-    against `split` itself."""
+    Oquab 2017). nearest_neighbours: the images of the reference nearest to some samples, and a picture of them. fd_real: fd
+    of real images and other real images, as many as samples: what a perfect model would score with so many (it gives the
+    scale of an fd in features that are not Inception's). bits_per_dim: negative log-likelihood of `split` per dimension, or a
+    bound of it. reconstruction: error of the images of `split` after encoding and decoding. rfd: fd of those reconstructions
+    and `split` itself. psnr, ssim (Wang et al. 2004): of each output and its target in `split`, the mean over images; outputs
+    are the samples of a family that draws a picture given a picture, else reconstructions."""
     samples: int = Field(default=10_000, ge=2)
     """Images to generate."""
     features: str = "classifier"
@@ -61,17 +59,25 @@ class EvaluationOptions(Options):
     a tar or zip of images, an npz of samples (guided-diffusion's), or an npz of moments (pytorch-fid's, clean-fid's,
     guided-diffusion's, or made by --save-moments)."""
     split: Literal["train", "validation"] = "validation"
-    """Split that bits_per_dim, reconstruction and rfid are measured on."""
+    """Split that bits_per_dim, reconstruction, rfd, psnr and ssim are measured on."""
     split_samples: int | None = Field(default=None, gt=0)
     """Number of samples of the split to measure them on, a fixed random subset; null: all."""
     likelihood_evaluations: int | None = Field(default=None, ge=2)
     """Evaluations of the network for each sample's bits_per_dim, where that is a bound of many terms: fewer evaluations than
     terms estimate it without bias (the mean over samples is right, each sample's value is noisy); null: all terms."""
+    likelihood_samples: int = Field(default=1, ge=1)
+    """Importance samples for each sample's bits_per_dim, where a model of latent variables takes several: the bound is tighter
+    with more (Burda et al. 2016)."""
+    pairs_channel: Literal["rgb", "y"] = "rgb"
+    """What psnr and ssim compare: all channels alike; or y, the luma of ITU-R BT.601 in 16 .. 235, as Matlab makes it and
+    papers on super-resolution report (some 2 dB higher)."""
+    pairs_border: int = Field(default=0, ge=0)
+    """Pixels on each side that psnr and ssim leave out."""
     allow_mixed_sizes: bool = False
     """Let the feature network resize images of different sizes, within a set or between samples and reference; false: that
-    is an error, since a FID across resolutions is rarely meant."""
+    is an error, since a distance across resolutions is rarely meant."""
     max_features: int = Field(default=10_000, ge=2)
-    """The most feature vectors kept of each side, a random subset, for metrics that compare single vectors (kid, precision,
+    """The most feature vectors kept of each side, a random subset, for metrics that compare single vectors (kd, precision,
     recall, density, coverage, two_sample_test); and the most samples that classification_accuracy_score trains on."""
     batch_size: int = Field(default=100, gt=0)
     """Images per batch on each rank; does not change the result."""
@@ -89,9 +95,9 @@ class EvaluationOptions(Options):
     """The k of the k-nearest-neighbour balls of precision and recall."""
     coverage_neighbours: int = Field(default=5, ge=1)
     """The k of the balls of density and coverage."""
-    kid_subsets: int = Field(default=100, ge=1)
-    """Random subsets that kid is the mean over."""
-    kid_subset_size: int = Field(default=1000, ge=2)
+    kd_subsets: int = Field(default=100, ge=1)
+    """Random subsets that kd is the mean over."""
+    kd_subset_size: int = Field(default=1000, ge=2)
     """The most vectors of each side in one subset."""
     score_splits: int = Field(default=10, ge=1)
     """Parts of the samples over which inception_score is averaged."""
@@ -100,11 +106,20 @@ class EvaluationOptions(Options):
     pictured_neighbours: int = Field(default=7, ge=1)
     """Neighbours found for each."""
 
-    def chosen(self, family: Family) -> tuple[MetricName, ...]:
-        """The metrics to measure for a model of a family."""
-        if self.metrics is not None:
-            return self.metrics
-        samples = family.ability(Samples)
-        if samples is not None:
-            return tuple(name for name in DEFAULT_METRICS if name != "class_accuracy" or "label" in samples.conditions)
-        return tuple(name for name in DEFAULT_HELD_OUT if family.ability(HELD_OUT[name]) is not None)
+    @model_validator(mode="after")
+    def _published_names_are_of_inception(self) -> "EvaluationOptions":
+        try:
+            self.named_metrics  # noqa: B018, it raises
+        except ValueError as error:
+            raise ValueError(f"metrics: {error}") from None
+        return self
+
+    @property
+    def named_metrics(self) -> tuple[MetricName, ...] | None:
+        """`metrics`, each once and by its name in whatever features."""
+        return None if self.metrics is None else canonical(self.metrics, self.features_label)
+
+    @property
+    def features_label(self) -> str:
+        """What results call the features."""
+        return features_label(self.features)

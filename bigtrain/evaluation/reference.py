@@ -1,9 +1,9 @@
 """The real side of a comparison: shards, images from anywhere, or the moments that another tool has kept of them.
 
-What all ranks find in one pass over the images is kept, under a key of everything that determines it.
+What accumulators find in one pass over the images is kept in a cache, under a key of everything that determines it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from bigtrain.data.sources.image_files import open_collection
 from bigtrain.data.splits import open_index
 from bigtrain.errors import UserError
 from bigtrain.evaluation.images import ImageSet, ImagesFromFiles, Shards
-from bigtrain.evaluation.metrics.class_features import ClassFeatures
-from bigtrain.evaluation.metrics.moments import Moments
-from bigtrain.evaluation.moment_files import Gaussian, holds_moments, read_moments
+from bigtrain.evaluation.moment_files import MomentsFile, holds_moments, read_moments
+from bigtrain.evaluation.one_pass import pass_over
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.result import versions
-from bigtrain.evaluation.survey import Findings, Survey, Wants
+from bigtrain.evaluation.statistics.accumulator import CachedAccumulator
+from bigtrain.evaluation.statistics.subsets import PixelDigest
 from bigtrain.features.cache import Cache, Entry
 from bigtrain.features.network import Features
 
@@ -41,7 +41,7 @@ class Reference:
     the images have none. They number the classes of the images as these were opened."""
 
     images: ImageSet | None
-    moments: Gaussian | None = None
+    moments: MomentsFile | None = None
     labels: Labels | None = None
 
     @property
@@ -164,113 +164,54 @@ def _check_count(images: ImageSet, where: str) -> None:
         raise UserError(f"{where}: {images.count} images are too few for a reference; {LEAST_REFERENCE} are the least")
 
 
-def survey_reference(
-    images: ImageSet, wants: Wants, features: Features, allow_mixed_sizes: bool, reading: Reading
-) -> Findings:
-    """What `wants` asks for, from what was kept and one pass for all the rest, which is then kept too.
+def collect(
+    images: ImageSet,
+    accumulators: Sequence[CachedAccumulator],
+    features: Features,
+    allow_mixed_sizes: bool,
+    reading: Reading,
+) -> str | None:
+    """Fills the accumulators, from what was kept of earlier evaluations and one pass for all the rest, which is then kept too.
 
-    Every rank calls it; Findings are whole on rank 0. Raises UserError and Stopped.
+    Every rank calls it; the accumulators are whole on rank 0. Returns the hash of all pixels, where the set has no other
+    fingerprint. Raises UserError and Stopped.
     """
-    parts = {name: part for name, part in _parts(wants).items() if part != Wants()}
-    cache = images.cache
-    keys = {name: _key(name, part, images, features, allow_mixed_sizes) for name, part in parts.items()}
-    kept = Findings()
+    keys = [_key(one, images, features, allow_mixed_sizes) for one in accumulators]
+    digests: list[str | None] = []
 
-    def restore() -> list[str]:
-        return [name for name in parts if cache is not None and _restore(cache, name, keys[name], kept)]
+    def restore() -> list[bool]:
+        found = [_restore(images.cache, key, one) for one, key in zip(accumulators, keys, strict=True)]
+        digests.extend(digest for _, digest in found)
+        return [whole for whole, _ in found]
 
-    there = on_main(restore)
-    missing = [name for name in parts if name not in there]
-    found = Findings()
+    kept = on_main(restore)
+    missing = [(one, key) for one, key, whole in zip(accumulators, keys, kept, strict=True) if not whole]
+    hashes = [PixelDigest()] if images.hashed else []
     if missing:
-        asked = replace(wants, **{_FIELDS[name]: _DEFAULTS[_FIELDS[name]] for name in there}, digest=images.hashed)
-        found = Survey(images, asked, features, None, allow_mixed_sizes, features.device).run(reading)
-    if world.is_main():
-        found.stored = None if found.stored is None else found.stored.cpu()
-        for name in missing:
-            if cache is not None:
-                _keep(cache, name, keys[name], found)
-        for name in there:
-            setattr(found, _FIELDS[name], getattr(kept, _FIELDS[name]))
-        found.digest = found.digest or kept.digest
-    found.digest = world.broadcast_object(found.digest)
-    return found
+        looking = [*(one for one, _ in missing), *hashes]
+        pass_over(images, looking, features, allow_mixed_sizes, features.device, reading)
+        digests = [*(one.value for one in hashes), *digests]
+    digest: str | None = world.broadcast_object(next(filter(None, digests), None))
+    if world.is_main() and images.cache is not None:
+        for one, key in missing:
+            for part, tensors in one.entries():
+                images.cache.write(one.kind, {**key, **part}, Entry(tensors, {"digest": digest if hashes else None}))
+    return digest
 
 
-_FIELDS = {
-    "moments": "moments",
-    "class_features": "by_class",
-    "half_moments": "halves",
-    "features": "stored",
-}
-"""What each kind of entry holds, among the wants and among the findings."""
-_DEFAULTS: dict[str, Any] = {"moments": False, "by_class": 0, "halves": 0, "stored": 0}
-
-
-def _parts(wants: Wants) -> dict[str, Wants]:
-    return {name: replace(Wants(), **{field: getattr(wants, field)}) for name, field in _FIELDS.items()}
-
-
-def _key(name: str, part: Wants, images: ImageSet, features: Features, allow_mixed_sizes: bool) -> dict[str, Any]:
-    wanted = {_FIELDS[name]: getattr(part, _FIELDS[name])}
+def _key(one: CachedAccumulator, images: ImageSet, features: Features, allow_mixed_sizes: bool) -> dict[str, Any]:
     how = {"features": features.fingerprint, "allow_mixed_sizes": allow_mixed_sizes, "versions": versions()}
-    return {**images.key, **how, "wanted": wanted}
+    return {**images.key, **how, "wanted": dict(one.wanted)}
 
 
-def _keep(cache: Cache, name: str, key: dict[str, Any], found: Findings) -> None:
-    facts = {"digest": found.digest}
-    if name == "moments":
-        assert found.moments is not None
-        cache.write(name, key, Entry(found.moments.tensors(), facts))
-    elif name == "features":
-        assert found.stored is not None
-        cache.write(name, key, Entry({"features": found.stored}, facts))
-    elif name == "half_moments":
-        assert found.halves is not None
-        tensors = {
-            f"{number}/{part}": value
-            for number, moments in enumerate(found.halves)
-            for part, value in moments.tensors().items()
-        }
-        cache.write(name, key, Entry(tensors, facts))
-    else:
-        assert found.by_class is not None
-        for number, features in enumerate(found.by_class):  # an entry each: all of them may not fit into memory
-            cache.write(name, key | {"class": number}, Entry({"features": features}, facts))
+def _restore(cache: Cache | None, key: Mapping[str, Any], one: CachedAccumulator) -> tuple[bool, str | None]:
+    """(whether all of it was kept, and is in the accumulator then; the hash of the set's pixels that was kept with it)."""
+    digests: list[str | None] = []
 
+    def read(part: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        entry = None if cache is None else cache.read(one.kind, {**key, **part})
+        if entry is not None:
+            digests.append(entry.facts["digest"])
+        return None if entry is None else entry.tensors
 
-def _restore(cache: Cache, name: str, key: dict[str, Any], found: Findings) -> bool:
-    """Whether it was kept, and then is put into `found`."""
-    if name == "class_features":
-        return _restore_classes(cache, key, found)
-    entry = cache.read(name, key)
-    if entry is None:
-        return False
-    found.digest = entry.facts["digest"]
-    if name == "moments":
-        found.moments = Moments.from_tensors(entry.tensors)
-    elif name == "features":
-        found.stored = entry.tensors["features"]
-    else:
-        first, second = (
-            Moments.from_tensors({part: entry.tensors[f"{number}/{part}"] for part in ("count", "total", "outer")})
-            for number in range(2)
-        )
-        found.halves = (first, second)
-    return True
-
-
-def _restore_classes(cache: Cache, key: dict[str, Any], found: Findings) -> bool:
-    classes: int = key["wanted"]["by_class"]
-    whole: ClassFeatures | None = None
-    for number in range(classes):
-        entry = cache.read("class_features", key | {"class": number})
-        if entry is None:
-            return False
-        features = entry.tensors["features"]
-        if whole is None:
-            whole = ClassFeatures(classes, features.shape[1])
-        whole.add(features, np.full(len(features), number), np.arange(len(features)))
-        found.digest = entry.facts["digest"]
-    found.by_class = whole
-    return True
+    return one.restore(read), next(iter(digests), None)

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 from PIL import Image
 
 from bigtrain.errors import UserError
-from bigtrain.evaluation.metrics.moments import Moments
+from bigtrain.evaluation.metrics.registry import OF_ANY_FEATURES, title
+from bigtrain.evaluation.statistics.moments import Moments
+from bigtrain.features.opening import label_of_facts
 from bigtrain.runs import atomic
 
 
@@ -40,6 +43,34 @@ class EvaluationResult:
             raise UserError(f"{path}: cannot write the evaluation ({error.strerror})") from error
 
 
-def renamed_metric(name: str) -> str:
-    """Today's name of a value that an evaluation of format 1 wrote."""
-    return re.sub(r"^accuracy(?=_|$)", "class_accuracy", name)
+def todays_name(name: str, label: str | None) -> str:
+    """Today's name of a number in a result or a record that may be older: `accuracy`, and distances of whatever features called
+    fid, kid, intra_fid, rfid or real_fid. `label`: of the features (`features_label`); None if they are not known."""
+    name = re.sub(r"^accuracy(?=_|$)", "class_accuracy", name)
+    if label is None:
+        return name
+    if re.match(r"real_fid(_|$)", name):
+        return name.replace("real_fid", title("fd_real", label), 1)
+    known = re.match(r"(fid|kid|intra_fid|rfid)(?=_|$)", name)
+    return name if known is None else title(OF_ANY_FEATURES[known[1]], label) + name[known.end() :]
+
+
+_PROTOCOL_NAMES = {"judge": "evaluator", "kid": "kd", "intra_fid": "intra_fd", "rfid": "rfd", "real_fid": "fd_real"}
+"""Parts of a protocol that have another name now."""
+
+
+def in_todays_names(result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(a result that may be older under today's names, the names of its numbers that were changed by their new ones)."""
+    protocol = {_PROTOCOL_NAMES.get(key, key): value for key, value in result["protocol"].items()}
+    features = protocol.get("features") or protocol.get("rfd", {}).get("features")
+    label = label_of_facts(features) if isinstance(features, Mapping) else None
+    names = {name: todays_name(name, label) for name in result}
+    renamed = {names[name]: value for name, value in result.items()} | {"protocol": protocol}
+    changed = {name: new for name, new in names.items() if name != new and isinstance(result[name], float)}
+    return renamed, changed
+
+
+def said_of_names(source: str, changed: Mapping[str, str]) -> str:
+    """The sentence that tells which names of an older file were read as which."""
+    pairs = ", ".join(f"{old} is read as {new}" for old, new in changed.items())
+    return f"{source}: was written when numbers had other names: {pairs}"

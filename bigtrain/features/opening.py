@@ -1,6 +1,10 @@
-"""Opens feature networks by name, the values of `evaluation.features`."""
+"""Opens feature networks by name, the values of `evaluation.features`; and what results call the features of each."""
 
+import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,11 +13,14 @@ from bigtrain.cluster.passes import Reading, together
 from bigtrain.data.index import Index
 from bigtrain.errors import UserError
 from bigtrain.features.classifier import find_classifier
-from bigtrain.features.inception import MODES, InceptionFeatures
+from bigtrain.features.inception import MODES, TORCHSCRIPT, InceptionFeatures
 from bigtrain.features.network import Features, TorchScriptFeatures
 from bigtrain.features.timm_features import TimmFeatures
 
 TIMM = "timm:"
+INCEPTION, CLASSIFIER, DINOV2 = "inception", "classifier", "dinov2"
+"""Labels of features that have a name of their own."""
+_PUBLISHED_FILE = Path(TORCHSCRIPT.url).name
 
 
 def open_features(
@@ -63,3 +70,47 @@ def open_network(name: str, weights: str | None, size: tuple[int, int], device: 
             f"evaluation.features: {name}: neither a file nor one of classifier, {', '.join(MODES)}, timm:MODEL"
         )
     return TorchScriptFeatures(name, size, device)
+
+
+def features_label(name: str) -> str:
+    """What results call a distance in the features of this name: `inception` for FID's, by whatever resize, and so for the
+    published TorchScript file of it; `classifier`; `dinov2` for the model of FD-DINOv2 (Stein et al. 2023); for any other, the
+    model's or the file's name as letters, digits and underscores."""
+    if name == CLASSIFIER:
+        return CLASSIFIER
+    if name in MODES:
+        return INCEPTION
+    if name.startswith(TIMM):
+        model = name.removeprefix(TIMM).partition(".")[0]
+        return DINOV2 if model == "vit_large_patch14_dinov2" else _word(model)
+    return INCEPTION if _is_published(Path(name)) else _label_of_file(name)
+
+
+def label_of_facts(facts: Mapping[str, Any]) -> str | None:
+    """`features_label` of a network from what the protocol of a result says of it (`Features.protocol`); None if that is too
+    little."""
+    kind, name = facts.get("kind"), str(facts.get("name", ""))
+    if kind == "trained on the data's labels":
+        return CLASSIFIER
+    if kind == "FID Inception" or facts.get("fingerprint") == TORCHSCRIPT.sha256:
+        return INCEPTION
+    if kind == "timm":
+        return features_label(name)
+    return _label_of_file(name) if kind == "TorchScript" else None
+
+
+def _is_published(path: Path) -> bool:
+    """Whether it is the published TorchScript file of FID's Inception, which resizes by itself."""
+    if path.name != _PUBLISHED_FILE or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == TORCHSCRIPT.sha256
+
+
+def _label_of_file(name: str) -> str:
+    label = _word(Path(name).stem)
+    return f"{label}_file" if label in (INCEPTION, CLASSIFIER, DINOV2) else label  # it is a user's own network
+
+
+def _word(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "features"

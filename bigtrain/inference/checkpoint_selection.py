@@ -1,37 +1,26 @@
 """How training evaluates and selects its best checkpoint: which metric decides, whether higher is better, and with how many
 samples."""
 
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from bigtrain.errors import UserError
+from bigtrain.evaluation.metrics.metric import find_metric
+from bigtrain.evaluation.metrics.registry import MetricName, canonical, title
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.evaluation.result import renamed_metric
+from bigtrain.evaluation.result import said_of_names, todays_name
 from bigtrain.families.abilities import Samples
 from bigtrain.families.family import Family
 from bigtrain.formats import upgraded
+from bigtrain.inference.metric_choice import chosen_metrics, depends_on_sampling
 from bigtrain.recipe import Recipe
 from bigtrain.runs.best import Best
+from bigtrain.runs.checkpoint import BEST
 from bigtrain.runs.folder import RunFolder
 
-HIGHER_IS_BETTER = {
-    "fid": False,
-    "kid": False,
-    "intra_fid": False,
-    "inception_score": True,
-    "precision": True,
-    "recall": True,
-    "density": True,
-    "coverage": True,
-    "class_accuracy": True,
-    "classification_accuracy_score": True,
-    "rfid": False,
-    "bits_per_dim": False,
-    "reconstruction_mse": False,
-    "reconstruction_nmse": False,
-    "reconstruction_psnr": True,
-}
-"""The numbers by which checkpoints can be compared."""
-
+log = logging.getLogger(__name__)
 
 _MAY_DIFFER = {"metrics", "batch_size", "workers", "pictured_samples", "pictured_neighbours"}
 """Options that may differ between evaluations whose numbers are compared."""
@@ -47,35 +36,69 @@ def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
         if train.keep_best is not None:
             raise UserError("train.keep_best: nothing is evaluated in training; set train.evaluate_every too")
         return None
-    metrics = evaluation.chosen(family)
-    available = [name for name in HIGHER_IS_BETTER if name in metrics or name.startswith("reconstruction_")]
-    available = [name for name in available if not name.startswith("reconstruction_") or "reconstruction" in metrics]
-    metric = train.keep_best or ("fid" if "fid" in available else None)
-    if metric is None:
+    chosen, label = chosen_metrics(family, evaluation), evaluation.features_label
+    available = _deciding_numbers(chosen)
+    wanted = _canonical(train.keep_best, label) if train.keep_best is not None else "fd" if "fd" in available else None
+    if wanted is None:
         return None
-    if metric not in available:
+    if wanted not in available:
         raise UserError(
-            f"train.keep_best: {metric} is not measured, or does not say which weights are better; choose one of "
+            f"train.keep_best: {wanted} is not measured, or does not say which weights are better; choose one of "
             f"{', '.join(available)}, or add it to evaluation.metrics"
         )
+    metric, higher = available[wanted]
     samples = family.ability(Samples)
-    sampling = samples.sampling_name(samples.sampling) if samples is not None else None
-    of_samples = not metric.startswith(("rfid", "bits_per_dim", "reconstruction_"))
+    shortcut = samples.sampling_name(samples.sampling) if samples is not None else ""
+    name = title(wanted, label)
     return Best(
         folder.checkpoints,
-        f"{metric}_{sampling}" if sampling and of_samples else metric,
-        higher=HIGHER_IS_BETTER[metric],
+        f"{name}_{shortcut}" if shortcut and depends_on_sampling(family, metric) else name,
+        higher=higher,
         kept=train.keep_best is not None,
         alarm_ratio=train.alarm_ratio,
-        protocol=in_training(recipe).evaluation.model_dump(mode="json", exclude=_MAY_DIFFER),
-        upgrade=_upgraded_record,
+        protocol=_settings(in_training(recipe).evaluation),
+        upgrade=lambda content: _in_todays_words(content, str(folder.checkpoints / BEST)),
     )
 
 
-def _upgraded_record(content: dict[str, Any]) -> dict[str, Any]:
-    """What best.json of format 1 says, with the names of today."""
-    protocol = upgraded(content.get("protocol", {}), EvaluationOptions, where="best.json")
-    return content | {"metric": renamed_metric(content["metric"]), "protocol": protocol}
+def _canonical(keep_best: str, label: str) -> str:
+    """What train.keep_best names, by its name in whatever features. Raises UserError."""
+    try:
+        return canonical([keep_best], label)[0]
+    except ValueError as error:
+        raise UserError(f"train.keep_best: {error}") from None
+
+
+def _deciding_numbers(chosen: Sequence[MetricName]) -> dict[str, tuple[MetricName, bool]]:
+    """By the name that train.keep_best gives it, each number by which checkpoints can be compared: its metric, and whether
+    higher is better."""
+    numbers: dict[str, tuple[MetricName, bool]] = {}
+    for name in chosen:
+        found = find_metric(name)
+        numbers |= dict.fromkeys(found.lower_is_better, (name, False))
+        numbers |= dict.fromkeys(found.higher_is_better, (name, True))
+    return numbers
+
+
+def _settings(options: EvaluationOptions) -> dict[str, Any]:
+    """What two evaluations whose numbers are compared must have in common."""
+    return options.model_dump(mode="json", exclude=_MAY_DIFFER)
+
+
+def _in_todays_words(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """What best.json says, with the names of today, and with the options that there are since at their defaults."""
+    stored = upgraded(content.get("protocol", {}), EvaluationOptions, where=path)
+    settings = EvaluationOptions.model_validate(stored)
+    metric = todays_name(content["metric"], settings.features_label)
+    if metric != content["metric"]:
+        _say(said_of_names(path, {content["metric"]: metric}))
+    return content | {"metric": metric, "protocol": _settings(settings)}
+
+
+@lru_cache
+def _say(sentence: str) -> None:
+    """Warns once: the file is read at every evaluation until it is written again."""
+    log.warning(sentence)
 
 
 def in_training(recipe: Recipe) -> Recipe:

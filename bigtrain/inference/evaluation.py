@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,75 +13,53 @@ from bigtrain.cluster.passes import Reading, Stopped, together
 from bigtrain.data.read.stream import Data
 from bigtrain.errors import UserError
 from bigtrain.evaluation.evaluate import check, evaluate
-from bigtrain.evaluation.held_out import measure_likelihood, measure_reconstruction, measure_rfid
-from bigtrain.evaluation.images import Drawn
-from bigtrain.evaluation.metrics.definitions import METRICS
-from bigtrain.evaluation.options import HELD_OUT, EvaluationOptions
+from bigtrain.evaluation.images import Drawn, ImageSet, Outputs
+from bigtrain.evaluation.metrics.registry import MetricName, title
+from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.reference import Labels, RealData
 from bigtrain.evaluation.result import EvaluationResult, versions
-from bigtrain.families.abilities import Effort, Likelihood, Samples
+from bigtrain.families.abilities import Samples
 from bigtrain.families.family import Family
-from bigtrain.features.classifier import check_classes
-from bigtrain.features.opening import open_features
 from bigtrain.inference.candidate_selection import find_selection
-from bigtrain.inference.model import Model, Sampler, require_label
-from bigtrain.inference.splits import images_behind, one_index
+from bigtrain.inference.held_out import RunData, check_held_out, measure_held_out
+from bigtrain.inference.metric_choice import (
+    check_metrics,
+    chosen_metrics,
+    depends_on_sampling,
+    of_samples,
+    samples_given_pictures,
+)
+from bigtrain.inference.model import Model, Sampler
+from bigtrain.inference.outputs import named_by_sampling, samples_of
 from bigtrain.runs.folder import RunFolder
 
 
-def _samples(sampler: Sampler, options: EvaluationOptions) -> tuple[Drawn, Labels]:
+def _drawn(sampler: Sampler, data: RunData, options: EvaluationOptions) -> tuple[ImageSet, Labels]:
     """The samples of an evaluation, and the classes that they are conditioned on."""
-    spec, count = sampler.family.spec, options.samples
-    images = Drawn(sampler.draw, sampler.labels_of, count, spec.classes, (spec.channels, *spec.size))
-    return images, lambda: sampler.labels_of(range(count)).numpy()
-
-
-def _effort(options: EvaluationOptions) -> Effort:
-    return Effort(options.likelihood_evaluations)
+    spec, given = sampler.family.spec, samples_given_pictures(sampler.family)
+    if given is None:
+        shape = (spec.channels, *spec.size)
+        images = Drawn(sampler.draw, sampler.labels_of, options.samples, spec.classes, shape)
+        return images, lambda: sampler.labels_of(range(options.samples)).numpy()
+    split = data.split(options)
+    outputs = samples_of(sampler, split)
+    made = Outputs(split, options.split, "samples", given.sampled_field, outputs, given.conditions, options.samples)
+    return made, lambda: made.labels
 
 
 def check_early(
     family: Family, options: EvaluationOptions, train: Data, validation: Data | None, device: torch.device
 ) -> None:
     """Raises UserError, before the first step, for whatever would make the first evaluation fail."""
-    chosen = options.chosen(family)
-    sample_metrics = [metric for metric in chosen if metric in METRICS]
-    if "bits_per_dim" in chosen:
-        family.require(Likelihood, "evaluation.metrics: bits_per_dim").check_effort(_effort(options))
-    if not sample_metrics and "rfid" not in chosen:
-        return
-    real = images_behind(train), images_behind(validation) if validation is not None else None
-    reading = Reading(options.batch_size, 0)
+    chosen, data = chosen_metrics(family, options), RunData(train, validation)
+    check_held_out(family, chosen, data, options, device)
+    sample_metrics, reading = of_samples(chosen), Reading(options.batch_size, 0)
     if sample_metrics:
         sampling = family.require(Samples, "evaluation.metrics").sampling
-        images, labels = _samples(Sampler(family, {}, options.seed, sampling, device), options)
-        check(images, labels, together(lambda: RealData.of(options, *real)), sample_metrics, options, device)
+        images, labels = _drawn(Sampler(family, {}, options.seed, sampling, device), data, options)
+        check(images, labels, together(lambda: RealData.of(options, *data.images)), sample_metrics, options, device)
         if options.candidates > 1 and options.classifier != "classifier":
-            find_selection(options.candidates, options.classifier, family.spec, lambda: real, reading, device)
-    if "rfid" in chosen and options.features == "classifier":
-        check_classes(real[0], "features")
-    elif "rfid" in chosen:
-        size = family.spec.size
-        open_features(options.features, options.weights, size, reading, device, train=real[0], validation=real[1])
-
-
-def check_metrics(family: Family, options: EvaluationOptions, validation: Data | None) -> None:
-    """Raises UserError for a metric that needs a capability that the family lacks, or a split that is not given."""
-    for metric in options.chosen(family):
-        able = family.require(HELD_OUT.get(metric, Samples), f"evaluation.metrics: {metric} cannot be measured")
-        if metric in METRICS and "labels" in METRICS[metric].fake:
-            require_label(able, f"evaluation.metrics: {metric} cannot be measured")
-        if metric == "classification_accuracy_score" and validation is None:
-            raise UserError(
-                "evaluation.metrics: classification_accuracy_score is tested on held-out images, but data.validation names "
-                "none; give one, or leave it out"
-            )
-        key = "split" if metric in HELD_OUT else "reference"
-        if getattr(options, key) == "validation" and validation is None:
-            raise UserError(
-                f"evaluation.{key}: {metric} is measured on the validation split, but data.validation names none; give one, "
-                f"or set evaluation.{key}=train"
-            )
+            find_selection(options.candidates, options.classifier, family.spec, lambda: data.images, reading, device)
 
 
 def evaluate_model(
@@ -95,93 +73,65 @@ def evaluate_model(
     """Measures the recipe's metrics of a model; every rank calls it. None if stopped."""
     check_metrics(model.family, model.recipe.evaluation, validation)
     try:
-        return _evaluated(model, train, validation, should_stop, keep_moments)
+        return _evaluated(model, RunData(train, validation), should_stop, keep_moments)
     except Stopped:
         return None
 
 
-def _evaluated(
-    model: Model, train: Data, validation: Data | None, should_stop: Callable[[], bool], keep_moments: bool
-) -> EvaluationResult:
+def _evaluated(model: Model, data: RunData, should_stop: Callable[[], bool], keep_moments: bool) -> EvaluationResult:
     """`evaluate_model`, but raises Stopped."""
-    family, options = model.family, model.recipe.evaluation
-    chosen = options.chosen(family)
-    sample_metrics = [metric for metric in chosen if metric in METRICS]
+    options = model.recipe.evaluation
+    chosen = chosen_metrics(model.family, options)
     facts: dict[str, Any] = {"weights": model.provenance["weights"], "step": model.provenance["step"]}
     result: dict[str, Any] = {}
     picture, moments = None, None
-    if sample_metrics or keep_moments:
-        sampler = model.sampler(
-            options.seed, selection=model.selection(options.candidates, options.classifier, should_stop)
-        )
-        images, labels = _samples(sampler, options)
-        real = images_behind(train), images_behind(validation) if validation is not None else None
-        measured = evaluate(
-            images,
-            together(lambda: RealData.of(options, *real)),
-            sample_metrics,
-            options,
-            model.device,
-            reading_workers(model),
-            protocol=sampler.protocol() | facts,
-            should_stop=should_stop,
-            labels=labels,
-            keep_moments=keep_moments,
-        )
-        if measured is None:
-            raise Stopped
-        facts, picture, moments = measured.result.pop("protocol"), measured.picture, measured.moments
-        name = family.require(Samples, "evaluation.metrics").sampling_name(sampler.sampling)
-        # real_fid is measured on real images only, so the sampler does not belong in its name.
-        result = {
-            f"{key}_{name}" if name and key != "real_fid" else key: value for key, value in measured.result.items()
-        }
-    for metric in chosen:
-        if metric in HELD_OUT:
-            values, protocol = _measure_held_out(metric, model, train, validation, should_stop)
-            result |= values
-            facts[metric] = protocol
+    if of_samples(chosen) or keep_moments:
+        measured = _measure_samples(model, data, of_samples(chosen), facts, should_stop, keep_moments)
+        result, picture, moments = dict(measured.result), measured.picture, measured.moments
+        facts = result.pop("protocol")
+    reading = Reading(options.batch_size, reading_workers(model), should_stop)
+    values, protocol = measure_held_out(model, chosen, data, reading)
+    result, facts = result | values, facts | protocol
     facts.setdefault("versions", versions())
     return EvaluationResult({"step": model.provenance["step"]} | result | {"protocol": facts}, picture, moments)
+
+
+def _measure_samples(
+    model: Model,
+    data: RunData,
+    metrics: Sequence[MetricName],
+    facts: dict[str, Any],
+    should_stop: Callable[[], bool],
+    keep_moments: bool,
+) -> EvaluationResult:
+    """What is measured on samples; `facts` are part of its protocol. Raises Stopped."""
+    options = model.recipe.evaluation
+    selection = model.selection(options.candidates, options.classifier, should_stop)
+    sampler = model.sampler(options.seed, selection=selection)
+    images, labels = _drawn(sampler, data, options)
+    measured = evaluate(
+        images,
+        together(lambda: RealData.of(options, *data.images)),
+        metrics,
+        options,
+        model.device,
+        reading_workers(model),
+        protocol=sampler.protocol() | facts,
+        should_stop=should_stop,
+        labels=labels,
+        keep_moments=keep_moments,
+    )
+    if measured is None:
+        raise Stopped
+    unnamed = {title(name, options.features_label) for name in metrics if not depends_on_sampling(model.family, name)}
+    result = named_by_sampling(measured.result, sampler, {*unnamed, "protocol"})
+    return EvaluationResult(result, measured.picture, measured.moments)
 
 
 def reading_workers(model: Model) -> int:
     """Processes per rank that read images for an evaluation."""
     workers = model.recipe.evaluation.workers
     return model.recipe.data.workers if workers is None else workers
-
-
-def _measure_held_out(
-    metric: str, model: Model, train: Data, validation: Data | None, should_stop: Callable[[], bool]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(values, protocol) of one metric that is measured on real data."""
-    options = model.recipe.evaluation
-    measured_on = train if options.split == "train" else validation
-    assert measured_on is not None, "check_metrics has checked that"
-    split = one_index(measured_on)
-    reading = Reading(options.batch_size, reading_workers(model), should_stop)
-    samples = min(options.split_samples or split.samples, split.samples)
-    protocol: dict[str, Any] = {"split": options.split, "samples": samples, "fingerprint": split.fingerprint}
-    if metric == "rfid":
-        real = images_behind(train), images_behind(validation) if validation is not None else None
-        values, facts = measure_rfid(model.reconstruct, split, *real, options, model.device, reading)
-        return values, protocol | facts
-    if metric == "reconstruction":
-        return measure_reconstruction(model.reconstruct, split, options.split_samples, model.device, reading), protocol
-    family, effort = model.family.require(Likelihood, "evaluation.metrics: bits_per_dim"), _effort(options)
-    protocol["dimensions"] = family.dimensions
-    protocol |= family.likelihood_protocol(effort, options.seed)
-    likelihood = model.likelihood(split, options.seed, effort)
-    measured = measure_likelihood(
-        likelihood,
-        family.dimensions,
-        split,
-        options.split_samples,
-        model.device,
-        reading,
-        model.family.reads,
-    )
-    return measured, protocol
 
 
 def write_evaluation(folder: Path, step: int, evaluated: EvaluationResult) -> Path:

@@ -1,4 +1,4 @@
-"""A trained model as the commands use it: opened from a run or an export, it samples, reconstructs and gives likelihoods."""
+"""A trained model as the commands use it: opened from a run or an export, it samples and gives likelihoods."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.data.read.stream import Data, SplitLoader
 from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import Ability, Effort, Likelihood, Reconstructs, Samples
+from bigtrain.families.abilities import Ability, Effort, Likelihood, Samples
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family, LoadedModel, build_network, find_family
 from bigtrain.families.phases import Networks
@@ -99,17 +99,11 @@ class Model:
         self.check_data(train, "data.train")
         return images_behind(train), images_behind(validation) if validation is not None else None
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """The reconstructions of images [n, C, H, W] in [-1, 1]."""
-        family = self.family.require(Reconstructs, "reconstruction")
-        batch = microbatch_of({"image": images.to(self.device)}, range(len(images)), Draws(0, device=self.device))
-        with full_float32(self.device):
-            return family.reconstruct(self.weights, batch)
-
     def likelihood(
         self, index: Index, seed: int, effort: Effort
     ) -> Callable[[np.ndarray, Batch], Mapping[str, Tensor]]:
-        """The function that `measure_likelihood` takes for a split. `seed` keys the draws of families whose bound needs any."""
+        """The function from batches of a split to the terms of their likelihood. `seed` keys the draws of families whose bound
+        needs any."""
         family = self.family.require(Likelihood, "evaluation.metrics: bits_per_dim")
 
         def measure(numbers: np.ndarray, batch: Batch) -> Mapping[str, Tensor]:

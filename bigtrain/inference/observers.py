@@ -10,12 +10,12 @@ from bigtrain.cluster.passes import Stopped, gather_rows, stoppable, together
 from bigtrain.data.index import Index
 from bigtrain.data.read.stream import Data
 from bigtrain.errors import UserError
-from bigtrain.evaluation.options import HELD_OUT
 from bigtrain.families.abilities import Reconstructs, Samples
 from bigtrain.families.family import Family
 from bigtrain.families.phases import Networks
 from bigtrain.inference.checkpoint_selection import in_training
-from bigtrain.inference.evaluation import check_early, check_metrics, evaluate_model, write_evaluation
+from bigtrain.inference.evaluation import check_early, evaluate_model, write_evaluation
+from bigtrain.inference.metric_choice import ability_for, check_metrics, chosen_metrics
 from bigtrain.inference.model import Model, Sampler, attach_dependencies
 from bigtrain.inference.rows import COLUMNS, Rows
 from bigtrain.inference.splits import one_index
@@ -137,7 +137,8 @@ def observers_of(
     if recipe.train.evaluate_every is not None:
         check_metrics(family, recipe.evaluation, validation)
         check_early(family, in_training(recipe).evaluation, train, validation, device)
-        samples_needed = any(metric not in HELD_OUT for metric in recipe.evaluation.chosen(family))
+        chosen = chosen_metrics(family, recipe.evaluation)
+        samples_needed = any(ability_for(family, metric) is Samples for metric in chosen)
         observers["evaluate"] = EvaluationObserver(family, folder, in_training(recipe), train, validation, device)
     if recipe.train.sample_every is not None:
         observers["sample"] = _picture_observer(family, folder, recipe, train, validation, device)

@@ -44,7 +44,7 @@ class Best:
         `kept`: whether the best checkpoint is kept beyond train.keep; `alarm_ratio`: warn when the metric is this
         many times worse than its best; None: never; `protocol`: what else determines the numbers (samples, features),
         as JSON: records under another protocol are not compared, and their best checkpoint is kept until the first
-        record under this one; `upgrade`: turns the file of an earlier format into today's."""
+        record under this one; `upgrade`: turns a file that may be older into today's."""
         self._path = folder / BEST
         self._metric, self._higher, self._kept, self._alarm_ratio = metric, higher, kept, alarm_ratio
         self._protocol = protocol or {}
@@ -102,8 +102,7 @@ class Best:
             content = json.loads(self._path.read_bytes())
         except FileNotFoundError:
             return {}
-        if content.get("format", 1) < FORMAT:
-            content = self._upgrade(content)
+        content = self._upgrade(content)
         same = content["metric"] == self._metric and content.get("protocol", self._protocol) == self._protocol
         return content if same else {}
 

@@ -148,7 +148,7 @@ def chosen_path(folder: Path, which: str) -> Path:
     if which == "best":
         path = best_path(folder)
         if path is None:
-            raise UserError(f"--checkpoint best: {folder.parent} keeps no best checkpoint; train.keep_best=fid does")
+            raise UserError(f"--checkpoint best: {folder.parent} keeps no best checkpoint; train.keep_best=fd does")
     elif which.isdecimal():
         path = folder / _NAME.format(step=int(which))
     else:

@@ -14,6 +14,9 @@ class TrainOptions(Options):
     """How long to train, with what batches, and what is logged, saved and evaluated."""
 
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"keep_best": {"accuracy": "class_accuracy"}}
+    former_meanings: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "keep_best": {"fid": "fd", "kid": "kd", "intra_fid": "intra_fd", "rfid": "rfd"}
+    }
 
     steps: int = Field(gt=0)
     """Total number of steps; one step runs every phase that is due, with all of its repeats."""
@@ -38,11 +41,11 @@ class TrainOptions(Options):
     evaluate_samples: int | None = Field(default=None, ge=2)
     """Samples of those evaluations; null: evaluation.samples. Fewer are cheaper, but compare only with equally few."""
     keep_best: str | None = None
-    """Metric of those evaluations (fid, class_accuracy, bits_per_dim, ...) whose best checkpoint is kept besides the newest;
+    """Metric of those evaluations (fd, class_accuracy, bits_per_dim, ...) whose best checkpoint is kept besides the newest;
     commands take it as --checkpoint best. null: none. If a run is resumed with another metric, the old best checkpoint is
     kept until there is one by the new metric."""
     alarm_ratio: float | None = Field(default=2.0, gt=1)
-    """Warn when that metric (fid, if keep_best is null) is this many times worse than its best, or a value that the family
+    """Warn when that metric (fd, if keep_best is null) is this many times worse than its best, or a value that the family
     watches (a GAN's largest singular values) is this many times its median over the last rows; null: never."""
     nonfinite_updates: int = Field(default=0, ge=0)
     """How many updates with a non-finite loss or gradient are skipped, over the whole run, before it stops."""

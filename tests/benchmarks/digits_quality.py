@@ -15,8 +15,8 @@ import torch
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.passes import Reading
 from bigtrain.data.read.stream import SplitLoader
-from bigtrain.evaluation.metrics.frechet import frechet_distance
-from bigtrain.evaluation.metrics.neighbourhoods import recall
+from bigtrain.evaluation.statistics.frechet import frechet_distance
+from bigtrain.evaluation.statistics.neighbourhoods import recall
 from bigtrain.features.classifier import find_classifier
 from bigtrain.features.network import pictures
 from bigtrain.inference.model import open_model

@@ -2,7 +2,7 @@
 
 Evaluates COUNT images of FOLDER (copied aside), for each COUNT, against REFERENCE with a tiny TorchScript network of 2,048
 features, each in a process of its own, and prints the peak resident memory of the largest process of each and the seconds that
-it lived. METRICS as a recipe has them: [fid,kid].
+it lived. METRICS as a recipe has them: [fd,kd].
 """
 
 import argparse
@@ -52,9 +52,9 @@ def main() -> None:
                 chosen.mkdir(exist_ok=True)
                 shutil.copy(path, chosen / f"{number:06d}{path.suffix}")
             peak, seconds, result = measure(folder, chosen, asked.reference, asked.metrics)
-            fid = json.loads(result)["fid"]
+            distance = json.loads(result)["fd_tiny"]
             print(
-                f"{count:6d} images  {asked.metrics:60s}  peak {peak:6.0f} MiB  {seconds:6.1f} s  (fid {fid:.4f})",
+                f"{count:6d} images  {asked.metrics:60s}  peak {peak:6.0f} MiB  {seconds:6.1f} s  (fd {distance:.4f})",
                 flush=True,
             )
 

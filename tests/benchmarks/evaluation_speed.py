@@ -34,9 +34,9 @@ from bigtrain.data.index import Index
 from bigtrain.data.read.stream import SplitLoader
 from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write.shards import ShardOptions, write_shards
-from bigtrain.evaluation.metrics import frechet
-from bigtrain.evaluation.metrics.frechet import frechet_distance
-from bigtrain.evaluation.metrics.moments import Moments
+from bigtrain.evaluation.statistics import frechet
+from bigtrain.evaluation.statistics.frechet import frechet_distance
+from bigtrain.evaluation.statistics.moments import Moments
 from bigtrain.features.inception import MODES, PIECE_ON_CPU, SIDE
 from bigtrain.features.resize import Resize
 

@@ -26,7 +26,7 @@ SMALLEST: Mapping[str, Sequence[str]] = {
     "diffusion_sampling": ["RUN 20 1"],
     "digits_quality": ["RUN 1"],
     "draws": ["2"],
-    "evaluation_memory": ["PICTURES PICTURES [fid] 40"],
+    "evaluation_memory": ["PICTURES PICTURES [fd] 40"],
     "evaluation_speed": ["PICTURES 1 --pictures 20", "distances 1 --dimensions 16"],
     "feeding": ["PICTURES recipes/biggan_cifar10.yaml recipes/pixelcnn_cifar10.yaml --seconds 0.1 --rounds 1"],
     "gpu": ["--tiny --workers 0 --out OUT/gpu.jsonl"],

@@ -12,8 +12,8 @@ from PIL import Image
 
 from bigtrain.cluster import world
 from bigtrain.data.read.stream import rank_share
-from bigtrain.evaluation.metrics.frechet import frechet_distance
-from bigtrain.evaluation.metrics.moments import Moments
+from bigtrain.evaluation.statistics.frechet import frechet_distance
+from bigtrain.evaluation.statistics.moments import Moments
 from bigtrain.features.opening import open_network
 
 CPU = torch.device("cpu")

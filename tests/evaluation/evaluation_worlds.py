@@ -14,18 +14,21 @@ from PIL import Image
 from torch import Tensor
 
 from bigtrain.cluster import world
-from bigtrain.cluster.passes import gather_by_number, gather_rows, on_main, together
+from bigtrain.cluster.passes import Reading, gather_by_number, gather_rows, on_main, together
 from bigtrain.data.index import Index
+from bigtrain.data.read.batch import Batch
 from bigtrain.data.read.stream import SplitLoader
 from bigtrain.data.splits import image_shape
 from bigtrain.errors import UserError
 from bigtrain.evaluation.evaluate import evaluate
 from bigtrain.evaluation.evaluate_images import evaluate_images
+from bigtrain.evaluation.held_out import measure_pairs
 from bigtrain.evaluation.images import Drawn
-from bigtrain.evaluation.metrics.class_features import ClassFeatures
-from bigtrain.evaluation.metrics.definitions import DEFAULT_METRICS
+from bigtrain.evaluation.metrics.metric import Split, find_held_out_metric
+from bigtrain.evaluation.metrics.registry import DEFAULT_METRICS, MetricName
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.reference import RealData
+from bigtrain.evaluation.statistics.class_features import ClassFeatures
 from bigtrain.features import classifier
 
 SAMPLES = 131
@@ -87,16 +90,16 @@ def write_images(folder: Path, index: Index, count: int, darker: int = 0) -> Pat
 
 
 IMAGE_METRICS = (
-    "fid",
-    "kid",
+    "fd",
+    "kd",
     "precision",
     "recall",
     "density",
     "coverage",
-    "intra_fid",
+    "intra_fd",
     "two_sample_test",
     "nearest_neighbours",
-    "real_fid",
+    "fd_real",
 )
 
 
@@ -106,11 +109,24 @@ def measure_images(folder: str, reference: str, features: str, **options: Any) -
         "metrics": IMAGE_METRICS,
         "batch_size": 20,
         "workers": 0,
-        "kid_subsets": 3,
-        "kid_subset_size": 50,
+        "kd_subsets": 3,
+        "kd_subset_size": 50,
     } | options
     known = EvaluationOptions(features=features, reference=reference, **chosen)
     return evaluate_images(folder, known, CPU).result
+
+
+def measure_pairs_of(train: str) -> dict[str, Any]:
+    """All that compares outputs with targets, of darkened digits."""
+    index = Index.read(train)
+    split = Split(index, SAMPLES, EvaluationOptions(pairs_border=0), CPU, "image")
+    names: tuple[MetricName, ...] = ("psnr", "ssim", "reconstruction")
+    metrics = [find_held_out_metric(name)(split) for name in names]
+
+    def darker(numbers: np.ndarray, batch: Batch) -> Tensor:
+        return (batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1.2).clamp(min=-1)
+
+    return measure_pairs(metrics, darker, split, Reading(20, 0), ["image"], "output")[0]
 
 
 def scenarios(train: str, features: str) -> dict[str, Any]:
@@ -119,7 +135,7 @@ def scenarios(train: str, features: str) -> dict[str, Any]:
     rank, size = world.rank(), world.size()
 
     def evaluation(draw: Any, should_stop: Any = lambda: False) -> Any:
-        options = EvaluationOptions(metrics=("fid",), samples=SAMPLES, features=features, batch_size=20)
+        options = EvaluationOptions(metrics=("fd",), samples=SAMPLES, features=features, batch_size=20)
         return evaluate_draws(draw, index, None, options, should_stop=should_stop)
 
     def refusing(indices: np.ndarray, labels: Tensor) -> Tensor:
@@ -135,8 +151,9 @@ def scenarios(train: str, features: str) -> dict[str, Any]:
     by_class.add(rows, numbers % 2, numbers)
     return {
         "result": measure(train, features),
-        "with classifier": measure(train, "classifier", metrics=("fid", "class_accuracy")),
+        "with classifier": measure(train, "classifier", metrics=("fd", "class_accuracy")),
         "images": measure_images(str(index.folder / "images"), train, features),
+        "pairs": measure_pairs_of(train),
         "drawn": digits.drawn,
         "stopped on the last rank": evaluation(digits, should_stop=lambda: last) is None,
         "error on the last rank": message_of(lambda: evaluation(refusing if last else digits)),

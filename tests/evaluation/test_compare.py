@@ -23,33 +23,33 @@ def write(path, *, seed=0, features="a", step=10, weights="ema", extra=None, **n
 @pytest.fixture
 def run(tmp_path):
     """Three seeds at the newest step, and an older one."""
-    for seed, fid in enumerate((4.0, 5.0, 6.0)):
+    for seed, fd_own in enumerate((4.0, 5.0, 6.0)):
         name = "step_00000020" + (f"_{seed}" if seed else "")
-        write(tmp_path / "run" / "evaluations" / f"{name}.json", seed=seed, step=20, fid=fid, class_accuracy=0.9)
-    write(tmp_path / "run" / "evaluations" / "step_00000010.json", fid=50.0)
+        write(tmp_path / "run" / "evaluations" / f"{name}.json", seed=seed, step=20, fd_own=fd_own, class_accuracy=0.9)
+    write(tmp_path / "run" / "evaluations" / "step_00000010.json", fd_own=50.0)
     return tmp_path / "run"
 
 
 def test_a_run_is_the_mean_over_its_seeds_at_the_newest_step(run, tmp_path, capsys):
-    other = write(tmp_path / "other.json", fid=7.25, weights="raw")
+    other = write(tmp_path / "other.json", fd_own=7.25, weights="raw")
     compare([run, other], tmp_path / "table.csv", tmp_path / "table.png")
     out, err = capsys.readouterr()
     lines = out.splitlines()
     half = 4.302652729749464 / 3**0.5  # Student's, of 2 degrees of freedom, times a deviation of 1
-    assert lines[0].split() == ["fid", "class_accuracy", "seeds"]
+    assert lines[0].split() == ["fd_own", "class_accuracy", "seeds"]
     assert f"5 ± {half:.2g}" in lines[1]
     assert lines[1].split()[-1] == "3"
     assert "7.25" in lines[2]
     assert "±" not in lines[2], "a FID of one seed has no interval"
     assert err == "", "other weights are no other protocol"
     table = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert float(table[0]["fid_low"]) == pytest.approx(5 - half)
-    assert table[1]["fid_low"] == ""
+    assert float(table[0]["fd_own_low"]) == pytest.approx(5 - half)
+    assert table[1]["fd_own_low"] == ""
     assert Image.open(tmp_path / "table.png").width > 200
 
 
 def test_rows_of_another_protocol_are_marked_and_what_differs_is_told(run, tmp_path, capsys):
-    other = write(tmp_path / "other.json", fid=1.0, features="b")
+    other = write(tmp_path / "other.json", fd_own=1.0, features="b")
     compare([run, other], None, None)
     out, err = capsys.readouterr()
     assert "!A" in out.splitlines()[1]
@@ -61,9 +61,9 @@ def test_rows_of_another_protocol_are_marked_and_what_differs_is_told(run, tmp_p
 def test_a_step_that_was_evaluated_in_several_ways_has_a_row_for_each(run, capsys):
     """Named by as few keys as tell them apart; seeds of one way are still one row, and a seed counts once."""
     path = run / "evaluations"
-    write(path / "step_00000020_b.json", step=20, fid=2.0, class_accuracy=0.9, features="b")
-    write(path / "step_00000020_c.json", step=20, fid=3.0, class_accuracy=0.9, features="b", extra={"samples": 500})
-    write(path / "step_00000020_d.json", step=20, fid=4.0, class_accuracy=0.9)
+    write(path / "step_00000020_b.json", step=20, fd_own=2.0, class_accuracy=0.9, features="b")
+    write(path / "step_00000020_c.json", step=20, fd_own=3.0, class_accuracy=0.9, features="b", extra={"samples": 500})
+    write(path / "step_00000020_d.json", step=20, fd_own=4.0, class_accuracy=0.9)
     compare([run], None, None)
     out, err = capsys.readouterr()
     rows = out.splitlines()[1:]
@@ -78,24 +78,24 @@ def test_a_step_that_was_evaluated_in_several_ways_has_a_row_for_each(run, capsy
 
 def test_what_only_one_row_measured_makes_no_other_protocol(tmp_path, capsys):
     path = tmp_path / "run" / "evaluations"
-    write(path / "step_00000010.json", fid=4.0)
-    write(path / "step_00000010_x.json", kid=0.5, extra={"kid": {"subsets": 100}})
-    write(tmp_path / "other.json", kid=0.6, extra={"kid": {"subsets": 50}})
+    write(path / "step_00000010.json", fd_own=4.0)
+    write(path / "step_00000010_x.json", kd_own=0.5, extra={"kd": {"subsets": 100}})
+    write(tmp_path / "other.json", kd_own=0.6, extra={"kd": {"subsets": 50}})
     compare([tmp_path / "run"], None, None)
     out, err = capsys.readouterr()
     assert [row.split()[1:4] for row in out.splitlines()[1:]] == [
-        ["(metrics=fid)", "4", "-"],
-        ["(metrics=kid)", "-", "0.5"],
+        ["(metrics=fd_own)", "4", "-"],
+        ["(metrics=kd_own)", "-", "0.5"],
     ]
     assert err == ""
     compare([tmp_path / "run", tmp_path / "other.json"], None, None)
-    assert "kid.subsets (100 / 50)" in capsys.readouterr().err
+    assert "kd.subsets (100 / 50)" in capsys.readouterr().err
 
 
 def test_ways_that_differ_in_more_than_their_metrics_are_not_named_by_a_list_of_these(tmp_path, capsys):
     path = tmp_path / "run" / "evaluations"
-    write(path / "step_00000010.json", fid=4.0)
-    write(path / "step_00000010_x.json", fid=5.0, kid=0.5, extra={"samples": 500, "kid": {"subsets": 100}})
+    write(path / "step_00000010.json", fd_own=4.0)
+    write(path / "step_00000010_x.json", fd_own=5.0, kd_own=0.5, extra={"samples": 500, "kd_own": {"subsets": 100}})
     compare([tmp_path / "run"], None, None)
     assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["(samples=100)", "(samples=500)"]
 
@@ -119,7 +119,7 @@ def test_a_standard_error_that_is_known_gives_an_interval(tmp_path, capsys):
 
 def test_a_number_that_is_the_same_for_all_seeds_has_no_interval_of_repetitions(tmp_path, capsys):
     for seed in range(3):
-        numbers = {"bits_per_dim": 3.0, "bits_per_dim_standard_error": 0.1, "real_fid": 2.0, "fid": 4.0 + seed}
+        numbers = {"bits_per_dim": 3.0, "bits_per_dim_standard_error": 0.1, "fd_own_real": 2.0, "fd_own": 4.0 + seed}
         write(tmp_path / "run" / "evaluations" / f"step_00000010_{seed}.json", seed=seed, **numbers)
     compare([tmp_path / "run"], None, None)
     out = capsys.readouterr().out
@@ -128,10 +128,10 @@ def test_a_number_that_is_the_same_for_all_seeds_has_no_interval_of_repetitions(
 
 
 def test_a_way_of_sampling_in_the_names_changes_no_interval(tmp_path, capsys):
-    path = write(tmp_path / "a.json", class_accuracy_ddim_20=0.9, kid_ddim_20=0.1, kid_std_ddim_20=0.01)
+    path = write(tmp_path / "a.json", class_accuracy_ddim_20=0.9, kd_own_ddim_20=0.1, kd_own_std_ddim_20=0.01)
     compare([path], None, None)
     head, row = capsys.readouterr().out.splitlines()
-    assert head.split() == ["class_accuracy_ddim_20", "kid_ddim_20", "seeds"]
+    assert head.split() == ["class_accuracy_ddim_20", "kd_own_ddim_20", "seeds"]
     assert "0.9 (-0.074 +0.045)" in row
 
 
@@ -165,4 +165,54 @@ def test_results_with_the_names_of_format_1_stand_in_the_columns_of_today(tmp_pa
     compare([old, new], None, None)
     out, err = capsys.readouterr()
     assert out.splitlines()[0].split() == ["class_accuracy", "class_accuracy_ddim_20", "seeds"]
-    assert err == "", "both were measured in the same way"
+    assert err == f"{old}: was written when numbers had other names: " + (
+        "accuracy is read as class_accuracy, accuracy_ddim_20 is read as class_accuracy_ddim_20\n"
+    ), "and both were measured in the same way"
+
+
+CLASSIFIER = {"kind": "trained on the data's labels", "name": "classifier (features)"}
+INCEPTION = {"kind": "FID Inception", "name": "Inception 2015-12-05, clean"}
+
+
+def test_distances_that_were_all_called_fid_stand_under_their_features_and_a_sentence_says_so(tmp_path, capsys):
+    old_numbers = {"fid_ddim_20": 4.0, "kid": 0.5, "kid_std": 0.1, "real_fid": 1.0, "intra_fid": 7.0, "rfid": 2.0}
+    facts = {"features": CLASSIFIER, "kid": {"subsets": 3}, "real_fid": {"images_a_side": 5}}
+    old = write(tmp_path / "old.json", extra=facts, **old_numbers)
+    of_inception = write(tmp_path / "inception.json", extra={"features": INCEPTION}, **old_numbers)
+    facts = {"features": CLASSIFIER, "kd": {"subsets": 3}, "fd_real": {"images_a_side": 5}}
+    names = ["fd_classifier_ddim_20", "kd_classifier", "fd_classifier_real", "intra_fd_classifier", "rfd_classifier"]
+    new = write(tmp_path / "new.json", extra=facts, **dict.fromkeys(names, 1.0))
+    compare([old, new], None, None)
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].split() == [*names, "seeds"]
+    (told,) = err.splitlines()
+    assert told.startswith(
+        f"{old}: was written when numbers had other names: fid_ddim_20 is read as fd_classifier_ddim_20, "
+    )
+    assert "real_fid is read as fd_classifier_real" in told
+    compare([of_inception], None, None)
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].split() == ["fid_ddim_20", "kid", "fid_real", "intra_fid", "rfid", "seeds"]
+    assert err == f"{of_inception}: was written when numbers had other names: real_fid is read as fid_real\n"
+
+
+def test_the_features_of_reconstructions_alone_name_their_distance_too(tmp_path, capsys):
+    path = tmp_path / "a.json"
+    features = {"kind": "TorchScript", "name": "My-Net.pt", "fingerprint": "0"}
+    path.write_text(json.dumps({"rfid": 2.0, "protocol": {"samples": 3, "rfid": {"features": features}}}))
+    compare([path], None, None)
+    assert capsys.readouterr().out.splitlines()[0].split() == ["rfd_my_net", "seeds"]
+
+
+def test_a_network_whose_name_ends_like_a_deviation_hides_no_number(tmp_path, capsys):
+    path = write(tmp_path / "a.json", fd_my_std=4.0, kd_my_std=0.5, kd_my_std_std=0.1, ssim_ddim_20=0.5)
+    compare([path], None, None)
+    assert capsys.readouterr().out.splitlines()[0].split() == ["fd_my_std", "kd_my_std", "ssim_ddim_20", "seeds"]
+
+
+def test_an_error_gives_an_interval_whatever_the_way_of_sampling(tmp_path, capsys):
+    path = write(tmp_path / "a.json", psnr_ddim_20=30.0, psnr_standard_error_ddim_20=0.5)
+    compare([path], None, None)
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["psnr_ddim_20", "seeds"]
+    assert "30 ± 0.98" in row

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +18,15 @@ from bigtrain.cluster.passes import Reading
 from bigtrain.data.index import Index
 from bigtrain.data.read.stream import rank_share
 from bigtrain.errors import UserError
-from bigtrain.evaluation.held_out import measure_rfid
-from bigtrain.evaluation.metrics.definitions import DEFAULT_METRICS, METRICS, SampleMetricName
+from bigtrain.evaluation import metrics
+from bigtrain.evaluation.held_out import measure_rfd
+from bigtrain.evaluation.images import Outputs
+from bigtrain.evaluation.metrics.metric import find_metric
+from bigtrain.evaluation.metrics.registry import DEFAULT_METRICS, METRICS, title
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.features import classifier
 from bigtrain.features.network import TorchScriptFeatures
+from bigtrain.inference.metric_choice import chosen_metrics
 from tests.evaluation.evaluation_worlds import (
     CPU,
     IMAGE_METRICS,
@@ -31,6 +36,7 @@ from tests.evaluation.evaluation_worlds import (
     label_of,
     measure,
     measure_images,
+    measure_pairs_of,
     shorten_training,
     work,
     write_images,
@@ -78,8 +84,8 @@ def run(train: str, options: EvaluationOptions, draw=None, validation=None, **ho
 def test_several_ranks_measure_what_one_process_measures(ranks, alone):
     for seen in ranks:
         result = seen["result"]
-        assert result["fid"] == pytest.approx(alone["fid"], rel=1e-6)
-        assert result["real_fid"] == pytest.approx(alone["real_fid"], rel=1e-6)
+        assert result["fd_colour_moments"] == pytest.approx(alone["fd_colour_moments"], rel=1e-6)
+        assert result["fd_colour_moments_real"] == pytest.approx(alone["fd_colour_moments_real"], rel=1e-6)
         assert result["recall"] == alone["recall"]
         assert result["class_accuracy"] == alone["class_accuracy"]
 
@@ -87,7 +93,8 @@ def test_several_ranks_measure_what_one_process_measures(ranks, alone):
 def test_several_ranks_find_in_a_folder_what_one_process_finds(ranks, train, script, tmp_path):
     folder = write_images(tmp_path / "images", Index.read(train), SAMPLES, darker=30)
     alone = measure_images(str(folder), train, script)
-    assert set(IMAGE_METRICS) - {"nearest_neighbours", "two_sample_test"} <= set(alone)
+    named = {title(name, "colour_moments") for name in IMAGE_METRICS}
+    assert named - {"nearest_neighbours", "two_sample_test"} <= set(alone)
     for seen in ranks:
         result = seen["images"]
         assert result["protocol"] == alone["protocol"]
@@ -97,6 +104,13 @@ def test_several_ranks_find_in_a_folder_what_one_process_finds(ranks, train, scr
         assert [row["sample"] for row in result["nearest_neighbours"]] == [
             row["sample"] for row in alone["nearest_neighbours"]
         ]
+
+
+def test_several_ranks_find_in_pairs_what_one_process_finds(ranks, train):
+    alone = measure_pairs_of(train)
+    assert {"psnr", "ssim", "reconstruction_mse"} <= set(alone)
+    for seen in ranks:
+        assert seen["pairs"] == pytest.approx(alone, rel=1e-9)
 
 
 def test_the_protocol_does_not_depend_on_the_world(ranks, alone):
@@ -154,14 +168,14 @@ def test_fid_equals_clean_fid_on_the_same_images(alone, train, script, tmp_path)
         device=CPU,
         verbose=False,
     )
-    assert alone["fid"] == pytest.approx(theirs, rel=1e-3)
-    assert alone["fid"] > 2 * alone["real_fid"], "a case that tells nothing"
+    assert alone["fd_colour_moments"] == pytest.approx(theirs, rel=1e-3)
+    assert alone["fd_colour_moments"] > 2 * alone["fd_colour_moments_real"], "a case that tells nothing"
 
 
 def test_a_perfect_model_scores_the_yardstick(train, script):
-    options = EvaluationOptions(metrics=("fid", "real_fid", "recall"), samples=700, features=script)
+    options = EvaluationOptions(metrics=("fd", "fd_real", "recall"), samples=700, features=script)
     result = run(train, options)
-    assert result["fid"] < 2 * result["real_fid"] + 1e-4
+    assert result["fd_colour_moments"] < 2 * result["fd_colour_moments_real"] + 1e-4
     assert result["recall"] > 0.8
 
 
@@ -182,9 +196,9 @@ def test_accuracy_alone_needs_no_feature_network(train):
 
 
 def test_only_what_is_asked_for_is_measured(train, script):
-    result = run(train, EvaluationOptions(metrics=("fid",), samples=50, features=script))
-    assert set(result) == {"fid", "protocol"}
-    assert not {"evaluator", "recall", "real_fid"} & set(result["protocol"])
+    result = run(train, EvaluationOptions(metrics=("fd",), samples=50, features=script))
+    assert set(result) == {"fd_colour_moments", "protocol"}
+    assert not {"evaluator", "recall", "fd_real"} & set(result["protocol"])
 
 
 def test_the_protocol_says_what_the_numbers_depend_on(alone, train, script):
@@ -207,7 +221,7 @@ def test_the_protocol_says_what_the_numbers_depend_on(alone, train, script):
     }
     assert 0.5 < protocol["evaluator"]["held_out_accuracy"] <= 1
     assert protocol["recall"] == {"neighbours": 3, "real": SAMPLES, "fake": SAMPLES}
-    assert protocol["real_fid"] == {"images_a_side": SAMPLES}
+    assert protocol["fd_real"] == {"images_a_side": SAMPLES}
     assert protocol["images"] == {"kind": "drawn", "quantisation": "round"}
     assert protocol["weights"] == "none", "the caller's part"
     assert json.loads(json.dumps(alone)) == alone
@@ -215,10 +229,10 @@ def test_the_protocol_says_what_the_numbers_depend_on(alone, train, script):
 
 def test_the_reference_may_be_the_validation_split(train, script):
     validation = Index.read(Index.read(train).folder / "validation.json")
-    options = EvaluationOptions(metrics=("fid", "real_fid"), samples=400, features=script, reference="validation")
+    options = EvaluationOptions(metrics=("fd", "fd_real"), samples=400, features=script, reference="validation")
     protocol = run(train, options, validation=validation)["protocol"]
     assert (protocol["reference"]["split"], protocol["reference"]["samples"]) == ("validation", 300)
-    assert protocol["real_fid"] == {"images_a_side": 150}, "half of a reference smaller than twice the samples"
+    assert protocol["fd_real"] == {"images_a_side": 150}, "half of a reference smaller than twice the samples"
     with pytest.raises(UserError, match=r"evaluation\.reference.*data\.validation"):
         run(train, options, validation=None)
 
@@ -227,14 +241,14 @@ def test_batches_do_not_change_the_numbers(alone, train, script):
     index = Index.read(train)
     options = EvaluationOptions(samples=SAMPLES, features=script, batch_size=57)
     result = run(train, options, RealDigits(index, darker=30))
-    assert [result[name] for name in ("fid", "recall", "class_accuracy")] == pytest.approx(
-        [alone[name] for name in ("fid", "recall", "class_accuracy")], rel=1e-6
+    assert [result[name] for name in ("fd_colour_moments", "recall", "class_accuracy")] == pytest.approx(
+        [alone[name] for name in ("fd_colour_moments", "recall", "class_accuracy")], rel=1e-6
     )
 
 
 def test_a_stop_gives_no_result(train, script):
     asked = iter([False, True])
-    options = EvaluationOptions(metrics=("fid",), samples=50, features=script, batch_size=10)
+    options = EvaluationOptions(metrics=("fd",), samples=50, features=script, batch_size=10)
     run(train, options)
     assert run(train, options, should_stop=lambda: next(asked)) is None
 
@@ -244,55 +258,66 @@ def test_features_that_are_not_finite_are_an_error(train, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.script(NotFinite()).save(path)
-    options = EvaluationOptions(metrics=("fid",), samples=20, features=str(path))
+    options = EvaluationOptions(metrics=("fd",), samples=20, features=str(path))
     with pytest.raises(UserError, match=r"not_finite\.pt gave features of the samples that are not finite"):
         run(train, options, lambda indices, labels: torch.zeros(len(indices), 3, 8, 8, dtype=torch.uint8))
 
 
 def test_few_samples_are_warned_of(train, script, caplog):
     with caplog.at_level(logging.WARNING):
-        run(train, EvaluationOptions(metrics=("fid",), samples=11, features=script))
+        run(train, EvaluationOptions(metrics=("fd",), samples=11, features=script))
         assert not caplog.records
-        run(train, EvaluationOptions(metrics=("fid",), samples=10, features=script))
+        run(train, EvaluationOptions(metrics=("fd",), samples=10, features=script))
     assert "10 images in 10 feature dimensions" in caplog.text
 
 
 def test_recall_needs_more_samples_than_neighbours(train, script):
     with pytest.raises(UserError, match=r"evaluation\.samples: recall needs more images than neighbours"):
         run(train, EvaluationOptions(samples=3, metrics=("recall",), features=script))
-    run(train, EvaluationOptions(samples=3, metrics=("fid",), features=script))
+    run(train, EvaluationOptions(samples=3, metrics=("fd",), features=script))
 
 
-def test_an_unknown_metric_is_refused_and_every_known_one_can_be_asked_for():
-    with pytest.raises(ValidationError, match="real_fid"):
+def test_an_unknown_metric_is_refused_and_every_known_one_has_a_file_of_its_name():
+    with pytest.raises(ValidationError, match="fd_real"):
         EvaluationOptions(metrics=("fjd",))
-    assert set(METRICS) == set(SampleMetricName.__args__)
-    assert EvaluationOptions().chosen(small_family("diffusion")) == DEFAULT_METRICS
+    files = {path.stem for path in Path(metrics.__file__).parent.glob("*.py")}
+    shared = {"__init__", "metric", "neighbourhood_metric", "pair_mean", "registry"}
+    assert files - shared == set(METRICS)
+    assert all(find_metric(name).name == name for name in METRICS)
+
+
+def test_without_a_word_what_a_family_can_is_measured():
+    assert chosen_metrics(small_family("diffusion"), EvaluationOptions()) == DEFAULT_METRICS
     unconditional = small_family("diffusion", class_conditional=False, label_dropout=0.0)
-    assert set(EvaluationOptions().chosen(unconditional)) == set(DEFAULT_METRICS) - {"class_accuracy"}
-    assert EvaluationOptions().chosen(small_family("vqvae")) == ("reconstruction",)
+    assert set(chosen_metrics(unconditional, EvaluationOptions())) == set(DEFAULT_METRICS) - {"class_accuracy"}
+    assert chosen_metrics(small_family("vqvae"), EvaluationOptions()) == ("reconstruction",)
 
 
-def test_rfid_is_the_fid_of_reconstructions(train, script):
+def test_rfd_is_the_distance_of_reconstructions(train, script):
     index = Index.read(train)
     validation = Index.read(index.folder / "validation.json")
-    options = EvaluationOptions(features=script, split_samples=200)
+    options = EvaluationOptions(features=script)
     reading = Reading(batch=50, workers=0)
 
-    def rfid(reconstruct, **change):
-        chosen = options.model_copy(update=change)
-        return measure_rfid(reconstruct, validation, index, validation, chosen, CPU, reading)[0]["rfid"]
+    def rfd(reconstruct, limit):
+        made = lambda numbers, batch: reconstruct(batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1)  # noqa: E731
+        outputs = Outputs(validation, "validation", "reconstructions", "image", made, ["image"], limit)
+        values, protocol = measure_rfd(outputs, index, validation, options, CPU, reading)
+        assert (protocol["rfd"]["samples"], protocol["rfd"]["reference_samples"]) == (limit or 300, 300)
+        return values["rfd_colour_moments"]
 
-    assert rfid(lambda images: images, split_samples=None) < 1e-9
-    assert rfid(lambda images: 0.5 * images) > 10 * rfid(lambda images: images)
+    assert rfd(lambda images: images, None) < 1e-9
+    assert rfd(lambda images: 0.5 * images, 200) > 10 * rfd(lambda images: images, 200)
 
 
 @pytest.mark.slow
 def test_every_metric_can_be_measured_of_a_model(train):
     validation = Index.read(Index.read(train).folder / "validation.json")
-    options = EvaluationOptions(metrics=tuple(METRICS), samples=300)
+    of_samples = tuple(name for name in METRICS if find_metric(name).measured_on == "samples")
+    options = EvaluationOptions(metrics=of_samples, samples=300)
     result = run(train, options, validation=validation)
-    assert set(METRICS) - {"two_sample_test", "nearest_neighbours"} <= set(result)
+    named = {title(name, "classifier") for name in of_samples}
+    assert named - {"two_sample_test", "nearest_neighbours"} <= set(result)
     assert result["classification_accuracy_score"] > 0.3
     assert result["two_sample_p_value"] > 1e-3, "the digits are real"
     assert len(result["nearest_neighbours"]) == 10

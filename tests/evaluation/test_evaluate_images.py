@@ -78,18 +78,18 @@ def test_a_folder_an_archive_and_an_npz_measure_alike(images, real, script, tmp_
     assert zipped["protocol"]["images"]["pixels_sha256"] == folder["protocol"]["images"]["pixels_sha256"]
     samples = measure_images(str(tmp_path / "a.npz"), real, script)
     assert numbers(samples) == numbers(folder)
-    metrics = ("fid", "kid", "precision", "recall", "density", "coverage")
+    metrics = ("fd", "kd", "precision", "recall", "density", "coverage")
     against = measure_images(str(tmp_path / "a.npz"), str(tmp_path / "real.npz"), script, metrics=metrics)
     assert numbers(against).items() <= numbers(folder).items()
 
 
 def test_shards_are_evaluated_where_they_lie_behind_a_url_too(train, real, script):
     with serving(Path(train).parent) as server:
-        far = measure_images(f"{server.url}/validation.json", real, script, metrics=("fid",))
+        far = measure_images(f"{server.url}/validation.json", real, script, metrics=("fd",))
         for sides in ({"folder": f"{server.url}/a.zip"}, {"folder": train, "reference": f"{server.url}/a.zip"}):
             with pytest.raises(UserError, match=rf"{server.url}/a\.zip: a URL may be that of an index of shards"):
                 measure_images(**({"reference": real, "features": script} | sides))
-    assert far == measure_images(str(Path(train).parent / "validation.json"), real, script, metrics=("fid",))
+    assert far == measure_images(str(Path(train).parent / "validation.json"), real, script, metrics=("fd",))
 
 
 def test_evaluated_twice_gives_the_same_bytes(images, real, script, monkeypatch, tmp_path):
@@ -102,16 +102,16 @@ def test_evaluated_twice_gives_the_same_bytes(images, real, script, monkeypatch,
 
 def test_a_reference_is_read_once(images, real, script, monkeypatch, tmp_path):
     monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path))
-    measure_images(images, real, script, metrics=("fid", "kid"))
-    monkeypatch.setattr(reference, "Survey", lambda *_: pytest.fail("looked at again"))
-    measure_images(images, real, script, metrics=("fid", "kid"))
+    measure_images(images, real, script, metrics=("fd", "kd"))
+    monkeypatch.setattr(reference, "pass_over", lambda *_: pytest.fail("looked at again"))
+    measure_images(images, real, script, metrics=("fd", "kd"))
 
 
 def test_the_protocol_says_what_was_compared_with_what(images, real, script):
-    protocol = measure_images(images, real, script, metrics=("fid", "kid"))["protocol"]
+    protocol = measure_images(images, real, script, metrics=("fd", "kd"))["protocol"]
     assert protocol["images"]["kind"] == protocol["reference"]["kind"] == "folder"
     assert (protocol["samples"], protocol["reference"]["samples"]) == (SAMPLES, 400)
-    assert protocol["kid"]["real"] == protocol["kid"]["fake"] == SAMPLES
+    assert protocol["kd"]["real"] == protocol["kd"]["fake"] == SAMPLES
     assert protocol["features"]["fingerprint"] == TorchScriptFeatures(script, (8, 8), CPU).fingerprint
     assert protocol["images"]["pixels_sha256"] != protocol["reference"]["pixels_sha256"]
     assert len(protocol["images"]["pixels_sha256"]) == 64
@@ -119,12 +119,12 @@ def test_the_protocol_says_what_was_compared_with_what(images, real, script):
 
 
 def test_moments_stand_for_their_images(images, real, script, tmp_path):
-    of_images = measure_images(images, real, script, metrics=("fid",))
+    of_images = measure_images(images, real, script, metrics=("fd",))
     options = EvaluationOptions(features=script, workers=0)
     saved = evaluate_images(real, options, CPU, keep_moments=True)
     write_moments(tmp_path / "real.npz", saved.moments, saved.result["protocol"])
-    of_moments = measure_images(images, str(tmp_path / "real.npz"), script, metrics=("fid",))
-    assert of_moments["fid"] == pytest.approx(of_images["fid"], rel=1e-9)
+    of_moments = measure_images(images, str(tmp_path / "real.npz"), script, metrics=("fd",))
+    assert of_moments["fd_colour_moments"] == pytest.approx(of_images["fd_colour_moments"], rel=1e-9)
     assert of_moments["protocol"]["reference"]["moments"]["made"]["samples"] == 400
 
 
@@ -154,12 +154,12 @@ def test_public_tools_read_our_moments_and_we_read_theirs(images, real, script, 
         arr_0=pixels_of(real),
     )
     for name in ("theirs", "kid", "adm"):
-        fid = measure_images(images, str(tmp_path / f"{name}.npz"), script, metrics=("fid",))["fid"]
+        fid = measure_images(images, str(tmp_path / f"{name}.npz"), script, metrics=("fd",))["fd_colour_moments"]
         assert fid == pytest.approx(theirs, rel=1e-5), name
-    metrics = ("kid", "precision", "coverage")
+    metrics = ("kd", "precision", "coverage")
     from_images = numbers(measure_images(images, real, script, metrics=metrics, max_features=400))
     assert numbers(measure_images(images, str(tmp_path / "adm.npz"), script, metrics=metrics)) == from_images
-    assert "kid" in measure_images(images, str(tmp_path / "kid.npz"), script, metrics=metrics)
+    assert "kd_colour_moments" in measure_images(images, str(tmp_path / "kid.npz"), script, metrics=metrics)
 
 
 def test_features_without_a_covariance_stand_for_their_own_moments(images, script, tmp_path):
@@ -167,7 +167,7 @@ def test_features_without_a_covariance_stand_for_their_own_moments(images, scrip
     np.savez(tmp_path / "feats.npz", feats=rows)
     np.savez(tmp_path / "mean.npz", feats=rows, mu=rows.mean(0))
     alone, with_mean = (
-        measure_images(images, str(tmp_path / name), script, metrics=("fid",))["fid"]
+        measure_images(images, str(tmp_path / name), script, metrics=("fd",))["fd_colour_moments"]
         for name in ("feats.npz", "mean.npz")
     )
     assert alone == with_mean
@@ -176,8 +176,8 @@ def test_features_without_a_covariance_stand_for_their_own_moments(images, scrip
 def test_a_set_against_itself_is_perfect(real, script):
     result = measure_images(real, real, script)
     assert (result["precision"], result["recall"], result["coverage"]) == (1.0, 1.0, 1.0)
-    assert result["fid"] < 1e-9
-    assert result["intra_fid"] < 1e-9
+    assert result["fd_colour_moments"] < 1e-9
+    assert result["intra_fd_colour_moments"] < 1e-9
     assert result["nearest_neighbour_distance"] < 1e-6
 
 
@@ -191,12 +191,16 @@ def test_dropping_classes_shows_in_recall_and_coverage_but_not_in_precision(real
 
 
 def test_intra_fid_is_the_mean_of_the_classes_own(images, real, script):
-    by_class = measure_images(images, real, script, metrics=("intra_fid",))
-    alone = measure_images(f"{images}/3", f"{real}/3", script, metrics=("fid",))["fid"]
-    assert by_class["intra_fid_by_class"]["3"] == pytest.approx(alone, rel=1e-9)
-    assert by_class["intra_fid_fewest_of_a_class"] == SAMPLES // 10, "how many a seed draws is no part of the protocol"
-    assert by_class["protocol"]["intra_fid"] == {"fewest_of_a_class": {"real": 40}}
-    assert by_class["intra_fid"] == pytest.approx(np.mean(list(by_class["intra_fid_by_class"].values())), rel=1e-12)
+    by_class = measure_images(images, real, script, metrics=("intra_fd",))
+    alone = measure_images(f"{images}/3", f"{real}/3", script, metrics=("fd",))["fd_colour_moments"]
+    assert by_class["intra_fd_colour_moments_by_class"]["3"] == pytest.approx(alone, rel=1e-9)
+    assert by_class["intra_fd_colour_moments_fewest_of_a_class"] == SAMPLES // 10, (
+        "how many a seed draws is no part of the protocol"
+    )
+    assert by_class["protocol"]["intra_fd"] == {"fewest_of_a_class": {"real": 40}}
+    assert by_class["intra_fd_colour_moments"] == pytest.approx(
+        np.mean(list(by_class["intra_fd_colour_moments_by_class"].values())), rel=1e-12
+    )
 
 
 def test_an_intra_fid_of_more_features_than_images_is_the_mean_of_the_classes_own(images, real, tmp_path):
@@ -205,10 +209,10 @@ def test_an_intra_fid_of_more_features_than_images_is_the_mean_of_the_classes_ow
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.script(Viewing()).save(path)
-    result = measure_images(images, real, str(path), metrics=("intra_fid",))
+    result = measure_images(images, real, str(path), metrics=("intra_fd",))
     for name in "07":
-        alone = measure_images(f"{images}/{name}", f"{real}/{name}", str(path), metrics=("fid",))["fid"]
-        assert result["intra_fid_by_class"][name] == pytest.approx(alone, rel=1e-7)
+        alone = measure_images(f"{images}/{name}", f"{real}/{name}", str(path), metrics=("fd",))["fd_pixels"]
+        assert result["intra_fd_pixels_by_class"][name] == pytest.approx(alone, rel=1e-7)
 
 
 def test_a_full_disk_during_an_intra_fid_is_one_sentence(images, real, script, monkeypatch, tmp_path):
@@ -217,14 +221,14 @@ def test_a_full_disk_during_an_intra_fid_is_one_sentence(images, real, script, m
     with pytest.raises(
         UserError, match=r"cannot be written \(No space left on device\).* set TMPDIR to a folder with more"
     ):
-        measure_images(images, real, script, metrics=("intra_fid",))
+        measure_images(images, real, script, metrics=("intra_fd",))
 
 
 @pytest.mark.slow
 def test_labelled_samples_are_measured_by_class(train, images, real, monkeypatch, tmp_path):
     monkeypatch.setattr(classifier, "TRAININGS", dict(classifier.TRAININGS))
     shorten_training()
-    metrics = ("inception_score", "class_accuracy", "intra_fid", "classification_accuracy_score")
+    metrics = ("inception_score", "class_accuracy", "intra_fd", "classification_accuracy_score")
     result = measure_images(images, train, "classifier", metrics=metrics)
     assert 1 < result["inception_score"] < 10
     assert result["class_accuracy"] > 0.5
@@ -243,7 +247,7 @@ def test_intra_fid_warns_of_classes_with_few_images(real, script, tmp_path, capl
     some = np.concatenate([np.flatnonzero(labels == number)[:6] for number in range(10)])
     np.savez(tmp_path / "some.npz", pixels_of(real)[some], labels[some])
     with caplog.at_level(logging.WARNING):
-        measure_images(str(tmp_path / "some.npz"), real, script, metrics=("intra_fid",))
+        measure_images(str(tmp_path / "some.npz"), real, script, metrics=("intra_fd",))
     assert "as few as 6 images of a class" in caplog.text
 
 
@@ -258,14 +262,14 @@ def test_images_of_several_sizes_are_refused_unless_they_may_be_resized(images, 
     with pytest.raises(
         UserError, match=r"differ in size: 0/0\.png is 8 x 8, 9/x\.png is 9 x 8; .*allow_mixed_sizes=true"
     ):
-        measure_images(folder, real, script, metrics=("fid",))
-    result = measure_images(folder, real, script, metrics=("fid", "kid"), allow_mixed_sizes=True)
-    one_by_one = measure_images(folder, real, script, metrics=("fid", "kid"), allow_mixed_sizes=True, batch_size=1)
+        measure_images(folder, real, script, metrics=("fd",))
+    result = measure_images(folder, real, script, metrics=("fd", "kd"), allow_mixed_sizes=True)
+    one_by_one = measure_images(folder, real, script, metrics=("fd", "kd"), allow_mixed_sizes=True, batch_size=1)
     assert numbers(one_by_one) == pytest.approx(numbers(result), rel=1e-5)
 
 
 def options_of(**options):
-    return {"metrics": ("fid",)} | options
+    return {"metrics": ("fd",)} | options
 
 
 @pytest.mark.parametrize(
@@ -288,35 +292,35 @@ def test_what_cannot_be_measured_is_refused(images, real, script, change, senten
 def test_a_reference_of_another_resolution_is_refused(images, script, tmp_path):
     np.savez(tmp_path / "large.npz", np.zeros((20, 16, 16, 3), dtype=np.uint8))
     with pytest.raises(UserError, match="are 8 x 8, the reference's 16 x 16"):
-        measure_images(images, str(tmp_path / "large.npz"), script, metrics=("fid",))
+        measure_images(images, str(tmp_path / "large.npz"), script, metrics=("fd",))
 
 
 def test_labels_that_are_missing_or_others_are_refused(images, real, script, tmp_path):
     flat, others = tmp_path / "flat.npz", tmp_path / "others"
     np.savez(flat, pixels_of(images))
-    with pytest.raises(UserError, match=r"intra_fid needs the class of each image.*arr_1"):
-        measure_images(str(flat), real, script, metrics=("intra_fid",))
-    with pytest.raises(UserError, match=r"intra_fid needs a reference whose classes have names"):
-        measure_images(images, str(flat), script, metrics=("intra_fid",))
+    with pytest.raises(UserError, match=r"intra_fd needs the class of each image.*arr_1"):
+        measure_images(str(flat), real, script, metrics=("intra_fd",))
+    with pytest.raises(UserError, match=r"intra_fd needs a reference whose classes have names"):
+        measure_images(images, str(flat), script, metrics=("intra_fd",))
     shutil.copytree(images, others)
     (others / "9").rename(others / "nine")
     with pytest.raises(UserError, match="have the class 'nine', which the other side does not"):
-        measure_images(str(others), real, script, metrics=("intra_fid",))
+        measure_images(str(others), real, script, metrics=("intra_fd",))
     shutil.rmtree(others / "nine")
     with pytest.raises(UserError, match="have fewer of '9'"):
-        measure_images(str(others), real, script, metrics=("intra_fid",))
+        measure_images(str(others), real, script, metrics=("intra_fd",))
 
 
 def test_moments_of_other_features_are_refused(images, script, tmp_path):
     np.savez(tmp_path / "moments.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     with pytest.raises(UserError, match=r"moments of 2048 dimensions, but colour_moments\.pt .* gives 10"):
-        measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid",))
+        measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fd",))
     theirs = json.dumps({"features": {"name": "other.pt", "fingerprint": "0" * 64}})
     np.savez(tmp_path / "moments.npz", mu=np.zeros(10), sigma=np.eye(10), protocol=np.array(theirs))
     with pytest.raises(UserError, match=r"was made with other\.pt of other weights"):
-        measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid",))
+        measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fd",))
     with pytest.raises(UserError, match="holds only moments"):
-        measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid", "recall"))
+        measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fd", "recall"))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +339,7 @@ def test_moments_of_other_features_are_refused(images, script, tmp_path):
 def test_moments_that_are_none_are_refused(images, script, tmp_path, arrays, sentence):
     np.savez(tmp_path / "moments.npz", **arrays)
     with pytest.raises(UserError, match=sentence):
-        measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fid",))
+        measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fd",))
 
 
 def test_too_few_images_for_the_features_are_warned_of_and_far_too_few_refused(
@@ -344,14 +348,14 @@ def test_too_few_images_for_the_features_are_warned_of_and_far_too_few_refused(
     few = tmp_path / "few.npz"
     np.savez(few, pixels_of(real)[:9])
     with caplog.at_level(logging.WARNING):
-        measure_images(str(few), real, script, metrics=("fid",))
+        measure_images(str(few), real, script, metrics=("fd",))
     assert "9 images in 10 feature dimensions" in caplog.text
     monkeypatch.setattr("bigtrain.evaluation.sample_counts.LEAST_SHARE", 1)
-    with pytest.raises(UserError, match=r"9 images .* are too few for fid in 10 feature dimensions"):
-        measure_images(str(few), real, script, metrics=("fid",))
+    with pytest.raises(UserError, match=r"9 images .* are too few for fd in 10 feature dimensions"):
+        measure_images(str(few), real, script, metrics=("fd",))
 
 
-@pytest.mark.parametrize(("metric", "count"), [("kid", 1), ("two_sample_test", 3), ("real_fid", 1)])
+@pytest.mark.parametrize(("metric", "count"), [("kd", 1), ("two_sample_test", 3), ("fd_real", 1)])
 def test_images_too_few_for_any_number_are_refused(real, script, tmp_path, metric, count):
     np.savez(tmp_path / "few.npz", pixels_of(real)[:count])
     with pytest.raises(UserError, match=f"{metric} needs . images of each side, not {count}"):
@@ -369,7 +373,7 @@ def test_features_that_are_not_finite_are_an_error_whatever_is_measured(images, 
         warnings.simplefilter("ignore")
         torch.jit.script(NotFinite()).save(path)
     np.savez(plain, np.zeros((20, 8, 8, 3), dtype=np.uint8))
-    for metric in ("fid", "kid"):
+    for metric in ("fd", "kd"):
         with pytest.raises(UserError, match=r"not_finite\.pt gave features of the images of .* not finite"):
             measure_images(str(plain), images, str(path), metrics=(metric,))
 
@@ -380,9 +384,9 @@ def test_sample_i_of_a_model_and_of_its_npz_measure_alike(train, real, script, t
     index = Index.read(train)
     drawn = RealDigits(index, darker=30)(np.arange(SAMPLES), label_of(np.arange(SAMPLES)))
     np.savez(tmp_path / "a.npz", drawn.permute(0, 2, 3, 1).numpy())
-    options = EvaluationOptions(metrics=("fid", "kid"), samples=SAMPLES, features=script, reference=real)
+    options = EvaluationOptions(metrics=("fd", "kd"), samples=SAMPLES, features=script, reference=real)
     of_model = evaluate_draws(RealDigits(index, darker=30), index, None, options)
     of_file = measure_images(
-        str(tmp_path / "a.npz"), real, script, metrics=("fid", "kid"), kid_subsets=100, kid_subset_size=1000
+        str(tmp_path / "a.npz"), real, script, metrics=("fd", "kd"), kd_subsets=100, kd_subset_size=1000
     )
     assert numbers(of_model) == pytest.approx(numbers(of_file), rel=1e-5, abs=1e-12)

@@ -10,14 +10,14 @@ from torch import Tensor
 from bigtrain.errors import UserError
 from bigtrain.evaluation.evaluate import evaluate
 from bigtrain.evaluation.images import Draw, Drawn
-from bigtrain.evaluation.metrics.neighbour_picture import CAPTION, GAP, TILE
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.reference import RealData, Reference
 from bigtrain.evaluation.result import EvaluationResult
+from bigtrain.evaluation.statistics.neighbour_picture import CAPTION, GAP, TILE
 
 CPU = torch.device("cpu")
 COUNT = 60
-METRICS = ("fid", "kid", "precision", "recall", "nearest_neighbours")
+METRICS = ("fd", "kd", "precision", "recall", "nearest_neighbours")
 
 
 def drawing(images: Tensor) -> Draw:

@@ -9,20 +9,28 @@ from bigtrain.cluster.passes import Reading, Stopped
 from bigtrain.data.read.stream import SplitLoader
 from bigtrain.evaluation import reference
 from bigtrain.evaluation.images import Shards
-from bigtrain.evaluation.reference import survey_reference
+from bigtrain.evaluation.one_pass import pass_over
+from bigtrain.evaluation.reference import collect
 from bigtrain.evaluation.result import versions
-from bigtrain.evaluation.survey import Survey, Wants
+from bigtrain.evaluation.statistics.class_features import FeaturesByClass
+from bigtrain.evaluation.statistics.moments import FeatureMoments, HalfMoments
+from bigtrain.evaluation.statistics.subsets import StoredFeatures
+from bigtrain.features.cache import Cache
 from bigtrain.features.network import TorchScriptFeatures
 
 READING = Reading(batch=64, workers=0)
 
 
 def reference_moments(index, features, reading):
-    return survey_reference(Shards(index, "train"), Wants(moments=True), features, False, reading).moments
+    found = FeatureMoments()
+    collect(Shards(index, "train"), [found], features, False, reading)
+    return found.moments
 
 
 def reference_features(index, features, count, reading):
-    return survey_reference(Shards(index, "train"), Wants(stored=count), features, False, reading).stored
+    found = StoredFeatures(count)
+    collect(Shards(index, "train"), [found], features, False, reading)
+    return found.vectors
 
 
 @pytest.fixture
@@ -31,15 +39,15 @@ def features(script):
 
 
 @pytest.fixture
-def sweeps(monkeypatch) -> list[Wants]:
-    """What each pass over real images that is made is for."""
-    made: list[Wants] = []
+def sweeps(monkeypatch) -> list[list[str]]:
+    """The kinds of entries that each pass over real images is made for."""
+    made: list[list[str]] = []
 
-    def counted(images, wants, *how):
-        made.append(wants)
-        return Survey(images, wants, *how)
+    def counted(images, accumulators, *how):
+        made.append([one.kind for one in accumulators])
+        pass_over(images, accumulators, *how)
 
-    monkeypatch.setattr(reference, "Survey", counted)
+    monkeypatch.setattr(reference, "pass_over", counted)
     return made
 
 
@@ -94,30 +102,55 @@ def test_damaged_moments_are_computed_again(digits, features, sweeps, caplog):
 
 def test_one_pass_finds_whatever_is_missing(digits, features, sweeps):
     images = Shards(digits[0], "train")
-    survey_reference(images, Wants(moments=True), features, False, READING)
-    all_at_once = Wants(moments=True, halves=300, stored=200, by_class=10)
-    first = survey_reference(images, all_at_once, features, False, READING)
-    again = survey_reference(images, all_at_once, features, False, READING)
-    assert sweeps[1:] == [Wants(halves=300, stored=200, by_class=10)]
-    assert [len(rows) for rows in first.by_class] == list(digits[0].class_counts)
-    assert [moments.count for moments in first.halves] == [300, 300]
-    for kept, made in zip(again.halves, first.halves, strict=True):
+
+    def found():
+        wanted = FeatureMoments(), HalfMoments(300), StoredFeatures(200), FeaturesByClass(10)
+        collect(images, wanted, features, False, READING)
+        return wanted
+
+    collect(images, [FeatureMoments()], features, False, READING)
+    (_, first_halves, first_stored, first_classes), (_, halves, stored, classes) = found(), found()
+    assert sweeps[1:] == [["half_moments", "features", "class_features"]]
+    assert [len(rows) for rows in first_classes.found] == list(digits[0].class_counts)
+    assert [moments.count for moments in first_halves.halves] == [300, 300]
+    for kept, made in zip(halves.halves, first_halves.halves, strict=True):
         assert torch.equal(kept.covariance(), made.covariance())
     of_three = all_features(digits[0], features)[torch.from_numpy(digits[0].labels == 3)]
-    for kept, made in zip(again.by_class, first.by_class, strict=True):
+    for kept, made in zip(classes.found, first_classes.found, strict=True):
         assert torch.equal(kept, made)
-    torch.testing.assert_close(list(again.by_class)[3], of_three)
-    assert torch.equal(again.stored, first.stored)
+    torch.testing.assert_close(list(classes.found)[3], of_three)
+    assert torch.equal(stored.vectors, first_stored.vectors)
 
 
 def test_classes_of_which_one_is_damaged_are_read_again(digits, features, sweeps):
     images = Shards(digits[0], "train")
     for _ in range(2):
-        found = survey_reference(images, Wants(by_class=10), features, False, READING)
-        assert [len(rows) for rows in found.by_class] == list(digits[0].class_counts)
+        found = FeaturesByClass(10)
+        collect(images, [found], features, False, READING)
+        assert [len(rows) for rows in found.found] == list(digits[0].class_counts)
         path = sorted((digits[0].folder / ".bigtrain").iterdir())[5]
         path.write_bytes(path.read_bytes()[:-1])
     assert len(sweeps) == 2
+
+
+def test_entries_have_the_keys_that_they_always_had(digits, features):
+    """What earlier versions kept is found, and nothing of theirs is taken for something else."""
+    wanted = FeatureMoments(), HalfMoments(300), StoredFeatures(200), FeaturesByClass(10)
+    assert {one.kind: dict(one.wanted) for one in wanted} == {
+        "moments": {"moments": True},
+        "half_moments": {"halves": 300},
+        "features": {"stored": 200},
+        "class_features": {"by_class": 10},
+    }
+    collect(Shards(digits[0], "train"), wanted, features, False, READING)
+    key = {**Shards(digits[0], "train").key, "features": features.fingerprint, "allow_mixed_sizes": False}
+    entry = Cache(digits[0]).read("moments", {**key, "versions": versions(), "wanted": {"moments": True}})
+    assert entry is not None
+    assert set(entry.tensors) == {"count", "total", "outer"}
+    halves = Cache(digits[0]).read("half_moments", {**key, "versions": versions(), "wanted": {"halves": 300}})
+    assert set(halves.tensors) == {f"{half}/{name}" for half in (0, 1) for name in ("count", "total", "outer")}
+    three = {**key, "versions": versions(), "wanted": {"by_class": 10}, "class": 3}
+    assert set(Cache(digits[0]).read("class_features", three).tensors) == {"features"}
 
 
 def test_a_sample_of_features_is_a_fair_one_of_different_images(digits, features):

@@ -17,7 +17,10 @@ from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
 from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
-from bigtrain.evaluation.held_out import measure_likelihood
+from bigtrain.evaluation.held_out import measure_split
+from bigtrain.evaluation.metrics.bits_per_dim import BitsPerDim
+from bigtrain.evaluation.metrics.metric import Split
+from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.result import EvaluationResult
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.features import classifier
@@ -64,15 +67,15 @@ def test_a_picture_is_given_up_between_two_steps_of_its_sampling(tmp_path: Path)
     [
         ("toy", "features=nowhere.pt", r"evaluation\.features: nowhere\.pt"),
         ("toy", "reference=nowhere.pt", r"evaluation\.reference: nowhere\.pt"),
-        ("toy", "metrics=[intra_fid] samples=12", "intra_fid needs 2 images of each class"),
+        ("toy", "metrics=[intra_fd] samples=12", "intra_fd needs 2 images of each class"),
         ("toy", "metrics=[recall] samples=3", "recall needs more images than neighbours"),
-        ("toy", "metrics=[fid,kid] reference={folder}/moments.npz", "kid needs the reference's images"),
-        ("toy", "metrics=[fid] reference={folder}/moments.npz", "moments of 7 dimensions, but classifier"),
-        ("toy", "metrics=[fid] reference={folder}/large.npz", "16 x 16, the reference's 32 x 32"),
+        ("toy", "metrics=[fd,kd] reference={folder}/moments.npz", "kd needs the reference's images"),
+        ("toy", "metrics=[fd] reference={folder}/moments.npz", "moments of 7 dimensions, but classifier"),
+        ("toy", "metrics=[fd] reference={folder}/large.npz", "16 x 16, the reference's 32 x 32"),
         ("toy", "candidates=2 classifier=nowhere.pt", "the classifier nowhere.pt cannot be used"),
-        ("toy", "metrics=[fid]", "has one class, so no classifier can be trained"),
-        ("vqvae", "metrics=[rfid]", "has one class, so no classifier can be trained"),
-        ("vqvae", "metrics=[rfid] features=nowhere.pt", r"evaluation\.features: nowhere\.pt"),
+        ("toy", "metrics=[fd]", "has one class, so no classifier can be trained"),
+        ("vqvae", "metrics=[rfd]", "has one class, so no classifier can be trained"),
+        ("vqvae", "metrics=[rfd] features=nowhere.pt", r"evaluation\.features: nowhere\.pt"),
         ("diffusion", "metrics=[bits_per_dim] likelihood_evaluations=50", r"from 2 \.\. 20 evaluations, not 50"),
     ],
 )
@@ -94,10 +97,10 @@ def test_what_the_first_evaluation_would_refuse_is_refused_before_the_first_step
 
 def test_what_the_smaller_evaluations_of_a_training_would_refuse_is_refused_too(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, FAMILIES["toy"], evaluate_every=10, evaluate_samples=12)
-    recipe = load_recipe(path, ["evaluation.metrics=[intra_fid]", "evaluation.samples=1000"])
+    recipe = load_recipe(path, ["evaluation.metrics=[intra_fd]", "evaluation.samples=1000"])
     index = Index.read(digits_index("train", (16, 16)))
     toy = make_family(recipe, DataSpec.from_json(describe(index)))
-    with pytest.raises(UserError, match="intra_fid needs 2 images of each class"):
+    with pytest.raises(UserError, match="intra_fd needs 2 images of each class"):
         observers_of(toy, RunFolder(tmp_path), recipe, index, index, CPU)
 
 
@@ -112,7 +115,9 @@ def test_a_likelihood_is_given_up_between_two_evaluations_of_its_network(one_cac
         return {"nats": torch.zeros(len(numbers), dtype=torch.float64)}
 
     try:
-        measure_likelihood(likelihood, 192, index, 8, CPU, Reading(8, 0, patience.should_stop), ["image"])
+        split = Split(index, 8, EvaluationOptions(), CPU, dimensions=192)
+        reading = Reading(8, 0, patience.should_stop)
+        measure_split([BitsPerDim(split)], likelihood, split, reading, ["image"], "likelihood")
     except Stopped:
         assert patience.asked == 3
     else:
@@ -122,9 +127,9 @@ def test_a_likelihood_is_given_up_between_two_evaluations_of_its_network(one_cac
 def test_no_evaluation_overwrites_another(tmp_path: Path) -> None:
     """Neither one of another protocol nor one of other metrics; the same measurement, made again, has one file."""
     results: list[dict[str, Any]] = [
-        {"fid": 1.0, "protocol": {"seed": 0}},
+        {"fd_classifier": 1.0, "protocol": {"seed": 0}},
         {"nearest_neighbour_distance": 2.0, "protocol": {"seed": 0}},
-        {"fid": 3.0, "protocol": {"seed": 1}},
+        {"fd_classifier": 3.0, "protocol": {"seed": 1}},
         {"nearest_neighbour_distance": 4.0, "protocol": {"seed": 1}},
     ]
     paths = [write_evaluation(tmp_path, 7, EvaluationResult(result)) for result in results * 2]
@@ -138,9 +143,9 @@ def test_a_file_that_is_no_evaluation_is_left_alone(tmp_path: Path) -> None:
     path = RunFolder(tmp_path).evaluation(7)
     path.parent.mkdir()
     path.write_text("[]")
-    written = write_evaluation(tmp_path, 7, EvaluationResult({"fid": 1.0, "protocol": {}}))
+    written = write_evaluation(tmp_path, 7, EvaluationResult({"fd_classifier": 1.0, "protocol": {}}))
     assert path.read_text() == "[]"
-    assert json.loads(written.read_text())["fid"] == 1.0
+    assert json.loads(written.read_text())["fd_classifier"] == 1.0
 
 
 @pytest.mark.parametrize(("channels", "size", "mode"), [(1, (24, 16), "L"), (3, (16, 24), "RGB")])

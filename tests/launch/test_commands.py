@@ -91,7 +91,7 @@ def test_evaluation_prints_one_json_object_last_and_keeps_it(source: str, reques
     folder = request.getfixturevalue(source)
     result = run(LAUNCH / "evaluate.py", folder, "evaluation.samples=64")
     printed = json.loads(result.stdout.splitlines()[-1])
-    assert {"step", "fid", "recall", "class_accuracy", "protocol"} <= printed.keys()
+    assert {"step", "fd_classifier", "recall", "class_accuracy", "protocol"} <= printed.keys()
     assert printed["protocol"]["weights"] == "ema"
     assert json.loads((folder / "evaluations" / "step_00000004.json").read_text()) == printed
 
@@ -101,7 +101,7 @@ def test_two_ranks_evaluate_to_the_same_numbers(trained: Path) -> None:
         json.loads(run(LAUNCH / "evaluate.py", trained, "evaluation.samples=63", processes=n).stdout.splitlines()[-1])
         for n in (1, 2)
     )
-    assert one.pop("fid") == pytest.approx(two.pop("fid"), rel=1e-6)
+    assert one.pop("fd_classifier") == pytest.approx(two.pop("fd_classifier"), rel=1e-6)
     assert one == two
 
 
@@ -110,7 +110,7 @@ def test_training_evaluates_at_intervals_with_the_averaged_weights(tmp_path: Pat
     result = run(LAUNCH / "train.py", recipe)
     during = json.loads((tmp_path / "run" / "evaluations" / "step_00000004.json").read_text())
     assert (tmp_path / "run" / "evaluations" / "step_00000002.json").exists()
-    assert "step 4: fid" in result.stderr
+    assert "step 4: fd_classifier" in result.stderr
     afterwards = json.loads(run(LAUNCH / "evaluate.py", tmp_path / "run").stdout.splitlines()[-1])
     assert during == afterwards
 
@@ -133,7 +133,7 @@ USER_ERRORS = [
     (["sample.py", "/", "--out", "x.png"], "is neither a run folder nor an export"),
     (["evaluate.py", "RUN", "train.steps=3"], "would change what was trained"),
     (["evaluate.py", "RUN", "evaluation.features=nowhere.pt"], "nowhere.pt"),
-    (["evaluate.py", "RUN", "evaluation.metrics=[fidd]"], "evaluation.metrics"),
+    (["evaluate.py", "RUN", "evaluation.metrics=[fdd]"], "evaluation.metrics"),
     (["export.py", "RUN", "RUN"], "exists already"),
 ]
 
@@ -272,7 +272,7 @@ def test_an_export_is_evaluated_as_its_recipe_is_overridden(trained: Path, expor
 def test_results_of_two_protocols_stand_side_by_side(trained: Path) -> None:
     before = set((trained / "evaluations").glob("*")) if (trained / "evaluations").exists() else set()
     for samples in (32, 48, 48):
-        run(LAUNCH / "evaluate.py", trained, f"evaluation.samples={samples}", "evaluation.metrics=[fid]")
+        run(LAUNCH / "evaluate.py", trained, f"evaluation.samples={samples}", "evaluation.metrics=[fd]")
     counts = [
         json.loads(path.read_text())["protocol"]["samples"] for path in (trained / "evaluations").glob("*.json")
         if path not in before
@@ -304,7 +304,7 @@ def test_a_raw_export_is_sampled_without_saying_so_again(trained: Path, tmp_path
     np.testing.assert_array_equal(ours, theirs)
     result = run(LAUNCH / "sample.py", tmp_path / "raw", "--npz", tmp_path / "x.npz", "--weights", "ema", expect=2)
     assert "this export holds raw weights" in result.stderr
-    evaluated = run(LAUNCH / "evaluate.py", tmp_path / "raw", "evaluation.samples=32", "evaluation.metrics=[fid]")
+    evaluated = run(LAUNCH / "evaluate.py", tmp_path / "raw", "evaluation.samples=32", "evaluation.metrics=[fd]")
     assert json.loads(evaluated.stdout.splitlines()[-1])["protocol"]["weights"] == "raw"
 
 

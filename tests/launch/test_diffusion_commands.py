@@ -184,10 +184,10 @@ def test_further_averages_are_sampled_by_name(conditional: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_what_is_measured_on_few_steps_says_so_in_its_name(conditional: Path) -> None:
     few = ["family.sampling.sampler=dpmpp", "family.sampling.steps=5"]
-    words = ["evaluation.metrics=[fid,bits_per_dim]", "evaluation.samples=20", "evaluation.split_samples=20"]
+    words = ["evaluation.metrics=[fd,bits_per_dim]", "evaluation.samples=20", "evaluation.split_samples=20"]
     result = json.loads(run(LAUNCH / "evaluate.py", conditional, *words, *few).stdout.splitlines()[-1])
-    assert {"fid_dpmpp_5", "bits_per_dim", "bits_per_dim_standard_error"} <= result.keys()
-    assert "fid" not in result
+    assert {"fd_classifier_dpmpp_5", "bits_per_dim", "bits_per_dim_standard_error"} <= result.keys()
+    assert "fd_classifier" not in result
     bound = {"bound": "variational", "evaluations": 20, "timesteps": 20, "seed": 0}
     assert bound.items() <= result["protocol"]["bits_per_dim"].items()
     terms = result["bits_per_dim_terms"]

@@ -29,11 +29,11 @@ def test_one_command_evaluates_images_from_anywhere_alike_at_any_world_size(tmp_
     assert "/proc/a.json: cannot write the evaluation" in again.stderr
     result = json.loads(one.stdout.splitlines()[-1])
     assert json.loads((tmp_path / "a.json").read_text()) == result
-    assert {"fid", "kid", "precision", "recall", "density", "coverage"} <= set(result)
+    assert {"fd_classifier", "kd_classifier", "precision", "recall", "density", "coverage"} <= set(result)
     assert np.load(tmp_path / "moments.npz")["sigma"].shape == (128, 128)
     two = json.loads(run(EVALUATE, path, reference, processes=2).stdout.splitlines()[-1])
     assert two["protocol"] == result["protocol"]
-    for metric in ("fid", "kid", "precision", "coverage"):
+    for metric in ("fd_classifier", "kd_classifier", "precision", "coverage"):
         assert two[metric] == pytest.approx(result[metric], rel=1e-6)
     table = run(EVALUATE, "--compare", tmp_path / "a.json", tmp_path / "a.json", "--csv", tmp_path / "table.csv")
     assert len(table.stdout.splitlines()) == len((tmp_path / "table.csv").read_text().splitlines()) == 3

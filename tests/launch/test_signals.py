@@ -55,7 +55,7 @@ def test_sampling_ends_on_usr1_without_a_file(trained: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_an_evaluation_ends_on_all_ranks_without_a_file(trained: Path, tmp_path: Path) -> None:
     before = names_in(trained)
-    words = command(LAUNCH / "evaluate.py", trained, "evaluation.metrics=[fid]", processes=2)
+    words = command(LAUNCH / "evaluate.py", trained, "evaluation.metrics=[fd]", processes=2)
     code, output, seconds = signalled(signal.SIGTERM, words, lambda text: "samples:" in text, tmp_path / "log")
     assert code != 0, output
     assert output.count("ended by SIGTERM") == 1, output

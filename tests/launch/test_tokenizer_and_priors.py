@@ -126,10 +126,10 @@ def test_evaluate_measures_reconstructions(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_evaluating_samples_of_codes_compares_them_with_the_images_behind_them(bottom: Path) -> None:
-    words = ["evaluation.metrics=[fid,bits_per_dim]", "evaluation.samples=40", "evaluation.candidates=2"]
+    words = ["evaluation.metrics=[fd,bits_per_dim]", "evaluation.samples=40", "evaluation.candidates=2"]
     result = run(LAUNCH / "evaluate.py", bottom, *words)
     values = json.loads(result.stdout.splitlines()[-1])
-    assert values["fid"] > 0
+    assert values["fd_classifier"] > 0
     assert values["protocol"]["reference"]["samples"] == 1497
     assert values["protocol"]["selection"]["candidates"] == 2
     assert set(values["protocol"]["followed"]) == {"tokenizer", "condition"}
@@ -159,7 +159,7 @@ USER_ERRORS = {
     "a tokenizer draws nothing": (("sample.py", "TOKENIZER", "--out", "x.png"), "encode"),
     "the prior of an upper level is no image": (("sample.py", "TOP", "--out", "x.png"), "codes alone make no image"),
     "a prior reconstructs nothing": (("sample.py", "TOP", "--reconstruct", "digits", "--out", "x.png"), "cannot reconstruct"),
-    "a metric that needs samples": (("evaluate.py", "TOP", "evaluation.metrics=[fid]"), "metrics: fid cannot be measured"),
+    "a metric that needs samples": (("evaluate.py", "TOP", "evaluation.metrics=[fd]"), "metrics: fd cannot be measured"),
     "a likelihood that there is not": (("evaluate.py", "TOKENIZER", "evaluation.metrics=[bits_per_dim]"), "cannot be"),
     "no list of values in temperature": (("sample.py", "BOTTOM", "--out", "x.png", "--temperature", "0"), "--temperature"),
     "codes where images are asked for": (("encode.py", "TOKENIZER", "CODES", "out"), "codes"),

@@ -16,7 +16,7 @@ from tests.runs_of import ROOT, run
 from tests.training.small_steps import SIZE, small_family
 
 LAUNCH = ROOT / "launch"
-METRICS = {Samples: "fid", Likelihood: "bits_per_dim", Reconstructs: "reconstruction"}
+METRICS = {Samples: "fd", Likelihood: "bits_per_dim", Reconstructs: "reconstruction"}
 """What a family with an ability can be measured by."""
 
 

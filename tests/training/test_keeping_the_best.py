@@ -39,11 +39,11 @@ class Scripted:
         self.seen.append(step)
         if step == self.signal_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return {"fid": FIDS[step]}
+        return {"fd_classifier": FIDS[step]}
 
 
 def recipe_of(folder: Path, **train) -> Recipe:
-    train = {"steps": 10, "log_every": 5, "save_every": 5, "evaluate_every": 2, "keep_best": "fid"} | train
+    train = {"steps": 10, "log_every": 5, "save_every": 5, "evaluate_every": 2, "keep_best": "fd"} | train
     return load_recipe(write_recipe(folder, FAMILIES["toy"], **train))
 
 
@@ -70,8 +70,8 @@ def test_the_best_checkpoint_outlives_the_newest_and_a_bad_evaluation_is_warned_
     rows = [json.loads(line) for line in trainer.folder.metrics.read_text().splitlines()]
     warnings = [row for row in rows if "warning" in row]
     assert [row["step"] for row in warnings] == [8]
-    assert "fid is 41, and was 20 at step 4" in warnings[0]["warning"]
-    assert "warning: step 8: fid is 41" in capsys.readouterr().err
+    assert "fd_classifier is 41, and was 20 at step 4" in warnings[0]["warning"]
+    assert "warning: step 8: fd_classifier is 41" in capsys.readouterr().err
 
 
 def test_a_step_that_is_best_and_the_last_before_a_signal_is_saved_once(tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_a_run_that_goes_on_from_before_its_best_finds_it_again(tmp_path):
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"keep_best": "fidd"}, r"train\.keep_best: fidd is not measured.*choose one of fid, recall, class_accuracy"),
+        ({"keep_best": "fdd"}, r"train\.keep_best: fdd is not measured.*choose one of fd, recall, class_accuracy"),
         ({"keep_best": "bits_per_dim"}, r"train\.keep_best: bits_per_dim is not measured"),
         ({"evaluate_every": None}, r"train\.keep_best: nothing is evaluated in training; set train\.evaluate_every"),
     ],
@@ -116,6 +116,17 @@ def test_a_run_that_goes_on_from_before_its_best_finds_it_again(tmp_path):
 def test_a_metric_that_cannot_decide_is_a_user_error(tmp_path, train, message):
     with pytest.raises(UserError, match=message):
         trainer_of(recipe_of(tmp_path, **train))
+
+
+def test_a_fid_of_other_features_than_inceptions_cannot_decide(tmp_path):
+    path = write_recipe(tmp_path, FAMILIES["toy"], evaluate_every=2)
+    with pytest.raises(UserError, match=r"train\.keep_best: fid is a distance in .* Inception.*ask for fd"):
+        trainer_of(load_recipe(path, ["train.keep_best=fid"]))
+    inception = load_recipe(path, ["train.keep_best=fid", "evaluation.features=clean"])
+    index = find_index("digits", "train", 16)
+    family = find_family("toy")(inception.family, DataSpec.from_json(describe(index)))
+    best = best_of(family, inception, RunFolder(tmp_path / "of_inception"))
+    assert best.update(2, {"fid": 4.0}).best
 
 
 def test_evaluations_in_training_may_be_smaller(tmp_path):

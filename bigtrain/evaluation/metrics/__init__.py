@@ -1,4 +1,4 @@
-"""The arithmetic of the metrics, from features, moments or logits to numbers. `definitions.py` lists all metrics.
+"""One file a metric, of its name. `metric.py` is their protocol, `registry.py` lists them.
 
-Imported by the rest of evaluation/ only.
+Imported by the rest of evaluation/ and by inference/ only.
 """

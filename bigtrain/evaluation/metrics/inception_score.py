@@ -1,9 +1,74 @@
-"""The Inception Score, from sums that do not grow with the number of samples."""
+"""The Inception Score (Salimans et al. 2016), from sums that do not grow with the number of samples."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bigtrain.cluster import world
+from bigtrain.errors import UserError
+from bigtrain.evaluation.comparison import Comparison
+from bigtrain.evaluation.metrics.metric import SampleMetric
+from bigtrain.evaluation.statistics.accumulator import Accumulator, Seen, Share
+from bigtrain.features.network import Features
+
+
+class InceptionScore(SampleMetric, name="inception_score"):
+    """Needs no reference; of any network that predicts classes. With its deviation over splits of the samples."""
+
+    higher_is_better = ("inception_score",)
+
+    def __init__(self, comparison: Comparison) -> None:
+        super().__init__(comparison)
+        self._splits = min(self.options.score_splits, comparison.count)
+        self._scores = comparison.samples.accumulate(SplitScores(self._splits))
+
+    def check_features(self, features: Features) -> None:
+        if not features.facts.get("classes"):
+            raise UserError(
+                f"evaluation.metrics: inception_score needs a network that predicts classes, which {features.name} "
+                "(evaluation.features) does not; choose another, or leave it out"
+            )
+
+    def compute(self) -> dict[str, float]:
+        mean, deviation = self._scores.sums.score()
+        return {"inception_score": mean, "inception_score_std": deviation}
+
+    def facts(self) -> dict[str, Any]:
+        return {"splits": self._splits}
+
+
+class SplitScores(Accumulator):
+    """The sums of `count` random splits of the samples, which differ by one image at most."""
+
+    uses = frozenset({"logits"})
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._sums: ScoreSums | None = None
+        self._images = 0
+
+    @property
+    def wanted(self) -> Mapping[str, Any]:
+        return {"splits": self._count}
+
+    @property
+    def sums(self) -> "ScoreSums":
+        assert self._sums is not None, "there has been no pass"
+        return self._sums
+
+    def begin(self, share: Share) -> None:
+        self._sums, self._images = ScoreSums(self._count, share.logits, share.device), share.images.count
+
+    def update(self, seen: Seen) -> None:
+        assert seen.logits is not None
+        # Bounds like i * N // splits, so that splits differ by one image at most.
+        split = ((seen.fair_positions + 1) * self._count - 1) // self._images
+        self.sums.add(seen.logits, torch.from_numpy(split).to(seen.logits.device))
+
+    def reduce(self) -> None:
+        self.sums.reduce()
 
 
 class ScoreSums:

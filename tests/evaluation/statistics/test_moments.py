@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.evaluation.metrics.moments import Moments
+from bigtrain.evaluation.statistics.moments import Moments
 
 
 def features(count: int, dimensions: int, offset: float = 0.0) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Feature vectors by class, on disk: an intra-class FID needs them one class at a time.
+"""Feature vectors by class, on disk: an intra-class distance needs them one class at a time.
 
 The moments of each class would take d^2 numbers in memory (33 GB for 1000 classes of 2048 features). The vectors themselves
 take 4 d bytes an image on disk, as much as a small image, and only one class of them is in memory.
@@ -6,8 +6,9 @@ take 4 d bytes an image on disk, as much as a small image, and only one class of
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import gather_by_number, together
 from bigtrain.errors import UserError
+from bigtrain.evaluation.statistics.accumulator import CachedAccumulator, Seen, Share
 
 
 class ClassFeatures:
@@ -34,7 +36,7 @@ class ClassFeatures:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"{tempfile.gettempdir()}: cannot be written ({error.strerror}), where intra_fid keeps {4 * self._dimensions} "
+                f"{tempfile.gettempdir()}: cannot be written ({error.strerror}), where intra_fd keeps {4 * self._dimensions} "
                 "bytes for each image on either side; set TMPDIR to a folder with more room, or leave it out of "
                 "evaluation.metrics"
             ) from None
@@ -78,3 +80,53 @@ class ClassFeatures:
     def _add_class(self, label: int, rows: Tensor | None) -> None:
         if rows is not None:
             self.add(rows, np.full(len(rows), label), np.arange(len(rows)))
+
+
+class FeaturesByClass(CachedAccumulator):
+    """All feature vectors of a side, by class."""
+
+    kind = "class_features"
+    uses = frozenset({"features", "labels"})
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+        self._found: ClassFeatures | None = None
+        self._device = torch.device("cpu")
+
+    @property
+    def wanted(self) -> Mapping[str, Any]:
+        return {"by_class": self._classes}
+
+    @property
+    def found(self) -> ClassFeatures:
+        assert self._found is not None, "there has been no pass"
+        return self._found
+
+    def begin(self, share: Share) -> None:
+        self._found, self._device = ClassFeatures(self._classes, share.dimensions), share.device
+
+    def update(self, seen: Seen) -> None:
+        assert seen.features is not None
+        assert seen.labels is not None
+        self.found.add(seen.features, seen.labels.numpy(), seen.numbers)
+
+    def reduce(self) -> None:
+        self._found = self.found.gathered(self._device)
+
+    def entries(self) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+        """One of each class: all of them may not fit into memory."""
+        for number, features in enumerate(self.found):
+            yield {"class": number}, {"features": features}
+
+    def restore(self, read: Callable[[Mapping[str, Any]], Mapping[str, Tensor] | None]) -> bool:
+        whole: ClassFeatures | None = None
+        for number in range(self._classes):
+            tensors = read({"class": number})
+            if tensors is None:
+                return False
+            features = tensors["features"]
+            if whole is None:
+                whole = ClassFeatures(self._classes, features.shape[1])
+            whole.add(features, np.full(len(features), number), np.arange(len(features)))
+        self._found = whole
+        return True

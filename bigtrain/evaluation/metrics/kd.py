@@ -1,9 +1,40 @@
-"""The kernel inception distance, which unlike FID is unbiased at any number of samples."""
+"""The kernel distance, unlike a Frechet distance unbiased at any number of samples: KID in Inception's features (Binkowski et
+al. 2018)."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bigtrain.evaluation.comparison import Comparison
+from bigtrain.evaluation.metrics.metric import SampleMetric
 from bigtrain.randomness import generator
+
+
+class KD(SampleMetric, name="kd"):
+    """Of random subsets of each side's vectors; with the deviation over subsets."""
+
+    lower_is_better = ("kd",)
+    fewest = 2
+
+    def __init__(self, comparison: Comparison) -> None:
+        super().__init__(comparison)
+        self._stored = comparison.stored_features(self.name)
+
+    def compute(self) -> dict[str, float]:
+        options = self.options
+        subsets = options.kd_subsets, options.kd_subset_size
+        mean, deviation = kernel_distance(*self._stored.vectors(), *subsets, options.seed)
+        return {self.title: mean, f"{self.title}_std": deviation}
+
+    def facts(self) -> dict[str, Any]:
+        kept = self._stored.counts()
+        return {
+            "subsets": self.options.kd_subsets,
+            "subset_size": min(self.options.kd_subset_size, *kept.values()),
+            "kernel": "(x.y / d + 1)^3",
+            **kept,
+        }
 
 
 def polynomial_mmd(first: Tensor, second: Tensor) -> float:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from cleanfid.fid import fid_from_feats
 
-from bigtrain.evaluation.metrics.frechet import frechet_distance, frechet_distance_of_features
-from bigtrain.evaluation.metrics.moments import Moments
+from bigtrain.evaluation.statistics.frechet import frechet_distance, frechet_distance_of_features
+from bigtrain.evaluation.statistics.moments import Moments
 
 
 def features(seed: int, count: int, dimensions: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from cleanfid.fid import kernel_distance as clean_fids
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from bigtrain.evaluation.metrics.kernel_distance import kernel_distance, polynomial_mmd
+from bigtrain.evaluation.metrics.kd import kernel_distance, polynomial_mmd
 
 
 def clouds(seed: int, count: int, shift: float = 0.0) -> torch.Tensor:

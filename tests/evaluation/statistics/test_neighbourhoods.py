@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from bigtrain.evaluation.metrics import neighbourhoods
-from bigtrain.evaluation.metrics.neighbourhoods import Nearest, measure_neighbourhoods, recall, two_sample_test
+from bigtrain.evaluation.metrics.nearest_neighbours import Nearest
+from bigtrain.evaluation.metrics.two_sample_test import two_sample_test
+from bigtrain.evaluation.statistics import neighbourhoods
+from bigtrain.evaluation.statistics.neighbourhoods import measure_neighbourhoods, recall
 
 
 def by_definition(real: torch.Tensor, fake: torch.Tensor, neighbours: int) -> float:

@@ -1,0 +1,37 @@
+"""What precision, recall, density and coverage share."""
+
+from typing import Any, ClassVar, cast
+
+from bigtrain.errors import UserError
+from bigtrain.evaluation.comparison import Comparison
+from bigtrain.evaluation.metrics.metric import SampleMetric
+from bigtrain.evaluation.statistics.neighbourhoods import NeighbourMetric
+
+
+class NeighbourhoodMetric(SampleMetric):
+    """`neighbours_key`: the option that says which neighbour the balls reach to."""
+
+    neighbours_key: ClassVar[str]
+
+    def __init__(self, comparison: Comparison) -> None:
+        super().__init__(comparison)
+        self._metric = cast(NeighbourMetric, self.name)
+        self._neighbourhoods = comparison.neighbourhoods(self._metric)
+        self._stored = comparison.stored_features(self.name)
+
+    @property
+    def _neighbours(self) -> int:
+        return int(getattr(self.options, self.neighbours_key))
+
+    def check_count(self, count: int, name: str) -> None:
+        if min(count, self.options.max_features) <= self._neighbours:
+            raise UserError(
+                f"evaluation.samples: {self.name} needs more images than neighbours, not {count} ({name}) with "
+                f"evaluation.{self.neighbours_key}={self._neighbours}; take more, or leave it out of evaluation.metrics"
+            )
+
+    def compute(self) -> dict[str, float]:
+        return {self.name: self._neighbourhoods.values[self._metric]}
+
+    def facts(self) -> dict[str, Any]:
+        return {"neighbours": self._neighbours, **self._stored.counts()}
