@@ -16,6 +16,8 @@ OPTIMIZERS = {
     "adam": (OptimizerOptions(kind="adam", lr=0.01, weight_decay=0.1), torch.optim.Adam, {"weight_decay": 0.1}),
     "adamw": (OptimizerOptions(kind="adamw", lr=0.01, weight_decay=0.1), torch.optim.AdamW, {"weight_decay": 0.1}),
     "sgd": (OptimizerOptions(kind="sgd", lr=0.01, momentum=0.9), torch.optim.SGD, {"momentum": 0.9}),
+    "adamax": (OptimizerOptions(kind="adamax", lr=0.01), torch.optim.Adamax, {}),
+    "rmsprop": (OptimizerOptions(kind="rmsprop", lr=0.01, momentum=0.9), torch.optim.RMSprop, {"momentum": 0.9}),
 }
 
 
