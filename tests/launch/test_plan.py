@@ -58,6 +58,20 @@ def test_assumed_classes_are_reported_with_the_weights_of_one(tmp_path: Path) ->
     assert "ASSUMED" not in given
 
 
+def test_images_that_the_data_would_have_to_say_are_assumed_to_be_as_the_recipe_derives_them(tmp_path: Path) -> None:
+    """A translation reads two: edges have one channel, where the images are taken to have three."""
+    path = write_recipe(tmp_path, FAMILIES["translation"])
+    there, assumed = (
+        plan(load_recipe(path, ["data.channels=3", *words]), Cluster.parse("nodes=1,gpus=1,classes=10"))
+        for words in ([], ["data.train=elsewhere/train.json"])
+    )
+    for component in ("generator", "discriminator"):
+        weights = {
+            line for text in (there, assumed) for line in text.splitlines() if re.match(rf"{component} +[\d,]+$", line)
+        }
+        assert len(weights) == 1, weights
+
+
 def test_a_batch_that_does_not_divide_is_refused_naming_those_that_do(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]))
     with pytest.raises(UserError, match="8 does not divide into 1 microbatches"):

@@ -1,5 +1,7 @@
 """The networks are those of pix2pix, by values of the authors' code (tests/recordings/pix2pix.py)."""
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.networks.translation.patch_discriminator import PatchDiscriminator, PatchOptions
 from bigtrain.networks.translation.pix2pix_names import our_discriminator_name, our_generator_name
 from bigtrain.networks.translation.unet import UNet, UNetOptions
+from bigtrain.recipe import load_recipe
 from tests.recordings.pix2pix import depth_of, images, noise, size_of, value
 from tests.recordings.summary import assert_excerpt, assert_summaries, gradients, objective, read, summary
 
+RECIPES = Path(__file__).parents[3] / "recipes"
 RECORDING = read("pix2pix")
 NETWORKS = RECORDING["networks"]
 GENERATORS = [name for name in NETWORKS if name.startswith("generator")]
@@ -96,6 +100,17 @@ def test_the_published_networks_have_the_authors_number_of_parameters(name: str)
     with torch.device("meta"):
         network = build(name, published["arguments"])
     assert sum(parameter.numel() for parameter in network.parameters()) == published["parameters"]
+
+
+@pytest.mark.parametrize(("component", "name"), [("generator", "generator_256"), ("discriminator", "discriminator_70")])
+def test_the_recipes_networks_have_the_authors_number_of_parameters(component: str, name: str) -> None:
+    recipe = load_recipe(RECIPES / "pix2pix_facades.yaml")
+    options = getattr(recipe.family, component)
+    build = partial(UNet, options) if component == "generator" else partial(PatchDiscriminator, options)
+    with torch.device("meta"):
+        network = build((256, 256), *((3, 3) if component == "generator" else (6,)))
+    assert sum(parameter.numel() for parameter in network.parameters()) == RECORDING["published"][name]["parameters"]
+    assert component == "discriminator" or list(options.dropout_blocks) == NETWORKS[name]["dropout_blocks"]
 
 
 @pytest.mark.parametrize(
