@@ -10,7 +10,7 @@ from bigtrain.errors import UserError
 from bigtrain.evaluation.images import ImageSet
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.reference import Labels, RealData
-from bigtrain.evaluation.sides import Real, Samples
+from bigtrain.evaluation.sides import ReferenceSide, SampleSide
 from bigtrain.evaluation.statistics.neighbourhoods import Neighbourhoods, NeighbourMetric
 from bigtrain.evaluation.statistics.subsets import StoredFeatures
 from bigtrain.features.classifier import Classifier, find_classifier
@@ -49,7 +49,7 @@ class Comparison:
         device: torch.device,
         reading: Reading,
     ) -> None:
-        self.samples, self.real = Samples(images, labels), Real(data.reference)
+        self.samples, self.real = SampleSide(images, labels), ReferenceSide(data.reference)
         self.data, self.options, self.device, self.reading = data, options, device, reading
         self.label = options.features_label
         self._features: Features | None = None

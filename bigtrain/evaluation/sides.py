@@ -20,7 +20,7 @@ AnyAccumulator = TypeVar("AnyAccumulator", bound=Accumulator)
 AnyCached = TypeVar("AnyCached", bound=CachedAccumulator)
 
 
-class Samples:
+class SampleSide:
     """The images that are evaluated, and what metrics accumulate of them. `labels`: their class numbers, as they were opened
     with the names `opened_classes`."""
 
@@ -49,7 +49,7 @@ class Samples:
         self.digest = digest.value
 
 
-class Real:
+class ReferenceSide:
     """The reference, and what metrics accumulate of it; `reference`: None where there is nothing to compare with."""
 
     def __init__(self, reference: Reference | None) -> None:

@@ -1,7 +1,7 @@
 """Few steps beside a thousand: python tests/benchmarks/diffusion_sampling.py RUN [SAMPLES] [PAIRS]
 
 Draws the same samples of a trained digits run in two ways, in turns within one process: 20 evaluations of DPM-Solver++ and 1000
-ancestral steps. Prints for each the time, the FID against the training images, the recall and the share that a evaluator
+ancestral steps. Prints for each the time, the FD against the training images, the recall and the share that a evaluator
 recognises as the asked class, with the range over the pairs (each with a seed of its own), and the ratio of the times.
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
             )
     print(f"step {model.provenance['step']}, {samples} samples, {pairs} pairs, {device}")
     for way, rows in results.items():
-        columns = zip(("seconds", "FID", "recall", "recognised"), zip(*rows, strict=True), strict=True)
+        columns = zip(("seconds", "FD", "recall", "recognised"), zip(*rows, strict=True), strict=True)
         print(
             f"{way}: " + "  ".join(f"{name} {stats.mean(v):.4g} ({min(v):.4g} to {max(v):.4g})" for name, v in columns)
         )

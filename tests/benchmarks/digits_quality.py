@@ -1,7 +1,7 @@
 """What the digits run is worth: python tests/benchmarks/digits_quality.py RUN [SPLITS]
 
-All real digits (1,797) are cut into random halves, several times over. FID of one half against the other half is the scale;
-FID of as many samples (untruncated, averaged weights) against a half is ours. Features and evaluator are the recipe's two
+All real digits (1,797) are cut into random halves, several times over. FD of one half against the other half is the scale;
+FD of as many samples (untruncated, averaged weights) against a half is ours. Features and evaluator are the recipe's two
 classifiers.
 """
 
@@ -59,8 +59,8 @@ def main() -> None:
     print(
         f"step {model.provenance['step']}, {half} images a side, {splits} splits, evaluator's held-out accuracy {accuracy:.4f}"
     )
-    print(f"FID real half against real half: {stats.mean(scale):.3f} ({min(scale):.3f} to {max(scale):.3f})")
-    print(f"FID samples against real half:   {stats.mean(ours):.3f} ({min(ours):.3f} to {max(ours):.3f})")
+    print(f"FD real half against real half: {stats.mean(scale):.3f} ({min(scale):.3f} to {max(scale):.3f})")
+    print(f"FD samples against real half:   {stats.mean(ours):.3f} ({min(ours):.3f} to {max(ours):.3f})")
     print(f"ratio {stats.mean(ours) / stats.mean(scale):.2f}, recall {covered:.3f}")
     print(f"recognised as the asked class: {recognised.float().mean():.4f}")
 

@@ -63,7 +63,7 @@ def kernel_distance(real: Tensor, fake: Tensor, subsets: int, subset_size: int, 
     size = min(subset_size, len(real), len(fake))
     values = []
     for subset in range(subsets):
-        draws = generator(seed, "evaluation/kid", step=subset)
+        draws = generator(seed, "evaluation/kid", step=subset)  # the name from before: another would draw other subsets
         chosen = [torch.from_numpy(draws.permutation(len(side))[:size]).to(side.device) for side in (real, fake)]
         values.append(polynomial_mmd(real[chosen[0]], fake[chosen[1]]))
     distances = torch.tensor(values, dtype=torch.float64)
