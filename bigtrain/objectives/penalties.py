@@ -77,7 +77,8 @@ class GradientPenalty(Penalty):
 def image_gradients(discriminator: nn.Module, inputs: Inputs) -> Tensor:
     """d (sum of D) / d image of every sample, [n, C H W] in at least float32, with the graph that differentiates it."""
     images, *conditions = inputs
-    images = images.detach().requires_grad_()
+    # No leaf, which torch's counter of FLOPs cannot follow through `grad`.
+    images = images.detach().requires_grad_().view_as(images)
     logits: Tensor = call_differentiable_twice(discriminator, images, *conditions)
     with without_autocast(images):
         scores = logits.to(statistics_dtype(logits.dtype)).flatten(1).mean(1) if logits.dim() > 1 else logits

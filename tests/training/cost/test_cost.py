@@ -119,6 +119,15 @@ def test_memory_grows_with_the_batch_and_falls_with_recomputation_and_flops_do_n
     assert large.flops_per_image == pytest.approx(small.flops_per_image, rel=0.05)
 
 
+def test_a_penalty_on_gradients_is_counted_with_its_double_backward() -> None:
+    """It calls the discriminator once more, and goes back through it twice."""
+    plain, penalised = (
+        step_cost(small_family("translation", penalties=penalties), 8, "fp32", memory=False).phases[0].flops
+        for penalties in ({}, {"r1": {}})
+    )
+    assert penalised > 1.5 * plain
+
+
 def test_bytes_of_live_tensors_are_counted_once_and_given_back() -> None:
     with LiveBytes() as live:
         x = torch.zeros(100)
