@@ -187,7 +187,10 @@ def test_the_recipe_of_a_run_that_asked_for_a_fid_of_other_features_asks_for_an_
     }  # fmt: skip
     if format is not None:
         sections["format"] = format
-        sections["evaluation"] = {"metrics": ["fid", "kid", "real_fid", "intra_fid", "class_accuracy"], "kid_subsets": 7}
+        sections["evaluation"] = {
+            "metrics": ["fid", "kid", "real_fid", "intra_fid", "class_accuracy"],
+            "kid_subsets": 7,
+        }
     (tmp_path / "environment.json").write_text("{}")
     recipe = load_recipe(write(tmp_path / "recipe.yaml", **sections))
     assert recipe.evaluation.metrics == ("fd", "kd", "fd_real", "intra_fd", "class_accuracy")

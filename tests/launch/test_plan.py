@@ -125,7 +125,8 @@ def test_a_prior_needs_its_tokenizers_recipe_and_no_more(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_can_be_planned(name: str) -> None:
     overrides = [f"family.tokenizer={ROOT / 'recipes' / TOKENIZERS[name]}.yaml"] if name in TOKENIZERS else []
-    text = plan(load_recipe(ROOT / "recipes" / f"{name}.yaml", overrides), Cluster.parse("nodes=1,gpus=2"))
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", overrides)
+    text = plan(recipe, Cluster(1, min(2, recipe.train.batch_size), None))
     assert row(text, "total")["ddp"] > row(text, "activations")["ddp"] > 0
     # DeepSpeed's buckets have one size, and so weigh more than what they help to spread where a network is small.
     buckets = row(text, "buckets")
