@@ -101,22 +101,22 @@ class Translation(Family, Samples, kind="translation"):
         generator = partial(UNet, options.generator, spec.size, inputs, outputs)
         self.components = {"generator": Component(generator, options.generator_optimizer, averaged=True)}
         orthogonal = options.penalties.orthogonal
-        learn_to_translate = Phase(
-            "generator",
-            "generator",
-            self.generator_loss,
-            batch="new" if self.game is None else "previous",
-            weight_penalty=None if orthogonal is None else lambda networks: orthogonal.penalty(networks["generator"]),
-        )
-        self.phases = [learn_to_translate]
+        with_orthogonal = orthogonal is not None and orthogonal.weight
+        self.phases = [
+            Phase(
+                "generator",
+                "generator",
+                self.generator_loss,
+                batch="new" if self.game is None else "previous",
+                weight_penalty=self._orthogonal_penalty if with_orthogonal else None,
+            )
+        ]
         if self.game is not None:
             check_layers(options.discriminator, spec.size)
             discriminator = partial(PatchDiscriminator, options.discriminator, spec.size, inputs + outputs)
             self.components["discriminator"] = Component(discriminator, options.discriminator_optimizer)
-            learn_to_tell = Phase(
-                "discriminator", "discriminator", self.discriminator_loss, weight_clip=self.game.weight_clip
-            )
-            self.phases = [learn_to_tell, learn_to_translate]
+            clip = self.game.weight_clip
+            self.phases.insert(0, Phase("discriminator", "discriminator", self.discriminator_loss, weight_clip=clip))
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -142,6 +142,10 @@ class Translation(Family, Samples, kind="translation"):
         on_real = discriminator(*_pair(batch, batch["image"])) if self.game.needs_real else None
         game = self.game.generator_loss(on_real, discriminator(*_pair(batch, images)))
         return Losses(game + self.options.l1_weight * l1, {"game": game, "l1": l1})
+
+    def _orthogonal_penalty(self, networks: Networks) -> Tensor:
+        assert self.options.penalties.orthogonal is not None
+        return self.options.penalties.orthogonal.penalty(networks["generator"])
 
     def _translate(self, networks: Networks, batch: Microbatch, stream: str) -> Tensor:
         """The outputs for the inputs, with the dropout that is drawn for each sample."""
