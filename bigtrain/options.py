@@ -65,7 +65,9 @@ def one_of(*members: type[Options]) -> Any:
     """
     kinds = [kind_of(member) for member in members]
     assert len({*kinds} - {None}) == len(members), kinds
-    tagged = [Annotated[member, Tag(kind)] for member, kind in zip(members, kinds, strict=True)]
+    # Without a part of its own, typing would return an earlier union of the same members, whose first may be another.
+    own = object()
+    tagged = [Annotated[member, Tag(kind), own] for member, kind in zip(members, kinds, strict=True)]
 
     def given_kind(value: Any) -> Any:
         return value.get("kind", kinds[0]) if isinstance(value, Mapping) else getattr(value, "kind", None)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from bigtrain.errors import UserError
 from bigtrain.families.family import Family
 from bigtrain.formats import completed, upgraded
-from bigtrain.options import Options, one_of
+from bigtrain.options import Options, members_of, one_of
 from bigtrain.recipe import Recipe, differences, load_recipe
 from tests.runs_of import FAMILIES, write_recipe
 
@@ -253,6 +253,18 @@ def test_names_within_members_of_unions_are_renamed() -> None:
         "second": {"kind": "wasserstein", "clip": 2},
         "by_name": {"a": {"kind": "wasserstein", "clip": 3}, "b": {"bound": 4}},
     }
+
+
+def test_two_unions_of_the_same_members_have_each_its_own_first() -> None:
+    class One(Options):
+        kind: Literal["one"] = "one"
+
+    class Other(Options):
+        kind: Literal["other"] = "other"
+
+    either: Any = one_of(One, Other)
+    reversed_: Any = one_of(Other, One)
+    assert [members_of(either)[0], members_of(reversed_)[0]] == [One, Other]
 
 
 def test_a_default_that_is_not_the_first_member_is_refused() -> None:
