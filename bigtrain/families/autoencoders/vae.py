@@ -82,13 +82,14 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, kind="vae"):
         return ("image", *self.conditions)
 
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
-        """-E_q log p(x|z) + beta sum_j max(free_bits, KL_j), nats an image, with one z = mu + sigma epsilon of each."""
+        """-E_q log p(x|z) + beta sum_j max(free_bits, KL_j), with one z = mu + sigma epsilon of each image: nats a dimension,
+        so that gradients do not grow with the images. nll and kl are nats an image."""
         x = batch["image"]
         epsilon = batch.draws.normal("vae/epsilon", batch.indices, (self.latent_size,))
         mu, log_sigma, maps = networks["vae"](x, self._labels(batch), epsilon)
         nll = -self._log_likelihood(maps, x).mean()
         kl = kl_to_standard_normal(mu, log_sigma).mean(0)
-        total = nll + self.options.beta * self._counted(kl).sum()
+        total = (nll + self.options.beta * self._counted(kl).sum()) / self.dimensions
         terms = {"nll": nll, "kl": kl.sum()}
         if self.pixels.why_no_likelihood is None:
             terms["bits_per_dim"] = (nll + kl.sum()) / (self.dimensions * math.log(2))
