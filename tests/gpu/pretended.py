@@ -82,6 +82,9 @@ def pretended_gpu() -> Iterator[Waits]:
     _bounds.cache_clear()
     patches = (
         mock.patch.object(trainer, "to_device", moved),
+        # Autograd asks a real GPU for its streams.
+        mock.patch.object(trainer, "backward"),
+        mock.patch.object(torch.autograd, "grad", lambda outputs, inputs, **kwargs: (torch.zeros_like(inputs),)),
         mock.patch.object(Tensor, "pin_memory", lambda tensor, device=None: waits.pin(tensor)),
         mock.patch.object(torch.cuda, "default_generators", (torch.default_generator,)),
         mock.patch.object(torch.cuda, "init"),
