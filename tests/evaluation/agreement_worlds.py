@@ -1,6 +1,7 @@
 """The moments of a folder of PNGs, as the ranks of a gloo world add them up; the way that an evaluation takes."""
 
 import datetime
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,7 @@ def _rank(rank: int, size: int, folder: str, name: str, weights: str, out: str) 
     if rank == size - 1:
         safetensors.torch.save_file(moments.tensors(), out)
     dist.destroy_process_group()
+    os._exit(0)  # as the commands do: torch's threads may abort a process that ends in the usual way
 
 
 def moments_in_a_world(size: int, folder: Path, name: str, weights: str, out: Path) -> Moments:
