@@ -101,22 +101,27 @@ class Translation(Family, Samples, kind="translation"):
         generator = partial(UNet, options.generator, spec.size, inputs, outputs)
         self.components = {"generator": Component(generator, options.generator_optimizer, averaged=True)}
         orthogonal = options.penalties.orthogonal
-        with_orthogonal = orthogonal is not None and orthogonal.weight
-        self.phases = [
-            Phase(
-                "generator",
-                "generator",
-                self.generator_loss,
-                batch="new" if self.game is None else "previous",
-                weight_penalty=self._orthogonal_penalty if with_orthogonal else None,
-            )
-        ]
+        learn_to_translate = Phase(
+            "generator",
+            "generator",
+            self.generator_loss,
+            batch="new" if self.game is None else "previous",
+            weight_penalty=self._orthogonal_penalty if orthogonal is not None and orthogonal.weight else None,
+        )
+        self.phases = [learn_to_translate]
         if self.game is not None:
             check_layers(options.discriminator, spec.size)
             discriminator = partial(PatchDiscriminator, options.discriminator, spec.size, inputs + outputs)
             self.components["discriminator"] = Component(discriminator, options.discriminator_optimizer)
-            clip = self.game.weight_clip
-            self.phases.insert(0, Phase("discriminator", "discriminator", self.discriminator_loss, weight_clip=clip))
+            learn_to_tell = Phase(
+                "discriminator",
+                "discriminator",
+                self.discriminator_loss,
+                weight_clip=self.game.weight_clip,
+                # zero3 drops a layer's weights after its backward pass; that of a penalty's gradient needs them again.
+                needs_whole_weights=bool(options.penalties.on_gradients),
+            )
+            self.phases = [learn_to_tell, learn_to_translate]
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -144,8 +149,9 @@ class Translation(Family, Samples, kind="translation"):
         return Losses(game + self.options.l1_weight * l1, {"game": game, "l1": l1})
 
     def _orthogonal_penalty(self, networks: Networks) -> Tensor:
-        assert self.options.penalties.orthogonal is not None
-        return self.options.penalties.orthogonal.penalty(networks["generator"])
+        orthogonal = self.options.penalties.orthogonal
+        assert orthogonal is not None
+        return orthogonal.penalty(networks["generator"])
 
     def _translate(self, networks: Networks, batch: Microbatch, stream: str) -> Tensor:
         """The outputs for the inputs, with the dropout that is drawn for each sample."""
