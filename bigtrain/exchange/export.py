@@ -86,7 +86,9 @@ def _usage(out: str, family: Family, likeness: DiffusersPipeline | None, diffuse
     samples = family.ability(Samples)
     if samples is None:
         return []
-    arguments = "class_labels=[0]" if "label" in samples.conditions else "count=1"
+    given = [f"{name}=[PIL.Image.open('{name.upper()}.png')]" for name in samples.conditions_beside_label]
+    given += ["class_labels=[0]"] if "label" in samples.conditions else []
+    arguments = ", ".join(given or ["count=1"])
     ours_call = f"DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
     ours_call += f"({arguments}, seed=0).images"
     if likeness is None:

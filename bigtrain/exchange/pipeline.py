@@ -20,6 +20,7 @@ from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.formats import FORMAT, checked_format, completed, upgraded
 from bigtrain.pictures import picture, to_uint8
 from bigtrain.randomness import Draws
+from bigtrain.sizes import size_of, size_text
 
 DESCRIPTION = "_bigtrain"
 """The key of model_index.json that holds the model's `description` if the folder is for diffusers' own pipeline, which ignores
@@ -144,7 +145,10 @@ class SamplesByFamily:
         if seed is None:
             seed = generator.initial_seed() if generator is not None else 0
         family = self.family.require(Samples, "this folder")
-        conditions = {name: _condition(name, sampling.pop(name, None)) for name in family.conditions_beside_label}
+        facts = self.family.spec.fields
+        conditions = {
+            name: _condition(name, sampling.pop(name, None), facts[name]) for name in family.conditions_beside_label
+        }
         lengths = {len(values) for values in conditions.values()}
         if len(lengths) > 1:
             raise ValueError(f"{', '.join(conditions)}: give as many of each")
@@ -242,16 +246,26 @@ def family_pipeline_of(pipeline: Any) -> type[DiffusersFolderPipeline]:
     return type(f"Family{pipeline.__name__}", (DiffusersFolderPipeline, pipeline), {"__init__": __init__})
 
 
-def _condition(name: str, values: Any) -> Tensor:
-    """A field that the model is given, in [-1, 1], from PIL images or uint8 [n, C, H, W]."""
-    if values is None:
+def _condition(name: str, values: Any, facts: Mapping[str, Any]) -> Tensor:
+    """A field that the model is given, in [-1, 1], from PIL images or uint8 [n, C, H, W]; `facts`: what it says of itself."""
+    if values is None or not len(values):
         raise ValueError(f"{name}: this model makes an image from it; give a list of PIL images, or uint8 [n, C, H, W]")
     if isinstance(values, Tensor):
         pixels = values.permute(0, 2, 3, 1).contiguous()
     else:
-        pixels = torch.from_numpy(np.stack([np.atleast_3d(np.asarray(value)) for value in values]))
+        arrays = [np.atleast_3d(np.asarray(value)) for value in values]
+        if len({array.shape for array in arrays}) > 1:
+            raise ValueError(f"{name}: the images differ in size or in channels")
+        pixels = torch.from_numpy(np.stack(arrays))
     if pixels.dtype != torch.uint8:
         raise ValueError(f"{name}: is {pixels.dtype}, and must be uint8")
+    height, width, channels = pixels.shape[1:]
+    wanted = facts.get("channels", channels), size_of(facts.get("size", (height, width)))
+    if wanted != (channels, (height, width)):
+        raise ValueError(
+            f"{name}: has images of {size_text((height, width))} pixels and {channels} channels, and this model was trained on "
+            f"{size_text(wanted[1])} and {wanted[0]}"
+        )
     return to_images(pixels, torch.zeros(len(pixels), dtype=torch.bool), torch.device("cpu"))
 
 

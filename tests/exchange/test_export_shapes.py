@@ -76,3 +76,21 @@ def _unet(size: tuple[int, int]) -> dict[str, Any]:
         "attention_resolutions": resolutions,
         "norm_groups": 4,
     }
+
+
+def test_an_export_of_a_translation_takes_pictures_of_its_inputs_shape_and_says_what_it_wants(tmp_path: Path) -> None:
+    family = small_family("translation", (16, 24), channels=3)
+    networks = {name: network.eval() for name, network in small_networks(family).items()}
+    (usage,) = export(tmp_path / "export", family, {"generator": networks["generator"]}, recipe_yaml="", provenance={})
+    assert usage.endswith("(input=[PIL.Image.open('INPUT.png')], seed=0).images")
+    pipeline = FamilyPipeline.from_pretrained(str(tmp_path / "export"))
+    pipeline.set_progress_bar_config(disable=True)
+    assert_pictures(pipeline(input=[Image.new("L", (24, 16))] * 2, seed=0).images, 3, (16, 24))
+    for wrong, sentence in (
+        ([], "input: this model makes an image from it"),
+        ([Image.new("RGB", (24, 16))], "16 x 24 pixels and 3 channels, and this model was trained on 16 x 24 and 1"),
+        ([Image.new("L", (8, 8))], "8 pixels and 1 channels, and this model was trained on 16 x 24 and 1"),
+        ([Image.new("L", (24, 16)), Image.new("L", (8, 8))], "input: the images differ in size or in channels"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            pipeline(input=wrong, seed=0)
