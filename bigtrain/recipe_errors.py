@@ -15,7 +15,14 @@ COMMAND_LINE = "command line"
 def complaints(error: ValidationError, model: type[BaseModel], source: str, overridden: Set[str] = frozenset()) -> str:
     """A sentence for each error: the source, the key, what is wrong and the remedy. `model`: the class of the whole; `source`:
     the file; `overridden`: the keys that the command line gave."""
-    return "; ".join(_sentence(model, item, source, overridden) for item in error.errors())
+    return "; ".join(_sentence(model, item, source, overridden) for item in _own(error.errors()))
+
+
+def _own(errors: Sequence[Any]) -> list[Any]:
+    """Without those of lists that are too short because pydantic left out an element with an error of its own."""
+    short = [error["loc"] for error in errors if error["type"] == "too_short"]
+    explained = {loc for loc in short if any(loc != e["loc"] and e["loc"][: len(loc)] == loc for e in errors)}
+    return [error for error in errors if error["type"] != "too_short" or error["loc"] not in explained]
 
 
 def _sentence(model: type[BaseModel], error: Any, source: str, overridden: Set[str]) -> str:

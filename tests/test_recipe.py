@@ -8,8 +8,13 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import family_kinds
+from bigtrain.inference.metric_choice import check_metrics
+from bigtrain.inference.model import make_family
+from bigtrain.inference.splits import find_splits
 from bigtrain.recipe import Recipe, differences, load_recipe
 from launch import train
 from tests.runs_of import FAMILIES, ROOT, write_recipe
@@ -26,6 +31,15 @@ def test_every_shipped_recipe_is_valid_and_resolves_to_itself(path: Path, tmp_pa
     assert recipe.run.name == path.stem
 
 
+@pytest.mark.parametrize("path", [path for path in SHIPPED if "digits" in path.stem], ids=lambda path: path.stem)
+def test_every_recipe_of_digits_names_metrics_that_its_family_can_be_measured_by(path: Path) -> None:
+    recipe = load_recipe(path)
+    if recipe.family.kind == "prior":
+        pytest.skip("its family needs the run of a tokenizer")
+    train, validation = find_splits(recipe.data)
+    check_metrics(make_family(recipe, DataSpec.from_json(describe(train))), recipe.evaluation, validation)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -36,6 +50,11 @@ def test_every_shipped_recipe_is_valid_and_resolves_to_itself(path: Path, tmp_pa
             "family.generator.chanels is not a key of kind: biggan; did you mean family.generator.channels?",
         ),
         ("train.steps=many", "command line: train.steps: Input should be a valid integer"),
+        ("evaluation.metrics=[fdd]", "or 'fid_real' (given: 'fdd')"),
+        (
+            "evaluation.metrics=[fdd]",
+            "command line: evaluation.metrics.0: Input should be 'fd', 'recall', 'class_accuracy'",
+        ),
         ("train.precision=fp16", "train.precision: Input should be 'fp32' or 'bf16' (given: 'fp16')"),
         ("family.kind=gna", "family.kind: 'gna' is not a family; there are diffusion, "),
         ("train.keep=1", "train.keep: Input should be greater than or equal to 2"),
@@ -78,6 +97,13 @@ def test_a_wrong_key_or_value_is_one_sentence_that_names_it(override: str, messa
         load_recipe(ROOT / "recipes" / "biggan_digits.yaml", [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_with_a_wrong_element_is_not_called_too_short_as_well() -> None:
+    with pytest.raises(UserError, match=r"given: 'fdd'\)$"):
+        load_recipe(ROOT / "recipes" / "biggan_digits.yaml", ["evaluation.metrics=[fdd]"])
+    with pytest.raises(UserError, match="at least 1 item"):
+        load_recipe(ROOT / "recipes" / "biggan_digits.yaml", ["evaluation.metrics=[]"])
 
 
 @pytest.mark.parametrize("given", ["data.image_size=[24,16]", "data.train={a: digits, b: digits}"])

@@ -22,7 +22,7 @@ class EvaluationOptions(Options):
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"metrics": EARLIER_NAMES}
     former_meanings: ClassVar[Mapping[str, Mapping[str, str]]] = {"metrics": OF_ANY_FEATURES}
 
-    metrics: tuple[MetricName | InceptionName, ...] | None = Field(default=None, min_length=1)
+    metrics: tuple[Literal[MetricName, InceptionName], ...] | None = Field(default=None, min_length=1)
     """What to measure. null, for a family that draws images: fd, recall, fd_real and, where it is class-conditional,
     class_accuracy; for any other family, what it can do; for images without a model: fd, kd, precision, recall, density and
     coverage.
