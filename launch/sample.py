@@ -102,13 +102,13 @@ def main(argv: Sequence[str]) -> None:
     sampling = from_flags(samples.sampling, arguments)
     if mode == "inputs":
         return _turn_inputs(model, sampling, arguments)
+    if mode is not None:
+        return _draw_latents(model, sampling, mode, arguments)
     if samples.conditions_beside_label:
         raise UserError(
             f"{arguments.what}: makes an image from {' and '.join(samples.conditions_beside_label)}: give --inputs train, "
             "--inputs validation or --inputs INDEX"
         )
-    if mode is not None:
-        return _draw_latents(model, sampling, mode, arguments)
     return _draw(model, sampling, arguments)
 
 

@@ -67,7 +67,8 @@ class PixelLikelihood(Options):
 
     @abstractmethod
     def mean(self, maps: Tensor) -> Tensor:
-        """[n, C, h, w] in [-1, 1]."""
+        """The image that the distribution is around, [n, C, h, w] in [-1, 1]: its mean, but for what wide tails beyond black
+        and white take from it or add."""
 
     @abstractmethod
     def draw(self, maps: Tensor, uniforms: Tensor) -> Tensor:

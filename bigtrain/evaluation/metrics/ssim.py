@@ -29,8 +29,8 @@ class SSIM(PairMean, name="ssim"):
         side = min(self.size)
         if side < LEAST_SIDE:
             raise UserError(
-                f"evaluation.metrics: ssim needs {LEAST_SIDE} pixels a side, and the images of {split.index.path} have {side} "
-                "without evaluation.pairs_border; crop less, or leave ssim out"
+                f"evaluation.metrics: ssim needs {LEAST_SIDE} pixels a side, and evaluation.pairs_border leaves {side} "
+                f"of the images of {split.index.path}; crop less, or leave ssim out"
             )
         self._window = min(WINDOW, side if side % 2 else side - 1)
 

@@ -30,7 +30,8 @@ class VAESamplingOptions(Options):
     temperature: float = Field(default=1.0, gt=0)
     """Standard deviation of the latents; below 1 images become more likely and less varied."""
     draw_pixels: bool = False
-    """true: pixels are drawn from p(x|z), the model's own samples, which are noisy; false: an image is the mean of p(x|z)."""
+    """true: pixels are drawn from p(x|z), the model's own samples, which are noisy; false: an image is what p(x|z) is
+    around."""
 
 
 class VAEOptions(Options):
@@ -142,7 +143,7 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, kind="vae"):
 
     @torch.no_grad()
     def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:
-        """The mean of p(x|z) at z = mu."""
+        """The image that p(x|z) is around at z = mu (`PixelLikelihood.mean`)."""
         mean = VAESamplingOptions(draw_pixels=False)
         return self.decode_latents(networks, self.encode_latents(networks, batch), batch, mean)
 
