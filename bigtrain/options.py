@@ -36,10 +36,18 @@ class Options(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """A union's default is its first member, as a mapping without a kind is: so that both mean the same."""
+        """A default means the same as a mapping without keys, in which a recipe then changes a key: of a union it is the first
+        member, and of any field it has the defaults of its class."""
         for name, field in cls.model_fields.items():
             members = members_of(field.annotation)
-            assert not isinstance(field.default, Options) or type(field.default) is members[0], f"{cls.__name__}.{name}"
+            if isinstance(field.default, Options):
+                chosen = type(field.default)
+                assert chosen is members[0], f"{cls.__name__}.{name}: its default is not the first of its union"
+                others = field.default.model_fields_set - {k for k, f in chosen.model_fields.items() if f.is_required()}
+                assert not others, (
+                    f"{cls.__name__}.{name}: a recipe that changes a key of it would lose {sorted(others)} of its default; "
+                    f"give it a subclass of {chosen.__name__} that has these defaults"
+                )
 
     @model_validator(mode="before")
     @classmethod

@@ -23,7 +23,7 @@ from torch import Tensor
 from bigtrain.cli import add_flags, from_flags, run_cli, say
 from bigtrain.cluster.launch import join_world
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import Latents, Samples
+from bigtrain.families.abilities import Latents, Reconstructs, Samples
 from bigtrain.inference.model import Model, open_model, require_label
 from bigtrain.inference.rows import COLUMNS, LatentRows, Rows, find_given
 from bigtrain.options import Options
@@ -34,7 +34,7 @@ SHOWN = 50
 """Samples of a split that --inputs and --reconstruct show."""
 MODES = {
     "inputs": ("classes", "per_class", "candidates", "classifier"),
-    "reconstruct": ("classes", "per_class", "candidates", "classifier", "seed", "npz"),
+    "reconstruct": ("classes", "per_class", "candidates", "classifier", "npz"),
     "interpolate": ("candidates", "classifier", "npz"),
     "traverse": ("per_class", "candidates", "classifier", "npz"),
     "manifold": ("per_class", "candidates", "classifier", "npz"),
@@ -167,6 +167,9 @@ def _draw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
 
 def _reconstruct(model: Model, arguments: argparse.Namespace) -> None:
     rows = Rows.of_reconstructions(model.family, model.weights, arguments.what)
+    draws = model.family.require(Reconstructs, arguments.what).draws_in_reconstruction
+    if arguments.seed != parser_of().get_default("seed") and not draws:
+        raise UserError(f"--seed: a {model.family.kind} draws nothing in a reconstruction; leave it out")
     split = find_given(model.recipe.data, arguments.reconstruct, "--reconstruct")
     model.check_data(split, "--reconstruct")
     images = rows.draw(split, SHOWN, model.device, arguments.seed).cpu()

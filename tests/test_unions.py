@@ -270,3 +270,11 @@ def test_two_unions_of_the_same_members_have_each_its_own_first() -> None:
 def test_a_default_that_is_not_the_first_member_is_refused() -> None:
     with pytest.raises(AssertionError, match=r"Mistaken\.objective"):
         type("Mistaken", (Options,), {"__annotations__": {"objective": Objective}, "objective": Wasserstein()})
+
+
+def test_a_default_that_a_recipe_could_change_only_in_part_is_refused() -> None:
+    """Of {r1: {every: 2}} the default's weight of 5 would be gone: a mapping of keys has the defaults of its class."""
+    with pytest.raises(AssertionError, match=r"r1: a recipe that changes a key of it would lose \['weight'\]"):
+
+        class Heavy(Options):
+            r1: R1 = R1(weight=5.0)

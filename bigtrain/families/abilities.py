@@ -115,6 +115,8 @@ class Reconstructs(Ability):
     """Reconstructs images."""
 
     does = "reconstruct images"
+    draws_in_reconstruction: ClassVar[bool] = False
+    """Whether a reconstruction draws anything: then its pictures take a seed, and its metrics say theirs."""
 
     @abstractmethod
     def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:

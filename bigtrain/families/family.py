@@ -1,6 +1,7 @@
 """What every family defines: its components, its phases, and what it is told of the data. The trainer knows nothing else of it.
 
-To add a family: one module here with a `Family` subclass, one module of networks, one recipe, one line of the promise tests.
+To add a family: one module here with a `Family` subclass, one module of networks, one recipe, one entry of the promise tests'
+table (README, "Adding a family").
 """
 
 import importlib

@@ -15,7 +15,7 @@ from bigtrain.evaluation.images import Outputs
 from bigtrain.evaluation.metrics.metric import Split, find_held_out_metric, find_metric
 from bigtrain.evaluation.metrics.registry import MetricName
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.families.abilities import Effort, Likelihood, Samples
+from bigtrain.families.abilities import Effort, Likelihood, Reconstructs, Samples
 from bigtrain.families.family import Family
 from bigtrain.features.classifier import check_classes
 from bigtrain.features.opening import open_features
@@ -123,7 +123,14 @@ def _reconstructions(model: Model, names: Sequence[MetricName], data: RunData, r
     split = _split(model.family, names[0], data.split(options), options, model.device)
     metrics = [find_held_out_metric(name)(split) for name in names]
     outputs_of = reconstructions_of(model, split.index, options.seed)
-    return measure_pairs(metrics, outputs_of, split, reading, model.family.reads, "reconstruction")
+    values, facts = measure_pairs(metrics, outputs_of, split, reading, model.family.reads, "reconstruction")
+    return values, {name: {**said, **_seed_of(model)} for name, said in facts.items()}
+
+
+def _seed_of(model: Model) -> dict[str, Any]:
+    """What the protocol says of the draws of a reconstruction, where there are any."""
+    draws = model.family.require(Reconstructs, "evaluation.metrics").draws_in_reconstruction
+    return {"seed": model.recipe.evaluation.seed} if draws else {}
 
 
 def _rfd(model: Model, data: RunData, reading: Reading) -> Measured:
@@ -138,7 +145,8 @@ def _rfd(model: Model, data: RunData, reading: Reading) -> Measured:
         model.family.reads,
         options.split_samples,
     )
-    return measure_rfd(outputs, *data.images, options, model.device, reading)
+    values, facts = measure_rfd(outputs, *data.images, options, model.device, reading)
+    return values, {name: {**said, **_seed_of(model)} for name, said in facts.items()}
 
 
 def _outputs(model: Model, names: Sequence[MetricName], data: RunData, reading: Reading) -> Measured:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bigtrain.families.abilities import InitialisedByData, Reconstructs
 from bigtrain.families.family import Family
 from bigtrain.families.phases import Phase
 from bigtrain.networks.layers.statistics import commit
@@ -113,6 +114,23 @@ def test_nothing_but_dropout_draws_otherwise_than_by_its_key(family: str) -> Non
         assert torch.equal(before[0], after[0])
         assert before[1:] == after[1:]
     assert bool(drawn) == made.draws_in_training
+
+
+@pytest.mark.parametrize("family", [name for name, case in CASES.items() if Reconstructs in case.abilities])
+def test_a_reconstruction_knows_its_sample_alone_and_says_whether_it_draws(family: str) -> None:
+    made = small_family(family)
+    reconstructs = made.require(Reconstructs, family)
+    networks = {name: network.eval() for name, network in small_networks(made).items()}
+    batch = microbatch(made, made.phases[0])
+    if (initialised := made.ability(InitialisedByData)) is not None:
+        initialised.initialise(networks, [batch])
+    whole = reconstructs.reconstruct(networks, batch)
+    last = {name: values[2:] for name, values in batch.items()}
+    torch.testing.assert_close(
+        reconstructs.reconstruct(networks, replace(batch, fields=last, indices=range(2, 4))), whole[2:]
+    )
+    otherwise = reconstructs.reconstruct(networks, replace(batch, draws=Draws(1)))
+    assert torch.equal(otherwise, whole) != reconstructs.draws_in_reconstruction
 
 
 @families
