@@ -10,6 +10,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from bigtrain.data.fields.pictures import to_images
@@ -182,12 +183,16 @@ class SamplesByFamily:
 
     def _labels(self, class_labels: Sequence[int] | None, count: int | None) -> list[int]:
         """The class of each image."""
-        if count is not None or not class_labels:
-            raise ValueError("class_labels: give one class for each image to be drawn, and no count")
+        given = class_labels.tolist() if isinstance(class_labels, Tensor) else class_labels
+        labels = np.asarray([] if given is None else given)
+        if count is not None or labels.ndim != 1 or not len(labels):
+            raise ValueError("class_labels: give a list, one class for each image to be drawn, and no count")
         classes = len(self.family.spec.classes)
-        if wrong := [label for label in class_labels if not 0 <= label < classes]:
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"class_labels: {labels.tolist()} are not all numbers of classes, 0 .. {classes - 1}")
+        if wrong := [label for label in labels.tolist() if not 0 <= label < classes]:
             raise ValueError(f"class_labels: {wrong} are not among 0 .. {classes - 1}")
-        return list(class_labels)
+        return list(map(int, labels))
 
 
 class FamilyPipeline(SamplesByFamily, DiffusionPipeline):
@@ -248,11 +253,14 @@ def family_pipeline_of(pipeline: Any) -> type[DiffusersFolderPipeline]:
 
 def _condition(name: str, values: Any, facts: Mapping[str, Any]) -> Tensor:
     """A field that the model is given, in [-1, 1], from PIL images or uint8 [n, C, H, W]; `facts`: what it says of itself."""
-    if values is None or not len(values):
+    listed = values.dim() == 4 if isinstance(values, Tensor) else isinstance(values, Sequence)
+    if not listed or not len(values):
         raise ValueError(f"{name}: this model makes an image from it; give a list of PIL images, or uint8 [n, C, H, W]")
     if isinstance(values, Tensor):
         pixels = values.permute(0, 2, 3, 1).contiguous()
     else:
+        for mode in {value.mode for value in values if isinstance(value, Image)} - {"L", "RGB"}:
+            raise ValueError(f"{name}: has an image of mode {mode}; make it L (grey) or RGB, as by its convert('RGB')")
         arrays = [np.atleast_3d(np.asarray(value)) for value in values]
         if len({array.shape for array in arrays}) > 1:
             raise ValueError(f"{name}: the images differ in size or in channels")

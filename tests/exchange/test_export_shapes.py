@@ -67,6 +67,24 @@ def test_the_exports_own_pipeline_draws_grey_as_grey(name: str, size: tuple[int,
     assert pipeline(class_labels=[0, 1], seed=0, output_type="np").images.shape == (2, *size, 1)
 
 
+def test_an_export_takes_a_list_or_a_tensor_of_classes_and_says_so(tmp_path: Path) -> None:
+    family = small_family("gan", (16, 16), channels=1)
+    exported(family, tmp_path / "export")
+    pipeline = FamilyPipeline.from_pretrained(str(tmp_path / "export"))
+    pipeline.set_progress_bar_config(disable=True)
+    by_list = pipeline(class_labels=[0, 1], seed=0, output_type="np").images
+    for given in (torch.tensor([0, 1]), np.array([0, 1])):
+        assert np.array_equal(pipeline(class_labels=given, seed=0, output_type="np").images, by_list)
+    for wrong, sentence in (
+        (1, "class_labels: give a list, one class for each image"),
+        ([], "class_labels: give a list, one class for each image"),
+        ([0.5], r"class_labels: \[0.5\] are not all numbers of classes"),
+        ([-1], r"class_labels: \[-1\] are not among 0 .."),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            pipeline(class_labels=wrong, seed=0)
+
+
 def _unet(size: tuple[int, int]) -> dict[str, Any]:
     resolutions = [min(size) // 2]
     return {
@@ -88,6 +106,9 @@ def test_an_export_of_a_translation_takes_pictures_of_its_inputs_shape_and_says_
     assert_pictures(pipeline(input=[Image.new("L", (24, 16))] * 2, seed=0).images, 3, (16, 24))
     for wrong, sentence in (
         ([], "input: this model makes an image from it"),
+        (Image.new("L", (24, 16)), "input: this model makes an image from it; give a list of PIL images"),
+        (torch.zeros(1, 16, 24, dtype=torch.uint8), "give a list of PIL images, or uint8"),
+        ([Image.new("P", (24, 16))], "input: has an image of mode P; make it L"),  # its pixels are numbers of colours
         ([Image.new("RGB", (24, 16))], "16 x 24 pixels and 3 channels, and this model was trained on 16 x 24 and 1"),
         ([Image.new("L", (8, 8))], "8 pixels and 1 channels, and this model was trained on 16 x 24 and 1"),
         ([Image.new("L", (24, 16)), Image.new("L", (8, 8))], "input: the images differ in size or in channels"),
