@@ -11,11 +11,11 @@ from jsonschema import Draft202012Validator
 from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.family import family_kinds
+from bigtrain.families.family import family_kinds, find_family
 from bigtrain.inference.metric_choice import check_metrics
 from bigtrain.inference.model import make_family
 from bigtrain.inference.splits import find_splits
-from bigtrain.recipe import Recipe, differences, load_recipe
+from bigtrain.recipe import Recipe, differences, load_recipe, schema
 from launch import train
 from tests.runs_of import FAMILIES, ROOT, write_recipe
 
@@ -245,6 +245,14 @@ def test_a_recipe_that_says_only_what_differs_is_valid_under_the_schema(
 )
 def test_a_wrong_recipe_is_not_valid_under_the_schema(text: str, checked: Draft202012Validator) -> None:
     assert not checked.is_valid(yaml.safe_load(text))
+
+
+def test_the_committed_copy_is_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the families of the package: other tests register their own."""
+    own = [kind for kind in family_kinds() if find_family(kind).__module__.startswith("bigtrain.")]
+    monkeypatch.setattr("bigtrain.recipe.family_kinds", lambda: own)
+    copy = json.loads((ROOT / "recipes" / "schema.json").read_text())
+    assert copy == schema(), "it has changed: python launch/train.py --schema > recipes/schema.json"
 
 
 def test_the_schema_says_what_each_key_means(checked: Draft202012Validator) -> None:
