@@ -24,7 +24,7 @@ from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.evaluation.result import EvaluationResult
 from bigtrain.inference.evaluation import evaluate_model, write_evaluation
 from bigtrain.inference.model import open_model
-from bigtrain.inference.splits import find_splits
+from bigtrain.inference.splits import check_fields, find_splits
 from bigtrain.recipe import evaluation_options
 
 
@@ -105,6 +105,8 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
     )
     train, validation = find_splits(model.recipe.data)
     model.check_data(train, "data.train")
+    if validation is not None:
+        check_fields(validation, model.family.spec, model.family.reads, "data.validation")
     evaluated = evaluate_model(model, train, validation, keep_moments=arguments.save_moments is not None)
     assert evaluated is not None, "an evaluation that nothing stops has a result"
     print_result(evaluated.result)  # before anything is written: the disk may be full

@@ -26,6 +26,7 @@ from bigtrain.errors import UserError
 from bigtrain.families.abilities import Latents, Reconstructs, Samples
 from bigtrain.inference.model import Model, open_model, require_label
 from bigtrain.inference.rows import COLUMNS, LatentRows, Rows, find_given
+from bigtrain.inference.splits import check_fields
 from bigtrain.options import Options
 from bigtrain.pictures import save_grid, save_npz, save_pngs
 
@@ -171,7 +172,7 @@ def _reconstruct(model: Model, arguments: argparse.Namespace) -> None:
     if arguments.seed != parser_of().get_default("seed") and not draws:
         raise UserError(f"--seed: a {model.family.kind} draws nothing in a reconstruction; leave it out")
     split = find_given(model.recipe.data, arguments.reconstruct, "--reconstruct")
-    model.check_data(split, "--reconstruct")
+    check_fields(split, model.family.spec, model.family.reads, "--reconstruct")
     images = rows.draw(split, SHOWN, model.device, arguments.seed).cpu()
     save_grid(arguments.out, images, COLUMNS)
     _say_written(model, arguments, "images and their reconstructions")
@@ -183,6 +184,7 @@ def _turn_inputs(model: Model, sampling: Any, arguments: argparse.Namespace) -> 
     if not family.conditions_beside_label:
         raise UserError(f"--inputs: {arguments.what} is a {family.kind}, which draws images from nothing; leave it out")
     split = find_given(model.recipe.data, arguments.inputs, "--inputs")
+    check_fields(split, model.family.spec, family.conditions, "--inputs")
     sampler = model.sampler(arguments.seed, sampling)
     if _is_grid(arguments):
         rows = Rows.of_outputs(model.family, sampler.networks, sampling, arguments.what)

@@ -27,7 +27,7 @@ from bigtrain.families.family import Family
 from bigtrain.inference.checkpoint_selection import best_of
 from bigtrain.inference.model import make_family
 from bigtrain.inference.observers import observers_of
-from bigtrain.inference.splits import find_splits
+from bigtrain.inference.splits import check_fields, find_splits
 from bigtrain.plan import Cluster, plan
 from bigtrain.recipe import Recipe, load_recipe, schema
 from bigtrain.training.options import check_batch
@@ -82,6 +82,8 @@ def train(recipe: Recipe) -> str | None:
     check_batch(recipe.train, world.size())
     images, validation = find_splits(recipe.data)
     family = make_family(recipe, DataSpec.from_json(describe(images)))
+    if validation is not None:
+        check_fields(validation, family.spec, family.reads, "data.validation")
     folder = open_run(recipe)
     best = best_of(family, recipe, folder)
     observers = observers_of(family, folder, recipe, images, validation, device)

@@ -1,5 +1,6 @@
 """The splits of a run, the same on all ranks, and the images behind an index of codes."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from bigtrain.cluster import world
@@ -8,8 +9,9 @@ from bigtrain.data.options import DataOptions, shown
 from bigtrain.data.read import variants
 from bigtrain.data.read.side_by_side import SideBySide
 from bigtrain.data.read.stream import Data
-from bigtrain.data.splits import find_split
+from bigtrain.data.splits import describe, find_split
 from bigtrain.errors import UserError
+from bigtrain.families.data_spec import DataSpec
 
 AnyData = TypeVar("AnyData", bound=Data)
 
@@ -33,6 +35,44 @@ def find_splits(data: DataOptions) -> tuple[Data, Data | None]:
             f"data.validation: {shown(where)} and data.train are not codes of one tokenizer; encode both with the same run"
         )
     return train, validation
+
+
+def check_fields(index: Data, own: DataSpec, names: Sequence[str], key: str) -> None:
+    """Raises UserError, naming `key`, if a split lacks a field that a model is given, or has another shape or other classes in
+    it. `own`: the data that the model is built for."""
+    given = DataSpec.from_json(describe(index))
+    for name in names:
+        wanted, found = own.fields[name], given.fields.get(name)
+        if found is None or found["kind"] != wanted["kind"]:
+            has = ", ".join(f"{other} ({facts['kind']})" for other, facts in given.fields.items())
+            raise UserError(
+                f"{key}: {index.where} has no field {name} of the kind {wanted['kind']}, which the model takes; it has {has}"
+            )
+        if wanted["kind"] == "label" and given.classes != own.classes:
+            raise UserError(
+                f"{key}: {index.where} has {len(given.classes)} classes, and the model's own data have other ones "
+                f"({len(own.classes)}); give a split of those"
+            )
+        shapes = [_shapes(spec, name) for spec in (own, given)]
+        if None not in shapes and shapes[0] != shapes[1]:
+            raise UserError(
+                f"{key}: {index.where} has {_in_words(shapes[1])} in the field {name}, and the model takes "
+                f"{_in_words(shapes[0])}; give a split of data like its own"
+            )
+
+
+def _shapes(spec: DataSpec, name: str) -> list[list[int]] | None:
+    """The shapes of a field's tensors for one sample; None where a description of earlier data does not say them."""
+    facts = spec.fields[name]
+    if "tensors" in facts:
+        return [list(shape) for shape in facts["tensors"].values()]
+    if facts["kind"] != "image":
+        return None
+    return [[facts.get("channels", spec.channels), *facts.get("size", spec.size)]]
+
+
+def _in_words(shapes: list[list[int]] | None) -> str:
+    return " and ".join(" x ".join(map(str, shape)) for shape in shapes or [])
 
 
 def same_on_all(index: AnyData, key: str) -> AnyData:
