@@ -40,8 +40,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--batch-size: must be at least 1")
     device = join_world()
     model = open_model(arguments.run, device)
-    if model.family.ability(Encodes) is None:
-        raise UserError(f"{arguments.run}: is a {model.family.kind}, which has no codes; give the run of a tokenizer")
+    model.family.require(Encodes, arguments.run)
     spec, data = model.family.spec, model.recipe.data
     for split in SPLITS if arguments.index == "digits" else [""]:
         find = partial(find_images, arguments.index, split, "INDEX", spec.size, data.resize, data.remote, spec.channels)

@@ -138,7 +138,7 @@ class HasSuccessor(Ability):
 class Encodes(HasSuccessor):
     """Turns images into codes, which another model learns to draw, and back."""
 
-    does = "encode images"
+    does = "encode images into codes"
 
     @property
     @abstractmethod

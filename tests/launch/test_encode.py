@@ -190,7 +190,7 @@ def test_a_killed_run_goes_on_where_it_was(tokenizer: Path, encoded: tuple, tmp_
 
 
 USER_ERRORS = [
-    (["GAN", "digits", "OUT"], "run: is a gan, which has no codes; give the run of a tokenizer"),
+    (["GAN", "digits", "OUT"], "run: a gan cannot encode images into codes; family.kind: "),
     (["YOUNG", "digits", "OUT"], "has no checkpoint yet; train longer, or lower train.save_every"),
     (["nowhere", "digits", "OUT"], "nowhere: is neither a run folder nor an export"),
     (["RUN", "nowhere.json", "OUT"], "INDEX: nowhere.json: there is no index here"),

@@ -166,7 +166,7 @@ USER_ERRORS = {
     "reconstructions of codes": (("sample.py", "TOKENIZER", "--reconstruct", "CODES", "--out", "x.png"), "index of codes"),
     "a classifier with nothing to choose among": (("sample.py", "BOTTOM", "--out", "x.png", "--classifier", "c"), "candidates"),
     "a seed without a draw": (("sample.py", "TOKENIZER", "--reconstruct", "digits", "--out", "x.png", "--seed", "1"), "seed"),
-    "a prior encodes nothing": (("encode.py", "TOP", "digits", "out"), "has no codes"),
+    "a prior encodes nothing": (("encode.py", "TOP", "digits", "out"), "cannot encode images into codes"),
 }  # fmt: skip
 
 
