@@ -62,10 +62,11 @@ def check_fields(index: Data, own: DataSpec, names: Sequence[str], key: str) -> 
 
 
 def _shapes(spec: DataSpec, name: str) -> list[list[int]] | None:
-    """The shapes of a field's tensors for one sample; None where a description of earlier data does not say them."""
+    """The shapes of a field's tensors for one sample, without their lengths where those vary; None where a description of
+    earlier data does not say them."""
     facts = spec.fields[name]
     if "tensors" in facts:
-        return [list(shape) for shape in facts["tensors"].values()]
+        return [list(shape)[1 if facts.get("varies") else 0 :] for shape in facts["tensors"].values()]
     if facts["kind"] != "image":
         return None
     return [[facts.get("channels", spec.channels), *facts.get("size", spec.size)]]

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigtrain.data.fields.array import ArrayField
 from bigtrain.data.index import Index
-from bigtrain.data.splits import find_split
+from bigtrain.data.splits import describe, find_split
 from bigtrain.errors import UserError
+from bigtrain.families.data_spec import DataSpec
 from bigtrain.inference.splits import check_fields
 from bigtrain.recipe import load_recipe
+from tests.data.field_shards import make_shards, npy
 from tests.runs_of import FAMILIES, ROOT, run, train, write_recipe
 from tests.training.small_steps import small_family
 
@@ -37,6 +40,20 @@ def test_what_a_split_lacks_is_named(overrides: list[str], sentence: str, tmp_pa
     with pytest.raises(UserError, match=f"^--inputs: .*{sentence}"):
         check_fields(split_of(tmp_path, *overrides), family.spec, ["input"], "--inputs")
     check_fields(split_of(tmp_path, EDGES), family.spec, family.reads, "--inputs")
+
+
+def test_samples_of_various_lengths_may_be_longer_in_a_split(tmp_path: Path) -> None:
+    splits = []
+    for longest in (5, 7):
+        paths = [np.ones((length, 2), dtype=np.float32) for length in (3, longest)]
+        fields = {"path": ArrayField("path", ("path.npy",), (longest, 2), varies=True)}
+        splits.append(make_shards(tmp_path / str(longest), fields, [{"path.npy": npy(path)} for path in paths], [0, 0]))
+    spec = DataSpec.from_json(describe(splits[0]))
+    check_fields(splits[1], spec, ["path"], "data.validation")
+    wide = {"path": ArrayField("path", ("path.npy",), (5, 3), varies=True)}
+    other = make_shards(tmp_path / "wide", wide, [{"path.npy": npy(np.ones((5, 3), dtype=np.float32))}], [0])
+    with pytest.raises(UserError, match=r"data\.validation: .* in the field path, and the model takes"):
+        check_fields(other, spec, ["path"], "data.validation")
 
 
 def test_classes_count_where_the_model_is_told_them(tmp_path: Path) -> None:
