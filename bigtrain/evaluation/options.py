@@ -109,7 +109,7 @@ class EvaluationOptions(Options):
     @model_validator(mode="after")
     def _published_names_are_of_inception(self) -> "EvaluationOptions":
         try:
-            self.named_metrics  # noqa: B018, it raises
+            canonical(self.metrics or (), self.features_label)
         except ValueError as error:
             raise ValueError(f"metrics: {error}") from None
         return self

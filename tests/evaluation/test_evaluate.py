@@ -300,7 +300,9 @@ def test_rfd_is_the_distance_of_reconstructions(train, script):
     reading = Reading(batch=50, workers=0)
 
     def rfd(reconstruct, limit):
-        made = lambda numbers, batch: reconstruct(batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1)  # noqa: E731
+        def made(numbers, batch):
+            return reconstruct(batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1)
+
         outputs = Outputs(validation, "validation", "reconstructions", "image", made, ["image"], limit)
         values, protocol = measure_rfd(outputs, index, validation, options, CPU, reading)
         assert (protocol["rfd"]["samples"], protocol["rfd"]["reference_samples"]) == (limit or 300, 300)

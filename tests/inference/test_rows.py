@@ -1,8 +1,6 @@
 """Rows of what a model makes of data and of latents, and what is said where it cannot."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,8 +9,7 @@ from torch import Tensor
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import EncodesLatents, Latents, Likelihood, Reconstructs, Samples
-from bigtrain.families.phases import Microbatch, Networks
+from bigtrain.families.abilities import EncodesLatents, Latents, Likelihood, Reconstructs
 from bigtrain.inference.rows import COLUMNS, LatentRows, Rows, find_given
 from bigtrain.pictures import to_uint8
 from bigtrain.recipe import load_recipe
@@ -23,22 +20,6 @@ from tests.training.small_steps import small_family, small_networks
 CPU = torch.device("cpu")
 
 
-class Plane(Samples):
-    """Makes an image of one grey of two latents, and the negative of an input."""
-
-    kind = "plane"
-    conditions: Sequence[str] = ("input",)  # type: ignore[assignment]
-
-    def prepare_sampling(self, networks: Networks, sampling: Any, seed: int) -> Networks:
-        return networks
-
-    def sample(self, networks: Networks, batch: Microbatch, sampling: Any) -> Tensor:
-        return -batch["input"]
-
-    def require(self, ability: type, what: object) -> "Plane":
-        return self
-
-
 def test_rows_show_inputs_above_outputs_above_targets() -> None:
     index = Index.read(digits_index("validation", (16, 16)))
     recipe_data = load_recipe(
@@ -46,7 +27,8 @@ def test_rows_show_inputs_above_outputs_above_targets() -> None:
     ).data
     split = find_given(recipe_data, "validation", "--inputs")
     assert split.samples == index.samples
-    rows = Rows.of_outputs(Plane(), {}, None, "the test").draw(split, 15, CPU, 0)  # type: ignore[arg-type]
+    negatives = Rows(["input"], ["input"], lambda batch: -batch["input"], ["image"])
+    rows = negatives.draw(split, 15, CPU, 0)
     assert rows.shape == (2 * 3 * COLUMNS, 1, 16, 16)
     given, made, target = (rows[row * COLUMNS : (row + 1) * COLUMNS] for row in range(3))
     assert torch.equal(made, 255 - given)

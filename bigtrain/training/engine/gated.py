@@ -32,7 +32,7 @@ class GatedOptimizer(torch.optim.Optimizer):
         """(parameters, state) after an update; nothing is changed in place."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's takes a closure, which none here has
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
@@ -44,7 +44,7 @@ class GatedOptimizer(torch.optim.Optimizer):
                 self.state[parameter] = self.start(group, parameter)
         names = self.state[parameters[0]].keys()
         state = {name: [self.state[parameter][name] for parameter in parameters] for name in names}
-        gradients: Tensors = [parameter.grad for parameter in parameters]  # type: ignore[misc]
+        gradients: Tensors = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if group["weight_decay"]:
             gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
         new_parameters, new_state = self.updated(group, parameters, gradients, state)
