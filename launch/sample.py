@@ -25,7 +25,7 @@ from bigtrain.cluster.launch import join_world
 from bigtrain.errors import UserError
 from bigtrain.families.abilities import Latents, Reconstructs, Samples
 from bigtrain.inference.model import Model, open_model, require_label
-from bigtrain.inference.rows import COLUMNS, LatentRows, Rows, find_given
+from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, output_rows, reconstruction_rows
 from bigtrain.inference.splits import check_fields
 from bigtrain.options import Options
 from bigtrain.pictures import save_grid, save_npz, save_pngs
@@ -167,14 +167,12 @@ def _draw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
 
 
 def _reconstruct(model: Model, arguments: argparse.Namespace) -> None:
-    rows = Rows.of_reconstructions(model.family, model.weights, arguments.what)
     draws = model.family.require(Reconstructs, arguments.what).draws_in_reconstruction
     if arguments.seed != parser_of().get_default("seed") and not draws:
         raise UserError(f"--seed: a {model.family.kind} draws nothing in a reconstruction; leave it out")
     split = find_given(model.recipe.data, arguments.reconstruct, "--reconstruct")
     check_fields(split, model.family.spec, model.family.reads, "--reconstruct")
-    images = rows.draw(split, SHOWN, model.device, arguments.seed).cpu()
-    save_grid(arguments.out, images, COLUMNS)
+    save_grid(arguments.out, reconstruction_rows(model, split, SHOWN, arguments.seed), COLUMNS)
     _say_written(model, arguments, "images and their reconstructions")
 
 
@@ -187,15 +185,13 @@ def _turn_inputs(model: Model, sampling: Any, arguments: argparse.Namespace) -> 
     check_fields(split, model.family.spec, family.conditions, "--inputs")
     sampler = model.sampler(arguments.seed, sampling)
     if _is_grid(arguments):
-        rows = Rows.of_outputs(model.family, sampler.networks, sampling, arguments.what)
-        save_grid(arguments.out, rows.draw(split, SHOWN, model.device, arguments.seed).cpu(), COLUMNS)
-    outputs = (
-        sampler.draw_of(split, arguments.batch_size) if arguments.npz is not None or not _is_grid(arguments) else None
-    )
-    if outputs is not None and arguments.out is not None and not _is_grid(arguments):
-        save_pngs(arguments.out, outputs)
-    if outputs is not None and arguments.npz is not None:
-        save_npz(arguments.npz, outputs, None)
+        save_grid(arguments.out, output_rows(sampler, split, SHOWN), COLUMNS)
+    if arguments.npz is not None or not _is_grid(arguments):
+        outputs = sampler.draw_of(split, arguments.batch_size)
+        if arguments.out is not None and not _is_grid(arguments):
+            save_pngs(arguments.out, outputs)
+        if arguments.npz is not None:
+            save_npz(arguments.npz, outputs, None)
     _say_written(model, arguments, f"what is made of {split.where}")
 
 

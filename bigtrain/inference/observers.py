@@ -17,7 +17,7 @@ from bigtrain.inference.checkpoint_selection import in_training
 from bigtrain.inference.evaluation import check_early, evaluate_model, write_evaluation
 from bigtrain.inference.metric_choice import ability_for, check_metrics, chosen_metrics
 from bigtrain.inference.model import Model, Sampler, attach_dependencies
-from bigtrain.inference.rows import COLUMNS, Rows
+from bigtrain.inference.rows import COLUMNS, output_rows, reconstruction_rows
 from bigtrain.inference.splits import one_index
 from bigtrain.pictures import save_grid
 from bigtrain.recipe import Recipe
@@ -70,11 +70,8 @@ class SampleObserver:
 class RowsObserver:
     """Draws rows of data and of what the model makes of them, on the main rank; always of the same samples."""
 
-    def __init__(
-        self, rows: Callable[[Networks], Rows], folder: RunFolder, split: Index, seed: int, device: torch.device
-    ) -> None:
-        """`rows`: the rows of networks that are averages."""
-        self.rows, self.folder, self.split, self.seed, self.device = rows, folder, split, seed, device
+    def __init__(self, family: Family, folder: RunFolder, recipe: Recipe, split: Index, device: torch.device) -> None:
+        self.family, self.folder, self.recipe, self.split, self.device = family, folder, recipe, split, device
 
     def has(self, step: int) -> bool:
         return self.folder.samples(step).exists()
@@ -83,7 +80,11 @@ class RowsObserver:
         self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
     ) -> Mapping[str, float]:
         if world.is_main():
-            picture = self.rows(networks).draw(self.split, SHOWN, self.device, self.seed)
+            model, seed = model_in_training(self.family, networks, self.recipe, step, self.device), self.recipe.run.seed
+            if self.family.ability(Samples) is not None:
+                picture = output_rows(model.sampler(seed), self.split, SHOWN)
+            else:
+                picture = reconstruction_rows(model, self.split, SHOWN, seed)
             save_grid(self.folder.samples(step), picture, COLUMNS)
         return {}
 
@@ -109,13 +110,17 @@ class EvaluationObserver:
     def observe(
         self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
     ) -> Mapping[str, float]:
-        provenance = {"step": step, "weights": "ema", "data": self.family.spec.to_json()}
-        model = Model(self.family, networks, self.recipe, provenance, self.device)
+        model = model_in_training(self.family, networks, self.recipe, step, self.device)
         evaluated = evaluate_model(model, self.train, self.validation, should_stop)
         if evaluated is None:
             return {}
         write_evaluation(self.folder.path, step, evaluated)
         return {name: value for name, value in evaluated.result.items() if isinstance(value, float)}
+
+
+def model_in_training(family: Family, networks: Networks, recipe: Recipe, step: int, device: torch.device) -> Model:
+    """The model that a run has at a step; `networks` are averages."""
+    return Model(family, networks, recipe, {"step": step, "weights": "ema", "data": family.spec.to_json()}, device)
 
 
 def observers_of(
@@ -158,11 +163,4 @@ def _picture_observer(
         return SampleObserver(family, folder, recipe.run.seed, device)
     if samples is None and family.ability(Reconstructs) is None:
         raise UserError(f"{what}: {family.why_not(Samples)}; leave it null")
-
-    def rows(networks: Networks) -> Rows:
-        if samples is None:
-            return Rows.of_reconstructions(family, networks, what)
-        prepared = samples.prepare_sampling(networks, samples.sampling, recipe.run.seed)
-        return Rows.of_outputs(family, prepared, samples.sampling, what)
-
-    return RowsObserver(rows, folder, one_index(validation or train, what), recipe.run.seed, device)
+    return RowsObserver(family, folder, recipe, one_index(validation or train, what), device)

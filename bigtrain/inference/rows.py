@@ -1,6 +1,6 @@
 """Pictures of what a model makes of data and of latents: rows of images, uint8 [n, C, H, W], for a grid."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,14 +11,15 @@ from bigtrain.data.read.batch import on_device
 from bigtrain.data.read.stream import SplitLoader
 from bigtrain.data.splits import find_split
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import Latents, Reconstructs, Samples
-from bigtrain.families.family import Family
+from bigtrain.evaluation.images import OutputsOf
+from bigtrain.families.abilities import Latents, Samples
 from bigtrain.families.phases import Microbatch, Networks
-from bigtrain.features.network import full_float32
 from bigtrain.inference.microbatch import microbatch_of
+from bigtrain.inference.model import Model, Sampler
+from bigtrain.inference.outputs import reconstructions_of, samples_of
 from bigtrain.inference.splits import find_splits, one_index
 from bigtrain.pictures import to_uint8
-from bigtrain.randomness import Draws, to_device
+from bigtrain.randomness import Draws
 
 COLUMNS = 10
 """Samples of a row that shows what becomes of data."""
@@ -43,55 +44,44 @@ def find_given(data: DataOptions, where: str, flag: str) -> Index:
     return one_index(split, flag)
 
 
-class Rows:
-    """What a model makes of samples of a split, in rows: the fields that it is given, what it makes of them, and what is to
-    be compared with that."""
+def reconstruction_rows(model: Model, split: Index, count: int, seed: int) -> Tensor:
+    """Images above their reconstructions; `seed` keys the draws of families that make any."""
+    return rows_of(
+        split, count, model.device, reconstructions_of(model, split, seed), model.family.reads, ["image"], []
+    )
 
-    def __init__(
-        self, reads: Sequence[str], before: Sequence[str], make: Callable[[Microbatch], Tensor], after: Sequence[str]
-    ) -> None:
-        """`reads`: the fields that `make` takes; `before` and `after`: images that are shown above and below its result."""
-        self.reads, self.before, self.make, self.after = reads, before, make, after
 
-    @classmethod
-    def of_reconstructions(cls, family: Family, networks: Networks, what: object) -> "Rows":
-        """Images above their reconstructions."""
-        reconstructs = family.require(Reconstructs, what)
+def output_rows(sampler: Sampler, split: Index, count: int) -> Tensor:
+    """Inputs above outputs above targets."""
+    family = sampler.family.require(Samples, "sampling")
+    inputs, targets = family.conditions_beside_label, [family.sampled_field]
+    return rows_of(split, count, sampler.device, samples_of(sampler, split), family.conditions, inputs, targets)
 
-        def make(batch: Microbatch) -> Tensor:
-            with full_float32(batch.device):
-                return reconstructs.reconstruct(networks, batch)
 
-        return cls(family.reads, ["image"], make, [])
-
-    @classmethod
-    def of_outputs(cls, family: Family, networks: Networks, sampling: object, what: object) -> "Rows":
-        """Inputs above outputs above targets; `networks` come from `prepare_sampling`."""
-        samples = family.require(Samples, what)
-        target = [samples.sampled_field]
-        inputs = samples.conditions_beside_label
-        return cls(samples.conditions, inputs, lambda batch: samples.sample(networks, batch, sampling), target)
-
-    @torch.no_grad()
-    def draw(self, split: Index, count: int, device: torch.device, seed: int) -> Tensor:
-        """A fixed random subset of `count` samples, COLUMNS a row; the last rows are filled up with white. Draws are keyed by
-        `seed` and the samples' numbers in the split."""
-        shown = [*self.before, *self.after]
-        fields = list(dict.fromkeys(name for name in (*self.reads, *shown) if name in split.fields))
-        after = [name for name in self.after if name in split.fields]
-        for name in shown:
-            if name in split.fields and split.fields[name].kind != "image":
-                raise UserError(f"{split.where}: the field {name} is no image, and rows are of images")
-        rows: list[Tensor] = []
-        loader = SplitLoader(split, rank=0, world=1, batch=COLUMNS, workers=0, limit=count, fields=fields)
-        for numbers, batch in loader:
-            sent = on_device(batch, split.fields, device)
-            sample_ids = to_device(torch.from_numpy(numbers), device)
-            given = {name: sent[name] for name in self.reads if name in sent}
-            made = self.make(microbatch_of(given, sample_ids, Draws(seed, device=device)))
-            pictures = [*(sent[name] for name in self.before), made, *(sent[name] for name in after)]
-            rows += [to_uint8(images.float().clamp(-1, 1)) for images in pictures]
-        return _of_one_shape(rows)
+@torch.no_grad()
+def rows_of(
+    split: Index,
+    count: int,
+    device: torch.device,
+    outputs_of: OutputsOf,
+    reads: Sequence[str],
+    above: Sequence[str],
+    below: Sequence[str],
+) -> Tensor:
+    """What is made of a fixed random subset of `count` samples of a split, COLUMNS a row, between the images that are shown
+    above and below it, those below if the split has them; the last rows are filled up with white. `reads`: the fields that
+    `outputs_of` takes."""
+    below = [name for name in below if name in split.fields]
+    for name in (*above, *below):
+        if split.fields[name].kind != "image":
+            raise UserError(f"{split.where}: the field {name} is no image, and rows are of images")
+    fields = list(dict.fromkeys((*reads, *above, *below)))
+    rows: list[Tensor] = []
+    for numbers, batch in SplitLoader(split, rank=0, world=1, batch=COLUMNS, workers=0, limit=count, fields=fields):
+        sent = on_device(batch, split.fields, device)
+        pictures = [*(sent[name] for name in above), outputs_of(numbers, batch), *(sent[name] for name in below)]
+        rows += [to_uint8(images.float().clamp(-1, 1)) for images in pictures]
+    return _of_one_shape(rows)
 
 
 def _of_one_shape(rows: Sequence[Tensor]) -> Tensor:

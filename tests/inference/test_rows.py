@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import Index
+from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.errors import UserError
 from bigtrain.families.abilities import EncodesLatents, Latents, Likelihood, Reconstructs
-from bigtrain.inference.rows import COLUMNS, LatentRows, Rows, find_given
+from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, rows_of
 from bigtrain.pictures import to_uint8
 from bigtrain.recipe import load_recipe
 from tests.asking import sampled
@@ -27,8 +29,11 @@ def test_rows_show_inputs_above_outputs_above_targets() -> None:
     ).data
     split = find_given(recipe_data, "validation", "--inputs")
     assert split.samples == index.samples
-    negatives = Rows(["input"], ["input"], lambda batch: -batch["input"], ["image"])
-    rows = negatives.draw(split, 15, CPU, 0)
+
+    def negatives(numbers: np.ndarray, batch: Batch) -> Tensor:
+        return -on_device(batch, split.fields, CPU)["input"]
+
+    rows = rows_of(split, 15, CPU, negatives, ["input"], ["input"], ["image"])
     assert rows.shape == (2 * 3 * COLUMNS, 1, 16, 16)
     given, made, target = (rows[row * COLUMNS : (row + 1) * COLUMNS] for row in range(3))
     assert torch.equal(made, 255 - given)
