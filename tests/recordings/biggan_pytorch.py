@@ -7,6 +7,7 @@ the published widths, on the meta device.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.recordings.formula import pattern, weight
-from tests.recordings.summary import excerpt, gradients, objective, open_checkout, summary, write
+from tests.recordings.summary import counted, excerpt, gradients, objective, open_checkout, summary, write
 
 REPOSITORY = "github.com/ajbrock/BigGAN-PyTorch"
 COMMIT = "98459431a5d618d644d54cd1e9fceb1e5045648d"
@@ -128,12 +129,6 @@ def record(name: str) -> dict[str, Any]:
     return recording
 
 
-def count(name: str) -> dict[str, Any]:
-    with torch.device("meta"):
-        network = build(name, PUBLISHED[name])
-    return {"arguments": PUBLISHED[name], "parameters": sum(parameter.numel() for parameter in network.parameters())}
-
-
 def main() -> None:
     open_checkout(COMMIT)
     # utils imports datasets, which reads HDF5 files with h5py; nothing here does.
@@ -145,7 +140,7 @@ def main() -> None:
             "repository": REPOSITORY,
             "commit": COMMIT,
             "networks": {name: record(name) for name in SMALL},
-            "published": {name: count(name) for name in PUBLISHED},
+            "published": {name: counted(partial(build, name), PUBLISHED[name]) for name in PUBLISHED},
         },
     )
 

@@ -9,6 +9,7 @@ and gradients of one step of their model. Parameter counts of the published widt
 import re
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.recordings.formula import pattern, weight
-from tests.recordings.summary import excerpt, gradients, objective, open_checkout, summary, write
+from tests.recordings.summary import counted, excerpt, gradients, objective, open_checkout, summary, write
 
 REPOSITORY = "github.com/junyanz/pytorch-CycleGAN-and-pix2pix"
 COMMIT = "c3268edd50ec37a81600c9b981841f48929671b8"
@@ -158,12 +159,6 @@ def record_step() -> dict[str, Any]:
     return recording | {"losses": {name: loss.item() for name, loss in losses.items()}}
 
 
-def count(name: str) -> dict[str, Any]:
-    with torch.device("meta"):
-        network = build(name, PUBLISHED[name])
-    return {"arguments": PUBLISHED[name], "parameters": sum(parameter.numel() for parameter in network.parameters())}
-
-
 def main() -> None:
     open_checkout(COMMIT)
     torch.set_num_threads(1)
@@ -174,7 +169,7 @@ def main() -> None:
             "commit": COMMIT,
             "networks": {name: record(name) for name in SMALL},
             "step": record_step(),
-            "published": {name: count(name) for name in PUBLISHED},
+            "published": {name: counted(partial(build, name), PUBLISHED[name]) for name in PUBLISHED},
         },
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.recordings.formula import pattern, weight
-from tests.recordings.summary import excerpt, gradients, objective, open_checkout, summary, write
+from tests.recordings.summary import counted, excerpt, gradients, objective, open_checkout, summary, write
 
 REPOSITORY = "github.com/POSTECH-CVLab/PyTorch-StudioGAN"
 COMMIT = "947b35e9835b67860fdce44d337f6d7fee7c8db3"
@@ -83,12 +83,6 @@ def record(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def count(arguments: dict[str, Any]) -> dict[str, Any]:
-    with torch.device("meta"):
-        network = build(arguments)
-    return {"arguments": arguments, "parameters": sum(parameter.numel() for parameter in network.parameters())}
-
-
 def main() -> None:
     sys.path.insert(0, str(open_checkout(COMMIT) / "src"))
     # The model file imports it for a context manager that does nothing; it imports the whole of their training.
@@ -102,7 +96,7 @@ def main() -> None:
             "repository": REPOSITORY,
             "commit": COMMIT,
             "networks": {name: record(arguments) for name, arguments in SMALL.items()},
-            "published": {name: count(arguments) for name, arguments in PUBLISHED.items()},
+            "published": {name: counted(build, arguments) for name, arguments in PUBLISHED.items()},
         },
     )
 

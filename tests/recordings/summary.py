@@ -4,11 +4,12 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.recordings.formula import pattern
 
@@ -84,6 +85,13 @@ def open_checkout(commit: str) -> Path:
         sys.exit(f"{checkout} is of commit {found.strip()}; the recording is of {commit}")
     sys.path.insert(0, str(checkout))
     return checkout
+
+
+def counted(build: Callable[..., nn.Module], arguments: Any) -> dict[str, Any]:
+    """The number of parameters of the network that `build` makes of the arguments of its published size."""
+    with torch.device("meta"):
+        network = build(arguments)
+    return {"arguments": arguments, "parameters": sum(parameter.numel() for parameter in network.parameters())}
 
 
 def write(script: str, recording: dict[str, Any]) -> None:

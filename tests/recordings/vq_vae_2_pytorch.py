@@ -17,7 +17,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.recordings.formula import pattern, weight
-from tests.recordings.summary import excerpt, gradients, open_checkout, summary, write
+from tests.recordings.summary import counted, excerpt, gradients, open_checkout, summary, write
 
 REPOSITORY = "github.com/rosinality/vq-vae-2-pytorch"
 COMMIT = "ef5f67c46f93624163776caec9e0d95063910eca"
@@ -108,12 +108,10 @@ def record() -> dict[str, Any]:
     }
 
 
-def count(arguments: dict[str, int]) -> dict[str, Any]:
+def build(arguments: dict[str, int]) -> nn.Module:
     from vqvae import VQVAE
 
-    with torch.device("meta"):
-        network = VQVAE(**arguments)
-    return {"arguments": arguments, "parameters": sum(parameter.numel() for parameter in network.parameters())}
+    return VQVAE(**arguments)
 
 
 def main() -> None:
@@ -125,7 +123,7 @@ def main() -> None:
             "repository": REPOSITORY,
             "commit": COMMIT,
             "network": record(),
-            "published": {name: count(arguments) for name, arguments in PUBLISHED.items()},
+            "published": {name: counted(build, arguments) for name, arguments in PUBLISHED.items()},
         },
     )
 
