@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from PIL.Image import Image
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bigtrain.data.fields.pictures import to_images
@@ -162,7 +163,7 @@ class SamplesByFamily:
             raise ValueError(f"{', '.join(conditions)}: give as many of each as images are to be drawn")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: {output_type!r} is not pil, np or pt")
-        options = family.sampling_class.model_validate(family.sampling.model_dump() | sampling)
+        options = _chosen_options(family, sampling)
         networks = family.prepare_sampling(self.networks, options, seed)
         draws = Draws(seed, device=torch.device(self.device))
         batches = []
@@ -249,6 +250,19 @@ def family_pipeline_of(pipeline: Any) -> type[DiffusersFolderPipeline]:
     whole = signature.replace(parameters=[*signature.parameters.values(), own])
     vars(__init__)["__signature__"] = whole
     return type(f"Family{pipeline.__name__}", (DiffusersFolderPipeline, pipeline), {"__init__": __init__})
+
+
+def _chosen_options(family: Samples, given: Mapping[str, Any]) -> Any:
+    """The model's sampling options, with those that are given. Raises ValueError for one that it does not have or take."""
+    known = family.sampling_class.model_fields
+    for name in given.keys() - known.keys():
+        raise ValueError(f"{name}: is no option of this model; there are {', '.join(known) or 'none'}")
+    try:
+        return family.sampling_class.model_validate(family.sampling.model_dump() | given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "options"
+        raise ValueError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _condition(name: str, values: Any, facts: Mapping[str, Any]) -> Tensor:

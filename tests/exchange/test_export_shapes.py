@@ -85,6 +85,20 @@ def test_an_export_takes_a_list_or_a_tensor_of_classes_and_says_so(tmp_path: Pat
             pipeline(class_labels=wrong, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ({"truncatoin": 0.5}, "^truncatoin: is no option of this model; there are truncation, statistics, .*$"),
+        ({"truncation": 0}, "^truncation: Input should be greater than 0$"),
+    ],
+)
+def test_a_wrong_option_of_an_export_is_one_sentence(option: dict[str, float], sentence: str, tmp_path: Path) -> None:
+    exported(small_family("gan", (16, 16), channels=1), tmp_path / "export")
+    pipeline = FamilyPipeline.from_pretrained(str(tmp_path / "export"))
+    with pytest.raises(ValueError, match=sentence):
+        pipeline(class_labels=[0], **option)
+
+
 def _unet(size: tuple[int, int]) -> dict[str, Any]:
     resolutions = [min(size) // 2]
     return {
