@@ -9,11 +9,13 @@ import torch
 from diffusers import DDPMPipeline
 from PIL import Image
 
+from bigtrain.data.fields.pictures import to_images
 from bigtrain.exchange.export import export, opened
 from bigtrain.exchange.pipeline import FamilyPipeline, family_pipeline_of
+from bigtrain.families.abilities import Samples
 from bigtrain.families.family import Family
 from bigtrain.pictures import to_uint8
-from tests.asking import sampled
+from tests.asking import asked, sampled
 from tests.training.small_steps import small_family, small_networks
 
 PLAIN: dict[str, Any] = {"class_conditional": False, "label_dropout": 0.0, "loss": "simple", "variance": "fixed_large"}
@@ -129,3 +131,20 @@ def test_an_export_of_a_translation_takes_pictures_of_its_inputs_shape_and_says_
     ):
         with pytest.raises(ValueError, match=sentence):
             pipeline(input=wrong, seed=0)
+
+
+def test_an_export_of_a_translation_makes_of_pictures_what_the_family_makes_of_them(tmp_path: Path) -> None:
+    family = small_family("translation", (16, 24), channels=3)
+    networks = {name: network.eval() for name, network in small_networks(family).items()}
+    export(tmp_path / "export", family, {"generator": networks["generator"]}, recipe_yaml="", provenance={})
+    pipeline = FamilyPipeline.from_pretrained(str(tmp_path / "export"))
+    pipeline.set_progress_bar_config(disable=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 24), dtype=np.uint8)
+    inputs = to_images(torch.from_numpy(pixels[..., None]), torch.zeros(3, dtype=torch.bool), torch.device("cpu"))
+    samples = family.require(Samples, "the test")
+    prepared = samples.prepare_sampling(networks, samples.sampling, 7)
+    own = to_uint8(samples.sample(prepared, asked({"input": inputs}, range(3), 7), samples.sampling))
+    wanted = own.permute(0, 2, 3, 1).numpy()
+    for given in ([Image.fromarray(picture) for picture in pixels], torch.from_numpy(pixels[:, None])):
+        drawn = np.stack([np.asarray(picture) for picture in pipeline(input=given, seed=7).images])
+        np.testing.assert_array_equal(drawn, wanted)
