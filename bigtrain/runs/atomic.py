@@ -1,8 +1,13 @@
-"""Atomic writes: a file is written under a temporary name, flushed to the disk, and renamed."""
+"""Atomic writes: a file is written under a temporary name, flushed to the disk, and renamed.
 
+What is neither a plain file nor absent is never replaced: a link would be lost, and so would a device.
+"""
+
+import errno
 import hashlib
 import json
 import os
+import stat
 import uuid
 from pathlib import Path
 from typing import Any
@@ -35,8 +40,21 @@ def write_flushed(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises OSError if there is something at `path` that is no plain file; a symbolic link is none."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        what = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no plain file"
+        raise OSError(errno.EEXIST, f"is {what}, which is not replaced", str(path))
+
+
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces the content of `path` atomically. Raises OSError (a full disk, say) and leaves the old content in place."""
+    """Replaces the content of `path` atomically. Raises OSError (a full disk, or `check_replaceable`) and leaves the old
+    content in place."""
+    check_replaceable(path)
     temporary = aside(path)
     try:
         write_flushed(temporary, data)
