@@ -27,7 +27,7 @@ from bigtrain.formats import PHILOX_FORMAT
 from bigtrain.options import Options
 from bigtrain.recipe import Recipe, differences, load_recipe, stored_format
 from bigtrain.runs import atomic, checkpoint
-from bigtrain.runs.folder import RunFolder
+from bigtrain.runs.folder import RUN, RunFolder
 
 MAIN_RANK_FIRST_S = 10.0
 """How long the other ranks wait for the main one to print an error that all of them have met."""
@@ -109,23 +109,12 @@ def open_run(recipe: Recipe) -> RunFolder:
     folder = RunFolder(recipe.folder)
 
     def claim() -> None:
-        folder.make()
-        if folder.recipe.exists() and not folder.environment.exists():
-            raise UserError(
-                f"{folder.path}: holds a recipe.yaml but is not a run folder; choose another with run.dir=PATH, so that "
-                "nothing there is overwritten"
-            )
-        folder.lock()
-        if folder.recipe.exists() and checkpoint.listed(folder.checkpoints):
-            _check_draws(folder, recipe)
-            changed = differences(load_recipe(folder.recipe), recipe)
-            if changed:
-                raise UserError(
-                    f"{folder.path}: holds a run of another recipe ({'; '.join(changed)}); undo the change, or train in "
-                    "another folder with run.dir=PATH or run.name=NAME"
-                )
-        atomic.write_bytes(folder.recipe, recipe.to_yaml().encode())
-        atomic.write_json(folder.environment, environment())
+        recipe_yaml = recipe.to_yaml().encode()
+        folder.claim(recipe_yaml)
+        for path in _recipes_of(folder):
+            _check_recipe(path, folder, recipe)
+        atomic.write_json(folder.environment, environment() | {RUN: folder.run})
+        atomic.write_bytes(folder.recipe, recipe_yaml)
 
     try:
         world.on_main(claim)
@@ -134,13 +123,32 @@ def open_run(recipe: Recipe) -> RunFolder:
     return folder
 
 
-def _check_draws(folder: RunFolder, recipe: Recipe) -> None:
-    """Raises UserError if the run would go on with other draws than it began with."""
-    number = stored_format(folder.recipe)
-    if number < PHILOX_FORMAT and find_family(recipe.family.kind).draws_in_training:
+def _recipes_of(folder: RunFolder) -> list[Path]:
+    """The recipes with which what is in a folder was made: those within its checkpoints; the folder's for checkpoints that are
+    older than that, and for pictures and evaluations of a run that left no checkpoint. Raises UserError if it is missing."""
+    own = [checkpoint.recipe_of(path) for path in checkpoint.listed(folder.checkpoints)]
+    if not own and folder.has_results() and folder.recipe.exists():
+        return [folder.recipe]
+    if None in own and not folder.recipe.exists():
         raise UserError(
-            f"{folder.recipe}: this run was begun by an older bigtrain (format {number}), whose random draws were others, so "
-            "it cannot go on as the same experiment; sample, evaluate or export it as it is, and train anew in another folder "
+            f"{folder.recipe}: is missing, and says which run its checkpoints belong to; restore it, or train in another "
+            "folder with run.dir=PATH or run.name=NAME"
+        )
+    return list(dict.fromkeys(path or folder.recipe for path in own))
+
+
+def _check_recipe(path: Path, folder: RunFolder, recipe: Recipe) -> None:
+    """Raises UserError if a run that was begun with the recipe at `path` cannot go on with `recipe`."""
+    if stored_format(path) < PHILOX_FORMAT and find_family(recipe.family.kind).draws_in_training:
+        raise UserError(
+            f"{path}: this run was begun by an older bigtrain (format {stored_format(path)}), whose random draws were others, "
+            "so it cannot go on as the same experiment; sample, evaluate or export it as it is, and train anew in another "
+            "folder with run.dir=PATH or run.name=NAME"
+        )
+    changed = differences(load_recipe(path), recipe)
+    if changed:
+        raise UserError(
+            f"{folder.path}: holds a run of another recipe ({'; '.join(changed)}); undo the change, or train in another folder "
             "with run.dir=PATH or run.name=NAME"
         )
 

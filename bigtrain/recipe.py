@@ -171,8 +171,8 @@ def _kind_of_family(content: Mapping[str, Any]) -> Any:
 
 
 def _is_of_a_run(path: Path) -> bool:
-    """Whether a recipe is the resolved one that lies in a run folder or an export."""
-    beside = ("environment.json", "model_index.json")
+    """Whether a recipe is the resolved one that lies in a run folder, a checkpoint or an export."""
+    beside = ("environment.json", "manifest.json", "model_index.json")
     return path.name == "recipe.yaml" and any((path.parent / name).exists() for name in beside)
 
 

@@ -31,7 +31,7 @@ from bigtrain.inference.microbatch import microbatch_of
 from bigtrain.inference.splits import find_splits, images_behind
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws, Indices, to_device
-from bigtrain.recipe import Recipe, load_recipe
+from bigtrain.recipe import Recipe, differences, load_recipe
 from bigtrain.runs import checkpoint
 from bigtrain.sizes import size_text
 
@@ -286,6 +286,7 @@ def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, wh
         available = ", ".join(["ema", "raw", *recipe.ema.extra])
         raise UserError(f"--weights: {path} has no average {weights!r}; there are {available}")
     saved = checkpoint.opened(chosen)
+    _check_recipe_of(saved, path)
     family = make_family(recipe, DataSpec.from_json(saved.state["data"]))
     group = {"ema": "average", "raw": "weights"}.get(weights, f"average_{weights}")
     networks: dict[str, nn.Module] = {}
@@ -296,6 +297,17 @@ def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, wh
         networks[name] = ready(network, device)
     provenance = {"step": saved.step, "weights": weights, "data": saved.state["data"]}
     return Model(family, networks, recipe, provenance, device)
+
+
+def _check_recipe_of(saved: checkpoint.Checkpoint, run: Path) -> None:
+    """Raises UserError if a checkpoint was trained with another recipe than the one that lies in its run folder now."""
+    recipe = checkpoint.recipe_of(saved.path)
+    changed = differences(load_recipe(recipe), load_recipe(run / "recipe.yaml")) if recipe is not None else []
+    if changed:
+        raise UserError(
+            f"{run / 'recipe.yaml'}: is not the recipe that {saved.path.name} was trained with ({'; '.join(changed)}); restore "
+            f"it from {recipe}"
+        )
 
 
 def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str | None) -> Model:

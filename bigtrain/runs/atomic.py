@@ -7,15 +7,36 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import stat
 import uuid
 from pathlib import Path
 from typing import Any
 
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+
 
 def aside(path: Path) -> Path:
     """A hidden path in the same folder that no other process uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is one of `aside`, which a killed process left."""
+    return _ASIDE.fullmatch(name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left half written or half deleted in a folder, if there is one; only for a process that has
+    locked it."""
+    for path in folder.glob(".*.tmp"):
+        if not is_leftover(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

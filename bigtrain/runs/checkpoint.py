@@ -4,7 +4,8 @@
       COMPONENT.weights.safetensors     parameters and buffers by name
       COMPONENT.optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step, ... by parameter name
       COMPONENT.average.safetensors     the averaged weights, if the component has them (average_NAME: extra averages)
-      state.json                        step, stream position, interval averages, a description of the data
+      state.json                        step, stream position, interval averages, a description of the data, the run's id
+      recipe.yaml                       the recipe that it was trained with
       manifest.json                     size and sha256 of each of these
 
 A checkpoint is written to a hidden folder, flushed, and renamed: it is whole or it is not there.
@@ -15,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from torch import Tensor
 
 from bigtrain.errors import RankError, UserError
 from bigtrain.runs import atomic
+from bigtrain.untrusted import read_json
 
 FORMAT = 1
 _NAME = "step_{step:08d}"
+RECIPE = "recipe.yaml"
 BEST = "best.json"
 """The file beside the checkpoints that records the best ones (runs/best.py)."""
 
@@ -73,16 +76,21 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
 
 
 def write(
-    folder: Path, step: int, components: Mapping[str, Mapping[str, Mapping[str, Tensor]]], state: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    components: Mapping[str, Mapping[str, Mapping[str, Tensor]]],
+    state: Mapping[str, Any],
+    recipe: bytes | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Writes the checkpoint of `step` under `folder`.
+    """Writes the checkpoint of `step` under `folder`, which must exist. `check` is called just before the rename.
 
-    Raises UserError if the disk is full or read-only; then nothing has changed.
+    Raises UserError if the disk is full or read-only, or if `check` does; then nothing has changed.
     """
     final = folder / _NAME.format(step=step)
     temporary = atomic.aside(final)
     try:
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": {}}
         for component, groups in components.items():
             for group, tensors in groups.items():
@@ -91,11 +99,14 @@ def write(
                 on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
                 safetensors.torch.save_file(on_cpu, temporary / name)
         atomic.write_flushed(temporary / "state.json", json.dumps(state, indent=2).encode())
+        if recipe is not None:
+            atomic.write_flushed(temporary / RECIPE, recipe)
         for path in sorted(temporary.iterdir()):
             atomic.sync(path)
             manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": atomic.sha256_of(path)}
         atomic.write_flushed(temporary / "manifest.json", json.dumps(manifest, indent=2).encode())
         atomic.sync_folder(temporary)
+        check()
         replaced = atomic.aside(final)
         if final.exists():  # damaged, or this call would not have been made
             os.rename(final, replaced)
@@ -109,6 +120,9 @@ def write(
             f"{final}: cannot write the checkpoint ({reason}); earlier checkpoints are untouched: make room "
             "on the disk and run the same command again"
         ) from error
+    except UserError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return final
 
 
@@ -173,13 +187,24 @@ def listed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*") if path.is_dir() and re.fullmatch(r"step_\d{8,}", path.name))
 
 
-def clean(folder: Path) -> None:
-    """Removes what killed processes left half written or half deleted. Only for the process that holds the run's lock."""
-    for path in folder.glob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:  # a temporary file of best.json
-            path.unlink(missing_ok=True)
+def run_of(path: Path) -> str | None:
+    """The id of the run that wrote a checkpoint, which is not verified; None for one that is older than ids, or damaged."""
+    try:
+        state = read_json(path / "state.json")
+    except (OSError, ValueError):
+        return None
+    own = state.get("run") if isinstance(state, dict) else None
+    return own if isinstance(own, str) else None
+
+
+def recipe_of(path: Path) -> Path | None:
+    """The recipe within a checkpoint, as its manifest says it; None for a checkpoint that is older than that, or damaged."""
+    recipe = path / RECIPE
+    try:
+        expected = read_json(path / "manifest.json")["files"][RECIPE]["sha256"]
+        return recipe if atomic.sha256_of(recipe) == expected else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def best_path(folder: Path) -> Path | None:

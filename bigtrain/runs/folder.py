@@ -1,15 +1,29 @@
-"""The run folder: paths of the files of one run, and a lock against two trainings in it."""
+"""The run folder: paths of the files of one run, whose it is, and a lock against two trainings in it."""
 
 import fcntl
 import os
+import stat
+import uuid
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bigtrain.errors import UserError
+from bigtrain.runs import atomic, checkpoint
+from bigtrain.untrusted import read_json
+
+LOCK = ".lock"
+_FILES = {"recipe.yaml", "environment.json", "metrics.jsonl", LOCK}
+_FOLDERS = {"checkpoints", "codes", "evaluations", "profile", "samples", "slurm", "tensorboard"}
+"""What a run folder has of its own, `codes` by the README's advice."""
+RUN = "run"
+"""The key of environment.json, and of a checkpoint's state, that holds the run's id."""
 
 
 class RunFolder:
-    """Paths of the files of one run."""
+    """Paths of the files of one run. `run`: its id, and `recipe_yaml`: what it is trained with, once a process has claimed the
+    folder to train in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -18,6 +32,9 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
+        self.run: str | None = None
+        self.recipe_yaml: bytes | None = None
+        self._identity: tuple[int, int] | None = None
 
     def samples(self, step: int) -> Path:
         return self.path / "samples" / f"step_{step:08d}.png"
@@ -25,7 +42,47 @@ class RunFolder:
     def evaluation(self, step: int) -> Path:
         return self.path / "evaluations" / f"step_{step:08d}.json"
 
-    def make(self) -> None:
+    def has_results(self) -> bool:
+        """Whether there are pictures or evaluations."""
+        return any(any((self.path / name).glob("step_*")) for name in ("samples", "evaluations"))
+
+    # -- claiming ---------------------------------------------------------------------------------------------------
+
+    def claim(self, recipe_yaml: bytes) -> None:
+        """Makes the folder or takes over what is there, and makes this process the only one that trains in it.
+
+        The lock is the one act that decides: whatever a killed process left behind is taken over, and its temporary files are
+        removed. Nothing is written before it is clear that the folder is a run's: raises UserError for a folder with files of
+        somebody's own, and for links within it, through which a run would write and delete elsewhere. The id is that of the run
+        whose checkpoints are here, or a new one.
+        """
+        self._make()
+        self._check_entries()
+        self.lock()
+        for folder in (self.path, self.checkpoints, self.path / "samples", self.path / "evaluations"):
+            atomic.remove_leftovers(folder)
+        self.checkpoints.mkdir(exist_ok=True)
+        self.recipe_yaml = recipe_yaml
+        self.run = self._id_of_checkpoints() or uuid.uuid4().hex
+        status = os.stat(self.path)
+        self._identity = status.st_dev, status.st_ino
+
+    def check(self) -> None:
+        """Raises UserError if the path is no longer the folder that was claimed; nothing may be written there then."""
+        if self._identity is None:
+            return
+        try:
+            status = os.stat(self.path)
+            is_still = (status.st_dev, status.st_ino) == self._identity
+        except OSError:
+            is_still = False
+        if not is_still:
+            raise UserError(
+                f"{self.path}: was moved or deleted while the run trained, so nothing more is written; put it back, or give "
+                "where it is now as run.dir=PATH, and run the same command again: it goes on from the newest checkpoint"
+            )
+
+    def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -33,9 +90,62 @@ class RunFolder:
                 f"{self.path}: cannot create the run folder ({error.strerror}); choose another with run.dir=PATH"
             ) from error
 
+    def _check_entries(self) -> None:
+        """Raises UserError for a link or another kind of file where a run has its own, and for a folder that is no run's."""
+        names = sorted(os.listdir(self.path))
+        for name in names:
+            if name in _FILES:
+                self._check_kind(self.path / name, stat.S_ISREG, "a plain file")
+            elif name in _FOLDERS:
+                self._check_kind(self.path / name, stat.S_ISDIR, "a folder")
+        for path in self.checkpoints.glob("*"):
+            if path.name == checkpoint.BEST:
+                self._check_kind(path, stat.S_ISREG, "a plain file")
+            elif path.name.startswith("step_"):
+                self._check_kind(path, stat.S_ISDIR, "a folder")
+        foreign = [name for name in names if name not in _FOLDERS | _FILES and not atomic.is_leftover(name)]
+        if foreign and self._recorded() is None:
+            raise UserError(
+                f"{self.path}: is not a run folder: it holds {foreign[0]} and no environment.json of a run; choose another "
+                "with run.dir=PATH, so that nothing there is overwritten"
+            )
+
+    def _check_kind(self, path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
+        if not is_kind(os.lstat(path).st_mode):
+            raise UserError(
+                f"{path}: is a link, or something else that is not {kind}, and a run writes and deletes there; remove it (the "
+                "run folder itself may be a link), or choose another folder with run.dir=PATH"
+            )
+
+    def _recorded(self) -> dict[str, Any] | None:
+        """What environment.json says; None if there is none that a run wrote."""
+        try:
+            content = read_json(self.environment)
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) and "versions" in content else None
+
+    def _id_of_checkpoints(self) -> str | None:
+        """The id of the run whose checkpoints are here; None if there are none, or if they are older than ids.
+
+        Raises UserError if they are of several runs, or of another one than environment.json says.
+        """
+        recorded = (self._recorded() or {}).get(RUN)
+        known = str(recorded) if recorded is not None else None
+        paths = checkpoint.listed(self.checkpoints)
+        for path in paths:
+            own = checkpoint.run_of(path)
+            if own is not None and known is not None and own != known:
+                raise UserError(
+                    f"{path}: is a checkpoint of another run ({own}) than the others here ({known}); move it into a folder of "
+                    "its own, or choose another folder with run.dir=PATH"
+                )
+            known = known or own
+        return known if paths else None
+
     def lock(self) -> None:
         """Makes this process the only one that trains in this folder; the kernel releases the lock when the process ends."""
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -2,10 +2,10 @@
 
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from bigtrain.runs import checkpoint
+from bigtrain.runs.folder import RunFolder
 from bigtrain.training.engine.component import Groups
 
 
@@ -15,7 +15,7 @@ class CheckpointWriter:
     A kill in the middle loses only the checkpoint that is being written (runs/checkpoint.py).
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: RunFolder, keep: int) -> None:
         self.folder, self.keep = folder, keep
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -30,13 +30,15 @@ class CheckpointWriter:
 
     def _write(self, step: int, components: Mapping[str, Groups], state: Mapping[str, Any]) -> None:
         try:
-            checkpoint.write(self.folder, step, components, state)
-            checkpoint.keep_newest(self.folder, step, self.keep)
+            folder = self.folder.checkpoints
+            checkpoint.write(folder, step, components, state, self.folder.recipe_yaml, self.folder.check)
+            checkpoint.keep_newest(folder, step, self.keep)
         except BaseException as failure:
             self._failure = failure
 
     def check(self) -> None:
-        """Raises the error of a write that has ended: UserError if the disk was full or read-only."""
+        """Raises the error of a write that has ended: UserError if the disk was full or read-only, or the folder is gone."""
+        self.folder.check()
         if self._thread is None or not self._thread.is_alive():
             self.finish()
 

@@ -24,7 +24,7 @@ from bigtrain.families.family import Family, build_network
 from bigtrain.families.phases import Phase
 from bigtrain.runs import checkpoint
 from bigtrain.runs.best import Best
-from bigtrain.runs.folder import RunFolder
+from bigtrain.runs.folder import RUN, RunFolder
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.checkpoint_writer import CheckpointWriter
 from bigtrain.training.cost.step import flops_of_all_ranks
@@ -83,7 +83,7 @@ class Trainer:
         self.step = 0
         self.wall_s = 0.0
         self._interval = Interval(0)
-        self._writer = CheckpointWriter(folder.checkpoints, train.keep)
+        self._writer = CheckpointWriter(folder, train.keep)
         self._saved_step = -1
         self._focused: Sequence[str] = ()
         flops = partial(flops_of_all_ranks, family, train.batch_size, train.accumulate, train.precision, train.steps)
@@ -209,6 +209,7 @@ class Trainer:
                 self.watchdog.mark({"sample": "draws pictures", "evaluate": "evaluates"}[name], patient=True)
                 if only_missing and world.on_main(partial(self._has_observed, name)):
                     continue
+                world.on_main(self.folder.check)
                 begin = time.perf_counter()
                 values = observer.observe(
                     self.step, self.averaged_networks(), self.watchdog.polled(interruption.requested)
@@ -306,6 +307,7 @@ class Trainer:
             "replaced": self.microbatches.replaced,
             "meters": meters,
             "data": describe(self.index),
+            RUN: self.folder.run,
         }
         components = {name: component.snapshot() for name, component in self.components.items()}
         world.on_main(lambda: self._writer.start(self.step, components, state))
@@ -349,5 +351,4 @@ class Trainer:
         self.wall_s, self.microbatches.replaced = saved.state["wall"], saved.state["replaced"]
 
     def _newest_path(self) -> Path | None:
-        checkpoint.clean(self.folder.checkpoints)
         return checkpoint.newest_whole_path(self.folder.checkpoints)

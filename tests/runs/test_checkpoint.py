@@ -162,7 +162,7 @@ def test_only_the_newest_are_kept_and_half_written_ones_are_cleaned(tmp_path: Pa
     half.mkdir()
     (tmp_path / "step_00000001.bak").mkdir()
     checkpoint.keep_newest(tmp_path, 3, 2)
-    checkpoint.clean(tmp_path)
+    atomic.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001.bak", "step_00000002", "step_00000003"]
 
 

@@ -1,14 +1,17 @@
-"""Who may write to a run folder."""
+"""Whose a run folder is, and who may write there."""
 
 import errno
 import fcntl
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from bigtrain.errors import UserError
-from bigtrain.runs.folder import RunFolder
+from bigtrain.runs import checkpoint
+from bigtrain.runs.folder import RUN, RunFolder
+from bigtrain.training.checkpoint_writer import CheckpointWriter
 
 
 def test_a_file_system_without_locks_is_not_taken_for_another_training(
@@ -21,4 +24,150 @@ def test_a_file_system_without_locks_is_not_taken_for_another_training(
     with pytest.raises(
         UserError, match=r"its file system cannot lock files \(Function not implemented\).*run\.dir=PATH"
     ):
-        RunFolder(tmp_path).lock()
+        RunFolder(tmp_path).claim(b"")
+
+
+def written(folder: RunFolder) -> None:
+    """As the start of a training leaves a folder."""
+    folder.environment.write_text(json.dumps({"versions": {}, RUN: folder.run}))
+    folder.recipe.write_bytes(b"run: {}")
+
+
+def ended(path: Path) -> None:
+    """As if the process that trained there had ended, which holds the lock on this file."""
+    (path / ".lock").unlink()
+
+
+def with_checkpoint(folder: RunFolder, run: str | None, step: int = 1) -> Path:
+    return checkpoint.write(folder.checkpoints, step, {}, {"step": step, RUN: run}, folder.recipe_yaml)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        [],
+        [".lock"],
+        [".environment.json.0123456789ab.tmp"],
+        ["environment.json"],
+        ["recipe.yaml"],
+        ["recipe.yaml", ".recipe.yaml.0123456789ab.tmp"],
+        ["slurm/", "recipe.yaml", ".lock"],
+        ["checkpoints/", "checkpoints/.step_00000001.0123456789ab.tmp/"],
+    ],
+    ids=" ".join,
+)
+def test_what_a_death_at_start_leaves_is_taken_over(tmp_path: Path, left: list[str]) -> None:
+    for name in left:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"")
+    folder = RunFolder(tmp_path)
+    folder.claim(b"")
+    assert folder.run
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "model_index.json", ".git/"])
+def test_a_folder_with_files_of_its_own_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / "recipe.yaml").write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"is not a run folder: it holds {name.rstrip('/')}.*run\.dir=PATH"):
+        RunFolder(tmp_path).claim(b"")
+    assert sorted(os.listdir(tmp_path)) == sorted([name.rstrip("/"), "recipe.yaml"])
+
+
+def test_files_of_the_users_own_may_lie_in_a_run_folder(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path)
+    first.claim(b"")
+    written(first)
+    ended(tmp_path)
+    (tmp_path / "notes.txt").write_text("good run")
+    RunFolder(tmp_path).claim(b"")
+
+
+LINKS = [
+    "checkpoints",
+    "samples",
+    "evaluations",
+    "tensorboard",
+    "metrics.jsonl",
+    ".lock",
+    "recipe.yaml",
+    "environment.json",
+]
+
+
+@pytest.mark.parametrize("name", [*LINKS, "checkpoints/step_00000001", "checkpoints/best.json"])
+def test_a_link_within_a_run_folder_is_refused(tmp_path: Path, name: str) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    (run / name).parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_bytes(b"kept")
+    (run / name).symlink_to(elsewhere / "kept" if "." in name else elsewhere)
+    with pytest.raises(UserError, match=f"{name}: is a link"):
+        RunFolder(run).claim(b"")
+    assert os.listdir(elsewhere) == ["kept"]
+    assert (elsewhere / "kept").read_bytes() == b"kept"
+
+
+def test_the_run_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "scratch")
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(b"")
+    folder.check()
+
+
+def test_the_id_of_a_run_stays_as_long_as_its_checkpoints(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path)
+    first.claim(b"run: {}")
+    written(first)
+    with_checkpoint(first, first.run)
+    for lost in ([], ["environment.json"], ["environment.json", "recipe.yaml"]):
+        ended(tmp_path)
+        for name in lost:
+            (tmp_path / name).unlink(missing_ok=True)
+        first, before = RunFolder(tmp_path), first.run
+        first.claim(b"run: {}")
+        assert first.run == before
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(b"")
+    written(folder)
+    with_checkpoint(folder, "another")
+    ended(tmp_path)
+    with pytest.raises(UserError, match=r"step_00000001: is a checkpoint of another run \(another\)"):
+        RunFolder(tmp_path).claim(b"")
+
+
+def test_checkpoints_that_are_older_than_ids_are_of_the_run_that_holds_them(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(b"")
+    written(folder)
+    with_checkpoint(folder, None)
+    with_checkpoint(folder, folder.run, step=2)
+    ended(tmp_path)
+    again = RunFolder(tmp_path)
+    again.claim(b"")
+    assert again.run == folder.run
+
+
+@pytest.mark.parametrize("instead", ["nothing", "an empty folder", "another run"])
+def test_a_folder_that_was_moved_away_is_noticed_and_not_made_anew(tmp_path: Path, instead: str) -> None:
+    run = tmp_path / "run"
+    folder = RunFolder(run)
+    folder.claim(b"")
+    folder.check()
+    run.rename(tmp_path / "moved")
+    if instead != "nothing":
+        run.mkdir()
+    if instead == "another run":
+        RunFolder(run).claim(b"")
+    with pytest.raises(UserError, match="was moved or deleted while the run trained"):
+        folder.check()
+    writer = CheckpointWriter(folder, keep=1)
+    writer.start(1, {}, {"step": 1})
+    with pytest.raises(UserError, match=r"moved or deleted|cannot write the checkpoint"):
+        writer.finish()
+    assert not list(tmp_path.glob("run/**/step_*"))
+    assert not list(tmp_path.glob("**/*.tmp"))
