@@ -104,6 +104,8 @@ class RunFolder:
             elif path.name.startswith("step_"):
                 self._check_kind(path, stat.S_ISDIR, "a folder")
         foreign = [name for name in names if name not in _FOLDERS | _FILES and not atomic.is_leftover(name)]
+        if self.recipe.name in names and LOCK not in names:  # no start of ours wrote it
+            foreign.append(self.recipe.name)
         if foreign and self._recorded() is None:
             raise UserError(
                 f"{self.path}: is not a run folder: it holds {foreign[0]} and no environment.json of a run; choose another "

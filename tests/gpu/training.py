@@ -25,7 +25,7 @@ def trainer_of(
     images, _ = find_splits(recipe.data)
     family = make_family(recipe, DataSpec.from_json(describe(images)))
     run = RunFolder(recipe.folder)
-    run.make()
+    run.claim(recipe.to_yaml().encode())
     return Trainer(
         family, images, run, seed=recipe.run.seed, data=recipe.data, train=recipe.train,
         ema=recipe.ema, engine=recipe.engine, device=device, observers={},

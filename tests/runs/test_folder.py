@@ -36,6 +36,7 @@ def written(folder: RunFolder) -> None:
 def ended(path: Path) -> None:
     """As if the process that trained there had ended, which holds the lock on this file."""
     (path / ".lock").unlink()
+    (path / ".lock").touch()
 
 
 def with_checkpoint(folder: RunFolder, run: str | None, step: int = 1) -> Path:
@@ -49,8 +50,8 @@ def with_checkpoint(folder: RunFolder, run: str | None, step: int = 1) -> Path:
         [".lock"],
         [".environment.json.0123456789ab.tmp"],
         ["environment.json"],
-        ["recipe.yaml"],
-        ["recipe.yaml", ".recipe.yaml.0123456789ab.tmp"],
+        [".lock", "recipe.yaml"],
+        [".lock", "recipe.yaml", ".recipe.yaml.0123456789ab.tmp"],
         ["slurm/", "recipe.yaml", ".lock"],
         ["checkpoints/", "checkpoints/.step_00000001.0123456789ab.tmp/"],
     ],
@@ -65,13 +66,12 @@ def test_what_a_death_at_start_leaves_is_taken_over(tmp_path: Path, left: list[s
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["thesis.tex", "model_index.json", ".git/"])
+@pytest.mark.parametrize("name", ["thesis.tex", "model_index.json", ".git/", "recipe.yaml"])
 def test_a_folder_with_files_of_its_own_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"mine")
-    (tmp_path / "recipe.yaml").write_bytes(b"mine")
     with pytest.raises(UserError, match=rf"is not a run folder: it holds {name.rstrip('/')}.*run\.dir=PATH"):
         RunFolder(tmp_path).claim(b"")
-    assert sorted(os.listdir(tmp_path)) == sorted([name.rstrip("/"), "recipe.yaml"])
+    assert os.listdir(tmp_path) == [name.rstrip("/")]
 
 
 def test_files_of_the_users_own_may_lie_in_a_run_folder(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_the_id_of_a_run_stays_as_long_as_its_checkpoints(tmp_path: Path) -> Non
     first.claim(b"run: {}")
     written(first)
     with_checkpoint(first, first.run)
-    for lost in ([], ["environment.json"], ["environment.json", "recipe.yaml"]):
+    for lost in ([], ["environment.json"], ["recipe.yaml"]):
         ended(tmp_path)
         for name in lost:
             (tmp_path / name).unlink(missing_ok=True)

@@ -51,7 +51,7 @@ def trainer_of(recipe: Recipe) -> Trainer:
     index = find_index("digits", "train", 16)
     family = find_family("toy")(recipe.family, DataSpec.from_json(describe(index)))
     folder = RunFolder(recipe.folder)
-    folder.make()
+    folder.claim(recipe.to_yaml().encode())
     atomic.write_bytes(folder.recipe, recipe.to_yaml().encode())
     return Trainer(
         family, index, folder, seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema, engine=recipe.engine,

@@ -50,12 +50,13 @@ def train(folder: Path, steps: int, seen: Seen) -> Trainer:
     family = find_family("toy")(recipe.family, DataSpec.from_json(describe(index)))
     family.phases = phases_that_note(seen)
     run = RunFolder(recipe.folder)
-    run.make()
+    run.claim(recipe.to_yaml().encode())
     trainer = Trainer(
         family, index, run, seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema, engine=recipe.engine,
         device=CPU, observers={},
     )  # fmt: skip
     trainer.run()
+    (run.path / ".lock").unlink()  # as if this process had ended
     return trainer
 
 
