@@ -28,6 +28,7 @@ from bigtrain.options import Options
 from bigtrain.recipe import Recipe, differences, load_recipe, stored_format
 from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import RUN, RunFolder
+from bigtrain.untrusted import one_line
 
 MAIN_RANK_FIRST_S = 10.0
 """How long the other ranks wait for the main one to print an error that all of them have met."""
@@ -67,7 +68,7 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
     except UserError as error:
         code = 2
         if isinstance(error, RankError) or is_first():
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
         else:
             # The launcher kills all ranks when the first one exits, so this one waits until rank 0 has printed the message.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -98,7 +99,7 @@ def is_first() -> bool:
 def say(text: str) -> None:
     """Prints progress for people to stderr, once for all ranks."""
     if world.is_main():
-        print(text, file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
 
 
 def open_run(recipe: Recipe) -> RunFolder:

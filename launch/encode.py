@@ -6,6 +6,7 @@ images. All ranks share the work. Running it again writes what is missing and le
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -40,16 +41,15 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--batch-size: must be at least 1")
     device = join_world()
     model = open_model(arguments.run, device)
-    model.family.require(Encodes, arguments.run)
+    tokenizer = model.family.require(Encodes, arguments.run)
     spec, data = model.family.spec, model.recipe.data
     for split in SPLITS if arguments.index == "digits" else [""]:
         find = partial(find_images, arguments.index, split, "INDEX", spec.size, data.resize, data.remote, spec.channels)
         index = same_on_all(world.main_first(find), "INDEX")
         codes = _encode(model, index, arguments)
         say(f"{codes.path}: codes of {codes.samples} images; {_usage(codes, device)}")
-    say(
-        f"next: train a model of these codes: accelerate launch launch/train.py {_what_to_train(model, arguments, codes)}"
-    )
+    words = _what_to_train(model, arguments, codes)
+    say(f"next: train a model of these codes ({tokenizer.successors}): accelerate launch launch/train.py {words}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,7 +139,7 @@ def _what_to_train(model: Model, arguments: argparse.Namespace, codes: Index) ->
     words += [f"data.image_size={size_key(model.family.spec.size)}"] + (["data.flip=true"] if arguments.flip else [])
     followed = model.family.ability(HasSuccessor)
     words += followed.successor_keys(str(arguments.run)) if followed is not None else []
-    return " ".join(["RECIPE.yaml", *words])
+    return shlex.join(["RECIPE.yaml", *words])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ With --index-only, --field NAME=EXTENSION,EXTENSION says which members of the ta
 import argparse
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.verify import verify
 from bigtrain.errors import UserError
 from bigtrain.sizes import size_key
+from bigtrain.untrusted import one_line
 
 SAMPLES_PER_SHARD = 2048
 MAX_LINES = 1000
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         _show(arguments)
         return
     indexes = _index(arguments) if arguments.index_only else _write(arguments)
-    print(f"next: train with {_what_to_train_with(indexes)}", file=sys.stderr)
+    say(f"next: train with {_what_to_train_with(indexes)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -290,14 +292,14 @@ def _write(arguments: argparse.Namespace) -> list[Path]:
         return write_digits(arguments.out, options, workers=arguments.workers)
     source = _listed(arguments.source, flags)
     if source.left_out:
-        print(f"{source.path}: {source.left_out} files are left out: not samples by their names", file=sys.stderr)
+        say(f"{source.path}: {source.left_out} files are left out: not samples by their names")
     return write_shards(source, arguments.out, options, workers=arguments.workers)
 
 
 def _listed(where: str, flags: SampleFlags) -> SampleSet:
     if where in POINT_SETS:
         return list_points(where)
-    return list_samples(where, flags, lambda text: print(f"{text}: is not UTF-8, and left out", file=sys.stderr))
+    return list_samples(where, flags, lambda text: say(f"{text}: is not UTF-8, and left out"))
 
 
 def _index(arguments: argparse.Namespace) -> list[Path]:
@@ -326,11 +328,17 @@ def _verify(arguments: argparse.Namespace) -> None:
     index = Index.read(arguments.source, Origin(key="--verify"))
     broken = verify(index, workers=arguments.workers)
     if not broken:
-        print(f"{index.where}: complete: {index.samples} samples in {len(index.shards)} shards", file=sys.stderr)
+        say(f"{index.where}: complete: {index.samples} samples in {len(index.shards)} shards")
         return
     rest = [f"... and {len(broken) - MAX_LINES} more"] if len(broken) > MAX_LINES else []
-    lines = "\n".join([*broken[:MAX_LINES], *rest])
-    raise UserError(f"{index.where}: {len(broken)} errors; copy these shards again, or make them again:\n{lines}")
+    for line in [*broken[:MAX_LINES], *rest]:
+        say(line)
+    raise UserError(f"{index.where}: {len(broken)} errors; copy these shards again, or make them again")
+
+
+def say(text: str) -> None:
+    """Prints to stderr; as `say` of bigtrain.cli, which imports torch."""
+    print(one_line(text), file=sys.stderr, flush=True)
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -341,26 +349,26 @@ def _show(arguments: argparse.Namespace) -> None:
         raise UserError(f"--show: {arguments.show}: the picture is a PNG; name it FILE.png")
     index = Index.read(arguments.source, Origin(key="--show"))
     write_sheet(index, arguments.show)
-    print(f"{arguments.show}: the first and the last of {index.samples} samples, and some between", file=sys.stderr)
+    say(f"{arguments.show}: the first and the last of {index.samples} samples, and some between")
 
 
 def _what_to_train_with(indexes: Sequence[Path]) -> str:
     by_split = {path.stem: path for path in indexes}
     if domains := _domains(by_split, ("train",)):
-        words = [f'"data.train={_mapping(domains)}"']
+        words = [f"data.train={_mapping(domains)}"]
         held_out = _domains(by_split, VALIDATION)
-        words += [f'"data.validation={_mapping(held_out)}"'] if held_out.keys() == domains.keys() else []
-        return " ".join([*words, *_size_words(next(iter(domains.values())))])
+        words += [f"data.validation={_mapping(held_out)}"] if held_out.keys() == domains.keys() else []
+        return shlex.join([*words, *_size_words(next(iter(domains.values())))])
     train = by_split.pop("train", None) or by_split.pop(min(by_split))
     index = Index.read(train)
     if index.picture is not None and index.image_size is None:
         return (
-            f"data.train={train} data.resize=exact data.image_size=N: these pictures differ in size, and are resized when they "
-            "are read; to resize them once, run again with --size and another OUT"
+            f"{shlex.quote(f'data.train={train}')} data.resize=exact data.image_size=N: these pictures differ in size, and are "
+            "resized when they are read; to resize them once, run again with --size and another OUT"
         )
     words = [f"data.train={train}"]
     words += [f"data.validation={by_split[name]}" for name in VALIDATION if name in by_split][:1]
-    return " ".join([*words, *_size_words(train)])
+    return shlex.join([*words, *_size_words(train)])
 
 
 def _domains(by_split: Mapping[str, Path], splits: Sequence[str]) -> dict[str, Path]:

@@ -11,6 +11,7 @@ trains nothing: it prints the work of a step on such a cluster and the memory th
 import argparse
 import json
 import os
+import shlex
 import signal
 from collections.abc import Sequence
 from functools import partial
@@ -116,7 +117,7 @@ def train(recipe: Recipe) -> str | None:
 
 def next_commands(family: Family, recipe: Recipe) -> str:
     """The commands that a user may run next, by the abilities of the family."""
-    run, data = recipe.folder, recipe.data
+    run, data = shlex.quote(str(recipe.folder)), recipe.data
     samples = family.ability(Samples)
     if samples is not None:
         inputs = " --inputs validation" if samples.conditions_beside_label else ""
@@ -126,12 +127,15 @@ def next_commands(family: Family, recipe: Recipe) -> str:
         # Of several indexes that are read side by side, those of the images.
         given = [split.get("image") if isinstance(split, dict) else split for split in (data.train, data.validation)]
         splits = dict.fromkeys(split for split in given if split is not None)
-        commands = [f"accelerate launch launch/encode.py {run} {split} {run}/codes{mirrored}" for split in splits]
+        codes = shlex.quote(str(recipe.folder / "codes"))
+        commands = [
+            f"accelerate launch launch/encode.py {run} {shlex.quote(split)} {codes}{mirrored}" for split in splits
+        ]
         return "encode the images, and train a model of the codes: " + "    ".join(commands)
     followed = family.ability(HasSuccessor)
     if followed is None:
         return f"accelerate launch launch/evaluate.py {run}"
-    successor = " ".join([*followed.successor_keys(str(run)), f"data.train={data.train}"])
+    successor = shlex.join([*followed.successor_keys(str(recipe.folder)), f"data.train={data.train}"])
     return f"{family.why_not(Samples)}: accelerate launch launch/train.py RECIPE.yaml {successor}"
 
 

@@ -139,6 +139,8 @@ class Encodes(HasSuccessor):
     """Turns images into codes, which another model learns to draw, and back."""
 
     does = "encode images into codes"
+    successors: ClassVar[str] = "recipes/pixelcnn_*.yaml or recipes/prior_*.yaml"
+    """The recipes of models of the codes."""
 
     @property
     @abstractmethod
@@ -159,7 +161,7 @@ class Encodes(HasSuccessor):
         levels = list(self.code_levels)
         if len(levels) > 1:  # the codes of one level cannot be decoded without the others
             words += [f"family.level={levels[0]}", "evaluation.metrics=[bits_per_dim]", "train.sample_every=null"]
-        return [*words, "(recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"]
+        return words
 
 
 class Latents(Samples):

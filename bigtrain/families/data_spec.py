@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bigtrain.data.options import LARGEST_SIDE
 from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT, checked_format
 from bigtrain.randomness import Draws, Indices
@@ -48,16 +49,27 @@ class DataSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "DataSpec":
-        """From the description of the data that a checkpoint or an export holds. Raises UserError for a newer format."""
-        checked_format(dict(data), "the description of the data")
+        """From the description of the data that a checkpoint or an export holds. Raises UserError for a newer format, and for
+        what is none."""
+        try:
+            checked_format(dict(data), "the description of the data")
+            return cls._read(data)
+        except UserError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserError(f"the description of the data is damaged ({error!r})") from None
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any]) -> "DataSpec":
         codes = data.get("codes")
         levels = codes and {
             name: CodeLevel(level["codebook_size"], (level["grid"][0], level["grid"][1]))
             for name, level in codes["levels"].items()
         }
         tokenizer = codes["tokenizer"] if codes else None
-        return cls(
-            (0, 0) if data["image_size"] is None else size_of(data["image_size"]),
+        size = (0, 0) if data["image_size"] is None else size_of(data["image_size"])
+        spec = cls(
+            size,
             data.get("channels", 3),  # before there was the key, all images were RGB
             tuple(data["classes"]),
             tuple(data["class_counts"]),
@@ -65,6 +77,21 @@ class DataSpec:
             tokenizer,
             data.get("fields", {}),  # before there was the key, the data were images or codes
         )
+        spec._check()
+        return spec
+
+    def _check(self) -> None:
+        """Raises ValueError or TypeError for values that no data have."""
+        sides = [*self.size, *(side for level in (self.codes or {}).values() for side in level.grid)]
+        counts = [*self.class_counts, *(level.codebook_size for level in (self.codes or {}).values())]
+        if any(type(side) is not int or not 0 <= side <= LARGEST_SIDE for side in sides):
+            raise ValueError(f"a size of {sides}")
+        if any(type(count) is not int or not 0 <= count < 2**53 for count in counts) or self.channels not in (1, 3):
+            raise ValueError(f"{self.channels} channels, classes of {list(self.class_counts)[:10]} images")
+        if len(self.classes) != len(self.class_counts) or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"{len(self.class_counts)} counts of {len(self.classes)} classes")
+        if not all(isinstance(facts["kind"], str) for facts in self.fields.values()):
+            raise TypeError("a field without a kind")
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of `from_json`."""

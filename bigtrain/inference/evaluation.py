@@ -32,6 +32,7 @@ from bigtrain.inference.metric_choice import (
 from bigtrain.inference.model import Model, Sampler
 from bigtrain.inference.outputs import named_by_sampling, samples_of
 from bigtrain.runs.folder import RunFolder
+from bigtrain.untrusted import read_json
 
 
 def _drawn(sampler: Sampler, data: RunData, options: EvaluationOptions) -> tuple[ImageSet, Labels]:
@@ -164,6 +165,6 @@ def _identity(result: Mapping[str, Any]) -> str:
 def _identity_of(path: Path) -> str | None:
     """The identity of the result in a file; None if the file holds no evaluation."""
     try:
-        return _identity(json.loads(path.read_bytes()))
+        return _identity(read_json(path))
     except (ValueError, TypeError, KeyError):
         return None

@@ -287,13 +287,17 @@ def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, wh
         raise UserError(f"--weights: {path} has no average {weights!r}; there are {available}")
     saved = checkpoint.opened(chosen)
     _check_recipe_of(saved, path)
-    family = make_family(recipe, DataSpec.from_json(saved.state["data"]))
+    family = make_family(recipe, DataSpec.from_json(saved.state.get("data", {})))
     group = {"ema": "average", "raw": "weights"}.get(weights, f"average_{weights}")
     networks: dict[str, nn.Module] = {}
     for name in family.sampled_components:
         tensors = saved.tensors(name)
         network = build_network(family, name, recipe.run.seed)
-        network.load_state_dict(tensors[group if group in tensors else "weights"])
+        try:
+            network.load_state_dict(tensors[group if group in tensors else "weights"])
+        except (KeyError, RuntimeError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{saved.path}: its {name} is not that of the recipe beside it ({what})") from None
         networks[name] = ready(network, device)
     provenance = {"step": saved.step, "weights": weights, "data": saved.state["data"]}
     return Model(family, networks, recipe, provenance, device)

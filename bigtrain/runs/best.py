@@ -5,7 +5,6 @@ that exists: `checkpoint.keep_newest` does not delete it, and commands take it a
 the previous best is still there.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT
 from bigtrain.runs import atomic
-from bigtrain.runs.checkpoint import BEST
+from bigtrain.runs.checkpoint import BEST, read_best
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,13 @@ class Best:
 
     def _content(self) -> dict[str, Any]:
         """The file's content; empty if it is of another metric or protocol."""
-        try:
-            content = json.loads(self._path.read_bytes())
-        except FileNotFoundError:
+        content = read_best(self._path.parent)
+        if content is None:
             return {}
-        content = self._upgrade(content)
+        try:
+            content = self._upgrade(content)
+        except (ValueError, TypeError) as error:  # ValueError is pydantic's, too
+            raise UserError(f"{self._path}: cannot be read ({error}); remove it") from None
         same = content["metric"] == self._metric and content.get("protocol", self._protocol) == self._protocol
         return content if same else {}
 
@@ -118,7 +119,6 @@ class Best:
             "judged": last_step,
         }
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_json(self._path, content)
         except OSError as error:
             raise UserError(

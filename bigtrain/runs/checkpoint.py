@@ -26,11 +26,11 @@ from torch import Tensor
 
 from bigtrain.errors import RankError, UserError
 from bigtrain.runs import atomic
-from bigtrain.untrusted import read_json
+from bigtrain.untrusted import check_plain, read_json
 
 FORMAT = 1
 _NAME = "step_{step:08d}"
-RECIPE = "recipe.yaml"
+RECIPE, STATE = "recipe.yaml", "state.json"
 BEST = "best.json"
 """The file beside the checkpoints that records the best ones (runs/best.py)."""
 
@@ -39,10 +39,10 @@ class Checkpoint:
     """A whole checkpoint: its files agree with its manifest."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError, saying what is wrong, for a damaged checkpoint."""
+        """Raises ValueError, saying what is wrong, for a damaged checkpoint, whatever its files hold."""
         self.path = path
         self._files, self.state = _read(path)
-        self.step = int(self.state["step"])
+        self.step: int = self.state["step"]
 
     def tensors(self, component: str) -> dict[str, dict[str, Tensor]]:
         """Everything of one component: {"weights": ..., "optimizer": ..., "average": ...}.
@@ -58,21 +58,55 @@ class Checkpoint:
 def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """(tensors by file and name, state.json). Maps the files at once, because a run that still trains may delete them."""
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']}, this version reads {FORMAT}")
-        for name, expected in manifest["files"].items():
-            file = path / name
-            if file.stat().st_size != expected["size"] or atomic.sha256_of(file) != expected["sha256"]:
+        for name, expected in _manifest(path).items():
+            check_plain(os.stat(path / name), path / name)
+            is_whole = (path / name).stat().st_size == expected.get("size")
+            if not is_whole or atomic.sha256_of(path / name) != expected.get("sha256"):
                 raise ValueError(f"{name} is not what was written")
-        names = sorted(name for name in manifest["files"] if name.endswith(".safetensors"))
-        files = {name: safetensors.torch.load_file(path / name) for name in names}
-        return files, json.loads((path / "state.json").read_bytes())
+        names = sorted(name for name in _manifest(path) if name.endswith(".safetensors"))
+        return {name: _tensors(path / name) for name in names}, _state(path)
     except OSError as error:
         # A disk error in the middle of a file has no filename.
         raise ValueError(f"{Path(error.filename or path).name}: {error.strerror or error}") from error
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError("manifest.json cannot be read") from error
+
+
+def _manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """The files that manifest.json lists, by name. Raises OSError and ValueError."""
+    try:
+        manifest = read_json(path / "manifest.json")
+    except ValueError as error:
+        raise ValueError(f"manifest.json cannot be read: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        number = manifest.get("format") if isinstance(manifest, dict) else None
+        raise ValueError(f"its format is {number!r}, this version reads {FORMAT}")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(expected, dict) for expected in files.values()):
+        raise ValueError("manifest.json lists no files")
+    for name in files:
+        if Path(name).name != name or "\0" in name:
+            raise ValueError(f"manifest.json lists {name!r}, which is no file of the checkpoint")
+    if STATE not in files:
+        raise ValueError(f"manifest.json does not list {STATE}")
+    return files
+
+
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        state = read_json(path / STATE)
+    except ValueError as error:
+        raise ValueError(f"{STATE} cannot be read: {error}") from None
+    if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
+        raise ValueError(f"{STATE} names no step")
+    return state
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError:
+        raise
+    except Exception as error:  # for what a file may hold the library has errors of many kinds
+        raise ValueError(f"{path.name} cannot be read: {error}") from None
 
 
 def write(
@@ -98,7 +132,7 @@ def write(
                 # Directly to the file: building bytes first would block training, which goes on in another thread.
                 on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
                 safetensors.torch.save_file(on_cpu, temporary / name)
-        atomic.write_flushed(temporary / "state.json", json.dumps(state, indent=2).encode())
+        atomic.write_flushed(temporary / STATE, json.dumps(state, indent=2).encode())
         if recipe is not None:
             atomic.write_flushed(temporary / RECIPE, recipe)
         for path in sorted(temporary.iterdir()):
@@ -126,18 +160,22 @@ def write(
     return final
 
 
-def newest_whole(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that agrees with its manifest; damaged ones are reported on stderr and skipped.
+def newest_whole(folder: Path, check: Callable[[Checkpoint], None] = lambda _: None) -> Checkpoint | None:
+    """The newest checkpoint that agrees with its manifest; damaged ones are reported on stderr and skipped, and so are those of
+    which `check` raises ValueError.
 
     Raises UserError if there are checkpoints but none is whole, rather than silently starting again.
     """
     damaged = []
     for path in reversed(listed(folder)):
         try:
-            return Checkpoint(path)
+            saved = Checkpoint(path)
+            check(saved)
         except ValueError as error:
             print(f"warning: {path} is damaged ({error}); trying the one before it", file=sys.stderr, flush=True)
             damaged.append(path.name)
+        else:
+            return saved
     if damaged:
         raise UserError(
             f"{folder}: none of its checkpoints is whole ({', '.join(damaged)}); restore one, or start again in another "
@@ -146,19 +184,13 @@ def newest_whole(folder: Path) -> Checkpoint | None:
     return None
 
 
-def newest_whole_path(folder: Path) -> Path | None:
-    """The path of `newest_whole`, to be broadcast to all ranks."""
-    newest = newest_whole(folder)
-    return newest.path if newest is not None else None
-
-
 def chosen_path(folder: Path, which: str) -> Path:
     """The whole checkpoint that a user names: "newest", "best" or a step. Raises UserError if there is none."""
     if which == "newest":
-        newest = newest_whole_path(folder)
+        newest = newest_whole(folder)
         if newest is None:
             raise UserError(f"{folder.parent}: has no checkpoint yet; train longer, or lower train.save_every")
-        return newest
+        return newest.path
     if which == "best":
         path = best_path(folder)
         if path is None:
@@ -190,10 +222,9 @@ def listed(folder: Path) -> list[Path]:
 def run_of(path: Path) -> str | None:
     """The id of the run that wrote a checkpoint, which is not verified; None for one that is older than ids, or damaged."""
     try:
-        state = read_json(path / "state.json")
+        own = _state(path).get("run")
     except (OSError, ValueError):
         return None
-    own = state.get("run") if isinstance(state, dict) else None
     return own if isinstance(own, str) else None
 
 
@@ -201,20 +232,40 @@ def recipe_of(path: Path) -> Path | None:
     """The recipe within a checkpoint, as its manifest says it; None for a checkpoint that is older than that, or damaged."""
     recipe = path / RECIPE
     try:
-        expected = read_json(path / "manifest.json")["files"][RECIPE]["sha256"]
-        return recipe if atomic.sha256_of(recipe) == expected else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return recipe if atomic.sha256_of(recipe) == _manifest(path)[RECIPE].get("sha256") else None
+    except (OSError, ValueError, KeyError):
         return None
 
 
 def best_path(folder: Path) -> Path | None:
-    """The path of the run's best checkpoint (train.keep_best), not verified; None if it keeps none."""
-    try:
-        content = json.loads((folder / BEST).read_bytes())
-    except FileNotFoundError:
+    """The path of the run's best checkpoint (train.keep_best), not verified; None if it keeps none. Raises UserError."""
+    content = read_best(folder)
+    if content is None:
         return None
     paths = [folder / _NAME.format(step=record["step"]) for record in content["records"] if content["kept"]]
     return next((path for path in reversed(paths) if path.is_dir()), None)
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """What best.json says (runs/best.py), None if there is none. Raises UserError if it cannot be read: without it the best
+    checkpoint would be deleted."""
+    path = folder / BEST
+    try:
+        content = read_json(path)
+        records = content["records"]
+        numbers = [content.get("judged", -1), *(record["step"] for record in records)]
+        is_whole = all(type(number) is int and -1 <= number < 10**15 for number in numbers)
+        is_whole &= all(type(record["value"]) in (int, float) for record in records)
+        if not is_whole or not isinstance(content["metric"], str) or type(content["kept"]) is not bool:
+            raise ValueError("its records are not those of evaluations")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}), and says which checkpoint is the best; remove it, and none is kept beyond "
+            "train.keep until the next evaluation"
+        ) from None
+    return content
 
 
 def keep_newest(folder: Path, step: int, keep: int) -> None:

@@ -53,8 +53,8 @@ class RunFolder:
 
         The lock is the one act that decides: whatever a killed process left behind is taken over, and its temporary files are
         removed. Nothing is written before it is clear that the folder is a run's: raises UserError for a folder with files of
-        somebody's own, and for links within it, through which a run would write and delete elsewhere. The id is that of the run
-        whose checkpoints are here, or a new one.
+        somebody's own, for links within it, through which a run would write and delete elsewhere, and for a damaged best.json.
+        The id is that of the run whose checkpoints are here, or a new one.
         """
         self._make()
         self._check_entries()
@@ -62,6 +62,7 @@ class RunFolder:
         for folder in (self.path, self.checkpoints, self.path / "samples", self.path / "evaluations"):
             atomic.remove_leftovers(folder)
         self.checkpoints.mkdir(exist_ok=True)
+        checkpoint.read_best(self.checkpoints)
         self.recipe_yaml = recipe_yaml
         self.run = self._id_of_checkpoints() or uuid.uuid4().hex
         status = os.stat(self.path)

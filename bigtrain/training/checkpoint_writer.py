@@ -1,7 +1,7 @@
 """Writes checkpoints while training goes on: the trainer waits only for a copy in host memory."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bigtrain.runs import checkpoint
@@ -20,16 +20,31 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def start(self, step: int, components: Mapping[str, Groups], state: Mapping[str, Any]) -> None:
-        """Starts writing, after waiting for the previous write, whose error it raises. The tensors must not change any more."""
+    def start(
+        self,
+        step: int,
+        components: Mapping[str, Groups],
+        state: Mapping[str, Any],
+        flush: Callable[[], None] | None = None,
+    ) -> None:
+        """Starts writing, after waiting for the previous write, whose error it raises. The tensors must not change any more.
+        `flush` is called first, in the same thread: it makes what the checkpoint counts on survive a power cut."""
         self.finish()
         self._thread = threading.Thread(
-            target=self._write, args=(step, components, state), daemon=True, name="checkpoint"
+            target=self._write, args=(step, components, state, flush), daemon=True, name="checkpoint"
         )
         self._thread.start()
 
-    def _write(self, step: int, components: Mapping[str, Groups], state: Mapping[str, Any]) -> None:
+    def _write(
+        self,
+        step: int,
+        components: Mapping[str, Groups],
+        state: Mapping[str, Any],
+        flush: Callable[[], None] | None,
+    ) -> None:
         try:
+            if flush is not None:
+                flush()
             folder = self.folder.checkpoints
             checkpoint.write(folder, step, components, state, self.folder.recipe_yaml, self.folder.check)
             checkpoint.keep_newest(folder, step, self.keep)

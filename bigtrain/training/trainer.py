@@ -42,6 +42,7 @@ from bigtrain.training.monitoring.tracking import Tracker
 from bigtrain.training.observer import Observer
 from bigtrain.training.options import TrainOptions, check_batch
 from bigtrain.training.phases import check_phases, trained
+from bigtrain.training.restoring import check_saved
 
 
 class Trainer:
@@ -85,6 +86,7 @@ class Trainer:
         self._interval = Interval(0)
         self._writer = CheckpointWriter(folder, train.keep)
         self._saved_step = -1
+        self._saved_rows = 0
         self._focused: Sequence[str] = ()
         flops = partial(flops_of_all_ranks, family, train.batch_size, train.accumulate, train.precision, train.steps)
         self._throughput = Throughput(device, train.batch_size, train.precision, flops)
@@ -108,7 +110,9 @@ class Trainer:
         if world.is_main():
             if self.best is not None:
                 self.best.cut_back(self.step)
-            tracker = Tracker(self.folder.metrics, self.folder.tensorboard, step=self.step, steps=self.train.steps)
+            tracker = Tracker(
+                self.folder.metrics, self.folder.tensorboard, self.step, self.train.steps, self._saved_rows
+            )
             self._alarm = JumpAlarm(self.train.alarm_ratio, self.folder.metrics, watched_values(self.family.phases))
         self._interval = Interval(self.step)
         signal = None
@@ -308,9 +312,11 @@ class Trainer:
             "meters": meters,
             "data": describe(self.index),
             RUN: self.folder.run,
+            "rows": tracker.rows if tracker is not None else 0,
         }
         components = {name: component.snapshot() for name, component in self.components.items()}
-        world.on_main(lambda: self._writer.start(self.step, components, state))
+        flush = tracker.flush if tracker is not None else None
+        world.on_main(lambda: self._writer.start(self.step, components, state, flush))
 
     def _begin(self) -> None:
         """Starts the components from the newest whole checkpoint; without one the run begins at step 0."""
@@ -347,8 +353,12 @@ class Trainer:
         for name, meter in self.meters.items():
             meter.load(saved.state["meters"][name])
         self.step, self.microbatches.position = saved.step, saved.state["position"]
-        self._saved_step = saved.step
+        self._saved_step, self._saved_rows = saved.step, saved.state.get("rows", 0)
         self.wall_s, self.microbatches.replaced = saved.state["wall"], saved.state["replaced"]
 
     def _newest_path(self) -> Path | None:
-        return checkpoint.newest_whole_path(self.folder.checkpoints)
+        newest = checkpoint.newest_whole(self.folder.checkpoints, self._check_saved)
+        return newest.path if newest is not None else None
+
+    def _check_saved(self, saved: checkpoint.Checkpoint) -> None:
+        check_saved(saved, self.family.components, self.networks, list(self.meters), self.ema)

@@ -19,6 +19,7 @@ from bigtrain.families.family import build_network
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import load_recipe
 from bigtrain.runs import checkpoint
+from bigtrain.runs.folder import RunFolder
 from bigtrain.sizes import size_of
 from bigtrain.training.checkpoint_writer import CheckpointWriter
 from bigtrain.training.engine.component import ComponentTrainer, TrainedComponent, backward, to_device
@@ -59,7 +60,10 @@ def main() -> None:
     copies, stops, writes = [], [], []
     for step in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            writer = CheckpointWriter(Path(folder) / "beside", 2)
+            beside, waited = RunFolder(Path(folder) / "beside"), Path(folder) / "waited-for"
+            beside.checkpoints.mkdir(parents=True)
+            waited.mkdir()
+            writer = CheckpointWriter(beside, 2)
             snapshots = {}
 
             def copy(into: dict = snapshots) -> None:
@@ -68,7 +72,6 @@ def main() -> None:
             copies.append(seconds(copy))
             stops.append(copies[-1] + seconds(lambda w=writer, s=snapshots, n=step: w.start(n, s, {"step": n})))
             writer.finish()
-            waited = Path(folder) / "waited-for"
             writes.append(seconds(lambda w=waited, s=snapshots, n=step: checkpoint.write(w, n, s, {"step": n})))
             size = sum(file.stat().st_size for file in waited.rglob("*.safetensors")) / 2**20
     print(f"{path} on {device.type}: {size:.0f} MiB, {rounds} rounds")

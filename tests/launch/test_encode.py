@@ -84,7 +84,7 @@ def make_run(folder: Path, seed: int = 0, **family: Any) -> Path:
     """A run folder as launch/train.py leaves it, with fresh weights; of a tokenizer unless `family` says otherwise."""
     recipe = load_recipe(write_recipe(folder, {"kind": "grey", **family}), [f"run.seed={seed}"])
     run_folder = folder / "run"
-    run_folder.mkdir(parents=True)
+    (run_folder / "checkpoints").mkdir(parents=True)
     (run_folder / "recipe.yaml").write_text(recipe.to_yaml())
     data = describe(Index.read(digits_index("train", (16, 16))))
     made = find_family(recipe.family.kind)(recipe.family, DataSpec.from_json(data))
@@ -136,9 +136,10 @@ def test_the_digits_become_codes_in_both_splits(tokenizer: Path, encoded: tuple)
 def test_encode_says_how_to_train_a_model_of_the_codes(tokenizer: Path, encoded: tuple) -> None:
     out, result = encoded
     assert result.stderr.rstrip().endswith(
-        "next: train a model of these codes: accelerate launch launch/train.py RECIPE.yaml "
+        "next: train a model of these codes (recipes/pixelcnn_*.yaml or recipes/prior_*.yaml): "
+        "accelerate launch launch/train.py RECIPE.yaml "
         f"data.train={out}/train.json data.validation={out}/validation.json data.image_size=16 data.flip=true "
-        f"family.tokenizer={tokenizer} (recipes/pixelcnn_*.yaml and recipes/prior_*.yaml are such recipes)"
+        f"family.tokenizer={tokenizer}"
     )
 
 
@@ -153,7 +154,7 @@ def test_of_several_levels_the_coarsest_comes_first(
     assert set(codes.shards[0].members) == {"top.codes.npy", "bottom.codes.npy", "cls"}
     stderr = capsys.readouterr().err
     assert "level top: " in stderr
-    assert "family.level=top evaluation.metrics=[bits_per_dim] train.sample_every=null (recipes" in stderr
+    assert stderr.endswith("family.level=top 'evaluation.metrics=[bits_per_dim]' train.sample_every=null\n")
 
 
 def test_two_ranks_write_the_same_files_and_report_the_same_usage(

@@ -78,7 +78,7 @@ def test_pictures_that_are_no_squares_are_made_so_and_trained_with_as_such(
 ) -> None:
     main([str(pictures), str(tmp_path / "out"), "--size", "24x16", "--workers", "1"])
     assert Index.read(tmp_path / "out/train.json").image_size == (24, 16)
-    assert capsys.readouterr().err.splitlines()[-1].endswith("data.image_size=[24,16]")
+    assert capsys.readouterr().err.splitlines()[-1].endswith("'data.image_size=[24,16]'")
     with pytest.raises(UserError, match="--size 24x16, not 16"):
         main([str(pictures), str(tmp_path / "out"), "--size", "16", "--workers", "1"])
 

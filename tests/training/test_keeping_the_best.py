@@ -79,7 +79,7 @@ def test_a_step_that_is_best_and_the_last_before_a_signal_is_saved_once(tmp_path
     trainer = trainer_of(recipe_of(tmp_path))
     monkeypatch.setattr(trainer.observers["evaluate"], "signal_at", 4)
     saved = []
-    monkeypatch.setattr(trainer._writer, "start", lambda step, components, state: saved.append(step))
+    monkeypatch.setattr(trainer._writer, "start", lambda step, *_: saved.append(step))
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     assert trainer.run() == "SIGTERM"
     for number, handler in handlers.items():
@@ -125,6 +125,7 @@ def test_a_fid_of_other_features_than_inceptions_cannot_decide(tmp_path):
     inception = load_recipe(path, ["train.keep_best=fid", "evaluation.features=clean"])
     index = find_index("digits", "train", 16)
     family = find_family("toy")(inception.family, DataSpec.from_json(describe(index)))
+    (tmp_path / "of_inception" / "checkpoints").mkdir(parents=True)
     best = best_of(family, inception, RunFolder(tmp_path / "of_inception"))
     assert best.update(2, {"fid": 4.0}).best
 

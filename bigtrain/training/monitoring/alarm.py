@@ -3,13 +3,13 @@
 A family names them with its phases (`Phase.watched`). This warns and does not stop: a jump is a symptom.
 """
 
-import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 from bigtrain.families.phases import Phase
+from bigtrain.untrusted import parse_json
 
 ROWS = 10
 """A value is compared with the median of this many rows before it, once there are that many."""
@@ -26,8 +26,8 @@ class JumpAlarm:
         self._history: dict[str, deque[float]] = {}
         self._raised: set[str] = set()
         if ratio is not None and watched and metrics.exists():
-            for line in metrics.read_text(encoding="utf-8").splitlines():
-                self.look(json.loads(line))
+            for line in metrics.read_bytes().splitlines():
+                self.look(parse_json(line))
 
     def look(self, row: Mapping[str, float]) -> list[str]:
         """The warnings for this row: one when a value jumps, and another only after it has come down."""
@@ -36,6 +36,8 @@ class JumpAlarm:
         warnings = []
         for name in self._watched.keys() & row.keys():
             value = row[name]
+            if type(value) not in (int, float):  # in a file that is not as it was written
+                continue
             history = self._history.setdefault(name, deque(maxlen=ROWS))
             usual = median(history) if len(history) == ROWS else None
             jumped = usual is not None and value > self._ratio * usual

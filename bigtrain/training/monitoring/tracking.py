@@ -2,39 +2,67 @@
 
 import contextlib
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bigtrain.errors import UserError
 from bigtrain.runs import atomic
+from bigtrain.untrusted import one_line, open_plain, parse_json
 
 
 class Tracker:
-    """Writes one row per logged step, on the main rank. First removes the rows after `step`, which will be written again."""
+    """Writes one row per logged step, on the main rank. `rows`: how many rows the file has."""
 
-    def __init__(self, metrics: Path, tensorboard: Path, *, step: int, steps: int) -> None:
+    def __init__(self, metrics: Path, tensorboard: Path, step: int, steps: int, rows_saved: int) -> None:
+        """Removes the rows after `step`, which will be written again. `steps`: of the whole run; `rows_saved`: rows that the
+        file had when the checkpoint was written: it warns if there are fewer now. Raises UserError if it cannot write."""
         from torch.utils.tensorboard import SummaryWriter  # heavy, and only training needs it
 
-        cut_back(metrics, step)
-        self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115  (stays open during the run)
-        self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
+        self._path = metrics
         self._steps = steps
         self._live = sys.stderr.isatty()
+        with self._writing():
+            self.rows = cut_back(metrics, step)
+            descriptor = os.open(metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            self._file = os.fdopen(descriptor, "a", encoding="utf-8")
+        try:
+            self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
+        except OSError as error:
+            raise UserError(
+                f"{tensorboard}: cannot be written ({error.strerror}); make it writable, or move it away"
+            ) from error
+        if self.rows < rows_saved:
+            missing = f"metrics.jsonl has lost {rows_saved - self.rows} of {rows_saved} rows up to step {step}"
+            self.warn(
+                step, f"{missing}: curves that are drawn from it have a hole; the training itself is not affected"
+            )
 
     def row(self, values: Mapping[str, Any]) -> None:
         """One logged step: a JSON object on one line, and the same values for TensorBoard."""
-        try:
+        with self._writing():
             self._file.write(json.dumps(dict(values)) + "\n")
             self._file.flush()
+            self.rows += 1
             for name, value in values.items():
                 if "/" in name:
                     self._board.add_scalar(name, value, int(values["step"]))
+
+    def flush(self) -> None:
+        """Makes all rows so far survive a power cut."""
+        with self._writing():
+            os.fsync(self._file.fileno())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(
-                f"{self._file.name}: cannot write the metrics ({error.strerror}); make room on the disk and run the same "
-                "command again: it goes on from the newest checkpoint"
+                f"{self._path}: cannot write the metrics ({error.strerror}); make room on the disk, or make the file writable, "
+                "and run the same command again: it goes on from the newest checkpoint"
             ) from error
 
     def line(self, values: Mapping[str, float], eta_s: float) -> None:
@@ -54,6 +82,7 @@ class Tracker:
 
     def say(self, text: str) -> None:
         """A message on a line of its own, which stays."""
+        text = one_line(text)
         print(f"\r\x1b[K{text}" if self._live else text, file=sys.stderr, flush=True)
 
     def warn(self, step: int, text: str) -> None:
@@ -69,21 +98,27 @@ class Tracker:
             self._board.close()
 
 
-def cut_back(metrics: Path, step: int) -> None:
-    """Removes the rows after `step`, and rows that cannot be read (a crash may leave an incomplete last one)."""
+def cut_back(metrics: Path, step: int) -> int:
+    """Removes the rows after `step`, and what cannot be read as a row (a crash may leave an incomplete last one); returns how
+    many rows there are."""
     if not metrics.exists():
-        return
-    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        return 0
+    with open_plain(metrics) as file:
+        lines = file.readlines()
     kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
     if len(kept) != len(lines):
-        atomic.write_bytes(metrics, "".join(kept).encode())
+        atomic.write_bytes(metrics, b"".join(kept))
+    return len(kept)
 
 
-def _step_of(line: str) -> int | None:
+def _step_of(line: bytes) -> int | None:
+    """The step of a row, None for what is none."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith("\n") else None
-    except (ValueError, KeyError, TypeError):
+        row = parse_json(line) if line.endswith(b"\n") else None
+    except ValueError:
         return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int else None
 
 
 def _is_phase_loss(name: str) -> bool:

@@ -147,8 +147,8 @@ def test_domains_are_trained_with_by_name(tmp_path: Path, capsys: pytest.Capture
     made, out = domains(tmp_path), tmp_path / "out"
     write(made, out)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert f'"data.train={{a: {out}/trainA.json, b: {out}/trainB.json}}"' in last
-    assert f'"data.validation={{a: {out}/testA.json, b: {out}/testB.json}}" data.image_size=4' in last
+    assert f"'data.train={{a: {out}/trainA.json, b: {out}/trainB.json}}'" in last
+    assert f"'data.validation={{a: {out}/testA.json, b: {out}/testB.json}}' data.image_size=4" in last
 
 
 def test_fields_of_a_sample_are_resized_alike(tmp_path: Path) -> None:

@@ -23,11 +23,13 @@ def index(tmp_path: Path) -> Index:
     return make_numbered_shards([4, 3, 5], tmp_path / "shards")
 
 
-def verify_output(index: Index) -> str:
-    """What the command says of it: the error's text."""
+def verify_output(index: Index, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What the command says of it: a line for each fault, and the error's text."""
+    capsys.readouterr()
     with pytest.raises(UserError) as raised:
         main(["--verify", str(index.path), "--workers", "1"])
-    return str(raised.value)
+    lines = [line.rpartition("\r")[2] for line in capsys.readouterr().err.splitlines()]
+    return [*(line for line in lines if ".tar" in line), str(raised.value)]
 
 
 def test_a_whole_split_is_reported_complete(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,9 +105,11 @@ DAMAGE: dict[str, tuple[Callable[[Index], object], list[str]]] = {
 
 
 @pytest.mark.parametrize(("damage", "lines"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_what_is_broken_is_named(index: Index, damage: Callable[[Index], object], lines: list[str]) -> None:
+def test_what_is_broken_is_named(
+    index: Index, damage: Callable[[Index], object], lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     damage(index)
-    summary, *found = verify_output(index).splitlines()
+    *found, summary = verify_output(index, capsys)
     assert f"train.json: {len(lines)} errors;" in summary
     assert len(found) == len(lines)
     for line, wanted in zip(found, lines, strict=True):
@@ -131,12 +135,14 @@ def test_a_shard_that_cannot_be_read_is_named(index: Index) -> None:
     ]
 
 
-def test_a_sample_without_an_image_is_named(index: Index) -> None:
+def test_a_sample_without_an_image_is_named(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
     offsets, sizes = index.shards[2].members["png"]
     bare = {**index.shards[2].members, "png": (np.where(np.arange(5) == 3, -1, offsets), sizes)}
     shards = (*index.shards[:2], dataclasses.replace(index.shards[2], members=bare))
     dataclasses.replace(index, shards=shards).write()
-    assert verify_output(index).endswith("train-000002.tar: 00010: it has no jpg, jpeg, png, webp, npy member")
+    assert verify_output(index, capsys)[0].endswith(
+        "train-000002.tar: 00010: it has no jpg, jpeg, png, webp, npy member"
+    )
 
 
 def test_features_beside_a_picture_are_not_taken_for_pixels(tmp_path: Path) -> None:
@@ -158,15 +164,18 @@ def test_labels_from_json_are_compared_too(tmp_path: Path) -> None:
     assert other.endswith("train-0.tar: 1: its .json says cat, but the index says 0 (eel)")
 
 
-def test_shards_at_a_url_are_fetched_and_read(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_at_a_url_are_fetched_and_read(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path / "cache"))
     (index.folder / "train-000002.tar").write_bytes(b"")
     with serving(index.folder, lambda path, _: "absent" if "1.tar" in path else "") as server:
         monkeypatch.setattr("bigtrain.data.remote.FIRST_PAUSE_S", 0.001)
-        with pytest.raises(UserError, match=r"2 errors;") as raised:
+        with pytest.raises(UserError, match=r"2 errors;"):
             main(["--verify", f"{server.url}/train.json", "--workers", "1"])
-        assert "train-000001.tar: the shard cannot be fetched: HTTP 404" in str(raised.value)
-        assert "0 bytes came where the index says" in str(raised.value)
+        said = capsys.readouterr().err
+        assert "train-000001.tar: the shard cannot be fetched: HTTP 404" in said
+        assert "0 bytes came where the index says" in said
 
 
 @pytest.mark.parametrize(

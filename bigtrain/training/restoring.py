@@ -1,0 +1,80 @@
+"""What a checkpoint must hold for a run to go on from it, found out before anything of it is used: where it does not, the one
+before it is used instead."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.phases import Component
+from bigtrain.runs.checkpoint import Checkpoint
+from bigtrain.training.averaging import EmaOptions
+
+_NUMBERS: Mapping[str, tuple[type, ...]] = {"position": (int,), "replaced": (int,), "wall": (int, float)}
+
+
+def check_saved(
+    saved: Checkpoint,
+    components: Mapping[str, Component],
+    networks: Mapping[str, nn.Module],
+    phases: Iterable[str],
+    ema: EmaOptions,
+) -> None:
+    """Raises ValueError, saying what is wrong, unless the checkpoint has the state of a training of these networks and phases,
+    and every tensor of theirs."""
+    _check_state(saved, phases)
+    for name, component in components.items():
+        groups, state = saved.tensors(name), networks[name].state_dict()
+        averages = ema.by_name() if component.averaged and component.optimizer is not None else ()
+        for group in ("weights", *averages):
+            _check_tensors(f"{name}.{group}", groups.get(group), state)
+        if component.optimizer is not None:
+            _check_moments(f"{name}.optimizer", groups.get("optimizer"), dict(networks[name].named_parameters()))
+
+
+def _check_state(saved: Checkpoint, phases: Iterable[str]) -> None:
+    state = saved.state
+    if saved.path.name != f"step_{saved.step:08d}":
+        raise ValueError(f"its state is of step {saved.step}")
+    for key, kinds in _NUMBERS.items():
+        if type(state.get(key)) not in kinds or not 0 <= state[key] < 2**63:
+            raise ValueError(f"its state has no {key}")
+    try:
+        for phase in phases:
+            _check_meter(state["meters"][phase])
+        DataSpec.from_json(state["data"])
+        if not isinstance(state["data"]["fingerprint"], str):
+            raise TypeError("the data's fingerprint is no text")
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"its state cannot be read: {error!r}") from None
+
+
+def _check_meter(meter: Mapping[str, Any]) -> None:
+    """Raises an error of many kinds unless it is a meter's state."""
+    numbers = [*meter["sums"].values(), meter["updates"], *meter["skips"]]
+    if not all(type(number) in (int, float) for number in numbers) or len(meter["skips"]) != 2:
+        raise TypeError("an interval average is no number")
+
+
+def _check_tensors(name: str, found: Mapping[str, Tensor] | None, wanted: Mapping[str, Tensor]) -> None:
+    if found is None:
+        raise ValueError(f"it has no {name}")
+    if found.keys() != wanted.keys():
+        wrong = sorted(found.keys() ^ wanted.keys())[0]
+        raise ValueError(f"{name} {'lacks' if wrong in wanted else 'has an unknown'} tensor {wrong}")
+    for key, tensor in wanted.items():
+        if found[key].shape != tensor.shape or found[key].dtype != tensor.dtype:
+            raise ValueError(
+                f"{name}: {key} is {found[key].dtype} {list(found[key].shape)}, where the network has {tensor.dtype} "
+                f"{list(tensor.shape)}"
+            )
+
+
+def _check_moments(name: str, found: Mapping[str, Tensor] | None, parameters: Mapping[str, nn.Parameter]) -> None:
+    if found is None:
+        raise ValueError(f"it has no {name}")
+    for key, tensor in found.items():
+        parameter = parameters.get(key.rpartition("/")[0])
+        if parameter is None or tensor.shape not in (parameter.shape, ()):
+            raise ValueError(f"{name}: {key} {list(tensor.shape)} belongs to no parameter")
