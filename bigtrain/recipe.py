@@ -20,7 +20,7 @@ from pydantic_core import core_schema
 
 from bigtrain.data.options import DataOptions
 from bigtrain.errors import UserError
-from bigtrain.evaluation.options import EvaluationOptions
+from bigtrain.evaluation.options import EvaluationOptions, check_same_scripts, named_scripts, stored_scripts
 from bigtrain.families.family import family_kinds, find_family
 from bigtrain.formats import FORMAT, checked_format, completed, upgraded
 from bigtrain.options import Options, default_kind, inside, kind_of, member_for, members_of
@@ -128,7 +128,9 @@ def evaluation_options(overrides: Sequence[str]) -> EvaluationOptions:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """The differences that a resumed run must not have, such as `train.batch_size: 64 -> 128`."""
+    """The differences that a resumed run must not have, such as `train.batch_size: 64 -> 128`. Raises UserError if TorchScript
+    files of one name have other bytes."""
+    check_same_scripts(old.evaluation.model_dump(), new.evaluation.model_dump())
     before, after = dict(_flat(old.model_dump(mode="json"))), dict(_flat(new.model_dump(mode="json")))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
@@ -159,10 +161,20 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         if source != COMMAND_LINE:
             if not checked_format(content, source):
                 content = upgraded(content, model, where=source)
-            if _is_of_a_run(Path(source)):
+            of_a_run = _is_of_a_run(Path(source))
+            if of_a_run:
                 content = completed(content, model)
+            if evaluation := _evaluation_of(content):
+                content = {**content, "evaluation": stored_scripts(evaluation, source, resolved=of_a_run)}
+        else:
+            check_same_scripts(_evaluation_of(result), _evaluation_of(content))
         result = _merged(result, content, model)
     return result
+
+
+def _evaluation_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    section = content.get("evaluation")
+    return section if isinstance(section, Mapping) else {}
 
 
 def _kind_of_family(content: Mapping[str, Any]) -> Any:
@@ -222,6 +234,8 @@ def _given(overrides: Sequence[str]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for override in overrides:
         _apply(content, override)
+    if isinstance(evaluation := content.get("evaluation"), dict):
+        evaluation.update(named_scripts(evaluation))
     return content
 
 

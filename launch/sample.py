@@ -24,6 +24,7 @@ from bigtrain.cli import add_flags, from_flags, run_cli, say
 from bigtrain.cluster.launch import join_world
 from bigtrain.errors import UserError
 from bigtrain.families.abilities import Latents, Reconstructs, Samples
+from bigtrain.features.scripts import named_on_command_line
 from bigtrain.inference.model import Model, open_model, require_label
 from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, output_rows, reconstruction_rows
 from bigtrain.inference.splits import check_fields
@@ -71,7 +72,8 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--classifier",
         default=CLASSIFIER,
-        help="what selects among them: `classifier`, trained on the spot on the data's labels, or a TorchScript file",
+        help="what selects among them: `classifier`, trained on the spot on the data's labels, or a TorchScript file, a "
+        "program that runs with your rights",
     )
     parser.add_argument("--inputs", metavar="SPLIT", help="the split whose inputs are turned into outputs")
     parser.add_argument("--reconstruct", metavar="SPLIT", help="the split whose images are reconstructed")
@@ -158,12 +160,17 @@ def _draw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
     if arguments.classes is None and arguments.npz is None and _is_grid(arguments):
         chosen = chosen[:10]
     labels = [label for label in chosen for _ in range(arguments.per_class)]
-    selection = model.selection(arguments.candidates, arguments.classifier)
+    selection = model.selection(arguments.candidates, _classifier(arguments))
     images = model.sampler(arguments.seed, sampling, selection).draw_all(labels, arguments.batch_size)
     _write(arguments, images, arguments.per_class)
     if arguments.npz is not None:
         save_npz(arguments.npz, images, labels if by_class else None)
     _say_written(model, arguments, f"{len(labels)} samples")
+
+
+def _classifier(arguments: argparse.Namespace) -> str:
+    given: str = arguments.classifier
+    return given if given == CLASSIFIER else named_on_command_line(given, "--classifier", instead=CLASSIFIER)
 
 
 def _reconstruct(model: Model, arguments: argparse.Namespace) -> None:

@@ -1,12 +1,21 @@
 """The options of evaluation: section `evaluation` of a recipe."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from bigtrain.errors import UserError
 from bigtrain.evaluation.metrics.registry import EARLIER_NAMES, OF_ANY_FEATURES, InceptionName, MetricName, canonical
-from bigtrain.features.opening import features_label
+from bigtrain.features.opening import CLASSIFIER, NAMES, features_label, is_script
+from bigtrain.features.scripts import (
+    A_PROGRAM,
+    STORED,
+    check_same,
+    name_if_script,
+    named_on_command_line,
+    stored_without_digest,
+)
 from bigtrain.options import Options
 
 
@@ -49,11 +58,13 @@ class EvaluationOptions(Options):
     features: str = "classifier"
     """`classifier`: a small network trained on the spot on the data's labels. `clean`, `legacy_tensorflow`,
     `legacy_pytorch`: FID's Inception, as in clean-fid's modes of these names. `timm:MODEL`: a model of timm, such as
-    timm:vit_large_patch14_dinov2.lvd142m for the FD with DINOv2. Or the path of a TorchScript file, which is called as
+    timm:vit_large_patch14_dinov2.lvd142m for the FD with DINOv2. Or, on the command line only, the path of a TorchScript file,
+    a program, which runs with your rights and is stored as torchscript:NAME@SHA256. It is called as
     net(images, return_features=True): uint8 images [n, 3, H, W] in, float features [n, d] out, as with FID's published
     inception-2015-12-05.pt. `classifier` has as many channels as the data; the others see grey as three equal channels."""
     weights: str | None = None
-    """Path of the weights of `clean`, `legacy_*` or `timm:MODEL`; null: from the cache, or fetched."""
+    """Path of the weights of `clean`, `legacy_*` or `timm:MODEL`, on the command line only if it is a TorchScript file other
+    than the published one; null: from the cache, or fetched."""
     reference: str = "train"
     """What samples are compared with: `train` or `validation`, the data's splits; or the path of an index of shards, a folder,
     a tar or zip of images, an npz of samples (guided-diffusion's), or an npz of moments (pytorch-fid's, clean-fid's,
@@ -89,8 +100,9 @@ class EvaluationOptions(Options):
     """Rejection sampling: candidates drawn for each sample, of which the one is kept to whose class `classifier` gives the
     highest probability; 1: no selection."""
     classifier: str = "classifier"
-    """What selects among candidates: `classifier`, a network trained on the spot and used for nothing else; or the path of a
-    TorchScript network from uint8 [n, 3, H, W], which sees grey as three equal channels, to logits [n, classes]."""
+    """What selects among candidates: `classifier`, a network trained on the spot and used for nothing else; or, on the command
+    line only, the path of a TorchScript network, a program that runs with your rights, from uint8 [n, 3, H, W], which sees grey
+    as three equal channels, to logits [n, classes]."""
     recall_neighbours: int = Field(default=3, ge=1)
     """The k of the k-nearest-neighbour balls of precision and recall."""
     coverage_neighbours: int = Field(default=5, ge=1)
@@ -123,3 +135,50 @@ class EvaluationOptions(Options):
     def features_label(self) -> str:
         """What results call the features."""
         return features_label(self.features)
+
+
+# -- TorchScript files, which are programs: named by the command line, and by no file ------------------------------------------
+
+_WORDS = {"features": NAMES, "classifier": CLASSIFIER}
+"""The keys that may name such a file, and what else they may say."""
+
+
+def stored_scripts(section: Mapping[str, Any], source: str, *, resolved: bool) -> dict[str, Any]:
+    """Section `evaluation` of a file, if it names no path of a TorchScript file. Raises UserError if it does.
+
+    `resolved`: whether it is the recipe of a run or an export; earlier versions wrote paths there, and what they trained must
+    still be sampled, so the path becomes a word that names no file.
+    """
+    paths = {key: path for key, path in _scripts_in(section).items() if not path.startswith(STORED)}
+    if resolved:
+        return {**section, **{key: stored_without_digest(path) for key, path in paths.items()}}
+    for key, path in paths.items():
+        raise UserError(
+            f"{source}: evaluation.{key}: {path} is not {_WORDS[key]}, and {A_PROGRAM}: remove the line, and give it with "
+            f"evaluation.{key}=PATH"
+        )
+    return dict(section)
+
+
+def named_scripts(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Section `evaluation` of the command line, which may name TorchScript files: their paths become the words that are stored,
+    and this process may run them. Raises UserError for a path where there is no file."""
+    words = {
+        key: path if path.startswith(STORED) else named_on_command_line(path, f"evaluation.{key}", instead=_WORDS[key])
+        for key, path in _scripts_in(section).items()
+    }
+    if isinstance(section.get("weights"), str):
+        name_if_script(section["weights"], "evaluation.weights")
+    return {**section, **words}
+
+
+def check_same_scripts(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError if TorchScript files of two sections share a name, but not their bytes."""
+    for key in _WORDS:
+        check_same(before.get(key), now.get(key), f"evaluation.{key}")
+
+
+def _scripts_in(section: Mapping[str, Any]) -> dict[str, str]:
+    """The paths and stored words of TorchScript files by key."""
+    given = {key: section[key] for key in _WORDS if isinstance(section.get(key), str)}
+    return {key: name for key, name in given.items() if (is_script(name) if key == "features" else name != CLASSIFIER)}

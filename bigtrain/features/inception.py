@@ -11,7 +11,6 @@ most papers improve it, so the mode is part of the protocol:
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +25,8 @@ from bigtrain.errors import UserError
 from bigtrain.features.network import Extracted, Features, building, load_script
 from bigtrain.features.published_weights import Published, published_file
 from bigtrain.features.resize import SIZES_KEPT, Resize, Weights, pil_bicubic, tensorflow1_bilinear, torch_bilinear
+from bigtrain.features.scripts import A_PROGRAM, BYTES, is_named, is_script_file
+from bigtrain.untrusted import read_plain
 
 InceptionMode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
 
@@ -70,7 +71,7 @@ class InceptionFeatures(Features):
         which hold the same network; None: the file that clean-fid uses for this mode. Raises UserError."""
         self._mode = MODES[mode]
         path = published_file(self._mode.weights, weights)
-        data = path.read_bytes()
+        data = read_plain(path, BYTES)
         self._trunk, self._head = _load(path, data, device)
         self.device = device
         self.name = f"Inception 2015-12-05, {mode}"
@@ -109,9 +110,14 @@ def _load(path: Path, data: bytes, device: torch.device) -> tuple[Callable[[Tens
     remedy = (
         "give the public inception-2015-12-05.pt or pt_inception-2015-12-05-6726825d.pth with evaluation.weights=PATH"
     )
+    is_script = is_script_file(io.BytesIO(data))
+    if is_script and hashlib.sha256(data).hexdigest() != TORCHSCRIPT.sha256 and not is_named(data):
+        raise UserError(
+            f"evaluation.weights: {path}: {A_PROGRAM}: give it with evaluation.weights=PATH, if you trust it"
+        )
     try:
-        if _is_script(data):
-            script: Any = load_script(str(path), data, device)
+        if is_script:
+            script: Any = load_script(path.name, data, device)
             return script.layers, script.output.weight.detach()
         state = safetensors.torch.load(data) if path.suffix == ".safetensors" else _state_dict(data)
         with building():
@@ -123,14 +129,6 @@ def _load(path: Path, data: bytes, device: torch.device) -> tuple[Callable[[Tens
     head = network.fc.weight.detach().to(device)
     network.fc = nn.Identity()
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), head
-
-
-def _is_script(data: bytes) -> bool:
-    try:
-        names = zipfile.ZipFile(io.BytesIO(data)).namelist()
-    except zipfile.BadZipFile:
-        return False
-    return any(name.endswith("/constants.pkl") for name in names)
 
 
 def _state_dict(data: bytes) -> dict[str, Tensor]:

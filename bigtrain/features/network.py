@@ -5,24 +5,23 @@ of the protocol. To add one: subclass `Features`.
 """
 
 import hashlib
-import io
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bigtrain.errors import UserError
+from bigtrain.features.scripts import read_script, run_script, script_name
 from bigtrain.sizes import size_text
 
 HOW_TO_CHOOSE = (
-    "give `classifier`, `clean`, `legacy_tensorflow`, `legacy_pytorch`, `timm:MODEL`, or the path of a TorchScript file "
-    "that is called as net(images, return_features=True): uint8 images [n, 3, H, W] in, float features [n, d] out"
+    "give `classifier`, `clean`, `legacy_tensorflow`, `legacy_pytorch`, `timm:MODEL`, or on the command line the path of a "
+    "TorchScript file that is called as net(images, return_features=True): uint8 images [n, 3, H, W] in, float features "
+    "[n, d] out"
 )
 
 
@@ -128,23 +127,21 @@ class TorchScriptFeatures(Features):
     """
 
     def __init__(self, path: str, size: tuple[int, int], device: torch.device) -> None:
-        """`size`: (height, width) of the images that will be evaluated, with which the file is tried."""
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise UserError(f"evaluation.features: {path}: {error.strerror}; {HOW_TO_CHOOSE}") from None
+        """`path`: or the word that is stored of a file (`scripts.py`); `size`: (height, width) of the images that will be
+        evaluated, with which the file is tried."""
+        data = read_script(path, "evaluation.features")
         self.device = device
-        self.name = Path(path).name
+        self.name = script_name(path)
         self.fingerprint = hashlib.sha256(data).hexdigest()
         self.facts = {"kind": "TorchScript", "resize": "the network's own", "classes": None}
-        self._network = load_script(path, data, device)
-        self.dimensions = self._probe(path, size)
+        self._network = load_script(self.name, data, device)
+        self.dimensions = self._probe(self.name, size)
 
     def _extract(self, images: Tensor) -> Extracted:
         # Contiguous, because a user's network may rely on it, and because `_probe` has tried it so.
         return Extracted(self._network(images.contiguous(), return_features=True).float().flatten(1), None)
 
-    def _probe(self, path: str, size: tuple[int, int]) -> int:
+    def _probe(self, name: str, size: tuple[int, int]) -> int:
         """The dimensions of the features, from two grey images of the size that will be evaluated."""
         images = torch.full((2, 3, *size), 128, dtype=torch.uint8, device=self.device)
         try:
@@ -153,28 +150,24 @@ class TorchScriptFeatures(Features):
         except (RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(
-                f"evaluation.features: {path}: the network cannot be used on images of {size_text(size)} pixels: "
+                f"evaluation.features: {name}: the network cannot be used on images of {size_text(size)} pixels: "
                 f"{reason}; {HOW_TO_CHOOSE}"
             ) from None
         shape = tuple(features.shape) if isinstance(features, Tensor) else ()
         if len(shape) < 2 or shape[0] != 2 or any(side != 1 for side in shape[2:]) or not features.is_floating_point():
             output = f"{features.dtype} {list(shape)}" if isinstance(features, Tensor) else type(features).__name__
             raise UserError(
-                f"evaluation.features: {path}: the network gave {output} for 2 images where [2, d] float features were "
+                f"evaluation.features: {name}: the network gave {output} for 2 images where [2, d] float features were "
                 f"expected; {HOW_TO_CHOOSE}"
             )
         return shape[1]
 
 
-def load_script(path: str, data: bytes, device: torch.device) -> torch.jit.ScriptModule:
-    """Loads a TorchScript network from the bytes that were hashed, so that the fingerprint is right even if the file at `path`
-    is replaced meanwhile. Raises UserError."""
+def load_script(name: str, data: bytes, device: torch.device) -> torch.jit.ScriptModule:
+    """Loads a TorchScript network from the bytes that were hashed, so that the fingerprint is right even if its file is
+    replaced meanwhile. Raises UserError."""
     try:
-        with warnings.catch_warnings():
-            # Deprecated in favour of torch.export, but the public Inception exists in this form only.
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            return torch.jit.load(io.BytesIO(data), map_location=device).eval()
+        return run_script(name, data, device)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"evaluation.features: {path}: not a TorchScript network: {reason}; {HOW_TO_CHOOSE}") from None
+        raise UserError(f"evaluation.features: {name}: not a TorchScript network: {reason}; {HOW_TO_CHOOSE}") from None

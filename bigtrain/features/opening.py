@@ -15,11 +15,14 @@ from bigtrain.errors import UserError
 from bigtrain.features.classifier import find_classifier
 from bigtrain.features.inception import MODES, TORCHSCRIPT, InceptionFeatures
 from bigtrain.features.network import Features, TorchScriptFeatures
+from bigtrain.features.scripts import STORED, script_name, stored_digest
 from bigtrain.features.timm_features import TimmFeatures
 
 TIMM = "timm:"
 INCEPTION, CLASSIFIER, DINOV2 = "inception", "classifier", "dinov2"
 """Labels of features that have a name of their own."""
+NAMES = ", ".join([CLASSIFIER, *MODES, f"{TIMM}MODEL"])
+"""Of all networks but those in TorchScript files, for messages."""
 _PUBLISHED_FILE = Path(TORCHSCRIPT.url).name
 
 
@@ -52,7 +55,7 @@ def open_features(
 
 def open_network(name: str, weights: str | None, size: tuple[int, int], device: torch.device) -> Features:
     """The network of a name that is not `classifier`: `clean`, `legacy_tensorflow`, `legacy_pytorch`, `timm:MODEL`, or the path
-    of a TorchScript file, which is tried on images of `size` (height, width).
+    of a TorchScript file or the word that is stored of one, which is tried on images of `size` (height, width).
 
     No collective; any rank may call it. Raises UserError.
     """
@@ -65,10 +68,8 @@ def open_network(name: str, weights: str | None, size: tuple[int, int], device: 
             f"evaluation.weights: {name} holds its own weights; leave evaluation.weights null, or choose {', '.join(MODES)} "
             "or timm:MODEL as evaluation.features"
         )
-    if not Path(name).is_file() and not name.endswith((".pt", ".pth", ".ts")):
-        raise UserError(
-            f"evaluation.features: {name}: neither a file nor one of classifier, {', '.join(MODES)}, timm:MODEL"
-        )
+    if not name.startswith(STORED) and not Path(name).is_file() and not name.endswith((".pt", ".pth", ".ts")):
+        raise UserError(f"evaluation.features: {name}: neither a file nor one of {NAMES}")
     return TorchScriptFeatures(name, size, device)
 
 
@@ -83,7 +84,12 @@ def features_label(name: str) -> str:
     if name.startswith(TIMM):
         model = name.removeprefix(TIMM).partition(".")[0]
         return DINOV2 if model == "vit_large_patch14_dinov2" else _word(model)
-    return INCEPTION if _is_published(Path(name)) else _label_of_file(name)
+    return INCEPTION if _is_published(name) else _label_of_file(script_name(name))
+
+
+def is_script(name: str) -> bool:
+    """Whether a value of evaluation.features is the path of a TorchScript file, or the word that is stored of one."""
+    return name != CLASSIFIER and name not in MODES and not name.startswith(TIMM)
 
 
 def label_of_facts(facts: Mapping[str, Any]) -> str | None:
@@ -99,8 +105,11 @@ def label_of_facts(facts: Mapping[str, Any]) -> str | None:
     return _label_of_file(name) if kind == "TorchScript" else None
 
 
-def _is_published(path: Path) -> bool:
+def _is_published(name: str) -> bool:
     """Whether it is the published TorchScript file of FID's Inception, which resizes by itself."""
+    if name.startswith(STORED):
+        return stored_digest(name) == TORCHSCRIPT.sha256
+    path = Path(name)
     if path.name != _PUBLISHED_FILE or not path.is_file():
         return False
     with path.open("rb") as file:

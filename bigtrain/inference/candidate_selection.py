@@ -5,10 +5,8 @@ It trades diversity for fidelity, as truncation does for GANs, so the protocol o
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from bigtrain.errors import UserError
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.features.classifier import find_classifier
 from bigtrain.features.network import CHANGED_CHANNELS, full_float32, with_channels
+from bigtrain.features.scripts import read_script, run_script, script_name
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ def find_selection(
     device: torch.device,
 ) -> Selection:
     """`classifier`: `classifier` (trained on the labels of the split that `train` gives, and used for nothing else), or the
-    path of a TorchScript network net(uint8 [n, 3, H, W]) -> logits [n, classes], which sees grey as three equal channels.
+    path of a TorchScript network, or the word that is stored of one: net(uint8 [n, 3, H, W]) -> logits [n, classes], which
+    sees grey as three equal channels.
 
     Every rank calls it. Raises UserError and Stopped.
     """
@@ -71,28 +71,28 @@ def find_selection(
         with full_float32(device):
             return network(with_channels(images, 3)).float().log_softmax(1).gather(1, labels[:, None])[:, 0]
 
-    facts = {"name": Path(classifier).name, "fingerprint": hashlib.sha256(data).hexdigest(), "kind": "TorchScript"}
+    facts = {"name": script_name(classifier), "fingerprint": hashlib.sha256(data).hexdigest(), "kind": "TorchScript"}
     if spec.channels != 3:
         facts["channels"] = CHANGED_CHANNELS[3]
     return Selection(candidates, score, {"candidates": candidates, "classifier": facts})
 
 
-def _load(path: str, spec: DataSpec, device: torch.device) -> tuple[bytes, Any]:
+def _load(given: str, spec: DataSpec, device: torch.device) -> tuple[bytes, Any]:
     classes, (height, width) = len(spec.classes), spec.size
     remedy = (
         f"give `classifier`, or a TorchScript network from uint8 images [n, 3, {height}, {width}] to logits "
         f"[n, {classes}]"
     )
+    data, name = read_script(given, "evaluation.classifier"), script_name(given)
     grey = torch.full((2, 3, height, width), 128, dtype=torch.uint8, device=device)
     try:
-        data = Path(path).read_bytes()
-        network = torch.jit.load(io.BytesIO(data), map_location=device).eval()
+        network = run_script(name, data, device)
         with full_float32(device):
             logits = network(grey)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"the classifier {path} cannot be used: {reason}; {remedy}") from None
+        raise UserError(f"the classifier {name} cannot be used: {reason}; {remedy}") from None
     if not isinstance(logits, Tensor) or logits.shape != (2, classes) or not logits.is_floating_point():
-        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"the classifier {path} gives {given} for 2 images of {classes} classes; {remedy}")
+        output = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"the classifier {name} gives {output} for 2 images of {classes} classes; {remedy}")
     return data, network
