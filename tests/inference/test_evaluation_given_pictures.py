@@ -81,7 +81,7 @@ def test_its_outputs_are_compared_with_their_targets_and_with_the_reference(tmp_
     assert evaluate_model(model, train, validation).result == result
 
 
-def test_both_are_measured_without_a_word(tmp_path: Path) -> None:
+def test_both_are_measured_without_a_word(tmp_path: Path, features: None) -> None:
     model, _, _ = model_of(recipe_of(tmp_path))
     assert chosen_metrics(model.family, model.recipe.evaluation) == ("fd", "recall", "fd_real", "psnr", "ssim")
 
@@ -123,7 +123,7 @@ def test_what_a_family_cannot_be_measured_by_is_one_sentence(
         check()
 
 
-def test_a_classifier_cannot_select_among_outputs(tmp_path: Path) -> None:
+def test_a_classifier_cannot_select_among_outputs(tmp_path: Path, features: None) -> None:
     model, _, validation = model_of(recipe_of(tmp_path, "evaluation.candidates=2"))
     with pytest.raises(UserError, match=r"evaluation\.candidates: a toy draws one sample for each input"):
         check_metrics(model.family, model.recipe.evaluation, validation)

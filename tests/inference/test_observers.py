@@ -65,17 +65,17 @@ def test_a_picture_is_given_up_between_two_steps_of_its_sampling(tmp_path: Path)
 @pytest.mark.parametrize(
     ("kind", "options", "sentence"),
     [
-        ("toy", "features=nowhere.pt", r"evaluation\.features: nowhere\.pt"),
+        ("toy", "features={folder}/no_net.pt", r"evaluation\.features: no_net\.pt: not a TorchScript network"),
         ("toy", "reference=nowhere.pt", r"evaluation\.reference: nowhere\.pt"),
         ("toy", "metrics=[intra_fd] samples=12", "intra_fd needs 2 images of each class"),
         ("toy", "metrics=[recall] samples=3", "recall needs more images than neighbours"),
         ("toy", "metrics=[fd,kd] reference={folder}/moments.npz", "kd needs the reference's images"),
         ("toy", "metrics=[fd] reference={folder}/moments.npz", "moments of 7 dimensions, but classifier"),
         ("toy", "metrics=[fd] reference={folder}/large.npz", "16 x 16, the reference's 32 x 32"),
-        ("toy", "candidates=2 classifier=nowhere.pt", "the classifier nowhere.pt cannot be used"),
+        ("toy", "candidates=2 classifier={folder}/no_net.pt", "the classifier no_net.pt cannot be used"),
         ("toy", "metrics=[fd]", "has one class, so no classifier can be trained"),
         ("vqvae", "metrics=[rfd]", "has one class, so no classifier can be trained"),
-        ("vqvae", "metrics=[rfd] features=nowhere.pt", r"evaluation\.features: nowhere\.pt"),
+        ("vqvae", "metrics=[rfd] features={folder}/no_net.pt", r"evaluation\.features: no_net\.pt: not a TorchScript"),
         ("diffusion", "metrics=[bits_per_dim] likelihood_evaluations=50", r"from 2 \.\. 20 evaluations, not 50"),
     ],
 )
@@ -86,6 +86,7 @@ def test_what_the_first_evaluation_would_refuse_is_refused_before_the_first_step
     monkeypatch.setattr(classifier, "TRAININGS", short)
     np.savez(tmp_path / "moments.npz", mu=np.zeros(7), sigma=np.eye(7))
     np.savez(tmp_path / "large.npz", np.zeros((20, 32, 32, 3), dtype=np.uint8))
+    (tmp_path / "no_net.pt").write_bytes(b"nothing")
     words = [f"evaluation.{word.format(folder=tmp_path)}" for word in options.split()]
     words += ["data.classes=[3]"] if "one class" in sentence else []
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES[kind], evaluate_every=10), words)
