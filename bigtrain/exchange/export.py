@@ -4,15 +4,19 @@ OUT/
   model_index.json  pipeline.py  model/{config.json, diffusion_pytorch_model.safetensors}
   recipe.yaml       the recipe of the run
   provenance.json   step, weights (averaged or raw), data
+  manifest.json     size and sha256 of each of these (manifest.py)
 
 If one of diffusers' own pipelines can sample the model, the folder is written for that pipeline and needs no bigtrain; its
 pipeline.py (which does) draws the same images as the run.
 """
 
+import fcntl
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +26,14 @@ from diffusers.utils import logging
 from torch import nn
 
 from bigtrain.errors import UserError
+from bigtrain.exchange import manifest
 from bigtrain.exchange.pipeline import DESCRIPTION, ExportedModel, FamilyPipeline, description
 from bigtrain.families.abilities import DiffusersPipeline, Samples
 from bigtrain.families.family import Family, LoadedModel
 from bigtrain.families.phases import Networks
 from bigtrain.formats import FORMAT
 from bigtrain.runs import atomic
+from bigtrain.untrusted import read_json
 
 PIPELINE_SOURCE = '''"""The pipeline of this folder; needs `pip install bigtrain`.
 
@@ -56,9 +62,8 @@ def export(
     `networks`: those of `family.sampled_components`, in at least float32; the family's dependencies must be attached. Raises
     UserError if `out` exists or cannot be written.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out}: exists already; export into a new folder, or remove this one first")
-    temporary = atomic.aside(out)
     likeness = family.ability(DiffusersPipeline)
     diffusers_pipeline = None if likeness is None else likeness.to_diffusers(networks)
     definition = OWN_PIPELINE
@@ -66,20 +71,67 @@ def export(
         definition = LIKE_DIFFUSERS_PIPELINE.format(pipeline=type(diffusers_pipeline).__name__)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pipeline = diffusers_pipeline if diffusers_pipeline is not None else FamilyPipeline(_model(family, networks))
-        pipeline.save_pretrained(str(temporary), safe_serialization=True)
-        if diffusers_pipeline is not None:
-            index = json.loads((temporary / "model_index.json").read_bytes())
-            atomic.write_json(temporary / "model_index.json", index | {DESCRIPTION: json.dumps(description(family))})
-        atomic.write_bytes(temporary / "pipeline.py", PIPELINE_SOURCE.format(definition=definition).encode())
-        atomic.write_bytes(temporary / "recipe.yaml", recipe_yaml.encode())
-        atomic.write_json(temporary / "provenance.json", {"format": FORMAT, **provenance})
-        os.rename(temporary, out)
+        with _staging(out) as temporary:
+            pipeline = (
+                diffusers_pipeline if diffusers_pipeline is not None else FamilyPipeline(_model(family, networks))
+            )
+            pipeline.save_pretrained(str(temporary), safe_serialization=True)
+            if diffusers_pipeline is not None:
+                index = json.loads((temporary / "model_index.json").read_bytes())
+                atomic.write_json(
+                    temporary / "model_index.json", index | {DESCRIPTION: json.dumps(description(family))}
+                )
+            atomic.write_bytes(temporary / "pipeline.py", PIPELINE_SOURCE.format(definition=definition).encode())
+            atomic.write_bytes(temporary / "recipe.yaml", recipe_yaml.encode())
+            atomic.write_json(temporary / "provenance.json", {"format": FORMAT, **provenance})
+            manifest.write(temporary)
+            os.rename(temporary, out)
+            atomic.sync_folder(out.parent)
     except OSError as error:
-        raise UserError(f"{out}: cannot write the export ({error.strerror})") from error
+        raise UserError(f"{out}: cannot write the export ({error.strerror or error})") from error
+    return _usage(str(out), family, likeness, diffusers_pipeline)
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, in which the export is written before it is renamed; what killed exports left of theirs is
+    removed. The kernel releases the lock of a process that is killed, which tells its folder from one that is written now."""
+    while True:
+        temporary = atomic.aside(out)
+        temporary.mkdir()
+        descriptor = _locked(temporary)
+        if descriptor is None or temporary.exists():
+            break
+        os.close(descriptor)  # another export took it for a leftover before it was locked
+    try:
+        for path in out.parent.iterdir():
+            if path != temporary and re.fullmatch(rf"\.{re.escape(out.name)}\.[0-9a-f]{{12}}\.tmp", path.name):
+                _remove_leftover(path)
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return _usage(str(out), family, likeness, diffusers_pipeline)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _remove_leftover(path: Path) -> None:
+    descriptor = _locked(path)
+    if descriptor is not None:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _locked(folder: Path) -> int | None:
+    """The descriptor that holds the folder's lock; None if another process has it, or the file system has no locks."""
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _usage(out: str, family: Family, likeness: DiffusersPipeline | None, diffusers_pipeline: Any) -> Sequence[str]:
@@ -113,14 +165,17 @@ def _fill(module: Any, networks: Networks, attached: Mapping[str, LoadedModel]) 
 def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping[str, LoadedModel]]:
     """The networks of an export of `family` by component, and its dependencies by role.
 
-    Raises OSError or json.JSONDecodeError if the folder is incomplete.
+    Raises OSError or ValueError if the folder is incomplete or damaged, and diffusers may raise anything else.
     """
     logging.disable_progress_bar()
-    name = json.loads((path / "model_index.json").read_bytes()).get("_class_name")
+    manifest.check(path)
+    name = read_json(path / "model_index.json").get("_class_name")
     if name == FamilyPipeline.__name__:
         pipeline = FamilyPipeline.from_pretrained(str(path), use_safetensors=True)
         return pipeline.networks, pipeline.family.attached
     if not hasattr(diffusers, str(name)):
         raise OSError(f"model_index.json names an unknown pipeline, {name}")
     likeness = family.require(DiffusersPipeline, path)
-    return likeness.from_diffusers(DiffusionPipeline.from_pretrained(str(path), use_safetensors=True)), {}
+    plain = DiffusionPipeline.from_pretrained(str(path), use_safetensors=True)
+    manifest.check_loaded(plain.components)
+    return likeness.from_diffusers(plain), {}

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bigtrain.data.fields.pictures import to_images
+from bigtrain.exchange import manifest
 from bigtrain.families.abilities import DiffusersPipeline, Samples
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family, LoadedModel, build_network, find_family
@@ -51,14 +52,28 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         """As in diffusers, but without meta tensors, since buffers that are in no file would stay without data, and never from
         a pickle.
 
-        Raises ValueError for a torch_dtype other than float32, which statistics and noise need.
+        Raises ValueError for a torch_dtype other than float32, which statistics and noise need, and if the file lacks a tensor
+        of the networks, which would stay random, or holds another.
         """
         if options.get("torch_dtype") not in (None, torch.float32):
             raise ValueError(
                 f"torch_dtype={options['torch_dtype']}: bigtrain's models are used in float32; leave it out"
             )
-        required = {"low_cpu_mem_usage": False, "device_map": None, "use_safetensors": True}
-        return super().from_pretrained(*arguments, **(options | required))
+        required = {
+            "low_cpu_mem_usage": False,
+            "device_map": None,
+            "use_safetensors": True,
+            "output_loading_info": True,
+        }
+        loaded: Any = super().from_pretrained(*arguments, **(options | required))
+        model, info = loaded
+        for names, what in (
+            (info["missing_keys"], "lack"),
+            (info["unexpected_keys"], "hold, and its networks do not,"),
+        ):
+            if names:
+                raise ValueError(f"the weights of this export {what} {len(names)} tensors, such as {min(names)}")
+        return (model, info) if options.get("output_loading_info") else model
 
 
 class _Other(nn.Module):
@@ -201,6 +216,7 @@ class FamilyPipeline(SamplesByFamily, DiffusionPipeline):
 
     def __init__(self, model: ExportedModel) -> None:
         super().__init__()
+        manifest.check_loaded({"model": model})
         self.register_modules(model=model)
         self.family = model.family
 
@@ -241,6 +257,7 @@ def family_pipeline_of(pipeline: Any) -> type[DiffusersFolderPipeline]:
 
     def __init__(self: DiffusersFolderPipeline, *, described: str, **modules: Any) -> None:
         """`described`: JSON text of `description`; `modules`: the arguments of `pipeline`."""
+        manifest.check_loaded(modules)
         pipeline.__init__(self, **modules)
         self.family = described_family(json.loads(described))
 

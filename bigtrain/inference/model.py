@@ -1,6 +1,5 @@
 """A trained model as the commands use it: opened from a run or an export, it samples and gives likelihoods."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from bigtrain.randomness import Draws, Indices, to_device
 from bigtrain.recipe import Recipe, differences, load_recipe
 from bigtrain.runs import checkpoint
 from bigtrain.sizes import size_text
+from bigtrain.untrusted import read_json
 
 
 @dataclass(frozen=True)
@@ -319,15 +319,19 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str 
     from bigtrain.exchange.export import opened  # heavy, and only exports need it
 
     try:
-        provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+        provenance = read_json(path / "provenance.json")
         checked_format(provenance, str(path / "provenance.json"))
+        stored_weights = str(provenance["weights"])
         family = make_family(recipe, DataSpec.from_json(provenance["data"]))
         networks, attached = opened(path, family)
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: the export is incomplete or damaged ({error}); export the run again") from error
-    if weights not in (None, provenance["weights"]):
+    except UserError:
+        raise
+    except Exception as error:  # diffusers may raise anything for a folder that somebody else has made
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: the export is incomplete or damaged ({reason}); export the run again") from error
+    if weights not in (None, stored_weights):
         raise UserError(
-            f"{path}: this export holds {provenance['weights']} weights, not {weights} ones; leave out --weights, or export "
+            f"{path}: this export holds {stored_weights} weights, not {weights} ones; leave out --weights, or export "
             "the run again"
         )
     family.attach({role: _ready_dependency(trained, device) for role, trained in attached.items()})
