@@ -86,7 +86,13 @@ def test_what_another_decoder_saw_is_not_taken_for_ours(digits, features, sweeps
     assert {"pillow", "simplejpeg", "torch"} <= set(versions())
 
 
-def test_damaged_moments_are_computed_again(digits, features, sweeps, caplog):
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> None:
+    """What is made again beside a damaged file is kept in the user's cache, which other tests would find."""
+    monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path / "own"))
+
+
+def test_damaged_moments_are_computed_again(digits, own_cache, features, sweeps, caplog):
     train, _ = digits
     first = reference_moments(train, features, READING)
     (path,) = (train.folder / ".bigtrain").iterdir()
@@ -122,7 +128,7 @@ def test_one_pass_finds_whatever_is_missing(digits, features, sweeps):
     assert torch.equal(stored.vectors, first_stored.vectors)
 
 
-def test_classes_of_which_one_is_damaged_are_read_again(digits, features, sweeps):
+def test_classes_of_which_one_is_damaged_are_read_again(digits, own_cache, features, sweeps):
     images = Shards(digits[0], "train")
     for _ in range(2):
         found = FeaturesByClass(10)

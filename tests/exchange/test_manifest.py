@@ -168,7 +168,7 @@ def test_an_export_whose_file_is_a_fifo_is_refused_at_once(name: str, family: st
     path = folder / name.replace("COMPONENT", COMPONENT[family])
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UserError, match="a FIFO|has no checkpoint"):
+    with pytest.raises(UserError, match=r"a FIFO|has no checkpoint"):
         draw(folder)
 
 

@@ -1,11 +1,15 @@
 """What evaluations keep is whole, verified and never trusted blindly."""
 
 import logging
+import os
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from bigtrain.features.cache import Cache, Entry
+from bigtrain.features.cache import Cache, Entry, fingerprint
 
 KEY = {"index": "abc", "limit": 7}
 
@@ -68,3 +72,64 @@ def test_where_nothing_can_be_written_the_result_is_not_lost(digits, tmp_path, m
     (digits[0].folder / ".bigtrain").write_text("in the way")
     Cache(digits[0]).write("moments", KEY, Entry({"total": torch.ones(2)}, {}))
     assert "could not be kept" in caplog.text
+
+
+def forged(path: Path) -> bytes:
+    """The file with other numbers in it, under the right key and hash, as anybody can write it who knows this program."""
+    with safe_open(path, "pt") as file:
+        text = dict(file.metadata())
+    tensors = {name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata=text | {"sha256": fingerprint(tensors, text["key"] + text["facts"])})
+    return path.read_bytes()
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path / "own"))
+    return tmp_path / "own"
+
+
+def test_an_entry_that_this_user_did_not_sign_is_not_believed_and_is_made_anew_elsewhere(
+    own_cache, kept, digits, caplog
+):
+    cache, path = kept
+    content = forged(path)
+    assert cache.read("moments", KEY) is None
+    assert f"{path}: a damaged or foreign cache file" in caplog.text
+    caplog.clear()
+    cache.write("moments", KEY, Entry({"total": torch.ones(2)}, {}))
+    assert torch.equal(Cache(digits[0]).read("moments", KEY).tensors["total"], torch.ones(2))
+    assert path.read_bytes() == content, "what others wrote beside the data is left alone"
+    assert caplog.text == ""
+
+
+def test_an_entry_of_another_user_is_not_believed(own_cache, kept, monkeypatch, caplog):
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    assert kept[0].read("moments", KEY) is None
+    assert "another user wrote it" in caplog.text
+
+
+def test_the_key_is_private_and_one_that_is_not_is_made_anew(own_cache, kept):
+    (key,) = own_cache.glob("signing-*.key")
+    assert key.stat().st_mode & 0o777 == 0o600
+    before = key.read_bytes()
+    assert len(before) == 32
+    key.chmod(0o640)
+    assert kept[0].read("moments", KEY) is None
+    assert key.read_bytes() != before
+    assert key.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_beside_the_data_is_not_followed(own_cache, digits, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (digits[0].folder / ".bigtrain").symlink_to(tmp_path / "elsewhere")
+    Cache(digits[0]).write("moments", KEY, Entry({"total": torch.ones(2)}, {}))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert Cache(digits[0]).read("moments", KEY) is not None
+
+
+def test_a_fifo_beside_the_data_is_not_waited_for(own_cache, kept):
+    cache, path = kept
+    path.unlink()
+    os.mkfifo(path)
+    assert cache.read("moments", KEY) is None
