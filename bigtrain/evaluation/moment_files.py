@@ -7,6 +7,7 @@ which are not read, and often `arr_0`, some of the images. clean-fid's KID files
 
 import io
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bigtrain.errors import UserError
 from bigtrain.evaluation.statistics.accumulator import KnownMoments
@@ -23,6 +25,22 @@ from bigtrain.evaluation.statistics.moments import Moments
 from bigtrain.features.cache import fingerprint
 from bigtrain.features.network import Features
 from bigtrain.runs import atomic
+from bigtrain.untrusted import open_plain, parse_json
+
+MOST_DIMENSIONS = 2**13
+"""Of features: sigma takes 512 MiB then, and seconds to check."""
+FEATURES_BYTES = 2**32
+"""The most that `feats` may take: 4 GiB, that is half a million vectors of 2048 dimensions."""
+PROTOCOL_CHARACTERS = 2**20
+ROUNDING = 1e-4
+"""How far sigma may be from a covariance, as a share of its Frobenius norm: half-precision floats stay below it."""
+_HEADERS: dict[tuple[int, int], Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_UNREADABLE = (AttributeError, ValueError, TypeError, KeyError, EOFError, OSError, NotImplementedError, RuntimeError,
+               SyntaxError, zlib.error, zipfile.BadZipFile)  # fmt: skip
+"""What damaged archives and headers raise."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +75,9 @@ class MomentsFile(KnownMoments):
 def holds_moments(path: Path) -> bool:
     """Whether an npz file holds moments or features. Raises UserError if it is not an npz."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_plain(path) as file, zipfile.ZipFile(file) as archive:
             names = set(archive.namelist())
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not an npz that can be read: {error}") from None
     return {"mu.npy", "sigma.npy"} <= names or "feats.npy" in names
 
@@ -67,36 +85,87 @@ def holds_moments(path: Path) -> bool:
 def read_moments(path: Path) -> MomentsFile:
     """Raises UserError for arrays that are not moments, and for pickled arrays, which are never read."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            features = torch.from_numpy(arrays["feats"]) if "feats" in arrays else None
-            if features is not None and (features.ndim != 2 or len(features) < 2 or not features.isfinite().all()):
-                raise ValueError(
-                    f"feats is {list(features.shape)}, where finite features are [n, d], of 2 images or more"
+        with open_plain(path) as file, zipfile.ZipFile(file) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+            features = _features(_numbers(archive, "feats", FEATURES_BYTES)) if "feats" in names else None
+            if {"mu", "sigma"} <= names:
+                mean, covariance = (
+                    _numbers(archive, name, 8 * MOST_DIMENSIONS**2).double() for name in ("mu", "sigma")
                 )
-            if "mu" in arrays and "sigma" in arrays:
-                mean, covariance = (torch.from_numpy(np.asarray(arrays[name])) for name in ("mu", "sigma"))
             else:
                 assert features is not None, f"{path}: holds_moments has checked that"
                 moments = Moments.of(features)
                 mean, covariance = moments.mean(), moments.covariance()
-            protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else None
-            if protocol is not None and not isinstance(protocol.get("features"), dict):
-                raise ValueError("its protocol names no features")
-            has_samples = "arr_0" in arrays
-    except (AttributeError, ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
+            protocol = _protocol(archive) if "protocol" in names else None
+    except _UNREADABLE as error:
         raise UserError(
             f"{path}: its moments cannot be read ({error}); save mu [d] and sigma [d, d] as floats"
         ) from None
-    mean, covariance = mean.double(), covariance.double()
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(
-            f"{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, where moments are [d] and [d, d]"
-        )
-    if features is not None and features.shape[1] != len(mean):
+    if features is not None and mean.ndim == 1 and features.shape[1] != len(mean):
         raise UserError(f"{path}: its features have {features.shape[1]} dimensions, and its moments {len(mean)}")
-    if not (mean.isfinite().all() and covariance.isfinite().all()):
-        raise UserError(f"{path}: its moments are not finite; make them again")
-    return MomentsFile(mean, covariance, features, path, protocol, has_samples)
+    if wrong := _wrong_with(mean, covariance):
+        raise UserError(f"{path}: {wrong}; make them again")
+    return MomentsFile(mean, covariance, features, path, protocol, "arr_0" in names)
+
+
+def _features(features: Tensor) -> Tensor:
+    if features.ndim != 2 or len(features) < 2 or not features.isfinite().all():
+        raise ValueError(f"feats is {list(features.shape)}, where finite features are [n, d], of 2 images or more")
+    if features.shape[1] > MOST_DIMENSIONS:
+        raise ValueError(f"feats has {features.shape[1]} dimensions, and {MOST_DIMENSIONS} are the most")
+    return features
+
+
+def _wrong_with(mean: Tensor, covariance: Tensor) -> str | None:
+    """Why these are not the mean and the covariance of anything; None if they may be."""
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
+        return f"mu is {list(mean.shape)} and sigma {list(covariance.shape)}, where moments are [d] and [d, d]"
+    size = torch.linalg.matrix_norm(covariance)
+    if not (mean.isfinite().all() and covariance.isfinite().all() and size.isfinite()):
+        return "its moments are not finite"
+    if torch.linalg.matrix_norm(covariance - covariance.T) > ROUNDING * size:
+        return "its sigma is not symmetric, so it is no covariance"
+    # A matrix whose least eigenvalue is above -shift is positive definite with it, and has a Cholesky factor.
+    shift = ROUNDING * size + torch.finfo(torch.float64).tiny
+    shifted = covariance + shift * torch.eye(len(mean), dtype=torch.float64)
+    if torch.linalg.cholesky_ex(shifted).info != 0:
+        return "its sigma has a negative eigenvalue, so it is no covariance"
+    return None
+
+
+def _protocol(archive: zipfile.ZipFile) -> dict[str, Any]:
+    text = _array(archive, "protocol", 4 * PROTOCOL_CHARACTERS)
+    protocol = parse_json(str(text)) if text.dtype.kind == "U" else None
+    if not isinstance(protocol, dict) or not isinstance(protocol.get("features"), dict):
+        raise ValueError("its protocol names no features")
+    return protocol
+
+
+def _numbers(archive: zipfile.ZipFile, name: str, limit: int) -> Tensor:
+    """An array of real numbers, of its own float type. Raises ValueError for any other."""
+    array = _array(archive, name, limit)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} is of {array.dtype}, and not of real numbers")
+    return torch.from_numpy(array.astype(np.float64 if array.dtype.kind != "f" else array.dtype.newbyteorder("=")))
+
+
+def _array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
+    """A member of an npz. Its header is read first: neither the shape that it states nor what it unpacks to may ask for more
+    than `limit` bytes."""
+    with archive.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        if version not in _HEADERS:
+            raise ValueError(f"{name} has the npy format {version}")
+        shape, by_columns, dtype = _HEADERS[version](member)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject:
+            raise ValueError(f"{name} is pickled")
+        if size > limit:
+            raise ValueError(f"{name} is {list(shape)}, which takes {size} bytes, and {limit} are the most")
+        content = member.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"{name} does not hold the {list(shape)} that it states")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C")
 
 
 def write_moments(path: Path, moments: Moments, protocol: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import shutil
 import warnings
 import zipfile
@@ -19,7 +20,7 @@ from bigtrain.data.sources.image_files import open_collection
 from bigtrain.errors import UserError
 from bigtrain.evaluation import reference
 from bigtrain.evaluation.evaluate_images import evaluate_images
-from bigtrain.evaluation.moment_files import write_moments
+from bigtrain.evaluation.moment_files import holds_moments, read_moments, write_moments
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.features import classifier
 from bigtrain.features.network import TorchScriptFeatures
@@ -334,12 +335,76 @@ def test_moments_of_other_features_are_refused(images, script, tmp_path):
         ({"mu": np.zeros(10), "sigma": np.eye(10), "feats": np.zeros((9, 4))}, "features have 4 dimensions"),
         ({"mu": np.zeros(10), "sigma": np.eye(10), "protocol": np.array("[]")}, "cannot be read"),
         ({"mu": np.zeros(10), "sigma": np.eye(10), "protocol": np.array("{}")}, "names no features"),
+        ({"mu": np.zeros(10), "sigma": -np.eye(10)}, "sigma has a negative eigenvalue"),
+        ({"mu": np.zeros(10), "sigma": np.eye(10) - 0.2}, "sigma has a negative eigenvalue"),
+        ({"mu": np.zeros(10), "sigma": np.triu(np.ones((10, 10)))}, "sigma is not symmetric"),
+        ({"mu": np.zeros(10), "sigma": np.eye(10) * (1 + 1j)}, "sigma is of complex128"),
+        ({"mu": np.zeros(10, dtype=bool), "sigma": np.eye(10)}, "mu is of bool"),
+        ({"mu": np.zeros(10), "sigma": np.full((10, 10), np.nan)}, "not finite"),
+        ({"mu": np.zeros(10), "sigma": np.eye(10) * 1e200}, "not finite"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"mu is \[0\]"),
     ],
 )
 def test_moments_that_are_none_are_refused(images, script, tmp_path, arrays, sentence):
     np.savez(tmp_path / "moments.npz", **arrays)
     with pytest.raises(UserError, match=sentence):
         measure_images(images, str(tmp_path / "moments.npz"), script, metrics=("fd",))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", ">f8", "float64"])
+@pytest.mark.parametrize("images_of_reference", [20, 2000])
+def test_moments_of_fewer_images_than_dimensions_and_of_any_float_are_some(dtype, images_of_reference, tmp_path):
+    features = np.random.default_rng(0).normal(1.0, 3.0, (images_of_reference, 256)).astype("float32")
+    covariance = np.cov(features, rowvar=False)
+    np.savez(tmp_path / "a.npz", mu=features.mean(0).astype(dtype), sigma=covariance.astype(dtype))
+    moments = read_moments(tmp_path / "a.npz")
+    assert moments.covariance.dtype == torch.float64
+    np.testing.assert_allclose(moments.covariance, covariance, rtol=1e-2, atol=1e-2)
+
+
+def npz_of(path, **members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+
+
+def header(shape, dtype="<f8"):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"shape": shape, "fortran_order": False, "descr": dtype})
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((10**6, 10**6), "which takes 8000000000000 bytes"),
+        ((2**62, 2**62), "bytes, and"),
+        ((10, 10), "does not hold"),
+        ((-1, 10), "does not hold|cannot be read"),
+    ],
+    ids=str,
+)
+def test_an_npz_that_states_more_than_it_holds_asks_for_no_memory(shape, sentence, tmp_path):
+    mean = io.BytesIO()
+    np.save(mean, np.zeros(10))
+    npz_of(tmp_path / "a.npz", mu=mean.getvalue(), sigma=header(shape))
+    with pytest.raises(UserError, match=sentence):
+        read_moments(tmp_path / "a.npz")
+
+
+def test_an_npz_that_unpacks_to_more_than_it_states_is_refused(tmp_path):
+    mean = io.BytesIO()
+    np.save(mean, np.zeros(10))
+    npz_of(tmp_path / "a.npz", mu=mean.getvalue(), sigma=header((10, 10)) + bytes(10**8))
+    with pytest.raises(UserError, match="does not hold"):
+        read_moments(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["a.npz", "/dev/zero"])
+def test_a_reference_that_is_a_fifo_or_a_device_is_refused_at_once(name, tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(UserError, match=r"is a (FIFO|device), not a plain file"):
+        holds_moments(tmp_path / name)
 
 
 def test_too_few_images_for_the_features_are_warned_of_and_far_too_few_refused(
