@@ -1,6 +1,7 @@
 """Pictures for people: grids of samples."""
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from bigtrain.runs import atomic
 
 SMALLEST_TILE = 48
 """Pixels: smaller images are enlarged by a whole factor with nearest neighbour, so that pixels keep their values."""
+_NUMBERED = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.[0-9a-f]{12}\.tmp")
+"""The names in a folder of pictures, and those of files that a killed command was writing."""
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -47,8 +50,40 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
     _save_png(path, grid(images, columns))
 
 
-def save_pngs(folder: Path, images: Tensor) -> None:
-    """uint8 [n, C, H, W] as FOLDER/000000.png and so on."""
+def check_file(path: Path) -> None:
+    """Raises UserError if there is something at `path` that is not replaced: a folder, a link or a device."""
+    try:
+        atomic.check_replaceable(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name another file") from None
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raises UserError if `save_pngs` would leave pictures of others among its own, or delete what is no picture of its own."""
+    try:
+        entries = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{folder}: cannot hold pictures ({error.strerror}); name another folder") from None
+    if entries and not overwrite:
+        raise UserError(
+            f"{folder}: holds {entries[0].name} already, which would lie among the new pictures; name another folder, or "
+            "replace the numbered pictures in this one with --overwrite"
+        )
+    for entry in entries:
+        if not _NUMBERED.fullmatch(entry.name) or entry.is_symlink() or not entry.is_file():
+            raise UserError(f"{folder}: holds {entry.name}, which is no numbered picture; name another folder")
+
+
+def save_pngs(folder: Path, images: Tensor, *, overwrite: bool = False) -> None:
+    """uint8 [n, C, H, W] as FOLDER/000000.png and so on, and none but these. Raises UserError as `check_folder` does."""
+    check_folder(folder, overwrite=overwrite)
+    try:
+        for earlier in list(folder.iterdir()) if folder.exists() else ():
+            earlier.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: its pictures cannot be replaced ({error.strerror})") from error
     for number, image in enumerate(images.cpu()):
         _save_png(folder / f"{number:06d}.png", picture(image))
 

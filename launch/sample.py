@@ -29,11 +29,22 @@ from bigtrain.inference.model import Model, open_model, require_label
 from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, output_rows, reconstruction_rows
 from bigtrain.inference.splits import check_fields
 from bigtrain.options import Options
-from bigtrain.pictures import save_grid, save_npz, save_pngs
+from bigtrain.pictures import check_file, check_folder, save_grid, save_npz, save_pngs
 
 CLASSIFIER = "classifier"
 SHOWN = 50
 """Samples of a split that --inputs and --reconstruct show."""
+COUNTS = {
+    "per_class": (1, 1_000_000),
+    "batch_size": (1, 1_000_000),
+    "candidates": (1, 1_000_000),
+    "interpolate": (2, 10_000),
+    "traverse": (2, 10_000),
+    "manifold": (2, 1_000),
+}
+"""The flags that are numbers of images, and their bounds."""
+MOST_SAMPLES = 10_000_000
+"""Samples of one call: they are held in memory."""
 MODES = {
     "inputs": ("classes", "per_class", "candidates", "classifier"),
     "reconstruct": ("classes", "per_class", "candidates", "classifier", "npz"),
@@ -52,6 +63,9 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
         "--npz",
         type=Path,
         help="a file of uint8 samples [n, h, w, channels]; public evaluators want three channels, and grey ones have one",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the numbered pictures that the folder --out holds"
     )
     parser.add_argument(
         "--classes", help="comma-separated class indices or names; default: all, in a grid the first 10"
@@ -119,17 +133,11 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises UserError for flags that contradict each other."""
     if arguments.out is None and arguments.npz is None:
         raise UserError("give --out FILE.png, --out FOLDER or --npz FILE, where the samples are to be written")
-    for flag, least in {
-        "per_class": 1,
-        "batch_size": 1,
-        "candidates": 1,
-        "interpolate": 2,
-        "traverse": 2,
-        "manifold": 2,
-    }.items():
+    for flag, (least, most) in COUNTS.items():
         value = getattr(arguments, flag)
-        if value is not None and value < least:
-            raise UserError(f"--{flag.replace('_', '-')}: must be at least {least} (given: {value})")
+        if value is not None and not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"at most {most}"
+            raise UserError(f"--{flag.replace('_', '-')}: must be {bound} (given: {value})")
     if arguments.out is not None and arguments.out.suffix.lower() not in ("", ".png"):
         raise UserError(f"--out: {arguments.out}: pictures are written as FILE.png, or into a folder")
     modes = [mode for mode in MODES if getattr(arguments, mode) is not None]
@@ -141,6 +149,19 @@ def _check(arguments: argparse.Namespace) -> None:
                 raise UserError(f"--{flag.replace('_', '-')}: says nothing of --{mode}; leave it out")
         if mode != "inputs" and not _is_grid(arguments):
             raise UserError(f"--{mode}: is drawn as one grid; give --out FILE.png")
+    _check_targets(arguments)
+
+
+def _check_targets(arguments: argparse.Namespace) -> None:
+    """Raises UserError, before anything is drawn, for files and folders that are not written over."""
+    is_folder = arguments.out is not None and not _is_grid(arguments)
+    if arguments.overwrite and not is_folder:
+        raise UserError("--overwrite: is for the pictures in a folder; give --out FOLDER, or leave it out")
+    if is_folder:
+        check_folder(arguments.out, overwrite=arguments.overwrite)
+    for path in (arguments.npz, None if is_folder else arguments.out):
+        if path is not None:
+            check_file(path)
 
 
 def _is_grid(arguments: argparse.Namespace) -> bool:
@@ -159,6 +180,11 @@ def _draw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
     chosen = model.family.spec.find_classes(arguments.classes)
     if arguments.classes is None and arguments.npz is None and _is_grid(arguments):
         chosen = chosen[:10]
+    if len(chosen) * arguments.per_class > MOST_SAMPLES:
+        raise UserError(
+            f"--per-class: {arguments.per_class} samples of each of {len(chosen)} classes are more than {MOST_SAMPLES}; draw "
+            "them in several files, each with its own --seed"
+        )
     labels = [label for label in chosen for _ in range(arguments.per_class)]
     selection = model.selection(arguments.candidates, _classifier(arguments))
     images = model.sampler(arguments.seed, sampling, selection).draw_all(labels, arguments.batch_size)
@@ -196,7 +222,7 @@ def _turn_inputs(model: Model, sampling: Any, arguments: argparse.Namespace) -> 
     if arguments.npz is not None or not _is_grid(arguments):
         outputs = sampler.draw_of(split, arguments.batch_size)
         if arguments.out is not None and not _is_grid(arguments):
-            save_pngs(arguments.out, outputs)
+            save_pngs(arguments.out, outputs, overwrite=arguments.overwrite)
         if arguments.npz is not None:
             save_npz(arguments.npz, outputs, None)
     _say_written(model, arguments, f"what is made of {split.where}")
@@ -226,7 +252,7 @@ def _write(arguments: argparse.Namespace, images: Tensor, columns: int) -> None:
     if _is_grid(arguments):
         save_grid(arguments.out, images, columns)
     elif arguments.out is not None:
-        save_pngs(arguments.out, images)
+        save_pngs(arguments.out, images, overwrite=arguments.overwrite)
 
 
 def _say_written(model: Model, arguments: argparse.Namespace, what: str) -> None:

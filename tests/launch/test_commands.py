@@ -55,6 +55,7 @@ def test_an_export_draws_the_same_images_as_its_run(trained: Path, exported: Pat
     flags += ["--standing-batches", "2"]
     for source, name in ((trained, "run.npz"), (exported, "export.npz")):
         run(LAUNCH / "sample.py", source, "--npz", tmp_path / name, "--out", tmp_path / "pictures", *flags)
+        flags += ["--overwrite"]
     ours, theirs = np.load(tmp_path / "run.npz"), np.load(tmp_path / "export.npz")
     assert ours["arr_0"].shape == (20, 16, 16, 1)
     assert ours["arr_0"].dtype == np.uint8
