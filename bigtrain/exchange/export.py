@@ -172,6 +172,8 @@ def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping
     name = read_json(path / "model_index.json").get("_class_name")
     if name == FamilyPipeline.__name__:
         pipeline = FamilyPipeline.from_pretrained(str(path), use_safetensors=True)
+        if _built_by(pipeline.family) != _built_by(family):
+            raise ValueError("recipe.yaml and model/config.json describe different models")
         return pipeline.networks, pipeline.family.attached
     if not hasattr(diffusers, str(name)):
         raise OSError(f"model_index.json names an unknown pipeline, {name}")
@@ -179,3 +181,8 @@ def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping
     plain = DiffusionPipeline.from_pretrained(str(path), use_safetensors=True)
     manifest.check_loaded(plain.components)
     return likeness.from_diffusers(plain), {}
+
+
+def _built_by(family: Family) -> tuple[Any, Any]:
+    """What its networks are built by: all but the options of sampling, which a command may change."""
+    return family.options.model_dump(mode="json", exclude={"sampling"}), family.spec.to_json()

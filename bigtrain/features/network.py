@@ -148,7 +148,7 @@ class TorchScriptFeatures(Features):
             with full_float32(self.device):
                 features = self._network(images, return_features=True)
         except (RuntimeError, TypeError) as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise UserError(
                 f"evaluation.features: {name}: the network cannot be used on images of {size_text(size)} pixels: "
                 f"{reason}; {HOW_TO_CHOOSE}"
@@ -169,5 +169,5 @@ def load_script(name: str, data: bytes, device: torch.device) -> torch.jit.Scrip
     try:
         return run_script(name, data, device)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"evaluation.features: {name}: not a TorchScript network: {reason}; {HOW_TO_CHOOSE}") from None

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bigtrain.errors import UserError
 from bigtrain.runs import atomic
+from bigtrain.untrusted import open_plain
 
 TIMEOUT_S = 60.0
 """How long a download may stall."""
@@ -60,8 +61,12 @@ def published_file(published: Published, given: str | None) -> Path:
 def existing(given: str) -> Path:
     """The path of a file that must exist. Raises UserError."""
     path = Path(given)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"evaluation.weights: {given}: there is no such file")
+    try:
+        open_plain(path).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"evaluation.weights: {given}: {getattr(error, 'strerror', None) or error}") from None
     return path
 
 

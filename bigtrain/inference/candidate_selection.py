@@ -90,7 +90,7 @@ def _load(given: str, spec: DataSpec, device: torch.device) -> tuple[bytes, Any]
         with full_float32(device):
             logits = network(grey)
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UserError(f"the classifier {name} cannot be used: {reason}; {remedy}") from None
     if not isinstance(logits, Tensor) or logits.shape != (2, classes) or not logits.is_floating_point():
         output = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

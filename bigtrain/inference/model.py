@@ -321,7 +321,7 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str 
     try:
         provenance = read_json(path / "provenance.json")
         checked_format(provenance, str(path / "provenance.json"))
-        stored_weights = str(provenance["weights"])
+        stored_weights, _ = str(provenance["weights"]), int(provenance["step"])
         family = make_family(recipe, DataSpec.from_json(provenance["data"]))
         networks, attached = opened(path, family)
     except UserError:

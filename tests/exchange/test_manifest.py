@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,16 @@ def test_a_component_of_another_library_is_refused(family: str, tmp_path: Path) 
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {COMPONENT[family]: ["subprocess", "Popen"]}))
     with pytest.raises(UserError, match="is of neither diffusers nor bigtrain"):
+        draw(folder)
+
+
+def test_a_recipe_that_describes_another_model_is_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(OLD / "exports" / "gan", tmp_path / "gan")
+    recipe = (folder / "recipe.yaml").read_text()
+    changed = re.sub(r"(?m)^( +channels: )2$", r"\g<1>8", recipe)
+    assert changed != recipe
+    (folder / "recipe.yaml").write_text(changed)
+    with pytest.raises(UserError, match=r"recipe\.yaml and model/config\.json describe different models"):
         draw(folder)
 
 

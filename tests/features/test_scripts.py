@@ -1,6 +1,7 @@
 """A TorchScript file is a program: it runs if the command line named it, and never because a file did."""
 
 import hashlib
+import os
 import warnings
 from pathlib import Path
 
@@ -52,6 +53,11 @@ def scripted(network: nn.Module, path: Path) -> Path:
         warnings.simplefilter("ignore")
         torch.jit.script(network).save(path)
     return path
+
+
+def open_by(*words: str) -> None:
+    options = evaluation_options(words)
+    open_network(options.features, options.weights, (8, 8), CPU)
 
 
 def write_recipe(path: Path, **evaluation: str) -> Path:
@@ -135,6 +141,14 @@ def test_weights_that_are_a_program_of_others_are_taken_from_the_command_line_on
         InceptionFeatures("clean", str(path), CPU)
     options = evaluation_options(["evaluation.features=clean", f"evaluation.weights={path}"])
     assert InceptionFeatures("clean", options.weights, CPU).dimensions == 16
+
+
+@pytest.mark.parametrize("key", ["features", "classifier", "weights"])
+def test_a_fifo_or_a_device_is_not_waited_for(key: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "net.pt")
+    for path in (tmp_path / "net.pt", Path("/dev/zero")):
+        with pytest.raises(UserError, match=rf"evaluation\.{key}: .*(net\.pt|zero): is a (FIFO|device)"):
+            open_by("evaluation.features=clean", f"evaluation.{key}={path}")
 
 
 def test_a_word_that_names_nothing_says_what_there_is() -> None:

@@ -19,6 +19,7 @@ from bigtrain.errors import UserError
 _SAMPLES, _LABELS = "arr_0.npy", "arr_1.npy"
 _MOST_ROW = 3 * 2**27
 """Bytes of one image."""
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _DAMAGE = (Undecodable, zipfile.BadZipFile, zlib.error, EOFError, OSError)
 
 
@@ -58,10 +59,9 @@ class NpzSamples(ImageCollection):
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(_SAMPLES) as member:
                 version = np.lib.format.read_magic(member)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(member)
+                shape, fortran, dtype = _HEADERS[version](member)
                 begin = member.tell()
-        except (ValueError, *_DAMAGE) as error:
+        except (ValueError, KeyError, SyntaxError, *_DAMAGE) as error:
             raise UserError(f"{self.path}: arr_0 is damaged: {error}; copy it here again") from None
         if dtype.hasobject:
             raise UserError(
@@ -75,8 +75,14 @@ class NpzSamples(ImageCollection):
 
     def _checked_labels(self, data: bytes) -> np.ndarray:
         try:
+            # Before the array is made: a header may state any size.
+            shape = _HEADERS[np.lib.format.read_magic(stream := io.BytesIO(data))](stream)[0]
+            if shape != (self.count,):
+                raise UserError(f"{self.path}: arr_1 is {list(shape)}, not {self.count} class numbers")
             labels = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-        except ValueError:
+        except UserError:
+            raise
+        except (ValueError, KeyError, SyntaxError):
             raise UserError(
                 f"{self.path}: arr_1 holds pickled objects, which are never read; save labels as integers"
             ) from None

@@ -1,5 +1,6 @@
 """An npz of samples gives its rows, and anything else in one is refused unopened."""
 
+import io
 import zipfile
 
 import numpy as np
@@ -45,6 +46,16 @@ def test_grey_samples_are_read_as_those_of_a_folder(tmp_path):
 def test_an_npz_of_anything_else_is_refused(tmp_path, arrays, sentence):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError, match=sentence):
+        open_collection(tmp_path / "a.npz")
+
+
+def test_labels_that_state_more_than_they_hold_ask_for_no_memory(tmp_path):
+    np.savez(tmp_path / "a.npz", pictures(2))
+    stated = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stated, {"shape": (10**15,), "fortran_order": False, "descr": "<i8"})
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("arr_1.npy", stated.getvalue())
+    with pytest.raises(UserError, match=r"arr_1 is \[1000000000000000\], not 2 class numbers"):
         open_collection(tmp_path / "a.npz")
 
 
