@@ -16,13 +16,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import diffusers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
+from safetensors import SafetensorError
 from torch import nn
 
 from bigtrain.errors import UserError
@@ -60,10 +61,10 @@ def export(
     """Writes the folder `out`, completely or not at all; returns Python expressions that draw images from it, simplest first.
 
     `networks`: those of `family.sampled_components`, in at least float32; the family's dependencies must be attached. Raises
-    UserError if `out` exists or cannot be written.
+    UserError if `out` cannot be written, or exists and is not this export, as one is that was killed at its end.
     """
-    if os.path.lexists(out):
-        raise UserError(f"{out}: exists already; export into a new folder, or remove this one first")
+    if os.path.lexists(out) and not (out / manifest.NAME).is_file():
+        raise _exists(out)
     likeness = family.ability(DiffusersPipeline)
     diffusers_pipeline = None if likeness is None else likeness.to_diffusers(networks)
     definition = OWN_PIPELINE
@@ -72,24 +73,29 @@ def export(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _staging(out) as temporary:
-            pipeline = (
-                diffusers_pipeline if diffusers_pipeline is not None else FamilyPipeline(_model(family, networks))
-            )
-            pipeline.save_pretrained(str(temporary), safe_serialization=True)
-            if diffusers_pipeline is not None:
+            if diffusers_pipeline is None:
+                FamilyPipeline(_model(family, networks)).save_pretrained(str(temporary), safe_serialization=True)
+            else:
+                diffusers_pipeline.save_pretrained(str(temporary), safe_serialization=True)
                 index = json.loads((temporary / "model_index.json").read_bytes())
-                atomic.write_json(
-                    temporary / "model_index.json", index | {DESCRIPTION: json.dumps(description(family))}
-                )
+                described = index | {DESCRIPTION: json.dumps(description(family))}
+                atomic.write_json(temporary / "model_index.json", described)
             atomic.write_bytes(temporary / "pipeline.py", PIPELINE_SOURCE.format(definition=definition).encode())
             atomic.write_bytes(temporary / "recipe.yaml", recipe_yaml.encode())
             atomic.write_json(temporary / "provenance.json", {"format": FORMAT, **provenance})
             manifest.write(temporary)
-            os.rename(temporary, out)
-            atomic.sync_folder(out.parent)
-    except OSError as error:
-        raise UserError(f"{out}: cannot write the export ({error.strerror or error})") from error
+            if not os.path.lexists(out):
+                os.rename(temporary, out)
+                atomic.sync_folder(out.parent)
+            elif not manifest.same(out, temporary):
+                raise _exists(out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out}: cannot write the export ({getattr(error, 'strerror', None) or error})") from error
     return _usage(str(out), family, likeness, diffusers_pipeline)
+
+
+def _exists(out: Path) -> UserError:
+    return UserError(f"{out}: exists already; export into a new folder, or remove this one first")
 
 
 @contextmanager
@@ -99,10 +105,10 @@ def _staging(out: Path) -> Iterator[Path]:
     while True:
         temporary = atomic.aside(out)
         temporary.mkdir()
-        descriptor = _locked(temporary)
-        if descriptor is None or temporary.exists():
-            break
-        os.close(descriptor)  # another export took it for a leftover before it was locked
+        with suppress(BlockingIOError):  # another export took it for a leftover before it was locked, and removes it
+            descriptor = _locked(temporary)
+            if temporary.exists():
+                break
     try:
         for path in out.parent.iterdir():
             if path != temporary and re.fullmatch(rf"\.{re.escape(out.name)}\.[0-9a-f]{{12}}\.tmp", path.name):
@@ -115,21 +121,26 @@ def _staging(out: Path) -> Iterator[Path]:
 
 
 def _remove_leftover(path: Path) -> None:
-    descriptor = _locked(path)
-    if descriptor is not None:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(descriptor)
+    with suppress(BlockingIOError):
+        descriptor = _locked(path)
+        if descriptor is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(descriptor)
 
 
 def _locked(folder: Path) -> int | None:
-    """The descriptor that holds the folder's lock; None if another process has it, or the file system has no locks."""
-    descriptor = None
+    """The descriptor that holds the folder's lock; None if it is gone, no folder, or its file system has no locks. Raises
+    BlockingIOError if another process has it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        if descriptor is not None:
-            os.close(descriptor)
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
         return None
     return descriptor
 

@@ -63,6 +63,15 @@ def check(folder: Path) -> None:
             raise ValueError(f"{name} is not in its {NAME}")
 
 
+def same(folder: Path, other: Path) -> bool:
+    """Whether a folder is whole, and the same export as another that was just written. Raises OSError."""
+    try:
+        check(folder)
+    except ValueError:
+        return False
+    return (folder / NAME).read_bytes() == (other / NAME).read_bytes()
+
+
 def check_loaded(components: Mapping[str, Any]) -> None:
     """Raises OSError or ValueError if the components of a pipeline, by name, came from the folder of an export whose files are
     not those that were written, or whose tensors are not those of the networks."""

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,36 @@ def test_all_is_flushed_before_the_folder_has_its_name(tmp_path: Path, monkeypat
     export(["runs/ddpm", str(tmp_path / "out")])
     assert forgotten == []
     assert tmp_path.stat().st_ino in flushed
+
+
+def test_an_export_that_is_there_already_is_done_and_any_other_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill after the rename leaves a whole export, and the same command again has nothing to do."""
+    monkeypatch.chdir(OLD)
+    out = tmp_path / "out"
+    export(["runs/gan", str(out)])
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    export(["runs/gan", str(out)])
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with pytest.raises(UserError, match="out: exists already"):
+        export(["runs/gan", str(out), "--weights", "raw"])
+    flip(weights_of(out.rename(tmp_path / "gan")))
+    with pytest.raises(UserError, match="gan: exists already"):
+        export(["runs/gan", str(tmp_path / "gan")])
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(OLD)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for most in (100, 3000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+        try:
+            with pytest.raises(UserError, match="out: cannot write the export"):
+                export(["runs/gan", str(tmp_path / "out")])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_export_left_is_removed_and_what_is_written_now_is_not(
