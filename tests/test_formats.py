@@ -200,7 +200,8 @@ def test_the_recipe_of_a_run_that_asked_for_a_fid_of_other_features_asks_for_an_
 def test_a_fid_is_asked_for_in_inceptions_features_alone(tmp_path: Path) -> None:
     recipe = loaded(tmp_path, "evaluation.features=clean", "evaluation.metrics=[fid,kid,fd]", family=DIFFUSION)
     assert recipe.evaluation.named_metrics == ("fd", "kd")
-    for features in ("classifier", "timm:vit_large_patch14_dinov2.lvd142m", "net.pt"):
+    (tmp_path / "net.pt").write_bytes(b"a network")
+    for features in ("classifier", "timm:vit_large_patch14_dinov2.lvd142m", tmp_path / "net.pt"):
         with pytest.raises(UserError) as error:
             loaded(tmp_path, f"evaluation.features={features}", "evaluation.metrics=[kid]", family=DIFFUSION)
         assert str(error.value) == (

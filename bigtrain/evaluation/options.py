@@ -14,7 +14,7 @@ from bigtrain.features.scripts import (
     check_same,
     name_if_script,
     named_on_command_line,
-    stored_without_digest,
+    without_digest,
 )
 from bigtrain.options import Options
 
@@ -151,7 +151,7 @@ def stored_scripts(section: Mapping[str, Any], source: str, *, resolved: bool) -
     """
     paths = {key: path for key, path in _scripts_in(section).items() if not path.startswith(STORED)}
     if resolved:
-        return {**section, **{key: stored_without_digest(path) for key, path in paths.items()}}
+        return {**section, **{key: without_digest(path) for key, path in paths.items()}}
     for key, path in paths.items():
         raise UserError(
             f"{source}: evaluation.{key}: {path} is not {_WORDS[key]}, and {A_PROGRAM}: remove the line, and give it with "
@@ -170,6 +170,11 @@ def named_scripts(section: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(section.get("weights"), str):
         name_if_script(section["weights"], "evaluation.weights")
     return {**section, **words}
+
+
+def same_scripts(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The words of `now` by key, where `before` names a file of that name without its digest."""
+    return {key: now[key] for key in _WORDS if before[key] == without_digest(now[key])}
 
 
 def check_same_scripts(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -42,9 +42,11 @@ def named_on_command_line(path: str, key: str, *, instead: str) -> str:
     return f"{STORED}{Path(path).name}@{digest}"
 
 
-def stored_without_digest(path: str) -> str:
-    """The word for a file that an earlier version stored by its path: no command line is known to mean the same file."""
-    return f"{STORED}{Path(path).name}"
+def without_digest(path: str) -> str:
+    """The word for a file that an earlier version stored by its path: no command line is known to mean the same file.
+
+    `path`: or the word that is stored of a file."""
+    return f"{STORED}{script_name(path)}"
 
 
 def script_name(name: str) -> str:

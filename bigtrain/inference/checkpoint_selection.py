@@ -9,7 +9,7 @@ from typing import Any
 from bigtrain.errors import UserError
 from bigtrain.evaluation.metrics.metric import find_metric
 from bigtrain.evaluation.metrics.registry import MetricName, canonical, title
-from bigtrain.evaluation.options import EvaluationOptions
+from bigtrain.evaluation.options import EvaluationOptions, same_scripts, stored_scripts
 from bigtrain.evaluation.result import said_of_names, todays_name
 from bigtrain.families.abilities import Samples
 from bigtrain.families.family import Family
@@ -57,7 +57,7 @@ def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
         kept=train.keep_best is not None,
         alarm_ratio=train.alarm_ratio,
         protocol=_settings(in_training(recipe).evaluation),
-        upgrade=lambda content: _in_todays_words(content, str(folder.checkpoints / BEST)),
+        upgrade=lambda content: _in_todays_words(content, str(folder.checkpoints / BEST), evaluation),
     )
 
 
@@ -85,10 +85,13 @@ def _settings(options: EvaluationOptions) -> dict[str, Any]:
     return options.model_dump(mode="json", exclude=_MAY_DIFFER)
 
 
-def _in_todays_words(content: dict[str, Any], path: str) -> dict[str, Any]:
-    """What best.json says, with the names of today, and with the options that there are since at their defaults."""
+def _in_todays_words(content: dict[str, Any], path: str, now: EvaluationOptions) -> dict[str, Any]:
+    """What best.json says, with the names of today, and with the options that there are since at their defaults. A TorchScript
+    file that it names by a path, without a digest, is taken for the one of this name that the recipe has now."""
     stored = upgraded(content.get("protocol", {}), EvaluationOptions, where=path)
     settings = EvaluationOptions.model_validate(stored)
+    words = stored_scripts(settings.model_dump(), path, resolved=True)
+    settings = settings.model_copy(update=words | same_scripts(words, now.model_dump()))
     metric = todays_name(content["metric"], settings.features_label)
     if metric != content["metric"]:
         _say(said_of_names(path, {content["metric"]: metric}))
