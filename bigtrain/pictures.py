@@ -15,6 +15,10 @@ from bigtrain.runs import atomic
 
 SMALLEST_TILE = 48
 """Pixels: smaller images are enlarged by a whole factor with nearest neighbour, so that pixels keep their values."""
+GAP = 2
+"""Pixels of the white line between two tiles of a grid, and around it."""
+MOST_PIXELS = 2**27
+"""Of one picture: programs refuse larger ones, which could fill the memory."""
 _NUMBERED = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.[0-9a-f]{12}\.tmp")
 """The names in a folder of pictures, and those of files that a killed command was writing."""
 
@@ -30,17 +34,32 @@ def picture(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.cpu().contiguous().numpy())
 
 
+def check_grid(count: int, columns: int, size: tuple[int, int]) -> None:
+    """Raises UserError if the grid of `count` images of `size` (height, width) would have more than MOST_PIXELS."""
+    tall, wide = (side * _scale(size) + GAP for side in size)
+    height, width = -(-count // columns) * tall + GAP, columns * wide + GAP
+    if height * width > MOST_PIXELS:
+        raise UserError(
+            f"a grid of {count} images would be one picture of {height} x {width} pixels, and {MOST_PIXELS} are the most; draw "
+            "fewer, or numbered files into a folder"
+        )
+
+
+def _scale(size: tuple[int, int]) -> int:
+    return max(1, -(-SMALLEST_TILE // min(size)))
+
+
 def grid(images: Tensor, columns: int) -> Image.Image:
-    """uint8 [n, C, H, W] row by row, with a thin white line between the tiles."""
+    """uint8 [n, C, H, W] row by row, with a thin white line between the tiles. Raises UserError as `check_grid` does."""
     count, channels, height, width = images.shape
+    check_grid(count, columns, (height, width))
     rows = -(-count // columns)
-    scale = max(1, -(-SMALLEST_TILE // min(height, width)))
+    scale = _scale((height, width))
     tiles = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    gap = 2
-    tall, wide = height * scale + gap, width * scale + gap
-    sheet = torch.full((channels, rows * tall + gap, columns * wide + gap), 255, dtype=torch.uint8)
+    tall, wide = height * scale + GAP, width * scale + GAP
+    sheet = torch.full((channels, rows * tall + GAP, columns * wide + GAP), 255, dtype=torch.uint8)
     for position, tile in enumerate(tiles):
-        top, left = (position // columns) * tall + gap, (position % columns) * wide + gap
+        top, left = (position // columns) * tall + GAP, (position % columns) * wide + GAP
         sheet[:, top : top + height * scale, left : left + width * scale] = tile
     return picture(sheet)
 

@@ -29,7 +29,7 @@ from bigtrain.inference.model import Model, open_model, require_label
 from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, output_rows, reconstruction_rows
 from bigtrain.inference.splits import check_fields
 from bigtrain.options import Options
-from bigtrain.pictures import check_file, check_folder, save_grid, save_npz, save_pngs
+from bigtrain.pictures import check_file, check_folder, check_grid, save_grid, save_npz, save_pngs
 
 CLASSIFIER = "classifier"
 SHOWN = 50
@@ -185,6 +185,8 @@ def _draw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
             f"--per-class: {arguments.per_class} samples of each of {len(chosen)} classes are more than {MOST_SAMPLES}; draw "
             "them in several files, each with its own --seed"
         )
+    if _is_grid(arguments):
+        check_grid(len(chosen) * arguments.per_class, arguments.per_class, model.family.spec.size)
     labels = [label for label in chosen for _ in range(arguments.per_class)]
     selection = model.selection(arguments.candidates, _classifier(arguments))
     images = model.sampler(arguments.seed, sampling, selection).draw_all(labels, arguments.batch_size)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bigtrain.errors import UserError
+from bigtrain.inference.model import Sampler
 from bigtrain.pictures import check_file
 from launch.sample import main as sample
 
@@ -76,6 +77,14 @@ def test_a_device_is_no_target() -> None:
 def test_numbers_that_nothing_could_hold_are_refused(flag: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=sentence):
         draw("--out", tmp_path / "a.png", flag, 10**12)
+
+
+def test_a_grid_that_no_program_shows_is_refused_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sampler, "draw_all", None)
+    with pytest.raises(UserError, match=r"a grid of 200000 images would be one picture of 52 x 10000002 pixels"):
+        draw("--out", tmp_path / "a.png", "--per-class", 200_000)
 
 
 def test_the_samples_of_all_classes_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
