@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "train.keep",
     "train.profile",
     "data.channels",  # its effect is part of the data's fingerprint, and null may mean the number that a run's recipe says
+    "data.verify",
     "data.workers",
     "data.remote.",
     "engine.",

@@ -48,6 +48,11 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def local_rank() -> int:
+    """This rank's number on its node."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if size() > 1 else 0
+
+
 def is_main() -> bool:
     return rank() == 0
 

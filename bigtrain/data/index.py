@@ -183,7 +183,8 @@ class Index:
     shards from; `codes`: what codes were made from and how, and `encoded_size`, the (height, width) of the images that they
     were made from; None for everything else. `version`: of the JSON. `variant`: how fields are resized, cropped, renamed,
     derived or filtered by class when they are read (bigtrain.data.read.variants), never written; `origin`: the URL that it came
-    from. One of the fields is a label: LABEL, of one class, where the shards have none.
+    from; `verified`: whether what is read is held to the shards' hashes (data.verify). One of the fields is a label: LABEL, of
+    one class, where the shards have none.
     """
 
     path: Path
@@ -196,6 +197,7 @@ class Index:
     version: int = FORMAT_VERSION
     variant: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = HERE
+    verified: bool = True
 
     @cached_property
     def label_field(self) -> LabelField:

@@ -121,6 +121,10 @@ class DataOptions(Options):
     """Number of shards whose samples are shuffled together: more mix better, fewer read more locally."""
     undecodable: Literal["error", "replace"] = "error"
     """What to do about an image that cannot be decoded: an error, or replace it by the next image of the epoch and log it."""
+    verify: Literal["once", "size"] = "once"
+    """How shards are held to the hashes in their index. `once`: each is read once on each node, beside the training, and no
+    checkpoint is written before the shards that it depends on are known to be whole; afterwards its size, times and inode are
+    compared. `size`: only its size."""
     remote: RemoteOptions = DEFAULTS
     """How shards at URLs are fetched and cached."""
 

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +75,7 @@ def find_index(
 
 def _as_read(index: Index, data: DataOptions, split: Split, key: str) -> Index:
     """The index that `key` names, with all that a recipe says of how it is read."""
+    index = replace(index, verified=data.verify == "once")
     if data.channels is not None:
         index = _with_channels(index, key, data.channels)
     index = _with_size(index, key, sides(data.image_size), data.resize, sides(data.crop_from))

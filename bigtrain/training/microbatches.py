@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from bigtrain.cluster import world
+from bigtrain.cluster.passes import together
 from bigtrain.cluster.watchdog import Watchdog
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read.batch import Batch, on_device
+from bigtrain.data.read.order import Epochs
 from bigtrain.data.read.stream import Data, Stream
+from bigtrain.data.read.verification import ShardVerification, StreamVerification
 from bigtrain.errors import RankError, UserError
 from bigtrain.families.phases import Microbatch, Phase
 from bigtrain.randomness import DeviceKeys, Draws, torch_seed
@@ -44,6 +47,7 @@ class Microbatches:
         self._watchdog, self._reads = watchdog, reads
         self._global_size = train.batch_size // train.accumulate
         self._stream: Stream | None = None
+        self._verification: StreamVerification | None = None
         self._batches: Iterator[Batch] = iter(())
         self._fetched = index.is_fetched
         self._replaced_names: list[str] = []
@@ -73,10 +77,41 @@ class Microbatches:
             fields=self._reads,
         )
         self._batches = iter(self._stream)
+        self._verification = self._verified_from(self.position)
 
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
+        if self._verification is not None:
+            self._verification.close()
+
+    def check_shards(self) -> None:
+        """Waits until it is known that the shards which were read since the last call hold what their index says. Raises
+        UserError, on all ranks, if one does not; a collective."""
+
+        def check() -> None:
+            if self._verification is not None:
+                # What replaced an undecodable sample may lie in any shard.
+                self._verification.check(self.position, self.replaced > 0, self._watchdog.pulse)
+
+        together(check)
+
+    def _verified_from(self, position: int) -> StreamVerification | None:
+        """Of what the stream reads from now on; None on a rank that is not the first of its node."""
+        if world.local_rank():
+            return None
+        parts = [part for part in self._index.parts if part.index.verified and part.own_names(self._reads)]
+        options = self._data
+        return StreamVerification(
+            [
+                (
+                    ShardVerification(part.index),
+                    Epochs(part.index, self._seed, options.shuffle_shards, part.stream),
+                )
+                for part in parts
+            ],
+            position,
+        )
 
     def first(self, images: int) -> list[Microbatch]:
         """This rank's slices of the first global microbatches, which have at least `images` samples together. `position` does

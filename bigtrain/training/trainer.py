@@ -300,6 +300,8 @@ class Trainer:
         if self._saved_step == self.step:
             return
         self._saved_step = self.step
+        self.watchdog.mark("waits until the shards that were read are verified", patient=True)
+        self.microbatches.check_shards()
         self.watchdog.mark("writes a checkpoint", patient=True)
         meters = {name: meter.state() for name, meter in self.meters.items()}
         self._stop_if_diverged()

@@ -12,11 +12,13 @@ import errno
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from bigtrain.data.index import Index, Shard
+from bigtrain.data.read.file_hashes import FileHashes, identity_of
 from bigtrain.data.remote import receive, shown
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import cache_folder
@@ -60,7 +62,7 @@ class ShardCache:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 if os.fstat(descriptor).st_size == shard.size:
                     with contextlib.suppress(OSError):  # another user's file, or a read-only disk
-                        os.utime(descriptor)  # the time of use, by which shards are evicted
+                        _note_use(descriptor)
                     return descriptor
                 os.close(descriptor)  # truncated from outside: the disk lost data, or another program wrote the file
                 path.unlink(missing_ok=True)
@@ -81,7 +83,7 @@ class ShardCache:
                 f"data.remote.cache: {self.folder}: this variable is not set here; set it, or name a folder"
             )
         with contextlib.suppress(OSError):
-            os.utime(path)  # it will be used soon, so it should not be evicted now
+            _note_use(path)  # soon, so it should not be evicted now
             return True
         try:
             with self._part(shard, wait) as part:
@@ -139,8 +141,10 @@ class ShardCache:
         """Renames the complete part, unless it was deleted meanwhile: then `open` fetches it again."""
         with contextlib.suppress(FileNotFoundError):
             if _is_still(part, source):
-                os.utime(part.fileno())
+                _note_use(part.fileno())
                 source.rename(target)
+                # It was measured while it came.
+                FileHashes().remember(identity_of(os.stat(target), is_cached=True), target.name)
 
     def _make_room(self, wanted: Shard) -> None:
         """Unlinks the least recently used shards until `wanted` fits into the limit with the rest."""
@@ -180,9 +184,15 @@ def _size_of(entry: "os.DirEntry[str]") -> int:
         return 0
 
 
+def _note_use(file: int | Path) -> None:
+    """Sets the time of use, by which shards are evicted: that of access, because that of the content says whether it is still
+    the one that was verified."""
+    os.utime(file, ns=(time.time_ns(), os.stat(file).st_mtime_ns))
+
+
 def _last_use(entry: "os.DirEntry[str]") -> int:
     try:
-        return entry.stat().st_mtime_ns
+        return entry.stat().st_atime_ns
     except FileNotFoundError:
         return 0
 

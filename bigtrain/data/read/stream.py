@@ -30,6 +30,7 @@ from bigtrain.data.read.prefetch import Prefetch
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.read.side_by_side import SideBySide
+from bigtrain.data.read.verification import ShardVerification, shards_of
 from bigtrain.errors import UserError
 from bigtrain.randomness import generator
 
@@ -147,7 +148,7 @@ def read_chunks(
     fields: Sequence[str] | None = None,
 ) -> Generator[tuple[np.ndarray, Batch], None, None]:
     """(sample numbers, Batch of `fields`, or of all) for each of `chunks` (int64 [n]), neither mirrored nor cut at random.
-    Raises UserError as a SplitLoader does."""
+    Raises UserError as a SplitLoader does, at the end also for a shard that does not hold what its index says."""
     positions = itertools.accumulate(map(len, chunks), initial=0)
     reader = Reader(index, fields)
     slot_bytes = max(map(len, chunks), default=0) * _sample_bytes(reader)
@@ -156,6 +157,8 @@ def read_chunks(
         yield from batches
     finally:
         batches.close()
+    if index.verified and chunks:
+        ShardVerification(index).check(shards_of(index, np.concatenate(chunks)))
 
 
 def _sample_bytes(reader: Reader) -> int:

@@ -21,6 +21,7 @@ from bigtrain.data.index import FORMAT_VERSION, LABEL, Index, Shard
 from bigtrain.data.npy import npy_header
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.read.stream import read_chunks
+from bigtrain.data.read.verification import ShardVerification
 from bigtrain.data.write.parallel import Progress
 from bigtrain.data.write.records import (
     Record,
@@ -213,6 +214,8 @@ def _fill(
                 ) from None
         done += len(samples)
         progress(len(samples))
+    if index.verified:
+        ShardVerification(index).check([index.shards.index(source)])
     return Record(writer.finish(), manifest.identity(), {}, version=version)
 
 
