@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigtrain.data.digits import digits_index
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 BENCHMARKS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("test_"))
@@ -37,9 +39,10 @@ SMALLEST: Mapping[str, Sequence[str]] = {
     "saving": ["recipes/biggan_digits.yaml 1"],
     "sharding": ["200 100"],
     "step": ["1 --steps 1"],
+    "verification": ["DIGITS --rounds 1 --workers 0"],
 }
-"""The arguments of each benchmark's quickest starts. PICTURES is a folder CLASS/*.jpg, RUN a run that draws digits, OUT a
-folder for what it writes."""
+"""The arguments of each benchmark's quickest starts. PICTURES is a folder CLASS/*.jpg, RUN a run that draws digits, DIGITS an
+index, OUT a folder for what it writes."""
 
 
 def test_every_benchmark_has_a_smallest_size() -> None:
@@ -56,6 +59,7 @@ def test_every_benchmark_answers_help(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_benchmark_runs_at_its_smallest_size(tmp_path: Path) -> None:
     given = {"PICTURES": make_pictures(tmp_path / "pictures"), "RUN": copy_run(tmp_path / "run"), "OUT": tmp_path}
+    given["DIGITS"] = digits_index("train", (16, 16))
     lines = [f"{name} {line}" for name, lines in SMALLEST.items() for line in lines]
     for word, path in given.items():
         lines = [line.replace(word, str(path)) for line in lines]
