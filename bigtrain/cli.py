@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import follow_launcher
-from bigtrain.errors import RankError, UserError
+from bigtrain.errors import OtherRankFailed, RankError, UserError
 from bigtrain.families.family import find_family
 from bigtrain.formats import PHILOX_FORMAT
 from bigtrain.options import Options
@@ -73,6 +73,8 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
             # The launcher kills all ranks when the first one exits, so this one waits until rank 0 has printed the message.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(MAIN_RANK_FIRST_S)
+    except OtherRankFailed:
+        code = 1
     except Signalled as signalled:
         code = 128 + signalled.number
         if is_first():

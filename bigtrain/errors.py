@@ -15,3 +15,7 @@ class RankError(UserError):
 
 class TrainingDiverged(RuntimeError):
     """More updates were non-finite than the recipe allows; names the step, the phase and the component."""
+
+
+class OtherRankFailed(RuntimeError):
+    """This rank ends because of another one, which has said why, so it has nothing to say."""

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from bigtrain import beats
 from bigtrain.cli import run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
+from bigtrain.cluster.watchdog import watching
 from bigtrain.data.digits import SPLITS
 from bigtrain.data.fields.codes import CodesManifest, EncodedImages, Level
 from bigtrain.data.fields.pictures import TRANSFORM, to_images
@@ -28,7 +30,7 @@ from bigtrain.data.write.codes import count_codes, encode_shards, index_codes
 from bigtrain.errors import RankError, UserError
 from bigtrain.families.abilities import Encodes, HasSuccessor
 from bigtrain.features.network import full_float32
-from bigtrain.inference.model import Model, open_model
+from bigtrain.inference.model import Model, hang_timeout_s, open_model
 from bigtrain.inference.splits import same_on_all
 from bigtrain.sizes import size_key
 
@@ -39,7 +41,12 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.batch_size < 1:
         raise UserError("--batch-size: must be at least 1")
-    device = join_world()
+    limit_s, device = hang_timeout_s(arguments.run), join_world()
+    with watching(limit_s):
+        _encode_all(arguments, device)
+
+
+def _encode_all(arguments: argparse.Namespace, device: torch.device) -> None:
     model = open_model(arguments.run, device)
     tokenizer = model.family.require(Encodes, arguments.run)
     spec, data = model.family.spec, model.recipe.data
@@ -88,8 +95,14 @@ def _encode(model: Model, index: Index, arguments: argparse.Namespace) -> Index:
     manifest = CodesManifest(model.fingerprint, levels, 2 if arguments.flip else 1, TRANSFORM, images)
     mine = sum(shard.samples for shard in index.shards[world.rank() :: world.size()])
     share = f"{index.split} (this rank's share)" if world.size() > 1 else index.split
+    bar = tqdm(total=mine, unit=" images", desc=share, disable=not world.is_main(), smoothing=0.1)
+
+    def progress(images: int) -> None:
+        bar.update(images)
+        beats.beat()
+
     try:
-        with tqdm(total=mine, unit=" images", desc=share, disable=not world.is_main(), smoothing=0.1) as bar:
+        with bar, beats.work("encodes images"):
             records = encode_shards(
                 index,
                 arguments.out,
@@ -99,14 +112,15 @@ def _encode(model: Model, index: Index, arguments: argparse.Namespace) -> Index:
                 world=world.size(),
                 batch=arguments.batch_size,
                 workers=model.recipe.data.workers,
-                progress=bar.update,
+                progress=progress,
             )
     except RankError:
         if not world.is_main():
             print(file=sys.stderr)  # ends the line of the main rank's progress bar, so that the message has its own
         raise
     all_records = [record for records in world.gather_on_main(records) for record in records]
-    return world.on_main(lambda: index_codes(index, arguments.out, manifest, all_records))
+    write = partial(index_codes, index, arguments.out, manifest, all_records)
+    return world.on_main(beats.as_work("writes the index", write))
 
 
 def _encoder(model: Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -124,7 +138,9 @@ def _encoder(model: Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
 def _usage(codes: Index, device: torch.device) -> str:
     """The share of each level's codes that occur at all, counted over all ranks."""
     words = []
-    for level, count in count_codes(codes, rank=world.rank(), world=world.size()).items():
+    with beats.work("counts the codes"):
+        counts = count_codes(codes, rank=world.rank(), world=world.size())
+    for level, count in counts.items():
         used = int((world.sum_over_ranks(torch.from_numpy(count).to(device)) > 0).sum())
         words.append(f"level {level}: {used} of {len(count)} codes are used ({used / len(count):.0%})")
     return ", ".join(words)

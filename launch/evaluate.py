@@ -14,18 +14,23 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from bigtrain import beats
 from bigtrain.cli import print_result, run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
+from bigtrain.cluster.watchdog import watching
 from bigtrain.errors import UserError
 from bigtrain.evaluation.compare import compare
 from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.evaluation.result import EvaluationResult
 from bigtrain.inference.evaluation import evaluate_model, write_evaluation
-from bigtrain.inference.model import open_model
+from bigtrain.inference.model import hang_timeout_s, open_model
 from bigtrain.inference.splits import check_fields, find_splits
 from bigtrain.recipe import evaluation_options
+from bigtrain.training.engine.options import EngineOptions
 
 
 def main(argv: Sequence[str]) -> None:
@@ -94,8 +99,13 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
                 f"command line: {override!r} would change what was trained; an evaluation may override evaluation.*, data.* "
                 "and family.sampling.*"
             )
-    device = join_world()
     folder = Path(arguments.what)
+    limit_s, device = hang_timeout_s(folder), join_world()
+    with watching(limit_s):
+        _evaluate_opened(arguments, folder, device)
+
+
+def _evaluate_opened(arguments: argparse.Namespace, folder: Path, device: torch.device) -> None:
     model = open_model(
         folder,
         device,
@@ -131,9 +141,11 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
             )
     options = evaluation_options(arguments.overrides)
     keep_moments = arguments.save_moments is not None
-    evaluated = evaluate_images(arguments.what, options, join_world(), keep_moments=keep_moments)
-    print_result(evaluated.result)
-    _write(arguments, evaluated)
+    device = join_world()
+    with watching(EngineOptions().hang_timeout_s):
+        evaluated = evaluate_images(arguments.what, options, device, keep_moments=keep_moments)
+        print_result(evaluated.result)
+        _write(arguments, evaluated)
 
 
 def _write(arguments: argparse.Namespace, evaluated: EvaluationResult) -> None:
@@ -146,7 +158,7 @@ def _write(arguments: argparse.Namespace, evaluated: EvaluationResult) -> None:
         if arguments.out is not None:
             evaluated.write(arguments.out)
 
-    world.on_main(write)
+    world.on_main(beats.as_work("writes the evaluation", write))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
+
 from bigtrain.cli import Signalled, is_first, open_run, run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.slurm import ask_for_requeue
+from bigtrain.cluster.watchdog import START_S, Watchdog, watching
 from bigtrain.data.splits import describe
 from bigtrain.families.abilities import Encodes, HasSuccessor, Samples
 from bigtrain.families.data_spec import DataSpec
@@ -80,6 +83,11 @@ def _may_come_of_a_failure(signalled: Signalled) -> bool:
 def train(recipe: Recipe) -> str | None:
     """Trains to the end, or until a signal comes: then saves a checkpoint and returns the signal's name."""
     device = join_world(recipe.train.precision)
+    with watching(recipe.engine.hang_timeout_s, START_S) as watchdog:
+        return _train(recipe, device, watchdog)
+
+
+def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | None:
     check_batch(recipe.train, world.size())
     images, validation = find_splits(recipe.data)
     family = make_family(recipe, DataSpec.from_json(describe(images)))
@@ -98,6 +106,7 @@ def train(recipe: Recipe) -> str | None:
         ema=recipe.ema,
         engine=recipe.engine,
         device=device,
+        watchdog=watchdog,
         observers=observers,
         best=best,
     )

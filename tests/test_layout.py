@@ -16,7 +16,7 @@ from bigtrain.options import Options
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
-    {"options", "randomness", "sizes", "untrusted"},
+    {"beats", "options", "randomness", "sizes", "untrusted"},
     {"formats", "recipe_errors"},
     {"runs"},
     {"cluster"},

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 from tqdm import tqdm
 
+from bigtrain import beats
 from bigtrain.cluster import world
 from bigtrain.errors import UserError
 
@@ -35,17 +36,20 @@ class Reading:
     should_stop: Callable[[], bool] = lambda: False
 
     def check_stop(self) -> None:
-        """Raises Stopped if `should_stop` says so. Only within `together`, or the other ranks would wait for this one."""
+        """A sign of life. Raises Stopped if `should_stop` says so; only within `together`, or the other ranks would wait for
+        this one."""
+        beats.beat()
         if self.should_stop():
             raise Stopped
 
 
 @contextmanager
 def stoppable(should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Within it, any call of a network raises Stopped once `should_stop` says so, because one batch of samples, or of bounds
-    on a likelihood, may take a thousand calls. Only within `together`."""
+    """Within it, any call of a network is a sign of life, and raises Stopped once `should_stop` says so: one batch of samples,
+    or of bounds on a likelihood, may take a thousand calls. Only within `together`."""
 
     def check(*_: object) -> None:
+        beats.beat()
         if should_stop():
             raise Stopped
 
@@ -56,11 +60,16 @@ def stoppable(should_stop: Callable[[], bool]) -> Iterator[None]:
         hook.remove()
 
 
-def together(work: Callable[[], T]) -> T:
-    """Every rank does its work, then all learn how it ended: if one rank raised UserError or Stopped, every rank raises it."""
+def together(what: str, work: Callable[[], T]) -> T:
+    """Every rank does its work, then all learn how it ended: if one rank raised UserError or Stopped, every rank raises it.
+
+    `what` it does, for a message about a rank that hangs in it; work of one name goes in pieces (beats.beat) that take about
+    equally long.
+    """
     end, text, result = "done", "", None
     try:
-        result = work()
+        with beats.work(what):
+            result = work()
     except UserError as error:
         end, text = "error", str(error)
     except Stopped:
@@ -73,9 +82,9 @@ def together(work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def on_main(work: Callable[[], T]) -> T:
-    """Rank 0 does the work; every rank gets its result, or raises its UserError or Stopped."""
-    result = together(work if world.is_main() else lambda: None)
+def on_main(what: str, work: Callable[[], T]) -> T:
+    """Rank 0 does the work; every rank gets its result, or raises its UserError or Stopped. `what`: as of `together`."""
+    result = together(what, work if world.is_main() else lambda: None)
     return world.broadcast_object(result)  # type: ignore[return-value]
 
 

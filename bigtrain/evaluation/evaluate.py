@@ -59,7 +59,7 @@ def evaluate(
         comparison.collect()
         for metric in measured:
             metric.reduce()
-        result = on_main(lambda: _result(comparison, measured, protocol))
+        result = on_main("computes the metrics of samples", lambda: _result(comparison, measured, protocol))
     except Stopped:
         return None
     pictures = [metric.picture for metric in measured if metric.picture is not None]

@@ -44,8 +44,11 @@ def evaluate_images(
                 "are evaluated as they are; leave it out"
             )
     # Together, since a folder may be missing on one machine only.
-    opened = together(lambda: open_images(where))
-    reference = together(lambda: open_reference(options.reference)) if "reference" in options.model_fields_set else None
+    opened = together("opens the images", lambda: open_images(where))
+    what = "opens the reference"
+    reference = (
+        together(what, lambda: open_reference(options.reference)) if "reference" in options.model_fields_set else None
+    )
     metrics = _metrics(options, reference, keep_moments)
     real = _real(reference)
     workers = WORKERS if options.workers is None else options.workers

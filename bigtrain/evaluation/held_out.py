@@ -50,10 +50,12 @@ def measure_split(
             progress.add(len(numbers))
 
     with stoppable(reading.should_stop):
-        together(sweep)
+        together(f"measures {what} of {split.index.split}", sweep)
     for metric in metrics:
         metric.reduce()
-    values: dict[str, Any] = on_main(lambda: {name: value for one in metrics for name, value in one.compute().items()})
+    values: dict[str, Any] = on_main(
+        "computes the metrics", lambda: {name: value for one in metrics for name, value in one.compute().items()}
+    )
     return values, {metric.name: {**_facts(split), **metric.facts()} for metric in metrics}
 
 
@@ -101,7 +103,7 @@ def measure_rfd(
     check_enough(features, outputs.count, outputs.name, metric.name, "evaluation.split_samples")
     comparison.collect()
     split = Split(outputs.index, outputs.count, options, device)
-    return on_main(metric.compute), {metric.name: {**_facts(split), **metric.facts()}}
+    return on_main("computes the metrics", metric.compute), {metric.name: {**_facts(split), **metric.facts()}}
 
 
 def _facts(split: Split) -> dict[str, Any]:

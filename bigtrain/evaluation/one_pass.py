@@ -49,7 +49,7 @@ def pass_over(
                     one.update(seen)
                 progress.add(len(batch.numbers))
 
-    together(sweep)
+    together(f"measures {images.name}", sweep)
     viewer.check_finite()
     for one in accumulators:
         one.reduce()

@@ -184,7 +184,7 @@ def collect(
         digests.extend(digest for _, digest in found)
         return [whole for whole, _ in found]
 
-    kept = on_main(restore)
+    kept = on_main("reads what is known of the reference", restore)
     missing = [(one, key) for one, key, whole in zip(accumulators, keys, kept, strict=True) if not whole]
     hashes = [PixelDigest()] if images.hashed else []
     if missing:

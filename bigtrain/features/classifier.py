@@ -158,7 +158,9 @@ def find_classifier(
     HELD_OUT_IMAGES) is among the classifier's facts. Raises UserError as `check_classes` does, and Stopped.
     """
     check_classes(index, role)
-    weights, accuracy = on_main(lambda: _weights_and_accuracy(index, validation, role, reading, device))
+    weights, accuracy = on_main(
+        f"makes the {role} network", lambda: _weights_and_accuracy(index, validation, role, reading, device)
+    )
     return _restore(index, role, safetensors.torch.load(weights), accuracy, device)
 
 

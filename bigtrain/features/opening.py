@@ -47,7 +47,7 @@ def open_features(
                 "evaluation.reference"
             )
         return find_classifier(train, validation, "features", reading, device)
-    features = together(lambda: open_network(name, weights, size, device))
+    features = together("opens the feature network", lambda: open_network(name, weights, size, device))
     if len(set(world.gather_objects(features.fingerprint))) > 1:
         raise UserError(f"evaluation.features: {name} is not the same network on all machines")
     return features

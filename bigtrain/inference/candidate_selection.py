@@ -65,7 +65,7 @@ def find_selection(
         trained = find_classifier(*train(), "selector", reading, device)
         facts = trained.protocol([spec.channels])
         return Selection(candidates, trained.score, {"candidates": candidates, "classifier": facts})
-    data, network = together(lambda: _load(classifier, spec, device))
+    data, network = together("opens the classifier", lambda: _load(classifier, spec, device))
 
     def score(images: Tensor, labels: Tensor) -> Tensor:
         with full_float32(device):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bigtrain import beats
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading, Stopped, together
 from bigtrain.data.read.stream import Data
@@ -58,7 +59,14 @@ def check_early(
     if sample_metrics:
         sampling = family.require(Samples, "evaluation.metrics").sampling
         images, labels = _drawn(Sampler(family, {}, options.seed, sampling, device), data, options)
-        check(images, labels, together(lambda: RealData.of(options, *data.images)), sample_metrics, options, device)
+        check(
+            images,
+            labels,
+            together("opens the reference", lambda: RealData.of(options, *data.images)),
+            sample_metrics,
+            options,
+            device,
+        )
         if options.candidates > 1 and options.classifier != "classifier":
             find_selection(options.candidates, options.classifier, family.spec, lambda: data.images, reading, device)
 
@@ -112,7 +120,7 @@ def _measure_samples(
     images, labels = _drawn(sampler, data, options)
     measured = evaluate(
         images,
-        together(lambda: RealData.of(options, *data.images)),
+        together("opens the reference", lambda: RealData.of(options, *data.images)),
         metrics,
         options,
         model.device,
@@ -154,7 +162,7 @@ def write_evaluation(folder: Path, step: int, evaluated: EvaluationResult) -> Pa
         evaluated.write(path)
         return path
 
-    return world.on_main(write)
+    return world.on_main(beats.as_work("writes the evaluation", write))
 
 
 def _identity(result: Mapping[str, Any]) -> str:

@@ -218,14 +218,23 @@ def open_model(
     `which`: a run's checkpoint: "newest" (the newest complete one), "best" (train.keep_best) or a step. Raises UserError if
     the folder is neither, or has no such checkpoint.
     """
-    if not (path / "recipe.yaml").is_file():
-        raise UserError(f"{path}: is neither a run folder nor an export (it has no recipe.yaml)")
-    recipe = load_recipe(path / "recipe.yaml", overrides)
+    recipe = _recipe_of(path, overrides)
     if (path / "model_index.json").is_file():
         if which != "newest":
             raise UserError(f"--checkpoint: {path} is an export, which has no checkpoints")
         return _open_export(path, recipe, device, weights)
     return _open_run(path, recipe, device, weights or "ema", which)
+
+
+def _recipe_of(path: Path, overrides: Sequence[str]) -> Recipe:
+    if not (path / "recipe.yaml").is_file():
+        raise UserError(f"{path}: is neither a run folder nor an export (it has no recipe.yaml)")
+    return load_recipe(path / "recipe.yaml", overrides)
+
+
+def hang_timeout_s(path: Path) -> float | None:
+    """The engine.hang_timeout_s of a run folder or an export. Raises UserError if the folder is neither."""
+    return _recipe_of(path, ()).engine.hang_timeout_s
 
 
 def make_family(recipe: Recipe, spec: DataSpec) -> Family:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from bigtrain import beats
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Stopped, gather_rows, stoppable, together
 from bigtrain.data.index import Index
@@ -58,12 +59,13 @@ class SampleObserver:
 
         try:
             with stoppable(should_stop):
-                images = together(draw)
+                images = together("draws samples", draw)
         except Stopped:
             return {}  # the resumed run draws it
         drawn = gather_rows(images)
         if drawn is not None:
-            save_grid(self.folder.samples(step), drawn, GRID_PER_CLASS)
+            with beats.work("writes a picture"):
+                save_grid(self.folder.samples(step), drawn, GRID_PER_CLASS)
         return {}
 
 
@@ -81,11 +83,16 @@ class RowsObserver:
     ) -> Mapping[str, float]:
         if world.is_main():
             model, seed = model_in_training(self.family, networks, self.recipe, step, self.device), self.recipe.run.seed
-            if self.family.ability(Samples) is not None:
-                picture = output_rows(model.sampler(seed), self.split, SHOWN)
-            else:
-                picture = reconstruction_rows(model, self.split, SHOWN, seed)
-            save_grid(self.folder.samples(step), picture, COLUMNS)
+            try:
+                with beats.work("draws rows"), stoppable(should_stop):
+                    if self.family.ability(Samples) is not None:
+                        picture = output_rows(model.sampler(seed), self.split, SHOWN)
+                    else:
+                        picture = reconstruction_rows(model, self.split, SHOWN, seed)
+            except Stopped:
+                return {}  # the resumed run draws it
+            with beats.work("writes a picture"):
+                save_grid(self.folder.samples(step), picture, COLUMNS)
         return {}
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bigtrain.errors import RankError, UserError
 from bigtrain.runs import atomic
+from bigtrain.runs.tensor_file import write_tensors
 from bigtrain.untrusted import check_plain, read_json
 
 FORMAT = 1
@@ -129,9 +130,7 @@ def write(
         for component, groups in components.items():
             for group, tensors in groups.items():
                 name = f"{component}.{group}.safetensors"
-                # Directly to the file: building bytes first would block training, which goes on in another thread.
-                on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-                safetensors.torch.save_file(on_cpu, temporary / name)
+                write_tensors(temporary / name, tensors)
         atomic.write_flushed(temporary / STATE, json.dumps(state, indent=2).encode())
         if recipe is not None:
             atomic.write_flushed(temporary / RECIPE, recipe)

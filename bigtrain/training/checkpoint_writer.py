@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bigtrain import beats
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.engine.component import Groups
@@ -19,6 +20,7 @@ class CheckpointWriter:
         self.folder, self.keep = folder, keep
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._beats = beats.Beats()
 
     def start(
         self,
@@ -30,6 +32,7 @@ class CheckpointWriter:
         """Starts writing, after waiting for the previous write, whose error it raises. The tensors must not change any more.
         `flush` is called first, in the same thread: it makes what the checkpoint counts on survive a power cut."""
         self.finish()
+        self._beats = beats.Beats()
         self._thread = threading.Thread(
             target=self._write, args=(step, components, state, flush), daemon=True, name="checkpoint"
         )
@@ -42,12 +45,14 @@ class CheckpointWriter:
         state: Mapping[str, Any],
         flush: Callable[[], None] | None,
     ) -> None:
+        beats.use(self._beats)
+        folder = self.folder.checkpoints
         try:
-            if flush is not None:
-                flush()
-            folder = self.folder.checkpoints
-            checkpoint.write(folder, step, components, state, self.folder.recipe_yaml, self.folder.check)
-            checkpoint.keep_newest(folder, step, self.keep)
+            with beats.work("writes a checkpoint"):
+                if flush is not None:
+                    flush()
+                checkpoint.write(folder, step, components, state, self.folder.recipe_yaml, self.folder.check)
+                checkpoint.keep_newest(folder, step, self.keep)
         except BaseException as failure:
             self._failure = failure
 
@@ -67,5 +72,6 @@ class CheckpointWriter:
     def wait(self) -> None:
         """Waits until nothing is being written; raises nothing."""
         if self._thread is not None:
-            self._thread.join()
+            with beats.own().following(self._beats):
+                self._thread.join()
             self._thread = None

@@ -92,9 +92,9 @@ class Microbatches:
         def check() -> None:
             if self._verification is not None:
                 # What replaced an undecodable sample may lie in any shard.
-                self._verification.check(self.position, self.replaced > 0, self._watchdog.pulse)
+                self._verification.check(self.position, everything=self.replaced > 0)
 
-        together(check)
+        together("verifies the shards that were read", check)
 
     def _verified_from(self, position: int) -> StreamVerification | None:
         """Of what the stream reads from now on; None on a rank that is not the first of its node."""

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigtrain import beats
 from bigtrain.cluster import world
-from bigtrain.cluster.watchdog import Watchdog, peers_of_world
+from bigtrain.cluster.watchdog import Watchdog
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read.stream import Data
 from bigtrain.data.splits import describe
@@ -60,11 +61,13 @@ class Trainer:
         ema: EmaOptions,
         engine: EngineOptions,
         device: torch.device,
+        watchdog: Watchdog,
         observers: Mapping[str, Observer],
         best: Best | None = None,
     ) -> None:
-        """`observers`: by name, "sample" (called every train.sample_every) and "evaluate" (every train.evaluate_every). `best`:
-        decides from evaluations which checkpoint to keep."""
+        """`watchdog`: watches already, and is told what goes on. `observers`: by name, "sample" (called every
+        train.sample_every) and "evaluate" (every train.evaluate_every). `best`: decides from evaluations which checkpoint to
+        keep."""
         check_batch(train, world.size())
         check_phases(family)
         check_strategy(family, engine)
@@ -72,7 +75,7 @@ class Trainer:
         self.family, self.index, self.folder = family, index, folder
         self.seed, self.data, self.train, self.device = seed, data, train, device
         self.observers, self.best = observers, best
-        self.watchdog = Watchdog(engine.hang_timeout_s, peers_of_world())
+        self.watchdog = watchdog
         repeated = any(phase.batch == "previous" for phase in family.phases)
         self.microbatches = Microbatches(index, data, train, seed, device, self.watchdog, family.reads, repeated)
         self.ema, self.engine = ema, engine
@@ -87,6 +90,7 @@ class Trainer:
         self._writer = CheckpointWriter(folder, train.keep)
         self._saved_step = -1
         self._saved_rows = 0
+        self._has_saved = False
         self._focused: Sequence[str] = ()
         flops = partial(flops_of_all_ranks, family, train.batch_size, train.accumulate, train.precision, train.steps)
         self._throughput = Throughput(device, train.batch_size, train.precision, flops)
@@ -99,10 +103,6 @@ class Trainer:
         Returns None when training is complete, or the signal on which it stopped early after writing a checkpoint. Raises
         TrainingDiverged after more non-finite updates than the recipe allows.
         """
-        with self.watchdog:
-            return self._run()
-
-    def _run(self) -> str | None:
         self._begin()
         interruption = Interruption()
         self.microbatches.open()
@@ -135,12 +135,15 @@ class Trainer:
                 if signal:
                     self._save(tracker)
                     break
-            self.watchdog.mark("writes a checkpoint", patient=True)
+            self.watchdog.mark("waits until the checkpoint is written", patient=True)
             world.on_main(self._writer.finish)
             return signal
+        except BaseException as error:
+            self.watchdog.failed(error)
+            raise
         finally:
             self.microbatches.close()
-            self.watchdog.mark("writes a checkpoint", patient=True)
+            self.watchdog.mark("waits until the checkpoint is written", patient=True)
             self._writer.wait()
             if tracker is not None:
                 tracker.close()
@@ -215,9 +218,7 @@ class Trainer:
                     continue
                 world.on_main(self.folder.check)
                 begin = time.perf_counter()
-                values = observer.observe(
-                    self.step, self.averaged_networks(), self.watchdog.polled(interruption.requested)
-                )
+                values = observer.observe(self.step, self.averaged_networks(), interruption.requested)
                 self._interval.pause(time.perf_counter() - begin)
                 if tracker is not None and values:
                     tracker.say(
@@ -233,7 +234,8 @@ class Trainer:
 
     def _select_checkpoint(self, best: Best, values: Mapping[str, float], tracker: Tracker | None) -> None:
         """Saves a checkpoint if this evaluation is the best so far, and warns if it is far worse than the best."""
-        verdict = world.on_main(partial(best.update, self.step, values))
+        self.watchdog.mark("compares the evaluation with the best", patient=True)
+        verdict = world.on_main(beats.as_work("records the best evaluation", partial(best.update, self.step, values)))
         if tracker is not None and verdict.warning is not None:
             tracker.warn(self.step, verdict.warning)
         if verdict.best:
@@ -299,10 +301,10 @@ class Trainer:
         one failed, raises that error on every rank."""
         if self._saved_step == self.step:
             return
-        self._saved_step = self.step
-        self.watchdog.mark("waits until the shards that were read are verified", patient=True)
+        self.watchdog.mark("waits until the shards that were read are verified", patient=not self._has_saved)
         self.microbatches.check_shards()
-        self.watchdog.mark("writes a checkpoint", patient=True)
+        self.watchdog.mark("copies what a checkpoint holds", patient=not self._has_saved)
+        self._saved_step, self._has_saved = self.step, True
         meters = {name: meter.state() for name, meter in self.meters.items()}
         self._stop_if_diverged()
         self._count_replaced(tracker)
@@ -318,6 +320,7 @@ class Trainer:
         }
         components = {name: component.snapshot() for name, component in self.components.items()}
         flush = tracker.flush if tracker is not None else None
+        self.watchdog.mark("waits until the checkpoint before is written", patient=True)
         world.on_main(lambda: self._writer.start(self.step, components, state, flush))
 
     def _begin(self) -> None:

@@ -36,6 +36,7 @@ from other_loops.biggan_pytorch import biggan_pytorch_loop
 from other_loops.diffusers_loop import diffusers_loop
 
 from bigtrain.cluster.launch import join_world
+from bigtrain.cluster.watchdog import Watchdog
 from bigtrain.data.splits import describe
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.families.data_spec import DataSpec
@@ -156,7 +157,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             family, index, RunFolder(Path(folder)), seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema,
-            engine=recipe.engine, device=device, observers={"sample": turns},
+            engine=recipe.engine, device=device, watchdog=Watchdog(None), observers={"sample": turns},
         )  # fmt: skip
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from bigtrain.cluster.launch import join_world
+from bigtrain.cluster.watchdog import Watchdog
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.splits import describe, find_index
 from bigtrain.families.data_spec import DataSpec
@@ -60,7 +61,7 @@ def train(recipe: Recipe, device: torch.device, folder: Path, turns: Turns) -> N
     family = find_family("gan")(recipe.family, DataSpec.from_json(describe(index)))
     Trainer(
         family, index, RunFolder(folder), seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema,
-        engine=recipe.engine, device=device, observers={"sample": turns},
+        engine=recipe.engine, device=device, watchdog=Watchdog(None), observers={"sample": turns},
     ).run()  # fmt: skip
 
 

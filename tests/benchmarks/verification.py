@@ -71,7 +71,7 @@ def epoch(index: Index, arguments: argparse.Namespace, verified: bool) -> tuple[
         pass
     read = time.perf_counter()
     if check is not None:
-        check.check(index.samples, everything=False, pulse=lambda: None)
+        check.check(index.samples, everything=False)
         check.close()
     waited = time.perf_counter() - read
     stream.close()

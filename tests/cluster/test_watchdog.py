@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from bigtrain import beats
 from bigtrain.cluster import watchdog
-from bigtrain.cluster.watchdog import Beat, Peers, Watchdog, diagnose
+from bigtrain.cluster.diagnosis import diagnose
+from bigtrain.cluster.passes import Reading
+from bigtrain.cluster.peers import Beat, Peers
+from bigtrain.cluster.watchdog import Watchdog
 from tests.runs_of import ROOT, environment
 
 LIMIT_S = 0.5
@@ -31,6 +35,9 @@ class Dictionary:
     def get(self, key: str) -> bytes:
         self.answers.wait()
         return self.values[key].encode()
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        return [self.get(key) for key in keys]
 
     def check(self, keys: list[str]) -> bool:
         self.answers.wait()
@@ -98,7 +105,7 @@ def test_a_rank_whose_beat_stands_still_is_named_whatever_its_progress() -> None
 def test_a_rank_that_never_came_is_named() -> None:
     diagnosis = diagnose([beat(0, number=8), None], [beat(0), None], 20)
     assert diagnosis is not None
-    assert diagnosis.text == "rank 1 has not reached the training loop"
+    assert diagnosis.text == "rank 1 has not begun"
 
 
 def test_no_rank_is_blamed_if_none_is_behind_the_others() -> None:
@@ -118,12 +125,11 @@ def test_where_ranks_make_no_marks_the_first_to_stand_still_is_named() -> None:
 
 def test_asking_whether_to_stop_is_a_sign_of_life(store: Dictionary) -> None:
     rank = Rank(0, store, start_s=60)
-    with rank.watchdog:
-        rank.watchdog.enter(0, "critic")
-        rank.watchdog.enter(1, None)
-        asked = rank.watchdog.polled(lambda: False)
+    reading = Reading(8, 0)
+    with rank.watchdog, beats.work("measures samples"):
+        reading.check_stop()
         for _ in range(10):
-            assert not asked()
+            reading.check_stop()
             time.sleep(LIMIT_S / 5)
     assert not rank.codes
 
@@ -147,7 +153,11 @@ def test_both_ranks_leave_and_one_of_them_says_who_hangs(store: Dictionary, capf
         assert eventually(lambda: one.codes and other.codes)
     assert (one.codes[0], other.codes[0]) == (1, 1)
     stderr = capfd.readouterr().err
-    assert stderr.count("the job hangs") == 1
+    lines = stderr.strip().splitlines()
+    verdict = "error: the job hangs, and is ended: rank 1 "
+    assert lines[0].startswith(verdict)
+    assert [line for line in lines if "the job hangs" in line] == [lines[0]] * 2, "first and last"
+    assert lines.index(lines[0], 1) == len(lines) - 2
     assert "rank 1" in stderr.split("is behind the others")[0]
     assert "step 7, phase critic: waits for data" in stderr
     assert "test_both_ranks_leave_and_one_of_them_says_who_hangs" in stderr, "the main thread's stack"
@@ -210,7 +220,7 @@ def test_an_error_says_where_its_rank_was() -> None:
         lose_a_connection()
     assert caught.value.__notes__ == [
         "rank 0 was at step 4, phase maker: begins",
-        "if a connection was lost, the rank at its other end ended first: see its messages",
+        "a connection was lost: the rank at its other end ended first, see its messages",
     ]
 
 

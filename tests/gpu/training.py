@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bigtrain.cluster.watchdog import Watchdog
 from bigtrain.data.splits import describe
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.inference.model import make_family
@@ -28,7 +29,7 @@ def trainer_of(
     run.claim(recipe.to_yaml().encode())
     return Trainer(
         family, images, run, seed=recipe.run.seed, data=recipe.data, train=recipe.train,
-        ema=recipe.ema, engine=recipe.engine, device=device, observers={},
+        ema=recipe.ema, engine=recipe.engine, device=device, watchdog=Watchdog(None), observers={},
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bigtrain.cluster.watchdog import Watchdog
 from bigtrain.data.splits import describe, find_index
 from bigtrain.errors import UserError
 from bigtrain.families.data_spec import DataSpec
@@ -55,7 +56,7 @@ def trainer_of(recipe: Recipe) -> Trainer:
     atomic.write_bytes(folder.recipe, recipe.to_yaml().encode())
     return Trainer(
         family, index, folder, seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema, engine=recipe.engine,
-        device=CPU, observers={"evaluate": Scripted()}, best=best_of(family, recipe, folder),
+        device=CPU, watchdog=Watchdog(None), observers={"evaluate": Scripted()}, best=best_of(family, recipe, folder),
     )  # fmt: skip
 
 

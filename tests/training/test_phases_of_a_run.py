@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bigtrain.cluster.watchdog import Watchdog
 from bigtrain.data.splits import describe, find_index
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import find_family
@@ -53,7 +54,7 @@ def train(folder: Path, steps: int, seen: Seen) -> Trainer:
     run.claim(recipe.to_yaml().encode())
     trainer = Trainer(
         family, index, run, seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema, engine=recipe.engine,
-        device=CPU, observers={},
+        device=CPU, watchdog=Watchdog(None), observers={},
     )  # fmt: skip
     trainer.run()
     (run.path / ".lock").unlink()  # as if this process had ended

@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 from tqdm import tqdm
 
+from bigtrain import beats
 from bigtrain.data.index import Index
 from bigtrain.data.read.file_hashes import FileHashes, Identity, identity_of
 from bigtrain.data.read.order import Epochs
@@ -60,8 +61,8 @@ class ShardVerification:
             self._ahead.wait()
             self._ahead = None
 
-    def check(self, numbers: Iterable[int], pulse: Callable[[], None] = lambda: None) -> None:
-        """Waits until the shards `numbers` are measured; `pulse` is called meanwhile.
+    def check(self, numbers: Iterable[int]) -> None:
+        """Waits until the shards `numbers` are measured, with signs of life.
 
         Raises UserError for one that does not hold what the index says, and for one that was replaced while it was read and
         before it was known.
@@ -75,7 +76,7 @@ class ShardVerification:
 
             def on_bytes(count: int) -> None:
                 bar.update(count)
-                pulse()
+                beats.beat()
 
             for number in numbers:
                 self._check(number, on_bytes)
@@ -157,13 +158,13 @@ class StreamVerification:
         for shards, epochs in self._parts:
             shards.begin(_shards_between(shards.index, epochs, position, position + epochs.length))
 
-    def check(self, position: int, everything: bool, pulse: Callable[[], None]) -> None:
+    def check(self, position: int, everything: bool) -> None:
         """As `ShardVerification.check`, of the shards of the positions since the last call and before `position`, or of all of
         them."""
         for shards, epochs in self._parts:
             whole = everything or position - self._position >= epochs.length
             every = range(len(shards.index.shards))
-            shards.check(every if whole else _shards_between(shards.index, epochs, self._position, position), pulse)
+            shards.check(every if whole else _shards_between(shards.index, epochs, self._position, position))
         self._position = position
 
     def close(self) -> None:

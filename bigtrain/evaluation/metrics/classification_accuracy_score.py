@@ -42,7 +42,7 @@ class ClassificationAccuracyScore(SampleMetric, name="classification_accuracy_sc
             )
             return measure_accuracy(Classifier(network, "evaluator", {}, comparison.device), test, reading)
 
-        self._accuracy = on_main(score)
+        self._accuracy = on_main("trains a classifier on the samples", score)
 
     def compute(self) -> dict[str, float]:
         return {"classification_accuracy_score": self._accuracy}

@@ -39,7 +39,7 @@ class NearestNeighbours(SampleMetric, name="nearest_neighbours"):
             assert samples.images is not None
             return features(samples.images.to(comparison.device)).features.cpu()
 
-        vectors = on_main(queries).to(comparison.device)
+        vectors = on_main("chooses the samples whose neighbours are looked for", queries).to(comparison.device)
         count = min(self.options.pictured_neighbours, self._reference.count)
         nearby = nearest(self._reference, vectors, count, features, reading)
         if nearby is not None and samples.images is not None:
@@ -73,7 +73,7 @@ def nearest(
                     local.add(torch.from_numpy(batch.numbers[rows]), features(group).features)
                 progress.add(len(batch.numbers))
 
-    together(sweep)
+    together(f"looks for neighbours in {images.name}", sweep)
     parts: list[Any] = world.gather_objects((local.distances.cpu(), local.numbers.cpu()))
     merged = Nearest(queries.cpu(), count)
     for distances, numbers in parts:

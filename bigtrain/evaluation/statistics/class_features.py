@@ -74,7 +74,10 @@ class ClassFeatures:
             return self
         merged = ClassFeatures(self._classes, self._dimensions)
         for label, (numbers, features) in enumerate(self._with_numbers()):
-            together(partial(merged._add_class, label, gather_by_number(numbers, features.to(device))))
+            together(
+                "sorts features by class",
+                partial(merged._add_class, label, gather_by_number(numbers, features.to(device))),
+            )
         return merged
 
     def _add_class(self, label: int, rows: Tensor | None) -> None:

@@ -131,13 +131,13 @@ def test_a_stream_waits_for_what_it_has_read_and_no_more(index: Index, measured:
     order = shards_of(index, epochs.numbers(0, epochs.length))
     stream = StreamVerification([(ShardVerification(index), epochs)], 0)
     for position, wanted in ((0, 0), (3, 1), (4, 2), (6, 2), (12, 4), (40, 4)):
-        stream.check(position, everything=False, pulse=lambda: None)
+        stream.check(position, everything=False)
         assert measured == [shard(index, number) for number in order[:wanted]]
     damaged = order[1]
     changed(shard(index, damaged))
-    stream.check(40, everything=False, pulse=lambda: None)
+    stream.check(40, everything=False)
     with pytest.raises(UserError, match=index.shards[damaged].name):
-        stream.check(52, everything=False, pulse=lambda: None)
+        stream.check(52, everything=False)
 
 
 def test_a_process_measures_ahead_in_the_order_of_use_and_ends_when_it_is_closed(
