@@ -44,6 +44,8 @@ def diagnose(before: Sequence[Beat | None], after: Sequence[Beat | None], apart_
     behind = [beat for beat in beats if beat.marks == least]
     if not all(beat.overdue for beat in behind):
         return None
+    if len(behind) == len(beats) and any(beat.waits for beat in beats):
+        behind = [beat for beat in beats if not beat.waits] or behind
     return Diagnosis(_describe(behind, beats), frozenset(beat.rank for beat in behind))
 
 
@@ -65,8 +67,9 @@ def _describe(behind: Sequence[Beat], beats: Sequence[Beat]) -> str:
             f"all {len(beats)} ranks have been at the same point for {last.idle_s:.0f} s ({first.activity}): none is behind "
             f"the others, so the network between them, a device or a file system hangs; the stacks tell more{sooner}"
         )
-    furthest = max(beats, key=lambda beat: beat.marks)
-    words = [f"{beat.name} is behind the others: it has been at {_since(beat)}" for beat in behind]
+    furthest = max(beats, key=lambda beat: (beat.marks, beat.waits))
+    how = "is behind the others" if first.marks < furthest.marks else "does not wait for the others, as they do for it"
+    words = [f"{beat.name} {how}: it has been at {_since(beat)}" for beat in behind]
     return f"{_listed(words)}\n  {furthest.name} waits at {furthest.activity}"
 
 

@@ -53,6 +53,8 @@ class Beat:
     """Seconds since its last mark or other sign of life."""
     limit_s: float
     """How long its current activity may last without one."""
+    waits: bool = False
+    """Whether it is in a call of torch.distributed, and so waits for another."""
     alone: bool = False
     """Whether it works without waiting for any other rank: if it then takes too long, the fault is its own."""
 

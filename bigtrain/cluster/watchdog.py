@@ -17,13 +17,15 @@ it; they then end without a word.
 import contextlib
 import faulthandler
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from pathlib import Path
+from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -47,6 +49,7 @@ SPEAKER_FIRST_S = 10.0
 """One rank of each node prints the verdict. The others wait this long for it; the process ends after twice this at most."""
 STACKS_S = 1.0
 """How long it waits for the stacks of the ranks at fault, before it prints the verdict again."""
+_INNERMOST = 5  # calls: a collective of torch.distributed has some of its own
 _LOST = tuple(getattr(dist, name) for name in ("DistBackendError", "DistNetworkError", "DistStoreError"))
 
 
@@ -86,7 +89,7 @@ class Watchdog:
         self._activity = _Activity(None, None, "starts", patient=True)
         self._proven: set[str | None] = set()
         self._marks = self._numbered = 0
-        self._beats = beats.own()
+        self._beats, self._thread_watched = beats.own(), threading.get_ident()
         self._before: tuple[float, list[Beat | None]] | None = None
         self._neighbour = (-1, 0.0)
         self._answered = 0.0
@@ -127,7 +130,7 @@ class Watchdog:
     # -- its own thread ---------------------------------------------------------------------------------------------
 
     def __enter__(self) -> "Watchdog":
-        self._beats = beats.own()
+        self._beats, self._thread_watched = beats.own(), threading.get_ident()
         if self._limit_s is not None:
             if self._peers is not None:
                 self._peers.publish(self._own_beat(0.0))  # so that a rank which stops at once can be named
@@ -140,6 +143,7 @@ class Watchdog:
     ) -> None:
         """Stops watching. Raises OtherRankFailed in place of an error that another rank is the reason of and speaks of."""
         if error is not None:
+            self._ignore_signals()
             self.failed(error)
         self.mark(LEAVES if error is None else f"{ENDED}{type(error).__name__}")
         other = error is not None and self._other_rank_failed(error)
@@ -196,6 +200,7 @@ class Watchdog:
             words,
             round(idle_s, 1),
             limit_s,
+            waits=_is_in(dist, self._thread_watched),
             alone=work is not None,
         )
 
@@ -283,6 +288,12 @@ class Watchdog:
             stacks += f"the stack of the thread that {work.kind}:\n{_stack(work.thread)}"
         return stacks
 
+    def _ignore_signals(self) -> None:
+        """On the way out, a launcher's signals to the ranks that are left must not keep this one from saying why it ends."""
+        if self._peers is not None and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
+
     # -- the failures of other ranks --------------------------------------------------------------------------------
 
     def _other_rank_failed(self, error: BaseException) -> bool:
@@ -338,6 +349,18 @@ def _without_store(own: Beat, error: Unreachable) -> Diagnosis:
         f"is gone, or the network to it is cut. {own.name} has been at {own.activity} for {own.idle_s:.0f} s",
         frozenset(),
     )
+
+
+def _is_in(package: ModuleType, thread: int) -> bool:
+    """Whether one of the innermost calls of the thread is of this package."""
+    frame, folder = sys._current_frames().get(thread), str(Path(package.__file__ or "").parent)
+    for _ in range(_INNERMOST):
+        if frame is None:
+            return False
+        if frame.f_code.co_filename.startswith(folder):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _stack(thread: int | None) -> str:
