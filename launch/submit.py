@@ -36,9 +36,13 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     options = read_options(site_file(arguments.site), _flags(arguments))
     job = _job(arguments)
+    checked = set()  # what is checked reads indexes, and does not depend on the seed: thousands of those cost one check
     for task in job.tasks or [[]]:
         recipe = load_recipe(arguments.recipe, [*arguments.overrides, *task])
-        check(recipe, options.ranks)
+        without_run = recipe.model_dump_json(exclude={"run"})
+        if without_run not in checked:
+            check(recipe, options.ranks)
+            checked.add(without_run)
     script = render(job, options)
     if arguments.dry_run:
         print(script, end="")
