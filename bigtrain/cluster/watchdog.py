@@ -142,11 +142,11 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stops watching. Raises OtherRankFailed in place of an error that another rank is the reason of and speaks of."""
-        if error is not None:
-            self._ignore_signals()
-            self.failed(error)
-        self.mark(LEAVES if error is None else f"{ENDED}{type(error).__name__}")
-        other = error is not None and self._other_rank_failed(error)
+        other = False
+        if error is None:
+            self.mark(LEAVES)
+        else:
+            other = self._ends_for_another(error)
         if self._thread.is_alive():
             self._closing.set()
             self._thread.join(2 * SPEAKER_FIRST_S + STACKS_S)
@@ -288,13 +288,21 @@ class Watchdog:
             stacks += f"the stack of the thread that {work.kind}:\n{_stack(work.thread)}"
         return stacks
 
-    def _ignore_signals(self) -> None:
-        """On the way out, a launcher's signals to the ranks that are left must not keep this one from saying why it ends."""
-        if self._peers is not None and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, signal.SIG_IGN)
-
     # -- the failures of other ranks --------------------------------------------------------------------------------
+
+    def _ends_for_another(self, error: BaseException) -> bool:
+        """Says of a failure what is to be said; whether another rank is its reason. Then a launcher's signals to the ranks that
+        are left, which may come at any moment, are ignored from here on."""
+        ignored = (signal.SIGTERM, signal.SIGUSR1)
+        alone = self._peers is None or threading.current_thread() is not threading.main_thread()
+        handlers = {} if alone else {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+        self.failed(error)
+        self.mark(f"{ENDED}{type(error).__name__}")
+        other = self._other_rank_failed(error)
+        if not other:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return other
 
     def _other_rank_failed(self, error: BaseException) -> bool:
         """Whether another rank is the reason of this error and its failure is reported: by that rank or, if it has died, by the

@@ -1,11 +1,13 @@
 """The watchdog in one process, with small limits, over a store that is a dictionary."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +17,7 @@ from bigtrain.cluster.diagnosis import diagnose
 from bigtrain.cluster.passes import Reading
 from bigtrain.cluster.peers import Beat, Peers
 from bigtrain.cluster.watchdog import Watchdog
+from bigtrain.errors import OtherRankFailed, UserError
 from tests.runs_of import ROOT, environment
 
 LIMIT_S = 0.5
@@ -55,6 +58,15 @@ class Rank:
     def __init__(self, number: int, store: Dictionary, start_s: float = LIMIT_S) -> None:
         self.codes: list[int] = []
         self.watchdog = Watchdog(LIMIT_S, Peers(store, number, 2), start_s=start_s, leave=self.codes.append)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """A rank that ends for another one ignores signals on its way out."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -201,6 +213,111 @@ def test_one_process_is_watched_too_and_its_first_steps_alone_may_take_long(
         alone.mark("waits for data")
         assert eventually(lambda: codes)
     assert "it has been at step 1, phase critic: waits for data for" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("short_last_words")
+def test_a_rank_that_is_silent_is_found_whatever_its_neighbour_does(
+    store: Dictionary, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was stopped in an evaluation, for which its neighbour may take half an hour."""
+    Peers(store, 1, 2).publish(beat(1, activity="step 7: evaluates")).result()
+    rank, begin = Rank(0, store, start_s=1800), time.monotonic()
+    with rank.watchdog:
+        rank.watchdog.mark("evaluates", patient=True)
+        assert eventually(lambda: rank.codes, within_s=10)
+    assert time.monotonic() - begin < 5
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert lines[0] == lines[-1]
+    assert "rank 1 (process 101 on node1) has given no sign of life" in lines[0]
+    assert lines[0].endswith("last heard of at step 7: evaluates")
+
+
+@pytest.mark.usefixtures("short_last_words")
+def test_work_that_has_given_a_sign_of_life_may_not_stop_doing_so(
+    store: Dictionary, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, other = Rank(0, store, start_s=1800), Rank(1, store, start_s=1800)
+    with one.watchdog, other.watchdog:
+        for rank in (one, other):
+            rank.watchdog.mark("evaluates", patient=True)
+        with beats.work("measures what never ends"):
+            assert not eventually(lambda: one.codes or other.codes, within_s=4 * LIMIT_S), (
+                "its first piece may take long"
+            )
+            beats.beat()
+            beats.own()._longest_s["measures what never ends"] = 0.01
+            assert eventually(lambda: one.codes and other.codes, within_s=10)
+    stderr = capfd.readouterr().err
+    assert "hangs in work of its own: it has been at evaluates (measures what never ends) for" in stderr
+    assert "test_work_that_has_given_a_sign_of_life_may_not_stop_doing_so" in stderr, "the main thread's stack"
+
+
+def test_of_ranks_at_one_point_the_one_that_waits_for_no_other_is_named() -> None:
+    looping = beat(1, activity="step 7, phase critic: forward and backward")
+    beats = [replace(beat(0), waits=True), looping]
+    diagnosis = diagnose([beat(0, number=8), beat(1, number=8)], beats, 20)
+    assert diagnosis is not None
+    assert diagnosis.ranks == {1}
+    assert diagnosis.text.startswith("rank 1 (process 101 on node1) does not wait for the others, as they do for it")
+
+
+@pytest.fixture
+def two(store: Dictionary) -> tuple[Rank, Rank]:
+    return Rank(0, store), Rank(1, store)
+
+
+@pytest.mark.usefixtures("short_last_words")
+def test_a_rank_that_fails_says_so_and_one_that_loses_it_keeps_quiet(
+    two: tuple[Rank, Rank], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        with one.watchdog:
+            raise ZeroDivisionError("no data")
+
+    def lose_it() -> None:
+        with other.watchdog:
+            raise RuntimeError("[gloo] connection closed by peer")
+
+    one, other = two
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with pytest.raises(OtherRankFailed):
+        lose_it()
+    stderr = capfd.readouterr().err
+    assert stderr.startswith("\nerror: rank 0 (process ")
+    assert stderr.endswith("has failed, at starts: ZeroDivisionError: no data\n")
+
+
+@pytest.mark.usefixtures("short_last_words")
+def test_a_rank_that_has_died_is_named_by_the_first_that_loses_it(
+    store: Dictionary, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    last = Beat(1, socket.gethostname(), dead.pid, 9, 5, "step 7: writes a checkpoint", 0.0, 300.0)
+    Peers(store, 1, 2).publish(last).result()
+
+    def lose_it() -> None:
+        with Rank(0, store).watchdog:
+            raise RuntimeError("[gloo] connection closed by peer")
+
+    with pytest.raises(OtherRankFailed):
+        lose_it()
+    stderr = capfd.readouterr().err
+    assert stderr.count("\n") == 2
+    assert f"error: rank 1 (process {dead.pid} on {socket.gethostname()}) has died" in stderr
+    assert stderr.endswith("it was last heard of at step 7: writes a checkpoint\n")
+
+
+def test_a_users_mistake_is_nobodys_failure(two: tuple[Rank, Rank], capfd: pytest.CaptureFixture[str]) -> None:
+    def mistake(rank: Rank) -> None:
+        with rank.watchdog:
+            raise UserError("no such file")
+
+    for rank in two:
+        with pytest.raises(UserError):
+            mistake(rank)
+    assert not capfd.readouterr().err
 
 
 def test_without_a_limit_nobody_watches() -> None:

@@ -108,6 +108,16 @@ def test_a_run_that_was_stopped_in_a_stage_goes_on_within_it(tmp_path: Path) -> 
     )
 
 
+def test_a_failure_says_what_was_done_then_and_not_what_was_done_on_the_way_out(tmp_path: Path) -> None:
+    class Broken(list):
+        def append(self, note: object) -> None:
+            raise RuntimeError("a data worker was killed")
+
+    with pytest.raises(RuntimeError, match="a data worker was killed") as caught:
+        train(tmp_path, STEPS, Broken())
+    assert caught.value.__notes__ == ["rank 0 was at step 0, phase every other: forward and backward"]
+
+
 def test_a_phase_without_a_batch_before_it_is_a_mistake_of_the_family() -> None:
     family = small_family("toy")
     phases = list(family.phases)
