@@ -301,7 +301,7 @@ class Watchdog:
         other = self._other_rank_failed(error)
         if not other:
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)  # None: of other code, which Python cannot set again
         return other
 
     def _other_rank_failed(self, error: BaseException) -> bool:
