@@ -112,6 +112,7 @@ def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | No
     )
     say(f"run folder: {folder.path}")
     ended_by = trainer.run()
+    watchdog.wait_for_all()
     if ended_by is not None:
         say(
             f"stopped by {ended_by} at step {trainer.step} of {recipe.train.steps}, with a checkpoint: the same command resumes"

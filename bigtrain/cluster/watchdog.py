@@ -111,6 +111,11 @@ class Watchdog:
         self._activity = _Activity(self._activity.step, self._activity.phase, activity, patient)
         self._marks += 1
 
+    def wait_for_all(self) -> None:
+        """Returns when every rank calls it: then none has failed in what it did before."""
+        self.mark("waits until the other ranks are done", patient=True)
+        world.gather_objects(None)
+
     def failed(self, error: BaseException) -> None:
         """Says where this rank was when it failed, in a note of the error and to the other ranks. To be called before whatever
         is done on the way out, which sets other marks; the end of the block calls it too."""
@@ -385,5 +390,4 @@ def watching(limit_s: float | None, start_s: float = float("inf")) -> Iterator[W
     """Watches a command from its start until all ranks are done: no rank leaves before, so that none hangs unwatched."""
     with Watchdog(limit_s, peers_of_world(), start_s=start_s) as watchdog:
         yield watchdog
-        watchdog.mark("waits for the other ranks, to leave", patient=True)
-        world.gather_objects(None)
+        watchdog.wait_for_all()
