@@ -145,10 +145,11 @@ class Trainer:
             self.microbatches.close()
             self.watchdog.mark("waits until the checkpoint is written", patient=True)
             self._writer.wait()
+            window.close()
+            self.watchdog.mark("closes the run")
             if tracker is not None:
                 tracker.close()
             interruption.close()
-            window.close()
 
     def _take_step(self) -> None:
         """Runs every repeat of every phase that is due, then updates the averages."""
