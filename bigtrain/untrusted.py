@@ -31,7 +31,7 @@ def open_plain(path: str | Path) -> IO[bytes]:
 def check_plain(status: os.stat_result, path: str | Path) -> None:
     """Raises OSError unless the status is that of a plain file."""
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, f"is {_kind(status.st_mode)}, not a plain file", str(path))
 

@@ -8,7 +8,6 @@ says; launch/shard.py has done that already, but other makers of shards may not.
 """
 
 import io
-import json
 import warnings
 
 import numpy as np
@@ -16,6 +15,7 @@ import simplejpeg
 from PIL import Image
 
 from bigtrain.data.npy import MAGIC, npy_header, read_npy_header
+from bigtrain.untrusted import parse_json
 
 MAX_PIXELS = 2**27
 """Larger images are refused before any memory is taken for them (a decompression bomb, or a damaged header), and so are samples
@@ -281,8 +281,8 @@ def label(data: bytes) -> int:
 def json_label(data: bytes, field: str) -> int | str:
     """The class number or name in a field of a .json member. Raises Undecodable."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(data)
+    except ValueError as error:
         raise Undecodable(f"it is not JSON: {error}") from None
     value_of_field = value.get(field) if isinstance(value, dict) else None
     if isinstance(value_of_field, bool) or not isinstance(value_of_field, int | str):

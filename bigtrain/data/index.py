@@ -51,6 +51,7 @@ from bigtrain.data.remote import HERE, Origin, beside, check_url, is_remote, rec
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, cache_folder, write_bytes
 from bigtrain.sizes import image_size_of, size_of
+from bigtrain.untrusted import check_plain, parse_json, read_plain
 
 FORMAT = "bigtrain-index"
 FORMAT_VERSION = 2
@@ -147,10 +148,10 @@ def _parsed(data: bytes) -> Any:
     head = next(lines, b"").rstrip(b"\n")
     if head.endswith(b'"shards": [') and data.endswith(b"\n]}\n"):
         with contextlib.suppress(ValueError):
-            value = json.loads(head + b"]}")
-            value["shards"] = (json.loads(line.rstrip(b",\n")) for line in lines if line != b"]}\n")
+            value = parse_json(head + b"]}")
+            value["shards"] = (parse_json(line.rstrip(b",\n")) for line in lines if line != b"]}\n")
             return value
-    return json.loads(data)
+    return parse_json(data)
 
 
 @contextlib.contextmanager
@@ -350,12 +351,12 @@ class Index:
     @classmethod
     def _open(cls, path: Path, origin: Origin) -> "Index":
         try:
-            value = _parsed(path.read_bytes())
+            value = _parsed(read_plain(path, MOST_BYTES))
         except FileNotFoundError:
             raise UserError(f"{path}: there is no index here; {HOW_TO_MAKE}") from None
         except OSError as error:
             raise UserError(f"{path}: the index cannot be read: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UserError(f"{path}: not an index: {error}; {HOW_TO_MAKE}") from None
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise UserError(f"{path}: not an index of shards (no format: {FORMAT}); {HOW_TO_MAKE}")
@@ -367,7 +368,7 @@ class Index:
             )
         try:
             return cls._from_json(path, value, origin)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{path}: the index is damaged ({type(error).__name__}: {error}); {HOW_TO_MAKE}") from None
 
     @classmethod
@@ -392,6 +393,8 @@ class Index:
         for number in range(len(shards)):
             if index.is_remote(number):
                 index.location(number)
+            elif shards[number].name.startswith("/") or "\0" in shards[number].name:  # others are relative to the index
+                raise ValueError(f"{shards[number].name!r} is not the name of a shard beside its index")
         if index.samples == 0:
             raise ValueError("it has no samples")
         index._check_members()
@@ -445,7 +448,9 @@ class Index:
                 continue
             path = self.folder / shard.name
             try:
-                size = path.stat().st_size
+                status = path.stat()
+                check_plain(status, path)
+                size = status.st_size
             except OSError as error:
                 raise UserError(
                     f"{path}: the shard cannot be opened ({error.strerror}) but {self.path} lists it; "

@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import IO, ClassVar
+from typing import IO, Any, ClassVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import Field
@@ -45,6 +45,7 @@ _S3_PIECE = 2**23
 _MAY_PASS = frozenset({408, 416, 425, 429, *range(500, 600)})
 Pieces = Generator[tuple[int, bytes], None, None]
 """(offset, bytes): successive pieces of a file, each with its first byte's offset in it."""
+_PLACE_ON_HUB = re.compile(r"hf://datasets/[^/@]+/[^/@]+")
 _HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
 
 
@@ -64,6 +65,9 @@ class RemoteOptions(Options):
     """Further attempts at a download that broke off, 1, 2, 4 ... seconds apart."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds of silence after which an attempt counts as broken off."""
+    logins: tuple[str, ...] = ()
+    """Places beside the index's own to which a login may be sent ($HF_TOKEN, ~/.netrc, AWS keys), because an index may name
+    shards anywhere: hf://datasets/OWNER/NAME, https://HOST or s3://BUCKET. $BIGTRAIN_LOGINS adds some, separated by commas."""
 
 
 DEFAULTS = RemoteOptions()
@@ -118,8 +122,13 @@ def check_url(url: str, origin: Origin) -> None:
             f"{origin.key}: {shown(url)}: {scheme}:// cannot be read; give a path, or one of "
             f"{', '.join(f'{known}://' for known in SCHEMES)}"
         )
-    if scheme == "hf" and not _HUB.fullmatch(url):
+    if scheme == "hf" and (not _HUB.fullmatch(url) or leads_outside(unquote(url.partition("://")[2]))):
         raise UserError(f"{origin.key}: {url}: not of the form hf://datasets/OWNER/NAME[@REVISION]/PATH")
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a relative name leads out of the folder that it is relative to."""
+    return name.startswith("/") or ".." in name.split("/") or "\0" in name
 
 
 def beside(index_url: str, name: str) -> str:
@@ -131,7 +140,8 @@ def beside(index_url: str, name: str) -> str:
         return name
     parts = urlsplit(index_url)
     path = posixpath.normpath(posixpath.join(posixpath.dirname(unquote(parts.path)), name))
-    if name.startswith("/") or "\0" in name or not path.strip("/."):
+    leaves = parts.scheme == "hf" and leads_outside(name)
+    if leaves or name.startswith("/") or "\0" in name or not path.strip("/."):
         raise ValueError(f"{name!r} is not the name of a shard beside its index")
     return urlunsplit(parts._replace(path=quote(path) if parts.scheme in ("http", "https") else path))
 
@@ -154,12 +164,13 @@ def receive(
     have some jitter, so that not all nodes come back in one moment; it is drawn from the system, and no draw of the experiment.
     """
     check_url(url, origin)
+    login = may_log_in(url, origin)
     attempts = origin.options.retries + 1
     for attempt in range(attempts):
         if sha256 is None:
             file.truncate(0)
         try:
-            _attempt(url, file, origin.options.timeout_s, size, most)
+            _attempt(url, file, login, origin.options.timeout_s, size, most)
             _check(file, size, sha256)
             return
         except Interrupted as error:
@@ -168,7 +179,12 @@ def receive(
                 pause = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.SystemRandom().uniform(0.5, 1.0)
                 time.sleep(max(pause, min(error.pause_s or 0.0, LONGEST_PAUSE_S)))
         except Refused as error:
-            raise UserError(f"{_named(url, origin)}: {what} cannot be fetched: {error}") from None
+            hint = (
+                ""
+                if login
+                else f"; its index names {place_of(url)}, to which no login is sent unless data.remote.logins has it"
+            )
+            raise UserError(f"{_named(url, origin)}: {what} cannot be fetched: {error}{hint}") from None
     raise UserError(
         f"{_named(url, origin)}: {what} could not be fetched in {attempts} attempt{'s' if attempts > 1 else ''}; the last "
         f"ended with: {reason}; look at the server, raise data.remote.retries, or copy the shards here and name the copy"
@@ -179,13 +195,29 @@ def _named(url: str, origin: Origin) -> str:
     return f"{origin.key}: {shown(url)}" if origin.key else shown(url)
 
 
-def _attempt(url: str, file: IO[bytes], timeout_s: float, size: int | None, most: int | None) -> None:
+def place_of(url: str) -> str:
+    """What a login is for: the dataset of an hf:// URL, or scheme and host (the bucket) of another."""
+    match = _PLACE_ON_HUB.match(url)
+    if match is not None:
+        return match[0]
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+
+
+def may_log_in(url: str, origin: Origin) -> bool:
+    """Whether a login may be sent to the URL: to the place of the index that the user named, and to those that the recipe or
+    the environment names."""
+    known = [*origin.options.logins, *os.environ.get("BIGTRAIN_LOGINS", "").split(","), origin.url or ""]
+    return place_of(url) in [place_of(place.strip()) for place in known if place.strip()]
+
+
+def _attempt(url: str, file: IO[bytes], login: bool, timeout_s: float, size: int | None, most: int | None) -> None:
     """Appends to the file until the far side has no more. Raises Interrupted, Refused, or OSError of the local disk."""
     begin = file.seek(0, os.SEEK_END)
     if begin == size:  # whoever received it died before it was checked
         return
     since, received = time.monotonic(), 0
-    with contextlib.closing(_pieces(url, begin, timeout_s)) as pieces:
+    with contextlib.closing(_pieces(url, begin, login, timeout_s)) as pieces:
         for offset, piece in pieces:
             if offset != file.tell():  # the far side begins anew
                 file.seek(offset)
@@ -216,16 +248,16 @@ def _check(file: IO[bytes], size: int | None, sha256: str | None) -> None:
             raise Interrupted(f"its sha256 is {digest}, not {sha256} as in the index: another or a damaged file")
 
 
-def _pieces(url: str, begin: int, timeout_s: float) -> Pieces:
+def _pieces(url: str, begin: int, login: bool, timeout_s: float) -> Pieces:
     """What lies at the URL from byte `begin` on, or from 0 where the far side can do no other."""
     scheme = url.partition("://")[0].lower()
     if scheme == "s3":
-        return _of_s3(url, begin, timeout_s)
+        return _of_s3(url, begin, login, timeout_s)
     headers = {"Accept-Encoding": "identity"}
     if scheme == "hf":
-        url, login = _on_the_hub(url)
-        headers |= login
-    return _of_http(url, begin, timeout_s, headers)
+        url, authorization = _on_the_hub(url)
+        headers |= authorization if login else {}
+    return _of_http(url, begin, login, timeout_s, headers)
 
 
 def _on_the_hub(url: str) -> tuple[str, dict[str, str]]:
@@ -241,13 +273,15 @@ def _on_the_hub(url: str) -> tuple[str, dict[str, str]]:
     return address, {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def _of_http(url: str, begin: int, timeout_s: float, headers: dict[str, str]) -> Pieces:
+def _of_http(url: str, begin: int, login: bool, timeout_s: float, headers: dict[str, str]) -> Pieces:
     import requests
     import urllib3
 
     wanted = headers | ({"Range": f"bytes={begin}-"} if begin else {})
     try:
-        with requests.get(url, headers=wanted, stream=True, timeout=timeout_s) as response:
+        with requests.get(
+            url, headers=wanted, auth=None if login else _no_login, stream=True, timeout=timeout_s
+        ) as response:
             if response.status_code == 416:  # what is here is no beginning of what is there
                 yield 0, b""
             if response.status_code not in (200, 206):
@@ -260,6 +294,11 @@ def _of_http(url: str, begin: int, timeout_s: float, headers: dict[str, str]) ->
         raise Refused(str(error)) from None
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise Interrupted(_reason(error)) from None
+
+
+def _no_login(request: Any) -> Any:
+    """An `auth` of requests, which without one takes a login from ~/.netrc."""
+    return request
 
 
 def _first_byte(content_range: str) -> int:
@@ -286,7 +325,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _of_s3(url: str, begin: int, timeout_s: float) -> Pieces:
+def _of_s3(url: str, begin: int, login: bool, timeout_s: float) -> Pieces:
     """Reads with ranged requests. Each has its time-out from botocore; the attempts are counted by `receive` alone."""
     try:
         import botocore.exceptions
@@ -294,7 +333,7 @@ def _of_s3(url: str, begin: int, timeout_s: float) -> Pieces:
     except ImportError:
         raise Refused("s3:// needs the package s3fs: pip install 'bigtrain[s3]'") from None
     settings = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"max_attempts": 1}}
-    files = s3fs.S3FileSystem(config_kwargs=settings, use_listings_cache=False)
+    files = s3fs.S3FileSystem(anon=not login, config_kwargs=settings, use_listings_cache=False)
     files.retries = 1
     try:
         with files.open(url, "rb", block_size=_S3_PIECE, cache_type="none") as file:

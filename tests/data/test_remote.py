@@ -352,7 +352,7 @@ def test_an_s3_compatible_store_is_read(
     part = (shards / "train-000001.tar").read_bytes()
     with tempfile.TemporaryFile() as file:  # begun by an attempt that broke off
         file.write(part[:5000])
-        origin = Origin(options=given)
+        origin = Origin("s3://bucket/a b/train.json", options=given)
         receive("s3://bucket/a b/train-000001.tar", file, origin, "it", sha256=here.shards[1].sha256)
         assert file.seek(0, 2) == len(part)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from bigtrain.data.decode import MAX_PIXELS, Undecodable
 from bigtrain.data.fields.field import Field, Geometry, check_count
 from bigtrain.data.fields.painting import path_tile, text_tile
 from bigtrain.data.npy import read_npy_header
+from bigtrain.untrusted import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -160,10 +160,10 @@ class AttributesField(Field):
 
     def _of_json(self, data: bytes) -> np.ndarray:
         try:
-            value = json.loads(data)
+            value = parse_json(data)
             value = value if self.key is None else value[self.key]
             numbers = np.array([value[name] for name in self.names], dtype=np.float32)
-        except (ValueError, OverflowError, RecursionError, KeyError, TypeError) as error:
+        except (ValueError, OverflowError, KeyError, TypeError) as error:
             raise Undecodable(f"its json does not have the attributes: {type(error).__name__}: {error}") from None
         if not np.isfinite(numbers).all():
             raise Undecodable("its json has NaN, or numbers that float32 does not hold")

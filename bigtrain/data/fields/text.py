@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as with_default
@@ -21,6 +20,7 @@ from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.field import Field, Geometry
 from bigtrain.data.fields.painting import text_tile
 from bigtrain.errors import UserError
+from bigtrain.untrusted import parse_json, read_plain
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 BYTES = "bytes"
 """The tokenizer whose tokens are the bytes of UTF-8."""
+_MOST_TOKENIZER = 2**28
+"""Bytes of the largest tokenizer's file."""
 PADDING = 0
 
 
@@ -87,10 +89,10 @@ class TextField(Field):
             text = data.decode()
             if self.key is None:
                 return text
-            value = json.loads(text)
+            value = parse_json(text)
         except UnicodeDecodeError as error:
             raise Undecodable(f"its {self.members[0]} is not UTF-8 ({error.reason} at byte {error.start})") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise Undecodable(f"its {self.members[0]} is not JSON: {error}") from None
         found = value.get(self.key) if isinstance(value, dict) else None
         if not isinstance(found, str):
@@ -126,11 +128,11 @@ def open_tokenizer(path: str) -> Any:
     if not Path(path).is_file():
         raise UserError(f"data.text.tokenizer: {path}: there is no such file; give `bytes`, or a tokenizer's JSON")
     try:
-        return Tokenizer.from_file(path)
+        return Tokenizer.from_buffer(read_plain(path, _MOST_TOKENIZER))
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"data.text.tokenizer: {path}: not a JSON of the library tokenizers: {error}") from None
 
 
 def tokenizer_hash(tokenizer: str) -> str:
     """What tokens depend on: `bytes`, or the sha256 of the tokenizer's file."""
-    return tokenizer if tokenizer == BYTES else hashlib.sha256(Path(tokenizer).read_bytes()).hexdigest()
+    return tokenizer if tokenizer == BYTES else hashlib.sha256(read_plain(tokenizer, _MOST_TOKENIZER)).hexdigest()

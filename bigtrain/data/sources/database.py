@@ -8,6 +8,7 @@ from typing import Any
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.sources.image_source import ImageSource, Member, check_size
 from bigtrain.errors import UserError
+from bigtrain.untrusted import open_plain
 
 
 class Database(ImageSource):
@@ -52,7 +53,20 @@ class Database(ImageSource):
                 f"{self.path}: LMDB needs the package lmdb: pip install 'bigtrain[lmdb]'; or unpack it to a folder "
                 "CLASS/*.webp"
             ) from None
+        file = self.path / "data.mdb" if self.path.is_dir() else self.path
         try:
-            return lmdb.open(str(self.path), readonly=True, lock=False, readahead=False, subdir=self.path.is_dir())
+            open_plain(file).close()
+            environment = lmdb.open(
+                str(self.path), readonly=True, lock=False, readahead=False, subdir=self.path.is_dir()
+            )
         except lmdb.Error as error:
             raise UserError(f"{self.path}: not an LMDB database: {error}") from None
+        # It is mapped into memory: to read a page that the file lacks would end the process by a signal.
+        pages = environment.info()["last_pgno"] + 1
+        wanted, size = pages * environment.stat()["psize"], file.stat().st_size
+        if size < wanted:
+            environment.close()
+            raise UserError(
+                f"{file}: has {size} bytes of the {wanted} that its database takes: truncated; copy it here again"
+            )
+        return environment

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 from bigtrain.data.decode import Undecodable
+from bigtrain.untrusted import open_plain
 
 MOST_BYTES = 2**28
 """A larger image file is refused before any memory is taken for it (a zip bomb, or a damaged header)."""
@@ -60,7 +61,7 @@ class PositionedFile:
     def read(self, offset: int, size: int) -> bytes:
         """Raises Undecodable if the file ends before `offset` + `size`; OSError."""
         if self._file is None:
-            self._file = self._path.open("rb", buffering=0)
+            self._file = open_plain(self._path)
         data = os.pread(self._file.fileno(), size, offset)
         if len(data) != size:
             raise Undecodable("the file ends within it")

@@ -14,6 +14,10 @@ from PIL import Image
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.sources.image_source import MOST_BYTES, FileSource, Member
 from bigtrain.errors import UserError
+from bigtrain.untrusted import read_plain
+
+_MOST_FILE = 2**34
+"""Bytes of the largest file that is read whole."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class RawPixels(FileSource):
 def content(path: Path) -> bytes:
     """A whole file's bytes, unpacked if it is a .gz. Raises UserError if that is damaged."""
     try:
-        return _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
+        return _unpacked(path) if path.suffix == ".gz" else read_plain(path, _MOST_FILE)
     except Undecodable as error:
         raise UserError(f"{error}; download it again") from None
 

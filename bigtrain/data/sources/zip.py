@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.sources.image_source import MOST_BYTES, FileSource, Member, is_hidden
 from bigtrain.errors import UserError
+from bigtrain.untrusted import open_plain
 
 _LOCAL_HEADER = 30
 """Bytes before the name and the extra field of a member."""
@@ -37,7 +38,7 @@ class Zip(FileSource):
     columns = 4
 
     def members(self) -> Iterator[Member]:
-        with self.path.open("rb") as file:
+        with open_plain(self.path) as file:
             for member in zip_members(self.path, file):
                 name = member.name.removeprefix("./")
                 if name.endswith("/"):

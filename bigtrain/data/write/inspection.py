@@ -23,6 +23,7 @@ from bigtrain.data.write.encoders.registry import PictureOptions, encoders_of
 from bigtrain.data.write.encoding import Found, check_sizes
 from bigtrain.data.write.parallel import Progress
 from bigtrain.errors import UserError
+from bigtrain.untrusted import open_plain
 
 _CHUNK = 2**24
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
@@ -94,7 +95,7 @@ class Inspected:
 def inspect(path: Path, progress: Progress, reading: Reading) -> Inspected:
     """Raises UserError for a tar that is damaged, or whose samples do not have what `reading` says."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             if os.fstat(file.fileno()).st_size < len(END_OF_TAR):
                 raise UserError(f"{path}: {TRUNCATED}")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -24,6 +24,7 @@ from bigtrain.data.index import FORMAT_VERSION, Index, Shard
 from bigtrain.data.write.tar_writer import ShardWriter, TarWriter
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_flushed, write_json
+from bigtrain.untrusted import read_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -157,7 +158,7 @@ def _made(index: Path, changed_ns: int) -> Mapping[str, Any] | None:
 def _read_record(path: Path) -> Record | None:
     """None if there is no record, or it is damaged or of another version."""
     try:
-        return Record.from_json(json.loads(path.read_bytes()))
+        return Record.from_json(read_json(path))
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
 

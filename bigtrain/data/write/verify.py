@@ -15,6 +15,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.errors import UserError
+from bigtrain.untrusted import check_plain
 
 _CHUNK = 2**24
 
@@ -34,7 +35,8 @@ def _verify_shard(index: Index, progress: Progress) -> list[str]:
     """`verify` for an index with one shard."""
     (shard,) = index.shards
     try:
-        descriptor = ShardCache(index).open(0) if index.is_remote(0) else os.open(index.location(0), os.O_RDONLY)
+        local = os.O_RDONLY | os.O_NONBLOCK  # a FIFO would wait for its writer
+        descriptor = ShardCache(index).open(0) if index.is_remote(0) else os.open(index.location(0), local)
     except UserError as error:
         progress(shard.samples)
         return [str(error)]
@@ -42,6 +44,7 @@ def _verify_shard(index: Index, progress: Progress) -> list[str]:
         progress(shard.samples)
         return [f"{index.location(0)}: the shard cannot be opened: {error.strerror}"]
     try:
+        check_plain(os.fstat(descriptor), index.location(0))
         return [f"{index.location(0)}: {problem}" for problem in _problems(index, descriptor, progress)]
     except OSError as error:
         return [f"{index.location(0)}: the shard cannot be read: {error.strerror}"]

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtrain.data.sources.image_source import Tick
+from bigtrain.data.sources.image_source import MOST_BYTES, Tick
 from bigtrain.data.sources.layouts.class_names import named_classes
 from bigtrain.data.sources.layouts.raw_files import files_in, raw_pictures
 from bigtrain.data.sources.raw_pixels import Records
 from bigtrain.data.sources.samples import SampleSet
 from bigtrain.errors import UserError
+from bigtrain.untrusted import read_plain
 
 _CIFAR_10 = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
 _CIFAR_10_FILES = frozenset(itertools.chain(*_CIFAR_10.values()))
@@ -55,7 +56,7 @@ def list_cifar(folder: Path, tick: Tick) -> SampleSet:
 
 
 def _labels(path: Path, record: int, classes: int) -> np.ndarray:
-    data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    data = np.frombuffer(read_plain(path, MOST_BYTES), dtype=np.uint8)
     if len(data) == 0 or len(data) % record:
         raise UserError(f"{path}: {len(data)} bytes are not records of {record} bytes: truncated; download it again")
     labels = data[record - _PIXELS - 1 :: record].astype(np.int32)

@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigtrain.data.sources.image_source import MOST_BYTES
 from bigtrain.errors import UserError
+from bigtrain.untrusted import read_plain
 
 
 def read_classes(path: Path, *, unique: bool = True) -> tuple[str, ...]:
@@ -24,7 +26,7 @@ def read_classes(path: Path, *, unique: bool = True) -> tuple[str, ...]:
 def read_text(path: Path) -> str:
     """What stands in a file of UTF-8. Raises UserError for other bytes."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_plain(path, MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: its byte {error.start} is no UTF-8; save it as UTF-8 text") from None
 

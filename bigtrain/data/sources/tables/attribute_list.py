@@ -7,6 +7,7 @@ from pathlib import Path
 from bigtrain.data.sources.image_source import FileSource, Member
 from bigtrain.data.sources.tables.csv_file import numbers_as_npy
 from bigtrain.errors import UserError
+from bigtrain.untrusted import open_plain
 
 
 class AttributeList(FileSource):
@@ -17,7 +18,7 @@ class AttributeList(FileSource):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             count, names = file.readline(), file.readline()
         self.names = tuple(names.decode(errors="replace").split())
         if not count.strip().isdigit() or not self.names:
@@ -28,7 +29,7 @@ class AttributeList(FileSource):
 
     def members(self) -> Iterator[Member]:
         begin = 0
-        with self.path.open("rb") as file:
+        with open_plain(self.path) as file:
             for number, line in enumerate(file):
                 words = line.split(maxsplit=1)
                 if number >= 2 and words:

@@ -14,6 +14,7 @@ from bigtrain.data.decode import Undecodable
 from bigtrain.data.npy import npy_header
 from bigtrain.data.sources.image_source import FileSource, Member, check_size
 from bigtrain.errors import UserError
+from bigtrain.untrusted import open_plain
 
 CSV_ENDINGS = (".csv", ".tsv")
 _MOST_CELL = 2**24
@@ -144,7 +145,7 @@ def _records(path: Path) -> Iterator[tuple[list[str], tuple[int, int]]]:
 
     def lines() -> Iterator[str]:
         nonlocal end
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             for line in file:
                 end += len(line)
                 yield line.decode("utf-8-sig" if end == len(line) else "utf-8", errors="surrogateescape")

@@ -9,6 +9,7 @@ import numpy as np
 from bigtrain.data.npy import npy_header, read_npy_header
 from bigtrain.data.sources.image_source import FileSource, Member
 from bigtrain.errors import UserError
+from bigtrain.untrusted import open_plain
 
 _LONGEST_HEADER = 2**16
 
@@ -21,7 +22,7 @@ class NpyRows(FileSource):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             head = file.read(_LONGEST_HEADER)
         try:
             self._dtype, shape, self._begin = read_npy_header(head)
