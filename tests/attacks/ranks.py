@@ -6,6 +6,7 @@ a first compilation must not be killed. So no case loops at the start, or in wha
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -99,19 +100,26 @@ def part(number: int, of: int) -> list[Attack]:
 
 
 class Ground:
-    """What attacks run on, made once: recipes, a trained run to evaluate, and a tokenizer's run to encode with."""
+    """What attacks run on, made once if it is needed: a trained run to evaluate, and a tokenizer's run to encode with."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        toy, tokenizer = (
-            write_recipe(folder / name, CASES[name].options, steps=4, batch_size=8 if name == "toy" else 64)
-            for name in ("toy", "vqvae")
-        )
-        for recipe in (toy, tokenizer):
-            run(ROOT / "tests" / "drive.py", recipe, f"engine.hang_timeout_s={HANG_S}")
+
+    @functools.cached_property
+    def toy(self) -> Path:
+        made = self._trained("toy", batch_size=8)
         # What is made once for all, such as the classifier that evaluates, is no part of an attack.
-        run(SCRIPT, "evaluate", toy.parent / "run", "evaluation.samples=32")
-        self.toy, self.tokenizer = toy.parent / "run", tokenizer.parent / "run"
+        run(SCRIPT, "evaluate", made, "evaluation.samples=32")
+        return made
+
+    @functools.cached_property
+    def tokenizer(self) -> Path:
+        return self._trained("vqvae", batch_size=64)
+
+    def _trained(self, family: str, batch_size: int) -> Path:
+        recipe = write_recipe(self.folder / family, CASES[family].options, steps=4, batch_size=batch_size)
+        run(ROOT / "tests" / "drive.py", recipe, f"engine.hang_timeout_s={HANG_S}")
+        return recipe.parent / "run"
 
     def words(self, attack: Attack, folder: Path) -> list[str]:
         phase = attack.phase
@@ -125,6 +133,8 @@ class Ground:
             ]
         if phase.script == "encode":
             return [str(self.tokenizer), "digits", str(folder / "codes"), "--batch-size", "16"]
+        if phase.train == EVALUATING:
+            assert self.toy.is_dir(), "its evaluation has made the classifier"
         recipe = write_recipe(folder, CASES["toy"].options, steps=24)
         train = [f"train.{key}" for key in phase.train]
         return [str(recipe), *train, f"engine.hang_timeout_s={HANG_S}", "evaluation.batch_size=16"]

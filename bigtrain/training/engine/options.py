@@ -24,8 +24,9 @@ class EngineOptions(Options):
     """Keep only the inputs of each block of a trained network, and recompute its activations in the backward pass: less
     memory for about a third more work, and the same result."""
     hang_timeout_s: float | None = Field(default=300.0, gt=0, le=START_S)
-    """Seconds without progress after which a rank that hangs is named and the job is ended; null: never (for a debugger).
-    For what may take long the limit is half an hour: a first step, checkpoints, pictures, evaluations, data from a URL."""
+    """Seconds without a sign of life after which a rank that hangs is named and the job is ended; null: never (for a
+    debugger). Half an hour for what may take long and has given no sign of life yet: a first step, the first batch of an
+    evaluation, data from a URL."""
 
     @model_validator(mode="after")
     def _fit_the_strategy(self) -> "EngineOptions":
