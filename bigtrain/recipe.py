@@ -6,9 +6,10 @@ A mapping changes its parent's key by key; one that chooses another `kind` repla
 Imported by inference, plan.py, cli.py and launch/ only.
 """
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from operator import or_
 from pathlib import Path
 from typing import Annotated, Any
@@ -189,12 +190,18 @@ def _is_of_a_run(path: Path) -> bool:
     return path.name == "recipe.yaml" and any((path.parent / name).exists() for name in beside)
 
 
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Any:
+    """What a file says; kept, because a sweep reads the same files for each of thousands of runs. Raises YAMLError."""
+    return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader, see above
+
+
 def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
     """(path, content) of a recipe and of those that it extends, the recipe itself first."""
     if path.resolve() in children:
         raise UserError(f"{path}: extends itself by way of {children[-1]}; remove one `extends`")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # a SafeLoader, see above
+        content = copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); recipes/ holds examples") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
