@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import follow_launcher
+from bigtrain.cluster.watchdog import is_ending
 from bigtrain.errors import OtherRankFailed, RankError, UserError
 from bigtrain.families.family import find_family
 from bigtrain.formats import PHILOX_FORMAT
@@ -43,6 +44,8 @@ class Signalled(KeyboardInterrupt):
 
 
 def _raise_signalled(number: int, frame: FrameType | None) -> None:
+    if is_ending():
+        return
     # Slurm and launchers repeat their signals, which must not interrupt the way out.
     for repeated in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(repeated, signal.SIG_IGN)

@@ -17,7 +17,6 @@ it; they then end without a word.
 import contextlib
 import faulthandler
 import os
-import signal
 import socket
 import sys
 import threading
@@ -51,6 +50,15 @@ STACKS_S = 1.0
 """How long it waits for the stacks of the ranks at fault, before it prints the verdict again."""
 _INNERMOST = 5  # calls: a collective of torch.distributed has some of its own
 _LOST = tuple(getattr(dist, name) for name in ("DistBackendError", "DistNetworkError", "DistStoreError"))
+
+
+_ENDING = threading.Event()
+
+
+def is_ending() -> bool:
+    """Whether this process ends already, for a failure that is being told: a launcher then sends signals to the ranks that are
+    left, which must not make them say anything else."""
+    return _ENDING.is_set()
 
 
 class _Activity(NamedTuple):
@@ -123,7 +131,10 @@ class Watchdog:
             return
         self._failure, at = error, self._activity
         error.add_note(f"rank {world.rank()} was at {at}")
-        if self._peers is None or isinstance(error, KeyboardInterrupt | SystemExit) or _is_lost_connection(error):
+        if self._peers is None or isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            return
+        _ENDING.set()
+        if _is_lost_connection(error):
             return
         if isinstance(error, UserError) and not isinstance(error, RankError):
             return  # all ranks raise it, and the main one says it
@@ -151,7 +162,9 @@ class Watchdog:
         if error is None:
             self.mark(LEAVES)
         else:
-            other = self._ends_for_another(error)
+            self.failed(error)
+            self.mark(f"{ENDED}{type(error).__name__}")
+            other = self._other_rank_failed(error)
         if self._thread.is_alive():
             self._closing.set()
             self._thread.join(2 * SPEAKER_FIRST_S + STACKS_S)
@@ -265,6 +278,7 @@ class Watchdog:
 
     def _bring_down(self, diagnosis: Diagnosis, own: Beat) -> None:
         """Prints the diagnosis, once per node, and the stack of every rank that hangs, and ends this process."""
+        _ENDING.set()
         last = threading.Timer(2 * SPEAKER_FIRST_S, self._leave, (1,))  # if stderr is a pipe that nobody reads
         last.daemon = True
         last.start()
@@ -278,7 +292,7 @@ class Watchdog:
         if own.rank in diagnosis.ranks or not diagnosis.ranks or self._peers is None:
             _write(f"{own.name} is at {own.activity}; the stack of its main thread:\n{self._stacks()}")
         if speaks and self._peers is not None:
-            time.sleep(max(STACKS_S, 2 * self._beat_s) if diagnosis.ranks - {own.rank} else 0.0)
+            time.sleep(max(STACKS_S, 2 * self._beat_s))  # until all ranks know, so that none is surprised by the end
             _write(verdict)
         if not speaks:
             time.sleep(SPEAKER_FIRST_S)
@@ -294,20 +308,6 @@ class Watchdog:
         return stacks
 
     # -- the failures of other ranks --------------------------------------------------------------------------------
-
-    def _ends_for_another(self, error: BaseException) -> bool:
-        """Says of a failure what is to be said; whether another rank is its reason. Then a launcher's signals to the ranks that
-        are left, which may come at any moment, are ignored from here on."""
-        ignored = (signal.SIGTERM, signal.SIGUSR1)
-        alone = self._peers is None or threading.current_thread() is not threading.main_thread()
-        handlers = {} if alone else {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
-        self.failed(error)
-        self.mark(f"{ENDED}{type(error).__name__}")
-        other = self._other_rank_failed(error)
-        if not other:
-            for number, handler in handlers.items():
-                signal.signal(number, handler or signal.SIG_DFL)  # None: of other code, which Python cannot set again
-        return other
 
     def _other_rank_failed(self, error: BaseException) -> bool:
         """Whether another rank is the reason of this error and its failure is reported: by that rank or, if it has died, by the
