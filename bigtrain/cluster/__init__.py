@@ -3,5 +3,5 @@
 `diagnosis`), Slurm jobs and sweeps (`slurm`, `sweep`).
 
 Everyone may import `world` and `collectives`; `slurm` and `sweep` are for the commands. This package imports only errors,
-beats, options and runs/atomic.
+beats, options, untrusted and runs/atomic.
 """

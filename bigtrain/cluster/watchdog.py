@@ -35,6 +35,7 @@ from bigtrain.cluster.diagnosis import diagnose, find_alone, find_dead, find_sil
 from bigtrain.cluster.launch import TIMEOUT_S
 from bigtrain.cluster.peers import ENDED, LEAVES, Beat, Diagnosis, Peers, Unreachable, peers_of_world
 from bigtrain.errors import OtherRankFailed, RankError, UserError
+from bigtrain.untrusted import one_line
 
 START_S = 1800.0
 """The limit for what may take long: a phase's first update in a process (compilation, the first data, the start of many
@@ -382,7 +383,8 @@ def _stack(thread: int | None) -> str:
 
 
 def _write(text: str) -> None:
-    os.write(2, text.encode())  # not sys.stderr, whose lock the main thread may hold
+    lines = [one_line(line) for line in text.split("\n")]
+    os.write(2, "\n".join(lines).encode())  # not sys.stderr, whose lock the main thread may hold
 
 
 @contextlib.contextmanager
