@@ -27,6 +27,7 @@ from bigtrain.families.family import find_family
 from bigtrain.formats import PHILOX_FORMAT
 from bigtrain.options import Options
 from bigtrain.recipe import Recipe, differences, load_recipe, stored_format
+from bigtrain.recipe_yaml import parse
 from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import RUN, RunFolder
 from bigtrain.untrusted import one_line
@@ -205,8 +206,13 @@ def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
 def from_flags(defaults: Options, arguments: argparse.Namespace) -> Any:
     """`defaults`, replaced by the values of the flags of `add_flags`. Raises UserError that names the flag."""
     given = {name: getattr(arguments, name) for name in type(defaults).model_fields}
-    values_given = {name: None if value == "none" else value for name, value in given.items() if value is not None}
-    values = defaults.model_dump() | values_given
+    values = defaults.model_dump()
+    for name, word in given.items():
+        if word is not None:
+            try:
+                values[name] = None if word == "none" else parse(word)
+            except ValueError as error:
+                raise UserError(f"--{name.replace('_', '-')}: {error} (given: {word!r})") from None
     try:
         return type(defaults).model_validate(values)
     except ValidationError as error:

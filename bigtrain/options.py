@@ -7,11 +7,54 @@ from operator import or_
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag, model_validator
+from pydantic_core import CoreSchema, core_schema
+
+
+def _strict(schema: Any) -> Any:
+    """A schema of pydantic with every number, boolean and text in it strict."""
+    if isinstance(schema, Mapping):
+        kind = schema.get("type")
+        if kind == "function-before" and schema["function"].get("function") in (_whole, _text):
+            return schema
+        inner = {
+            key: _strict(value) if key not in ("metadata", "serialization") else value for key, value in schema.items()
+        }
+        match kind:
+            case "union":  # pydantic locates errors by these names
+                named = [one if isinstance(one, tuple) else (one, str(one.get("type"))) for one in schema["choices"]]
+                return {**inner, "choices": [(_strict(one), name) for one, name in named]}
+            case "int":
+                return core_schema.no_info_before_validator_function(_whole, {**inner, "strict": True})
+            case "str":
+                return core_schema.no_info_before_validator_function(_text, {**inner, "strict": True})
+            case "float" | "bool":
+                return {**inner, "strict": True}
+        return inner
+    if isinstance(schema, list | tuple):
+        return type(schema)(_strict(value) for value in schema)
+    return schema
+
+
+def _whole(value: Any) -> Any:
+    """1e5 is a whole number, though YAML has it as one with a point. Raises ValueError for more than any count or size."""
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(whole, int) and not isinstance(whole, bool) and abs(whole) >= 2**63:
+        raise ValueError("must be below 2^63")
+    return whole
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("must not have the character NUL")
+    return value
 
 
 class Options(BaseModel):
-    """A frozen set of options: unknown keys are errors, and the string under a field is its documentation."""
+    """A frozen set of options: unknown keys are errors, and the string under a field is its documentation.
+
+    Types are strict: a number is no text and no boolean, and a whole number may be written as 1e5.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
@@ -27,6 +70,14 @@ class Options(BaseModel):
     """Keys that a run's recipe.yaml may lack, as they were added later with another default: the values that this means."""
     removed_keys: ClassVar[Mapping[str, str]] = {}
     """Keys of format 1 that were removed, and a sentence that says what to do instead."""
+
+    of_words: ClassVar[bool] = False
+    """Whether values come as the words of a command line, so that texts of numbers count as such."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        return schema if cls.of_words else _strict(schema)
 
     @classmethod
     def from_earlier(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:

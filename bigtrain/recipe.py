@@ -14,7 +14,6 @@ from operator import or_
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, create_model
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
@@ -26,10 +25,14 @@ from bigtrain.families.family import family_kinds, find_family
 from bigtrain.formats import FORMAT, checked_format, completed, upgraded
 from bigtrain.options import Options, default_kind, inside, kind_of, member_for, members_of
 from bigtrain.recipe_errors import COMMAND_LINE, complaints
+from bigtrain.recipe_yaml import MOST_BYTES, dump, parse
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.options import TrainOptions
+from bigtrain.untrusted import read_plain
 
+MOST_PARENTS = 32
+"""Recipes that extend each other in a chain."""
 MAY_CHANGE = (
     "run.dir",
     "train.steps",
@@ -80,19 +83,7 @@ class Recipe(Options):
     def to_yaml(self) -> str:
         """The resolved recipe: every key, defaults included; alone it reproduces the run."""
         content = {"format": FORMAT} | self.model_dump(mode="json")
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, except that a repeated key is an error; PyYAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        merge = "tag:yaml.org,2002:merge"  # `<<`, whose keys may be repeated to override them
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        return dump(content)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -192,20 +183,22 @@ def _is_of_a_run(path: Path) -> bool:
 
 @lru_cache(maxsize=16)
 def _parsed(text: str) -> Any:
-    """What a file says; kept, because a sweep reads the same files for each of thousands of runs. Raises YAMLError."""
-    return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader, see above
+    """What a file says; kept, because a sweep reads the same files for each of thousands of runs. Raises ValueError."""
+    return parse(text)
 
 
 def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
     """(path, content) of a recipe and of those that it extends, the recipe itself first."""
     if path.resolve() in children:
         raise UserError(f"{path}: extends itself by way of {children[-1]}; remove one `extends`")
+    if len(children) > MOST_PARENTS:
+        raise UserError(f"{path}: is the last of more than {MOST_PARENTS} recipes that extend each other; join some")
     try:
-        content = copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
+        content = _parsed_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); recipes/ holds examples") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file that can be read: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a YAML file that can be read: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections (run, data, family, train, ...)")
     parent = content.pop("extends", None)
@@ -214,6 +207,13 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, di
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends: must be the path of one recipe, relative to this one")
     return [(path, content), *_with_parents(path.parent / parent, (*children, path.resolve()))]
+
+
+def _parsed_file(path: Path) -> Any:
+    """Raises OSError and ValueError."""
+    if "\0" in str(path):
+        raise ValueError("its name has the character NUL")
+    return copy.deepcopy(_parsed(read_plain(path, MOST_BYTES).decode()))
 
 
 class _Whole(dict[str, Any]):
@@ -252,9 +252,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or "." not in key or not all(key.split(".")):
         raise UserError(f"command line: {override!r} is not of the form section.key=value, such as train.steps=100")
     try:
-        value = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"command line: {key}: {text!r} is not a YAML value") from error
+        value = parse(text)
+    except ValueError as error:
+        raise UserError(f"command line: {key}: {text!r} is not a YAML value: {error}") from error
     *sections, last = key.split(".")
     mapping = content
     for section in sections:

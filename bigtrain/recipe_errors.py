@@ -10,6 +10,15 @@ from bigtrain.options import inside, kind_of, members_of
 
 COMMAND_LINE = "command line"
 """The source of overrides."""
+_PLAIN = [("int",), ("float",), ("str",), ("bool",)]
+"""The last part of pydantic's location for a value that may be of several types."""
+_WRONG_TYPE = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+}
 
 
 def complaints(error: ValidationError, model: type[BaseModel], source: str, overridden: Set[str] = frozenset()) -> str:
@@ -19,7 +28,11 @@ def complaints(error: ValidationError, model: type[BaseModel], source: str, over
 
 
 def _own(errors: Sequence[Any]) -> list[Any]:
-    """Without those of lists that are too short because pydantic left out an element with an error of its own."""
+    """Without those of lists that are too short because pydantic left out an element with an error of its own, and with one for
+    a value that may be of several plain types."""
+    errors = list(
+        {error["loc"][:-1] if error["loc"][-1:] in _PLAIN else error["loc"]: error for error in errors}.values()
+    )
     short = [error["loc"] for error in errors if error["type"] == "too_short"]
     explained = {loc for loc in short if any(loc != e["loc"] and e["loc"][: len(loc)] == loc for e in errors)}
     return [error for error in errors if error["type"] != "too_short" or error["loc"] not in explained]
@@ -49,6 +62,8 @@ def _is_given(key: str, error: Any, overridden: Set[str]) -> bool:
 def _complaint(model: type[BaseModel], error: Any, key: str, message: str) -> str:
     """What is wrong about a key, and the remedy."""
     given = "" if isinstance(error["input"], Mapping) else f" (given: {error['input']!r})"
+    if error["type"] in _WRONG_TYPE:
+        return f"{key}: must be {_WRONG_TYPE[error['type']]}{given}"
     match error["type"]:
         case "extra_forbidden":
             return _unknown_key(model, error["loc"], key)
@@ -139,7 +154,8 @@ def _in_users_keys(model: type[BaseModel], location: Sequence[Any]) -> tuple[Any
     annotation: Any = model
     for part in location:
         members = members_of(annotation)
-        if len(members) < 2 or part not in map(kind_of, members):
+        is_type = (part,) in _PLAIN and part == location[-1]
+        if not is_type and (len(members) < 2 or part not in map(kind_of, members)):
             keys.append(part)
         annotation = inside(annotation, part)
     return tuple(keys)

@@ -25,6 +25,7 @@ from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.slurm import ask_for_requeue
 from bigtrain.cluster.watchdog import START_S, Watchdog, watching
 from bigtrain.data.splits import describe
+from bigtrain.doubts import doubts
 from bigtrain.families.abilities import Encodes, HasSuccessor, Samples
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
@@ -94,6 +95,8 @@ def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | No
     if validation is not None:
         check_fields(validation, family.spec, family.reads, "data.validation")
     folder = open_run(recipe)
+    for sentence in doubts(recipe, images, validation):
+        say(f"warning: {sentence}")
     best = best_of(family, recipe, folder)
     observers = observers_of(family, folder, recipe, images, validation, device)
     trainer = Trainer(

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
     {"beats", "options", "randomness", "sizes", "untrusted"},
-    {"formats", "recipe_errors"},
+    {"formats", "recipe_errors", "recipe_yaml"},
     {"runs"},
     {"cluster"},
     {"networks", "data", "pictures"},
@@ -27,7 +27,7 @@ LAYERS = (
     {"training", "evaluation", "exchange"},
     {"recipe", "pipelines"},
     {"inference"},
-    {"plan", "cli"},
+    {"plan", "cli", "doubts"},
 )
 """A package imports those of the lines above it, and none of its own line."""
 WITHIN_DATA = ("data.read", "data.sources", "data.write")

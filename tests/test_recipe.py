@@ -49,7 +49,7 @@ def test_every_recipe_of_digits_names_metrics_that_its_family_can_be_measured_by
             "family.generator.chanels=3",
             "family.generator.chanels is not a key of kind: biggan; did you mean family.generator.channels?",
         ),
-        ("train.steps=many", "command line: train.steps: Input should be a valid integer"),
+        ("train.steps=many", "command line: train.steps: must be a whole number"),
         ("evaluation.metrics=[fdd]", "or 'fid_real' (given: 'fdd')"),
         (
             "evaluation.metrics=[fdd]",

@@ -66,6 +66,8 @@ Text = Annotated[str, BeforeValidator(one_line)]
 class SlurmOptions(Options):
     """What a job requests from Slurm. A site's YAML file gives defaults under these names; flags override them."""
 
+    of_words = True
+
     nodes: int = Field(default=1, gt=0)
     """Nodes of the job."""
     gpus_per_node: int = Field(ge=0)

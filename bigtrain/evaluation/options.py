@@ -118,6 +118,30 @@ class EvaluationOptions(Options):
     pictured_neighbours: int = Field(default=7, ge=1)
     """Neighbours found for each."""
 
+    @classmethod
+    def from_earlier(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Without what was accepted and changed nothing: weights of the classifier, a classifier without candidates, a metric
+        that is named again."""
+        earlier = dict(content)
+        if earlier.get("features", CLASSIFIER) == CLASSIFIER:
+            earlier.pop("weights", None)
+        if earlier.get("candidates", 1) == 1:
+            earlier.pop("classifier", None)
+        if isinstance(earlier.get("metrics"), list | tuple):
+            earlier["metrics"] = list(dict.fromkeys(map(str, earlier["metrics"])))
+        return earlier
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "EvaluationOptions":
+        if self.weights is not None and self.features == CLASSIFIER:
+            raise ValueError("weights: features: classifier is trained on the spot and takes none; leave it null")
+        if self.classifier != CLASSIFIER and self.candidates == 1:
+            raise ValueError("classifier: selects among candidates, and there is 1; set candidates, or leave it out")
+        twice = sorted({name for name in self.metrics or () if (self.metrics or ()).count(name) > 1})
+        if twice:
+            raise ValueError(f"metrics: names {twice[0]} twice")
+        return self
+
     @model_validator(mode="after")
     def _published_names_are_of_inception(self) -> "EvaluationOptions":
         try:

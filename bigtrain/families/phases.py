@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -17,16 +17,26 @@ Networks = Mapping[str, nn.Module]
 """By component."""
 
 
+_TAKEN_BY: Mapping[str, tuple[str, ...]] = {
+    "betas": ("adam", "adamw", "adamax"),
+    "eps": ("adam", "adamw", "adamax", "rmsprop"),
+    "momentum": ("sgd", "rmsprop"),
+    "alpha": ("rmsprop",),
+    "centered": ("rmsprop",),
+}
+"""The kinds of optimizers that take an option."""
+
+
 class OptimizerOptions(Options):
     """One component's optimizer and the schedule of its learning rate, a function of the step alone."""
 
     kind: Literal["adam", "adamw", "sgd", "adamax", "rmsprop"] = "adam"
     """adam, adamax (Kingma & Ba 2015), adamw (Loshchilov & Hutter 2019), plain sgd, or rmsprop (Tieleman & Hinton 2012)."""
-    lr: float = Field(gt=0)
+    lr: float = Field(ge=1e-12, le=1e4)
     """Learning rate after warm-up."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Adam's decay rates of the first and second moments; adamax's of the first moment and of the largest gradient."""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: float = Field(default=1e-8, ge=1e-30, le=1)
     """Epsilon of adam, adamw and rmsprop, outside the square root; adamax adds it to the gradient's magnitude."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Momentum of sgd and rmsprop."""
@@ -34,9 +44,9 @@ class OptimizerOptions(Options):
     """rmsprop's decay rate of the mean squared gradient."""
     centered: bool = False
     """Whether rmsprop divides by the gradient's standard deviation instead of its root mean square (Graves 2013, eq. 38-45)."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e4)
     """Decoupled for adamw, an L2 penalty for the others."""
-    clip_norm: float | None = Field(default=None, gt=0)
+    clip_norm: float | None = Field(default=None, ge=1e-6)
     """Largest global norm of the gradient; null: not clipped."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from zero."""
@@ -53,15 +63,21 @@ class OptimizerOptions(Options):
     decay_at: list[Annotated[int, Field(gt=0)]] = Field(default_factory=list)
     """The steps at which a decay in steps multiplies the rate by decay_factor, in ascending order."""
 
+    @classmethod
+    def from_earlier(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Without the options that the optimizer does not take: they were accepted, and changed nothing."""
+        kind = content.get("kind", cls.model_fields["kind"].default)
+        return {key: value for key, value in content.items() if kind in _TAKEN_BY.get(key, (kind,))}
+
     @model_validator(mode="after")
     def _kind_takes_its_options(self) -> "OptimizerOptions":
-        for key, value in (("alpha", 0.99), ("centered", False)):
-            if self.kind != "rmsprop" and getattr(self, key) != value:
-                raise ValueError(f"{key} is an option of kind: rmsprop, and {self.kind} does not take it")
-        if self.kind == "adamax" and self.momentum:
-            raise ValueError("momentum is an option of kind: sgd and rmsprop; adamax takes betas")
-        if self.kind == "rmsprop" and self.betas != (0.9, 0.999):
-            raise ValueError("betas is an option of the kinds of Adam; rmsprop takes alpha and momentum")
+        for key, kinds in _TAKEN_BY.items():
+            if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
+                own = [other for other, takers in _TAKEN_BY.items() if self.kind in takers]
+                raise ValueError(
+                    f"{key}: is an option of kind: {' or '.join(kinds)}, and {self.kind} does not take it (it takes "
+                    f"{', '.join(own)})"
+                )
         return self
 
     @model_validator(mode="after")

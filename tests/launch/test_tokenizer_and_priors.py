@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_the_next_command_that_encode_names_can_be_run(tmp_path: Path) -> None:
     stderr = run(
         LAUNCH / "encode.py", digits_tokenizer() / "run", "digits", digits_tokenizer() / "codes", "--flip"
     ).stderr
-    recipe, *overrides = stderr.split("launch/train.py ")[1].split(" (recipes")[0].split()
+    recipe, *overrides = shlex.split(stderr.split("launch/train.py ")[1])
     assert recipe == "RECIPE.yaml"
     small = ["train.steps=1", f"run.dir={tmp_path / 'run'}", "family.network={channels: 8, layers: 1}"]
     run(LAUNCH / "train.py", ROOT / "recipes" / "pixelcnn_digits.yaml", *overrides, *small)

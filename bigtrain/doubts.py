@@ -1,0 +1,48 @@
+"""What of a recipe has no effect, or an odd one, and is warned of at the start of a training. Nothing here is an error: short
+trials of long recipes are normal."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bigtrain.data.read.stream import Data
+from bigtrain.recipe import Recipe
+
+_STEPS = ("warmup_steps", "decay_start", "decay_steps", "start_step")
+"""Keys, of whatever section, whose value is a step that training should reach to have its effect."""
+
+
+def doubts(recipe: Recipe, train: Data, validation: Data | None) -> list[str]:
+    """A sentence for each."""
+    sentences = [
+        f"{key}: {step} is beyond the last step ({recipe.train.steps})"
+        for section in ("family", "ema")
+        for key, step in _steps(getattr(recipe, section).model_dump(), f"{section}.")
+        if step > recipe.train.steps
+    ]
+    if recipe.train.evaluate_every is None:
+        if recipe.train.evaluate_samples is not None:
+            sentences.append(
+                "train.evaluate_samples: nothing is evaluated in training, as train.evaluate_every is null"
+            )
+        if recipe.evaluation.metrics is not None:
+            sentences.append(
+                "evaluation.metrics: nothing is evaluated in training, as train.evaluate_every is null; launch/evaluate.py "
+                "measures them"
+            )
+    if validation is not None and (same := _shared_shards(train, validation)):
+        sentences.append(f"data.validation: has {same} shards of data.train, so that nothing of them is held out")
+    return sentences
+
+
+def _steps(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _steps(value, f"{prefix}{key}.")
+        elif key in _STEPS and isinstance(value, int):
+            yield f"{prefix}{key}", value
+
+
+def _shared_shards(one: Data, other: Data) -> int:
+    """How many shards of the one hold what shards of the other hold."""
+    held = [{shard.sha256 for part in data.parts for shard in part.index.shards} for data in (one, other)]
+    return len(held[0] & held[1])
