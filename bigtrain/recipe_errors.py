@@ -30,9 +30,10 @@ def complaints(error: ValidationError, model: type[BaseModel], source: str, over
 def _own(errors: Sequence[Any]) -> list[Any]:
     """Without those of lists that are too short because pydantic left out an element with an error of its own, and with one for
     a value that may be of several plain types."""
-    errors = list(
-        {error["loc"][:-1] if error["loc"][-1:] in _PLAIN else error["loc"]: error for error in errors}.values()
-    )
+    first_of: dict[Any, Any] = {}
+    for error in errors:
+        first_of.setdefault(error["loc"][:-1] if error["loc"][-1:] in _PLAIN else error["loc"], error)
+    errors = list(first_of.values())
     short = [error["loc"] for error in errors if error["type"] == "too_short"]
     explained = {loc for loc in short if any(loc != e["loc"] and e["loc"][: len(loc)] == loc for e in errors)}
     return [error for error in errors if error["type"] != "too_short" or error["loc"] not in explained]
