@@ -175,9 +175,13 @@ def repeated(values: Sequence[float]) -> Cell:
 
 def _single(name: str, result: Mapping[str, Any]) -> Cell:
     value = result[name]
-    errors = [key for key in result if STANDARD_ERROR in key and key.replace(STANDARD_ERROR, "", 1) == name]
+    errors = [
+        error
+        for key, error in result.items()
+        if STANDARD_ERROR in key and key.replace(STANDARD_ERROR, "", 1) == name and error is not None
+    ]
     if errors:
-        half = Z95 * result[errors[0]]
+        half = Z95 * errors[0]
         return Cell(value, (half, half))
     # What follows the metric's own name says how the samples were drawn.
     if any(name == known or name.startswith(f"{known}_") for metric in METRICS for known in find_metric(metric).shares):

@@ -109,8 +109,9 @@ class EvaluationOptions(Options):
     """The k of the balls of density and coverage."""
     kd_subsets: int = Field(default=100, ge=1)
     """Random subsets that kd is the mean over."""
-    kd_subset_size: int = Field(default=1000, ge=2)
-    """The most vectors of each side in one subset."""
+    kd_subset_size: int | None = Field(default=None, ge=2)
+    """The most vectors of each side in one subset; null: 1,000, and at most half of the smaller side, since subsets that are
+    nearly all of it would agree and their deviation say nothing."""
     score_splits: int = Field(default=10, ge=1)
     """Parts of the samples over which inception_score is averaged."""
     pictured_samples: int = Field(default=10, ge=1)

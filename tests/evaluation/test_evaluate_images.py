@@ -420,10 +420,10 @@ def test_too_few_images_for_the_features_are_warned_of_and_far_too_few_refused(
         measure_images(str(few), real, script, metrics=("fd",))
 
 
-@pytest.mark.parametrize(("metric", "count"), [("kd", 1), ("two_sample_test", 3), ("fd_real", 1)])
+@pytest.mark.parametrize(("metric", "count"), [("kd", 1), ("two_sample_test", 19), ("fd_real", 1)])
 def test_images_too_few_for_any_number_are_refused(real, script, tmp_path, metric, count):
     np.savez(tmp_path / "few.npz", pixels_of(real)[:count])
-    with pytest.raises(UserError, match=f"{metric} needs . images of each side, not {count}"):
+    with pytest.raises(UserError, match=rf"{metric} needs \d+ images of each side, not {count}"):
         measure_images(str(tmp_path / "few.npz"), real, script, metrics=(metric,))
     np.savez(tmp_path / "one.npz", pixels_of(real)[:1])
     with pytest.raises(UserError, match="covariance needs 2 images"):

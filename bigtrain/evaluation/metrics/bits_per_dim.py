@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.errors import UserError
-from bigtrain.evaluation.metrics.metric import HeldOutMetric, Split
+from bigtrain.evaluation.metrics.metric import HeldOutMetric, Split, standard_error
 
 
 class BitsPerDim(HeldOutMetric, name="bits_per_dim"):
@@ -48,10 +48,10 @@ class BitsPerDim(HeldOutMetric, name="bits_per_dim"):
             raise UserError(
                 f"evaluation.metrics: bits_per_dim of {self.split.index.path} is not finite: the weights have diverged"
             )
-        variance = max(float(self._squares) / count - nats**2, 0.0) * count / max(count - 1, 1)
+        error = standard_error(count, nats, float(self._squares) / count)
         result: dict[str, Any] = {
             "bits_per_dim": nats / scale,
-            "bits_per_dim_standard_error": math.sqrt(variance / count) / scale,
+            "bits_per_dim_standard_error": None if error is None else error / scale,
             "nats": nats,
         }
         if means:

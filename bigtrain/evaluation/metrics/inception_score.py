@@ -1,5 +1,6 @@
 """The Inception Score (Salimans et al. 2016), from sums that do not grow with the number of samples."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,13 @@ from bigtrain.evaluation.metrics.metric import SampleMetric
 from bigtrain.evaluation.statistics.accumulator import Accumulator, Seen, Share
 from bigtrain.features.network import Features
 
+LEAST_IN_SPLIT = 10
+"""Images in a split. The score of n images is n at most, and 1 of one image, whatever it shows."""
+LEAST_SHARE = 50
+"""Fewer images in a split than a fiftieth of the classes are refused."""
+
+log = logging.getLogger(__name__)
+
 
 class InceptionScore(SampleMetric, name="inception_score"):
     """Needs no reference; of any network that predicts classes. With its deviation over splits of the samples."""
@@ -21,19 +29,43 @@ class InceptionScore(SampleMetric, name="inception_score"):
 
     def __init__(self, comparison: Comparison) -> None:
         super().__init__(comparison)
-        self._splits = min(self.options.score_splits, comparison.count)
+        self._splits = self.options.score_splits
         self._scores = comparison.samples.accumulate(SplitScores(self._splits))
 
+    def check(self) -> None:
+        self._check_splits(LEAST_IN_SPLIT)
+
     def check_features(self, features: Features) -> None:
-        if not features.facts.get("classes"):
+        classes = features.facts.get("classes")
+        if not classes:
             raise UserError(
                 f"evaluation.metrics: inception_score needs a network that predicts classes, which {features.name} "
                 "(evaluation.features) does not; choose another, or leave it out"
             )
 
-    def compute(self) -> dict[str, float]:
+        self._check_splits(max(LEAST_IN_SPLIT, classes // LEAST_SHARE))
+        in_split = self.comparison.count // self._splits
+        if in_split < classes and world.is_main():
+            log.warning(
+                "evaluation.score_splits: inception_score of splits of %d images, where the network knows %d classes, is far "
+                "below that of more images; compare it only with others of exactly this protocol",
+                in_split,
+                classes,
+            )
+
+    def _check_splits(self, least: int) -> None:
+        count = self.comparison.count
+        if count // self._splits < least:
+            remedy = "evaluation.score_splits=1, or " if count >= least and self._splits > 1 else ""
+            raise UserError(
+                f"evaluation.score_splits: inception_score of {count} images in {self._splits} splits would say how few they "
+                f"are (a split of n images scores n at most); take {remedy}at least {least * self._splits} images, or leave it "
+                "out of evaluation.metrics"
+            )
+
+    def compute(self) -> dict[str, float | None]:
         mean, deviation = self._scores.sums.score()
-        return {"inception_score": mean, "inception_score_std": deviation}
+        return {"inception_score": mean, "inception_score_std": deviation if self._splits > 1 else None}
 
     def facts(self) -> dict[str, Any]:
         return {"splits": self._splits}

@@ -1,6 +1,7 @@
 """The kernel distance, unlike a Frechet distance unbiased at any number of samples: KID in Inception's features (Binkowski et
 al. 2018)."""
 
+import logging
 from typing import Any
 
 import torch
@@ -9,6 +10,11 @@ from torch import Tensor
 from bigtrain.evaluation.comparison import Comparison
 from bigtrain.evaluation.metrics.metric import SampleMetric
 from bigtrain.randomness import generator
+
+SUBSET_SIZE = 1000
+"""Vectors in a subset, as in the paper and in clean-fid."""
+
+log = logging.getLogger(__name__)
 
 
 class KD(SampleMetric, name="kd"):
@@ -21,19 +27,30 @@ class KD(SampleMetric, name="kd"):
         super().__init__(comparison)
         self._stored = comparison.stored_features(self.name)
 
-    def compute(self) -> dict[str, float]:
-        options = self.options
-        subsets = options.kd_subsets, options.kd_subset_size
-        mean, deviation = kernel_distance(*self._stored.vectors(), *subsets, options.seed)
+    def compute(self) -> dict[str, float | None]:
+        mean, deviation = kernel_distance(
+            *self._stored.vectors(), self.options.kd_subsets, self._subset_size(), self.options.seed
+        )
+        if deviation is None:
+            log.warning(
+                "evaluation.kd_subset_size: every subset holds all %d vectors of the smaller side, so %s has no deviation "
+                "(null); take fewer, or leave the key null",
+                min(self._stored.counts().values()),
+                self.title,
+            )
         return {self.title: mean, f"{self.title}_std": deviation}
 
+    def _subset_size(self) -> int:
+        smaller = min(self._stored.counts().values())
+        asked = self.options.kd_subset_size
+        return min(SUBSET_SIZE, max(2, smaller // 2)) if asked is None else min(asked, smaller)
+
     def facts(self) -> dict[str, Any]:
-        kept = self._stored.counts()
         return {
             "subsets": self.options.kd_subsets,
-            "subset_size": min(self.options.kd_subset_size, *kept.values()),
+            "subset_size": self._subset_size(),
             "kernel": "(x.y / d + 1)^3",
-            **kept,
+            **self._stored.counts(),
         }
 
 
@@ -54,11 +71,14 @@ def polynomial_mmd(first: Tensor, second: Tensor) -> float:
     return float(within / (count * (count - 1)) - 2 * kernel(first, second).mean())
 
 
-def kernel_distance(real: Tensor, fake: Tensor, subsets: int, subset_size: int, seed: int) -> tuple[float, float]:
+def kernel_distance(
+    real: Tensor, fake: Tensor, subsets: int, subset_size: int, seed: int
+) -> tuple[float, float | None]:
     """(mean, standard deviation) of `polynomial_mmd` over random subsets of real [n, d] and fake [m, d].
 
     Subset s holds min(subset_size, n, m) vectors of each side, drawn without replacement, keyed by (seed, s). The deviation
-    is that of a single subset's value, not the error of the mean: subsets overlap.
+    is that of a single subset's value, not the error of the mean: subsets overlap. It is None where there is but one subset, or
+    where each holds the whole of a side and so says nothing of another draw of it.
     """
     size = min(subset_size, len(real), len(fake))
     values = []
@@ -67,4 +87,5 @@ def kernel_distance(real: Tensor, fake: Tensor, subsets: int, subset_size: int, 
         chosen = [torch.from_numpy(draws.permutation(len(side))[:size]).to(side.device) for side in (real, fake)]
         values.append(polynomial_mmd(real[chosen[0]], fake[chosen[1]]))
     distances = torch.tensor(values, dtype=torch.float64)
-    return float(distances.mean()), float(distances.std(correction=0))
+    alike = subsets == 1 or size == min(len(real), len(fake))
+    return float(distances.mean()), None if alike else float(distances.std(correction=0))

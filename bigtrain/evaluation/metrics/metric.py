@@ -5,6 +5,7 @@ its numbers after the passes. One of held-out data is shown every batch itself (
 """
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -137,6 +138,11 @@ class PairMetric(HeldOutMetric):
 
     @abstractmethod
     def update(self, seen: "Pair") -> None: ...
+
+
+def standard_error(count: int, mean: float, mean_square: float) -> float | None:
+    """The standard error of the mean of `count` values, from their mean and the mean of their squares; None of one value."""
+    return None if count < 2 else math.sqrt(max(mean_square - mean**2, 0.0) / (count - 1))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,18 @@
 """What precision, recall, density and coverage share."""
 
+import logging
 from typing import Any, ClassVar, cast
 
+from bigtrain.cluster import world
 from bigtrain.errors import UserError
 from bigtrain.evaluation.comparison import Comparison
 from bigtrain.evaluation.metrics.metric import SampleMetric
 from bigtrain.evaluation.statistics.neighbourhoods import NeighbourMetric
+
+IMAGES_A_NEIGHBOUR = 10
+"""With fewer images the balls, which reach to the k-th neighbour, hold a good share of all images."""
+
+log = logging.getLogger(__name__)
 
 
 class NeighbourhoodMetric(SampleMetric):
@@ -24,10 +31,22 @@ class NeighbourhoodMetric(SampleMetric):
         return int(getattr(self.options, self.neighbours_key))
 
     def check_count(self, count: int, name: str) -> None:
-        if min(count, self.options.max_features) <= self._neighbours:
+        count = min(count, self.options.max_features)
+        if count <= self._neighbours:
             raise UserError(
                 f"evaluation.samples: {self.name} needs more images than neighbours, not {count} ({name}) with "
                 f"evaluation.{self.neighbours_key}={self._neighbours}; take more, or leave it out of evaluation.metrics"
+            )
+        if count < IMAGES_A_NEIGHBOUR * self._neighbours and world.is_main():
+            log.warning(
+                "evaluation.%s: %s of %d images (%s) with balls that reach to neighbour %d is near what any samples would "
+                "score; take at least %d images",
+                self.neighbours_key,
+                self.name,
+                count,
+                name,
+                self._neighbours,
+                IMAGES_A_NEIGHBOUR * self._neighbours,
             )
 
     def compute(self) -> dict[str, float]:

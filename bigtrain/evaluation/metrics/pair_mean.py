@@ -1,6 +1,5 @@
 """What PSNR and SSIM share: which pixels of outputs and targets they compare, and the mean over images."""
 
-import math
 from abc import abstractmethod
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.errors import UserError
-from bigtrain.evaluation.metrics.metric import Pair, PairMetric, Split
+from bigtrain.evaluation.metrics.metric import Pair, PairMetric, Split, standard_error
 
 _Y_OF_RGB = (65.481, 128.553, 24.966)
 """ITU-R BT.601: Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255, for R, G, B in 0 .. 255. Not rounded."""
@@ -51,11 +50,10 @@ class PairMean(PairMetric):
     def reduce(self) -> None:
         world.sum_over_ranks(self._sums)
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float | None]:
         count = self.split.samples
         mean, square = (float(total) / count for total in self._sums)
-        variance = max(square - mean**2, 0.0) * count / max(count - 1, 1)
-        return {self.name: mean, f"{self.name}_standard_error": math.sqrt(variance / count)}
+        return {self.name: mean, f"{self.name}_standard_error": standard_error(count, mean, square)}
 
     def facts(self) -> dict[str, Any]:
         all_channels = "rgb" if self.split.shape[0] == 3 else "grey"

@@ -16,7 +16,8 @@ from bigtrain.randomness import generator
 class TwoSample(SampleMetric, name="two_sample_test"):
     """Its accuracy, and the probability of one this high if both sides are equal."""
 
-    fewest = 4
+    fewest = 20
+    """Its p-value is that of a normal distribution, which a count of fewer tested vectors does not follow."""
 
     def __init__(self, comparison: Comparison) -> None:
         super().__init__(comparison)
