@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache, reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, create_model
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -30,6 +30,8 @@ from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.options import TrainOptions
 from bigtrain.untrusted import read_plain
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 MOST_PARENTS = 32
 """Recipes that extend each other in a chain."""
@@ -130,6 +132,33 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE)
     ]
+
+
+def values_from_before(recipe: Recipe, begun: Path) -> dict[str, Any]:
+    """Of a run that goes on: the values, by key such as `ema.warmup`, of keys that did not exist when the run began and that
+    `recipe` leaves at today's default. `begun`: the run's recipe.yaml."""
+    (_, written), *_ = _with_parents(begun, ())
+    return dict(_from_before(recipe, load_recipe(begun), written))
+
+
+def _from_before(options: Options, stored: Options, written: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if type(options) is not type(stored) or not isinstance(written, Mapping):
+        return
+    for key in type(options).model_fields:
+        value, name = getattr(options, key), f"{prefix}{key}"
+        if isinstance(value, Options):
+            yield from _from_before(value, getattr(stored, key), written.get(key), f"{name}.")
+        elif key in options.former_values and not (key in written or key in options.model_fields_set):
+            yield from [] if name.startswith(MAY_CHANGE) else [(name, getattr(stored, key))]
+
+
+def with_values(options: AnyOptions, values: Mapping[str, Any]) -> AnyOptions:
+    """Options with other values, by key such as `ema.warmup`."""
+    update: dict[str, Any] = {}
+    for name, value in values.items():
+        key, _, rest = name.partition(".")
+        update[key] = with_values(update.get(key, getattr(options, key)), {rest: value}) if rest else value
+    return options.model_copy(update=update)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

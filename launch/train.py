@@ -34,7 +34,9 @@ from bigtrain.inference.model import make_family
 from bigtrain.inference.observers import observers_of
 from bigtrain.inference.splits import check_fields, find_splits
 from bigtrain.plan import Cluster, plan
-from bigtrain.recipe import Recipe, load_recipe, schema
+from bigtrain.recipe import Recipe, load_recipe, schema, values_from_before, with_values
+from bigtrain.runs import checkpoint
+from bigtrain.runs.folder import RunFolder
 from bigtrain.training.options import check_batch
 from bigtrain.training.trainer import Trainer
 
@@ -89,6 +91,7 @@ def train(recipe: Recipe) -> str | None:
 
 
 def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | None:
+    recipe = with_values(recipe, world.on_main(partial(_values_from_before, recipe)))
     check_batch(recipe.train, world.size())
     images, validation = find_splits(recipe.data)
     family = make_family(recipe, DataSpec.from_json(describe(images)))
@@ -126,6 +129,15 @@ def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | No
         say(f"the picture: {folder.samples(trainer.step)}")
     say(f"next: {next_commands(family, recipe)}")
     return None
+
+
+def _values_from_before(recipe: Recipe) -> dict[str, Any]:
+    """What a run that goes on keeps: keys that are newer than it mean what they did before they existed."""
+    folder = RunFolder(recipe.folder)
+    newest = checkpoint.listed(folder.checkpoints)[-1:]
+    begun = (newest and checkpoint.recipe_of(newest[0])) or folder.recipe
+    goes_on = (newest or folder.has_results()) and begun.is_file()
+    return values_from_before(recipe, begun) if goes_on else {}
 
 
 def next_commands(family: Family, recipe: Recipe) -> str:

@@ -1,5 +1,6 @@
 """A trained model as the commands use it: opened from a run or an export, it samples and gives likelihoods."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,10 @@ from bigtrain.randomness import Draws, Indices, to_device
 from bigtrain.recipe import Recipe, differences, load_recipe
 from bigtrain.runs import checkpoint
 from bigtrain.sizes import size_text
+from bigtrain.training.averaging import MUCH_INITIAL, EmaOptions
 from bigtrain.untrusted import read_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -289,6 +293,22 @@ def attach_dependencies(family: Family, device: torch.device, roles: Sequence[st
     family.attach(trained)
 
 
+def warn_of_initial_weights(family: Family, ema: EmaOptions, weights: str, step: int) -> None:
+    """Warns if an average (`ema`, or an extra one's name) is to a good part the weights that training began with."""
+    averaged = any(family.components[name].averaged for name in family.sampled_components)
+    known = averaged and weights in ("ema", *ema.extra)  # and not "raw", or what an export by others says
+    share = ema.initial_share(weights, max(step, 0)) if known else 0.0
+    if share > MUCH_INITIAL and world.is_main():
+        log.warning(
+            "the averaged weights (%s) of step %d are to %.0f %% those that training began with, which draw noise: use those "
+            "of training itself (--weights raw), train for longer, or in a new run set ema.warmup=true or a lower ema.%s",
+            weights,
+            step,
+            100 * share,
+            "decay" if weights == "ema" else f"extra.{weights}.decay",
+        )
+
+
 def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, which: str) -> Model:
     chosen = world.on_main(lambda: checkpoint.chosen_path(path / "checkpoints", which))
     if weights not in ("ema", "raw", *recipe.ema.extra):
@@ -309,6 +329,7 @@ def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, wh
             raise UserError(f"{saved.path}: its {name} is not that of the recipe beside it ({what})") from None
         networks[name] = ready(network, device)
     provenance = {"step": saved.step, "weights": weights, "data": saved.state["data"]}
+    warn_of_initial_weights(family, recipe.ema, weights, saved.step)
     return Model(family, networks, recipe, provenance, device)
 
 
@@ -330,7 +351,7 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str 
     try:
         provenance = read_json(path / "provenance.json")
         checked_format(provenance, str(path / "provenance.json"))
-        stored_weights, _ = str(provenance["weights"]), int(provenance["step"])
+        stored_weights, stored_step = str(provenance["weights"]), int(provenance["step"])
         family = make_family(recipe, DataSpec.from_json(provenance["data"]))
         networks, attached = opened(path, family)
     except UserError:
@@ -343,6 +364,7 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str 
             f"{path}: this export holds {stored_weights} weights, not {weights} ones; leave out --weights, or export "
             "the run again"
         )
+    warn_of_initial_weights(family, recipe.ema, stored_weights, stored_step)
     family.attach({role: _ready_dependency(trained, device) for role, trained in attached.items()})
     return Model(
         family, {name: ready(network, device) for name, network in networks.items()}, recipe, provenance, device

@@ -17,7 +17,7 @@ from bigtrain.families.phases import Networks
 from bigtrain.inference.checkpoint_selection import in_training
 from bigtrain.inference.evaluation import check_early, evaluate_model, write_evaluation
 from bigtrain.inference.metric_choice import ability_for, check_metrics, chosen_metrics
-from bigtrain.inference.model import Model, Sampler, attach_dependencies
+from bigtrain.inference.model import Model, Sampler, attach_dependencies, warn_of_initial_weights
 from bigtrain.inference.rows import COLUMNS, output_rows, reconstruction_rows
 from bigtrain.inference.splits import one_index
 from bigtrain.pictures import save_grid
@@ -144,6 +144,7 @@ def observers_of(
     (train.sample_every, train.evaluate_every) at which the family could do nothing.
     """
     attach_dependencies(family, device, [role for role, other in family.dependencies.items() if other.at_start])
+    _warn_of_initial_weights(family, recipe)
     observers: dict[str, Observer] = {}
     samples_needed = False
     if recipe.train.evaluate_every is not None:
@@ -158,6 +159,13 @@ def observers_of(
     if samples_needed:
         attach_dependencies(family, device)
     return observers
+
+
+def _warn_of_initial_weights(family: Family, recipe: Recipe) -> None:
+    """Warns if the first picture or evaluation will show the weights that training began with."""
+    every = [step for step in (recipe.train.sample_every, recipe.train.evaluate_every) if step is not None]
+    if every:
+        warn_of_initial_weights(family, recipe.ema, "ema", min(*every, recipe.train.steps))
 
 
 def _picture_observer(

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,9 +43,14 @@ class EmaOptions(Options):
     """The exponential moving average of the weights (Polyak & Juditsky 1992; BigGAN, appendix C), and extra averages."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"further": "extra"}
+    former_values: ClassVar[Mapping[str, Any]] = {"warmup": False}
 
     decay: float = Field(default=0.9999, ge=0, lt=1)
-    """Decay of the average per step; constant from start_step on."""
+    """Decay of the average per step, from start_step on."""
+    warmup: bool = True
+    """At step t a decay is at most (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage with num_updates: an average
+    reaches back over a share of the training so far, and a short run's is not that of its initial weights. Also of `extra`
+    averages that have a decay. false: constant, as in most papers."""
     start_step: int = Field(default=0, ge=0)
     """Before this step the average is a copy of the weights."""
     extra: dict[str, ExtraAverage] = Field(default_factory=dict)
@@ -63,11 +68,27 @@ class EmaOptions(Options):
 
     def survival(self, step: int) -> float:
         """The share of the main average that survives step `step`, which counts from 0."""
-        return self.decay if step >= self.start_step else 0.0
+        if step < self.start_step:
+            return 0.0
+        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
     def by_name(self) -> "dict[str, EmaOptions | ExtraAverage]":
         """Every average by its name in a checkpoint: `average`, and `average_NAME` for each extra one."""
-        return {"average": self, **{f"average_{name}": extra for name, extra in self.extra.items()}}
+        return {"average": self, **{f"average_{name}": self._as_asked(extra) for name, extra in self.extra.items()}}
+
+    def _as_asked(self, extra: ExtraAverage) -> "EmaOptions | ExtraAverage":
+        return extra if extra.decay is None else EmaOptions(decay=extra.decay, warmup=self.warmup)
+
+    def initial_share(self, name: str, step: int) -> float:
+        """The share of the initial weights in an average (`ema`, or an extra one's name) after `step` steps, exact where it is
+        above MUCH_INITIAL."""
+        first = self.by_name()["average" if name == "ema" else f"average_{name}"].survival(0)
+        # Only a decay that is constant from the first step on keeps more than this of them there.
+        return first**step if first > MUCH_INITIAL or step == 0 else first
+
+
+MUCH_INITIAL = 0.1
+"""The share of the initial weights in an average above which its samples show them."""
 
 
 def power_exponent(sigma_rel: float) -> float:

@@ -23,7 +23,7 @@ def move(module: nn.Module, seed: int) -> None:
 
 def test_the_average_of_parameters_and_batch_statistics_is_the_formula() -> None:
     net = network()
-    average = Average(net, EmaOptions(decay=0.9))
+    average = Average(net, EmaOptions(decay=0.9, warmup=False))
     expected = {name: value.clone() for name, value in average.network.state_dict().items()}
     for step in range(5):
         move(net, step)
@@ -36,7 +36,7 @@ def test_the_average_of_parameters_and_batch_statistics_is_the_formula() -> None
 
 def test_directions_of_the_power_iteration_are_copied() -> None:
     net = network()
-    average = Average(net, EmaOptions(decay=0.9))
+    average = Average(net, EmaOptions(decay=0.9, warmup=False))
     move(net, 1)
     average.update(0, YES)
     assert torch.equal(average.network[0].u, net[0].u)
@@ -53,9 +53,38 @@ def test_before_the_start_the_average_is_a_copy() -> None:
                                                      strict=True))  # fmt: skip
 
 
+def test_a_short_runs_average_forgets_its_initial_weights() -> None:
+    """At the default decay of 0.9999, which reaches back over 10,000 steps, after 300 of them."""
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 100.0)
+    average = Average(net, EmaOptions())
+    nn.init.constant_(net.weight, 1.0)
+    for step in range(300):
+        average.update(step, YES)
+    assert average.network.weight.item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_warm_up_is_that_of_tensorflow_and_ends_at_the_decay() -> None:
+    options = EmaOptions(decay=0.99, extra={"short": ExtraAverage(decay=0.5), "wide": ExtraAverage(sigma_rel=0.1)})
+    short, wide = options.by_name()["average_short"], options.by_name()["average_wide"]
+    assert [options.survival(step) for step in (0, 90, 890, 892, 9000)] == [0.1, 0.91, 0.99, 0.99, 0.99]
+    assert [short.survival(step) for step in (0, 7, 8, 9)] == [0.1, 8 / 17, 0.5, 0.5]
+    assert wide.survival(9) == options.extra["wide"].survival(9)
+    assert EmaOptions(decay=0.99, warmup=False).survival(0) == 0.99
+
+
+def test_the_share_of_the_initial_weights_is_what_survives_of_them() -> None:
+    constant = EmaOptions(decay=0.9999, warmup=False, extra={"wide": ExtraAverage(sigma_rel=0.1)})
+    assert constant.initial_share("ema", 300) == pytest.approx(0.9999**300)
+    assert constant.initial_share("ema", 100_000) <= 0.1
+    assert constant.initial_share("wide", 3) == 0
+    assert EmaOptions(decay=0.9999).initial_share("ema", 3) <= 0.1
+    assert EmaOptions(decay=0.9999, warmup=False, start_step=2).initial_share("ema", 3) == 0
+
+
 def test_a_skipped_update_leaves_the_average_as_it_is() -> None:
     net = network()
-    average = Average(net, EmaOptions(decay=0.9))
+    average = Average(net, EmaOptions(decay=0.9, warmup=False))
     before = {name: value.clone() for name, value in average.network.state_dict().items() if not name.endswith(".u")}
     move(net, 1)
     average.update(0, NO)
@@ -118,5 +147,5 @@ def test_tensors_on_two_devices_are_averaged_each_where_it_lies(monkeypatch: pyt
 
     monkeypatch.setattr(torch, "_foreach_mul_", on_one_device)
     ours, theirs = ([fill(2, device=device) for device in ("cpu", "meta")] for fill in (torch.zeros, torch.ones))
-    MovingAverage(EmaOptions(decay=0.75), (ours, theirs), ([], [])).update(0, YES)
+    MovingAverage(EmaOptions(decay=0.75, warmup=False), (ours, theirs), ([], [])).update(0, YES)
     assert torch.equal(ours[0], torch.full((2,), 0.25))
