@@ -1,7 +1,9 @@
 """Pictures for people: grids of samples."""
 
 import io
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,8 @@ GAP = 2
 """Pixels of the white line between two tiles of a grid, and around it."""
 MOST_PIXELS = 2**27
 """Of one picture: programs refuse larger ones, which could fill the memory."""
+LONGEST_NAME = 200
+"""Bytes of the name of a class's folder; file systems take some more."""
 _NUMBERED = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.[0-9a-f]{12}\.tmp")
 """The names in a folder of pictures, and those of files that a killed command was writing."""
 
@@ -81,6 +85,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     """Raises UserError if `save_pngs` would leave pictures of others among its own, or delete what is no picture of its own."""
     try:
         entries = sorted(folder.iterdir())
+        inside = [path for entry in entries for path in _within(entry)]
     except FileNotFoundError:
         return
     except OSError as error:
@@ -90,21 +95,39 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
             f"{folder}: holds {entries[0].name} already, which would lie among the new pictures; name another folder, or "
             "replace the numbered pictures in this one with --overwrite"
         )
-    for entry in entries:
-        if not _NUMBERED.fullmatch(entry.name) or entry.is_symlink() or not entry.is_file():
-            raise UserError(f"{folder}: holds {entry.name}, which is no numbered picture; name another folder")
+    for path in inside:
+        if not _NUMBERED.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            raise UserError(
+                f"{folder}: holds {path.relative_to(folder)}, which is no numbered picture; name another folder"
+            )
 
 
-def save_pngs(folder: Path, images: Tensor, *, overwrite: bool = False) -> None:
-    """uint8 [n, C, H, W] as FOLDER/000000.png and so on, and none but these. Raises UserError as `check_folder` does."""
+def _within(entry: Path) -> list[Path]:
+    """What lies in the folder of a class; of anything else, itself."""
+    return sorted(entry.iterdir()) if entry.is_dir() and not entry.is_symlink() else [entry]
+
+
+def class_folders(classes: Sequence[str]) -> list[str]:
+    """The folder of each class: its name, or the numbers of all where a name is no plain name of a folder of its own."""
+    plain = all(re.fullmatch(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*", name) for name in classes)
+    fit = max((len(os.fsencode(name)) for name in classes), default=0) <= LONGEST_NAME
+    if plain and fit and len({name.casefold() for name in classes}) == len(classes):
+        return list(classes)
+    return [f"{number:04d}" for number in range(len(classes))]
+
+
+def save_pngs(folder: Path, images: Tensor, folders: Sequence[str] | None = None, *, overwrite: bool = False) -> None:
+    """uint8 [n, C, H, W] as FOLDER/000000.png and so on, or in `folders`, the folder of each image's class
+    (FOLDER/CLASS/000000.png), and none but these. Raises UserError as `check_folder` does."""
     check_folder(folder, overwrite=overwrite)
     try:
         for earlier in list(folder.iterdir()) if folder.exists() else ():
-            earlier.unlink()
+            shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink()
     except OSError as error:
         raise UserError(f"{folder}: its pictures cannot be replaced ({error.strerror})") from error
     for number, image in enumerate(images.cpu()):
-        _save_png(folder / f"{number:06d}.png", picture(image))
+        beside = folder if folders is None else folder / folders[number]
+        _save_png(beside / f"{number:06d}.png", picture(image))
 
 
 def save_npz(path: Path, images: Tensor, labels: Sequence[int] | None) -> None:

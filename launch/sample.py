@@ -1,7 +1,11 @@
 """Draws samples by class: python launch/sample.py RUN_OR_EXPORT --out FILE.png [--npz FILE.npz]
 
---out FILE.png: a grid, one class a row. --out FOLDER: numbered PNGs. --npz: the sample file that public FID evaluators read
-(arr_0: uint8 [n, H, W, C], arr_1: int64 labels). Sample i depends only on the seed, i and its class.
+--out FILE.png: a grid, one class a row. --out FOLDER: numbered PNGs, CLASS/NUMBER.png where there are classes. --npz: the
+sample file that public FID evaluators read (arr_0: uint8 [n, H, W, C], arr_1: int64 labels). Sample i depends only on the
+seed, i and its class.
+
+--samples N: the samples that an evaluation of N draws, with the classes as frequent as in the data; for other tools that
+measure samples. Without it every class has equally many.
 
 --inputs SPLIT: what the model makes of the inputs of a split, for models that turn one picture into another: rows of inputs,
 outputs and targets, or the outputs alone in a folder. --reconstruct SPLIT: rows of images, each above the row of their
@@ -18,23 +22,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from bigtrain.cli import add_flags, from_flags, run_cli, say
 from bigtrain.cluster.launch import join_world
 from bigtrain.errors import UserError
+from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.abilities import Latents, Reconstructs, Samples
 from bigtrain.features.scripts import named_on_command_line
 from bigtrain.inference.model import Model, open_model, require_label
 from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, output_rows, reconstruction_rows
 from bigtrain.inference.splits import check_fields
 from bigtrain.options import Options
-from bigtrain.pictures import check_file, check_folder, check_grid, save_grid, save_npz, save_pngs
+from bigtrain.pictures import check_file, check_folder, check_grid, class_folders, save_grid, save_npz, save_pngs
 
 CLASSIFIER = "classifier"
 SHOWN = 50
 """Samples of a split that --inputs and --reconstruct show."""
 COUNTS = {
+    "samples": (1, 10_000_000),
     "per_class": (1, 1_000_000),
     "batch_size": (1, 1_000_000),
     "candidates": (1, 1_000_000),
@@ -46,19 +50,20 @@ COUNTS = {
 MOST_SAMPLES = 10_000_000
 """Samples of one call: they are held in memory."""
 MODES = {
+    "samples": ("classes", "per_class"),
     "inputs": ("classes", "per_class", "candidates", "classifier"),
     "reconstruct": ("classes", "per_class", "candidates", "classifier", "npz"),
     "interpolate": ("candidates", "classifier", "npz"),
     "traverse": ("per_class", "candidates", "classifier", "npz"),
     "manifold": ("per_class", "candidates", "classifier", "npz"),
 }
-"""What may be drawn instead of samples, and the flags that say nothing of it."""
+"""What may be drawn instead of samples of each class, and the flags that say nothing of it."""
 
 
 def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", metavar="RUN_OR_EXPORT", type=Path)
-    parser.add_argument("--out", type=Path, help="FILE.png for a grid, or a folder for numbered PNGs")
+    parser.add_argument("--out", type=Path, help="FILE.png for a grid, or a folder for [CLASS/]NUMBER.png")
     parser.add_argument(
         "--npz",
         type=Path,
@@ -71,7 +76,13 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
         "--classes", help="comma-separated class indices or names; default: all, in a grid the first 10"
     )
     parser.add_argument("--per-class", type=int, default=8, help="samples of each class (8)")
-    parser.add_argument("--seed", type=int, default=0, help="keys every draw (0)")
+    parser.add_argument(
+        "--samples",
+        metavar="N",
+        type=int,
+        help="instead, N samples with the data's class frequencies: just those that an evaluation of N samples draws",
+    )
+    parser.add_argument("--seed", type=int, help="keys every draw (0; with --samples the recipe's evaluation.seed)")
     parser.add_argument("--weights", help="averaged weights (ema), a run's own (raw), or the name of an extra average")
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
@@ -80,12 +91,11 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--candidates",
         type=int,
-        default=1,
-        help="rejection sampling: draw so many for each sample and keep the best (1: no selection)",
+        help="rejection sampling: draw so many for each sample and keep the best (1: no selection; with --samples the recipe's "
+        "evaluation.candidates)",
     )
     parser.add_argument(
         "--classifier",
-        default=CLASSIFIER,
         help="what selects among them: `classifier`, trained on the spot on the data's labels, or a TorchScript file, a "
         "program that runs with your rights",
     )
@@ -112,6 +122,7 @@ def main(argv: Sequence[str]) -> None:
     samples = model.family.ability(Samples)
     arguments = parser_of(None if samples is None else samples.sampling_class).parse_args(argv)
     _check(arguments)
+    _use_defaults(model, arguments)
     mode = next((mode for mode in MODES if getattr(arguments, mode) is not None), None)
     if mode == "reconstruct":
         return _reconstruct(model, arguments)
@@ -119,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
     sampling = from_flags(samples.sampling, arguments)
     if mode == "inputs":
         return _turn_inputs(model, sampling, arguments)
-    if mode is not None:
+    if mode not in (None, "samples"):
         return _draw_latents(model, sampling, mode, arguments)
     if samples.conditions_beside_label:
         raise UserError(
@@ -147,7 +158,7 @@ def _check(arguments: argparse.Namespace) -> None:
         for flag in MODES[mode]:
             if getattr(arguments, flag) != parser_of().get_default(flag):
                 raise UserError(f"--{flag.replace('_', '-')}: says nothing of --{mode}; leave it out")
-        if mode != "inputs" and not _is_grid(arguments):
+        if mode not in ("samples", "inputs") and not _is_grid(arguments):
             raise UserError(f"--{mode}: is drawn as one grid; give --out FILE.png")
     _check_targets(arguments)
 
@@ -168,15 +179,50 @@ def _is_grid(arguments: argparse.Namespace) -> bool:
     return arguments.out is not None and arguments.out.suffix.lower() == ".png"
 
 
+def _use_defaults(model: Model, arguments: argparse.Namespace) -> None:
+    """Fills in what was not given: --samples draws as an evaluation of the model does."""
+    evaluation = model.recipe.evaluation if arguments.samples is not None else EvaluationOptions()
+    if arguments.seed is None:
+        arguments.seed = evaluation.seed
+    if arguments.candidates is None:
+        arguments.candidates = evaluation.candidates
+    if arguments.classifier is None:
+        arguments.classifier = evaluation.classifier
+    else:
+        arguments.classifier = _named_classifier(arguments)
+
+
 def _draw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
     """Samples, by class where the model is told the class."""
-    family = model.family.require(Samples, arguments.what)
+    family, spec = model.family.require(Samples, arguments.what), model.family.spec
     by_class = "label" in family.conditions
     if arguments.classes is not None or arguments.candidates > 1:
         flag = "--classes" if arguments.classes is not None else "--candidates"
         require_label(family, f"{flag}: {arguments.what}")
-    if arguments.classifier != CLASSIFIER and arguments.candidates == 1:
-        raise UserError("--classifier selects among candidates; give --candidates N as well")
+    numbers = None if arguments.samples is not None else _of_each_class(model, arguments)
+    count = arguments.samples if numbers is None else len(numbers)
+    columns = COLUMNS if numbers is None else arguments.per_class
+    if _is_grid(arguments):
+        check_grid(count, columns, spec.size)
+    selection = model.selection(arguments.candidates, arguments.classifier)
+    sampler = model.sampler(arguments.seed, sampling, selection)
+    labels = sampler.labels_of(range(count)).tolist() if numbers is None else numbers
+    images = sampler.draw_all(labels, arguments.batch_size)
+    if _is_grid(arguments):
+        save_grid(arguments.out, images, columns)
+    elif arguments.out is not None:
+        folders = class_folders(spec.classes)
+        names = [folders[label] for label in labels] if by_class else None
+        save_pngs(arguments.out, images, names, overwrite=arguments.overwrite)
+    if arguments.npz is not None:
+        save_npz(arguments.npz, images, labels if by_class else None)
+    _say_written(model, arguments, f"{count} samples")
+    if by_class and numbers is not None and not _is_grid(arguments) and len(set(spec.class_counts)) > 1:
+        say(f"equally many of each class, which the data have not: for a distance to them draw --samples {count}")
+
+
+def _of_each_class(model: Model, arguments: argparse.Namespace) -> list[int]:
+    """The class of each sample, class by class. Raises UserError if they are too many."""
     chosen = model.family.spec.find_classes(arguments.classes)
     if arguments.classes is None and arguments.npz is None and _is_grid(arguments):
         chosen = chosen[:10]
@@ -185,25 +231,19 @@ def _draw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
             f"--per-class: {arguments.per_class} samples of each of {len(chosen)} classes are more than {MOST_SAMPLES}; draw "
             "them in several files, each with its own --seed"
         )
-    if _is_grid(arguments):
-        check_grid(len(chosen) * arguments.per_class, arguments.per_class, model.family.spec.size)
-    labels = [label for label in chosen for _ in range(arguments.per_class)]
-    selection = model.selection(arguments.candidates, _classifier(arguments))
-    images = model.sampler(arguments.seed, sampling, selection).draw_all(labels, arguments.batch_size)
-    _write(arguments, images, arguments.per_class)
-    if arguments.npz is not None:
-        save_npz(arguments.npz, images, labels if by_class else None)
-    _say_written(model, arguments, f"{len(labels)} samples")
+    return [label for label in chosen for _ in range(arguments.per_class)]
 
 
-def _classifier(arguments: argparse.Namespace) -> str:
+def _named_classifier(arguments: argparse.Namespace) -> str:
     given: str = arguments.classifier
+    if given != CLASSIFIER and arguments.candidates == 1:
+        raise UserError("--classifier selects among candidates; give --candidates N as well")
     return given if given == CLASSIFIER else named_on_command_line(given, "--classifier", instead=CLASSIFIER)
 
 
 def _reconstruct(model: Model, arguments: argparse.Namespace) -> None:
     draws = model.family.require(Reconstructs, arguments.what).draws_in_reconstruction
-    if arguments.seed != parser_of().get_default("seed") and not draws:
+    if arguments.seed != EvaluationOptions().seed and not draws:
         raise UserError(f"--seed: a {model.family.kind} draws nothing in a reconstruction; leave it out")
     split = find_given(model.recipe.data, arguments.reconstruct, "--reconstruct")
     check_fields(split, model.family.spec, model.family.reads, "--reconstruct")
@@ -248,13 +288,6 @@ def _draw_latents(model: Model, sampling: Any, mode: str, arguments: argparse.Na
         images = (rows.traversals if mode == "traverse" else rows.manifold)(labels[0], columns)
     save_grid(arguments.out, images, columns)
     _say_written(model, arguments, f"{len(images)} images")
-
-
-def _write(arguments: argparse.Namespace, images: Tensor, columns: int) -> None:
-    if _is_grid(arguments):
-        save_grid(arguments.out, images, columns)
-    elif arguments.out is not None:
-        save_pngs(arguments.out, images, overwrite=arguments.overwrite)
 
 
 def _say_written(model: Model, arguments: argparse.Namespace, what: str) -> None:

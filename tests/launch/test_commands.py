@@ -61,7 +61,7 @@ def test_an_export_draws_the_same_images_as_its_run(trained: Path, exported: Pat
     assert ours["arr_0"].dtype == np.uint8
     assert ours["arr_1"].tolist() == [label for label in range(10) for _ in range(2)]
     np.testing.assert_array_equal(ours["arr_0"], theirs["arr_0"])
-    picture = Image.open(tmp_path / "pictures" / "000007.png")
+    picture = Image.open(tmp_path / "pictures" / "3" / "000007.png")
     assert picture.mode == "L"
     np.testing.assert_array_equal(np.asarray(picture), ours["arr_0"][7, :, :, 0])
 

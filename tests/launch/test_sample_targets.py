@@ -29,7 +29,7 @@ def test_an_older_folder_of_samples_is_refused_or_replaced(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"out: holds .*\.tmp already.*--overwrite"):
         draw("--out", out, "--per-class", 2)
     draw("--out", out, "--per-class", 2, "--overwrite")
-    assert sorted(path.name for path in out.iterdir()) == ["000000.png", "000001.png"]
+    assert sorted(path.name for path in out.rglob("*.png")) == ["000000.png", "000001.png"]
 
 
 def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path: Path) -> None:
