@@ -84,13 +84,19 @@ class Cache:
             log.warning("%s: a damaged or foreign cache file, made again: %s", path, reason)
         return None
 
-    def write(self, kind: str, key: Mapping[str, Any], entry: Entry) -> None:
-        """Writes the entry; only warns if no folder can be written, since then the next evaluation computes it again."""
+    def write(self, kind: str, key: Mapping[str, Any], entry: Entry, *, shared: bool = False) -> None:
+        """Writes the entry; only warns if no folder can be written, since then the next evaluation computes it again.
+
+        `shared`: also into the user's cache folder, where evaluations of the same data in another folder find it; for what is
+        small and took long.
+        """
         text = {"key": _text(kind, key), "facts": json.dumps(entry.facts, sort_keys=True)}
         text["sha256"] = fingerprint(entry.tensors, text["key"] + text["facts"])
         tensors = {name: tensor.cpu().contiguous() for name, tensor in entry.tensors.items()}
-        errors = []
+        errors, written = [], False
         for folder in self._folders:
+            if written and not shared:
+                break
             path = folder / _name(kind, key)
             try:
                 if folder != self._folders[-1] and os.path.lexists(path):
@@ -101,8 +107,9 @@ class Cache:
             except (OSError, SafetensorError, KeyError, ValueError) as error:
                 errors.append(f"{folder}: {getattr(error, 'strerror', None) or error}")
             else:
-                return
-        log.warning("the %s of this evaluation could not be kept for the next: %s", kind, "; ".join(errors))
+                written = True
+        if not written:
+            log.warning("the %s of this evaluation could not be kept for the next: %s", kind, "; ".join(errors))
 
 
 def _text(kind: str, key: Mapping[str, Any]) -> str:

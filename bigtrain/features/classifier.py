@@ -7,7 +7,8 @@ the same data; it is not the published FID of Inception features, and the protoc
 """
 
 import itertools
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -34,7 +35,13 @@ _RECORDED_ROLES: dict[Role, str] = {"features": "features", "evaluator": "judge"
 TRUNK_SIDE = 16
 """Side of the feature map after the stem, whatever the images' size, which bounds the work per image."""
 HELD_OUT_IMAGES = 10_000
-"""The most held-out images that a classifier's accuracy is measured on."""
+"""The most images that a classifier's accuracy is measured on."""
+FEW_CLASSES, MANY_CLASSES = 300, 1000
+"""Between these a classifier is trained on more images in proportion to the number of classes."""
+LEAST_ACCURACY = 0.5
+"""A classifier that recognises fewer is warned of."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,9 @@ class Training:
     epochs: int = 12
     least_images: int = 6_400
     """The fewest images to train on; a small set is repeated to reach them."""
-    most_images: int = 400_000
-    """The most images to train on: minutes on two cores, seconds on a GPU."""
+    most_images: int = 120_000
+    """The most images to train on, with FEW_CLASSES or fewer: a minute or two on two cores, seconds on a GPU. Never bounded by
+    the clock, since the network must not depend on the machine."""
     batch: int = 64
     lr: float = 3e-3
     weight_decay: float = 0.05
@@ -54,9 +62,9 @@ class Training:
     shift: float = 0.125
     """Largest shift in each direction, as a share of the shorter side. No flips: a mirrored 3 is not a 3."""
 
-    def steps(self, samples: int) -> int:
-        images = min(max(self.epochs * samples, self.least_images), self.most_images)
-        return max(1, images // self.batch)
+    def steps(self, samples: int, classes: int) -> int:
+        most = self.most_images * min(max(classes, FEW_CLASSES), MANY_CLASSES) // FEW_CLASSES
+        return max(1, min(max(self.epochs * samples, self.least_images), most) // self.batch)
 
 
 TRAININGS: dict[Role, Training] = {
@@ -154,8 +162,9 @@ def find_classifier(
 ) -> Classifier:
     """The classifier of a role for a training split: from the cache, or trained now.
 
-    Rank 0 trains, on its device; every rank gets the same weights. With a `validation` split, the accuracy on it (on at most
-    HELD_OUT_IMAGES) is among the classifier's facts. Raises UserError as `check_classes` does, and Stopped.
+    Rank 0 trains, on its device; every rank gets the same weights. The accuracy on the `validation` split, or where there is
+    none on the training split itself (on at most HELD_OUT_IMAGES), is among the classifier's facts. Raises UserError as
+    `check_classes` does, and Stopped.
     """
     check_classes(index, role)
     weights, accuracy = on_main(
@@ -166,17 +175,27 @@ def find_classifier(
 
 def _weights_and_accuracy(
     index: Index, validation: Index | None, role: Role, reading: Reading, device: torch.device
-) -> tuple[bytes, float | None]:
+) -> tuple[bytes, dict[str, float | None]]:
     cache, key = Cache(index), _key(index, role)
     entry = cache.read("classifier", key)
     if entry is None:
         network = train_classifier(index, role, reading, device)
         entry = Entry({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, {})
-        cache.write("classifier", key, entry)
-    accuracy = None
-    if validation is not None:
-        accuracy = _held_out_accuracy(cache, validation, _restore(index, role, entry.tensors, None, device), reading)
-    return safetensors.torch.save(entry.tensors), accuracy
+        cache.write("classifier", key, entry, shared=True)
+    classifier = _restore(index, role, entry.tensors, {}, device)
+    value = _accuracy(cache, index if validation is None else validation, classifier, reading)
+    if value < LEAST_ACCURACY:
+        log.warning(
+            "the %s network recognises %.0f %% of %s images: a number that it gives says little; set evaluation.features to a "
+            "published network, or leave out what classifiers measure",
+            role,
+            100 * value,
+            "its training" if validation is None else "held-out",
+        )
+    facts: dict[str, float | None] = {"held_out_accuracy": None if validation is None else value}
+    if validation is None:
+        facts["training_accuracy"] = value
+    return safetensors.torch.save(entry.tensors), facts
 
 
 def _key(index: Index, role: Role) -> dict[str, Any]:
@@ -192,22 +211,22 @@ def _key(index: Index, role: Role) -> dict[str, Any]:
 
 
 def _restore(
-    index: Index, role: Role, weights: dict[str, Tensor], accuracy: float | None, device: torch.device
+    index: Index, role: Role, weights: dict[str, Tensor], accuracy: Mapping[str, float | None], device: torch.device
 ) -> Classifier:
     with _private_randomness(0):
         network = build_network(role, len(index.classes), image_shape(index))
     network.load_state_dict(weights)
-    facts = {"architecture": type(network).__name__, "trained_on": index.fingerprint, "held_out_accuracy": accuracy}
+    facts = {"architecture": type(network).__name__, "trained_on": index.fingerprint, **accuracy}
     return Classifier(network, role, facts, device)
 
 
-def _held_out_accuracy(cache: Cache, validation: Index, classifier: Classifier, reading: Reading) -> float:
-    """The accuracy on held-out images, from the cache or measured now."""
-    key = {"classifier": classifier.fingerprint, "index": validation.fingerprint, "images": HELD_OUT_IMAGES}
+def _accuracy(cache: Cache, index: Index, classifier: Classifier, reading: Reading) -> float:
+    """The accuracy on images of a split, from the cache or measured now."""
+    key = {"classifier": classifier.fingerprint, "index": index.fingerprint, "images": HELD_OUT_IMAGES}
     entry = cache.read("held-out", key)
     if entry is None:
-        entry = Entry({}, {"accuracy": measure_accuracy(classifier, validation, reading)})
-        cache.write("held-out", key, entry)
+        entry = Entry({}, {"accuracy": measure_accuracy(classifier, index, reading)})
+        cache.write("held-out", key, entry, shared=True)
     return float(entry.facts["accuracy"])
 
 
@@ -271,7 +290,7 @@ def _trained(
 ) -> nn.Module:
     """A network of a role, trained on batches of images uint8 [n, C, H, W] and labels int64 [n] on the device."""
     training = TRAININGS[role]
-    steps = training.steps(samples)
+    steps = training.steps(samples, classes)
     with _private_randomness(training.seed):
         network = build_network(role, classes, shape)
     network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]

@@ -1,6 +1,9 @@
 """Classifiers trained on the spot: good at digits, the same each time, and leaving the run alone."""
 
 import dataclasses
+import logging
+import re
+import shutil
 
 import pytest
 import torch
@@ -106,6 +109,7 @@ def test_the_held_out_accuracy_is_measured_and_part_of_the_protocol(digits, shor
     assert known.protocol()["held_out_accuracy"] == measure_accuracy(known, validation, READING)
     unknown = find_classifier(train, None, "evaluator", READING, CPU)
     assert unknown.protocol()["held_out_accuracy"] is None
+    assert unknown.protocol()["training_accuracy"] == measure_accuracy(known, train, READING)
     assert unknown.fingerprint == known.fingerprint, "held-out images have no part in training"
 
 
@@ -117,7 +121,8 @@ def test_one_class_is_a_user_error(digits):
         find_classifier(train, None, "evaluator", READING, CPU)
 
 
-def test_a_stop_ends_the_training(digits, short_training):
+def test_a_stop_ends_the_training(digits, short_training, tmp_path, monkeypatch):
+    monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path / "cache"))
     asked = iter([False] * 3 + [True])
     with pytest.raises(Stopped):
         find_classifier(digits[0], None, "evaluator", Reading(100, 0, lambda: next(asked)), CPU)
@@ -126,9 +131,30 @@ def test_a_stop_ends_the_training(digits, short_training):
 
 def test_the_work_is_bounded():
     training = TRAININGS["features"]
-    assert training.steps(10) * training.batch == training.least_images
-    assert training.steps(1497) == training.epochs * 1497 // training.batch
-    assert training.steps(10**9) * training.batch <= training.most_images
+    assert training.steps(10, 10) * training.batch == training.least_images
+    assert training.steps(1497, 10) == training.epochs * 1497 // training.batch
+    assert training.steps(60_000, 10) * training.batch == training.most_images <= 120_000, "two epochs of MNIST"
+    assert training.steps(10**9, 1000) * training.batch == 400_000, "a thousand classes take more"
+    assert training.steps(10**9, 10**6) * training.batch == 400_000
+
+
+def test_runs_of_the_same_data_in_other_folders_share_it(digits, short_training, tmp_path, monkeypatch):
+    monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path / "cache"))
+    train, validation = digits
+    first = find_classifier(train, validation, "features", READING, CPU)
+    shutil.copytree(train.folder, tmp_path / "copy", ignore=shutil.ignore_patterns(".bigtrain"))
+    monkeypatch.setattr(classifier, "train_classifier", lambda *_: pytest.fail("trained twice"))
+    monkeypatch.setattr(classifier, "measure_accuracy", lambda *_: pytest.fail("measured twice"))
+    copies = [Index.read(tmp_path / "copy" / f"{split}.json") for split in ("train", "validation")]
+    assert find_classifier(*copies, "features", READING, CPU).protocol() == first.protocol()
+
+
+def test_a_classifier_that_recognises_little_is_warned_of(digits, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(classifier.TRAININGS, "features", dataclasses.replace(TRAININGS["features"], most_images=64))
+    with caplog.at_level(logging.WARNING):
+        find_classifier(*digits, "features", READING, CPU)
+    assert re.search(r"the features network recognises \d+ % of held-out images", caplog.text)
 
 
 def test_shifts_move_each_image_down_and_right():
