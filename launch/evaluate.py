@@ -12,6 +12,7 @@ overridden. A TorchScript file as evaluation.features or evaluation.classifier i
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,9 +27,10 @@ from bigtrain.evaluation.compare import compare
 from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.evaluation.result import EvaluationResult
-from bigtrain.inference.evaluation import evaluate_model, write_evaluation
+from bigtrain.inference.evaluation import check_writable, evaluate_model, write_evaluation
+from bigtrain.inference.metric_choice import needed_splits
 from bigtrain.inference.model import hang_timeout_s, open_model
-from bigtrain.inference.splits import check_fields, find_splits
+from bigtrain.inference.splits import check_fields, find_needed
 from bigtrain.recipe import evaluation_options
 from bigtrain.training.engine.options import EngineOptions
 
@@ -106,6 +108,8 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate_opened(arguments: argparse.Namespace, folder: Path, device: torch.device) -> None:
+    if arguments.out is None:
+        world.on_main(partial(check_writable, folder))
     model = open_model(
         folder,
         device,
@@ -113,15 +117,23 @@ def _evaluate_opened(arguments: argparse.Namespace, folder: Path, device: torch.
         which=arguments.checkpoint,
         overrides=arguments.overrides,
     )
-    train, validation = find_splits(model.recipe.data)
-    model.check_data(train, "data.train")
+    keep_moments = arguments.save_moments is not None
+    needed = needed_splits(model.family, model.recipe.evaluation, keep_moments)
+    train, validation = find_needed(model.recipe.data, needed)
+    if train is not None:
+        model.check_data(train, "data.train")
     if validation is not None:
         check_fields(validation, model.family.spec, model.family.reads, "data.validation")
-    evaluated = evaluate_model(model, train, validation, keep_moments=arguments.save_moments is not None)
+    evaluated = evaluate_model(model, train, validation, keep_moments=keep_moments)
     assert evaluated is not None, "an evaluation that nothing stops has a result"
     print_result(evaluated.result)  # before anything is written: the disk may be full
-    say(f"written to {write_evaluation(folder, model.provenance['step'], evaluated)}")
     _write(arguments, evaluated)
+    try:
+        say(f"written to {write_evaluation(folder, model.provenance['step'], evaluated)}")
+    except UserError as error:
+        if arguments.out is None:
+            raise UserError(f"{error}; write it elsewhere with --out FILE.json") from None
+        say(f"warning: {error}; it is in {arguments.out} alone")
 
 
 def _evaluate_images(arguments: argparse.Namespace) -> None:
@@ -149,14 +161,16 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
 
 
 def _write(arguments: argparse.Namespace, evaluated: EvaluationResult) -> None:
-    """Writes the files of --save-moments and --out. Raises UserError if one cannot be written."""
+    """Writes the files of --out and --save-moments. Raises UserError, after the other is written, if one cannot be."""
 
     def write() -> None:
-        if arguments.save_moments is not None:
-            assert evaluated.moments is not None
-            write_moments(arguments.save_moments, evaluated.moments, evaluated.result["protocol"])
-        if arguments.out is not None:
-            evaluated.write(arguments.out)
+        try:
+            if arguments.out is not None:
+                evaluated.write(arguments.out)
+        finally:
+            if arguments.save_moments is not None:
+                assert evaluated.moments is not None
+                write_moments(arguments.save_moments, evaluated.moments, evaluated.result["protocol"])
 
     world.on_main(beats.as_work("writes the evaluation", write))
 

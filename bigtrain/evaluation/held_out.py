@@ -85,7 +85,7 @@ def measure_pairs(
 
 def measure_rfd(
     outputs: Outputs,
-    train: Index,
+    train: Index | None,
     validation: Index | None,
     options: EvaluationOptions,
     device: torch.device,

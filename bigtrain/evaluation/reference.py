@@ -70,15 +70,17 @@ class RealData:
     test: Index | None
 
     @classmethod
-    def of(cls, options: EvaluationOptions, train: Index, validation: Index | None) -> "RealData":
-        """Of a model's own data. Raises UserError."""
-        if validation is not None and train.classes != validation.classes:
+    def of(cls, options: EvaluationOptions, train: Index | None, validation: Index | None) -> "RealData":
+        """Of a model's own data, None for what nothing looks at. Raises UserError."""
+        if validation is not None and train is not None and train.classes != validation.classes:
             raise UserError(
                 f"{validation.path} (data.validation) does not have the classes of {train.path} (data.train)"
             )
         if options.reference not in ("train", "validation"):
             return cls(open_reference(options.reference), train, validation, validation)
         split = train if options.reference == "train" else validation
+        if split is None and train is None:
+            return cls(None, None, None, None)
         if split is None:
             raise UserError(
                 "evaluation.reference: validation, but data.validation names no split; give one, or set "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,18 +69,21 @@ def check_early(
             device,
         )
         if options.candidates > 1 and options.classifier != "classifier":
-            find_selection(options.candidates, options.classifier, family.spec, lambda: data.images, reading, device)
+            find_selection(
+                options.candidates, options.classifier, family.spec, lambda: data.for_classifiers, reading, device
+            )
 
 
 def evaluate_model(
     model: Model,
-    train: Data,
+    train: Data | None,
     validation: Data | None,
     should_stop: Callable[[], bool] = lambda: False,
     *,
     keep_moments: bool = False,
 ) -> EvaluationResult | None:
-    """Measures the recipe's metrics of a model; every rank calls it. None if stopped."""
+    """Measures the recipe's metrics of a model; every rank calls it. None if stopped. `train` and `validation`: those of
+    `needed_splits`."""
     check_metrics(model.family, model.recipe.evaluation, validation)
     try:
         return _evaluated(model, RunData(train, validation), should_stop, keep_moments)
@@ -141,6 +145,19 @@ def reading_workers(model: Model) -> int:
     """Processes per rank that read images for an evaluation."""
     workers = model.recipe.evaluation.workers
     return model.recipe.data.workers if workers is None else workers
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError, before hours of sampling, if `write_evaluation` could not write into a run or an export."""
+    evaluations = RunFolder(folder).evaluation(0).parent
+    try:
+        with tempfile.TemporaryFile(dir=evaluations if evaluations.exists() else folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{evaluations}: cannot be written ({error.strerror}), where the result of an evaluation is kept; name another "
+            "place with --out FILE.json"
+        ) from None
 
 
 def write_evaluation(folder: Path, step: int, evaluated: EvaluationResult) -> Path:

@@ -30,15 +30,23 @@ RECONSTRUCTED = "image"
 
 @dataclass(frozen=True)
 class RunData:
-    """The data of a run."""
+    """The data of a run; None: there are none, or nothing looks at them (`needed_splits`)."""
 
-    train: Data
+    train: Data | None
     validation: Data | None
 
     @cached_property
-    def images(self) -> tuple[Index, Index | None]:
+    def images(self) -> tuple[Index | None, Index | None]:
         """(train, validation): of codes, the images that these were made from."""
-        return images_behind(self.train), images_behind(self.validation) if self.validation is not None else None
+        train, validation = (None if data is None else images_behind(data) for data in (self.train, self.validation))
+        return train, validation
+
+    @property
+    def for_classifiers(self) -> tuple[Index, Index | None]:
+        """The images that classifiers are trained on, and those that were held out."""
+        train, validation = self.images
+        assert train is not None, "needed_splits says what is looked at"
+        return train, validation
 
     def split(self, options: EvaluationOptions) -> Index:
         """The one that evaluation.split names."""
@@ -56,7 +64,7 @@ def check_held_out(
     for name in _of_pairs(chosen):
         find_held_out_metric(name)(_split(family, name, data.split(options), options, device))
     if "rfd" in chosen and options.features == "classifier":
-        check_classes(data.images[0], "features")
+        check_classes(data.for_classifiers[0], "features")
     elif "rfd" in chosen:
         size, (train, validation) = family.spec.size, data.images
         reading = Reading(options.batch_size, 0)

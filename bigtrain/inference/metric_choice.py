@@ -14,6 +14,7 @@ from bigtrain.evaluation.metrics.registry import (
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.abilities import Ability, Likelihood, Reconstructs, Samples
 from bigtrain.families.family import Family
+from bigtrain.features.opening import CLASSIFIER
 from bigtrain.inference.model import require_label
 
 _ABILITIES: Mapping[MeasuredOn, type[Ability]] = {
@@ -53,6 +54,27 @@ def of_samples(metrics: tuple[MetricName, ...]) -> list[MetricName]:
     return [name for name in metrics if find_metric(name).measured_on == "samples"]
 
 
+def needed_splits(family: Family, options: EvaluationOptions, keep_moments: bool) -> frozenset[str]:
+    """Which of the model's own data, `train` and `validation`, an evaluation looks at. `keep_moments`: whether moments of the
+    samples' features are asked for, whatever the metrics."""
+    chosen = chosen_metrics(family, options)
+    own: set[str] = {options.split} if samples_given_pictures(family) is not None else set()
+    uses_features = keep_moments or "rfd" in chosen
+    for name in chosen:
+        found = find_metric(name)
+        if not issubclass(found, SampleMetric):
+            own.add(options.split)
+            continue
+        uses_features |= "features" in found.needs
+        if "evaluator" in found.needs:
+            own |= {"train", "validation"}
+        if found.needs_reference:
+            own.add(options.reference)
+    if uses_features and options.features == CLASSIFIER:
+        own |= {"train", "validation"}
+    return frozenset(own & {"train", "validation"})
+
+
 def depends_on_sampling(family: Family, metric: MetricName) -> bool:
     """Whether its numbers depend on how samples are drawn."""
     found = find_metric(metric)
@@ -80,7 +102,7 @@ def check_metrics(family: Family, options: EvaluationOptions, validation: Data |
                 "none; give one, or leave it out"
             )
         given_pictures = isinstance(able, Samples) and bool(able.conditions_beside_label)
-        keys = ["reference"] if is_of_samples else []
+        keys = ["reference"] if is_of_samples and find_sample_metric(name).needs_reference else []
         keys += ["split"] if not is_of_samples or given_pictures else []
         for key in keys:
             if getattr(options, key) == "validation" and validation is None:

@@ -300,8 +300,8 @@ def warn_of_initial_weights(family: Family, ema: EmaOptions, weights: str, step:
     share = ema.initial_share(weights, max(step, 0)) if known else 0.0
     if share > MUCH_INITIAL and world.is_main():
         log.warning(
-            "the averaged weights (%s) of step %d are to %.0f %% those that training began with, which draw noise: use those "
-            "of training itself (--weights raw), train for longer, or in a new run set ema.warmup=true or a lower ema.%s",
+            "the averaged weights (%s) of step %d are to %.0f %% those that training began with, and show their noise: use "
+            "those of training itself (--weights raw), train for longer, or in a new run set ema.warmup=true or a lower ema.%s",
             weights,
             step,
             100 * share,

@@ -1,7 +1,7 @@
 """The splits of a run, the same on all ranks, and the images behind an index of codes."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Collection, Sequence
+from typing import Literal, TypeVar
 
 from bigtrain.cluster import world
 from bigtrain.data.index import Index
@@ -21,11 +21,11 @@ def find_splits(data: DataOptions) -> tuple[Data, Data | None]:
 
     Raises UserError if one is missing or differs between ranks, or if they do not have the same classes.
     """
-    train = same_on_all(world.main_first(lambda: find_split(data, "train")), "data.train")
+    train = _found(data, "train")
     where = data.validation
     if where is None:
         return train, None
-    validation = same_on_all(world.main_first(lambda: find_split(data, "validation")), "data.validation")
+    validation = _found(data, "validation")
     if validation.classes != train.classes:
         raise UserError(
             f"data.validation: {shown(where)} has other classes than data.train; give splits of the same data"
@@ -35,6 +35,17 @@ def find_splits(data: DataOptions) -> tuple[Data, Data | None]:
             f"data.validation: {shown(where)} and data.train are not codes of one tokenizer; encode both with the same run"
         )
     return train, validation
+
+
+def find_needed(data: DataOptions, needed: Collection[str]) -> tuple[Data | None, Data | None]:
+    """`find_splits`, without a look at data that are not among `needed`: an evaluation may do without. Raises UserError."""
+    if "train" in needed:
+        return find_splits(data) if "validation" in needed else (_found(data, "train"), None)
+    return None, _found(data, "validation") if "validation" in needed and data.validation is not None else None
+
+
+def _found(data: DataOptions, split: Literal["train", "validation"]) -> Data:
+    return same_on_all(world.main_first(lambda: find_split(data, split)), f"data.{split}")
 
 
 def check_fields(index: Data, own: DataSpec, names: Sequence[str], key: str) -> None:

@@ -10,6 +10,7 @@ from bigtrain.evaluation.statistics.accumulator import Accumulator, Seen, Share
 
 class ClassAccuracy(SampleMetric, name="class_accuracy"):
     needs = frozenset({"evaluator", "labels", "images"})
+    needs_reference = False
     higher_is_better = ("class_accuracy",)
     shares = ("class_accuracy",)
 

@@ -12,6 +12,7 @@ from bigtrain.features.classifier import Classifier, measure_accuracy, train_on_
 
 class ClassificationAccuracyScore(SampleMetric, name="classification_accuracy_score"):
     needs = frozenset({"evaluator", "labels", "images"})
+    needs_reference = False
     higher_is_better = ("classification_accuracy_score",)
 
     def __init__(self, comparison: Comparison) -> None:

@@ -26,6 +26,7 @@ class InceptionScore(SampleMetric, name="inception_score"):
     """Needs no reference; of any network that predicts classes. With its deviation over splits of the samples."""
 
     higher_is_better = ("inception_score",)
+    needs_reference = False
 
     def __init__(self, comparison: Comparison) -> None:
         super().__init__(comparison)

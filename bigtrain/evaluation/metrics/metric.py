@@ -71,6 +71,8 @@ class SampleMetric(Metric):
     """Images of each side."""
     estimates_covariance: ClassVar[bool] = False
     """Whether it needs about as many images as features."""
+    needs_reference: ClassVar[bool] = True
+    """Whether it compares samples with what evaluation.reference names."""
     of_real_images_only: ClassVar[bool] = False
     """Whether it does not depend on how samples are drawn."""
     picture: Image.Image | None = None
