@@ -37,6 +37,7 @@ from bigtrain.plan import Cluster, plan
 from bigtrain.recipe import Recipe, load_recipe, schema, values_from_before, with_values
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RunFolder
+from bigtrain.training.engine.kernels import faster_precision
 from bigtrain.training.options import check_batch
 from bigtrain.training.trainer import Trainer
 
@@ -117,6 +118,8 @@ def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | No
         best=best,
     )
     say(f"run folder: {folder.path}")
+    if hint := faster_precision(recipe.train.precision, device):
+        say(hint)
     ended_by = trainer.run()
     watchdog.wait_for_all()
     if ended_by is not None:

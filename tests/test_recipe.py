@@ -55,7 +55,7 @@ def test_every_recipe_of_digits_names_metrics_that_its_family_can_be_measured_by
             "evaluation.metrics=[fdd]",
             "command line: evaluation.metrics.0: Input should be 'fd', 'recall', 'class_accuracy'",
         ),
-        ("train.precision=fp16", "train.precision: Input should be 'fp32' or 'bf16' (given: 'fp16')"),
+        ("train.precision=fp16", "train.precision: Input should be 'fp32', 'tf32' or 'bf16' (given: 'fp16')"),
         ("family.kind=gna", "family.kind: 'gna' is not a family; there are diffusion, "),
         ("train.keep=1", "train.keep: Input should be greater than or equal to 2"),
         ("engine.strategy=zero9", "engine.strategy"),

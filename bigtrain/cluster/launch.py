@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 def join_world(precision: str = "no") -> torch.device:
     """Starts torch.distributed if a launcher made several processes; returns this rank's device.
 
-    `precision` is the recipe's (fp32 or bf16), or "no" for a command that does not train. Raises UserError if the
+    `precision` is the recipe's (fp32, tf32 or bf16), or "no" for a command that does not train. Raises UserError if the
     launcher's flags contradict the recipe.
     """
     _refuse_contradictions(precision)
@@ -40,7 +40,7 @@ def join_world(precision: str = "no") -> torch.device:
             "needs one process: launch with --num_processes equal to the number of GPUs (times the number of nodes)"
         )
     state = PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT_S)).to_kwargs())
-    torch.set_float32_matmul_precision("highest")  # no TF32, in any command
+    torch.set_float32_matmul_precision("highest")  # TF32 in the steps of a run that asks for it alone
     torch.backends.cudnn.allow_tf32 = False
     if cpu:
         _share_cores()
@@ -77,7 +77,7 @@ def _refuse_contradictions(precision: str) -> None:
     if flag not in ("no", precision):
         raise UserError(
             f"the launcher's --mixed_precision {flag} contradicts the recipe, where train.precision sets it "
-            "(fp32 or bf16); launch with --mixed_precision no"
+            "(fp32, tf32 or bf16); launch with --mixed_precision no"
         )
     for variable, flag in (("ACCELERATE_USE_DEEPSPEED", "--use_deepspeed"), ("ACCELERATE_USE_FSDP", "--use_fsdp")):
         if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):

@@ -24,8 +24,9 @@ class TrainOptions(Options):
     """Images per update, over all ranks and microbatches."""
     accumulate: int = Field(default=1, gt=0)
     """Microbatches per update. Batch statistics are computed per microbatch, so this is part of the experiment."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast; weights, averages, losses and statistics stay float32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """tf32: the factors of products are rounded to 10 bits of mantissa, on the tensor cores of NVIDIA's GPUs since Ampere; the
+    same as fp32 on any other device. bf16: autocast. Weights, averages, losses and statistics stay float32 in both."""
     deterministic: bool = False
     """On GPUs: only kernels that give the same bits in every run (slower). CPU runs always do."""
     log_every: int = Field(default=100, gt=0)

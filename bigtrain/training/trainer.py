@@ -30,7 +30,7 @@ from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.checkpoint_writer import CheckpointWriter
 from bigtrain.training.cost.step import flops_of_all_ranks
 from bigtrain.training.engine.component import ComponentTrainer, TrainedComponent, backward, to_device
-from bigtrain.training.engine.kernels import autocast, configure_kernels
+from bigtrain.training.engine.kernels import autocast, configure_kernels, tf32
 from bigtrain.training.engine.options import EngineOptions, check_strategy
 from bigtrain.training.engine.start import start_component
 from bigtrain.training.interruption import Interruption
@@ -153,6 +153,12 @@ class Trainer:
 
     def _take_step(self) -> None:
         """Runs every repeat of every phase that is due, then updates the averages."""
+        with tf32(self.train.precision, self.device):
+            self._update_all()
+        self.step += 1
+        self.watchdog.enter(self.step, None)
+
+    def _update_all(self) -> None:
         finite = {name: torch.ones((), dtype=torch.bool, device=self.device) for name in self.components}
         for phase in self.family.phases:
             for repeat in range(phase.updates_at(self.step)):
@@ -161,8 +167,6 @@ class Trainer:
                     finite[name] = finite[name] & update_finite
         for name, component in self.components.items():
             component.update_averages(self.step, finite[name])
-        self.step += 1
-        self.watchdog.enter(self.step, None)
 
     def _update(self, phase: Phase, repeat: int) -> Tensor:
         """One update of the phase's components; returns whether it was finite and so was applied, as a bool on the device."""

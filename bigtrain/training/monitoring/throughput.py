@@ -24,8 +24,8 @@ PEAK_FLOPS = {
     "NVIDIA H200": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
 }
 """Peaks in FLOP/s, by the name that CUDA gives the device: dense bfloat16 and dense TF32 on tensor cores, and plain float32, as
-bigtrain turns TF32 off (cluster/launch.py). From NVIDIA's data sheets; those of the A100, the H100 PCIe and the RTX 4090, and
-all of TF32, are from memory. A partition (MIG) has another name, and so is not in the table."""
+bigtrain turns TF32 off unless a recipe asks for it (training/engine/kernels.py). From NVIDIA's data sheets; those of the A100,
+the H100 PCIe and the RTX 4090, and all of TF32, are from memory. A partition (MIG) has another name, and so is not here."""
 GIB = 2**30
 
 
