@@ -37,10 +37,11 @@ MAIN_RANK_FIRST_S = 10.0
 
 
 class Signalled(KeyboardInterrupt):
-    """SIGTERM or SIGUSR1 has arrived; the command ends as on Ctrl-C, and leaves nothing half-written."""
+    """SIGTERM or SIGUSR1 has arrived; the command ends as on Ctrl-C, and leaves nothing half-written. `said`: whether the
+    command has said so."""
 
-    def __init__(self, number: int) -> None:
-        self.number, self.name = number, signal.Signals(number).name
+    def __init__(self, number: int, said: bool = False) -> None:
+        self.number, self.name, self.said = number, signal.Signals(number).name, said
         super().__init__(self.name)
 
 
@@ -55,7 +56,7 @@ def _raise_signalled(number: int, frame: FrameType | None) -> None:
 
 def run_cli(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)`. Exit codes: 0; 2 with one message for a UserError; 1 with a traceback for any other error; 128 + n if
-    signal n (Ctrl-C, SIGTERM, SIGUSR1) ended a command that has nothing to save.
+    signal n (Ctrl-C, SIGTERM, SIGUSR1) ended the command, after it has saved what there was to save.
 
     Exits by `os._exit`, so that a rank that fails never waits for one that still works: the launcher sees the exit and ends
     the job.
@@ -81,7 +82,7 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
         code = 1
     except Signalled as signalled:
         code = 128 + signalled.number
-        if is_first():
+        if is_first() and not signalled.said:
             print(f"ended by {signalled.name}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130

@@ -22,7 +22,7 @@ import torch
 from bigtrain.cli import Signalled, is_first, open_run, run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
-from bigtrain.cluster.slurm import ask_for_requeue
+from bigtrain.cluster.slurm import ask_for_requeue, may_be_requeued
 from bigtrain.cluster.watchdog import START_S, Watchdog, watching
 from bigtrain.data.splits import describe
 from bigtrain.doubts import doubts
@@ -76,6 +76,8 @@ def main(argv: Sequence[str]) -> None:
         # No rank exits before the request is written: a launcher that got the signal exits with 1, and Slurm then ends the
         # others.
         world.on_main(partial(ask_for_requeue, ended_by))
+        if not may_be_requeued():
+            raise Signalled(signal.Signals[ended_by], said=True)
 
 
 def _may_come_of_a_failure(signalled: Signalled) -> bool:

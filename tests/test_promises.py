@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bigtrain.cluster.slurm import MARKER
 from bigtrain.data.digits import digits_index
 from bigtrain.errors import UserError
 from bigtrain.runs.folder import RunFolder
@@ -16,10 +17,23 @@ from tests.runs_of import FAMILIES, final_tensors, train, train_and_signal, writ
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_leaves_a_checkpoint_and_exit_code_0(number: int, tmp_path: Path) -> None:
+def test_a_signal_leaves_a_checkpoint_and_its_exit_code(number: int, tmp_path: Path) -> None:
+    """So that `train && evaluate` does not go on."""
     recipe = write_recipe(tmp_path, FAMILIES["toy"], steps=100000, save_every=100000)
-    assert train_and_signal(recipe, number) == 0
+    assert train_and_signal(recipe, number) == 128 + number
     assert final_tensors(tmp_path / "run")
+    stderr = (tmp_path / "stderr").read_text()
+    assert "with a checkpoint: the same command resumes" in stderr
+    assert "ended by" not in stderr
+    assert "interrupted" not in stderr
+
+
+def test_under_a_job_script_a_signal_leaves_exit_code_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script queues the job again by the marker; to srun the step has not failed."""
+    monkeypatch.setenv(MARKER, str(tmp_path / "marker"))
+    recipe = write_recipe(tmp_path, FAMILIES["toy"], steps=100000, save_every=100000)
+    assert train_and_signal(recipe, signal.SIGTERM) == 0
+    assert (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -405,10 +405,15 @@ def submit(script: Path) -> str:
     return done.stdout.strip().split(";")[0]
 
 
+def may_be_requeued() -> bool:
+    """Whether this process runs in a job script from `render`, for which a training that a signal ended has not failed."""
+    return MARKER in os.environ
+
+
 def ask_for_requeue(signal: str) -> None:
     """Writes the marker file: a signal, and not a failure, ended training. For the main rank, after the checkpoint.
 
     Does nothing outside of a job script from `render`.
     """
-    if MARKER in os.environ:
+    if may_be_requeued():
         atomic.write_json(Path(os.environ[MARKER]), {"signal": signal})
