@@ -6,7 +6,7 @@ import pytest
 
 from tests.attacks.ranks import attack_all, part
 
-PARTS = 20
+PARTS = 25
 
 
 @pytest.mark.slow
