@@ -7,7 +7,16 @@ from operator import or_
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    Tag,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 
@@ -189,3 +198,35 @@ def _alternatives(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, UnionType):
         return [one for part in get_args(annotation) for one in _alternatives(part)]
     return [annotation]
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------
+
+MOST, MOST_LAYERS = 10**9, 1000
+
+
+def _felt(weight: float) -> float:
+    if 0 < weight < 1e-12:
+        raise ValueError("is too small to change anything; 0 means none")
+    return weight
+
+
+Count = Annotated[int, Field(ge=1, le=MOST)]
+"""Of what comes one after another: steps, samples."""
+Whole = Annotated[int, Field(ge=0, le=MOST)]
+Batch = Annotated[int, Field(ge=1, le=2**20)]
+"""Of what is in memory together."""
+Width = Annotated[int, Field(ge=1, le=2**16)]
+"""Features of a layer."""
+Depth = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
+"""Layers of a network, or as often as something is done in a step."""
+Workers = Annotated[int, Field(ge=0, le=1024)]
+"""Processes."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Scale = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""What is divided by, or a bound: beyond these it would do nothing, or leave nothing."""
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
+Weight = Annotated[float, Field(ge=0, le=1e6), AfterValidator(_felt)]
+"""Of a term of a loss; 0: none."""
+Epsilon = Annotated[float, Field(ge=1e-30, le=1)]
+"""What keeps a division from zero; a larger one would hide what is divided."""

@@ -23,7 +23,7 @@ from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions, check_same_scripts, named_scripts, stored_scripts
 from bigtrain.families.family import family_kinds, find_family
 from bigtrain.formats import FORMAT, checked_format, completed, upgraded
-from bigtrain.options import Options, default_kind, inside, kind_of, member_for, members_of
+from bigtrain.options import Options, Seed, default_kind, inside, kind_of, member_for, members_of
 from bigtrain.recipe_errors import COMMAND_LINE, complaints
 from bigtrain.recipe_yaml import MOST_BYTES, dump, parse
 from bigtrain.training.averaging import EmaOptions
@@ -63,7 +63,7 @@ class RunOptions(Options):
     """The run's name, and its folder under runs/. Default: the recipe's file name."""
     dir: str | None = None
     """The run folder; null: runs/NAME."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """The seed that keys every random draw of the run."""
 
 

@@ -3,6 +3,7 @@ import json
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,11 +12,13 @@ from jsonschema import Draft202012Validator
 from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.family import family_kinds, find_family
+from bigtrain.families.family import build_network, family_kinds, find_family
+from bigtrain.families.phases import Losses, Phase
 from bigtrain.inference.metric_choice import check_metrics
 from bigtrain.inference.model import make_family
 from bigtrain.inference.splits import find_splits
 from bigtrain.recipe import Recipe, differences, load_recipe, schema
+from bigtrain.training.cost.step import parameters_of
 from launch import train
 from tests.runs_of import FAMILIES, ROOT, write_recipe
 
@@ -86,7 +89,7 @@ def test_every_recipe_of_digits_names_metrics_that_its_family_can_be_measured_by
         ("family.objective.clip=0.1", "family.objective.clip is not a key of kind: hinge"),
         (
             "family.objective={kind: wasserstein, clip: 0}",
-            "family.objective.clip: Input should be greater than 0 (given: 0)",
+            "family.objective.clip: Input should be greater than or equal to 0.000001 (given: 0)",
         ),
         ("family.penalties.r1.weight=-1", "family.penalties.r1.weight: Input should be greater than or equal to 0"),
         ("family.discriminator.kind=dcgan", "family.discriminator: dcgan takes no classes, but the other network does"),
@@ -97,6 +100,58 @@ def test_a_wrong_key_or_value_is_one_sentence_that_names_it(override: str, messa
         load_recipe(ROOT / "recipes" / "biggan_digits.yaml", [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.steps=1000000000000000000",
+        "run.seed=9223372036854775808",
+        "family.generator.channels=1000000000000000000",
+        "family.discriminator_steps=1000000000000000000",
+        "family.sampling.standing_batch_size=1000000000000000000",
+        "family.generator.batch_norm_eps=1.0e+300",
+        "family.generator_optimizer.eps=1.0e+300",
+        "family.generator_optimizer.clip_norm=1.0e-300",
+        "family.generator_optimizer.lr=1.0e-300",
+        "family.penalties.r1.weight=1.0e-300",
+        "ema.extra.wide.sigma_rel=1.0e-300",
+        "data.workers=1000000000000000000",
+        "data.remote.timeout_s=1.0e+300",
+        "evaluation.kd_subset_size=1000000000000000000",
+    ],
+)
+def test_a_number_that_would_overflow_loop_or_change_nothing_is_one_sentence(override: str) -> None:
+    with pytest.raises(UserError, match=rf"^command line: {override.partition('=')[0]}: [^\n]*$"):
+        load_recipe(ROOT / "recipes" / "biggan_digits.yaml", [override])
+
+
+def test_a_network_that_no_memory_holds_is_one_sentence() -> None:
+    """Before anything of it is built; what one rank cannot hold may be planned all the same."""
+    spec = DataSpec((16, 16), 3, ("0", "1"), (1, 1))
+    for width, takes in ((65536, r"[\d,]+ GiB"), (2**62, "more than can be counted")):
+        recipe = load_recipe(ROOT / "recipes" / "ddpm_digits.yaml")
+        unet = recipe.family.unet.model_copy(update={"channels": width, "norm_groups": 32})
+        options = recipe.family.model_copy(update={"unet": unet})
+        family = make_family(recipe.model_copy(update={"family": options}), spec)
+        with pytest.raises(
+            UserError, match=rf"^family: the weights of the unet would take {takes}, and this machine has"
+        ):
+            build_network(family, "unet", 0)
+    unet = recipe.family.unet.model_copy(update={"channels": 65536})
+    options = recipe.family.model_copy(update={"unet": unet})
+    assert parameters_of(make_family(recipe.model_copy(update={"family": options}), spec)) > 10**12
+
+
+def test_updates_of_a_long_run_are_counted_without_a_loop_over_its_steps() -> None:
+    def mean(steps: int, **options: Any) -> float:
+        return Phase("p", "p", lambda networks, batch: Losses(batch, {}), **options).mean_updates(steps)
+
+    for options in ({"first_step": 5, "every": 3}, {"last_step": 7, "repeats": 2}, {"first_step": 4, "last_step": 5}):
+        phase = Phase("p", "p", lambda networks, batch: Losses(batch, {}), **options)
+        assert mean(20, **options) == sum(map(phase.updates_at, range(20))) / 20
+        assert mean(10**18, **options) >= 0
+    assert mean(10**18, repeats=lambda step: 1 + step % 2) == 1.5
 
 
 def test_a_list_with_a_wrong_element_is_not_called_too_short_as_well() -> None:

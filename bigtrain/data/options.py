@@ -10,7 +10,7 @@ from bigtrain.data.fields.registry import NAME
 from bigtrain.data.fields.text import BYTES
 from bigtrain.data.remote import DEFAULTS, RemoteOptions
 from bigtrain.data.resize import Resize
-from bigtrain.options import Options
+from bigtrain.options import Count, Depth, Options, Workers
 from bigtrain.sizes import size_of
 
 LARGEST_SIDE = 65535
@@ -69,7 +69,7 @@ class TextOptions(Options):
 
     tokenizer: str = BYTES
     """`bytes`, the bytes of UTF-8; or the path of a tokenizer's JSON, as the library `tokenizers` writes it."""
-    length: int = Field(default=256, ge=1)
+    length: int = Field(default=256, ge=1, le=2**20)
     """Tokens of a sample: longer texts are cut, shorter ones padded."""
 
 
@@ -97,7 +97,7 @@ class DataOptions(Options):
     crop_from: Size | None = None
     """Size that images have before image_size is cropped from them: at a random position in training, at the centre elsewhere
     (286 for 256: Isola et al. 2017). If it is not that of the shards, resize says how they get it. null: nothing is cropped."""
-    frames: int | None = Field(default=None, ge=1)
+    frames: Depth | None = None
     """Frames of a clip: a window at a random position in training, the first frames elsewhere; null: as many as the shortest
     clip has."""
     rename: Mapping[Name, str] = Field(default_factory=dict)
@@ -112,12 +112,12 @@ class DataOptions(Options):
     balance: bool = False
     """Show each class equally often in training: as often as the largest, so images of smaller classes are repeated within an
     epoch. Labels of generated samples are then drawn uniformly too."""
-    workers: int = Field(default=2, ge=0)
+    workers: Workers = 2
     """Processes per rank that read and decode; 0 does it in the training process."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2; for codes, which must have been made with --flip, take the
     codes of the mirrored image."""
-    shuffle_shards: int = Field(default=16, ge=1)
+    shuffle_shards: Count = 16
     """Number of shards whose samples are shuffled together: more mix better, fewer read more locally."""
     undecodable: Literal["error", "replace"] = "error"
     """What to do about an image that cannot be decoded: an error, or replace it by the next image of the epoch and log it."""

@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from pydantic import Field
 
 from bigtrain.errors import UserError
-from bigtrain.options import Options
+from bigtrain.options import Options, Whole
 
 SCHEMES = ("http", "https", "hf", "s3")
 _PIPE = "pipe:"
@@ -57,13 +57,13 @@ class RemoteOptions(Options):
     cache: str | None = None
     """Folder of the fetched shards, best on a disk of the node; $VARIABLES are replaced. null: `shards` in $BIGTRAIN_CACHE,
     else in the user's cache folder. Several ranks and jobs may share it."""
-    cache_gib: float = Field(default=64.0, gt=0)
+    cache_gib: float = Field(default=64.0, gt=0, le=2**30)
     """What the folder may hold, in GiB; the shards that were not used for longest are removed first."""
-    prefetch_shards: int = Field(default=16, ge=0)
+    prefetch_shards: Whole = 16
     """Shards fetched ahead of their first use, in the order of that use; as many as data.shuffle_shards hide all waiting."""
-    retries: int = Field(default=6, ge=0)
+    retries: int = Field(default=6, ge=0, le=100)
     """Further attempts at a download that broke off, 1, 2, 4 ... seconds apart."""
-    timeout_s: float = Field(default=30.0, gt=0)
+    timeout_s: float = Field(default=30.0, ge=0.001, le=86400)
     """Seconds of silence after which an attempt counts as broken off."""
     logins: tuple[str, ...] = ()
     """Places beside the index's own to which a login may be sent ($HF_TOKEN, ~/.netrc, AWS keys), because an index may name

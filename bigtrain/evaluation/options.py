@@ -16,7 +16,7 @@ from bigtrain.features.scripts import (
     named_on_command_line,
     without_digest,
 )
-from bigtrain.options import Options
+from bigtrain.options import MOST, Batch, Count, Options, Seed, Width, Workers
 
 
 class EvaluationOptions(Options):
@@ -53,7 +53,7 @@ class EvaluationOptions(Options):
     bound of it. reconstruction: error of the images of `split` after encoding and decoding. rfd: fd of those reconstructions
     and `split` itself. psnr, ssim (Wang et al. 2004): of each output and its target in `split`, the mean over images; outputs
     are the samples of a family that draws a picture given a picture, else reconstructions."""
-    samples: int = Field(default=10_000, ge=2)
+    samples: int = Field(default=10_000, ge=2, le=MOST)
     """Images to generate."""
     features: str = "classifier"
     """`classifier`: a small network trained on the spot on the data's labels. `clean`, `legacy_tensorflow`,
@@ -71,52 +71,52 @@ class EvaluationOptions(Options):
     guided-diffusion's, or made by --save-moments)."""
     split: Literal["train", "validation"] = "validation"
     """Split that bits_per_dim, reconstruction, rfd, psnr and ssim are measured on."""
-    split_samples: int | None = Field(default=None, gt=0)
+    split_samples: Count | None = None
     """Number of samples of the split to measure them on, a fixed random subset; null: all."""
-    likelihood_evaluations: int | None = Field(default=None, ge=2)
+    likelihood_evaluations: int | None = Field(default=None, ge=2, le=MOST)
     """Evaluations of the network for each sample's bits_per_dim, where that is a bound of many terms: fewer evaluations than
     terms estimate it without bias (the mean over samples is right, each sample's value is noisy); null: all terms."""
-    likelihood_samples: int = Field(default=1, ge=1)
+    likelihood_samples: int = Field(default=1, ge=1, le=2**20)
     """Importance samples for each sample's bits_per_dim, where a model of latent variables takes several: the bound is tighter
     with more (Burda et al. 2016)."""
     pairs_channel: Literal["rgb", "y"] = "rgb"
     """What psnr and ssim compare: all channels alike; or y, the luma of ITU-R BT.601 in 16 .. 235, as Matlab makes it and
     papers on super-resolution report (some 2 dB higher)."""
-    pairs_border: int = Field(default=0, ge=0)
+    pairs_border: int = Field(default=0, ge=0, le=2**15)
     """Pixels on each side that psnr and ssim leave out."""
     allow_mixed_sizes: bool = False
     """Let the feature network resize images of different sizes, within a set or between samples and reference; false: that
     is an error, since a distance across resolutions is rarely meant."""
-    max_features: int = Field(default=10_000, ge=2)
+    max_features: int = Field(default=10_000, ge=2, le=2**24)
     """The most feature vectors kept of each side, a random subset, for metrics that compare single vectors (kd, precision,
     recall, density, coverage, two_sample_test); and the most samples that classification_accuracy_score trains on."""
-    batch_size: int = Field(default=100, gt=0)
+    batch_size: Batch = 100
     """Images per batch on each rank; does not change the result."""
-    workers: int | None = Field(default=None, ge=0)
+    workers: Workers | None = None
     """Processes per rank that read images; null: data.workers, and 2 where there is no recipe."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Keys the samples' noise and labels; independent of run.seed."""
-    candidates: int = Field(default=1, ge=1)
+    candidates: int = Field(default=1, ge=1, le=2**16)
     """Rejection sampling: candidates drawn for each sample, of which the one is kept to whose class `classifier` gives the
     highest probability; 1: no selection."""
     classifier: str = "classifier"
     """What selects among candidates: `classifier`, a network trained on the spot and used for nothing else; or, on the command
     line only, the path of a TorchScript network, a program that runs with your rights, from uint8 [n, 3, H, W], which sees grey
     as three equal channels, to logits [n, classes]."""
-    recall_neighbours: int = Field(default=3, ge=1)
+    recall_neighbours: Width = 3
     """The k of the k-nearest-neighbour balls of precision and recall."""
-    coverage_neighbours: int = Field(default=5, ge=1)
+    coverage_neighbours: Width = 5
     """The k of the balls of density and coverage."""
-    kd_subsets: int = Field(default=100, ge=1)
+    kd_subsets: int = Field(default=100, ge=1, le=2**16)
     """Random subsets that kd is the mean over."""
-    kd_subset_size: int | None = Field(default=None, ge=2)
+    kd_subset_size: int | None = Field(default=None, ge=2, le=2**16)
     """The most vectors of each side in one subset; null: 1,000, and at most half of the smaller side, since subsets that are
     nearly all of it would agree and their deviation say nothing."""
-    score_splits: int = Field(default=10, ge=1)
+    score_splits: Width = 10
     """Parts of the samples over which inception_score is averaged."""
-    pictured_samples: int = Field(default=10, ge=1)
+    pictured_samples: Width = 10
     """Samples whose nearest_neighbours are found."""
-    pictured_neighbours: int = Field(default=7, ge=1)
+    pictured_neighbours: Width = 7
     """Neighbours found for each."""
 
     @classmethod

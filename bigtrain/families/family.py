@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import psutil
 import torch
 from torch import nn
 
@@ -161,7 +162,31 @@ def find_family(kind: str) -> type[Family]:
 
 
 def build_network(family: Family, component: str, seed: int) -> nn.Module:
-    """A component's network with initial weights keyed by (seed, component): the same on every rank and in any order."""
+    """A component's network with initial weights keyed by (seed, component): the same on every rank and in any order. Raises
+    UserError for one whose weights this machine cannot hold."""
+    _check_size(family, component)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, f"{component}/initialisation"))
         return family.components[component].build()
+
+
+def _check_size(family: Family, component: str) -> None:
+    """Builds the network without its weights, which takes a few hundredths of a second, and raises UserError if they would not
+    fit into memory."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            network = family.components[component].build()
+    except (RuntimeError, TypeError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        takes = "more than can be counted"
+    else:
+        tensors = [*network.parameters(), *network.buffers()]
+        bytes_ = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if bytes_ <= psutil.virtual_memory().total:
+            return
+        takes = f"{bytes_ / 2**30:,.0f} GiB"
+    raise UserError(
+        f"family: the weights of the {component} would take {takes}, and this machine has "
+        f"{psutil.virtual_memory().total / 2**30:,.0f} GiB of memory; make its layers narrower or fewer"
+    )

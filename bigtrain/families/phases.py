@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigtrain.data.read.batch import OfFields
-from bigtrain.options import Options
+from bigtrain.options import Count, Epsilon, Options, Scale, Weight, Whole
 from bigtrain.randomness import Draws, Indices
 
 Networks = Mapping[str, nn.Module]
@@ -36,7 +36,7 @@ class OptimizerOptions(Options):
     """Learning rate after warm-up."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Adam's decay rates of the first and second moments; adamax's of the first moment and of the largest gradient."""
-    eps: float = Field(default=1e-8, ge=1e-30, le=1)
+    eps: Epsilon = 1e-8
     """Epsilon of adam, adamw and rmsprop, outside the square root; adamax adds it to the gradient's magnitude."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Momentum of sgd and rmsprop."""
@@ -44,23 +44,23 @@ class OptimizerOptions(Options):
     """rmsprop's decay rate of the mean squared gradient."""
     centered: bool = False
     """Whether rmsprop divides by the gradient's standard deviation instead of its root mean square (Graves 2013, eq. 38-45)."""
-    weight_decay: float = Field(default=0.0, ge=0, le=1e4)
+    weight_decay: Weight = 0.0
     """Decoupled for adamw, an L2 penalty for the others."""
-    clip_norm: float | None = Field(default=None, ge=1e-6)
+    clip_norm: Scale | None = None
     """Largest global norm of the gradient; null: not clipped."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: Whole = 0
     """Steps of linear warm-up from zero."""
     decay: Literal["none", "linear", "cosine", "exponential", "steps"] = "none"
     """Shape of the decay after warm-up: to lr_end, by the same factor at every step, or by a factor at each of decay_at."""
-    decay_start: int | None = Field(default=None, ge=0)
+    decay_start: Whole | None = None
     """Step at which a linear, cosine or exponential decay begins; null: at the end of warm-up."""
-    decay_steps: int | None = Field(default=None, gt=0)
+    decay_steps: Count | None = None
     """Step at which a linear or cosine decay ends (not train.steps, which a resumed run may change)."""
-    lr_end: float = Field(default=0.0, ge=0)
+    lr_end: Weight = 0.0
     """The rate at which a linear or cosine decay ends."""
-    decay_factor: float | None = Field(default=None, gt=0, lt=1)
+    decay_factor: float | None = Field(default=None, ge=1e-6, lt=1)
     """The factor by which an exponential decay multiplies the rate at every step, and a decay in steps at each of decay_at."""
-    decay_at: list[Annotated[int, Field(gt=0)]] = Field(default_factory=list)
+    decay_at: list[Count] = Field(default_factory=list)
     """The steps at which a decay in steps multiplies the rate by decay_factor, in ascending order."""
 
     @classmethod
@@ -210,7 +210,12 @@ class Phase:
         return self.repeats(step) if callable(self.repeats) else self.repeats
 
     def mean_updates(self, steps: int) -> float:
-        """Updates per step, averaged over a run of `steps`."""
-        if callable(self.repeats) or self.first_step or self.last_step is not None:
+        """Updates per step, averaged over a run of `steps`; where they are a function of the step, over its first million."""
+        if callable(self.repeats):
+            steps = min(steps, 10**6)
             return sum(map(self.updates_at, range(steps))) / steps
+        if self.first_step or self.last_step is not None:
+            end = steps if self.last_step is None else min(steps, self.last_step)
+            first = -(-self.first_step // self.every) * self.every
+            return self.repeats * len(range(first, end, self.every)) / steps
         return self.repeats / self.every

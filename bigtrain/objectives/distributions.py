@@ -28,7 +28,7 @@ from bigtrain.networks.layers.discretised import (
     normal_log_probability,
 )
 from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
-from bigtrain.options import Options, one_of
+from bigtrain.options import Depth, Options, one_of
 
 Of = Callable[..., Tensor]
 
@@ -88,7 +88,7 @@ class DiscretisedLogistic(PixelLikelihood):
     image, ten for each of one in colour, whose channels depend on each other."""
 
     kind: Literal["discretised_logistic"] = "discretised_logistic"
-    mixtures: int = Field(default=10, gt=0)
+    mixtures: Depth = 10
     """Components."""
 
     def maps(self, channels: int) -> int:
@@ -129,7 +129,7 @@ class Gaussian(PixelLikelihood):
     """A normal distribution, rounded to 8 bits: a map of means for each channel and, where it is learned, one of log sigma."""
 
     kind: Literal["gaussian"] = "gaussian"
-    sigma: float | None = Field(default=None, gt=0)
+    sigma: float | None = Field(default=None, ge=1e-4, le=1e4)
     """Standard deviation of pixels in [-1, 1], everywhere the same (a squared error is divided by 2 sigma^2); null: learned,
     for every pixel."""
 

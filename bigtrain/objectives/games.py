@@ -9,10 +9,9 @@ from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from bigtrain.options import Options
+from bigtrain.options import Options, Scale
 
 
 class Game(Options):
@@ -88,7 +87,7 @@ class Wasserstein(Game):
     """
 
     kind: Literal["wasserstein"] = "wasserstein"
-    clip: float | None = Field(default=None, gt=0)
+    clip: Scale | None = None
     """Every parameter of the discriminator is clamped to [-clip, clip] after its update (0.01 in the paper); null: not."""
 
     @property

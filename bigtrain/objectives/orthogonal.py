@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from bigtrain.networks.layers.normalisation import SpectralNorm, statistics_dtype, without_autocast
-from bigtrain.options import Options
+from bigtrain.options import Options, Weight
 
 
 class Orthogonal(Options):
@@ -16,7 +15,7 @@ class Orthogonal(Options):
     Its gradient is 2 weight ((W W^T) o (1 - I)) W, which is what BigGAN-PyTorch adds.
     """
 
-    weight: float = Field(default=1e-4, ge=0)
+    weight: Weight = 1e-4
     """Its strength; 1e-4 in the paper."""
 
     def penalty(self, network: nn.Module) -> Tensor:

@@ -10,13 +10,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from bigtrain.networks.layers.double_backward import call_differentiable_twice
 from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
 from bigtrain.objectives.orthogonal import Orthogonal
-from bigtrain.options import Options
+from bigtrain.options import Depth, Options, Scale, Weight
 
 Inputs = tuple[Tensor, ...]
 """What a discriminator is called with: images [n, C, H, W], then their conditions (labels [n]), if it has any."""
@@ -25,9 +24,9 @@ Inputs = tuple[Tensor, ...]
 class Penalty(Options):
     """A penalty on gradients, at every step or, with `every`, lazily (Karras et al. 2020, StyleGAN2, section 3.1)."""
 
-    weight: float = Field(default=10.0, ge=0)
+    weight: Weight = 10.0
     """Its strength, gamma or lambda in the papers; 0: none."""
-    every: int = Field(default=1, gt=0)
+    every: Depth = 1
     """Computed at the steps that this divides, times this, so that its mean over steps stays the same."""
 
     def at(self, step: int) -> float:
@@ -62,7 +61,7 @@ class GradientPenalty(Penalty):
     One epsilon a sample, uniform in [0, 1); x has the conditions of the real image. Both sides of the target are penalised.
     """
 
-    target: float = Field(default=1.0, gt=0)
+    target: Scale = 1.0
     """The norm that gradients are drawn to. (Progressive growing has 750, and a weight of 10 / 750^2.)"""
 
     def value(self, discriminator: nn.Module, real: Inputs, fake: Inputs, draw: Callable[[str], Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigtrain.networks.layers.statistics import copied_buffer_names
-from bigtrain.options import Options
+from bigtrain.options import Options, Whole
 
 
 class ExtraAverage(Options):
@@ -20,7 +20,7 @@ class ExtraAverage(Options):
 
     decay: float | None = Field(default=None, ge=0, lt=1)
     """For an exponential average: its decay per step."""
-    sigma_rel: float | None = Field(default=None, gt=0, lt=0.28)
+    sigma_rel: float | None = Field(default=None, ge=0.001, lt=0.28)
     """For a power-function average (Karras et al. 2024, arXiv:2312.02696, section 3.1): the standard deviation of its
     profile over past steps, relative to the training so far. (From snapshots of two of them others can be reconstructed
     after training, section 3.2 there; bigtrain keeps the averages but does not reconstruct others.)"""
@@ -51,7 +51,7 @@ class EmaOptions(Options):
     """At step t a decay is at most (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage with num_updates: an average
     reaches back over a share of the training so far, and a short run's is not that of its initial weights. Also of `extra`
     averages that have a decay. false: constant, as in most papers."""
-    start_step: int = Field(default=0, ge=0)
+    start_step: Whole = 0
     """Before this step the average is a copy of the weights."""
     extra: dict[str, ExtraAverage] = Field(default_factory=dict)
     """More averages of the same weights, by name; commands take the name as --weights."""

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from bigtrain.errors import UserError
-from bigtrain.options import Options
+from bigtrain.options import MOST, Batch, Count, Options, Whole
 from bigtrain.training.monitoring.profiling import ProfileOptions
 
 
@@ -18,37 +18,37 @@ class TrainOptions(Options):
         "keep_best": {"fid": "fd", "kid": "kd", "intra_fid": "intra_fd", "rfid": "rfd"}
     }
 
-    steps: int = Field(gt=0)
+    steps: Count
     """Total number of steps; one step runs every phase that is due, with all of its repeats."""
-    batch_size: int = Field(gt=0)
+    batch_size: Batch
     """Images per update, over all ranks and microbatches."""
-    accumulate: int = Field(default=1, gt=0)
+    accumulate: int = Field(default=1, gt=0, le=2**16)
     """Microbatches per update. Batch statistics are computed per microbatch, so this is part of the experiment."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """tf32: the factors of products are rounded to 10 bits of mantissa, on the tensor cores of NVIDIA's GPUs since Ampere; the
     same as fp32 on any other device. bf16: autocast. Weights, averages, losses and statistics stay float32 in both."""
     deterministic: bool = False
     """On GPUs: only kernels that give the same bits in every run (slower). CPU runs always do."""
-    log_every: int = Field(default=100, gt=0)
+    log_every: Count = 100
     """Steps between rows of metrics.jsonl."""
-    sample_every: int | None = Field(default=None, gt=0)
+    sample_every: Count | None = None
     """Steps between pictures; null: none."""
-    save_every: int = Field(default=1000, gt=0)
+    save_every: Count = 1000
     """Steps between checkpoints; there is always one at the end."""
-    keep: int = Field(default=2, ge=2)
+    keep: int = Field(default=2, ge=2, le=MOST)
     """How many of the newest checkpoints are kept; at least two, in case the newest is damaged."""
-    evaluate_every: int | None = Field(default=None, gt=0)
+    evaluate_every: Count | None = None
     """Steps between evaluations of the averaged weights; null: none."""
-    evaluate_samples: int | None = Field(default=None, ge=2)
+    evaluate_samples: int | None = Field(default=None, ge=2, le=MOST)
     """Samples of those evaluations; null: evaluation.samples. Fewer are cheaper, but compare only with equally few."""
     keep_best: str | None = None
     """Metric of those evaluations (fd, class_accuracy, bits_per_dim, ...) whose best checkpoint is kept besides the newest;
     commands take it as --checkpoint best. null: none. If a run is resumed with another metric, the old best checkpoint is
     kept until there is one by the new metric."""
-    alarm_ratio: float | None = Field(default=2.0, gt=1)
+    alarm_ratio: float | None = Field(default=2.0, gt=1, le=1e6)
     """Warn when that metric (fd, if keep_best is null) is this many times worse than its best, or a value that the family
     watches (a GAN's largest singular values) is this many times its median over the last rows; null: never."""
-    nonfinite_updates: int = Field(default=0, ge=0)
+    nonfinite_updates: Whole = 0
     """How many updates with a non-finite loss or gradient are skipped, over the whole run, before it stops."""
     profile: ProfileOptions | None = None
     """Steps to run under the profiler, whose trace goes to RUN/profile/; null: none."""

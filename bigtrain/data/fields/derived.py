@@ -41,7 +41,7 @@ class Downscale(_Derivation):
     """The image at a whole fraction of its size."""
 
     kind: Literal["downscale"]
-    factor: int = Limits(ge=2)
+    factor: int = Limits(ge=2, le=2**16)
     """By how much each side shrinks."""
     filter: Literal["bicubic", "box"] = "bicubic"
     """Pillow's antialiased bicubic, as super-resolution is published with, or the mean of factor x factor pixels."""

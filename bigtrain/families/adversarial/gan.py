@@ -20,7 +20,7 @@ from bigtrain.networks.adversarial.architecture import Architecture
 from bigtrain.networks.layers.normalisation import largest_singular_value, standing_statistics
 from bigtrain.objectives.games import Hinge, LeastSquares, Minimax, NonSaturating, Wasserstein
 from bigtrain.objectives.penalties import Inputs, Penalties
-from bigtrain.options import Options, one_of
+from bigtrain.options import Depth, Options, Scale, Width, one_of
 from bigtrain.randomness import Draws, Indices
 
 
@@ -31,13 +31,13 @@ class GANSamplingOptions(Options):
         "interpolate": "launch/sample.py has --interpolate N for every model of latents"
     }
 
-    truncation: float | None = Field(default=None, gt=0)
+    truncation: Scale | None = None
     """z is drawn from a normal distribution truncated to [-t, t] (Brock et al. 2019, section 3.1); null: not truncated."""
     statistics: Literal["running", "standing"] = "running"
     """Batch norm's moments: running averages from training, or standing ones, measured with the weights that sample."""
-    standing_batches: int = Field(default=16, gt=0)
+    standing_batches: Width = 16
     """Batches that standing statistics are averaged over (Brock et al. 2019, appendix C.1: 100 passes)."""
-    standing_batch_size: int = Field(default=64, gt=1)
+    standing_batch_size: int = Field(default=64, gt=1, le=2**20)
     """Samples in each of those batches."""
 
 
@@ -62,7 +62,7 @@ class GANOptions(Options):
     discriminator_calls: Literal["joint", "separate"] | None = None
     """Real and fake images in one batch of the discriminator, or in a batch each; null: joint, but separate where the
     discriminator has batch statistics, which must not mix them."""
-    discriminator_steps: int = Field(default=2, gt=0)
+    discriminator_steps: Depth = 2
     """Updates of the discriminator for one of the generator; each reads a batch of its own."""
     fake_labels: Literal["data", "uniform"] = "data"
     """Classes of the fakes in training, where there are any: drawn with the frequencies of the data, or uniformly."""

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bigtrain.cluster.collectives import mean_over_ranks
@@ -21,13 +20,13 @@ from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.autoencoders.vae import AnyNetwork, Autoencoder, Convolutional
 from bigtrain.objectives.distributions import AnyPixelLikelihood, DiscretisedLogistic
-from bigtrain.options import Options
+from bigtrain.options import Options, Temperature, Weight
 
 
 class VAESamplingOptions(Options):
     """How images are drawn; launch/sample.py has a flag for each."""
 
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: Temperature = 1.0
     """Standard deviation of the latents; below 1 images become more likely and less varied."""
     draw_pixels: bool = False
     """true: pixels are drawn from p(x|z), the model's own samples, which are noisy; false: an image is what p(x|z) is
@@ -43,9 +42,9 @@ class VAEOptions(Options):
     """p(x|z)."""
     class_conditional: bool = False
     """Whether encoder and decoder are given the class."""
-    beta: float = Field(default=1.0, ge=0)
+    beta: Weight = 1.0
     """Weight of the KL divergence (Higgins et al. 2017); with 1 the loss is the bound."""
-    free_bits: float = Field(default=0.0, ge=0)
+    free_bits: Weight = 0.0
     """Nats of each latent that cost nothing more: in the loss, the KL divergence of a latent, averaged over the global
     microbatch, counts as at least so much (Kingma et al. 2016, arXiv:1606.04934, eq. 15)."""
     optimizer: OptimizerOptions

@@ -9,7 +9,6 @@ from functools import partial
 from typing import ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bigtrain.cluster import world
@@ -20,7 +19,7 @@ from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.autoencoders.vqvae import Autoencoder, AutoencoderOptions, code_grids
 from bigtrain.networks.layers.normalisation import statistics_dtype
-from bigtrain.options import Options
+from bigtrain.options import Options, Scale, Weight
 
 
 class VQVAEOptions(Options):
@@ -31,9 +30,9 @@ class VQVAEOptions(Options):
     kind: Literal["vqvae"]
     autoencoder: AutoencoderOptions = AutoencoderOptions()
     optimizer: OptimizerOptions
-    commitment_weight: float = Field(default=0.25, ge=0)
+    commitment_weight: Weight = 0.25
     """Weight of the commitment loss, beta in van den Oord et al. 2017, eq. 3."""
-    pixel_variance: float | None = Field(default=None, gt=0)
+    pixel_variance: Scale | None = None
     """The squared error is divided by this, the variance of all pixel values in [-1, 1]; null: measured on the first images
     of the training data. (For values in [-0.5, 0.5], as in the authors' code, it is a quarter of this.)"""
 

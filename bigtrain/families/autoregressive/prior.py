@@ -23,7 +23,7 @@ from bigtrain.families.family import Dependency, Family, LoadedModel
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.autoregressive.pixelcnn import PixelCNN, PixelCNNOptions
 from bigtrain.networks.autoregressive.pixelcnn_sampling import sample
-from bigtrain.options import Options
+from bigtrain.options import Count, Options, Temperature
 
 PIXELS = "pixels"
 
@@ -31,11 +31,11 @@ PIXELS = "pixels"
 class PriorSamplingOptions(Options):
     """How values are drawn from the predicted distribution; the same for every level."""
 
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: Temperature = 1.0
     """Logits are divided by this; below 1 likely values become more likely."""
-    top_k: int | None = Field(default=None, gt=0)
+    top_k: Count | None = None
     """Draw only among this many most likely values; null: all."""
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=1e-6, le=1)
     """Draw only among the most likely values that together have this probability (Holtzman et al. 2020); null: all."""
     capture: bool = False
     """On GPUs: capture the kernels of one row as a CUDA graph and replay it, which saves host time; the same samples."""

@@ -30,7 +30,7 @@ from bigtrain.families.family import Family, build_network
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.diffusion.unet import UNet, UNetOptions, to_diffusers, unet_config
 from bigtrain.networks.layers.normalisation import statistics_dtype
-from bigtrain.options import Options
+from bigtrain.options import Options, Scale
 from bigtrain.randomness import Draws, Indices
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class DiffusionOptions(Options):
 
     kind: Literal["diffusion"]
     unet: UNetOptions = UNetOptions()
-    timesteps: int = Field(default=1000, ge=2)
+    timesteps: int = Field(default=1000, ge=2, le=100_000)
     """T, the steps from an image to noise."""
     schedule: Schedule = "linear"
     """linear in beta (Ho et al. 2020), scaled with 1000 / timesteps, or cosine (iDDPM)."""
@@ -61,7 +61,7 @@ class DiffusionOptions(Options):
     eq. 16; bits as in OpenAI's code)."""
     variance: Variance = "fixed_small"
     """Variance of a sampling step: the posterior's, beta, or learned between the two (iDDPM, eq. 15)."""
-    min_snr_gamma: float = Field(default=5.0, gt=0)
+    min_snr_gamma: Scale = 5.0
     """The largest signal-to-noise ratio that min_snr weights with."""
     class_conditional: bool = False
     """Whether the network is given the class."""

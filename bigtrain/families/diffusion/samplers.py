@@ -45,12 +45,12 @@ class DiffusionSamplingOptions(Options):
 
     sampler: SamplerName = "ancestral"
     """ancestral: the stochastic one of DDPM; ddim: deterministic; dpmpp: DPM-Solver++(2M), for 10 to 50 steps."""
-    steps: int | None = Field(default=None, ge=2)
+    steps: int | None = Field(default=None, ge=2, le=100_000)
     """Evaluations of the network per sample (each on a batch of twice the size with guidance); null: one for each timestep."""
     spacing: Spacing = "leading"
     """For ddim only. leading: every k-th timestep from the first, as published. trailing: every k-th back from the last, where
     x_t is nothing but noise; needed when there are few steps."""
-    guidance: float | None = Field(default=None, ge=0)
+    guidance: float | None = Field(default=None, ge=0, le=1000)
     """Classifier-free guidance w: (1 + w) prediction(class) - w prediction(none) (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
     0 and null: none. Some papers write s = 1 + w."""
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from bigtrain.errors import UserError
@@ -24,7 +24,7 @@ from bigtrain.networks.translation.pix2pix_layers import SampleBatchNorm
 from bigtrain.networks.translation.unet import UNet, UNetOptions, check_halvings, noise_shapes
 from bigtrain.objectives.games import Game, Hinge, LeastSquares, NonSaturating, Wasserstein
 from bigtrain.objectives.penalties import Inputs, Penalties
-from bigtrain.options import Options, one_of
+from bigtrain.options import Options, Weight, one_of
 from bigtrain.sizes import size_of, size_text
 
 DISCRIMINATOR_WEIGHT = 0.5
@@ -52,7 +52,7 @@ class TranslationOptions(Options):
     no discriminator."""
     penalties: Penalties = Penalties()
     """What is added to that."""
-    l1_weight: float = Field(default=100.0, ge=0)
+    l1_weight: Weight = 100.0
     """Weight of the mean absolute difference between output and target, pixels in [-1, 1]."""
     generator_optimizer: OptimizerOptions
     discriminator_optimizer: OptimizerOptions | None = None

@@ -26,6 +26,7 @@ from bigtrain.networks.layers.normalisation import (
     statistics_dtype,
     without_autocast,
 )
+from bigtrain.options import Epsilon, Width
 from bigtrain.sizes import size_text
 
 # By resolution, in units of `channels`. 32 is StudioGAN's network for CIFAR-10; 64 and up are those of the paper and of
@@ -58,19 +59,19 @@ class GeneratorOptions(GeneratorArchitecture):
     class_conditional: ClassVar[bool] = True
 
     kind: Literal["biggan"] = "biggan"
-    channels: int = Field(default=96, gt=0)
+    channels: Width = 96
     """The base width, which the table for the resolution multiplies."""
-    latent_per_block: int = Field(default=20, gt=0)
+    latent_per_block: Width = 20
     """Size of each chunk of z: one for the first layer and one for every block."""
-    class_embedding: int = Field(default=128, gt=0)
+    class_embedding: Width = 128
     """Size of the class embedding that the blocks share."""
-    attention_resolution: int | None = Field(default=64, gt=0)
+    attention_resolution: Width | None = 64
     """Self-attention follows the block whose output has this height and width; null: none."""
-    batch_norm_eps: float = Field(default=1e-5, gt=0)
+    batch_norm_eps: Epsilon = 1e-5
     """Added to the variance in batch norm. StudioGAN's recipes use 1e-4."""
-    batch_norm_momentum: float = Field(default=0.1, gt=0, le=1)
+    batch_norm_momentum: float = Field(default=0.1, ge=1e-6, le=1)
     """Share of the new moments in each update of the running statistics."""
-    spectral_norm_eps: float = Field(default=1e-6, gt=0)
+    spectral_norm_eps: Epsilon = 1e-6
     """Smallest norm that the power iteration divides by."""
     init: Literal["orthogonal", "n02"] = "orthogonal"
     """Initial weights: orthogonal matrices (Saxe et al. 2014), or normal with standard deviation 0.02."""
@@ -97,11 +98,11 @@ class DiscriminatorOptions(DiscriminatorArchitecture):
     kind: Literal["biggan"] = "biggan"
     variant: Literal["brock", "studiogan"] = "brock"
     """studiogan: the ReLU in front of a block is in place there, so that the shortcut reads rectified features too."""
-    channels: int = Field(default=96, gt=0)
+    channels: Width = 96
     """The base width, which the table for the resolution multiplies."""
-    attention_resolution: int | None = Field(default=64, gt=0)
+    attention_resolution: Width | None = 64
     """Self-attention follows the first block whose output has this height and width; null: none."""
-    spectral_norm_eps: float = Field(default=1e-6, gt=0)
+    spectral_norm_eps: Epsilon = 1e-6
     """Smallest norm that the power iteration divides by."""
     init: Literal["orthogonal", "n02"] = "orthogonal"
     """Initial weights: orthogonal matrices (Saxe et al. 2014), or normal with standard deviation 0.02."""

@@ -15,12 +15,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from bigtrain.errors import UserError
 from bigtrain.networks.adversarial.architecture import DiscriminatorArchitecture, GeneratorArchitecture, Size
 from bigtrain.networks.layers.normalisation import SpectralNorm, SyncedBatchNorm, statistics_dtype
+from bigtrain.options import Width
 from bigtrain.sizes import size_text
 
 
@@ -28,9 +28,9 @@ class GeneratorOptions(GeneratorArchitecture):
     """The generator's architecture."""
 
     kind: Literal["dcgan"] = "dcgan"
-    channels: int = Field(default=64, gt=0)
+    channels: Width = 64
     """Features of the last layer before the image; each layer before it has twice as many."""
-    latent: int = Field(default=100, gt=0)
+    latent: Width = 100
     """Size of z."""
 
     def check_size(self, size: Size) -> None:
@@ -47,7 +47,7 @@ class DiscriminatorOptions(DiscriminatorArchitecture):
     """The discriminator's architecture."""
 
     kind: Literal["dcgan"] = "dcgan"
-    channels: int = Field(default=64, gt=0)
+    channels: Width = 64
     """Features of the first layer; each layer after it has twice as many."""
     norm: Literal["batch", "spectral", "none"] = "batch"
     """Batch norm in all layers but the first and the last; or instead of it biases in all layers, with spectral norm of all

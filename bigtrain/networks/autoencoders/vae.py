@@ -8,14 +8,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from bigtrain.networks.layers.precise import PreciseConv2d, PreciseLinear
-from bigtrain.options import Options, one_of
+from bigtrain.options import MOST_LAYERS, Options, Width, one_of
 from bigtrain.sizes import size_text
 
 Shape = tuple[int, int, int]
@@ -26,7 +26,7 @@ class NetworkOptions(Options):
     """An encoder and a decoder. `classes`: their number, or 0 where neither is told the class of an image."""
 
     kind: str
-    latent_size: int = Field(default=20, gt=0)
+    latent_size: Width = 20
     """Number of latents of an image."""
 
     @abstractmethod
@@ -46,11 +46,11 @@ class Convolutional(NetworkOptions):
     channels x multipliers[i] channels."""
 
     kind: Literal["convolutional"] = "convolutional"
-    channels: int = Field(default=64, gt=0)
+    channels: Width = 64
     """Channels of the first level at multiplier 1."""
-    multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1, 2, 2), min_length=1)
+    multipliers: tuple[Width, ...] = Field(default=(1, 2, 2), min_length=1, max_length=16)
     """Channels of each level, as multiples of `channels`; one number per level."""
-    blocks_per_level: int = Field(default=1, ge=0)
+    blocks_per_level: int = Field(default=1, ge=0, le=MOST_LAYERS)
     """Residual blocks of a level."""
 
     def encoder(self, image: Shape, classes: int) -> "ConditionalStack":
@@ -100,7 +100,7 @@ class FullyConnected(NetworkOptions):
     652,824 parameters."""
 
     kind: Literal["fully_connected"] = "fully_connected"
-    hidden_features: int = Field(default=400, gt=0)
+    hidden_features: Width = 400
     """Features of a hidden layer."""
 
     def encoder(self, image: Shape, classes: int) -> "ConditionalStack":

@@ -22,20 +22,21 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from bigtrain.networks.layers.quantiser import Quantised, Quantiser, QuantiserOptions
+from bigtrain.options import MOST_LAYERS, Width
 from bigtrain.sizes import size_text
 
 
 class AutoencoderOptions(QuantiserOptions):
     """The architecture, and the codebooks, whose options are the same on every level."""
 
-    levels: dict[str, int] = Field(default={"codes": 4}, min_length=1)
+    levels: dict[str, Width] = Field(default={"codes": 4}, min_length=1, max_length=16)
     """Names of the levels from the finest to the coarsest, each with the factor (2, 4, 8 ...) by which its grid is smaller
     than that of the finer level, or for the first one than the image."""
-    channels: int = Field(default=128, gt=0, multiple_of=2)
+    channels: int = Field(default=128, gt=0, le=2**16, multiple_of=2)
     """Width of the features."""
-    residual_channels: int = Field(default=32, gt=0)
+    residual_channels: Width = 32
     """Width inside a residual block. VQ-VAE-2 uses 64."""
-    residual_layers: int = Field(default=2, ge=0)
+    residual_layers: int = Field(default=2, ge=0, le=MOST_LAYERS)
     """Residual blocks of each encoder and decoder."""
 
     @field_validator("levels")

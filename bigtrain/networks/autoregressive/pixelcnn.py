@@ -16,33 +16,33 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigtrain.networks.autoregressive.pixelcnn_outputs import CodeSoftmax, LogisticMixture, Output, PixelSoftmax
-from bigtrain.options import Options
+from bigtrain.options import MOST_LAYERS, Depth, Options, Width
 
 
 class PixelCNNOptions(Options):
     """The architecture."""
 
-    channels: int = Field(default=64, gt=0)
+    channels: Width = 64
     """Features of both stacks, of the embedding of codes and of the output stack."""
-    layers: int = Field(default=12, gt=0)
+    layers: Depth = 12
     """Gated layers. Without attention a position sees (layers + 1) * (kernel // 2) rows up and as many columns aside."""
-    kernel: int = Field(default=3, ge=3)
+    kernel: int = Field(default=3, ge=3, le=255)
     """Width in positions of the square kernel from which a layer's kernels are cropped; odd."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the gates' outputs, elementwise."""
-    attention_every: int | None = Field(default=None, gt=0)
+    attention_every: Depth | None = None
     """Causal attention after every so many layers; null: none."""
-    attention_heads: int = Field(default=4, gt=0)
+    attention_heads: Width = 4
     """Heads of each attention; their values split `channels` between them."""
-    attention_key_channels: int = Field(default=16, gt=0)
+    attention_key_channels: Width = 16
     """Size of a head's queries and keys."""
-    output_layers: int = Field(default=0, ge=0)
+    output_layers: int = Field(default=0, ge=0, le=MOST_LAYERS)
     """Residual gated layers on single positions, between the last layer and the output."""
-    condition_channels: int = Field(default=64, gt=0)
+    condition_channels: Width = 64
     """Features of the stack that reads the coarser codes, where there are any."""
-    condition_layers: int = Field(default=4, ge=0)
+    condition_layers: int = Field(default=4, ge=0, le=MOST_LAYERS)
     """Residual 3x3 blocks of that stack, on the coarser grid."""
-    mixtures: int | None = Field(default=None, gt=0)
+    mixtures: Depth | None = None
     """For pixels: components of a discretised logistic mixture (PixelCNN++); null: a 256-way softmax per channel."""
 
     @model_validator(mode="after")

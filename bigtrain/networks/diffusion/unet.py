@@ -10,7 +10,7 @@ Parameters: DDPM at CIFAR-10 35,746,307, iDDPM at CIFAR-10 52,546,438, ADM at Im
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
 from bigtrain.networks.layers.precise import PreciseConv2d
-from bigtrain.options import Options
+from bigtrain.options import Depth, Options, Width
 from bigtrain.sizes import image_size_of, size_text
 
 
@@ -31,16 +31,16 @@ class UNetOptions(Options):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"details": "variant"}
 
-    channels: int = Field(default=128, gt=0)
+    channels: Width = 128
     """Channels of the first level at multiplier 1."""
-    multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1, 2, 2, 2), min_length=1)
+    multipliers: tuple[Width, ...] = Field(default=(1, 2, 2, 2), min_length=1, max_length=16)
     """Channels of each level, as multiples of `channels`; one number per level."""
-    blocks_per_level: int = Field(default=2, gt=0)
+    blocks_per_level: Depth = 2
     """Residual blocks of a level on the way down; one more on the way up."""
-    attention_resolutions: tuple[int, ...] = (16,)
+    attention_resolutions: tuple[Width, ...] = Field(default=(16,), max_length=16)
     """Sizes of the maps (pixels; of the shorter side where images are not square) that have self-attention after each block;
     the middle always has it."""
-    head_channels: int | None = Field(default=None, gt=0)
+    head_channels: Width | None = None
     """Channels of an attention head; they must divide the channels of every level with attention, and of the last level, as
     the middle has it; null: one head."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -49,7 +49,7 @@ class UNetOptions(Options):
     """true: the time embedding scales and shifts the normalised maps (iDDPM, section 3; ADM); false: it is added (DDPM)."""
     resnet_resampling: bool = False
     """true: residual blocks change the resolution (BigGAN, ADM's resblock_updown); false: single convolutions do."""
-    norm_groups: int = Field(default=32, gt=0)
+    norm_groups: Width = 32
     """Groups of every group norm."""
     variant: Literal["openai", "ho"] = "openai"
     """Whose code the details follow. ho: time embedding (sin, cos) with 1/10000 as the last frequency, group norm's epsilon

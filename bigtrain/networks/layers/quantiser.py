@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bigtrain.cluster import world
 from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
 from bigtrain.networks.layers.statistics import StatisticsModule, recomputing
-from bigtrain.options import Options
+from bigtrain.options import Epsilon, Options, Width
 
 BLOCK_ELEMENTS = 2**26
 """Distances in memory at a time: 256 MiB in float32."""
@@ -32,7 +32,7 @@ class QuantiserOptions(Options):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"code_size": "embedding_dim", "restart_below": "dead_code_threshold"}
 
-    embedding_dim: int = Field(default=64, gt=0)
+    embedding_dim: Width = 64
     """Dimensions of a code's vector."""
     codebook_size: int = Field(default=512, ge=2)
     """Codes in a codebook; at most 65536."""
@@ -40,7 +40,7 @@ class QuantiserOptions(Options):
     """How it is learned: ema: each code is a moving average of the vectors that choose it; gradient: of |sg[z] - e|^2."""
     codebook_decay: float = Field(default=0.99, ge=0, lt=1)
     """ema: the decay of the moving averages per update."""
-    codebook_smoothing: float = Field(default=1e-5, gt=0)
+    codebook_smoothing: Epsilon = 1e-5
     """ema: the Laplace smoothing of the usage, in units of the usage that each code has if all are used equally."""
     dead_code_threshold: float = Field(default=0.01, ge=0, lt=1)
     """ema: a code whose usage falls below this share of the usage that it would have if all were used equally is replaced by

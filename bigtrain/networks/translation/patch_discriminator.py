@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bigtrain.errors import UserError
 from bigtrain.networks.layers.normalisation import statistics_dtype
 from bigtrain.networks.translation.pix2pix_layers import Norm, has_bias, initialise, norm_of
-from bigtrain.options import Options
+from bigtrain.options import Options, Width
 from bigtrain.sizes import size_text
 
 SLOPE = 0.2
@@ -26,10 +26,10 @@ WIDEST = 8
 class PatchOptions(Options):
     """The discriminator's architecture."""
 
-    layers: int = Field(default=3, ge=0)
+    layers: int = Field(default=3, ge=0, le=16)
     """Blocks that halve the image: 3 for patches of 70x70 pixels, 1 for 16x16, 2 for 34x34, 5 for 286x286. 0: each logit sees
     one pixel."""
-    channels: int = Field(default=64, gt=0)
+    channels: Width = 64
     """The width after the first block; each further one doubles it, up to 8 times as wide."""
     norm: Norm = "batch"
     """batch, instance (without weights) or none. The first block and the last convolution have none in any case."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bigtrain.errors import UserError
 from bigtrain.networks.layers.normalisation import statistics_dtype
 from bigtrain.networks.translation.pix2pix_layers import Norm, has_bias, initialise, norm_of
-from bigtrain.options import Options
+from bigtrain.options import Options, Width
 from bigtrain.sizes import size_text
 
 SLOPE = 0.2
@@ -32,15 +32,15 @@ WIDEST = 8
 class UNetOptions(Options):
     """The generator's architecture."""
 
-    depth: int = Field(default=8, ge=2)
+    depth: int = Field(default=8, ge=2, le=16)
     """Down blocks, and up blocks. 8 turn 256x256 into 1x1, and 7 do so with 128x128 (the paper's two)."""
-    channels: int = Field(default=64, gt=0)
+    channels: Width = 64
     """The width after the first down block; each further one doubles it, up to 8 times as wide."""
     norm: Literal["batch", "instance"] = "batch"
     """batch, whose moments at test are those of each image alone, or instance norm without weights."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share of the activations that are dropped, in sampling too."""
-    dropout_blocks: tuple[int, ...] = (1, 2, 3)
+    dropout_blocks: tuple[int, ...] = Field(default=(1, 2, 3), max_length=16)
     """The up blocks that end in dropout; 0 is the innermost. 1, 2, 3 are those of the authors' PyTorch code at 256x256 and 1, 2
     at 128x128; their Torch code and the paper have 0, 1, 2."""
 

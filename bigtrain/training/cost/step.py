@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from bigtrain.cluster import world
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.family import Family, build_network
+from bigtrain.families.family import Family
 from bigtrain.families.phases import Microbatch, OptimizerOptions, Phase
 from bigtrain.networks.layers import statistics
 from bigtrain.networks.layers.recomputation import recompute_blocks
@@ -108,7 +108,7 @@ def step_cost(
     """
     # A rank that counts must not wait for others.
     with world.alone(), FakeTensorMode(allow_non_fake_inputs=True):
-        networks = {name: _prepared(build_network(family, name, 0)) for name in family.components}
+        networks = {name: _prepared(component.build()) for name, component in family.components.items()}
         microbatch = _microbatch(family, samples, accumulate)
         flops = {phase.name: _flops(family, phase, networks, microbatch, precision) for phase in family.phases}
         bytes_ = {phase.name: (0, 0) for phase in family.phases}
@@ -137,8 +137,8 @@ def flops_of_all_ranks(family: Family, batch_size: int, accumulate: int, precisi
 
 def parameters_of(family: Family) -> int:
     """The number of weights of all components."""
-    with FakeTensorMode():
-        networks = [build_network(family, name, 0) for name in family.components]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        networks = [component.build() for component in family.components.values()]
         return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 

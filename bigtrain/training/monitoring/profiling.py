@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bigtrain.cluster import world
 from bigtrain.errors import RankError
-from bigtrain.options import Options
+from bigtrain.options import MOST, Options
 from bigtrain.runs import atomic
 
 ROWS = 40
@@ -20,7 +20,7 @@ ROWS = 40
 class ProfileOptions(Options):
     """Which steps are profiled. They run slower than others, and the first steps of a process are not typical."""
 
-    start_step: int = Field(ge=0)
+    start_step: int = Field(ge=0, le=MOST)
     """The first profiled step, counted from 0. A run that is resumed after it profiles nothing."""
     steps: int = Field(default=3, gt=0, le=100)
     """Number of steps; a trace takes some megabytes for each."""
