@@ -1,0 +1,263 @@
+"""Hostile values for every key of every family: python -m tests.attacks.values [--part N/M] [NAME ...]
+
+Promised: a recipe is loaded with the value as it was given, or refused by one sentence, at once; and what it builds, where it is
+loaded, trains a step and draws a picture, or is refused by one sentence: no traceback, nothing that takes longer than 25 s, and
+nothing ignored in silence.
+
+Loading is done in this process. Only values that build something are also trained, in a process with limits on memory and
+time. The values are given on the command line of the training, each alone.
+"""
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tests.field_reader
+import tests.toy  # noqa: F401  (registers the families of the tests)
+from bigtrain.errors import UserError
+from bigtrain.options import kind_of, members_of, values_of
+from bigtrain.recipe import Recipe, load_recipe
+from tests import fork_server
+from tests.families_table import CASES
+from tests.runs_of import FAMILIES, ROOT, environment, write_recipe
+
+SCRIPT = ROOT / "tests" / "attacks" / "limited_train.py"
+LOADED_WITHIN_S = 2.0
+TRAINED_WITHIN_S = 25.0
+TRAIN = {"steps": 1, "log_every": 1, "save_every": 1, "sample_every": 1}
+
+REFUSED = object()
+"""A value that no key takes."""
+VALUES: Mapping[str, Any] = {
+    "true": True, "False": False, "null": None, "yes": "yes", "off": "off",
+    "-1": -1, "0": 0, "1": 1, "2": 2, "3": 3, "7": 7, "0.5": 0.5, "1.5": 1.5, "-0.5": -0.5, "1e2": 100.0,
+    "4294967296": 2**32, "9223372036854775808": 2**63, "1000000000000000000": 10**18, "1e18": 1e18, "9" * 5000: 10**5000 - 1,
+    "1e-300": 1e-300, "1e300": 1e300, ".inf": float("inf"), ".nan": REFUSED,
+    "020": REFUSED, "1:30:00": REFUSED, "0x10": REFUSED, "1_000": REFUSED,
+    "word": "word", "''": "", "'3'": "3", '"a\\0b"': REFUSED, '"a\\e[31mb\\nc"': "a\x1b[31mb\nc", "../../x": "../../x",
+    "x" * 5000: "x" * 5000, "2024-01-01": "2024-01-01", "!!binary aGVsbG8=": REFUSED, "!!python/name:os.system x": REFUSED,
+    "[]": [], "[1]": [1], "[3, 1]": [3, 1], "[0.5, 1.0e-300]": [0.5, 1e-300], "[true]": [True], "[1000000000000000000]": [10**18],
+    "[[1], [2]]": [[1], [2]], "[" * 200 + "]" * 200: REFUSED, "{}": {}, "{x: 1}": {"x": 1}, "{1: 2}": {1: 2}, "{x: {x: x}}": {"x": {"x": "x"}},
+}  # fmt: skip
+"""What is given as YAML, and what it says."""
+TRAINED = frozenset({
+    "true", "null", "0", "1", "2", "3", "7", "0.5", "1.5", "1e2", "4294967296", "9223372036854775808", "1000000000000000000", "1e18",
+    "9" * 5000, "1e-300", "1e300", "[]", "[1]", "[3, 1]", "[0.5, 1.0e-300]", "[1000000000000000000]", "{x: 1}",
+})  # fmt: skip
+BUILDING = ("family.", "ema.", "run.seed", "train.batch_size", "train.accumulate", "data.image_size", "data.channels")
+"""Keys whose values build something. (A run of 10^18 steps or workers is what was asked for.)"""
+FIRST = "gan"
+"""The family with which keys outside the section `family` are tried."""
+IDLE = (
+    "family.generator_optimizer.momentum=0.9",
+    "family.generator_optimizer.alpha=0.5",
+    "family.generator_optimizer={kind: sgd, lr: 0.1, betas: [0.5, 0.9]}",
+    "family.generator_optimizer={kind: sgd, lr: 0.1, eps: 0.1}",
+    "family.generator_optimizer.clip_norm=1e-300",
+    "family.generator_optimizer.eps=1e300",
+    "evaluation.weights=word",
+    "evaluation.metrics=[fd, fd]",
+)
+"""What would be accepted and ignored, and so is refused."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A value for a key. `opening`: what else is said, so that the section of the key is there."""
+
+    family: str
+    key: str
+    value: str
+    opening: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        short = self.value if len(self.value) <= 40 else f"{self.value[:20]}... ({len(self.value)} characters)"
+        return f"{self.family}: {' '.join([*self.opening, ''])}{self.key}={short}"
+
+    @property
+    def overrides(self) -> list[str]:
+        return [*self.opening, f"{self.key}={self.value}"]
+
+    @property
+    def builds(self) -> bool:
+        return self.key.startswith(BUILDING) and self.value in TRAINED
+
+
+class Ground:
+    """The recipes of the families, each as small as it gets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._recipes: dict[str, Path] = {}
+
+    def recipe(self, family: str) -> Path:
+        if family not in self._recipes:
+            self._recipes[family] = write_recipe(self.folder / family, FAMILIES[family], **TRAIN)
+        return self._recipes[family]
+
+
+def keys(ground: Ground, family: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every key that recipes of a family may have, and its opening."""
+    for name, field in type(load_recipe(ground.recipe(family))).model_fields.items():
+        if name == "family" or family == FIRST:
+            yield from _keys_within(field.annotation, name, (), ground.recipe(family))
+
+
+_ALSO_NEEDED = {"downscale": "factor=2", "sigma_rel": "", "start_step": ""}
+_SECTIONS = {"ema.extra.x": "decay=0.5", "train.profile": "start_step=1"}
+"""Sections that are not there by themselves, and a key that they need."""
+
+
+def _keys_within(annotation: Any, key: str, opening: tuple[str, ...], recipe: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield key, opening
+    members = members_of(annotation)
+    if not members and (inner := values_of(annotation)) is not None:
+        yield from _keys_within(inner, f"{key}.x", opening, recipe)
+    for member in members:
+        own = opening
+        if len(members) > 1:
+            own = (*own, f"{key}.kind={kind_of(member)}")
+            if "factor" in member.model_fields:
+                own = (*own, f"{key}.factor=2")
+            if not _loads(recipe, own):
+                continue  # of another family's recipe
+        for name, field in member.model_fields.items():
+            needed = _SECTIONS.get(key)
+            also = (f"{key}.{needed}",) if needed and name not in ("decay", "sigma_rel", "start_step") else ()
+            yield from _keys_within(field.annotation, f"{key}.{name}", own + also, recipe)
+
+
+def _loads(recipe: Path, overrides: Sequence[str]) -> bool:
+    try:
+        load_recipe(recipe, overrides)
+    except UserError:
+        return False
+    return True
+
+
+def attacks(ground: Ground) -> list[Attack]:
+    """All of them, each key of each kind of family once."""
+    found: dict[tuple[str, ...], Attack] = {}
+    for family in sorted(CASES):
+        kind = CASES[family].options["kind"]
+        for key, opening in keys(ground, family):
+            given = tuple(word for word in opening if not word.startswith(f"{key}="))
+            for value in VALUES:
+                found.setdefault((kind, key, value, *given), Attack(family, key, value, given))
+    return [*found.values(), *(Attack(FIRST, *override.split("=", 1)) for override in IDLE)]
+
+
+def part(all_attacks: Sequence[Attack], number: int, of: int) -> list[Attack]:
+    """One of so many parts, drawn by a fixed seed."""
+    shuffled = list(all_attacks)
+    random.Random(0).shuffle(shuffled)
+    return shuffled[number::of]
+
+
+# -- what is promised of one ----------------------------------------------------------------------------------------
+
+
+def loaded(attack: Attack, recipe: Path) -> tuple[Recipe | None, str]:
+    """The recipe if it is accepted, and what was promised and not held."""
+    begin = time.monotonic()
+    try:
+        found = load_recipe(recipe, attack.overrides)
+    except UserError as error:
+        wrong = "refused in several lines" if "\n" in str(error).strip() and "\n" not in attack.value else ""
+        return None, wrong or _in_time(begin)
+    except BaseException as error:
+        return None, f"traceback: {''.join(traceback.format_exception_only(error)).strip()[:300]}"
+    return found, _in_time(begin) or _as_given(attack, found)
+
+
+def _in_time(begin: float) -> str:
+    took_s = time.monotonic() - begin
+    return f"hang: {took_s:.1f} s to load" if took_s > LOADED_WITHIN_S else ""
+
+
+def _as_given(attack: Attack, recipe: Recipe) -> str:
+    """Whether the recipe says what was given."""
+    if f"{attack.key}={attack.value}" in IDLE:
+        return "ignored: accepted, and changes nothing"
+    given, found = VALUES[attack.value], recipe.model_dump()
+    for name in attack.key.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            return "ignored: the recipe does not have it"
+        found = found[name]
+    if given is REFUSED or not _same(given, found):
+        return f"ignored: taken as {str(found)[:60]}"
+    return ""
+
+
+def _same(given: Any, found: Any) -> bool:
+    if isinstance(given, Mapping) or (given is None and isinstance(found, Mapping)):
+        # A section without keys has its defaults.
+        return isinstance(found, Mapping) and all(name in found and _same(value, found[name]) for name, value in (given or {}).items())
+    if isinstance(given, list):
+        return isinstance(found, list | tuple) and len(given) == len(found) and all(map(_same, given, found))
+    if isinstance(given, bool) or isinstance(found, bool) or given is None or isinstance(given, str):
+        return type(given) is type(found) and given == found
+    return isinstance(found, int | float) and given == found
+
+
+def trained(attack: Attack, recipe: Path, folder: Path) -> str:
+    """What was promised of a training and not held."""
+    folder.mkdir(parents=True)
+    words = [recipe, *CASES[attack.family].drawing, *attack.overrides, f"run.dir={folder / 'run'}"]
+    child = fork_server.start([SCRIPT, *words], environment(), folder / "stdout", folder / "stderr")
+    try:
+        code = child.wait(TRAINED_WITHIN_S)
+    except TimeoutError:
+        return f"hang: {TRAINED_WITHIN_S:.0f} s to train"
+    said = [line for line in (folder / "stderr").read_text(errors="replace").splitlines() if line.strip()]
+    if code in (0, 2):
+        return ""
+    last = said[-1][:300] if said else ""
+    return f"traceback: {last}" if code == 1 else f"ended by signal {-code}: {last}"
+
+
+def attack_all(chosen: Sequence[Attack], ground: Ground, until_s: float = float("inf")) -> dict[str, str]:
+    """What was not held, by the name of the attack. `until_s`: of time.monotonic(), when no further training begins."""
+    broken, counts = {}, Counter()
+    for number, attack in enumerate(chosen):
+        recipe = ground.recipe(attack.family)
+        found, what = loaded(attack, recipe)
+        counts["accepted" if found else "refused"] += 1
+        if found is not None and not what and attack.builds and time.monotonic() < until_s:
+            counts["trained"] += 1
+            what = trained(attack, recipe, ground.folder / f"{number:06d}")
+        if what:
+            broken[attack.name] = what
+            counts[what.partition(":")[0]] += 1
+            print(f"{attack.name}: {what}", flush=True)
+    print(f"{len(chosen)} values: {', '.join(f'{count} {what}' for what, count in sorted(counts.items()))}", flush=True)
+    return broken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="attacks whose name holds this; default: all")
+    parser.add_argument("--part", default="0/1", metavar="N/M", help="a part of them, drawn by a fixed seed")
+    arguments = parser.parse_args()
+    number, of = map(int, arguments.part.split("/"))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("BIGTRAIN_CACHE", str(Path(folder) / "cache"))
+        ground = Ground(Path(folder))
+        chosen = part(attacks(ground), number, of)
+        chosen = [a for a in chosen if not arguments.names or any(name in a.name for name in arguments.names)]
+        broken = attack_all(chosen, ground)
+    sys.exit(bool(broken))
+
+
+if __name__ == "__main__":
+    main()
