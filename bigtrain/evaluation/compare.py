@@ -26,6 +26,7 @@ from bigtrain.evaluation.metrics.registry import METRICS
 from bigtrain.evaluation.result import in_todays_names, said_of_names
 from bigtrain.evaluation.table import Cell, Row, as_csv, as_picture, as_text
 from bigtrain.runs import atomic
+from bigtrain.untrusted import one_line, read_json
 
 OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images", "image_size")
 """Keys of a protocol that say what was evaluated rather than how."""
@@ -44,7 +45,7 @@ def compare(paths: Sequence[Path], table: Path | None, picture: Path | None) -> 
     metrics = list(dict.fromkeys(key for row in rows for key in row.cells))
     print(as_text(rows, metrics))
     for line in _differences(rows):
-        print(line, file=sys.stderr)
+        print(one_line(line), file=sys.stderr)
     try:
         if table is not None:
             atomic.write_bytes(table, as_csv(rows, metrics).encode())
@@ -67,7 +68,11 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _row(name: str, results: Sequence[Mapping[str, Any]]) -> Row:
-    return Row(name, _measurement(results[0]), _cells(results), len(results))
+    try:
+        cells = _cells(results)
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
+        raise UserError(f"{name}: holds numbers that no evaluation gives ({error!r})") from None
+    return Row(one_line(name), _measurement(results[0]), cells, len(results))
 
 
 def _newest_results(run: Path) -> list[list[dict[str, Any]]]:
@@ -116,17 +121,16 @@ def _shown(value: Any) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        lines = path.read_text(encoding="utf-8").strip()
-        result = json.loads(lines)
+        result = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
         raise UserError(f"{path}: is not the JSON of an evaluation") from None
     if not isinstance(result, dict) or not isinstance(result.get("protocol"), dict):
         raise UserError(f"{path}: has no protocol, so it is not the result of an evaluation")
-    result, changed = in_todays_names(result)
+    result, changed = in_todays_names({one_line(key): value for key, value in result.items()})
     if changed:
-        print(said_of_names(str(path), changed), file=sys.stderr)
+        print(one_line(said_of_names(str(path), changed)), file=sys.stderr)
     return result
 
 

@@ -1,5 +1,6 @@
 """The table of evaluations: intervals only where they are sound, and no quiet comparison across protocols."""
 
+import contextlib
 import csv
 import json
 import statistics
@@ -216,3 +217,39 @@ def test_an_error_gives_an_interval_whatever_the_way_of_sampling(tmp_path, capsy
     head, row = capsys.readouterr().out.splitlines()
     assert head.split() == ["psnr_ddim_20", "seeds"]
     assert "30 ± 0.98" in row
+
+
+DAMAGED = {
+    "deep": b"[" * 100_000,
+    "no UTF-8": b"\xff",
+    "an error of text": b'{"fd_own": 1.0, "fd_own_standard_error": "x", "protocol": {}}',
+    "an endless error": b'{"fd_own": 1.0, "fd_own_standard_error": 1' + b"0" * 400 + b', "protocol": {}}',
+    "a share of no images": b'{"class_accuracy": 0.5, "protocol": {}}',
+    "a share of 0 images": b'{"class_accuracy": 0.5, "protocol": {"samples": 0}}',
+    "a share of -1 images": b'{"class_accuracy": 0.5, "protocol": {"samples": -1}}',
+    "a share of text": b'{"class_accuracy": 0.5, "protocol": {"samples": "x"}}',
+    "a share of 9": b'{"class_accuracy": 9.0, "protocol": {"samples": 10}}',
+    "no number": b'{"fd_own": NaN, "protocol": {}}',
+    "endless numbers": b'{"fd_own": Infinity, "kd_own": -Infinity, "protocol": {}}',
+    "a protocol of lists": b'{"fd_own": 1.0, "protocol": {"features": [{}], "weights": {}}}',
+    "no numbers": b'{"protocol": {}}',
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_whatever_an_evaluation_holds_is_a_row_or_a_sentence(run, tmp_path, content):
+    (tmp_path / "other.json").write_bytes(content)
+    with contextlib.suppress(UserError):
+        compare([run, tmp_path / "other.json"], tmp_path / "table.csv", tmp_path / "table.png")
+    (run / "evaluations" / "step_00000020_3.json").write_bytes(content)
+    with contextlib.suppress(UserError):
+        compare([run], tmp_path / "table.csv", tmp_path / "table.png")
+
+
+def test_names_in_an_evaluation_move_no_cursor(tmp_path, capsys):
+    name = "fd_\x1b[2J\n"
+    paths = [write(tmp_path / f"{name}{n}.json", **{name: 1.0}, extra={name: n}) for n in range(2)]
+    compare(paths, None, None)
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert len(out.splitlines()) == 3
