@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain import beats
+from bigtrain.untrusted import open_plain
 
 _PIECE = 2**20
 """Bytes that are read at a time to be hashed; each is a sign of life."""
@@ -93,10 +94,21 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     write_bytes(path, (json.dumps(value, indent=indent) + "\n").encode())
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder within one that exists, unless there is one. Raises OSError, also for a link to a folder: what is written
+    there would land elsewhere."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, "is a link, or no folder", str(path)) from None
+
+
 def sha256_of(path: Path) -> str:
+    """Raises OSError, also for what is no plain file."""
     digest, piece = hashlib.sha256(), bytearray(_PIECE)
-    with open(path, "rb", buffering=0) as file:
-        while size := file.readinto(piece):
+    with open_plain(path) as file:
+        while size := file.readinto(piece):  # type: ignore[attr-defined]
             digest.update(memoryview(piece)[:size])
             beats.beat()
     return digest.hexdigest()

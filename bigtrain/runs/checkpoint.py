@@ -27,10 +27,12 @@ from torch import Tensor
 from bigtrain.errors import RankError, UserError
 from bigtrain.runs import atomic
 from bigtrain.runs.tensor_file import write_tensors
-from bigtrain.untrusted import check_plain, read_json
+from bigtrain.untrusted import check_plain, one_line, read_json
 
 FORMAT = 1
 _NAME = "step_{step:08d}"
+_STEP_DIGITS = 15
+"""More than any run needs, and few enough for a file's name."""
 RECIPE, STATE = "recipe.yaml", "state.json"
 BEST = "best.json"
 """The file beside the checkpoints that records the best ones (runs/best.py)."""
@@ -148,6 +150,7 @@ def write(
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        check()  # that the folder is gone says more than that there is none to write into
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
             f"{final}: cannot write the checkpoint ({reason}); earlier checkpoints are untouched: make room "
@@ -171,7 +174,8 @@ def newest_whole(folder: Path, check: Callable[[Checkpoint], None] = lambda _: N
             saved = Checkpoint(path)
             check(saved)
         except ValueError as error:
-            print(f"warning: {path} is damaged ({error}); trying the one before it", file=sys.stderr, flush=True)
+            warning = one_line(f"warning: {path} is damaged ({error}); trying the one before it")
+            print(warning, file=sys.stderr, flush=True)
             damaged.append(path.name)
         else:
             return saved
@@ -194,7 +198,7 @@ def chosen_path(folder: Path, which: str) -> Path:
         path = best_path(folder)
         if path is None:
             raise UserError(f"--checkpoint best: {folder.parent} keeps no best checkpoint; train.keep_best=fd does")
-    elif which.isdecimal():
+    elif which.isdecimal() and len(which) <= _STEP_DIGITS:
         path = folder / _NAME.format(step=int(which))
     else:
         raise UserError(f"--checkpoint: {which!r} is neither newest, best nor a step")
@@ -253,7 +257,7 @@ def read_best(folder: Path) -> dict[str, Any] | None:
         content = read_json(path)
         records = content["records"]
         numbers = [content.get("judged", -1), *(record["step"] for record in records)]
-        is_whole = all(type(number) is int and -1 <= number < 10**15 for number in numbers)
+        is_whole = all(type(number) is int and -1 <= number < 10**_STEP_DIGITS for number in numbers)
         is_whole &= all(type(record["value"]) in (int, float) for record in records)
         if not is_whole or not isinstance(content["metric"], str) or type(content["kept"]) is not bool:
             raise ValueError("its records are not those of evaluations")

@@ -4,14 +4,23 @@ before it is used instead."""
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.phases import Component
+from bigtrain.families.phases import Component, OptimizerOptions
 from bigtrain.runs.checkpoint import Checkpoint
 from bigtrain.training.averaging import EmaOptions
+from bigtrain.training.engine.optimizers import COUNT, moment_names
 
-_NUMBERS: Mapping[str, tuple[type, ...]] = {"position": (int,), "replaced": (int,), "wall": (int, float)}
+_NUMBERS: Mapping[str, tuple[type, ...]] = {
+    "position": (int,),
+    "replaced": (int,),
+    "wall": (int, float),
+    "rows": (int,),
+}
+_OF_OLDER: Mapping[str, Any] = {"rows": 0}
+"""What checkpoints of earlier versions lack."""
 
 
 def check_saved(
@@ -30,11 +39,11 @@ def check_saved(
         for group in ("weights", *averages):
             _check_tensors(f"{name}.{group}", groups.get(group), state)
         if component.optimizer is not None:
-            _check_moments(f"{name}.optimizer", groups.get("optimizer"), dict(networks[name].named_parameters()))
+            _check_moments(f"{name}.optimizer", groups.get("optimizer"), networks[name], component.optimizer)
 
 
 def _check_state(saved: Checkpoint, phases: Iterable[str]) -> None:
-    state = saved.state
+    state = {**_OF_OLDER, **saved.state}
     if saved.path.name != f"step_{saved.step:08d}":
         raise ValueError(f"its state is of step {saved.step}")
     for key, kinds in _NUMBERS.items():
@@ -52,9 +61,16 @@ def _check_state(saved: Checkpoint, phases: Iterable[str]) -> None:
 
 def _check_meter(meter: Mapping[str, Any]) -> None:
     """Raises an error of many kinds unless it is a meter's state."""
-    numbers = [*meter["sums"].values(), meter["updates"], *meter["skips"]]
-    if not all(type(number) in (int, float) for number in numbers) or len(meter["skips"]) != 2:
+    skips = meter["skips"]
+    numbers = [*meter["sums"].values(), meter["updates"], *skips]
+    if not all(type(number) is float or _is_counter(number) for number in numbers):
         raise TypeError("an interval average is no number")
+    if len(skips) != 2 or not all(map(_is_counter, skips)):
+        raise TypeError("the skipped updates are no numbers")
+
+
+def _is_counter(number: Any) -> bool:
+    return type(number) is int and abs(number) < 2**63
 
 
 def _check_tensors(name: str, found: Mapping[str, Tensor] | None, wanted: Mapping[str, Tensor]) -> None:
@@ -71,10 +87,23 @@ def _check_tensors(name: str, found: Mapping[str, Tensor] | None, wanted: Mappin
             )
 
 
-def _check_moments(name: str, found: Mapping[str, Tensor] | None, parameters: Mapping[str, nn.Parameter]) -> None:
+def _check_moments(
+    name: str, found: Mapping[str, Tensor] | None, network: nn.Module, options: OptimizerOptions
+) -> None:
+    """An optimizer has all of its state for a parameter, or none before the first update."""
     if found is None:
         raise ValueError(f"it has no {name}")
+    parameters, wanted = dict(network.named_parameters()), moment_names(options)
+    names: dict[str, set[str]] = {}
     for key, tensor in found.items():
-        parameter = parameters.get(key.rpartition("/")[0])
-        if parameter is None or tensor.shape not in (parameter.shape, ()):
-            raise ValueError(f"{name}: {key} {list(tensor.shape)} belongs to no parameter")
+        parameter_name, _, moment = key.rpartition("/")
+        parameter = parameters.get(parameter_name)
+        if parameter is None or moment not in wanted:
+            raise ValueError(f"{name} has an unknown tensor {key}")
+        shape = torch.Size() if moment == COUNT else parameter.shape
+        if tensor.shape != shape or not (moment == COUNT or tensor.dtype == parameter.dtype):
+            raise ValueError(f"{name}: {key} is {tensor.dtype} {list(tensor.shape)}, which is not as its parameter")
+        names.setdefault(parameter_name, set()).add(moment)
+    for parameter_name, moments in names.items():
+        if moments != wanted:
+            raise ValueError(f"{name} lacks tensor {parameter_name}/{sorted(wanted - moments)[0]}")

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,11 @@ def with_state(path: Path, **changes: Any) -> None:
     resealed(path, "state.json", json.dumps(state).encode())
 
 
+def with_meter(path: Path, **changes: Any) -> None:
+    meters = json.loads((path / "state.json").read_bytes())["meters"]
+    with_state(path, meters=meters | {"critic": meters["critic"] | changes})
+
+
 def with_tensors(path: Path, name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = safetensors.torch.load_file(path / name)
     change(tensors)
@@ -72,6 +78,10 @@ CHECKPOINTS: dict[str, Damage] = {
     "true as position": lambda c: with_state(c, position=True),
     "no meters": lambda c: with_state(c, meters={}),
     "meters of text": lambda c: with_state(c, meters={"critic": "x", "maker": "y"}),
+    "huge sums": lambda c: with_meter(c, sums={"loss/critic": 10**400}),
+    "half a skip": lambda c: with_meter(c, skips=[0.5, 1]),
+    "endless skips": lambda c: with_meter(c, skips=[10**30, -1]),
+    "rows of text": lambda c: with_state(c, rows="x"),
     "no data": lambda c: with_state(c, data=...),
     "data of a list": lambda c: with_state(c, data=[]),
     "no tensors": lambda c: resealed(c, WEIGHTS, b""),
@@ -88,6 +98,9 @@ CHECKPOINTS: dict[str, Damage] = {
     "moments of another shape": lambda c: with_tensors(
         c, OPTIMIZER, lambda t: t.update({k: torch.zeros(3, 3, 3) for k in t})
     ),
+    "a moment less": lambda c: with_tensors(c, OPTIMIZER, lambda t: t.popitem()),
+    "moments of half": lambda c: with_tensors(c, OPTIMIZER, lambda t: t.update({k: v.half() for k, v in t.items()})),
+    "a FIFO of a recipe": lambda c: ((c / "recipe.yaml").unlink(), os.mkfifo(c / "recipe.yaml")),
     "a folder of weights": lambda c: ((c / WEIGHTS).unlink(), (c / WEIGHTS).mkdir()),
 }
 
@@ -131,7 +144,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
         open_model(folder, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", ["a tensor less", "no meters", "empty manifest"])
+@pytest.mark.parametrize(
+    "name", ["a tensor less", "a moment less", "no meters", "rows of text", "empty manifest", "a FIFO of a recipe"]
+)
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(copy: Path, whole: Path, name: str) -> None:
     folder = copy.parent / "run"
     CHECKPOINTS[name](folder / "checkpoints" / "step_00000004")
@@ -147,6 +162,7 @@ METRICS: dict[str, bytes] = {
     "deep": b'{"step": 1, "a": ' + DEEP + b"\n",
     "no mapping": b"[1]\n3\nnull\n",
     "no line": b"\0" * 1000,
+    "endless number": b'{"step": 1, "critic/singular_value": 1' + b"0" * 400 + b"}\n",
     "text for a number": b'{"step": 1, "critic/singular_value": "x"}\n',
     "cut": b'{"step": 1',
 }

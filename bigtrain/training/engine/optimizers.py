@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from bigtrain.families.phases import Component, OptimizerOptions, ParameterGroup
 from bigtrain.training.engine.gated import Adamax, RMSprop
 
+COUNT = "step"
+"""The name of the number of updates in a parameter's state."""
+
 
 def grouped_names(component: Component, parameters: Mapping[str, nn.Parameter]) -> list[list[str]]:
     """The names of the parameters in each of the optimizer's groups, the component's own first; none is empty."""
@@ -57,9 +60,21 @@ def clamp(weights: Sequence[Tensor], largest: float, applied: Tensor) -> None:
 
 def moments_per_weight(options: OptimizerOptions) -> int:
     """How many tensors of the size of a parameter its state has."""
-    if options.kind == "rmsprop":
-        return 1 + options.centered + bool(options.momentum)
-    return int(bool(options.momentum)) if options.kind == "sgd" else 2
+    return len(moment_names(options) - {COUNT})
+
+
+def moment_names(options: OptimizerOptions) -> set[str]:
+    """The tensors of a parameter's state: COUNT, a scalar, and those of the parameter's size."""
+    momentum = {"momentum_buffer"} if options.momentum else set()
+    match options.kind:
+        case "sgd":
+            return momentum
+        case "rmsprop":
+            return {"square_avg"} | ({"grad_avg"} if options.centered else set()) | momentum
+        case "adamax":
+            return {COUNT, "exp_avg", "exp_inf"}
+        case _:
+            return {COUNT, "exp_avg", "exp_avg_sq"}
 
 
 def _groups(component: Component, parameters: Mapping[str, nn.Parameter]) -> list[tuple[ParameterGroup, list[str]]]:

@@ -36,7 +36,7 @@ class JumpAlarm:
         warnings = []
         for name in self._watched.keys() & row.keys():
             value = row[name]
-            if type(value) not in (int, float):  # in a file that is not as it was written
+            if type(value) is not float:  # in a file that is not as it was written
                 continue
             history = self._history.setdefault(name, deque(maxlen=ROWS))
             usual = median(history) if len(history) == ROWS else None

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.families.phases import Component, OptimizerOptions, ParameterGroup
-from bigtrain.training.engine.optimizers import clamp, grouped_names, moments_per_weight, optimizer_of, set_rate
+from bigtrain.training.engine.optimizers import (
+    clamp,
+    grouped_names,
+    moment_names,
+    moments_per_weight,
+    optimizer_of,
+    set_rate,
+)
 
 LR = 0.01
 KINDS: Mapping[str, tuple[dict[str, Any], type[torch.optim.Optimizer], dict[str, Any]]] = {
@@ -112,9 +119,11 @@ def test_the_state_of_a_weight_is_as_large_as_a_plan_says(options: Mapping[str, 
     optimizer = ours(made, options)
     set_gradients(made, 0)
     optimizer.step()
-    state = optimizer.state[made[0].weight].values()
-    tensors = [value for value in state if isinstance(value, Tensor) and value.shape == made[0].weight.shape]
-    assert len(tensors) == moments_per_weight(OptimizerOptions(lr=LR, **options))
+    state = optimizer.state[made[0].weight].items()
+    tensors = {name: value for name, value in state if isinstance(value, Tensor)}
+    assert tensors.keys() == moment_names(OptimizerOptions(lr=LR, **options))
+    of_its_size = [value for value in tensors.values() if value.shape == made[0].weight.shape]
+    assert len(of_its_size) == moments_per_weight(OptimizerOptions(lr=LR, **options))
 
 
 def test_weights_are_clamped_unless_the_update_was_skipped() -> None:

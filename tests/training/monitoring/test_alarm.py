@@ -25,6 +25,13 @@ def test_nothing_is_reported_before_there_are_rows_to_compare_with(tmp_path):
     assert not any(alarm.look(row) for row in rows(*[2.0**n for n in range(ROWS)]))
 
 
+def test_what_no_run_writes_is_no_value(tmp_path):
+    endless = f'{{"step": 1, "{NAME}": 1{"0" * 400}}}\n'
+    (tmp_path / "metrics.jsonl").write_text(endless * 20)
+    alarm = JumpAlarm(2.0, tmp_path / "metrics.jsonl", WATCHED)
+    assert not any(alarm.look(row) for row in rows(1.0, 2.0))
+
+
 def test_no_ratio_no_alarm(tmp_path):
     alarm = JumpAlarm(None, tmp_path / "none", WATCHED)
     assert not any(alarm.look(row) for row in rows(*[1.0] * 20, 100.0))
