@@ -381,7 +381,8 @@ def write_script(job: Job, script: str) -> Path:
     """Writes the script under a name with a hash of its content. Raises UserError if it cannot be written."""
     path = job.folder / f"job-{hashlib.sha256(script.encode()).hexdigest()[:8]}.sh"
     try:
-        job.folder.mkdir(parents=True, exist_ok=True)
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(job.folder)
         atomic.write_bytes(path, script.encode())
     except OSError as error:
         raise UserError(

@@ -33,6 +33,7 @@ from bigtrain.inference.metric_choice import (
 )
 from bigtrain.inference.model import Model, Sampler
 from bigtrain.inference.outputs import named_by_sampling, samples_of
+from bigtrain.runs import atomic
 from bigtrain.runs.folder import RunFolder
 from bigtrain.untrusted import read_json
 
@@ -171,7 +172,7 @@ def write_evaluation(folder: Path, step: int, evaluated: EvaluationResult) -> Pa
         path = RunFolder(folder).evaluation(step)
         identity = _identity(evaluated.result)
         try:
-            path.parent.mkdir(exist_ok=True)
+            atomic.make_folder(path.parent)
             if path.exists() and _identity_of(path) != identity:
                 path = path.with_stem(f"{path.stem}_{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
         except OSError as error:

@@ -65,6 +65,7 @@ class SampleObserver:
         drawn = gather_rows(images)
         if drawn is not None:
             with beats.work("writes a picture"):
+                self.folder.make_room(self.folder.samples(step))
                 save_grid(self.folder.samples(step), drawn, GRID_PER_CLASS)
         return {}
 
@@ -92,6 +93,7 @@ class RowsObserver:
             except Stopped:
                 return {}  # the resumed run draws it
             with beats.work("writes a picture"):
+                self.folder.make_room(self.folder.samples(step))
                 save_grid(self.folder.samples(step), picture, COLUMNS)
         return {}
 
@@ -121,6 +123,7 @@ class EvaluationObserver:
         evaluated = evaluate_model(model, self.train, self.validation, should_stop)
         if evaluated is None:
             return {}
+        world.on_main(self.folder.check)
         write_evaluation(self.folder.path, step, evaluated)
         return {name: value for name, value in evaluated.result.items() if isinstance(value, float)}
 

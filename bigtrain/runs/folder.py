@@ -83,6 +83,15 @@ class RunFolder:
                 "where it is now as run.dir=PATH, and run the same command again: it goes on from the newest checkpoint"
             )
 
+    def make_room(self, path: Path) -> None:
+        """Makes the folder that a file of the run lies in, just before it is written. Raises UserError as `check` does, and for
+        a link instead of the folder."""
+        self.check()
+        try:
+            atomic.make_folder(path.parent)
+        except OSError as error:
+            raise UserError(f"{path.parent}: cannot be written ({error.strerror})") from error
+
     def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)

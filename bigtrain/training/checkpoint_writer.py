@@ -49,6 +49,7 @@ class CheckpointWriter:
         folder = self.folder.checkpoints
         try:
             with beats.work("writes a checkpoint"):
+                self.folder.check()
                 if flush is not None:
                     flush()
                 checkpoint.write(folder, step, components, state, self.folder.recipe_yaml, self.folder.check)

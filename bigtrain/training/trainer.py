@@ -240,6 +240,7 @@ class Trainer:
     def _select_checkpoint(self, best: Best, values: Mapping[str, float], tracker: Tracker | None) -> None:
         """Saves a checkpoint if this evaluation is the best so far, and warns if it is far worse than the best."""
         self.watchdog.mark("compares the evaluation with the best", patient=True)
+        world.on_main(self.folder.check)
         verdict = world.on_main(beats.as_work("records the best evaluation", partial(best.update, self.step, values)))
         if tracker is not None and verdict.warning is not None:
             tracker.warn(self.step, verdict.warning)

@@ -295,6 +295,15 @@ def test_sbatch_gets_the_script_and_its_refusal_is_handed_on(
         submit(script)
 
 
+def test_no_script_is_written_through_a_link(stand_ins: Path, tmp_path: Path) -> None:
+    job = job_in(tmp_path, stand_ins)
+    job.folder.rename(tmp_path / "elsewhere")
+    job.folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"cannot write the job script \(is a link"):
+        write_script(job, "#!/bin/bash\n")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_the_mark_is_left_only_within_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(MARKER, raising=False)
     ask_for_requeue("SIGUSR1")

@@ -149,6 +149,15 @@ def test_a_file_that_is_no_evaluation_is_left_alone(tmp_path: Path) -> None:
     assert json.loads(written.read_text())["fd_classifier"] == 1.0
 
 
+def test_no_evaluation_is_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "evaluations").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"cannot write the evaluation \(is a link"):
+        write_evaluation(tmp_path / "run", 7, EvaluationResult({"fd_classifier": 1.0, "protocol": {}}))
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 @pytest.mark.parametrize(("channels", "size", "mode"), [(1, (24, 16), "L"), (3, (16, 24), "RGB")])
 def test_a_picture_during_training_has_the_shape_of_the_data(
     channels: int, size: tuple[int, int], mode: str, tmp_path: Path

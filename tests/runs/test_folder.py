@@ -171,3 +171,49 @@ def test_a_folder_that_was_moved_away_is_noticed_and_not_made_anew(tmp_path: Pat
         writer.finish()
     assert not list(tmp_path.glob("run/**/step_*"))
     assert not list(tmp_path.glob("**/*.tmp"))
+
+
+def test_a_picture_is_not_drawn_into_a_folder_that_was_moved_away_or_through_a_link(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    folder = RunFolder(run)
+    folder.claim(b"")
+    folder.make_room(folder.samples(1))
+    assert (run / "samples").is_dir()
+    (run / "samples").rename(tmp_path / "elsewhere")
+    (run / "samples").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"samples: cannot be written \(is a link"):
+        folder.make_room(folder.samples(1))
+    run.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="was moved or deleted while the run trained"):
+        folder.make_room(folder.samples(1))
+    assert not run.exists()
+
+
+def test_a_folder_that_goes_while_a_checkpoint_is_written_is_what_is_said(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    folder = RunFolder(run)
+    folder.claim(b"")
+    writer = CheckpointWriter(folder, keep=1)
+    writer.start(1, {}, {"step": 1}, flush=lambda: run.rename(tmp_path / "moved") and None)
+    with pytest.raises(UserError, match="was moved or deleted while the run trained"):
+        writer.finish()
+
+
+def test_what_is_said_of_a_damaged_checkpoint_has_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder(tmp_path / "a\n\x1b[31mb")
+    folder.claim(b"")
+    written(folder)
+    for step in (1, 2):
+        with_checkpoint(folder, folder.run, step)
+    (folder.checkpoints / "step_00000002" / "manifest.json").write_bytes(b"")
+    assert checkpoint.newest_whole(folder.checkpoints)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("which", ["9" * 5000, "9" * 300])
+def test_a_step_that_no_run_has_is_a_sentence(tmp_path: Path, which: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(b"")
+    with pytest.raises(UserError, match="is neither newest, best nor a step"):
+        checkpoint.chosen_path(folder.checkpoints, which)

@@ -65,7 +65,8 @@ class ProfilerWindow:
         name = f"step_{self._options.start_step:08d}_rank_{world.rank():04d}"
         aside = self._folder / f".{name}.tmp.json.gz"  # the profiler compresses files of this ending
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            atomic.make_folder(self._folder)
+            aside.unlink(missing_ok=True)  # the profiler would write through a link
             profiler.export_chrome_trace(str(aside))
             os.replace(aside, self._folder / f"{name}.json.gz")
             atomic.write_bytes(self._folder / f"{name}.txt", self._table(profiler).encode())

@@ -53,6 +53,18 @@ def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) ->
         steps(ProfilerWindow(ProfileOptions(start_step=0, steps=1), tmp_path / "profile", CPU), 0, 1)
 
 
+def test_no_trace_is_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "kept").write_bytes(b"kept")
+    (tmp_path / "profile" / ".step_00000000_rank_0000.tmp.json.gz").symlink_to(tmp_path / "kept")
+    steps(ProfilerWindow(ProfileOptions(start_step=0, steps=1), tmp_path / "profile", CPU), 0, 1)
+    assert (tmp_path / "kept").read_bytes() == b"kept"
+    (tmp_path / "profile").rename(tmp_path / "elsewhere")
+    (tmp_path / "profile").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RankError, match=r"cannot write its trace \(is a link"):
+        steps(ProfilerWindow(ProfileOptions(start_step=0, steps=1), tmp_path / "profile", CPU), 0, 1)
+
+
 def test_what_is_exposed_is_what_nothing_else_covers() -> None:
     assert exposed([(0, 10), (5, 12)], [(2, 4), (3, 6), (11, 20)]) == 2 + 5
     assert exposed([(0, 1)], []) == 1
