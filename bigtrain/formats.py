@@ -2,7 +2,8 @@
 
 Stored files have a key `format`: a run's recipe.yaml, an export's provenance and configuration, the description of the data in
 a checkpoint. A file without it has format 1, which commit a3de763 was the last to write. What changed since is said by the
-options class that it belongs to (`Options.renamed_keys`, `renamed_values`, `former_meanings`, `removed_keys`, `from_earlier`),
+options class that it belongs to (`Options.renamed_keys`, `renamed_values`, `former_meanings`, `removed_keys`, `from_earlier`,
+`without_ignored`),
 so that no family is named here.
 """
 
@@ -20,15 +21,17 @@ PHILOX_FORMAT = 2
 """From this format on, noise and labels are drawn as `bigtrain.randomness` draws them now."""
 
 
-def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
+def upgraded(content: Any, options: type[BaseModel], *, where: str, by_hand: bool = False) -> Any:
     """The content of a JSON or YAML file for `options`, with current keys and values; if not a mapping, unchanged.
 
-    `where`: the file, for messages. Raises UserError for a key that was removed, unless its value had turned it off.
+    `where`: the file, for messages; `by_hand`: a person wrote it, who is told of what would be ignored. Raises UserError for a
+    key that was removed, unless its value had turned it off.
     """
     if not isinstance(content, Mapping):
         return content
     known = options if issubclass(options, Options) else Options
     content = known.from_earlier(content)
+    content = content if by_hand else known.without_ignored(content)
     result: dict[str, Any] = {}
     for old, value in content.items():
         if old in known.removed_keys:
@@ -39,7 +42,9 @@ def upgraded(content: Any, options: type[BaseModel], *, where: str) -> Any:
         if key in content and key != old:
             raise UserError(f"{where}: {old} is called {key} now, and both are given; leave {old} out")
         result[key] = _in_todays_words(value, key, known)
-    return _with_sections(result, options, lambda section, member: upgraded(section, member, where=where))
+    return _with_sections(
+        result, options, lambda section, member: upgraded(section, member, where=where, by_hand=by_hand)
+    )
 
 
 def completed(content: Any, options: type[BaseModel]) -> Any:
@@ -49,7 +54,7 @@ def completed(content: Any, options: type[BaseModel]) -> Any:
     if not isinstance(content, Mapping):
         return content
     known = options if issubclass(options, Options) else Options
-    content = known.from_earlier(content)
+    content = known.without_ignored(known.from_earlier(content))
     removed = [key for key in known.removed_keys if not content.get(key)]
     current = {known.renamed_keys.get(key, key): value for key, value in content.items() if key not in removed}
     result = {key: _in_todays_words(value, key, known) for key, value in current.items()}

@@ -95,6 +95,12 @@ class Options(BaseModel):
         return content
 
     @classmethod
+    def without_ignored(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """This section of a stored file without what an earlier version accepted and ignored, and today's refuses in a recipe
+        that a person writes. Leaves what today's version writes unchanged."""
+        return content
+
+    @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """A default means the same as a mapping without keys, in which a recipe then changes a key: of a union it is the first
         member, and of any field it has the defaults of its class."""

@@ -182,7 +182,7 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         model = _model_of(given[0], source) if given else Recipe
         if source != COMMAND_LINE:
             if not checked_format(content, source):
-                content = upgraded(content, model, where=source)
+                content = upgraded(content, model, where=source, by_hand=not _is_of_a_run(Path(source)))
             of_a_run = _is_of_a_run(Path(source))
             if of_a_run:
                 content = completed(content, model)

@@ -129,6 +129,21 @@ def test_a_wrong_or_idle_value_is_refused(override: str, complaint: str) -> None
         load_recipe(DIGITS, [override])
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("family: {generator_optimizer: {momentum: 0.9}}", r"momentum: is an option of kind: sgd or rmsprop, and adam does"),
+        ("evaluation: {metrics: [fd, fd]}", r"evaluation\.metrics: names fd twice"),
+    ],
+)  # fmt: skip
+def test_an_idle_value_is_refused_in_a_file_that_a_person_wrote(text: str, complaint: str, tmp_path: Path) -> None:
+    for format in ("", "format: 2\n"):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(f"{format}extends: {DIGITS}\n{text}\n")
+        with pytest.raises(UserError, match=complaint):
+            load_recipe(path)
+
+
 def test_whole_numbers_may_be_written_with_an_exponent() -> None:
     recipe = load_recipe(DIGITS, ["train.steps=1e5", "train.log_every=2.0"])
     assert recipe.train.steps == 100_000

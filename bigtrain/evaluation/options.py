@@ -120,7 +120,7 @@ class EvaluationOptions(Options):
     """Neighbours found for each."""
 
     @classmethod
-    def from_earlier(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    def without_ignored(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """Without what was accepted and changed nothing: weights of the classifier, a classifier without candidates, a metric
         that is named again."""
         earlier = dict(content)

@@ -64,7 +64,7 @@ class OptimizerOptions(Options):
     """The steps at which a decay in steps multiplies the rate by decay_factor, in ascending order."""
 
     @classmethod
-    def from_earlier(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    def without_ignored(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """Without the options that the optimizer does not take: they were accepted, and changed nothing."""
         kind = content.get("kind", cls.model_fields["kind"].default)
         return {key: value for key, value in content.items() if kind in _TAKEN_BY.get(key, (kind,))}
