@@ -59,7 +59,7 @@ def dump(content: Mapping[str, Any]) -> str:
 
 
 def _check_events(text: str) -> None:
-    """Raises ValueError for a text of too many levels or nodes, before anything is built of it."""
+    """Raises ValueError for a text of too many levels or nodes, or with tags, before anything is built of it."""
     depth = nodes = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -67,6 +67,11 @@ def _check_events(text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         nodes += isinstance(event, yaml.NodeEvent)
+        if getattr(event, "tag", None) is not None:
+            line = event.start_mark.line + 1
+            raise ValueError(
+                f"line {line}: has a tag of YAML; a recipe is made of plain values (a text may have quotes)"
+            )
         if depth > _MOST_DEPTH:
             raise ValueError(f"has more than {_MOST_DEPTH} levels")
         if nodes > _MOST_NODES:

@@ -58,7 +58,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("9" * 5000, "a number of 5000 digits"),
         ("a: 1\na: 2", "the key 'a' is given twice"),
         ("{[1]: 2}", "a key must be a word or a number"),
-        ("!!python/object/apply:os.system [x]", "could not determine a constructor"),
+        ("!!python/object/apply:os.system [x]", "has a tag of YAML"),
         ("a: \0", "not allowed"),
     ],
     ids=range(10),
@@ -80,6 +80,12 @@ def test_a_recipe_that_extends_a_foreign_file_prints_nothing_of_it(tmp_path: Pat
         load_recipe(tmp_path / "recipe.yaml")
     assert "hunter2" not in str(raised.value)
     assert "administrator" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["!!timestamp x", "!!bool x", "!!int x", "!!python/none x", "{a: !!set {b}}", "! x"])
+def test_a_tag_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="line 1: has a tag of YAML"):
+        parse(text)
 
 
 def test_a_fifo_is_no_recipe_and_a_long_chain_no_extension(tmp_path: Path) -> None:
