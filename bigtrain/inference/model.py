@@ -320,10 +320,11 @@ def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, wh
     group = {"ema": "average", "raw": "weights"}.get(weights, f"average_{weights}")
     networks: dict[str, nn.Module] = {}
     for name in family.sampled_components:
-        tensors = saved.tensors(name)
+        component, tensors = family.components[name], saved.tensors(name)
         network = build_network(family, name, recipe.run.seed)
+        averaged = component.averaged and component.optimizer is not None
         try:
-            network.load_state_dict(tensors[group if group in tensors else "weights"])
+            network.load_state_dict(tensors[group if averaged else "weights"])
         except (KeyError, RuntimeError) as error:
             what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{saved.path}: its {name} is not that of the recipe beside it ({what})") from None

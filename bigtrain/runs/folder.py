@@ -95,9 +95,10 @@ class RunFolder:
     def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+            reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(
-                f"{self.path}: cannot create the run folder ({error.strerror}); choose another with run.dir=PATH"
+                f"{self.path}: cannot create the run folder ({reason}); choose another with run.dir=PATH"
             ) from error
 
     def _check_entries(self) -> None:

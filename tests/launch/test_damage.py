@@ -144,6 +144,15 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
         open_model(folder, torch.device("cpu"))
 
 
+def test_other_weights_are_not_taken_for_a_lost_average(copy: Path) -> None:
+    newest = copy.parent / "run" / "checkpoints" / "step_00000004"
+    for path in newest.glob("*.average.safetensors"):
+        without_group(newest, path.name)
+    with pytest.raises(UserError, match="it has no 'average'"):
+        open_model(copy.parent / "run", torch.device("cpu"))
+    open_model(copy.parent / "run", torch.device("cpu"), weights="raw")
+
+
 @pytest.mark.parametrize(
     "name", ["a tensor less", "a moment less", "no meters", "rows of text", "empty manifest", "a FIFO of a recipe"]
 )

@@ -217,3 +217,10 @@ def test_a_step_that_no_run_has_is_a_sentence(tmp_path: Path, which: str) -> Non
     folder.claim(b"")
     with pytest.raises(UserError, match="is neither newest, best nor a step"):
         checkpoint.chosen_path(folder.checkpoints, which)
+
+
+def test_a_null_byte_in_the_path_is_a_sentence() -> None:
+    with pytest.raises(
+        UserError, match=r"cannot create the run folder \(embedded null byte\); choose another with run\.dir"
+    ):
+        RunFolder(Path("a\0b")).claim(b"")
