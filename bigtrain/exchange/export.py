@@ -83,6 +83,7 @@ def export(
             atomic.write_bytes(temporary / "pipeline.py", PIPELINE_SOURCE.format(definition=definition).encode())
             atomic.write_bytes(temporary / "recipe.yaml", recipe_yaml.encode())
             atomic.write_json(temporary / "provenance.json", {"format": FORMAT, **provenance})
+            atomic.follow_umask(temporary)
             manifest.write(temporary)
             if not os.path.lexists(out):
                 os.rename(temporary, out)

@@ -58,6 +58,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def follow_umask(folder: Path) -> None:
+    """Gives the files within a folder the mode of any new file: safetensors makes its own readable for their owner alone."""
+    probe = aside(folder / "mode")
+    try:
+        probe.touch()
+        mode = stat.S_IMODE(os.stat(probe).st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
 def write_flushed(path: Path, data: bytes) -> None:
     """Writes to `path` itself and flushes to the disk; for files in a folder that is renamed afterwards."""
     with open(path, "wb") as file:

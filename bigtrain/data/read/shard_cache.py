@@ -114,7 +114,7 @@ class ShardCache:
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
+                file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
             except FileNotFoundError:  # the folder was deleted between these lines
                 continue
             with file:

@@ -409,3 +409,12 @@ def tars_of(server: FaultyServer) -> dict[str, int]:
 def delete_again_and_again(folder: Path, over: threading.Event) -> None:
     while not over.wait(0.05):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_cached_shards_are_those_of_a_group_where_the_umask_says_so(there: Open, tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        os.close(ShardCache(there(shards=3)).open(0))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "kept").rglob("*") if path.is_file()} == {0o664}
