@@ -29,7 +29,7 @@ from bigtrain.options import Options
 from bigtrain.recipe import Recipe, differences, load_recipe, stored_format
 from bigtrain.recipe_yaml import parse
 from bigtrain.runs import atomic, checkpoint
-from bigtrain.runs.folder import RUN, RunFolder
+from bigtrain.runs.folder import DIRECTORY, RUN, RunFolder
 from bigtrain.untrusted import one_line
 
 MAIN_RANK_FIRST_S = 10.0
@@ -121,7 +121,7 @@ def open_run(recipe: Recipe) -> RunFolder:
         folder.claim(recipe_yaml)
         for path in _recipes_of(folder):
             _check_recipe(path, folder, recipe)
-        atomic.write_json(folder.environment, environment() | {RUN: folder.run})
+        atomic.write_json(folder.environment, environment() | {RUN: folder.run, DIRECTORY: os.getcwd()})
         atomic.write_bytes(folder.recipe, recipe_yaml)
 
     try:

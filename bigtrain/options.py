@@ -75,6 +75,8 @@ class Options(BaseModel):
     former_meanings: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """The same for values that are valid today but meant something else in stored files, so that nobody is corrected who gives
     them now."""
+    paths_of_models: ClassVar[frozenset[str]] = frozenset()
+    """Keys that say where another model lies. A resumed run may change them: what it must be is checked by its contents."""
     former_values: ClassVar[Mapping[str, Any]] = {}
     """Keys that a run's recipe.yaml may lack, as they were added later with another default: the values that this means."""
     removed_keys: ClassVar[Mapping[str, str]] = {}

@@ -127,10 +127,11 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     files of one name have other bytes."""
     check_same_scripts(old.evaluation.model_dump(), new.evaluation.model_dump())
     before, after = dict(_flat(old.model_dump(mode="json"))), dict(_flat(new.model_dump(mode="json")))
+    paths = {f"family.{key}" for key in new.family.paths_of_models}
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE)
+        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE) and key not in paths
     ]
 
 

@@ -32,6 +32,8 @@ from bigtrain.families.abilities import Encodes, HasSuccessor
 from bigtrain.features.network import full_float32
 from bigtrain.inference.model import Model, hang_timeout_s, open_model
 from bigtrain.inference.splits import same_on_all
+from bigtrain.runs import checkpoint
+from bigtrain.runs.folder import RunFolder
 from bigtrain.sizes import size_key
 
 BATCH_SIZE = 128
@@ -48,6 +50,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _encode_all(arguments: argparse.Namespace, device: torch.device) -> None:
     model = open_model(arguments.run, device)
+    if (arguments.run / "checkpoints").is_dir():
+        world.on_main(partial(_keep_checkpoint, arguments, int(model.provenance["step"])))
     tokenizer = model.family.require(Encodes, arguments.run)
     spec, data = model.family.spec, model.recipe.data
     for split in SPLITS if arguments.index == "digits" else [""]:
@@ -76,6 +80,23 @@ def _parser() -> argparse.ArgumentParser:
         help="images encoded at a time on each rank (default: %(default)s)",
     )
     return parser
+
+
+def _keep_checkpoint(arguments: argparse.Namespace, step: int) -> None:
+    """Lets the run, which may be trained further, keep the checkpoint that makes the codes: they mean nothing without it."""
+    try:
+        kept = checkpoint.keep_for(RunFolder(arguments.run).checkpoints, step, f"codes in {arguments.out.resolve()}")
+    except FileNotFoundError:
+        raise UserError(
+            f"{arguments.run}: has deleted its checkpoint of step {step} meanwhile; run this again"
+        ) from None
+    except OSError as error:
+        say(
+            f"warning: {arguments.run} cannot be told to keep its checkpoint of step {step} ({error.strerror}), which the "
+            "codes need: export it before the run is trained further (launch/export.py)"
+        )
+    else:
+        say(f"{arguments.run} keeps its checkpoint of step {step}, which makes these codes, until {kept} is deleted")
 
 
 def _tokenizer(model: Model) -> Encodes:

@@ -27,6 +27,7 @@ from bigtrain.evaluation.compare import compare
 from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.evaluation.result import EvaluationResult
+from bigtrain.inference.dependencies import add_flag, overrides_of
 from bigtrain.inference.evaluation import check_writable, evaluate_model, write_evaluation
 from bigtrain.inference.metric_choice import needed_splits
 from bigtrain.inference.model import hang_timeout_s, open_model
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write the table of --compare here too")
     parser.add_argument("--picture", metavar="FILE.png", type=Path, help="draw the table of --compare")
+    add_flag(parser)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser
 
@@ -79,6 +81,7 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         "--save-moments": arguments.save_moments,
         "--weights": arguments.weights,
         "--checkpoint": None if arguments.checkpoint == "newest" else arguments.checkpoint,
+        "--dependency": arguments.dependency or None,
     }
     table_flags = {"--csv": arguments.csv, "--picture": arguments.picture}
     ignored = table_flags if arguments.compare is None else {**evaluation_flags, "WHAT": arguments.what}
@@ -115,7 +118,7 @@ def _evaluate_opened(arguments: argparse.Namespace, folder: Path, device: torch.
         device,
         weights=arguments.weights,
         which=arguments.checkpoint,
-        overrides=arguments.overrides,
+        overrides=[*arguments.overrides, *overrides_of(arguments.dependency, folder)],
     )
     keep_moments = arguments.save_moments is not None
     needed = needed_splits(model.family, model.recipe.evaluation, keep_moments)
@@ -146,10 +149,11 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
     for flag, given in (
         ("--weights", arguments.weights is not None),
         ("--checkpoint", arguments.checkpoint != "newest"),
+        ("--dependency", bool(arguments.dependency)),
     ):
         if given:
             raise UserError(
-                f"{flag}: {arguments.what} is neither a run nor an export, and has no weights; leave it out"
+                f"{flag}: {arguments.what} is neither a run nor an export, and has no weights or other models; leave it out"
             )
     options = evaluation_options(arguments.overrides)
     keep_moments = arguments.save_moments is not None

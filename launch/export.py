@@ -9,6 +9,7 @@ import torch
 from bigtrain.cli import run_cli, say
 from bigtrain.errors import UserError
 from bigtrain.exchange.export import export
+from bigtrain.inference.dependencies import add_flag, overrides_of
 from bigtrain.inference.model import attach_dependencies, open_model
 
 
@@ -22,10 +23,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
     )
+    add_flag(parser)
     arguments = parser.parse_args(argv)
     if (arguments.run / "model_index.json").exists():
         raise UserError(f"{arguments.run}: is an export already; give the run folder")
-    model = open_model(arguments.run, torch.device("cpu"), weights=arguments.weights, which=arguments.checkpoint)
+    model = open_model(
+        arguments.run,
+        torch.device("cpu"),
+        weights=arguments.weights,
+        which=arguments.checkpoint,
+        overrides=overrides_of(arguments.dependency, arguments.run),
+    )
     attach_dependencies(model.family, model.device)
     expressions = export(
         arguments.out,

@@ -28,6 +28,7 @@ from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.abilities import Latents, Reconstructs, Samples
 from bigtrain.features.scripts import named_on_command_line
+from bigtrain.inference.dependencies import add_flag, overrides_of
 from bigtrain.inference.model import Model, open_model, require_label
 from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, output_rows, reconstruction_rows
 from bigtrain.inference.splits import check_fields
@@ -87,6 +88,7 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
     )
+    add_flag(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="samples drawn at a time (64)")
     parser.add_argument(
         "--candidates",
@@ -116,8 +118,13 @@ def main(argv: Sequence[str]) -> None:
     if asks_help and not models:
         parser_of().parse_args(argv)
     known = parser_of().parse_known_args([word for word in argv if word not in asks_help])[0]
+    what = Path(models[0]) if models else known.what
     model = open_model(
-        Path(models[0]) if models else known.what, join_world(), weights=known.weights, which=known.checkpoint
+        what,
+        join_world(),
+        weights=known.weights,
+        which=known.checkpoint,
+        overrides=overrides_of(known.dependency, what),
     )
     samples = model.family.ability(Samples)
     arguments = parser_of(None if samples is None else samples.sampling_class).parse_args(argv)

@@ -15,6 +15,7 @@ import shlex
 import signal
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from bigtrain.families.abilities import Encodes, HasSuccessor, Samples
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
 from bigtrain.inference.checkpoint_selection import best_of
+from bigtrain.inference.dependencies import located
 from bigtrain.inference.model import make_family
 from bigtrain.inference.observers import observers_of
 from bigtrain.inference.splits import check_fields, find_splits
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments = parser.parse_intermixed_args(argv)  # so that overrides may follow --plan
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe = located(load_recipe(arguments.recipe, arguments.overrides), Path(arguments.recipe))
     if arguments.plan is not None:
         print(plan(recipe, Cluster.parse(arguments.plan)))
         return

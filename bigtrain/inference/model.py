@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from bigtrain.features.cache import fingerprint
 from bigtrain.features.network import full_float32
 from bigtrain.formats import checked_format
 from bigtrain.inference.candidate_selection import Selection, find_selection
+from bigtrain.inference.dependencies import find_weights, group_of, located
 from bigtrain.inference.microbatch import microbatch_of
 from bigtrain.inference.splits import find_splits, images_behind
 from bigtrain.pictures import to_uint8
@@ -227,7 +229,7 @@ def open_model(
         if which != "newest":
             raise UserError(f"--checkpoint: {path} is an export, which has no checkpoints")
         return _open_export(path, recipe, device, weights)
-    return _open_run(path, recipe, device, weights or "ema", which)
+    return _open_run(path, located(recipe, path / "recipe.yaml"), device, weights or "ema", which)
 
 
 def _recipe_of(path: Path, overrides: Sequence[str]) -> Recipe:
@@ -285,12 +287,23 @@ def attach_dependencies(family: Family, device: torch.device, roles: Sequence[st
     trained = {}
     for role, other in missing.items():
         try:
-            model = open_model(Path(other.path), device)
+            model = _open_dependency(Path(other.path), device, family.spec.tokenizer if other.makes_codes else None)
         except UserError as error:
             raise UserError(f"family.{role}: {error}") from None
         attach_dependencies(model.family, device, other.roles)
         trained[role] = LoadedModel(model.family, model.weights, model.fingerprint)
     family.attach(trained)
+
+
+def _open_dependency(path: Path, device: torch.device, wanted: str | None) -> Model:
+    """A model that another depends on. `wanted`: the fingerprint of its weights, for which the checkpoints of a run that was
+    trained further are searched; where no kept one has it, the newest is opened."""
+    model = open_model(path, device)
+    if wanted in (None, model.fingerprint) or (path / "model_index.json").is_file():
+        return model
+    components, averages = model.family.sampled_components, list(model.recipe.ema.extra)
+    found = world.on_main(partial(find_weights, path, components, averages, str(wanted)))
+    return model if found is None else _open_run(path, model.recipe, device, *found)
 
 
 def warn_of_initial_weights(family: Family, ema: EmaOptions, weights: str, step: int) -> None:
@@ -317,7 +330,7 @@ def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, wh
     saved = checkpoint.opened(chosen)
     _check_recipe_of(saved, path)
     family = make_family(recipe, DataSpec.from_json(saved.state.get("data", {})))
-    group = {"ema": "average", "raw": "weights"}.get(weights, f"average_{weights}")
+    group = group_of(weights)
     networks: dict[str, nn.Module] = {}
     for name in family.sampled_components:
         component, tensors = family.components[name], saved.tensors(name)

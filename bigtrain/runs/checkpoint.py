@@ -11,6 +11,7 @@
 A checkpoint is written to a hidden folder, flushed, and renamed: it is whole or it is not there.
 """
 
+import errno
 import json
 import os
 import re
@@ -35,6 +36,7 @@ _STEP_DIGITS = 15
 """More than any run needs, and few enough for a file's name."""
 RECIPE, STATE = "recipe.yaml", "state.json"
 BEST = "best.json"
+_KEPT = "kept_"
 """The file beside the checkpoints that records the best ones (runs/best.py)."""
 
 
@@ -271,15 +273,31 @@ def read_best(folder: Path) -> dict[str, Any] | None:
     return content
 
 
+def keep_for(folder: Path, step: int, reason: str) -> Path:
+    """Lets the run keep the checkpoint of `step` for ever, by a file beside it that says the reason; returns the file. Another
+    process may be training in the folder. Raises OSError, and FileNotFoundError if the run has deleted it meanwhile."""
+    path = folder / _NAME.format(step=step)
+    mark = folder / f"{_KEPT}{path.name}.json"
+    atomic.write_json(mark, {"step": step, "reason": reason})
+    if not path.is_dir():
+        mark.unlink(missing_ok=True)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return mark
+
+
+def _is_kept(path: Path) -> bool:
+    return path.with_name(f"{_KEPT}{path.name}.json").is_file()
+
+
 def keep_newest(folder: Path, step: int, keep: int) -> None:
-    """Deletes all but the newest `keep` and the best, once the checkpoint of `step` is whole.
+    """Deletes all but the newest `keep`, the best and those of `keep_for`, once the checkpoint of `step` is whole.
 
     Checkpoints of later steps are damaged, or the run would have resumed from them: they are deleted too, and do not count.
     """
     until = [path for path in listed(folder) if int(path.name.removeprefix("step_")) <= step]
     best = best_path(folder)
     for path in [*until[:-keep], *(path for path in listed(folder) if path not in until)]:
-        if path != best:
+        if path != best and not _is_kept(path):
             discard(path)
 
 

@@ -19,6 +19,8 @@ _FOLDERS = {"checkpoints", "codes", "evaluations", "profile", "samples", "slurm"
 """What a run folder has of its own, `codes` by the README's advice."""
 RUN = "run"
 """The key of environment.json, and of a checkpoint's state, that holds the run's id."""
+DIRECTORY = "directory"
+"""The key of environment.json that holds the folder from which the run was started, and which relative paths begin at."""
 
 
 class RunFolder:

@@ -44,6 +44,8 @@ class PriorSamplingOptions(Options):
 class PriorOptions(Options):
     """One prior: what it is trained on, and its network."""
 
+    paths_of_models: ClassVar[frozenset[str]] = frozenset({"tokenizer", "condition"})
+
     kind: Literal["prior"]
     level: str = "codes"
     """The level of the tokenizer's codes that is learned (`codes` is the name of a single level), or `pixels`."""
@@ -171,8 +173,9 @@ class Prior(Family, Samples, Likelihood, HasSuccessor, kind="prior"):
         if tokenizer.fingerprint != self.spec.tokenizer:
             raise UserError(
                 f"{where} is not the tokenizer that made the codes (fingerprint {tokenizer.fingerprint[:12]}, the codes' is "
-                f"{str(self.spec.tokenizer)[:12]}): it is another run, or was trained further since; encode the images "
-                "again with launch/encode.py, or give an export of the weights that made them"
+                f"{str(self.spec.tokenizer)[:12]}): it is another run, or was trained further since and keeps no "
+                "checkpoint of then; give the run or an export that has those weights, or encode the images again with "
+                "launch/encode.py and train another prior"
             )
 
     def _check_condition(self, condition: Family) -> None:
