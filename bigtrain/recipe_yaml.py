@@ -68,10 +68,8 @@ def _check_events(text: str) -> None:
             depth -= 1
         nodes += isinstance(event, yaml.NodeEvent)
         if getattr(event, "tag", None) is not None:
-            line = event.start_mark.line + 1
-            raise ValueError(
-                f"line {line}: has a tag of YAML; a recipe is made of plain values (a text may have quotes)"
-            )
+            where = f"line {event.start_mark.line + 1}: " if event.start_mark is not None else ""
+            raise ValueError(f"{where}has a tag of YAML; a recipe is made of plain values (a text may have quotes)")
         if depth > _MOST_DEPTH:
             raise ValueError(f"has more than {_MOST_DEPTH} levels")
         if nodes > _MOST_NODES:

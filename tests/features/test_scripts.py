@@ -4,6 +4,7 @@ import hashlib
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def open_by(*words: str) -> None:
     open_network(options.features, options.weights, (8, 8), CPU)
 
 
-def write_recipe(path: Path, **evaluation: str) -> Path:
+def write_recipe(path: Path, **evaluation: Any) -> Path:
     path.write_text(yaml.safe_dump(MINIMAL | {"evaluation": evaluation}))
     return path
 
@@ -79,7 +80,8 @@ def test_a_recipe_that_names_a_program_is_refused_and_so_are_those_that_extend_i
 def test_a_run_that_names_a_program_by_its_path_opens_and_the_program_never_runs(program: Path, tmp_path: Path) -> None:
     """Earlier versions wrote such runs, which must still be sampled."""
     (tmp_path / "environment.json").write_text("{}")
-    recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", features=str(program), classifier=str(program)))
+    named = {"features": str(program), "classifier": str(program), "candidates": 2}
+    recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", **named))
     assert (recipe.evaluation.features, recipe.evaluation.classifier) == ("torchscript:net.pt",) * 2
     with pytest.raises(UserError, match=r"evaluation\.features: net\.pt: .* program.*evaluation\.features=PATH"):
         open_network(recipe.evaluation.features, None, (8, 8), CPU)

@@ -65,7 +65,10 @@ def test_a_sweep_of_seeds_is_parsed_and_checked_once(
     [
         (["--nodes", "3", "--gpus-per-node", "1"], r"train\.batch_size: 8 does not divide .* x 3 ranks; 6 or 9 would"),
         (["--gpus-per-node", "1", "train.stepz=3"], r"train\.stepz is not a key; did you mean train\.steps"),
-        (["--gpus-per-node", "1", "--sweep", "train.batch_size=4,-1"], r"train\.batch_size: .*greater than 0"),
+        (
+            ["--gpus-per-node", "1", "--sweep", "train.batch_size=4,-1"],
+            r"train\.batch_size: .*greater than or equal to 1",
+        ),
         (
             ["--gpus-per-node", "1", "engine.strategy=zero3"],
             r"engine\.strategy: zero3 cannot train .* phase maker adds a penalty",

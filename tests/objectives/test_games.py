@@ -53,7 +53,7 @@ def test_large_logits_make_no_infinity() -> None:
 
 @pytest.mark.parametrize("clip", [0, -0.01])
 def test_a_clip_bounds_something(clip: float) -> None:
-    with pytest.raises(ValueError, match=r"clip\n.*greater than 0"):
+    with pytest.raises(ValueError, match=r"clip\n.*greater than or equal to 0"):
         Wasserstein(clip=clip)
     assert Wasserstein(clip=0.01).weight_clip == 0.01
     assert [game.weight_clip for game in FORMULAS] == [None] * len(FORMULAS)
