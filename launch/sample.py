@@ -24,6 +24,7 @@ from typing import Any
 
 from bigtrain.cli import add_flags, from_flags, run_cli, say
 from bigtrain.cluster.launch import join_world
+from bigtrain.data.classes import some_names
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.abilities import Latents, Reconstructs, Samples
@@ -74,7 +75,9 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace the numbered pictures that the folder --out holds"
     )
     parser.add_argument(
-        "--classes", help="comma-separated class indices or names; default: all, in a grid the first 10"
+        "--classes",
+        help="comma-separated names of classes, or positions as index:N (or N, where no class has such a name); default: all, "
+        "in a grid the first 10",
     )
     parser.add_argument("--per-class", type=int, default=8, help="samples of each class (8)")
     parser.add_argument(
@@ -223,7 +226,8 @@ def _draw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
         save_pngs(arguments.out, images, names, overwrite=arguments.overwrite)
     if arguments.npz is not None:
         save_npz(arguments.npz, images, labels if by_class else None)
-    _say_written(model, arguments, f"{count} samples")
+    drawn = "" if numbers is None else _of_classes(model, list(dict.fromkeys(numbers)))
+    _say_written(model, arguments, f"{count} samples{drawn}")
     if by_class and numbers is not None and not _is_grid(arguments) and len(set(spec.class_counts)) > 1:
         say(f"equally many of each class, which the data have not: for a distance to them draw --samples {count}")
 
@@ -292,9 +296,16 @@ def _draw_latents(model: Model, sampling: Any, mode: str, arguments: argparse.Na
         chosen = chosen if "label" in family.conditions else labels[:1]
         images = rows.interpolated([label for label in chosen for _ in range(each)], columns)
     else:
-        images = (rows.traversals if mode == "traverse" else rows.manifold)(labels[0], columns)
+        chosen = labels[:1]
+        images = (rows.traversals if mode == "traverse" else rows.manifold)(chosen[0], columns)
     save_grid(arguments.out, images, columns)
-    _say_written(model, arguments, f"{len(images)} images")
+    _say_written(model, arguments, f"{len(images)} images{_of_classes(model, chosen)}")
+
+
+def _of_classes(model: Model, labels: Sequence[int]) -> str:
+    """Which classes were drawn, for a message; nothing where the model is not told the class."""
+    told = "label" in model.family.require(Samples, "sampling").conditions
+    return f" of {some_names([model.family.spec.classes[label] for label in labels])}" if told else ""
 
 
 def _say_written(model: Model, arguments: argparse.Namespace, what: str) -> None:

@@ -108,7 +108,8 @@ class DataOptions(Options):
     text: TextOptions = TextOptions()
     """How texts become tokens."""
     classes: tuple[int | str, ...] | None = Field(default=None, min_length=1)
-    """Names or numbers of the classes to use, in both splits; they are renumbered in this order. null: all."""
+    """Names of the classes to use, in both splits, or their positions as `index:N` (or N, where no class has such a name); they
+    are renumbered in this order. null: all."""
     balance: bool = False
     """Show each class equally often in training: as often as the largest, so images of smaller classes are repeated within an
     epoch. Labels of generated samples are then drawn uniformly too."""

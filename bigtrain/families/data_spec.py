@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bigtrain.data.classes import class_numbers, split_words
 from bigtrain.data.options import LARGEST_SIDE
 from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT, checked_format
@@ -117,19 +118,10 @@ class DataSpec:
         return sum(self.class_counts)
 
     def find_classes(self, words: str | None) -> list[int]:
-        """Class indices of a comma-separated list of indices or names; all of them for None. Raises UserError."""
+        """Numbers of the classes in a comma-separated list of names or positions; all of them for None. Raises UserError."""
         if words is None:
             return list(range(len(self.classes)))
-        return [self._find_class(word.strip()) for word in words.split(",")]
-
-    def _find_class(self, word: str) -> int:
-        if word.isdecimal() and int(word) < len(self.classes):
-            return int(word)
-        if word in self.classes:
-            return self.classes.index(word)
-        raise UserError(
-            f"class {word!r}: there is no such class; indices are 0 .. {len(self.classes) - 1}, or give a name"
-        )
+        return class_numbers(self.classes, split_words(self.classes, words))
 
     def draw_labels(self, draws: Draws, stream: str, indices: Indices) -> Tensor:
         """Labels with the frequencies of the training data, int64 [len(indices)], on the device of the draws."""

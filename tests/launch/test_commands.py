@@ -45,7 +45,8 @@ def test_the_resolved_recipe_alone_reproduces_the_run(trained: Path, tmp_path: P
 
 
 def test_a_grid_has_one_class_a_row(trained: Path, tmp_path: Path) -> None:
-    run(LAUNCH / "sample.py", trained, "--out", tmp_path / "grid.png", "--classes", "3,1", "--per-class", "5")
+    flags = ["--out", tmp_path / "grid.png", "--classes", "3,index:1", "--per-class", "5"]
+    assert "10 samples of 3, 1 of step 4" in run(LAUNCH / "sample.py", trained, *flags).stderr
     tile = 48 + 2
     assert Image.open(tmp_path / "grid.png").size == (5 * tile + 2, 2 * tile + 2)
 
@@ -127,7 +128,7 @@ USER_ERRORS = [
     (["sample.py", "RUN"], "give --out FILE.png"),
     (
         ["sample.py", "RUN", "--out", "x.png", "--classes", "12"],
-        "class '12': there is no such class; indices are 0 .. 9",
+        "class '12': there is no such class (there are 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; positions are index:0 .. index:9)",
     ),
     (["sample.py", "RUN", "--out", "x.png", "--truncation", "-1"], "--truncation"),
     (["sample.py", "RUN", "--out", "x.png", "--per-class", "0"], "--per-class: must be at least 1"),

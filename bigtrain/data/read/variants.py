@@ -5,7 +5,6 @@ A variant is an Index with its own fields or sample numbers, so order, passes ov
 not know of it. `Index.variant` records the options (JSON) for fingerprints and protocols.
 """
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bigtrain.data.classes import class_numbers
 from bigtrain.data.fields.clip import ClipField
 from bigtrain.data.fields.derived import derived
 from bigtrain.data.fields.field import Field
@@ -99,11 +99,11 @@ def windowed(index: Index, frames: int) -> Index:
 
 
 def subset(index: Index, chosen: Sequence[int | str]) -> Index:
-    """The samples of the classes `chosen` (names, or numbers), which are renumbered in this order.
+    """The samples of the classes `chosen` (names, or positions), which are renumbered in this order.
 
     Raises UserError for an unknown class, for a class that is given twice, or if none of them has a sample.
     """
-    numbers = [_class_number(index, word) for word in chosen]
+    numbers = _numbers_of(index, chosen)
     if len(set(numbers)) < len(numbers):
         raise UserError(f"a class is given twice in {list(chosen)}; give each once")
     shards = [_shard_subset(shard, np.array(numbers), len(index.classes)) for shard in index.shards]
@@ -129,19 +129,11 @@ def balanced(index: Index) -> Index:
     return replace(index, variant={**index.variant, "balance": True})
 
 
-def _class_number(index: Index, word: int | str) -> int:
-    if isinstance(word, str) and word in index.classes:
-        numbers = [number for number, name in enumerate(index.classes) if name == word]
-        if len(numbers) > 1:
-            raise UserError(f"{index.where} has {len(numbers)} classes {word!r}; give one by its number: {numbers}")
-        return numbers[0]
-    if str(word).isdecimal() and int(word) < len(index.classes):
-        return int(word)
-    near = difflib.get_close_matches(str(word), index.classes, n=1)
-    raise UserError(
-        f"{index.where} has no class {word!r}{f'; did you mean {near[0]!r}?' if near else ''} (it has "
-        f"{len(index.classes)}, to be given by name or by number from 0)"
-    )
+def _numbers_of(index: Index, chosen: Sequence[int | str]) -> list[int]:
+    try:
+        return class_numbers(index.classes, chosen)
+    except UserError as error:
+        raise UserError(f"{index.where}: {error}") from None
 
 
 def _shard_subset(shard: Shard, numbers: np.ndarray, classes: int) -> Shard:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from bigtrain.data.classes import in_order
 from bigtrain.data.decode import Undecodable, decode, label
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS
 from bigtrain.data.sources.collection import ImageCollection, file_key
@@ -61,6 +62,8 @@ class ImageFiles(ImageCollection):
             self.labels = np.array([self._label(source, *marks[stem]) for stem in stems], dtype=np.int64)
         else:
             self.classes, self.labels = _folder_labels(self._members.names)
+            if self.classes is not None and list(self.classes) != sorted(self.classes):
+                self.key += " by number"  # what was cached of them when they were sorted as text is of other classes
 
     def _check(self, every: Names, images: Listing) -> None:
         unread = min((name for name in every if name.lower().endswith(UNREAD)), default=None)
@@ -113,6 +116,6 @@ def _folder_labels(names: Names) -> tuple[tuple[str, ...], np.ndarray] | tuple[N
     shared = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))))
     if any(len(folders) != shared + 1 for folders in parts.values()):
         return None, None
-    classes = tuple(sorted({folders[-1] for folders in parts.values()}))
+    classes = tuple(in_order({folders[-1] for folders in parts.values()}))
     numbers = {folder: classes.index(folders[-1]) for folder, folders in parts.items()}
     return classes, np.array([numbers[name.rpartition("/")[0]] for name in names], dtype=np.int64)

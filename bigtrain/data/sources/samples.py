@@ -8,7 +8,7 @@ import itertools
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +236,12 @@ class SampleSet:
     @property
     def is_labelled(self) -> bool:
         return self.classes != (UNLABELLED,)
+
+    def numbered_as(self, classes: Sequence[str]) -> "SampleSet":
+        """The same samples with their classes in another order."""
+        numbers = np.array([classes.index(name) for name in self.classes], dtype=np.int32)
+        splits = {split: replace(samples, labels=numbers[samples.labels]) for split, samples in self.splits.items()}
+        return replace(self, classes=tuple(classes), splits=splits)
 
     def fingerprint(self, split: str) -> str:
         """A hash of the split's names, labels and class names (not of the files' contents)."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bigtrain.data.classes import in_order
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.array import ArrayField, AttributesField
 from bigtrain.data.fields.clip import ClipField
@@ -51,7 +52,7 @@ def index_shards(
     fields: which members are which field; None: as an existing index of version 2 says, else one image. labels: `cls`,
     `json:FIELD` (a number or a name in each sample's .json) or `none` (one class); None: as that index says, else `cls`. Class
     names are the lines of `folder/classes.txt`; otherwise those of an existing index with the same `labels`, and after them
-    others that occur, sorted; where labels are numbers, those that have no name are their own. skip_bad_texts: samples with a
+    others that occur, in order; where labels are numbers, those that have no name are their own. skip_bad_texts: samples with a
     text that is not UTF-8 are left out, instead of being an error. Raises UserError, naming shard and member, for compressed or
     truncated tars, duplicate keys, samples that do not have one member for each field and its label, and labels that are not
     decimal or not below the number of classes. An index of version 1 is renewed as one.
@@ -161,7 +162,7 @@ def _classes(
     numbered = [index.classes for index in indexes if labels_from(index.label_field) == source and index.codes is None]
     known = max(numbered, key=len, default=())
     if named_labels:
-        new = sorted(named_labels.difference(known))
+        new = in_order(named_labels.difference(known))
         classes = read_classes(listed) if listed.exists() else (*known, *new)
         if unknown := sorted(named_labels.difference(classes)):
             raise UserError(f"{listed}: does not list the class {unknown[0]!r}, which some sample has; add it")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from bigtrain.data.classes import in_order
 from bigtrain.data.fields.label import LabelField
 from bigtrain.data.fields.registry import field_from_json
 from bigtrain.data.index import FORMAT_VERSION, LABEL, Index
@@ -92,6 +93,7 @@ def write_shards(
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)
         known = {split: _records(out, split) for split in source.splits}
+        source = _numbered_as_begun(source, known)
         version = min((record.version for found in known.values() for record in found.values()), default=FORMAT_VERSION)
         encoders = encoders_of(source.fields, options.pictures(version))
         tasks = {split: _plan(source, split, out, options, known[split], encoders, version) for split in source.splits}
@@ -105,6 +107,16 @@ def write_shards(
     for picture in (picture for record in done for picture in record.mended):
         tqdm.write(f"{picture}: this picture is damaged; its shard has it as Pillow reads it", file=sys.stderr)
     return indexes
+
+
+def _numbered_as_begun(source: SampleSet, known: Mapping[str, Mapping[str, Record]]) -> SampleSet:
+    """The samples with their classes as the shards that are there number them: folders of numbers were once sorted as text."""
+    as_text = sorted(source.classes)
+    if list(source.classes) == as_text or list(source.classes) != in_order(as_text):
+        return source
+    before = source.numbered_as(as_text)
+    begun = {split: {record.made.get("source") for record in records.values()} for split, records in known.items()}
+    return before if any(before.fingerprint(split) in begun[split] for split in begun) else source
 
 
 def _plan(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bigtrain.data.classes import in_order
 from bigtrain.data.fields.label import UNLABELLED
 from bigtrain.data.sources.clips import ClipListing
 from bigtrain.data.sources.folder import Folder
@@ -96,7 +97,7 @@ def by_class(path: Path, listing: Listing | ClipListing, *, skip_top: bool, choi
         found[number, 1] = classes.setdefault(label, len(classes))
     _check_depths(path, first_at, choice)
     _refuse_domains(path, classes, is_folder=not skip_top, is_split=2 in first_at)
-    ordered = sorted(classes)
+    ordered = in_order(classes)
     numbers = np.empty(len(classes), dtype=np.int32)
     numbers[[classes[name] for name in ordered]] = np.arange(len(classes))
     pictures = Samples(listing.members(), numbers[found[:, 1]])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bigtrain.data.classes import in_order
 from bigtrain.data.sources.database import Database
 from bigtrain.data.sources.image_source import Tick
 from bigtrain.data.sources.samples import ANY_EXTENSION, Listing, Samples, SampleSet
@@ -24,7 +25,7 @@ def list_lsun(where: Path, tick: Tick) -> SampleSet:
         match = _NAME.fullmatch(path.resolve().name)
         assert match is not None
         found.setdefault(match["split"] or "train", []).append((match["label"], path))
-    classes = tuple(sorted({label for pairs in found.values() for label, _ in pairs}))
+    classes = tuple(in_order({label for pairs in found.values() for label, _ in pairs}))
     splits = {split: _split(pairs, classes, tick) for split, pairs in sorted(found.items())}
     return SampleSet(where, classes, splits, 0)
 
