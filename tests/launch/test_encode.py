@@ -88,7 +88,8 @@ def make_run(folder: Path, seed: int = 0, **family: Any) -> Path:
     (run_folder / "recipe.yaml").write_text(recipe.to_yaml())
     data = describe(Index.read(digits_index("train", (16, 16))))
     made = find_family(recipe.family.kind)(recipe.family, DataSpec.from_json(data))
-    components = {name: {"weights": build_network(made, name, seed).state_dict()} for name in made.components}
+    networks = {name: build_network(made, name, seed).state_dict() for name in made.components}
+    components = {name: {"weights": weights, "average": weights} for name, weights in networks.items()}
     checkpoint.write(run_folder / "checkpoints", 1, components, {"step": 1, "data": data})
     return run_folder
 
