@@ -50,9 +50,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _encode_all(arguments: argparse.Namespace, device: torch.device) -> None:
     model = open_model(arguments.run, device)
+    tokenizer = model.family.require(Encodes, arguments.run)
     if (arguments.run / "checkpoints").is_dir():
         world.on_main(partial(_keep_checkpoint, arguments, int(model.provenance["step"])))
-    tokenizer = model.family.require(Encodes, arguments.run)
     spec, data = model.family.spec, model.recipe.data
     for split in SPLITS if arguments.index == "digits" else [""]:
         find = partial(find_images, arguments.index, split, "INDEX", spec.size, data.resize, data.remote, spec.channels)
