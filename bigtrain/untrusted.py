@@ -5,8 +5,9 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 JSON_BYTES = 2**26
 """The largest JSON file that is read whole, unless its reader names another bound: 64 MiB."""
@@ -14,7 +15,7 @@ JSON_DEPTH = 64
 """Levels of mappings and lists within each other; our own files have less than ten."""
 
 
-def open_plain(path: str | Path) -> IO[bytes]:
+def open_plain(path: str | Path) -> BufferedReader:
     """The file, opened for reading. Raises OSError if it is a FIFO, a device or a socket, the reading of which may never end.
 
     Symbolic links are followed: people keep their data elsewhere.

@@ -121,7 +121,7 @@ def sha256_of(path: Path) -> str:
     """Raises OSError, also for what is no plain file."""
     digest, piece = hashlib.sha256(), bytearray(_PIECE)
     with open_plain(path) as file:
-        while size := file.readinto(piece):  # type: ignore[attr-defined]
+        while size := file.readinto(piece):
             digest.update(memoryview(piece)[:size])
             beats.beat()
     return digest.hexdigest()

@@ -36,8 +36,9 @@ _STEP_DIGITS = 15
 """More than any run needs, and few enough for a file's name."""
 RECIPE, STATE = "recipe.yaml", "state.json"
 BEST = "best.json"
-_KEPT = "kept_"
 """The file beside the checkpoints that records the best ones (runs/best.py)."""
+_KEPT = "kept_"
+"""How the name of a file begins that lets the run keep a checkpoint (`keep_for`)."""
 
 
 class Checkpoint:
