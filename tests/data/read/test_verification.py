@@ -1,7 +1,9 @@
 """Shards that do not hold what their index says are noticed though their sizes are right, before anything is made of them."""
 
+import errno
 import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable
@@ -174,6 +176,39 @@ def test_a_record_that_others_damaged_or_cut_makes_nothing_known(index: Index, m
     record.write_bytes(b"\xff\n1 2 3\nx x x x x x\n" + lines[0] + lines[1][:-5])
     ShardVerification(index).check(ALL)
     assert len(measured) == 2 * SHARDS - 1
+
+
+@pytest.mark.parametrize("broken", ["a folder that is a file", "a record that is a folder", "no locks", "a full disk"])
+def test_where_nothing_can_be_recorded_shards_are_verified_all_the_same(
+    index: Index, measured: Reads, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = Path(os.environ["BIGTRAIN_CACHE"])
+    if broken == "a folder that is a file":
+        cache.write_bytes(b"")
+    elif broken == "a record that is a folder":
+        (cache / "verified" / f"{platform.node()}.txt").mkdir(parents=True)
+    else:
+        name, number = ("flock", errno.ENOSYS) if broken == "no locks" else ("write", errno.ENOSPC)
+
+        def refuse(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(f"bigtrain.data.read.file_hashes.{'fcntl' if name == 'flock' else 'os'}.{name}", refuse)
+    verified = ShardVerification(index)
+    for _ in range(2):
+        verified.check(ALL)
+    assert len(measured) == SHARDS, "once in this process"
+    assert [record.getMessage().count("set BIGTRAIN_CACHE") for record in caplog.records] == [1]
+    changed(shard(index, 0))
+    with pytest.raises(UserError, match="does not hold"):
+        verified.check(ALL)
+
+
+def test_a_fifo_in_the_place_of_a_shard_is_refused(index: Index) -> None:
+    shard(index, 1).unlink()
+    os.mkfifo(shard(index, 1))
+    with pytest.raises(UserError, match="is a FIFO, not a plain file"):
+        ShardVerification(index).check(ALL)
 
 
 def test_a_long_record_is_begun_anew(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
