@@ -228,6 +228,13 @@ def evaluations_are(attempt: Attempt, make: Callable[[Path], None]) -> Commands:
 # -- checkpoints --------------------------------------------------------------------------------------------------------
 
 
+def flip_a_bit(path: Path) -> None:
+    """The lowest one of the file's last byte."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
 def _use(attempt: Attempt) -> Commands:
     """A damaged newest checkpoint is said to be one, and the one before it is used."""
     return [train(attempt), sample(attempt, "run")]
@@ -422,10 +429,7 @@ def checkpoint_holds_pickles(attempt: Attempt) -> Commands:
 
 @case(families=FAMILIES)
 def newest_checkpoint_has_a_flipped_bit(attempt: Attempt) -> Commands:
-    path = _weights(attempt)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip_a_bit(_weights(attempt))
     return _use(attempt)
 
 
@@ -467,10 +471,7 @@ def tensors_of_an_export(attempt: Attempt, change: Callable[[Path], None]) -> Co
 
 @case(refused=True, families=FAMILIES)
 def export_with_a_flipped_bit(attempt: Attempt) -> Commands:
-    path = _exported_weights(attempt)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip_a_bit(_exported_weights(attempt))
     return _use_export(attempt)
 
 
