@@ -7,17 +7,19 @@ from typing import Any
 from bigtrain.data.read.stream import Data
 from bigtrain.recipe import Recipe
 
-_STEPS = ("warmup_steps", "decay_start", "decay_steps", "start_step")
-"""Keys, of whatever section, whose value is a step that training should reach to have its effect."""
+_ENDS = ("warmup_steps", "decay_steps")
+"""Keys, of whatever section, of the step at which something is complete."""
+_BEGINS = ("decay_start", "decay_at", "start_step")
+"""Keys, of whatever section, of steps at which something begins; the last step of a training is the one before train.steps."""
 
 
 def doubts(recipe: Recipe, train: Data, validation: Data | None) -> list[str]:
     """A sentence for each."""
     sentences = [
-        f"{key}: {step} is beyond the last step ({recipe.train.steps})"
-        for section in ("family", "ema")
-        for key, step in _steps(getattr(recipe, section).model_dump(), f"{section}.")
-        if step > recipe.train.steps
+        f"{key}: {step} is beyond the last of {recipe.train.steps} steps"
+        for section in ("family", "ema", "train")
+        for key, step, last in _steps(getattr(recipe, section).model_dump(), f"{section}.", recipe.train.steps)
+        if step > last
     ]
     if recipe.train.evaluate_every is None:
         if recipe.train.evaluate_samples is not None:
@@ -34,12 +36,15 @@ def doubts(recipe: Recipe, train: Data, validation: Data | None) -> list[str]:
     return sentences
 
 
-def _steps(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]]:
+def _steps(content: Mapping[str, Any], prefix: str, steps: int) -> Iterator[tuple[str, int, int]]:
+    """(key, its step, the last step that makes sense for it) of a section and those within; `steps`: of the training."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from _steps(value, f"{prefix}{key}.")
-        elif key in _STEPS and isinstance(value, int):
-            yield f"{prefix}{key}", value
+            yield from _steps(value, f"{prefix}{key}.", steps)
+        elif key in (*_ENDS, *_BEGINS):
+            for step in value if isinstance(value, list | tuple) else [value]:
+                if step is not None:
+                    yield f"{prefix}{key}", step, steps if key in _ENDS else steps - 1
 
 
 def _shared_shards(one: Data, other: Data) -> int:

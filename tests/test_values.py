@@ -176,23 +176,31 @@ def doubts_of(*overrides: str, validation: str = "validation") -> list[str]:
     return doubts(recipe, find_index("digits", "train", 16), find_index("digits", validation, 16))
 
 
+NEVER = "train.evaluate_every=null"
+STEPS = "decay: steps, decay_factor: 0.1, decay_at: [100, 1800]"
+
+
 @pytest.mark.parametrize(
     ("overrides", "doubt"),
     [
-        (["train.evaluate_samples=100", "evaluation.metrics=null"], "train.evaluate_samples: nothing is evaluated"),
-        (["train.evaluate_samples=null", "evaluation.metrics=[fd]"], "evaluation.metrics: nothing is evaluated"),
-        (["family.generator_optimizer.warmup_steps=10000"], "family.generator_optimizer.warmup_steps: 10000 is beyond"),
-        (["ema.start_step=5000"], "ema.start_step: 5000 is beyond the last step"),
+        (
+            [NEVER, "train.evaluate_samples=100", "evaluation.metrics=null"],
+            "train.evaluate_samples: nothing is evaluated",
+        ),
+        ([NEVER, "train.evaluate_samples=null", "evaluation.metrics=[fd]"], "evaluation.metrics: nothing is evaluated"),
+        (["family.generator_optimizer.warmup_steps=1801"], "family.generator_optimizer.warmup_steps: 1801 is beyond"),
+        ([f"family.generator_optimizer={{lr: 1, {STEPS}}}"], "family.generator_optimizer.decay_at: 1800 is beyond"),
+        (["ema.start_step=1800"], "ema.start_step: 1800 is beyond the last of 1800 steps"),
+        (["train.profile={start_step: 1800}"], "train.profile.start_step: 1800 is beyond the last of 1800 steps"),
     ],
 )
 def test_what_has_no_effect_is_warned_of_and_not_refused(overrides: list[str], doubt: str) -> None:
-    idle = (
-        []
-        if "train.evaluate_samples=100" not in overrides and "null" not in overrides[0]
-        else ["train.evaluate_every=null"]
-    )
-    (found,) = doubts_of(*overrides, *idle)
+    (found,) = doubts_of(*overrides)
     assert found.startswith(doubt)
+
+
+def test_a_step_that_training_reaches_is_not_warned_of() -> None:
+    assert doubts_of("family.generator_optimizer.warmup_steps=1800", "ema.start_step=1799") == []
 
 
 def test_a_validation_split_that_is_the_training_split_is_warned_of() -> None:
