@@ -155,8 +155,10 @@ def train(
     """The turns of a trainer of the recipe, in a run folder that is not kept."""
     turns = Turns(other, measured.turn, seconds, device)
     with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder))
+        run.claim(recipe.to_yaml().encode())
         trainer = Trainer(
-            family, index, RunFolder(Path(folder)), seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema,
+            family, index, run, seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema,
             engine=recipe.engine, device=device, watchdog=Watchdog(None), observers={"sample": turns},
         )  # fmt: skip
         if device.type == "cuda":

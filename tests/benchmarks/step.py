@@ -59,8 +59,10 @@ class Turns:
 def train(recipe: Recipe, device: torch.device, folder: Path, turns: Turns) -> None:
     index = find_index("digits", "train", recipe.data.image_size)
     family = find_family("gan")(recipe.family, DataSpec.from_json(describe(index)))
+    run = RunFolder(folder)
+    run.claim(recipe.to_yaml().encode())
     Trainer(
-        family, index, RunFolder(folder), seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema,
+        family, index, run, seed=0, data=recipe.data, train=recipe.train, ema=recipe.ema,
         engine=recipe.engine, device=device, watchdog=Watchdog(None), observers={"sample": turns},
     ).run()  # fmt: skip
 

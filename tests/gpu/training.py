@@ -15,7 +15,7 @@ from bigtrain.inference.splits import find_splits
 from bigtrain.recipe import load_recipe
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.trainer import Trainer
-from tests.runs_of import write_recipe
+from tests.runs_of import ended, write_recipe
 
 
 def trainer_of(
@@ -26,6 +26,7 @@ def trainer_of(
     images, _ = find_splits(recipe.data)
     family = make_family(recipe, DataSpec.from_json(describe(images)))
     run = RunFolder(recipe.folder)
+    ended(run.path)
     run.claim(recipe.to_yaml().encode())
     return Trainer(
         family, images, run, seed=recipe.run.seed, data=recipe.data, train=recipe.train,

@@ -251,7 +251,7 @@ def test_a_signal_during_an_evaluation_ends_it(tmp_path: Path) -> None:
 
     recipe = write_recipe(tmp_path, FAMILIES["gan"], steps=10, log_every=5, evaluate_every=5, save_every=100)
     recipe.write_text(recipe.read_text().replace("samples: 64", "samples: 1000000"))
-    assert train_and_signal(recipe, signal.SIGTERM, rest_s=3.0) == 0
+    assert train_and_signal(recipe, signal.SIGTERM, rest_s=3.0) == 128 + signal.SIGTERM
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000005"]
     train(recipe, "train.steps=5", "evaluation.samples=64")
     assert (tmp_path / "run" / "evaluations" / "step_00000005.json").exists()

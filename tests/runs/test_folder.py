@@ -12,6 +12,7 @@ from bigtrain.errors import UserError
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RUN, RunFolder
 from bigtrain.training.checkpoint_writer import CheckpointWriter
+from tests.runs_of import ended
 
 
 def test_a_file_system_without_locks_is_not_taken_for_another_training(
@@ -31,12 +32,6 @@ def written(folder: RunFolder) -> None:
     """As the start of a training leaves a folder."""
     folder.environment.write_text(json.dumps({"versions": {}, RUN: folder.run}))
     folder.recipe.write_bytes(b"run: {}")
-
-
-def ended(path: Path) -> None:
-    """As if the process that trained there had ended, which holds the lock on this file."""
-    (path / ".lock").unlink()
-    (path / ".lock").touch()
 
 
 def with_checkpoint(folder: RunFolder, run: str | None, step: int = 1) -> Path:

@@ -20,7 +20,7 @@ from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.interruption import SIGNALS
 from bigtrain.training.trainer import Trainer
-from tests.runs_of import FAMILIES, write_recipe
+from tests.runs_of import FAMILIES, ended, write_recipe
 
 CPU = torch.device("cpu")
 FIDS = {2: 50.0, 4: 20.0, 6: 30.0, 8: 41.0, 10: 25.0}
@@ -52,6 +52,7 @@ def trainer_of(recipe: Recipe) -> Trainer:
     index = find_index("digits", "train", 16)
     family = find_family("toy")(recipe.family, DataSpec.from_json(describe(index)))
     folder = RunFolder(recipe.folder)
+    ended(folder.path)
     folder.claim(recipe.to_yaml().encode())
     atomic.write_bytes(folder.recipe, recipe.to_yaml().encode())
     return Trainer(

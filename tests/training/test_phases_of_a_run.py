@@ -16,7 +16,7 @@ from bigtrain.recipe import load_recipe
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.phases import check_phases
 from bigtrain.training.trainer import Trainer
-from tests.runs_of import FAMILIES, write_recipe
+from tests.runs_of import FAMILIES, ended, write_recipe
 from tests.training.small_steps import small_family
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def train(folder: Path, steps: int, seen: Seen) -> Trainer:
         device=CPU, watchdog=Watchdog(None), observers={},
     )  # fmt: skip
     trainer.run()
-    (run.path / ".lock").unlink()  # as if this process had ended
+    ended(run.path)
     return trainer
 
 
