@@ -1,6 +1,7 @@
 """What all commands share: exit codes, one message for all ranks, opening a run folder, flags from options."""
 
 import argparse
+import errno
 import json
 import os
 import platform
@@ -80,6 +81,12 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
             time.sleep(MAIN_RANK_FIRST_S)
     except OtherRankFailed:
         code = 1
+    except OSError as error:
+        code = 2 if error.errno == errno.ENAMETOOLONG else 1
+        if code == 1:
+            traceback.print_exc()
+        elif is_first():
+            print(f"error: {one_line(str(error.filename))}: {error.strerror}; give another path", file=sys.stderr)
     except Signalled as signalled:
         code = 128 + signalled.number
         if is_first() and not signalled.said:

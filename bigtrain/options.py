@@ -19,12 +19,15 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+LONGEST_NAME = 255
+"""Bytes of a file's name, on every file system that people use."""
+
 
 def _strict(schema: Any) -> Any:
     """A schema of pydantic with every number, boolean and text in it strict."""
     if isinstance(schema, Mapping):
         kind = schema.get("type")
-        if kind == "function-before" and schema["function"].get("function") in (_whole, _text):
+        if kind == "function-before" and schema["function"].get("function") in (_whole, check_text):
             return schema
         inner = {
             key: _strict(value) if key not in ("metadata", "serialization") else value for key, value in schema.items()
@@ -36,7 +39,7 @@ def _strict(schema: Any) -> Any:
             case "int":
                 return core_schema.no_info_before_validator_function(_whole, {**inner, "strict": True})
             case "str":
-                return core_schema.no_info_before_validator_function(_text, {**inner, "strict": True})
+                return core_schema.no_info_before_validator_function(check_text, {**inner, "strict": True})
             case "float" | "bool":
                 return {**inner, "strict": True}
         return inner
@@ -53,9 +56,16 @@ def _whole(value: Any) -> Any:
     return whole
 
 
-def _text(value: Any) -> Any:
+def check_text(value: Any) -> Any:
+    """Raises ValueError for what can be the name of no file: most texts of options are paths."""
     if isinstance(value, str) and "\0" in value:
         raise ValueError("must not have the character NUL")
+    if (
+        isinstance(value, str)
+        and "://" not in value
+        and max(len(part.encode()) for part in value.split("/")) > LONGEST_NAME
+    ):
+        raise ValueError(f"must not have a name of more than {LONGEST_NAME} bytes")
     return value
 
 

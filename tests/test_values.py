@@ -120,6 +120,8 @@ def test_what_is_written_is_read_back(text: str) -> None:
         ("data.flip=1", r"data\.flip: must be true or false \(given: 1\)"),
         ("run.dir=3", r"run\.dir: must be a text \(given: 3\)"),
         ('run.dir="a\\0b"', r"run\.dir: must not have the character NUL"),
+        (f"run.dir=/tmp/{'x' * 256}", r"run\.dir: must not have a name of more than 255 bytes"),
+        (f"data.train={'é' * 128}", r"data\.train: .*255 bytes"),
         ("run.seed=1e30", r"run\.seed: must be below 2\^63"),
         ("data.classes=[true]", r"data\.classes\.0: must be a whole number \(given: True\)"),
         ("family.generator_optimizer.momentum=0.9", r"momentum: is an option of kind: sgd or rmsprop, and adam does"),

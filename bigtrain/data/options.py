@@ -10,7 +10,7 @@ from bigtrain.data.fields.registry import NAME
 from bigtrain.data.fields.text import BYTES
 from bigtrain.data.remote import DEFAULTS, RemoteOptions
 from bigtrain.data.resize import Resize
-from bigtrain.options import Count, Depth, Options, Workers
+from bigtrain.options import Count, Depth, Options, Workers, check_text
 from bigtrain.sizes import size_of
 
 LARGEST_SIDE = 65535
@@ -40,13 +40,13 @@ def _number(value: Any) -> Any:
 def _where(value: Any) -> str | dict[str, str]:
     """One index, or several by name. Raises ValueError."""
     if isinstance(value, str):
-        return value
+        return str(check_text(value))
     if not isinstance(value, Mapping) or not value or not all(isinstance(path, str) for path in value.values()):
         raise ValueError("must be the path or URL of an index, or several by name: {a: PATH, b: PATH}")
     for name in value:
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot name an index; a name is letters, digits and underscores")
-    return dict(value)
+    return {name: str(check_text(path)) for name, path in value.items()}
 
 
 _SIDE = {"type": "integer", "exclusiveMinimum": 0}

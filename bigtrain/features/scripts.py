@@ -35,7 +35,7 @@ def named_on_command_line(path: str, key: str, *, instead: str) -> str:
 
     `key`: what named it, and `instead`: what else it may say, for messages. Raises UserError if there is no such file.
     """
-    if not Path(path).exists():
+    if not _exists(path):
         raise UserError(f"{key}: {path}: neither a file nor {instead}")
     digest = hashlib.sha256(_read(Path(path), key)).hexdigest()
     _named[digest] = Path(path)
@@ -92,6 +92,13 @@ def read_script(name: str, key: str) -> bytes:
     return data
 
 
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _read(path: Path, key: str) -> bytes:
     try:
         return read_plain(path, BYTES)
@@ -101,7 +108,7 @@ def _read(path: Path, key: str) -> bytes:
 
 def name_if_script(path: str, key: str) -> None:
     """Lets this process run the file that the command line names, if it is a TorchScript file, which weights may be."""
-    if Path(path).is_file() and is_script_file(Path(path)):
+    if _exists(path) and Path(path).is_file() and is_script_file(Path(path)):
         named_on_command_line(path, key, instead="weights")
 
 
