@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,16 @@ class Tracker:
         file had when the checkpoint was written: it warns if there are fewer now. Raises UserError if it cannot write."""
         from torch.utils.tensorboard import SummaryWriter  # heavy, and only training needs it
 
-        self._path = metrics
+        self._metrics, self._tensorboard = metrics, tensorboard
         self._steps = steps
         self._live = sys.stderr.isatty()
-        with self._writing():
+        with _writing(metrics):
             self.rows = cut_back(metrics, step)
             descriptor = os.open(metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             self._file = os.fdopen(descriptor, "a", encoding="utf-8")
-        try:
+        self._hook, threading.excepthook = threading.excepthook, self._on_failed_thread
+        with _writing(tensorboard):
             self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
-        except OSError as error:
-            raise UserError(
-                f"{tensorboard}: cannot be written ({error.strerror}); make it writable, or move it away"
-            ) from error
         if self.rows < rows_saved:
             missing = f"metrics.jsonl has lost {rows_saved - self.rows} of {rows_saved} rows up to step {step}"
             self.warn(
@@ -42,28 +40,25 @@ class Tracker:
 
     def row(self, values: Mapping[str, Any]) -> None:
         """One logged step: a JSON object on one line, and the same values for TensorBoard."""
-        with self._writing():
+        with _writing(self._metrics):
             self._file.write(json.dumps(dict(values)) + "\n")
             self._file.flush()
             self.rows += 1
+        with _writing(self._tensorboard):
             for name, value in values.items():
                 if "/" in name:
                     self._board.add_scalar(name, value, int(values["step"]))
 
     def flush(self) -> None:
         """Makes all rows so far survive a power cut."""
-        with self._writing():
+        with _writing(self._metrics):
             os.fsync(self._file.fileno())
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self._path}: cannot write the metrics ({error.strerror}); make room on the disk, or make the file writable, "
-                "and run the same command again: it goes on from the newest checkpoint"
-            ) from error
+    def _on_failed_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """Keeps quiet about a thread of TensorBoard's that could not write, as `row` raises its error."""
+        is_boards = type(failed.thread).__module__.partition(".")[0] == "tensorboard"
+        if not (is_boards and issubclass(failed.exc_type, OSError)):
+            self._hook(failed)
 
     def line(self, values: Mapping[str, float], eta_s: float) -> None:
         """The progress line: rewritten in place on a terminal, one more line in a log file."""
@@ -95,7 +90,21 @@ class Tracker:
             print(file=sys.stderr)
         with contextlib.suppress(OSError):  # `row` has raised this error already
             self._file.close()
+        with contextlib.suppress(OSError):
             self._board.close()
+        threading.excepthook = self._hook
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises UserError instead of OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write the metrics ({error.strerror}); make room on the disk, or make it writable, and run the "
+            "same command again: it goes on from the newest checkpoint"
+        ) from error
 
 
 def cut_back(metrics: Path, step: int) -> int:
