@@ -6,8 +6,8 @@ OUT/
   provenance.json   step, weights (averaged or raw), data
   manifest.json     size and sha256 of each of these (manifest.py)
 
-If one of diffusers' own pipelines can sample the model, the folder is written for that pipeline and needs no bigtrain; its
-pipeline.py (which does) draws the same images as the run.
+If the networks are those of one of diffusers' own pipelines, they are written as its components, and need no bigtrain, nor does
+the folder where that pipeline can sample the model; its pipeline.py (which does) draws the same images as the run.
 """
 
 import fcntl
@@ -18,41 +18,26 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 from safetensors import SafetensorError
 from torch import nn
 
 from bigtrain.errors import UserError
-from bigtrain.exchange import manifest
-from bigtrain.exchange.pipeline import DESCRIPTION, ExportedModel, FamilyPipeline, description
+from bigtrain.exchange import folder, manifest
+from bigtrain.exchange.pipeline import ExportedModel, FamilyPipeline, description
 from bigtrain.families.abilities import DiffusersPipeline, Samples
 from bigtrain.families.family import Family, LoadedModel
 from bigtrain.families.phases import Networks
 from bigtrain.formats import FORMAT
 from bigtrain.runs import atomic
 from bigtrain.untrusted import read_json
-
-PIPELINE_SOURCE = '''"""The pipeline of this folder; needs `pip install bigtrain`.
-
-    DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
-"""
-
-{definition}
-
-__all__ = ["FamilyPipeline"]
-'''
-OWN_PIPELINE = "from bigtrain.exchange.pipeline import FamilyPipeline"
-LIKE_DIFFUSERS_PIPELINE = """\
-import diffusers
-
-from bigtrain.exchange.pipeline import family_pipeline_of
-
-FamilyPipeline = family_pipeline_of(diffusers.{pipeline})"""
-"""Where one of diffusers' own pipelines can sample the model: the class that draws the run's images from the same folder."""
 
 
 def export(
@@ -67,23 +52,16 @@ def export(
         raise _exists(out)
     likeness = family.ability(DiffusersPipeline)
     diffusers_pipeline = None if likeness is None else likeness.to_diffusers(networks)
-    definition = OWN_PIPELINE
-    if diffusers_pipeline is not None:
-        definition = LIKE_DIFFUSERS_PIPELINE.format(pipeline=type(diffusers_pipeline).__name__)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _staging(out) as temporary:
-            if diffusers_pipeline is None:
-                FamilyPipeline(_model(family, networks)).save_pretrained(str(temporary), safe_serialization=True)
-            else:
-                diffusers_pipeline.save_pretrained(str(temporary), safe_serialization=True)
-                index = json.loads((temporary / "model_index.json").read_bytes())
-                described = index | {DESCRIPTION: json.dumps(description(family))}
-                atomic.write_json(temporary / "model_index.json", described)
-            atomic.write_bytes(temporary / "pipeline.py", PIPELINE_SOURCE.format(definition=definition).encode())
+            pipeline = diffusers_pipeline or FamilyPipeline(_model(family, networks))
+            DiffusionPipeline.save_pretrained(pipeline, str(temporary), safe_serialization=True)
+            components_of = None if diffusers_pipeline is None else type(diffusers_pipeline).__name__
+            alone = likeness is not None and likeness.sampled_by_diffusers
+            folder.complete(temporary, components_of, description(family), alone)
             atomic.write_bytes(temporary / "recipe.yaml", recipe_yaml.encode())
             atomic.write_json(temporary / "provenance.json", {"format": FORMAT, **provenance})
-            atomic.follow_umask(temporary)
             manifest.write(temporary)
             if not os.path.lexists(out):
                 os.rename(temporary, out)
@@ -153,12 +131,12 @@ def _usage(out: str, family: Family, likeness: DiffusersPipeline | None, diffuse
     given = [f"{name}=[PIL.Image.open('{name.upper()}.png')]" for name in samples.conditions_beside_label]
     given += ["class_labels=[0]"] if "label" in samples.conditions else []
     arguments = ", ".join(given or ["count=1"])
-    ours_call = f"DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
-    ours_call += f"({arguments}, seed=0).images"
-    if likeness is None:
-        return [ours_call]
+    if likeness is None or not likeness.sampled_by_diffusers:
+        return [f"DiffusionPipeline.from_pretrained({out!r}, trust_remote_code=True)({arguments}, seed=0).images"]
+    ours = f"DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
     needed = ", ".join(f"{name}={value!r}" for name, value in likeness.diffusers_arguments.items())
-    return [f"{type(diffusers_pipeline).__name__}.from_pretrained({out!r})({needed}).images", ours_call]
+    plain = f"{type(diffusers_pipeline).__name__}.from_pretrained({out!r})({needed}).images"
+    return [plain, f"{ours}({arguments}, seed=0).images"]
 
 
 def _model(family: Family, networks: Networks) -> ExportedModel:
@@ -181,18 +159,33 @@ def opened(path: Path, family: Family) -> tuple[Mapping[str, nn.Module], Mapping
     """
     logging.disable_progress_bar()
     manifest.check(path)
-    name = read_json(path / "model_index.json").get("_class_name")
-    if name == FamilyPipeline.__name__:
-        pipeline = FamilyPipeline.from_pretrained(str(path), use_safetensors=True)
+    index = read_json(path / manifest.INDEX)
+    name = folder.class_name(index)
+    if "model" in index:
+        model: Any = ExportedModel.from_pretrained(str(path / "model"))
+        pipeline = FamilyPipeline(model)
         if _built_by(pipeline.family) != _built_by(family):
             raise ValueError("recipe.yaml and model/config.json describe different models")
         return pipeline.networks, pipeline.family.attached
-    if not hasattr(diffusers, str(name)):
+    if name != folder.CLASS and not hasattr(diffusers, name):
         raise OSError(f"model_index.json names an unknown pipeline, {name}")
-    likeness = family.require(DiffusersPipeline, path)
-    plain = DiffusionPipeline.from_pretrained(str(path), use_safetensors=True)
-    manifest.check_loaded(plain.components)
-    return likeness.from_diffusers(plain), {}
+    components = {
+        component: _component(path / component, *value)
+        for component, value in index.items()
+        if isinstance(value, list) and not component.startswith("_")
+    }
+    manifest.check_loaded(components)
+    return family.require(DiffusersPipeline, path).from_diffusers(SimpleNamespace(**components)), {}
+
+
+def _component(path: Path, library: str, name: str) -> Any:
+    """A component of diffusers, opened without its pipeline, which may be code in the folder."""
+    kind = getattr(diffusers, name, None) if library == "diffusers" else None
+    if isinstance(kind, type) and issubclass(kind, ModelMixin):
+        return kind.from_pretrained(str(path), use_safetensors=True)
+    if isinstance(kind, type) and issubclass(kind, SchedulerMixin):
+        return kind.from_pretrained(str(path))
+    raise OSError(f"model_index.json names {library}.{name}, which no export of ours has")
 
 
 def _built_by(family: Family) -> tuple[Any, Any]:

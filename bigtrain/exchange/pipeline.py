@@ -3,7 +3,9 @@
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bigtrain.data.fields.pictures import to_images
-from bigtrain.exchange import manifest
+from bigtrain.exchange import folder, manifest
 from bigtrain.families.abilities import DiffusersPipeline, Samples
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family, LoadedModel, build_network, find_family
@@ -25,9 +27,9 @@ from bigtrain.pictures import picture, to_uint8
 from bigtrain.randomness import Draws
 from bigtrain.sizes import size_of, size_text
 
-DESCRIPTION = "_bigtrain"
-"""The key of model_index.json that holds the model's `description` if the folder is for diffusers' own pipeline, which ignores
-it."""
+HALF = (torch.bfloat16, torch.float16)
+"""What products may be computed in where a user asks for it, which gives other images than the run: weights, statistics and
+noise stay float32, as when a recipe trains in bf16."""
 
 
 class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own models do so
@@ -46,19 +48,19 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         self.family = described_family(described)
         self.networks = _networks(self.family)
         self.others = _attach(self.family, described["followed"])
+        self.computes_in: torch.dtype | None = None
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
         """As in diffusers, but without meta tensors, since buffers that are in no file would stay without data, and never from
         a pickle.
 
-        Raises ValueError for a torch_dtype other than float32, which statistics and noise need, and if the file lacks a tensor
-        of the networks, which would stay random, or holds another.
+        `torch_dtype` as for `to`. Raises ValueError for another, and if the file lacks a tensor of the networks, which would
+        stay random, or holds another.
         """
-        if options.get("torch_dtype") not in (None, torch.float32):
-            raise ValueError(
-                f"torch_dtype={options['torch_dtype']}: bigtrain's models are used in float32; leave it out"
-            )
+        # diffusers has had both names for it.
+        computes_in = _half(options.pop("dtype", None) or options.pop("torch_dtype", None))
+        options.pop("torch_dtype", None)
         required = {
             "low_cpu_mem_usage": False,
             "device_map": None,
@@ -73,7 +75,27 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         ):
             if names:
                 raise ValueError(f"the weights of this export {what} {len(names)} tensors, such as {min(names)}")
+        model.computes_in = computes_in
         return (model, info) if options.get("output_loading_info") else model
+
+    def to(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+        """As in torch, but weights stay float32: bfloat16 or float16 are what their products are computed in from then on."""
+        device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*arguments, **options)
+        if dtype is not None:
+            self.computes_in = _half(dtype)
+        parent: Any = super()
+        if device is not None:
+            parent.to(device=device, non_blocking=non_blocking)
+        if memory_format is not None:
+            parent.to(memory_format=memory_format)
+        return self
+
+
+def _half(dtype: Any) -> torch.dtype | None:
+    """Of a torch_dtype, that of HALF; None for float32. Raises ValueError for any other."""
+    if dtype not in (None, torch.float32, *HALF):
+        raise ValueError(f"torch_dtype={dtype}: bigtrain's models compute in float32, bfloat16 or float16")
+    return dtype if dtype in HALF else None
 
 
 class _Other(nn.Module):
@@ -134,31 +156,73 @@ class SamplesByFamily:
     family: Family
     device: torch.device
     progress_bar: Any
+    components_of: ClassVar[str | None] = None
+    """The class of diffusers' own pipeline whose components the folder holds, if they are such."""
+
+    @property
+    def computes_in(self) -> torch.dtype | None:
+        """What products are computed in, of HALF; None for float32."""
+        raise NotImplementedError
 
     @property
     def networks(self) -> Networks:
         """The networks that the family's `sample` takes, by component, on the pipeline's device."""
         raise NotImplementedError
 
+    @classmethod
+    def load_config(cls, *arguments: Any, **options: Any) -> Any:
+        """As in diffusers, which would run the folder's pipeline.py even for a class that it was asked to load by."""
+        parent: Any = super()
+        loaded = parent.load_config(*arguments, **options)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = cls.__name__
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, safe_serialization: bool = True, **options: Any) -> None:
+        """As in diffusers, with pipeline.py, a manifest, and what lay beside the components that were loaded.
+
+        Raises ValueError for pickles, and for push_to_hub, which would upload the folder before it is complete.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False: an export holds no pickle; leave it out")
+        if options.pop("push_to_hub", False):
+            raise ValueError("push_to_hub: save the folder first, and upload it by huggingface_hub.upload_folder")
+        parent: Any = super()
+        parent.save_pretrained(save_directory, safe_serialization=True, **options)
+        saved, likeness = Path(save_directory), self.family.ability(DiffusersPipeline)
+        alone = likeness is not None and likeness.sampled_by_diffusers
+        folder.complete(saved, self.components_of, description(self.family), alone)
+        came_from = getattr(getattr(self, "config", None), "_name_or_path", None)
+        if came_from and Path(came_from).is_dir():
+            folder.copy_beside(Path(came_from), saved)
+        manifest.write(saved)
+
     @torch.no_grad()
     def __call__(
         self,
         class_labels: Sequence[int] | None = None,
         seed: int | None = None,
-        generator: torch.Generator | None = None,
-        batch_size: int = 64,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        batch_size: int | None = None,
         output_type: str = "pil",
         count: int | None = None,
+        return_dict: bool = True,
         **sampling: Any,
-    ) -> ImagePipelineOutput:
+    ) -> ImagePipelineOutput | tuple[Any]:
         """Draws one image per entry of `class_labels` (class indices), or of the inputs that the model is given, or `count`
-        images of an unconditional model.
+        images of an unconditional model (or `batch_size`, as diffusers calls it, if there is no count).
 
-        `seed`, or the initial seed of `generator` (diffusers' convention), keys the draws; 0 without either.
-        `output_type`: pil, np (float32 [n, H, W, C] in [0, 1]) or pt (float32 [n, C, H, W] in [0, 1]). `sampling`: the
-        family's own options, such as truncation=0.5, and its inputs by the names of their fields: lists of PIL images, or
-        uint8 [n, C, H, W]. Raises ValueError for an unknown class or option, and for inputs that are missing.
+        `seed`, or the initial seed of `generator` (diffusers' convention), keys the draws; 0 without either. `batch_size`:
+        images that are drawn at a time. `output_type`: pil, np (float32 [n, H, W, C] in [0, 1]) or pt (float32 [n, C, H, W] in
+        [0, 1]). `sampling`: the family's own options, such as truncation=0.5, by their names or by those that diffusers has for
+        them, and its inputs by the names of their fields: lists of PIL images, or uint8 [n, C, H, W]. Raises ValueError for an
+        unknown class or option, and for inputs that are missing, and FloatingPointError for images that are not finite.
         """
+        if isinstance(generator, Sequence):
+            if len(generator) != 1:
+                raise ValueError("generator: give one, whose seed keys all images, and not one for each")
+            generator = generator[0]
         if seed is None:
             seed = generator.initial_seed() if generator is not None else 0
         family = self.family.require(Samples, "this folder")
@@ -173,7 +237,10 @@ class SamplesByFamily:
             count = lengths.pop() if count is None else count
         if "label" in family.conditions:
             conditions["label"] = torch.tensor(self._labels(class_labels, count))
+        elif count is None and class_labels is None:
+            count = batch_size
         samples = len(conditions["label"]) if "label" in conditions else self._count(class_labels, count)
+        at_a_time = 64 if batch_size is None else batch_size
         if any(len(values) != samples for values in conditions.values()):
             raise ValueError(f"{', '.join(conditions)}: give as many of each as images are to be drawn")
         if output_type not in ("pil", "np", "pt"):
@@ -182,12 +249,21 @@ class SamplesByFamily:
         networks = family.prepare_sampling(self.networks, options, seed)
         draws = Draws(seed, device=torch.device(self.device))
         batches = []
-        for first in self.progress_bar(range(0, samples, batch_size)):
-            indices = range(first, min(first + batch_size, samples))
+        half = self.computes_in
+        for first in self.progress_bar(range(0, samples, at_a_time)):
+            indices = range(first, min(first + at_a_time, samples))
             fields = {name: values[first : indices.stop].to(self.device) for name, values in conditions.items()}
             batch = Microbatch(fields, indices, draws, draws.device, len(indices))
-            batches.append(to_uint8(family.sample(networks, batch, options)))
-        return ImagePipelineOutput(images=_converted(torch.cat(batches).cpu(), output_type))
+            with nullcontext() if half is None else torch.autocast(draws.device.type, dtype=half):
+                images = family.sample(networks, batch, options)
+            if not torch.isfinite(images).all():
+                remedy = (
+                    f"in {half}; compute in bfloat16 or float32" if half is not None else "its weights have diverged"
+                )
+                raise FloatingPointError(f"the model draws images that are not finite: {remedy}")
+            batches.append(to_uint8(images.float()))
+        drawn = _converted(torch.cat(batches).cpu(), output_type)
+        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
 
     def _count(self, class_labels: Sequence[int] | None, count: int | None) -> int:
         """The number of images of a model that is given no class."""
@@ -211,7 +287,7 @@ class SamplesByFamily:
         return list(map(int, labels))
 
 
-class FamilyPipeline(SamplesByFamily, DiffusionPipeline):
+class FamilyPipeline(SamplesByFamily, DiffusionPipeline):  # type: ignore[misc]
     """Samples a trained family that none of diffusers' own pipelines can sample."""
 
     def __init__(self, model: ExportedModel) -> None:
@@ -221,12 +297,17 @@ class FamilyPipeline(SamplesByFamily, DiffusionPipeline):
         self.family = model.family
 
     @property
+    def computes_in(self) -> torch.dtype | None:
+        computes_in: torch.dtype | None = self.model.computes_in
+        return computes_in
+
+    @property
     def networks(self) -> Networks:
         networks = self.model.to(memory_format=torch.channels_last).eval().networks
         return dict(networks.items())
 
 
-class DiffusersFolderPipeline(SamplesByFamily, DiffusionPipeline):
+class DiffusersFolderPipeline(SamplesByFamily, DiffusionPipeline):  # type: ignore[misc]
     """Base of the pipelines for folders that one of diffusers' own pipelines can read: they draw the family's images."""
 
     @classmethod
@@ -236,15 +317,17 @@ class DiffusersFolderPipeline(SamplesByFamily, DiffusionPipeline):
         The description is not written into pipeline.py, because diffusers copies that of every folder to the same path before
         running it, so two loads at once could mix them up.
         """
-        if DESCRIPTION not in config_dict:
-            raise ValueError(f"model_index.json has no {DESCRIPTION}: this is not an export of bigtrain")
+        if folder.DESCRIPTION not in config_dict:
+            raise ValueError(f"model_index.json has no {folder.DESCRIPTION}: this is not an export of bigtrain")
         given, unused, hidden = super().extract_init_dict(config_dict, **options)
-        return {**given, "described": config_dict[DESCRIPTION]}, unused, hidden
+        return {**given, "described": config_dict[folder.DESCRIPTION]}, unused, hidden
+
+    @property
+    def computes_in(self) -> torch.dtype | None:
+        return _half(self.dtype)
 
     @property
     def networks(self) -> Networks:
-        if self.dtype != torch.float32:
-            raise ValueError(f"torch_dtype={self.dtype}: bigtrain's models are used in float32; leave it out")
         networks = self.family.require(DiffusersPipeline, "this folder").from_diffusers(self)
         return {
             name: network.to(self.device).to(memory_format=torch.channels_last).eval()
@@ -266,12 +349,17 @@ def family_pipeline_of(pipeline: Any) -> type[DiffusersFolderPipeline]:
     signature = inspect.signature(pipeline.__init__)
     whole = signature.replace(parameters=[*signature.parameters.values(), own])
     vars(__init__)["__signature__"] = whole
-    return type(f"Family{pipeline.__name__}", (DiffusersFolderPipeline, pipeline), {"__init__": __init__})
+    return type(
+        f"Family{pipeline.__name__}",
+        (DiffusersFolderPipeline, pipeline),
+        {"__init__": __init__, "components_of": pipeline.__name__},
+    )
 
 
 def _chosen_options(family: Samples, given: Mapping[str, Any]) -> Any:
     """The model's sampling options, with those that are given. Raises ValueError for one that it does not have or take."""
     known = family.sampling_class.model_fields
+    given = _with_names_of_its_own(given, family.diffusers_names)
     for name in given.keys() - known.keys():
         raise ValueError(f"{name}: is no option of this model; there are {', '.join(known) or 'none'}")
     try:
@@ -280,6 +368,18 @@ def _chosen_options(family: Samples, given: Mapping[str, Any]) -> Any:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "options"
         raise ValueError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _with_names_of_its_own(given: Mapping[str, Any], names: Mapping[str, tuple[str, float]]) -> dict[str, Any]:
+    """Options with those that have diffusers' names under the family's (`Samples.diffusers_names`). Raises ValueError for one
+    that is given by both."""
+    options = {name: value for name, value in given.items() if name not in names}
+    for theirs in given.keys() & names.keys():
+        own, added = names[theirs]
+        if own in given:
+            raise ValueError(f"{theirs}: is {own} by another name, and both are given")
+        options[own] = None if given[theirs] is None else given[theirs] + added
+    return options
 
 
 def _condition(name: str, values: Any, facts: Mapping[str, Any]) -> Tensor:

@@ -41,6 +41,8 @@ class Samples(Ability):
     """The name of the field that is drawn; of an image the values are in [-1, 1]."""
     speed_options: ClassVar[frozenset[str]] = frozenset()
     """Sampling options that change the speed but not the samples, so that a protocol leaves them out."""
+    diffusers_names: ClassVar[Mapping[str, tuple[str, float]]] = {}
+    """The names that pipelines of diffusers have for sampling options: ours, and what is to be added to the value."""
 
     @property
     @abstractmethod
@@ -216,9 +218,14 @@ class InitialisedByData(Ability):
 
 
 class DiffusersPipeline(Ability):
-    """Can be sampled by one of diffusers' own pipelines, without bigtrain."""
+    """Has the networks of one of diffusers' own pipelines, so that diffusers opens them without bigtrain."""
 
-    does = "be sampled by diffusers alone"
+    does = "be opened by diffusers alone"
+
+    @property
+    def sampled_by_diffusers(self) -> bool:
+        """Whether that pipeline can also sample the model."""
+        return True
 
     @abstractmethod
     def to_diffusers(self, networks: Networks) -> Any:
@@ -231,7 +238,7 @@ class DiffusersPipeline(Ability):
 
     @abstractmethod
     def from_diffusers(self, pipeline: Any) -> Networks:
-        """The inverse of `to_diffusers`: the networks in its pipeline."""
+        """The inverse of `to_diffusers`: the networks in its pipeline, or in whatever has components of its names."""
 
 
 ABILITIES: Sequence[type[Ability]] = (

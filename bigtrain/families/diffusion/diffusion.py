@@ -112,13 +112,15 @@ class Diffusion(Family, Samples, Likelihood, DiffusersPipeline, kind="diffusion"
     sampling_class = DiffusionSamplingOptions
     sampled_components = ("unet",)
     effort_options = frozenset({"evaluations"})
+    diffusers_names: ClassVar[Mapping[str, tuple[str, float]]] = {
+        "num_inference_steps": ("steps", 0),
+        "guidance_scale": ("guidance", -1),  # theirs is the s = 1 + w of some papers
+    }
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
 
     def __init__(self, options: DiffusionOptions, spec: DataSpec) -> None:
         self.options, self.spec = options, spec
         self.sampling = options.sampling
-        if options.class_conditional:
-            self.lacks = {DiffusersPipeline: "diffusers has no pipeline for a class-conditional diffusion model"}
         self.process = make_process(options.schedule, options.timesteps)
         self._process_by_device = {torch.device("cpu"): self.process}
         network = (
@@ -298,6 +300,10 @@ class Diffusion(Family, Samples, Likelihood, DiffusersPipeline, kind="diffusion"
         times = self._network_time(self.process.timesteps) if self.options.rescale_timesteps else None
         scheduler: Any = scheduler_of(self.options)  # mypy sees diffusers' placeholder classes instead
         return DDPMPipeline(to_diffusers(unet, times), scheduler)
+
+    @property
+    def sampled_by_diffusers(self) -> bool:
+        return not self.options.class_conditional  # its pipeline of ancestral sampling gives the network no classes
 
     @property
     def diffusers_arguments(self) -> dict[str, int]:

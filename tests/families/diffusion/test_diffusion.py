@@ -483,8 +483,8 @@ def test_plain_diffusers_given_our_noise_draws_our_images(
 
 
 def test_a_class_conditional_model_is_nothing_for_the_plain_pipeline() -> None:
-    diffusion = family(**GUIDED)
-    assert diffusion.ability(DiffusersPipeline) is None
+    assert not family(**GUIDED).require(DiffusersPipeline, "it").sampled_by_diffusers
+    assert family().require(DiffusersPipeline, "it").sampled_by_diffusers
 
 
 @pytest.mark.parametrize(
