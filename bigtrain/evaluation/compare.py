@@ -47,12 +47,14 @@ def compare(paths: Sequence[Path], table: Path | None, picture: Path | None) -> 
     for line in _differences(rows):
         print(one_line(line), file=sys.stderr)
     try:
-        if table is not None:
-            atomic.write_bytes(table, as_csv(rows, metrics).encode())
-        if picture is not None:
-            stream = io.BytesIO()
-            as_picture(rows, metrics).save(stream, format="PNG")
-            atomic.write_bytes(picture, stream.getvalue())
+        try:
+            if table is not None:
+                atomic.write_bytes(table, as_csv(rows, metrics).encode())
+        finally:  # the picture may be on another disk
+            if picture is not None:
+                stream = io.BytesIO()
+                as_picture(rows, metrics).save(stream, format="PNG")
+                atomic.write_bytes(picture, stream.getvalue())
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from None
 

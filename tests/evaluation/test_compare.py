@@ -253,3 +253,9 @@ def test_names_in_an_evaluation_move_no_cursor(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
     assert len(out.splitlines()) == 3
+
+
+def test_a_picture_is_drawn_although_the_table_cannot_be_written(run, tmp_path):
+    with pytest.raises(UserError, match=r"table\.csv"):
+        compare([run], tmp_path / "nowhere" / "table.csv", tmp_path / "table.png")
+    assert (tmp_path / "table.png").exists()
