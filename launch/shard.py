@@ -31,6 +31,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from bigtrain.data.sources.layouts.known import LAYOUTS
 from bigtrain.data.sources.samples import SampleSet
 from bigtrain.data.write.convert import FORMATS
 from bigtrain.data.write.foreign_shards import LABELS_FROM, index_shards
+from bigtrain.data.write.shard_names import SPLIT
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.verify import verify
 from bigtrain.errors import UserError
@@ -95,9 +97,9 @@ def _add_modes(group: Group) -> None:
         "--index-only",
         action="store_true",
         help="SOURCE is a folder of webdataset tars SPLIT-000000.tar ... (KEY.jpg|jpeg|png|webp, KEY.cls): index them "
-        "in place, or into OUT; KEY.npy is pixels, uint8 [H, W, 3] or grey [H, W, 1], if KEY has no picture. "
-        "Class names are read from the lines of SOURCE/classes.txt if it exists; classes that an index there has already "
-        "keep their numbers",
+        "in place, or into OUT. They may be named as on the Hub, SPLIT-00000-of-00002.tar, or as img2dataset does, 00000.tar. "
+        "KEY.npy is pixels, uint8 [H, W, 3] or grey [H, W, 1], if KEY has no picture. Class names are read from the lines of "
+        "SOURCE/classes.txt if it exists; classes that an index there has already keep their numbers",
     )
     group.add_argument(
         "--verify",
@@ -142,6 +144,12 @@ def _add_fields(group: Group) -> None:
         type=_labels,
         help="where classes come from: none (all samples are one class, in folders or not) or, with --index-only, cls "
         "(KEY.cls), json:FIELD (a number or a name in KEY.json) or none (default: the class folders; cls)",
+    )
+    group.add_argument(
+        "--split",
+        type=_split,
+        metavar="NAME",
+        help="the split of all that is in SOURCE, where neither folders nor names of tars say it (default: train)",
     )
     group.add_argument("--layout", choices=LAYOUTS, help="what SOURCE is (default: detected)")
     group.add_argument("--kind", choices=MAIN_KINDS, help="what the files of SOURCE are (default: image)")
@@ -196,6 +204,14 @@ def _add_shards(group: Group) -> None:
 def _labels(text: str) -> str:
     if not LABELS_FROM.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is none of cls, json:FIELD, none")
+    return text
+
+
+def _split(text: str) -> str:
+    if not SPLIT.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot name a split; a name is letters, digits, and . _ - within it"
+        )
     return text
 
 
@@ -281,9 +297,9 @@ def _write(arguments: argparse.Namespace) -> list[Path]:
     if flags.labels not in (None, "none"):
         raise UserError(f"--labels {flags.labels} goes with --index-only; folders of pictures are the classes, or none")
     digits = arguments.source == "digits"
-    if flags != SampleFlags() and (digits or arguments.source in POINT_SETS):
+    if (flags != SampleFlags() or arguments.split is not None) and (digits or arguments.source in POINT_SETS):
         raise UserError(
-            f"{arguments.source}: is made on the spot, and takes no --labels none, --layout or other fields"
+            f"{arguments.source}: is made on the spot, and takes no --labels none, --layout, --split or other fields"
         )
     size = arguments.size or ((DIGITS_SIZE, DIGITS_SIZE) if digits else None)
     form = arguments.format or ("png" if digits else None)
@@ -291,9 +307,21 @@ def _write(arguments: argparse.Namespace) -> list[Path]:
     if digits:
         return write_digits(arguments.out, options, workers=arguments.workers)
     source = _listed(arguments.source, flags)
+    if arguments.split is not None:
+        source = _as_split(source, arguments.split)
     if source.left_out:
         say(f"{source.path}: {source.left_out} files are left out: not samples by their names")
     return write_shards(source, arguments.out, options, workers=arguments.workers)
+
+
+def _as_split(source: SampleSet, name: str) -> SampleSet:
+    """The samples as the split `name`. Raises UserError if there are several splits."""
+    if len(source.splits) > 1:
+        raise UserError(
+            f"--split {name}: {source.path} has the splits {', '.join(source.splits)} already; leave it out"
+        )
+    (samples,) = source.splits.values()
+    return replace(source, splits={name: samples})
 
 
 def _listed(where: str, flags: SampleFlags) -> SampleSet:
@@ -312,6 +340,7 @@ def _index(arguments: argparse.Namespace) -> list[Path]:
         labels=flags.labels,
         fields=member_specs(flags),
         skip_bad_texts=flags.skip_bad_texts,
+        split=arguments.split,
     )
 
 
@@ -323,7 +352,7 @@ def _refuse_writing(arguments: argparse.Namespace, mode: str) -> None:
 
 def _verify(arguments: argparse.Namespace) -> None:
     _refuse_writing(arguments, "--verify")
-    if arguments.out is not None or arguments.index_only or arguments.labels or arguments.field:
+    if arguments.out is not None or arguments.index_only or arguments.labels or arguments.field or arguments.split:
         raise UserError("--verify takes one index and nothing else: python launch/shard.py --verify INDEX")
     index = Index.read(arguments.source, Origin(key="--verify"))
     broken = verify(index, workers=arguments.workers)
@@ -343,7 +372,7 @@ def say(text: str) -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     _refuse_writing(arguments, "--show")
-    if arguments.out is not None or arguments.index_only or arguments.labels or arguments.field:
+    if arguments.out is not None or arguments.index_only or arguments.labels or arguments.field or arguments.split:
         raise UserError("--show takes one index and nothing else: python launch/shard.py INDEX --show FILE.png")
     if arguments.show.suffix.lower() != ".png":
         raise UserError(f"--show: {arguments.show}: the picture is a PNG; name it FILE.png")

@@ -27,13 +27,13 @@ from bigtrain.data.tars import NOT_COMPRESSED
 from bigtrain.data.write.inspection import Inspected, Reading, inspect
 from bigtrain.data.write.parallel import run
 from bigtrain.data.write.records import disk_troubles
+from bigtrain.data.write.shard_names import EXAMPLES, by_split, gaps
 from bigtrain.errors import UserError
 
 MOST_CLASSES = 1_000_000
 LABELS_FROM = re.compile(r"cls|none|json:.+")
 """Where labels may come from: `.cls` members, nowhere, a field of `.json` members."""
 PLAIN = {"image": FieldSpec("image", members=IMAGE_EXTENSIONS)}
-_TAR = re.compile(r"(?P<split>.+)-\d+\.tar")
 _COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)")
 
 
@@ -46,9 +46,11 @@ def index_shards(
     labels: str | None = None,
     fields: Mapping[str, FieldSpec] | None = None,
     skip_bad_texts: bool = False,
+    split: str | None = None,
 ) -> list[Path]:
     """Writes `SPLIT.json` for the tars `SPLIT-000000.tar ...` of a folder, beside them or in `out`; returns the paths.
 
+    What else they may be called: data.write.shard_names; split: that of all of them, None: as the names say.
     fields: which members are which field; None: as an existing index of version 2 says, else one image. labels: `cls`,
     `json:FIELD` (a number or a name in each sample's .json) or `none` (one class); None: as that index says, else `cls`. Class
     names are the lines of `folder/classes.txt`; otherwise those of an existing index with the same `labels`, and after them
@@ -57,9 +59,9 @@ def index_shards(
     truncated tars, duplicate keys, samples that do not have one member for each field and its label, and labels that are not
     decimal or not below the number of classes. An index of version 1 is renewed as one.
     """
-    by_split = _list(folder)
+    listed = _list(folder, split)
     out = folder if out is None else out
-    indexes = {split: _existing_index(out / f"{split}.json") for split in by_split}
+    indexes = {name: _existing_index(out / f"{name}.json") for name in listed}
     existing = [index for index in indexes.values() if index is not None]
     version = FORMAT_VERSION if fields else min((index.version for index in existing), default=FORMAT_VERSION)
     known = next((index for index in existing if index.version > 1 and index.codes is None), None)
@@ -68,7 +70,7 @@ def index_shards(
     if fields is None:
         fields = PLAIN if known is None else _specs(known)
     reading = Reading(fields, labels, skip_bad_texts)
-    tars = [tar for split in by_split.values() for tar in split]
+    tars = [tar for of_split in listed.values() for tar in of_split]
     with tqdm(
         total=sum(tar.stat().st_size for tar in tars), unit="B", unit_scale=True, desc=str(folder), disable=quiet
     ) as bar:
@@ -82,8 +84,8 @@ def index_shards(
         return [
             _write_index(
                 Index(
-                    out / f"{split}.json",
-                    split,
+                    out / f"{name}.json",
+                    name,
                     {
                         **_fields(reading, {tar: found[tar] for tar in of_split}, version),
                         LABEL: label_from(labels, classes),
@@ -91,33 +93,32 @@ def index_shards(
                     tuple(replace(found[tar].shard, name=os.path.relpath(tar, out)) for tar in of_split),
                     version=version,
                 ),
-                indexes[split],
+                indexes[name],
             )
-            for split, of_split in by_split.items()
+            for name, of_split in listed.items()
         ]
 
 
-def _list(folder: Path) -> dict[str, list[Path]]:
-    """The tars of each split, sorted by name."""
+def _list(folder: Path, split: str | None) -> dict[str, list[Path]]:
+    """The tars of each split, sorted by name; `split`: that of all of them."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; --index-only wants a folder of tars SPLIT-000000.tar ...")
-    by_split: dict[str, list[Path]] = {}
+        raise UserError(f"{folder}: there is no such folder; --index-only wants a folder of tars {EXAMPLES}")
+    names = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if _COMPRESSED.fullmatch(path.name):
             raise UserError(f"{path}: {NOT_COMPRESSED}")
-        if path.suffix != ".tar":
-            continue
-        match = _TAR.fullmatch(path.name)
-        if match is None:
-            raise UserError(
-                f"{path}: the name does not say its split; name the tars SPLIT-000000.tar, SPLIT-000001.tar ..."
-            )
-        by_split.setdefault(match["split"], []).append(path)
-    if not by_split:
-        raise UserError(f"{folder}: no tars here; --index-only wants tars SPLIT-000000.tar ...")
-    return by_split
+        if path.suffix == ".tar":
+            names.append(path.name)
+    found = by_split(folder, names, split)
+    if not found:
+        raise UserError(f"{folder}: no tars here; --index-only wants tars {EXAMPLES}")
+    for absent in map(gaps, found.values()):
+        if absent:
+            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            tqdm.write(f"{folder}: there is no {absent[0]}{more} between the others: indexed without", file=sys.stderr)
+    return {name: [folder / tar for tar in of_split] for name, of_split in found.items()}
 
 
 def _specs(index: Index) -> dict[str, FieldSpec]:

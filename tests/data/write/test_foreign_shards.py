@@ -220,7 +220,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
     [
         (lambda folder: folder.rmdir(), "there is no such folder"),
         (lambda folder: None, "no tars here"),
-        (lambda folder: (folder / "00000.tar").touch(), r"00000\.tar: the name does not say its split"),
+        (lambda folder: (folder / "pictures.tar").touch(), r"pictures\.tar: the name does not say its split"),
     ],
 )
 def test_a_folder_without_named_tars_is_refused(tmp_path: Path, prepare: Callable[[Path], object], words: str) -> None:
