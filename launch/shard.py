@@ -3,8 +3,9 @@
 SOURCE is a folder, a .tar or a .zip of SPLIT/CLASS/*.jpg or CLASS/*.jpg, the word digits, or a data set as published:
 ImageNet (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit in a folder, or Kaggle's folder), LSUN's
 CLASS_SPLIT_lmdb folders, MNIST's and Fashion-MNIST's idx files, the binary version of CIFAR-10 or CIFAR-100, SVHN's
-train_32x32.mat and test_32x32.mat (its extra_32x32.mat takes 1.6 GB of memory a worker). For idx files and CIFAR, class names
-are read from the lines of SOURCE/classes.txt if it exists. Grey pictures stay grey.
+train_32x32.mat and test_32x32.mat (its extra_32x32.mat takes 1.6 GB of memory a worker), or a folder or zip of StyleGAN and EDM
+with the labels in its dataset.json. For idx files, CIFAR and dataset.json, class names are read from the lines of
+SOURCE/classes.txt if it exists (beside a zip). Grey pictures stay grey.
 
 Samples of other kinds, a command each; before it the names of their fields:
 

@@ -1,4 +1,5 @@
-"""A folder, a tar or a zip of images at any depth, as evaluation reads them; labels from KEY.cls files or class folders.
+"""A folder, a tar or a zip of images at any depth, as evaluation reads them; labels from KEY.cls files, StyleGAN's
+dataset.json or class folders.
 
 Content decides what an image is. EXIF does not turn images: other evaluators take pixels as they are stored, and the same
 files must give the same number.
@@ -14,6 +15,7 @@ from bigtrain.data.classes import in_order
 from bigtrain.data.decode import Undecodable, decode, label
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS
 from bigtrain.data.sources.collection import ImageCollection, file_key
+from bigtrain.data.sources.dataset_json import DATASET_JSON, DatasetJson
 from bigtrain.data.sources.folder import Folder
 from bigtrain.data.sources.image_source import ImageSource
 from bigtrain.data.sources.npz import NpzSamples
@@ -47,11 +49,13 @@ class ImageFiles(ImageCollection):
 
     def __init__(self, source: ImageSource) -> None:
         self.kind, self.path = source.kind, source.path
-        every, images, marks = Names(), Listing([source], EXTENSIONS), {}
+        every, images, marks, listed = Names(), Listing([source], EXTENSIONS), {}, None
         for name, location in source.members():
             every.append(name)
             if not images.add(name, location) and name.endswith(".cls"):
                 marks[_stem(name)] = name, location
+            if name == DATASET_JSON and source.kind in ("folder", "zip"):
+                listed = DatasetJson.read(source, location)
         self._check(every, images)
         found = images.members()
         self._members = found.take(found.sorted_by_name(self.path, _without_features(found.names)))
@@ -60,6 +64,9 @@ class ImageFiles(ImageCollection):
         stems = [_stem(name) for name in self._members.names] if marks else []
         if marks and all(stem in marks for stem in stems):
             self.labels = np.array([self._label(source, *marks[stem]) for stem in stems], dtype=np.int64)
+        elif listed is not None:
+            self.labels = None if listed.labels is None else listed.numbers(self._members.names)
+            self.key += f" {DATASET_JSON}"  # what was cached when its folders were taken for classes is of other labels
         else:
             self.classes, self.labels = _folder_labels(self._members.names)
             if self.classes is not None and list(self.classes) != sorted(self.classes):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from bigtrain.data.sources.image_source import Tick
 from bigtrain.data.sources.layouts.by_class import PICTURES, Choice, is_domains, list_by_class, list_domains
 from bigtrain.data.sources.layouts.cifar import is_cifar, list_cifar
+from bigtrain.data.sources.layouts.dataset_json import is_dataset_json, list_dataset_json
 from bigtrain.data.sources.layouts.idx import is_idx, list_idx
 from bigtrain.data.sources.layouts.imagenet import is_imagenet, list_imagenet
 from bigtrain.data.sources.layouts.lsun import is_lsun, list_lsun
@@ -70,6 +71,9 @@ LAYOUTS: Mapping[str, _Layout] = {
     "lsun": _Layout(is_lsun, _as_published(list_lsun), "it wants LMDB folders CLASS_SPLIT_lmdb with a data.mdb"),
     "svhn": _Layout(is_svhn, _as_published(list_svhn), "it wants train_32x32.mat, test_32x32.mat or extra_32x32.mat"),
     "domains": _Layout(is_domains, list_domains, "it wants nothing but folders trainA, trainB, testA ..."),
+    "dataset_json": _Layout(
+        is_dataset_json, list_dataset_json, "it wants a folder or a zip with a dataset.json that has labels"
+    ),
     "rows": _Layout(is_rows, _as_published(list_rows), "it wants one .npy or .csv, each row of which is a sample"),
     "archive": _Layout(Path.is_file, list_by_class, "it wants a .tar or .zip of SPLIT/CLASS/picture"),
     "folder": _Layout(Path.is_dir, list_by_class, "it wants a folder of SPLIT/CLASS/picture"),
