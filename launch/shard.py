@@ -36,6 +36,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import ImageColor
+
 from bigtrain.data.digits import DIGITS_SIZE, write_digits
 from bigtrain.data.fields.registry import NAME
 from bigtrain.data.index import Index
@@ -45,7 +47,7 @@ from bigtrain.data.show import write_sheet
 from bigtrain.data.sources.flags import KINDS, MAIN_KINDS, FieldFlag, SampleFlags, list_samples, member_specs
 from bigtrain.data.sources.layouts.known import LAYOUTS
 from bigtrain.data.sources.samples import SampleSet
-from bigtrain.data.write.convert import FORMATS
+from bigtrain.data.write.convert import FORMATS, Colour
 from bigtrain.data.write.foreign_shards import LABELS_FROM, index_shards
 from bigtrain.data.write.shard_names import SPLIT
 from bigtrain.data.write.shards import ShardOptions, write_shards
@@ -134,8 +136,14 @@ def _add_pictures(group: Group) -> None:
         "--range",
         type=_range,
         metavar="LOW,HIGH",
-        help="of grey pictures of 16 bits: the values that become 0 and 255 (default: the high byte is taken when they are "
-        "read)",
+        help="of grey pictures of 16 bits: the values that become 0 and 255, 0,4095 for 12 bits (default: the high byte is "
+        "taken when they are read)",
+    )
+    group.add_argument(
+        "--background",
+        type=_colour,
+        metavar="COLOUR",
+        help="put transparent pictures over it: white, black, #RRGGBB (default: the colours that transparency hides)",
     )
 
 
@@ -242,6 +250,11 @@ def _range(text: str) -> tuple[int, int]:
     return low, high
 
 
+def _colour(text: str) -> Colour:
+    red, green, blue, *_ = ImageColor.getrgb(text)
+    return red, green, blue
+
+
 def _field(text: str) -> FieldFlag:
     try:
         return FieldFlag.parse(text)
@@ -272,6 +285,7 @@ def _named(value_of: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
 _rate.__name__ = "rate above 0"
 _size.__name__ = "size"
 _range.__name__ = "range LOW,HIGH of whole numbers from 0 to 65535"
+_colour.__name__ = "colour"
 _halves.__name__ = "LEFT,RIGHT of two names"
 _positive.__name__ = "positive whole number"  # argparse says: invalid positive whole number value
 
@@ -304,7 +318,9 @@ def _write(arguments: argparse.Namespace) -> list[Path]:
         )
     size = arguments.size or ((DIGITS_SIZE, DIGITS_SIZE) if digits else None)
     form = arguments.format or ("png" if digits else None)
-    options = ShardOptions(size, form, arguments.samples_per_shard or SAMPLES_PER_SHARD, arguments.range)
+    options = ShardOptions(
+        size, form, arguments.samples_per_shard or SAMPLES_PER_SHARD, arguments.range, arguments.background
+    )
     if digits:
         return write_digits(arguments.out, options, workers=arguments.workers)
     source = _listed(arguments.source, flags)
@@ -346,7 +362,7 @@ def _index(arguments: argparse.Namespace) -> list[Path]:
 
 
 def _refuse_writing(arguments: argparse.Namespace, mode: str) -> None:
-    for flag in ("size", "samples_per_shard", "format", "layout", "range", "halves", "kind"):
+    for flag in ("size", "samples_per_shard", "format", "layout", "range", "background", "halves", "kind"):
         if getattr(arguments, flag) is not None:
             raise UserError(f"--{flag.replace('_', '-')} does not go with {mode}, which leaves shards as they are")
 

@@ -18,8 +18,12 @@ from bigtrain.data.fields.label import UNLABELLED
 from bigtrain.data.sources.image_source import ImageSource
 from bigtrain.errors import UserError
 
-PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+PICTURE_EXTENSIONS = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
+)  # fmt: skip
 """Files taken as pictures, in any case; others are left out and counted."""
+UNREAD_EXTENSIONS = (".jp2", ".j2k", ".avif", ".heic", ".heif", ".jxl", ".tga", ".exr", ".svg", ".dcm")
+"""Files that other tools take as pictures: left out too, and named."""
 ANY_EXTENSION = ("",)
 
 
@@ -141,7 +145,8 @@ class Runs(Column):
 
 class Listing:
     """Members as they are found: those whose names end in one of `endings`, and in none of `without`, which belong to other
-    fields. The rest is counted, and left out."""
+    fields. The rest is counted, and left out; `unread`: those among them that look like pictures, `left_folders`: where they
+    lie."""
 
     def __init__(
         self,
@@ -151,6 +156,8 @@ class Listing:
     ) -> None:
         self._sources, self._endings, self._without = tuple(sources), endings, without
         self.names, self._locations, self.left_out = Names(), array("q"), 0
+        self.unread: list[str] = []
+        self.left_folders: set[str] = set()
 
     def add(self, name: str, location: Sequence[int], source: int = 0) -> bool:
         """Whether the member of that source is taken in."""
@@ -159,6 +166,9 @@ class Listing:
             return False
         if not lower.endswith(self._endings):
             self.left_out += 1
+            self.left_folders.add(name.rpartition("/")[0])
+            if lower.endswith(UNREAD_EXTENSIONS):
+                self.unread.append(name)
             return False
         self.names.append(name)
         self._locations.append(source)

@@ -8,6 +8,7 @@ from bigtrain.data.decode import Undecodable
 from bigtrain.data.sources.samples import Column, Samples
 from bigtrain.data.write.encoders.encoder import Encoded, Encoder, Facts
 from bigtrain.data.write.parallel import Progress
+from bigtrain.data.write.remarks import Remarks
 from bigtrain.errors import UserError
 
 Add = Callable[[int, Mapping[str, bytes]], None]
@@ -45,13 +46,13 @@ def merged(encoder: Encoder, one: Mapping[str, Any], other: Mapping[str, Any]) -
 
 def encode_samples(
     samples: Samples, encoders: Mapping[str, Encoder], first: Mapping[str, Facts], add: Add, progress: Progress
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(what the samples turned out to be, by field; files that were damaged, but could be read). Raises UserError, which names
-    the file.
+) -> tuple[dict[str, Any], tuple[str, ...], Remarks]:
+    """(what the samples turned out to be, by field; files that were damaged, but could be read; remarks on pictures). Raises
+    UserError, which names the file.
 
     first: facts that those of the samples must agree with, by field.
     """
-    found, mended = Found(encoders, first), []
+    found, mended, remarks = Found(encoders, first), [], Remarks()
     columns = columns_of(samples, encoders)
     with contextlib.ExitStack() as stack:
         for column in columns.values():
@@ -64,13 +65,15 @@ def encode_samples(
                 members |= encoded.members
                 if encoded.mended:
                     mended.append(columns[name].shown(number))
+                for picture in encoded.pictures:
+                    remarks.add(picture, columns[name].shown(number))
                 if encoded.whole is not None:
                     wholes[name] = encoded.whole
             if len(wholes) > 1:
                 check_sizes(encoders, wholes, {name: columns[name].shown(number) for name in wholes})
             add(number, members)
             progress(1)
-    return found.to_json(), tuple(mended)
+    return found.to_json(), tuple(mended), remarks
 
 
 def columns_of(samples: Samples, encoders: Mapping[str, Encoder]) -> dict[str, Column]:

@@ -15,12 +15,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS, ImageField
 from bigtrain.data.index import FORMAT_VERSION, Index, Shard
+from bigtrain.data.write.remarks import Remarks
 from bigtrain.data.write.tar_writer import ShardWriter, TarWriter
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_flushed, write_json
@@ -33,7 +34,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class Record:
     """The description of a complete shard. `made`: what the shards of the split were made from, and with which options;
     `found`: its fields, as an index of this shard alone would describe them, without the label; `mended`: files that were
-    damaged and are in the shard as Pillow reads them; `version`: of the index that the shard is for.
+    damaged and are in the shard as Pillow reads them; `version`: of the index that the shard is for; `remarks`: on pictures.
     """
 
     shard: Shard
@@ -41,10 +42,12 @@ class Record:
     found: Mapping[str, Mapping[str, Any]]
     mended: tuple[str, ...] = ()
     version: int = FORMAT_VERSION
+    remarks: Remarks = field(default_factory=Remarks)
 
     def to_json(self) -> dict[str, Any]:
         found = {"image_size": image_side(self.found)} if self.version == 1 else {"found": self.found}
         head = {"version": self.version, **found, "made": self.made, "mended": self.mended}
+        head |= {"remarks": self.remarks.to_json()}
         return head | {"shard": self.shard.to_json()}
 
     @classmethod
@@ -54,7 +57,8 @@ class Record:
         if version not in (1, FORMAT_VERSION):
             raise ValueError(f"version {version}")
         found = _found_by_version_1(value["image_size"]) if version == 1 else value["found"]
-        return cls(Shard.from_json(value["shard"]), value["made"], found, tuple(value["mended"]), version)
+        remarks = Remarks.from_json(value.get("remarks", {}))
+        return cls(Shard.from_json(value["shard"]), value["made"], found, tuple(value["mended"]), version, remarks)
 
     @classmethod
     def of_index(cls, index: Index, shard: Shard, made: Mapping[str, Any]) -> "Record":

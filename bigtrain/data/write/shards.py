@@ -26,6 +26,7 @@ from bigtrain.data.fields.label import LabelField
 from bigtrain.data.fields.registry import field_from_json
 from bigtrain.data.index import FORMAT_VERSION, LABEL, Index
 from bigtrain.data.sources.samples import IMAGE, Samples, SampleSet
+from bigtrain.data.write.convert import Colour
 from bigtrain.data.write.encoders.encoder import Encoder, Facts
 from bigtrain.data.write.encoders.registry import PictureOptions, encoders_of
 from bigtrain.data.write.encoding import columns_of, encode, encode_samples, merged
@@ -40,6 +41,7 @@ from bigtrain.data.write.records import (
     whole_record,
     write_shard,
 )
+from bigtrain.data.write.remarks import Remarks
 from bigtrain.data.write.tar_writer import ShardWriter
 from bigtrain.errors import UserError
 from bigtrain.sizes import image_size_of
@@ -49,17 +51,18 @@ _KEY_BYTES = 16
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """size: (height, width) in pixels, None: as they are; format: one of FORMATS, None: each file's own; value_range: see
-    convert.convert."""
+    """size: (height, width) in pixels, None: as they are; format: one of FORMATS, None: each file's own; value_range,
+    background: see convert.convert."""
 
     size: tuple[int, int] | None
     format: str | None
     samples_per_shard: int
     value_range: tuple[int, int] | None = None
+    background: Colour | None = None
 
     def pictures(self, version: int) -> PictureOptions:
         """version: of the index; the first had images of three channels and no others."""
-        return PictureOptions(self.size, self.format, 3 if version == 1 else None, self.value_range)
+        return PictureOptions(self.size, self.format, 3 if version == 1 else None, self.value_range, self.background)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def write_shards(
         drop_records(task.path for task in todo)
     for picture in (picture for record in done for picture in record.mended):
         tqdm.write(f"{picture}: this picture is damaged; its shard has it as Pillow reads it", file=sys.stderr)
+    for sentence in Remarks.of_all(record.remarks for record in done).sentences():
+        tqdm.write(sentence, file=sys.stderr)
     return indexes
 
 
@@ -165,6 +170,8 @@ def _made_from(source: SampleSet, split: str, options: ShardOptions, version: in
     }
     if version > 1 or options.value_range is not None:
         made["range"] = None if options.value_range is None else list(options.value_range)
+    if options.background is not None:  # shards that were made before there was the option have no such key
+        made["background"] = list(options.background)
     # Shards of version 1 are completed, but never begun: so that two runs of two versions at once do not mix.
     made |= {} if version == 1 else {"version": version}
     if version > 1 or source.fields != IMAGE:
@@ -177,7 +184,7 @@ def _order_key(name: str) -> bytes:
 
 
 def _check_same(out: Path, split: str, recorded: Mapping[str, Any], made: Mapping[str, Any]) -> None:
-    for key, value in made.items():
+    for key, value in {**dict.fromkeys(recorded), **made}.items():
         if recorded.get(key) == value:
             continue
         if key == "fields":
@@ -234,8 +241,8 @@ def _write_samples(task: _Task, writer: ShardWriter, progress: Progress) -> Reco
     def add(number: int, members: Mapping[str, bytes]) -> None:
         writer.add(f"{task.first + number:08d}", labels[number] if task.is_labelled else None, members)
 
-    found, mended = encode_samples(task.samples, task.encoders, task.alike, add, progress)
-    return Record(writer.finish(), task.made, found, mended, task.version)
+    found, mended, remarks = encode_samples(task.samples, task.encoders, task.alike, add, progress)
+    return Record(writer.finish(), task.made, found, mended, task.version, remarks)
 
 
 def _write_index(

@@ -4,17 +4,19 @@ What is said of pictures is true of other files, and of the folders of clips, wh
 """
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from bigtrain.data.classes import in_order
 from bigtrain.data.fields.label import UNLABELLED
 from bigtrain.data.sources.clips import ClipListing
 from bigtrain.data.sources.folder import Folder
-from bigtrain.data.sources.image_source import ImageSource, Tick
+from bigtrain.data.sources.image_source import ImageSource, Tick, is_hidden
 from bigtrain.data.sources.opening import open_source
 from bigtrain.data.sources.samples import PICTURE_EXTENSIONS, Listing, Names, Samples, SampleSet
 from bigtrain.errors import UserError
@@ -76,6 +78,12 @@ def list_files(
     for name, location in source.members():
         listing.add(name, location)
         tick(1)
+    if listing.unread and endings == PICTURE_EXTENSIONS:
+        tqdm.write(
+            f"{source.shown(listing.unread[0])}: this kind of picture is not read, and {len(listing.unread)} of such kinds are "
+            "left out; convert them to png",
+            file=sys.stderr,
+        )
     return listing
 
 
@@ -97,6 +105,9 @@ def by_class(path: Path, listing: Listing | ClipListing, *, skip_top: bool, choi
         found[number, 1] = classes.setdefault(label, len(classes))
     _check_depths(path, first_at, choice)
     _refuse_domains(path, classes, is_folder=not skip_top, is_split=2 in first_at)
+    if isinstance(listing, Listing):
+        inner = {folder[skip:] for folder in listing.left_folders} | (set() if skip_top else _folders_in(path, splits))
+        _refuse_empty(path, inner, classes, splits, depth=max(first_at), missing=choice.missing)
     ordered = in_order(classes)
     numbers = np.empty(len(classes), dtype=np.int32)
     numbers[[classes[name] for name in ordered]] = np.arange(len(classes))
@@ -129,6 +140,29 @@ def _refuse_domains(path: Path, classes: Mapping[str, int], is_folder: bool, is_
             "give the folder in which these lie" if is_folder else "unpack it, and give the folder in which these lie"
         )
         raise UserError(f"{path}: {', '.join(sorted(classes))} look like domains, and not like classes; {inner}")
+
+
+def _folders_in(path: Path, splits: Iterable[str]) -> set[str]:
+    """The folders in a folder, and those in its splits, relative to it."""
+    within = [path, *(path / split for split in splits if (path / split).is_dir())]
+    return {
+        str(inner.relative_to(path))
+        for folder in within
+        for inner in folder.iterdir()
+        if inner.is_dir() and not is_hidden(inner.name)
+    }
+
+
+def _refuse_empty(
+    path: Path, folders: Iterable[str], classes: Container[str], splits: Container[str], depth: int, missing: str
+) -> None:
+    """Raises UserError for a folder that would be a class, or a split, if it had a picture. depth: of class folders."""
+    for folder in sorted(folders):
+        top, *inner = parts = folder.split("/")
+        if depth == 2 and top in SPLITS and top not in splits:
+            raise UserError(f"{path / top}: {missing}, so this split would have none; fill it, or take it away")
+        if top and len(parts) == depth and parts[-1] not in classes and (not inner or top in splits):
+            raise UserError(f"{path / folder}: {missing}, so this class would have none; fill it, or take it away")
 
 
 def _check_depths(path: Path, first_at: Mapping[int, str], choice: Choice) -> None:

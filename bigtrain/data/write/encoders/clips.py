@@ -8,7 +8,7 @@ import numpy as np
 from bigtrain.data.decode import Undecodable, decode, header_shape
 from bigtrain.data.fields.clip import clip_frames
 from bigtrain.data.npy import MAGIC, npy_header
-from bigtrain.data.write.convert import Member, convert
+from bigtrain.data.write.convert import Colour, Member, convert
 from bigtrain.data.write.encoders.encoder import Encoded, Encoder, Facts, refuse_unequal
 from bigtrain.data.write.encoders.pictures import scaled
 
@@ -18,13 +18,15 @@ class ClipEncoder(Encoder):
     """A picture a frame, KEY.000.jpg and so on, or one npy of all of them. Facts: `size` of the frames, `channels`, `shortest`,
     `fps`.
 
-    least: clips may not have fewer frames.
+    least: clips may not have fewer frames; value_range, background: see convert.convert.
     """
 
     size: tuple[int, int] | None = None
     format: str | None = None
     fps: float | None = None
     least: int = 1
+    value_range: tuple[int, int] | None = None
+    background: Colour | None = None
 
     kind = "clip"
     noun = "clip"
@@ -50,11 +52,11 @@ class ClipEncoder(Encoder):
             members = {
                 f"{self.prefix}{number:03d}.{frame.extension}": frame.data for number, frame in enumerate(frames)
             }
-        return Encoded(members, facts, mended, frames[0].whole)
+        return Encoded(members, facts, mended, frames[0].whole, frames)
 
     def _frame(self, number: int, data: bytes) -> Member:
         try:
-            return convert(data, self.size, self.format)
+            return convert(data, self.size, self.format, value_range=self.value_range, background=self.background)
         except Undecodable as error:
             raise Undecodable(f"frame {number}: {error}") from None
 

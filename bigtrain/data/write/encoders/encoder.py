@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bigtrain.data.decode import Undecodable
+from bigtrain.data.write.convert import Member
 
 Facts = Mapping[str, Any]
 """What samples turned out to be, as the facts of their field in an index: sizes, channels, lengths."""
@@ -14,12 +15,14 @@ Facts = Mapping[str, Any]
 @dataclass(frozen=True)
 class Encoded:
     """A field of one sample. members: contents by extension; mended: the source's file was damaged, but could be read; whole:
-    (height, width) of the source's picture before it was resized, None for what is no picture."""
+    (height, width) of the source's picture before it was resized, None for what is no picture; pictures: what they were written
+    from, for remarks."""
 
     members: Mapping[str, bytes]
     facts: Facts
     mended: bool = False
     whole: tuple[int, int] | None = None
+    pictures: Sequence[Member] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from bigtrain.data.decode import Undecodable, header_shape
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS, encoded_map, map_numbers, nearest
-from bigtrain.data.write.convert import convert
+from bigtrain.data.write.convert import Colour, convert
 from bigtrain.data.write.encoders.encoder import Encoded, Encoder, Facts
 
 
@@ -24,15 +24,16 @@ class ImageEncoder(Encoder):
     channels: int | None = None
     value_range: tuple[int, int] | None = None
     half: str | None = None
+    background: Colour | None = None
 
     kind = "image"
     noun = "picture"
 
     def encode(self, contents: Sequence[bytes]) -> Encoded:
         (data,) = contents
-        member = convert(data, self.size, self.format, self.channels, self.value_range, self.half)
+        member = convert(data, self.size, self.format, self.channels, self.value_range, self.half, self.background)
         facts = scaled({"size": list(member.shape), "channels": member.channels}, self.factor)
-        return Encoded({self.prefix + member.extension: member.data}, facts, member.mended, member.whole)
+        return Encoded({self.prefix + member.extension: member.data}, facts, member.mended, member.whole, [member])
 
     def inspect(self, contents: Sequence[bytes], members: Sequence[str]) -> Facts:
         height, width, channels = header_shape(contents[0])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bigtrain.data.sources.samples import FieldSpec
+from bigtrain.data.write.convert import Colour
 from bigtrain.data.write.encoders.arrays import ArrayEncoder, AttributesEncoder
 from bigtrain.data.write.encoders.clips import ClipEncoder
 from bigtrain.data.write.encoders.encoder import Encoder
@@ -16,18 +17,27 @@ from bigtrain.sizes import size_flag
 @dataclass(frozen=True)
 class PictureOptions:
     """How pictures are written. size: (height, width) of the largest field in pixels, None: as they are; format: one of
-    FORMATS, None: each file's own; channels, value_range: see convert.convert."""
+    FORMATS, None: each file's own; channels, value_range, background: see convert.convert."""
 
     size: tuple[int, int] | None = None
     format: str | None = None
     channels: int | None = None
     value_range: tuple[int, int] | None = None
+    background: Colour | None = None
 
 
 Make = Callable[[str, str, FieldSpec, PictureOptions], Encoder]
 ENCODERS: Mapping[str, Make] = {
     "image": lambda name, prefix, spec, how: ImageEncoder(
-        name, prefix, spec.factor, _size(name, spec, how), how.format, how.channels, how.value_range, spec.half
+        name,
+        prefix,
+        spec.factor,
+        _size(name, spec, how),
+        how.format,
+        how.channels,
+        how.value_range,
+        spec.half,
+        how.background,
     ),
     "map": lambda name, prefix, spec, how: MapEncoder(name, prefix, spec.factor, _size(name, spec, how), spec.names),
     "instance": lambda name, prefix, spec, how: MapEncoder(name, prefix, spec.factor, _size(name, spec, how), None),
@@ -35,7 +45,15 @@ ENCODERS: Mapping[str, Make] = {
     "array": lambda name, prefix, spec, how: ArrayEncoder(name, prefix, axes=spec.names),
     "attributes": lambda name, prefix, spec, how: AttributesEncoder(name, prefix, names=spec.names, key=spec.key),
     "clip": lambda name, prefix, spec, how: ClipEncoder(
-        name, prefix, spec.factor, _size(name, spec, how), how.format, spec.fps, spec.least_frames
+        name,
+        prefix,
+        spec.factor,
+        _size(name, spec, how),
+        how.format,
+        spec.fps,
+        spec.least_frames,
+        how.value_range,
+        how.background,
     ),
 }
 """By the kind of a FieldSpec. To add one: its class, and its line here."""

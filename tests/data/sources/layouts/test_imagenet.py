@@ -71,7 +71,7 @@ def test_imagenets_tars_are_read_within_a_tar_and_the_devkit_says_the_classes(tm
 
 def test_what_is_no_picture_in_imagenets_tars_and_folders_is_counted(tmp_path: Path) -> None:
     devkit(tmp_path / "tars")
-    inner = tarred([(f"{WNIDS[0]}_1.JPEG", numbered_png(1)), ("notes.txt", b""), (f"{WNIDS[0]}_2.gif", b"")])
+    inner = tarred([(f"{WNIDS[0]}_1.JPEG", numbered_png(1)), ("notes.txt", b""), (f"{WNIDS[0]}_2.xml", b"")])
     tar_of(tmp_path / "tars/ILSVRC2012_img_train.tar", [(f"{WNIDS[0]}.tar", inner)])
     val = [("ILSVRC2012_val_00000001.JPEG", numbered_png(1)), ("README", b"")]
     tar_of(tmp_path / "tars/ILSVRC2012_img_val.tar", val)
