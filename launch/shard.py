@@ -152,7 +152,7 @@ def _add_fields(group: Group) -> None:
         "--labels",
         type=_labels,
         help="where classes come from: none (all samples are one class, in folders or not) or, with --index-only, cls "
-        "(KEY.cls), json:FIELD (a number or a name in KEY.json) or none (default: the class folders; cls)",
+        "(KEY.cls), json:FIELD (KEY.json), each with a number from 0 on or a name, or none (default: the class folders; cls)",
     )
     group.add_argument(
         "--split",

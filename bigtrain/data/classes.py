@@ -6,6 +6,8 @@ An exact name wins. A position is `index:N`, or a bare number where no class has
 import difflib
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from bigtrain.errors import UserError
 
 POSITION = "index:"
@@ -45,6 +47,19 @@ def split_words(classes: Sequence[str], text: str) -> list[str]:
         words.append(",".join(parts[:taken]).strip())
         parts = parts[taken:]
     return words
+
+
+def empty_classes(classes: Sequence[str], counts: np.ndarray) -> str | None:
+    """What to say if classes have no sample in any split; counts: int [classes]."""
+    empty = [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]
+    if not empty or not counts.any():
+        return None
+    if empty == [classes[0]] and len(classes) > 1:
+        return (
+            f"labels begin at 1: the class 0 ({classes[0]}) has no sample, and models would draw it all the same; write labels "
+            "from 0 on, or leave it out by data.classes"
+        )
+    return f"{len(empty)} of {len(classes)} classes have no sample, such as {empty[0]!r}"
 
 
 def some_names(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ says; launch/shard.py has done that already, but other makers of shards may not.
 """
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -48,6 +49,9 @@ _ORIENTED = {b"\x89PNG": (b"eXIf", b"Raw profile type", b"com.adobe.xmp"), b"RIF
 """By a file's first bytes: markers that it contains if it may have an orientation."""
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")
 _LABEL_DIGITS = 9
+_LONGEST_NAME = 1000
+"""Bytes of a class's name."""
+_LIKE_A_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)e[+-]?\d+|0x[\da-f]+|nan|[+-]?inf", re.IGNORECASE)
 
 
 class Undecodable(Exception):
@@ -270,12 +274,20 @@ def check_pixels(width: int, height: int) -> None:
         raise Undecodable(f"{width} x {height} is more than {MAX_PIXELS} pixels")
 
 
-def label(data: bytes) -> int:
-    """The class number of a .cls member: decimal digits, with white space around them allowed. Raises Undecodable."""
+def label(data: bytes) -> int | str:
+    """The class number of a .cls member, decimal digits, or else the class's name, with white space around them allowed. Raises
+    Undecodable for what is neither: other numbers, JSON, more than a line, control characters."""
     text = data.strip()
-    if not text.isdigit() or len(text) > _LABEL_DIGITS:
-        raise Undecodable(f"{data[:20]!r} is not a decimal class number")
-    return int(text)
+    if text.isdigit() and len(text) <= _LABEL_DIGITS:
+        return int(text)
+    try:
+        name = text.decode() if len(text) <= _LONGEST_NAME else ""
+    except UnicodeDecodeError:
+        name = ""
+    is_word = any(map(str.isalpha, name)) and not _LIKE_A_NUMBER.fullmatch(name)
+    if not is_word or not name.isprintable() or name[0] in '{["':
+        raise Undecodable(f"{data[:20]!r} is neither a decimal class number nor the name of a class")
+    return name
 
 
 def json_label(data: bytes, field: str) -> int | str:

@@ -107,10 +107,20 @@ def test_label_reads_decimals(data: bytes, number: int) -> None:
     assert label(data) == number
 
 
-@pytest.mark.parametrize("data", [b"", b" ", b"-1", b"+1", b"1.0", b"1e3", b"0x1", b"1 2", b"1_0", b"cat", b"1" * 10])
+@pytest.mark.parametrize(
+    "data",
+    [b"", *b' |-1|+1|1.0|1e3|0x1|1 2|1_0|1,2|1111111111|nan|{}|["cat"]|a\nb|\xff'.split(b"|")],
+)
 def test_label_refuses_everything_else(data: bytes) -> None:
-    with pytest.raises(Undecodable, match="decimal class number"):
+    with pytest.raises(Undecodable, match="neither a decimal class number nor the name of a class"):
         label(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"), [(b"cat\n", "cat"), ("Käfer 2".encode(), "Käfer 2"), (b"n01440764", "n01440764")]
+)
+def test_label_takes_names(data: bytes, name: str) -> None:
+    assert label(data) == name
 
 
 def test_label_refuses_digits_of_other_scripts() -> None:

@@ -63,7 +63,7 @@ class ImageFiles(ImageCollection):
         self.key = source.fingerprint(every) if isinstance(source, Folder) else file_key(self.path)
         stems = [_stem(name) for name in self._members.names] if marks else []
         if marks and all(stem in marks for stem in stems):
-            self.labels = np.array([self._label(source, *marks[stem]) for stem in stems], dtype=np.int64)
+            self.classes, self.labels = self._numbered([self._label(source, *marks[stem]) for stem in stems])
         elif listed is not None:
             self.labels = None if listed.labels is None else listed.numbers(self._members.names)
             self.key += f" {DATASET_JSON}"  # what was cached when its folders were taken for classes is of other labels
@@ -84,7 +84,20 @@ class ImageFiles(ImageCollection):
                 f"{self.path}: no images here ({', '.join(EXTENSIONS)}), in a {self.kind} of {len(every)} files"
             )
 
-    def _label(self, source: ImageSource, name: str, location: Sequence[int]) -> int:
+    def _numbered(self, labels: Sequence[int | str]) -> tuple[tuple[str, ...] | None, np.ndarray]:
+        """(names of classes, None where labels are numbers of somebody else's; int64 [n])."""
+        names = {label for label in labels if isinstance(label, str)}
+        if not names:
+            return None, np.array(labels, dtype=np.int64)
+        if any(not isinstance(label, str) for label in labels):
+            raise UserError(
+                f"{self.path}: some of its labels are names ({min(names)!r}) and others numbers; use one kind"
+            )
+        classes = tuple(in_order(names))
+        numbers = {name: number for number, name in enumerate(classes)}
+        return classes, np.array([numbers[str(label)] for label in labels], dtype=np.int64)
+
+    def _label(self, source: ImageSource, name: str, location: Sequence[int]) -> int | str:
         try:
             return label(source.read(name, location))
         except Undecodable as error:

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from bigtrain.data.classes import in_order
+from bigtrain.data.classes import empty_classes, in_order
 from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.array import ArrayField, AttributesField
 from bigtrain.data.fields.clip import ClipField
@@ -51,13 +52,13 @@ def index_shards(
     """Writes `SPLIT.json` for the tars `SPLIT-000000.tar ...` of a folder, beside them or in `out`; returns the paths.
 
     What else they may be called: data.write.shard_names; split: that of all of them, None: as the names say.
-    fields: which members are which field; None: as an existing index of version 2 says, else one image. labels: `cls`,
-    `json:FIELD` (a number or a name in each sample's .json) or `none` (one class); None: as that index says, else `cls`. Class
-    names are the lines of `folder/classes.txt`; otherwise those of an existing index with the same `labels`, and after them
-    others that occur, in order; where labels are numbers, those that have no name are their own. skip_bad_texts: samples with a
-    text that is not UTF-8 are left out, instead of being an error. Raises UserError, naming shard and member, for compressed or
-    truncated tars, duplicate keys, samples that do not have one member for each field and its label, and labels that are not
-    decimal or not below the number of classes. An index of version 1 is renewed as one.
+    fields: which members are which field; None: as an existing index of version 2 says, else one image. labels: `cls` or
+    `json:FIELD` (a number or a name in each sample's .cls or .json), or `none` (one class); None: as that index says, else
+    `cls`. Class names are the lines of `folder/classes.txt`; otherwise those of an existing index with the same `labels`, and
+    after them others that occur, in order; where labels are numbers, those that have no name are their own. skip_bad_texts:
+    samples with a text that is not UTF-8 are left out, instead of being an error. Raises UserError, naming shard and member,
+    for compressed or truncated tars, duplicate keys, samples that do not have one member for each field and its label, and
+    labels that are neither names nor decimal, or not below the number of classes. An index of version 1 is renewed as one.
     """
     listed = _list(folder, split)
     out = folder if out is None else out
@@ -79,6 +80,9 @@ def index_shards(
         tqdm.write(f"{line}: a text of this sample is not UTF-8; it is left out", file=sys.stderr)
     classes = _classes(folder, existing, found, labels)
     found = {tar: item.numbered(classes) for tar, item in found.items()}
+    labels_found = np.concatenate([item.shard.labels for item in found.values()])
+    if empty := empty_classes(classes, np.bincount(labels_found, minlength=len(classes))):
+        tqdm.write(f"{folder}: {empty}", file=sys.stderr)
     with disk_troubles(out):
         out.mkdir(parents=True, exist_ok=True)
         return [

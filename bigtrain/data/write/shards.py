@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bigtrain.data.classes import in_order
+from bigtrain.data.classes import empty_classes, in_order
 from bigtrain.data.fields.label import LabelField
 from bigtrain.data.fields.registry import field_from_json
 from bigtrain.data.index import FORMAT_VERSION, LABEL, Index
@@ -109,9 +109,16 @@ def write_shards(
         drop_records(task.path for task in todo)
     for picture in (picture for record in done for picture in record.mended):
         tqdm.write(f"{picture}: this picture is damaged; its shard has it as Pillow reads it", file=sys.stderr)
+    if empty := _empty_classes(source):
+        tqdm.write(f"{source.path}: {empty}", file=sys.stderr)
     for sentence in Remarks.of_all(record.remarks for record in done).sentences():
         tqdm.write(sentence, file=sys.stderr)
     return indexes
+
+
+def _empty_classes(source: SampleSet) -> str | None:
+    counts = [np.bincount(samples.labels, minlength=len(source.classes)) for samples in source.splits.values()]
+    return empty_classes(source.classes, np.sum(counts, axis=0))
 
 
 def _numbered_as_begun(source: SampleSet, known: Mapping[str, Mapping[str, Record]]) -> SampleSet:

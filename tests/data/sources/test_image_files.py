@@ -173,9 +173,20 @@ def test_a_file_that_is_gone_or_is_no_class_number_is_named(tmp_path):
     (tmp_path / "f" / "ant" / "00.png").unlink()
     with pytest.raises(UserError, match=r"f/ant/00\.png: cannot be read: No such file"):
         list(read_images(found, [np.arange(4)], 0))
-    marks = {str(Path(name).with_suffix(".cls")): b"cat" for name in files}
-    with pytest.raises(UserError, match=r"a\.tar: ant/00\.cls: b'cat' is not a decimal class number"):
+    marks = {str(Path(name).with_suffix(".cls")): b"-1" for name in files}
+    with pytest.raises(UserError, match=r"a\.tar: ant/00\.cls: b'-1' is neither a decimal class number nor the name"):
         open_collection(write_tar(tmp_path / "a.tar", files | marks))
+
+
+def test_names_in_cls_are_classes(tmp_path):
+    files = contents(pictures(4))
+    words = [b"eel", b"bee", b"eel", b"fly"]
+    marks = {str(Path(name).with_suffix(".cls")): word for name, word in zip(sorted(files), words, strict=True)}
+    found = open_collection(write_tar(tmp_path / "a.tar", files | marks))
+    assert (found.classes, found.labels.tolist()) == (("bee", "eel", "fly"), [1, 0, 1, 2])
+    marks[next(iter(marks))] = b"3"
+    with pytest.raises(UserError, match=r"b\.tar: some of its labels are names \('bee'\) and others numbers"):
+        open_collection(write_tar(tmp_path / "b.tar", files | marks))
 
 
 def test_a_broken_image_is_named(tmp_path):

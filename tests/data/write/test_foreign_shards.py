@@ -18,6 +18,7 @@ from bigtrain.data.read.reader import Reader
 from bigtrain.data.sources.layouts.by_class import list_by_class
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, write_shards
+from bigtrain.data.write.verify import verify
 from bigtrain.errors import UserError
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 from tests.data.field_shards import png
@@ -189,8 +190,11 @@ def test_compressed_tars_are_refused(tmp_path: Path, name: str) -> None:
             r"member 0\.cls: the key 0 occurs twice",
         ),
         ([("README", b"hello"), ("0.png", IMAGE), ("0.cls", b"1")], "member README has no extension"),
-        ([("7.png", IMAGE), ("7.cls", b"cat")], r"member 7\.cls: b'cat' is not a decimal class number"),
-        ([("7.png", IMAGE), ("7.cls", b"-1")], r"member 7\.cls: .*not a decimal"),
+        ([("7.png", IMAGE), ("7.cls", b"-1")], r"member 7\.cls: b'-1' is neither a decimal class number nor the name"),
+        (
+            [("6.png", IMAGE), ("6.cls", b"3"), ("7.png", IMAGE), ("7.cls", b"cat")],
+            r"some of its labels are names \('cat'\) and others numbers",
+        ),
         ([("7.png", IMAGE), ("7.cls", b"1000000")], r"member 7\.cls: label 1000000 is out of range"),
         ([], "the train shards hold no samples"),
     ],
@@ -398,3 +402,32 @@ def test_npy_is_pixels_only_where_there_is_no_picture(tmp_path: Path) -> None:
     raw, train = (Index.read(path) for path in index_shards(tmp_path, workers=0, quiet=True))
     assert (raw.image_size, train.image_size) == ((4, 6), (4, 4))
     assert Reader(train).read(np.array([0]))[0]["image"][0].tolist() == decode(numbered_png(0)).tolist()
+
+
+def test_names_in_cls_are_classes_as_in_json(tmp_path: Path) -> None:
+    labels = ["dog", "cat", "dog"]
+    write_tar(
+        tmp_path / "train-0.tar",
+        [{"__key__": str(n), "png": IMAGE, "cls": label.encode()} for n, label in enumerate(labels)],
+    )
+    found = index(tmp_path)
+    assert (found.classes, found.labels.tolist()) == (("cat", "dog"), [1, 0, 1])
+    assert verify(found, workers=0, quiet=True) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([1, 2, 3], "labels begin at 1: the class 0 (0) has no sample"),
+        ([0, 3], "2 of 4 classes have no sample, such as '1'"),
+        ([0, 1], ""),
+    ],
+)
+def test_classes_without_samples_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: Sequence[int], words: str
+) -> None:
+    write_tar(tmp_path / "train-0.tar", [{"__key__": str(n), "png": IMAGE, "cls": str(n).encode()} for n in labels])
+    index(tmp_path)
+    said = capsys.readouterr().err
+    assert words in said
+    assert bool(words) == ("no sample" in said)

@@ -78,8 +78,8 @@ DAMAGE: dict[str, tuple[Callable[[Index], object], list[str]]] = {
         ["sha256", "train-000001.tar: 00004: its .cls says 3, but the index says 4 (4)"],
     ),
     "no label": (
-        lambda index: overwrite(index, "cls", 0, lambda data: b"x"),
-        ["sha256", "train-000001.tar: 00004: b'x' is not a decimal class number"],
+        lambda index: overwrite(index, "cls", 0, lambda data: b"?"),
+        ["sha256", "train-000001.tar: 00004: b'?' is neither a decimal class number nor the name of a class"],
     ),
     "missing": (
         lambda index: (index.folder / "train-000001.tar").unlink(),

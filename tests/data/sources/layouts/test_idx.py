@@ -66,3 +66,10 @@ def test_a_split_without_pictures_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(labels)
     with pytest.raises(UserError, match=r"it has no pictures for the split test"):
         shard(tmp_path, tmp_path / "out")
+
+
+def test_labels_that_begin_at_one_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, data in zip(("images-idx3", "labels-idx1"), idx(np.zeros((2, 4, 4), np.uint8), [1, 2]), strict=True):
+        (tmp_path / f"emnist-letters-{kind}-ubyte").write_bytes(data)
+    shard(tmp_path, tmp_path / "out")
+    assert "labels begin at 1: the class 0 (0) has no sample" in capsys.readouterr().err
