@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import follow_launcher
 from bigtrain.cluster.watchdog import is_ending
+from bigtrain.data.read.stream import Data
 from bigtrain.errors import OtherRankFailed, RankError, UserError
 from bigtrain.families.family import find_family
 from bigtrain.formats import PHILOX_FORMAT
@@ -31,6 +32,7 @@ from bigtrain.recipe import Recipe, differences, load_recipe, stored_format
 from bigtrain.recipe_yaml import parse
 from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import DIRECTORY, RUN, RunFolder
+from bigtrain.training.same_data import check_before_writing
 from bigtrain.untrusted import one_line
 
 MAIN_RANK_FIRST_S = 10.0
@@ -116,8 +118,8 @@ def say(text: str) -> None:
         print(one_line(text), file=sys.stderr, flush=True)
 
 
-def open_run(recipe: Recipe) -> RunFolder:
-    """Makes or reopens the run folder of a recipe, on the main rank; every rank gets the RunFolder.
+def open_run(recipe: Recipe, data: Data) -> RunFolder:
+    """Makes or reopens the run folder of a recipe, on the main rank; every rank gets the RunFolder. data: the training data.
 
     Raises UserError if the folder holds checkpoints of a run that this recipe would not continue.
     """
@@ -128,6 +130,7 @@ def open_run(recipe: Recipe) -> RunFolder:
         folder.claim(recipe_yaml)
         for path in _recipes_of(folder):
             _check_recipe(path, folder, recipe)
+        check_before_writing(folder, data)
         atomic.write_json(folder.environment, environment() | {RUN: folder.run, DIRECTORY: os.getcwd()})
         atomic.write_bytes(folder.recipe, recipe_yaml)
 

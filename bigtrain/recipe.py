@@ -46,12 +46,16 @@ MAY_CHANGE = (
     "train.alarm_ratio",
     "train.keep",
     "train.profile",
+    "data.train",  # contents decide, of which the checkpoint has the fingerprint, and not paths
+    "data.validation",
+    "data.text.tokenizer",  # its hash is part of the data's fingerprint
     "data.channels",  # its effect is part of the data's fingerprint, and null may mean the number that a run's recipe says
     "data.verify",
     "data.workers",
     "data.remote.",
     "engine.",
     "evaluation.",
+    "family.sampling.",
 )
 """Prefixes of the keys that a resumed run may change; any other change would change the experiment."""
 

@@ -102,7 +102,7 @@ def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | No
     family = make_family(recipe, DataSpec.from_json(describe(images)))
     if validation is not None:
         check_fields(validation, family.spec, family.reads, "data.validation")
-    folder = open_run(recipe)
+    folder = open_run(recipe, images)
     for sentence in doubts(recipe, images, validation):
         say(f"warning: {sentence}")
     best = best_of(family, recipe, folder)

@@ -19,7 +19,7 @@ from bigtrain.cluster.watchdog import Watchdog
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read.stream import Data
 from bigtrain.data.splits import describe
-from bigtrain.errors import TrainingDiverged, UserError
+from bigtrain.errors import TrainingDiverged
 from bigtrain.families.abilities import InitialisedByData
 from bigtrain.families.family import Family, build_network
 from bigtrain.families.phases import Phase
@@ -44,6 +44,7 @@ from bigtrain.training.observer import Observer
 from bigtrain.training.options import TrainOptions, check_batch
 from bigtrain.training.phases import check_phases, trained
 from bigtrain.training.restoring import check_saved
+from bigtrain.training.same_data import check_same_data
 
 
 class Trainer:
@@ -355,12 +356,7 @@ class Trainer:
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         """Restores the step, the stream position, the wall time and the meters from a checkpoint."""
-        if saved.state["data"]["fingerprint"] != self.index.fingerprint:
-            raise UserError(
-                f"{self.index.where}: data.train is not the data that {self.folder.path} was trained on (its shards' "
-                "contents differ; digits have been grey since index version 2); restore them, or sample, evaluate or export "
-                "the run as it is and train anew in another folder with run.dir=PATH"
-            )
+        check_same_data(saved.state["data"], self.index, self.folder.path)
         for name, meter in self.meters.items():
             meter.load(saved.state["meters"][name])
         self.step, self.microbatches.position = saved.step, saved.state["position"]
