@@ -1,6 +1,7 @@
 """The splits of a run, the same on all ranks, and the images behind an index of codes."""
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from bigtrain.cluster import world
@@ -9,6 +10,7 @@ from bigtrain.data.options import DataOptions, shown
 from bigtrain.data.read import variants
 from bigtrain.data.read.side_by_side import SideBySide
 from bigtrain.data.read.stream import Data
+from bigtrain.data.remote import is_remote
 from bigtrain.data.splits import describe, find_split
 from bigtrain.errors import UserError
 from bigtrain.families.data_spec import DataSpec
@@ -114,7 +116,7 @@ def images_behind(data: Data) -> Index:
         return index
     source = index.codes.images
     try:
-        images = Index.read(source["path"], index.origin)
+        images = Index.read(_moved_with(index, source["path"]), index.origin)
         images.check_files()
     except UserError as error:
         raise UserError(f"{index.where}: the images that its codes were made from cannot be read: {error}") from None
@@ -128,3 +130,14 @@ def images_behind(data: Data) -> Index:
             f"{index.where}: its codes were made from {images.where}, which holds other images now; encode them again"
         )
     return variants.subset(images, index.variant["classes"]) if "classes" in index.variant else images
+
+
+def _moved_with(index: Index, recorded: str) -> str:
+    """Where the images of an index of codes lie: as it records, or, if there is nothing, where they are if both have moved
+    together with a folder above them. The fingerprint tells afterwards whether it is these."""
+    path = Path(recorded)
+    if index.origin.url is not None or is_remote(recorded) or path.exists():
+        return recorded
+    ends = [Path(*path.parts[first:]) for first in range(1, len(path.parts))]
+    found = (above / end for above in index.path.resolve().parents for end in ends if (above / end).is_file())
+    return str(next((one for one in found if not one.samefile(index.path)), path))

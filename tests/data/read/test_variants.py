@@ -188,6 +188,17 @@ def test_the_images_behind_a_subset_of_codes_are_the_same_subset(tmp_path: Path)
     assert (behind.classes, behind.labels.tolist()) == (codes.classes, codes.labels.tolist())
 
 
+def test_images_that_moved_together_with_their_codes_are_found_again(tmp_path: Path) -> None:
+    images = make_numbered_shards([5, 3], tmp_path / "before/images")
+    write(images, tmp_path / "before/run/codes")
+    (tmp_path / "before").rename(tmp_path / "after")
+    codes = Index.read(tmp_path / "after/run/codes/train.json")
+    assert images_behind(codes).fingerprint == images.fingerprint
+    (tmp_path / "after/images").rename(tmp_path / "after/gone")
+    with pytest.raises(UserError, match="the images that its codes were made from cannot be read: .*before/images"):
+        images_behind(codes)
+
+
 def test_images_that_were_resized_to_be_encoded_are_found_again(tmp_path: Path) -> None:
     images = resized(make_numbered_shards([5, 3], tmp_path / "images", size=8), (4, 4), "exact")
     manifest = manifest_of(images)
