@@ -174,6 +174,12 @@ def _add_fields(group: Group) -> None:
         "May be given several times",
     )
     group.add_argument(
+        "--image-member",
+        metavar="EXTENSION",
+        help="with --index-only: the extension of the members that are the pictures, where samples have several: input.jpg for "
+        "KEY.input.jpg",
+    )
+    group.add_argument(
         "--halves",
         type=_halves,
         metavar="LEFT,RIGHT",
@@ -302,6 +308,7 @@ def _sample_flags(arguments: argparse.Namespace) -> SampleFlags:
         labels=arguments.labels,
         layout=arguments.layout,
         skip_bad_texts=arguments.skip_bad_captions,
+        image_member=arguments.image_member,
     )
 
 
@@ -311,6 +318,8 @@ def _write(arguments: argparse.Namespace) -> list[Path]:
     flags = _sample_flags(arguments)
     if flags.labels not in (None, "none"):
         raise UserError(f"--labels {flags.labels} goes with --index-only; folders of pictures are the classes, or none")
+    if flags.image_member is not None:
+        raise UserError("--image-member goes with --index-only; elsewhere files are taken by their endings")
     digits = arguments.source == "digits"
     if (flags != SampleFlags() or arguments.split is not None) and (digits or arguments.source in POINT_SETS):
         raise UserError(

@@ -53,7 +53,7 @@ class FieldFlag:
 @dataclass(frozen=True)
 class SampleFlags:
     """kind: of SOURCE's files; fields: further ones; classes: files of names, by field; factors: by field; halves: names of the
-    left and the right one; labels, layout: see launch/shard.py."""
+    left and the right one; labels, layout, image_member: see launch/shard.py."""
 
     kind: str = "image"
     fields: Sequence[FieldFlag] = ()
@@ -65,6 +65,7 @@ class SampleFlags:
     labels: str | None = None
     layout: str | None = None
     skip_bad_texts: bool = False
+    image_member: str | None = None
 
     def spec(self, name: str, kind: str) -> FieldSpec:
         """Raises UserError for a map without names."""
@@ -141,10 +142,16 @@ def _with_main_field(source: SampleSet, flags: SampleFlags) -> SampleSet:
 
 def member_specs(flags: SampleFlags) -> dict[str, FieldSpec] | None:
     """The fields of shards of others, by members; None if no --field says them. Raises UserError."""
-    flags.check_names([])
+    flags.check_names([] if flags.image_member is None else ["image"])
     specs = {}
+    if flags.image_member is not None:
+        specs["image"] = FieldSpec("image", members=_extensions(flags.image_member))
     for flag in flags.fields:
-        members = tuple(member.strip().lstrip(".").lower() for member in flag.where.split(","))
-        specs[flag.name] = replace(flags.spec(flag.name, flag.kind), key=flag.column, members=members)
+        spec = flags.spec(flag.name, flag.kind)
+        specs[flag.name] = replace(spec, key=flag.column, members=_extensions(flag.where))
     flags.check_taken(specs)
     return specs or None
+
+
+def _extensions(text: str) -> tuple[str, ...]:
+    return tuple(extension.strip().lstrip(".").lower() for extension in text.split(","))

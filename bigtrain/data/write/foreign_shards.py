@@ -78,6 +78,13 @@ def index_shards(
         found = dict(zip(tars, run(partial(inspect, reading=reading), tars, workers, bar.update), strict=True))
     for line in (line for item in found.values() for line in item.skipped):
         tqdm.write(f"{line}: a text of this sample is not UTF-8; it is left out", file=sys.stderr)
+    foreign = [f"{tar.name}: {name}" for tar, item in found.items() for name in item.foreign]
+    if foreign:
+        shown = ", ".join(foreign[:3])
+        tqdm.write(
+            f"{folder}: {len(foreign)} members belong to no sample and are left out ({shown}{', ...' * (len(foreign) > 3)})",
+            file=sys.stderr,
+        )
     classes = _classes(folder, existing, found, labels)
     found = {tar: item.numbered(classes) for tar, item in found.items()}
     labels_found = np.concatenate([item.shard.labels for item in found.values()])

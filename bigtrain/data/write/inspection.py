@@ -5,7 +5,7 @@ import hashlib
 import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 from bigtrain.data.decode import Undecodable, json_label, label
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS
 from bigtrain.data.index import Shard
-from bigtrain.data.sources.samples import FieldSpec
+from bigtrain.data.sources.image_source import is_hidden
+from bigtrain.data.sources.samples import PICTURE_EXTENSIONS, UNREAD_EXTENSIONS, FieldSpec
 from bigtrain.data.tars import END_OF_TAR, TRUNCATED, members
 from bigtrain.data.write.encoders.encoder import Encoded, Encoder, Facts
 from bigtrain.data.write.encoders.registry import PictureOptions, encoders_of
@@ -26,9 +27,16 @@ from bigtrain.errors import UserError
 from bigtrain.untrusted import open_plain
 
 _CHUNK = 2**24
-_KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
+_AT_FIRST_DOT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
+_AT_LAST_DOT = re.compile(r"((?:.*/|)[^/]+)\.([^./]*)", re.DOTALL)
+_LISTED = 3
+"""Members that a message lists."""
+_PICTURE_ENDINGS = frozenset(ending[1:] for ending in (*PICTURE_EXTENSIONS, *UNREAD_EXTENSIONS))
 Extents = Mapping[str, tuple[int, int]]
 """(offset, size) of a sample's members by extension."""
+Samples = Mapping[str, Extents]
+TarMember = tuple[str, int, int]
+"""Name, offset, size."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,11 @@ class Reading:
             ]
             return self.encoders[name].members(found)
         present = [member for member in spec.members if member in extensions]
+        if (
+            not present and spec.members == IMAGE_EXTENSIONS
+        ):  # nobody has said which: KEY.image.jpg, if it is the only picture
+            pictures = _pictures(extensions)
+            present = pictures if len(pictures) == 1 and not pictures[0].endswith("npy") else []
         if spec.kind == "image" and len(present) > 1 and present[-1] == "npy":  # features beside a picture
             present.pop()
         return present
@@ -66,6 +79,7 @@ class Reading:
         """The field as JSON of an index; occurring: its members in all shards."""
         encoder, spec = self.encoders[name], self.fields[name]
         members = encoder.members(occurring) if spec.kind == "clip" else list(spec.members)
+        members += sorted(set(occurring).difference(members))
         return {"kind": encoder.kind, "members": members, **facts}
 
 
@@ -74,7 +88,7 @@ class Inspected:
     """A shard, and by field the facts of its samples (none if no image of it can be read) and the members that hold it.
 
     names: if labels are names, those in the shard, sorted; the shard's labels are then numbers of these. skipped: where the
-    texts are that are not UTF-8.
+    texts are that are not UTF-8. foreign: members that belong to no sample.
     """
 
     shard: Shard
@@ -82,6 +96,7 @@ class Inspected:
     members: Mapping[str, set[str]]
     names: tuple[str, ...] | None
     skipped: tuple[str, ...]
+    foreign: tuple[str, ...] = ()
 
     def numbered(self, classes: Sequence[str]) -> "Inspected":
         """The same with labels that are numbers of `classes`, if its labels are names."""
@@ -112,11 +127,10 @@ def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progr
         chunk = data[begin : begin + _CHUNK]
         digest.update(chunk)
         progress(len(chunk))
-    samples = _samples(path, members(path, file, 0, len(data)))
+    samples, foreign = _samples(path, list(members(path, file, 0, len(data))), reading)
     found, skipped = Found(reading.encoders), []
     labels: dict[str, int | str] = {}
     for key, extents in samples.items():
-        _check_members(path, key, extents, reading)
         try:
             labels[key] = _label(data, extents, reading.labels)
         except Undecodable as error:
@@ -127,7 +141,7 @@ def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progr
     kept = {key: samples[key] for key in labels}
     names, numbers = _numbers(path, list(labels.values()))
     shard = Shard(path.name, len(data), digest.hexdigest(), tuple(kept), numbers, _columns(kept))
-    return Inspected(shard, found.facts, found.extensions, names, tuple(skipped))
+    return Inspected(shard, found.facts, found.extensions, names, tuple(skipped), tuple(foreign))
 
 
 def _inspect_fields(path: Path, key: str, data: mmap.mmap, extents: Extents, reading: Reading, found: Found) -> bool:
@@ -179,20 +193,77 @@ def _numbers(path: Path, labels: Sequence[int | str]) -> tuple[tuple[str, ...] |
     return tuple(names.tolist()), numbers.astype(np.int64)
 
 
-def _samples(path: Path, tar_members: Iterator[tuple[str, int, int]]) -> dict[str, dict[str, tuple[int, int]]]:
-    """For each key: extension -> (offset, size). Names are split into key and extension as webdataset does."""
+def _samples(path: Path, tar_members: Sequence[TarMember], reading: Reading) -> tuple[Samples, list[str]]:
+    """(for each key: extension -> (offset, size); names of members that belong to no sample). Raises UserError.
+
+    Names are split into key and extension at the first dot, as webdataset does; or at the last one if that makes samples of
+    them and the first one does not, and endings would differ from sample to sample: `cat.0.jpg`, `cat.1.jpg`.
+    """
+    samples, foreign = _split(path, tar_members, _AT_FIRST_DOT, reading)
+    try:
+        for key, extents in samples.items():
+            _check_members(path, key, extents, reading)
+        return samples, foreign
+    except UserError:
+        endings = {extension for extents in samples.values() for extension in extents}
+        if len(endings) <= len(samples) or any("." in one for spec in reading.fields.values() for one in spec.members):
+            raise
+        found = _whole_at_last_dot(path, tar_members, reading)
+        if found is None:
+            raise
+        return found
+
+
+def _whole_at_last_dot(
+    path: Path, tar_members: Sequence[TarMember], reading: Reading
+) -> tuple[Samples, list[str]] | None:
+    """As `_samples` gives it of names that are split at their last dot; None if these are not what `reading` says either."""
+    try:
+        samples, foreign = _split(path, tar_members, _AT_LAST_DOT, reading)
+        for key, extents in samples.items():
+            _check_members(path, key, extents, reading)
+    except UserError:
+        return None
+    return samples, foreign
+
+
+def _split(
+    path: Path, tar_members: Sequence[TarMember], at: re.Pattern[str], reading: Reading
+) -> tuple[Samples, list[str]]:
+    """As `_samples` gives it; samples are in the order in which their first members come, and members in any. Raises UserError
+    for a member that comes twice."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
-    last = None
+    foreign = []
     for name, offset, size in tar_members:
-        match = _KEY_AND_EXTENSION.fullmatch(name)
-        if match is None:
-            raise UserError(f"{path}: member {name} has no extension; every member is named KEY.EXTENSION")
+        match = at.fullmatch(name)
+        if match is None or is_hidden(name.removeprefix("./")) or name.rpartition("/")[2].startswith("__"):
+            foreign.append(name)
+            continue
         key, extension = match[1], match[2].lower()
-        if (key != last and key in samples) or extension in samples.get(key, ()):
-            raise UserError(f"{path}: member {name}: the key {key} occurs twice; keys must be unique within a shard")
-        samples.setdefault(key, {})[extension] = (offset, size)
-        last = key
-    return samples
+        if extension in samples.setdefault(key, {}):
+            raise UserError(
+                f"{path}: member {name}: the key {key} occurs twice with this extension; keys must be unique within a shard"
+            )
+        samples[key][extension] = (offset, size)
+    strange = [key for key, extents in samples.items() if _is_foreign(extents, reading)]
+    if len(strange) < len(samples):
+        foreign += [f"{key}.{extension}" for key in strange for extension in samples[key]]
+        samples = {key: extents for key, extents in samples.items() if key not in set(strange)}
+    return samples, foreign
+
+
+def _is_foreign(extents: Extents, reading: Reading) -> bool:
+    """Whether nothing of what is named by this key can be part of a sample, as in README.md."""
+    if reading.label_member in extents or any(
+        extension.rpartition(".")[2] in _PICTURE_ENDINGS for extension in extents
+    ):
+        return False
+    return not any(reading.chosen(name, extents) for name in reading.fields)
+
+
+def _pictures(extensions: Iterable[str]) -> list[str]:
+    """Those of a sample's extensions whose members may be pictures."""
+    return [extension for extension in extensions if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
 
 
 def _check_members(path: Path, key: str, extents: Extents, reading: Reading) -> None:
@@ -201,12 +272,13 @@ def _check_members(path: Path, key: str, extents: Extents, reading: Reading) -> 
         chosen = reading.chosen(name, extents)
         could_be = chosen
         if not chosen and spec.members == IMAGE_EXTENSIONS:  # nobody has said which member it is
-            could_be = [extension for extension in extents if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
+            could_be = _pictures(extents)
         if len(could_be) > 1 and spec.kind != "clip":
             both = " and ".join(f"{key}.{extension}" for extension in could_be[:2])
+            flag = "--image-member " if name == "image" else f"--field {name}="
             raise UserError(
                 f"{path}: {both} could both be the {name} of sample {key}, whose members are all that is named {key} up to "
-                f"the first dot, and which needs one {name}; say which by --field {name}={could_be[0]}, or rename them"
+                f"the first dot, and which needs one {name}; say which by {flag}{could_be[0]}, or rename them"
             )
         if not chosen:
             _refuse(path, key, extents, reading)
@@ -218,7 +290,8 @@ def _refuse(path: Path, key: str, extents: Extents, reading: Reading) -> None:
     needs = [f"one {name} ({', '.join(spec.members)})" for name, spec in reading.fields.items()]
     if reading.label_member is not None:
         needs.append(f"one .{reading.label_member} (--labels says where else labels may come from)")
-    has = ", ".join(f"{key}.{extension}" for extension in extents)
+    has = ", ".join(f"{key}.{extension}" for extension in list(extents)[:_LISTED])
+    has += f" and {len(extents) - _LISTED} more" if len(extents) > _LISTED else ""
     raise UserError(f"{path}: sample {key} has the members {has}, but needs {' and '.join(needs)}")
 
 

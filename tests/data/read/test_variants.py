@@ -195,7 +195,7 @@ def test_images_that_moved_together_with_their_codes_are_found_again(tmp_path: P
     codes = Index.read(tmp_path / "after/run/codes/train.json")
     assert images_behind(codes).fingerprint == images.fingerprint
     (tmp_path / "after/images").rename(tmp_path / "after/gone")
-    with pytest.raises(UserError, match="the images that its codes were made from cannot be read: .*before/images"):
+    with pytest.raises(UserError, match=r"the images that its codes were made from cannot be read: .*before/images"):
         images_behind(codes)
 
 

@@ -123,7 +123,7 @@ def test_fields_are_kept_when_more_tars_arrive(tmp_path: Path) -> None:
         (
             {0: {"png": None, "npy": None}},
             [],
-            r"folder/0\.clip\.000\.png and folder/0\.clip\.001\.png could both be the image of .*--field image=",
+            r"folder/0\.clip\.000\.png and folder/0\.clip\.001\.png could both be the image of .*--image-member ",
         ),
         ({}, ["--field", "image=jpg"], r"sample folder/0 has the members .* but needs one image \(jpg\) and one \.cls"),
         ({}, ["--field", "image=png,small.png"], r"0\.png and folder/0\.small\.png could both be the image"),

@@ -5,7 +5,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.verify import verify
 from bigtrain.errors import UserError
+from launch.shard import main
 from tests.data.conftest import make_numbered_shards, numbered_png, write_tar
 from tests.data.field_shards import png
 from tests.data.sets import OLD_FOLDERS
@@ -177,19 +178,30 @@ def test_compressed_tars_are_refused(tmp_path: Path, name: str) -> None:
         ([("0.cls", b"1")], r"sample 0 has the members 0\.cls, but needs one image"),
         (
             [("0.png", IMAGE), ("0.jpg", IMAGE), ("0.cls", b"1")],
-            r"0\.jpg and 0\.png could both be the image of sample 0, .*--field image=jpg",
+            r"0\.jpg and 0\.png could both be the image of sample 0, .*--image-member jpg",
         ),
         (
             [("0.a.png", IMAGE), ("0.b.png", IMAGE), ("0.cls", b"1")],
-            r"0\.a\.png and 0\.b\.png could both be the image of sample 0, .* up to the first dot, .*--field image=a\.png",
+            r"0\.a\.png and 0\.b\.png could both be the image of sample 0, .* up to the first dot, .*--image-member a\.png",
         ),
         ([("0.gif", IMAGE), ("0.cls", b"1")], "needs one image"),
         ([("0.png", IMAGE), ("0.cls", b"1"), ("0.PNG", IMAGE)], r"member 0\.PNG: the key 0 occurs twice"),
         (
-            [("0.png", IMAGE), ("1.png", IMAGE), ("0.cls", b"1"), ("1.cls", b"1")],
-            r"member 0\.cls: the key 0 occurs twice",
+            [("README.md", b"hello"), ("LICENSE", b"words")],
+            "sample README has the members README.md, but needs one image",
         ),
-        ([("README", b"hello"), ("0.png", IMAGE), ("0.cls", b"1")], "member README has no extension"),
+        (
+            [*((f"0.{number}.jpg", IMAGE) for number in range(4000)), ("1.jpg", IMAGE)],
+            r"0\.0\.jpg and 0\.1\.jpg could both be",
+        ),
+        (
+            [(f"0.{number}.txt", b"") for number in range(4000)] + [("0.cls", b"1")],
+            r"has the members 0\.0\.txt, 0\.1\.txt, 0\.2\.txt and 3998 more, but",
+        ),
+        (
+            [("0.png", IMAGE), ("0.cls", b"1"), ("1.png", IMAGE), ("1.cls", b"1"), ("0.png", IMAGE)],
+            r"member 0\.png: the key 0 occurs twice",
+        ),
         ([("7.png", IMAGE), ("7.cls", b"-1")], r"member 7\.cls: b'-1' is neither a decimal class number nor the name"),
         (
             [("6.png", IMAGE), ("6.cls", b"3"), ("7.png", IMAGE), ("7.cls", b"cat")],
@@ -402,6 +414,55 @@ def test_npy_is_pixels_only_where_there_is_no_picture(tmp_path: Path) -> None:
     raw, train = (Index.read(path) for path in index_shards(tmp_path, workers=0, quiet=True))
     assert (raw.image_size, train.image_size) == ((4, 6), (4, 4))
     assert Reader(train).read(np.array([0]))[0]["image"][0].tolist() == decode(numbered_png(0)).tolist()
+
+
+def test_members_may_come_in_any_order(tmp_path: Path) -> None:
+    pictures = [(f"{number}.png", numbered_png(number)) for number in (2, 0, 1)]
+    tar_of(tmp_path / "train-0.tar", [*pictures, *((f"{number}.cls", str(number).encode()) for number in range(3))])
+    found = index(tmp_path)
+    assert (found.shards[0].keys, found.labels.tolist()) == (("2", "0", "1"), [2, 0, 1])
+    batch, _ = Reader(found).read(np.arange(3))
+    assert batch["image"][:, 0, 1, 0].tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "labels"),
+    [
+        ((f"{animal}.{number}" for animal in ("cat", "dog") for number in range(3)), [0, 0, 0, 1, 1, 1]),
+        ((f"2020.{month:02d}.01" for month in range(1, 5)), [0, 1, 0, 1]),
+        (("a.b",), [0]),
+    ],
+)
+def test_dots_may_be_parts_of_names(tmp_path: Path, keys: Iterable[str], labels: Sequence[int]) -> None:
+    names = list(keys)
+    members = [(f"{name}.png", IMAGE) for name in names]
+    members += [(f"{name}.cls", str(label).encode()) for name, label in zip(names, labels, strict=True)]
+    tar_of(tmp_path / "train-0.tar", members)
+    found = index(tmp_path)
+    assert (found.shards[0].keys, found.labels.tolist()) == (tuple(names), labels)
+    assert set(found.shards[0].members) == {"png", "cls"}
+
+
+def test_the_only_picture_of_a_sample_may_have_a_name_and_one_of_several_is_said(tmp_path: Path) -> None:
+    for folder, extensions in (("one", ["image.png"]), ("two", ["input.png", "target.png"])):
+        (tmp_path / folder).mkdir()
+        members = [(f"{n}.{one}", numbered_png(n)) for n in range(3) for one in extensions]
+        tar_of(tmp_path / folder / "train-0.tar", [*members, *((f"{n}.cls", b"0") for n in range(3))])
+    batch, failures = Reader(index(tmp_path / "one")).read(np.arange(3))
+    assert (batch["image"][:, 0, 1, 0].tolist(), failures) == ([0, 1, 2], {})
+    refused(tmp_path / "two", "0.input.png and 0.target.png could both be the image .* by --image-member input.png")
+    main([str(tmp_path / "two"), "--index-only", "--image-member", "target.png", "--workers", "1"])
+    found = Index.read(tmp_path / "two/train.json")
+    assert found.fields["image"].members == ("target.png",)
+    assert index(tmp_path / "two").fingerprint == found.fingerprint, "the index knows what its members are"
+
+
+def test_what_belongs_to_no_sample_is_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange = ["README", "LICENSE.txt", "./._0.png", "__worker__.json", "folder/.DS_Store", "stats.json"]
+    members = [*((name, b"x") for name in strange), ("0.png", IMAGE), ("0.cls", b"0")]
+    tar_of(tmp_path / "train-0.tar", members)
+    assert index(tmp_path).shards[0].keys == ("0",)
+    assert "6 members belong to no sample and are left out (train-0.tar: README, " in capsys.readouterr().err
 
 
 def test_names_in_cls_are_classes_as_in_json(tmp_path: Path) -> None:
