@@ -210,6 +210,11 @@ def _add_fields(group: Group) -> None:
 
 def _add_shards(group: Group) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    group.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="name and leave out samples that cannot be read (default: all of them are listed, and nothing is indexed)",
+    )
     group.add_argument("--samples-per-shard", type=_positive, help=f"default: {SAMPLES_PER_SHARD}")
     group.add_argument(
         "--workers", type=_positive, default=cores, help="processes (default: the cores, here %(default)s)"
@@ -328,7 +333,12 @@ def _write(arguments: argparse.Namespace) -> list[Path]:
     size = arguments.size or ((DIGITS_SIZE, DIGITS_SIZE) if digits else None)
     form = arguments.format or ("png" if digits else None)
     options = ShardOptions(
-        size, form, arguments.samples_per_shard or SAMPLES_PER_SHARD, arguments.range, arguments.background
+        size,
+        form,
+        arguments.samples_per_shard or SAMPLES_PER_SHARD,
+        arguments.range,
+        arguments.background,
+        arguments.skip_broken,
     )
     if digits:
         return write_digits(arguments.out, options, workers=arguments.workers)
@@ -371,8 +381,9 @@ def _index(arguments: argparse.Namespace) -> list[Path]:
 
 
 def _refuse_writing(arguments: argparse.Namespace, mode: str) -> None:
-    for flag in ("size", "samples_per_shard", "format", "layout", "range", "background", "halves", "kind"):
-        if getattr(arguments, flag) is not None:
+    flags = ("size", "samples_per_shard", "format", "layout", "range", "background", "halves", "kind", "skip_broken")
+    for flag in flags:
+        if getattr(arguments, flag) not in (None, False):
             raise UserError(f"--{flag.replace('_', '-')} does not go with {mode}, which leaves shards as they are")
 
 

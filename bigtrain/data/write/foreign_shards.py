@@ -26,7 +26,7 @@ from bigtrain.data.sources.layouts.class_names import read_classes
 from bigtrain.data.sources.samples import FieldSpec
 from bigtrain.data.tars import NOT_COMPRESSED
 from bigtrain.data.write.inspection import Inspected, Reading, inspect
-from bigtrain.data.write.parallel import run
+from bigtrain.data.write.parallel import Progress, run
 from bigtrain.data.write.records import disk_troubles
 from bigtrain.data.write.shard_names import EXAMPLES, by_split, gaps
 from bigtrain.errors import UserError
@@ -75,7 +75,9 @@ def index_shards(
     with tqdm(
         total=sum(tar.stat().st_size for tar in tars), unit="B", unit_scale=True, desc=str(folder), disable=quiet
     ) as bar:
-        found = dict(zip(tars, run(partial(inspect, reading=reading), tars, workers, bar.update), strict=True))
+        tried = run(partial(_inspected, reading=reading), tars, workers, bar.update)
+    _refuse_broken([reason for reason in tried if isinstance(reason, str)], len(tars))
+    found = {tar: item for tar, item in zip(tars, tried, strict=True) if not isinstance(item, str)}
     for line in (line for item in found.values() for line in item.skipped):
         tqdm.write(f"{line}: a text of this sample is not UTF-8; it is left out", file=sys.stderr)
     foreign = [f"{tar.name}: {name}" for tar, item in found.items() for name in item.foreign]
@@ -108,6 +110,22 @@ def index_shards(
             )
             for name, of_split in listed.items()
         ]
+
+
+def _inspected(tar: Path, progress: Progress, reading: Reading) -> Inspected | str:
+    """What a tar holds, or what is wrong with it, so that all that is wrong is said at once."""
+    try:
+        return inspect(tar, progress, reading)
+    except UserError as error:
+        return str(error)
+
+
+def _refuse_broken(reasons: Sequence[str], count: int) -> None:
+    """Raises UserError if something is wrong with a tar. reasons: one for each such; if it is all of `count`, the first one."""
+    if len(reasons) == count > 1:
+        raise UserError(f"{reasons[0]} (and something is wrong with all {count} tars)")
+    if reasons:
+        raise UserError("\n".join(reasons))
 
 
 def _list(folder: Path, split: str | None) -> dict[str, list[Path]]:

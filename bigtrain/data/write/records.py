@@ -34,7 +34,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class Record:
     """The description of a complete shard. `made`: what the shards of the split were made from, and with which options;
     `found`: its fields, as an index of this shard alone would describe them, without the label; `mended`: files that were
-    damaged and are in the shard as Pillow reads them; `version`: of the index that the shard is for; `remarks`: on pictures.
+    damaged and are in the shard as Pillow reads them; `version`: of the index that the shard is for; `remarks`: on pictures;
+    `skipped`: a line for each broken sample that was left out.
     """
 
     shard: Shard
@@ -43,11 +44,12 @@ class Record:
     mended: tuple[str, ...] = ()
     version: int = FORMAT_VERSION
     remarks: Remarks = field(default_factory=Remarks)
+    skipped: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         found = {"image_size": image_side(self.found)} if self.version == 1 else {"found": self.found}
         head = {"version": self.version, **found, "made": self.made, "mended": self.mended}
-        head |= {"remarks": self.remarks.to_json()}
+        head |= {"remarks": self.remarks.to_json(), "skipped": self.skipped}
         return head | {"shard": self.shard.to_json()}
 
     @classmethod
@@ -58,7 +60,8 @@ class Record:
             raise ValueError(f"version {version}")
         found = _found_by_version_1(value["image_size"]) if version == 1 else value["found"]
         remarks = Remarks.from_json(value.get("remarks", {}))
-        return cls(Shard.from_json(value["shard"]), value["made"], found, tuple(value["mended"]), version, remarks)
+        mended, skipped = tuple(value["mended"]), tuple(value.get("skipped", ()))
+        return cls(Shard.from_json(value["shard"]), value["made"], found, mended, version, remarks, skipped)
 
     @classmethod
     def of_index(cls, index: Index, shard: Shard, made: Mapping[str, Any]) -> "Record":

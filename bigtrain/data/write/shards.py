@@ -25,11 +25,11 @@ from bigtrain.data.classes import empty_classes, in_order
 from bigtrain.data.fields.label import LabelField
 from bigtrain.data.fields.registry import field_from_json
 from bigtrain.data.index import FORMAT_VERSION, LABEL, Index
-from bigtrain.data.sources.samples import IMAGE, Samples, SampleSet
+from bigtrain.data.sources.samples import IMAGE, Column, Samples, SampleSet
 from bigtrain.data.write.convert import Colour
-from bigtrain.data.write.encoders.encoder import Encoder, Facts
+from bigtrain.data.write.encoders.encoder import Encoded, Encoder, Facts
 from bigtrain.data.write.encoders.registry import PictureOptions, encoders_of
-from bigtrain.data.write.encoding import columns_of, encode, encode_samples, merged
+from bigtrain.data.write.encoding import BrokenSample, BrokenShard, columns_of, encode, encode_samples, merged
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.data.write.records import (
     Record,
@@ -47,18 +47,22 @@ from bigtrain.errors import UserError
 from bigtrain.sizes import image_size_of
 
 _KEY_BYTES = 16
+MOST_LINES = 1000
+"""The most broken samples that a message lists."""
 
 
 @dataclass(frozen=True)
 class ShardOptions:
     """size: (height, width) in pixels, None: as they are; format: one of FORMATS, None: each file's own; value_range,
-    background: see convert.convert."""
+    background: see convert.convert; skip_broken: whether broken samples are left out, which is no part of what shards were made
+    with: whole shards stay as they are."""
 
     size: tuple[int, int] | None
     format: str | None
     samples_per_shard: int
     value_range: tuple[int, int] | None = None
     background: Colour | None = None
+    skip_broken: bool = False
 
     def pictures(self, version: int) -> PictureOptions:
         """version: of the index; the first had images of three channels and no others."""
@@ -69,7 +73,8 @@ class ShardOptions:
 class _Task:
     """One shard to complete: its tar, its samples and the number of the first, and its record if there is one.
 
-    alike: facts that those of the samples must agree with, by field; version: of the index.
+    alike: facts that those of the samples must agree with, by field; version: of the index; skip_broken: whether broken samples
+    are left out.
     """
 
     path: Path
@@ -81,6 +86,7 @@ class _Task:
     made: Mapping[str, Any]
     record: Record | None
     version: int
+    skip_broken: bool
 
 
 def write_shards(
@@ -89,8 +95,8 @@ def write_shards(
     """Writes `out/SPLIT-000000.tar ...` and `out/SPLIT.json` for every split; returns the indexes' paths.
 
     Complete shards (by size and sha256) stay as they are. Raises UserError if `out` holds shards of other pictures or other
-    options, or another run is writing such shards there, if a split is empty, if a picture is broken (naming the file), or if
-    the disk is full (then a rerun continues).
+    options, or another run is writing such shards there, if a split is empty, if pictures are broken and not to be skipped
+    (naming all of these files, after the whole shards are written), or if the disk is full (then a rerun continues).
     """
     with disk_troubles(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -103,17 +109,47 @@ def write_shards(
         todo = [task for split in tasks.values() for task in split]
         total = sum(len(task.samples) for task in todo)
         with tqdm(total=total, unit=" samples", desc=str(out), disable=quiet, smoothing=0.1) as bar:
-            done = run(_complete, todo, workers, bar.update)
+            tried = run(_complete, todo, workers, bar.update)
+        done = [record for record in tried if isinstance(record, Record)]
+        _refuse_broken(source, [line for lines in tried if not isinstance(lines, Record) for line in lines])
         records = iter(done)
         indexes = [_write_index(source, split, out, encoders, [next(records) for _ in tasks[split]]) for split in tasks]
         drop_records(task.path for task in todo)
     for picture in (picture for record in done for picture in record.mended):
         tqdm.write(f"{picture}: this picture is damaged; its shard has it as Pillow reads it", file=sys.stderr)
+    _say_skipped(out, [line for record in done for line in record.skipped])
     if empty := _empty_classes(source):
         tqdm.write(f"{source.path}: {empty}", file=sys.stderr)
     for sentence in Remarks.of_all(record.remarks for record in done).sentences():
         tqdm.write(sentence, file=sys.stderr)
     return indexes
+
+
+def _refuse_broken(source: SampleSet, lines: Sequence[str]) -> None:
+    """Raises UserError if there is a broken sample. lines: one for each; if it is all, a flag is wrong and not a file."""
+    count = sum(map(len, source.splits.values()))
+    if len(lines) == count > 1:
+        raise UserError(f"{lines[0]} (and so it is with all {count} samples)")
+    if len(lines) == 1:
+        raise UserError(f"{lines[0]}, or leave it out by --skip-broken")
+    if lines:
+        head = (
+            f"{source.path}: {len(lines)} samples are broken; mend or remove them and run again, or leave them out by "
+        )
+        raise UserError("\n".join([f"{head}--skip-broken:", *_shown(lines)]))
+
+
+def _say_skipped(out: Path, lines: Sequence[str]) -> None:
+    if lines:
+        for line in _shown(lines):
+            tqdm.write(line, file=sys.stderr)
+        tail = "are left out; once they are mended, make these shards anew in another folder"
+        tqdm.write(f"{out}: {len(lines)} broken samples {tail}", file=sys.stderr)
+
+
+def _shown(lines: Sequence[str]) -> list[str]:
+    rest = [f"... and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+    return [*lines[:MOST_LINES], *rest]
 
 
 def _empty_classes(source: SampleSet) -> str | None:
@@ -148,25 +184,39 @@ def _plan(
         raise UserError(f"{source.path}: it has no pictures for the split {split}; remove its empty files")
     keys = np.frombuffer(b"".join(map(_order_key, samples.members.names)), dtype=f"S{_KEY_BYTES}")
     order = np.argsort(keys, kind="stable")
-    alike = _facts_of_first(samples.take(order[:1]), encoders)
+    alike = _facts_of_first(samples, order, encoders)
     labelled = version == 1 or source.is_labelled
     tasks = []
     for number, first in enumerate(range(0, len(order), options.samples_per_shard)):
         name = f"{split}-{number:06d}.tar"
         chunk = samples.take(order[first : first + options.samples_per_shard])
         known = records.get(name)
-        tasks.append(_Task(out / name, first, chunk, labelled, encoders, alike, made, known, version))
+        tasks.append(
+            _Task(out / name, first, chunk, labelled, encoders, alike, made, known, version, options.skip_broken)
+        )
     return tasks
 
 
-def _facts_of_first(samples: Samples, encoders: Mapping[str, Encoder]) -> dict[str, Facts]:
-    """What the first sample says that the others must be, so that the file that is not so is named."""
+def _facts_of_first(samples: Samples, order: np.ndarray, encoders: Mapping[str, Encoder]) -> dict[str, Facts]:
+    """What the first whole sample says that the others must be, so that the file that is not so is named."""
     columns, facts = columns_of(samples, encoders), {}
     for name, encoder in encoders.items():
         if encoder.alike:
             with contextlib.closing(columns[name]) as column:
-                facts[name] = encode(encoder, column, 0).facts
+                facts[name] = _first_whole(encoder, column, order).facts
     return facts
+
+
+def _first_whole(encoder: Encoder, column: Column, order: np.ndarray) -> Encoded:
+    """Raises BrokenSample, of the first one, if none is whole."""
+    first = None
+    for number in order.tolist():
+        try:
+            return encode(encoder, column, number)
+        except BrokenSample as error:
+            first = first or error
+    assert first is not None, "there are samples"
+    raise first
 
 
 def _made_from(source: SampleSet, split: str, options: ShardOptions, version: int) -> dict[str, Any]:
@@ -233,13 +283,16 @@ def _records(out: Path, split: str) -> dict[str, Record]:
     return records
 
 
-def _complete(task: _Task, progress: Progress) -> Record:
-    """The record of the task's shard, which is written unless it is complete already."""
+def _complete(task: _Task, progress: Progress) -> Record | tuple[str, ...]:
+    """The record of the task's shard, which is written unless it is complete already; or a line for each broken sample."""
     record = whole_record(task.path, task.made, task.record)
     if record is not None:
         progress(len(task.samples))
         return record
-    return write_shard(task.path, len(task.samples), lambda writer: _write_samples(task, writer, progress))
+    try:
+        return write_shard(task.path, len(task.samples), lambda writer: _write_samples(task, writer, progress))
+    except BrokenShard as error:
+        return error.lines
 
 
 def _write_samples(task: _Task, writer: ShardWriter, progress: Progress) -> Record:
@@ -248,16 +301,20 @@ def _write_samples(task: _Task, writer: ShardWriter, progress: Progress) -> Reco
     def add(number: int, members: Mapping[str, bytes]) -> None:
         writer.add(f"{task.first + number:08d}", labels[number] if task.is_labelled else None, members)
 
-    found, mended, remarks = encode_samples(task.samples, task.encoders, task.alike, add, progress)
-    return Record(writer.finish(), task.made, found, mended, task.version, remarks)
+    written = encode_samples(task.samples, task.encoders, task.alike, add, progress, task.skip_broken)
+    shard = writer.finish(len(written.skipped))
+    return Record(shard, task.made, written.found, written.mended, task.version, written.remarks, written.skipped)
 
 
 def _write_index(
     source: SampleSet, split: str, out: Path, encoders: Mapping[str, Encoder], records: Sequence[Record]
 ) -> Path:
     version, fields = records[0].version, {}
+    whole = [record for record in records if record.shard.samples]
+    if not whole:
+        raise UserError(f"{source.path}: no sample of the split {split} is whole")
     for name, encoder in encoders.items():
-        described = functools.reduce(partial(merged, encoder), [record.found[name] for record in records])
+        described = functools.reduce(partial(merged, encoder), [record.found[name] for record in whole])
         if version == 1 and image_side({"image": described}) is None:
             described = {**described, "size": None}
         fields[name] = field_from_json(name, described)

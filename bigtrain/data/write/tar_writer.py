@@ -55,9 +55,10 @@ class ShardWriter:
         self._keys.append(key)
         self._labels.append(label or 0)
 
-    def finish(self) -> Shard:
-        """Ends the tar and returns its description."""
-        assert len(self._keys) == self._samples, f"{self._name}: {len(self._keys)} samples, not {self._samples}"
+    def finish(self, skipped: int = 0) -> Shard:
+        """Ends the tar and returns its description; skipped: how many of the samples were left out."""
+        count = len(self._keys)
+        assert count + skipped == self._samples, f"{self._name}: {count} samples and {skipped}, not {self._samples}"
         size, digest = self._tar.finish()
-        members = {extension: (column[0], column[1]) for extension, column in self._columns.items()}
+        members = {extension: (column[0, :count], column[1, :count]) for extension, column in self._columns.items()}
         return Shard(self._name, size, digest, tuple(self._keys), np.array(self._labels, dtype=np.int64), members)

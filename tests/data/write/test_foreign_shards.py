@@ -492,3 +492,16 @@ def test_classes_without_samples_are_told_of(
     said = capsys.readouterr().err
     assert words in said
     assert bool(words) == ("no sample" in said)
+
+
+def test_all_tars_that_are_damaged_are_named_at_once(tmp_path: Path) -> None:
+    make_numbered_shards([2, 2, 2], tmp_path)
+    (tmp_path / "train.json").unlink()
+    for number in (0, 2):
+        path = tmp_path / f"train-{number:06d}.tar"
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError) as error:
+        index_shards(tmp_path, workers=0, quiet=True)
+    first, second = str(error.value).splitlines()
+    assert "train-000000.tar" in first
+    assert "train-000002.tar" in second

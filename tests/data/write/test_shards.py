@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,7 @@ from bigtrain.data.write.encoders import pictures as pictures_encoder
 from bigtrain.data.write.foreign_shards import index_shards
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.tar_writer import TarWriter
+from bigtrain.data.write.verify import verify
 from bigtrain.errors import UserError
 
 OPTIONS = ShardOptions(size=(16, 16), format="jpg", samples_per_shard=6)
@@ -397,6 +399,40 @@ def test_a_broken_picture_is_named_and_nothing_half_written_stays(
     broken.write_bytes(data)
     write(pictures, out)
     assert contents(out) == whole
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_broken_pictures_are_listed_and_may_be_skipped(
+    pictures: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [pictures / f"train/{name}.jpg" for name in ("cat/005", "dog/001", "dog/002")]
+    for path in broken:
+        path.write_bytes(b"\xff\xd8 no picture")
+    with pytest.raises(UserError, match=r"3 samples are broken; mend or remove them .* --skip-broken") as error:
+        write(pictures, tmp_path / "out", workers=workers)
+    lines = str(error.value).splitlines()[1:]
+    assert sorted(line.partition(": the picture is broken")[0] for line in lines) == sorted(map(str, broken))
+    skipping = replace(OPTIONS, skip_broken=True)
+    paths = write(pictures, tmp_path / "out", skipping, workers)
+    said = capsys.readouterr().err
+    assert all(f"{path}: the picture is broken" in said for path in broken)
+    assert "3 broken samples are left out" in said
+    train = next(Index.read(path) for path in paths if path.stem == "train")
+    assert (train.samples, train.class_counts) == (23, (12, 11))
+    assert verify(train, workers=0, quiet=True) == []
+    kept = contents(tmp_path / "out")
+    write(pictures, tmp_path / "out")
+    assert contents(tmp_path / "out") == kept, "whole shards stay as they are"
+
+
+def test_a_set_of_which_nothing_is_whole_is_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"in/cat/{number}.png").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"in/cat/{number}.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"is broken: .* \(and so it is with all 3 samples\)"):
+        write(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(UserError, match="no sample of the split train is whole"):
+        write(tmp_path / "in", tmp_path / "out", replace(OPTIONS, skip_broken=True))
 
 
 def test_a_mended_picture_is_named(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
