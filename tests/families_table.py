@@ -6,6 +6,7 @@ from typing import Any
 
 from bigtrain.families.abilities import (
     Ability,
+    DiffusersPipeline,
     Encodes,
     EncodesLatents,
     HasSuccessor,
@@ -132,7 +133,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"unet": 6},
-        frozenset({Samples, Likelihood}),
+        frozenset({Samples, Likelihood, DiffusersPipeline}),
         drawing=("family.sampling.steps=2",),
     ),
     "code_prior": Case(

@@ -12,6 +12,7 @@ import pytest
 
 import tests.toy  # noqa: F401  (registers the family)
 from bigtrain.cli import open_run
+from bigtrain.inference.splits import find_splits
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RUN
@@ -61,7 +62,8 @@ def recipe(tmp_path: Path) -> Recipe:
 
 def begun_again(recipe: Recipe) -> str:
     """Starts the run a second time; returns its id."""
-    assert forked(lambda: open_run(recipe)) == 0
+    data = find_splits(recipe.data)[0]
+    assert forked(lambda: open_run(recipe, data)) == 0
     assert load_recipe(recipe.folder / "recipe.yaml") == recipe
     assert not list(recipe.folder.rglob("*.tmp"))
     return str(json.loads((recipe.folder / "environment.json").read_bytes())[RUN])
@@ -69,11 +71,11 @@ def begun_again(recipe: Recipe) -> str:
 
 @pytest.mark.parametrize("resumed", [False, True], ids=["new", "resumed"])
 def test_a_start_may_die_before_any_file_operation(recipe: Recipe, resumed: bool) -> None:
-    run, deaths = None, 0
+    run, deaths, data = None, 0, find_splits(recipe.data)[0]
     if resumed:
         run = begun_again(recipe)
         checkpoint.write(recipe.folder / "checkpoints", 1, {}, {"step": 1, RUN: run}, recipe.to_yaml().encode())
-    while (status := forked(dying(lambda: open_run(recipe), before=deaths))) != 0:
+    while (status := forked(dying(lambda: open_run(recipe, data), before=deaths))) != 0:
         assert os.WTERMSIG(status) == signal.SIGKILL
         deaths += 1
         assert run in (None, begun_again(recipe))
