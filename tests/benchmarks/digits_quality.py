@@ -6,6 +6,7 @@ classifiers.
 """
 
 import argparse
+import json
 import statistics as stats
 from pathlib import Path
 
@@ -61,8 +62,10 @@ def main() -> None:
     )
     print(f"FD real half against real half: {stats.mean(scale):.3f} ({min(scale):.3f} to {max(scale):.3f})")
     print(f"FD samples against real half:   {stats.mean(ours):.3f} ({min(ours):.3f} to {max(ours):.3f})")
-    print(f"ratio {stats.mean(ours) / stats.mean(scale):.2f}, recall {covered:.3f}")
-    print(f"recognised as the asked class: {recognised.float().mean():.4f}")
+    ratio, share = stats.mean(ours) / stats.mean(scale), float(recognised.float().mean())
+    print(f"ratio {ratio:.2f}, recall {covered:.3f}")
+    print(f"recognised as the asked class: {share:.4f}")
+    print(json.dumps({"fd_ratio": ratio, "recall": float(covered), "recognised": share}))
 
 
 def frechet(one: np.ndarray, other: np.ndarray) -> float:

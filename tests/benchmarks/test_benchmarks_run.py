@@ -27,6 +27,9 @@ SMALLEST: Mapping[str, Sequence[str]] = {
     "decoding": ["PICTURES 1"],
     "diffusion_sampling": ["RUN 20 1"],
     "digits_quality": ["RUN 1"],
+    "digits_table": [
+        "OUT/table train.steps=1 train.sample_every=1 train.save_every=1 train.evaluate_every=1 --recipes vqvae_digits"
+    ],
     "draws": ["2"],
     "evaluation_memory": ["PICTURES PICTURES [fd] 40"],
     "evaluation_speed": ["PICTURES 1 --pictures 20", "distances 1 --dimensions 16"],
