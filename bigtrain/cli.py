@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -33,8 +33,10 @@ from bigtrain.recipe_yaml import parse
 from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import DIRECTORY, RUN, RunFolder
 from bigtrain.training.same_data import check_before_writing
-from bigtrain.untrusted import one_line
+from bigtrain.untrusted import one_line, read_json
 
+INITIAL = "initial_weights"
+"""The key of environment.json that says where the weights of a run came from, by component."""
 MAIN_RANK_FIRST_S = 10.0
 """How long the other ranks wait for the main one to print an error that all of them have met."""
 
@@ -118,8 +120,9 @@ def say(text: str) -> None:
         print(one_line(text), file=sys.stderr, flush=True)
 
 
-def open_run(recipe: Recipe, data: Data) -> RunFolder:
-    """Makes or reopens the run folder of a recipe, on the main rank; every rank gets the RunFolder. data: the training data.
+def open_run(recipe: Recipe, data: Data, initial: Mapping[str, Any] | None = None) -> RunFolder:
+    """Makes or reopens the run folder of a recipe, on the main rank; every rank gets the RunFolder. data: the training data;
+    initial: where the weights of a new run come from, which environment.json keeps.
 
     Raises UserError if the folder holds checkpoints of a run that this recipe would not continue.
     """
@@ -131,7 +134,8 @@ def open_run(recipe: Recipe, data: Data) -> RunFolder:
         for path in _recipes_of(folder):
             _check_recipe(path, folder, recipe)
         check_before_writing(folder, data)
-        atomic.write_json(folder.environment, environment() | {RUN: folder.run, DIRECTORY: os.getcwd()})
+        begun = {INITIAL: initial} if initial is not None else _begun_with(folder)
+        atomic.write_json(folder.environment, environment() | {RUN: folder.run, DIRECTORY: os.getcwd()} | begun)
         atomic.write_bytes(folder.recipe, recipe_yaml)
 
     try:
@@ -139,6 +143,17 @@ def open_run(recipe: Recipe, data: Data) -> RunFolder:
     except OSError as error:
         raise UserError(f"{folder.path}: cannot write to the run folder ({error.strerror})") from error
     return folder
+
+
+def _begun_with(folder: RunFolder) -> dict[str, Any]:
+    """What environment.json says of the weights that the run began with; empty if they were random."""
+    if not checkpoint.listed(folder.checkpoints):
+        return {}
+    try:
+        recorded = read_json(folder.environment)
+    except (OSError, ValueError):
+        return {}
+    return {INITIAL: recorded[INITIAL]} if isinstance(recorded, dict) and INITIAL in recorded else {}
 
 
 def _recipes_of(folder: RunFolder) -> list[Path]:

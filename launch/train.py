@@ -32,6 +32,7 @@ from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
 from bigtrain.inference.checkpoint_selection import best_of
 from bigtrain.inference.dependencies import located
+from bigtrain.inference.initial_weights import InitialWeights
 from bigtrain.inference.model import make_family
 from bigtrain.inference.observers import observers_of
 from bigtrain.inference.splits import check_fields, find_splits
@@ -102,7 +103,8 @@ def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | No
     family = make_family(recipe, DataSpec.from_json(describe(images)))
     if validation is not None:
         check_fields(validation, family.spec, family.reads, "data.validation")
-    folder = open_run(recipe, images)
+    initial = InitialWeights.open(family, recipe.train) if _is_new(recipe) else None
+    folder = open_run(recipe, images, initial.describe() if initial is not None else None)
     for sentence in doubts(recipe, images, validation):
         say(f"warning: {sentence}")
     best = best_of(family, recipe, folder)
@@ -120,6 +122,7 @@ def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | No
         watchdog=watchdog,
         observers=observers,
         best=best,
+        initial=initial.load if initial is not None else None,
     )
     say(f"run folder: {folder.path}")
     if hint := faster_precision(recipe.train.precision, device):
@@ -136,6 +139,11 @@ def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | No
         say(f"the picture: {folder.samples(trainer.step)}")
     say(f"next: {next_commands(family, recipe)}")
     return None
+
+
+def _is_new(recipe: Recipe) -> bool:
+    """Whether the run has no checkpoint to go on from. Every rank calls it."""
+    return world.on_main(lambda: not checkpoint.listed(RunFolder(recipe.folder).checkpoints))
 
 
 def _values_from_before(recipe: Recipe) -> dict[str, Any]:

@@ -127,12 +127,14 @@ class Component:
     commits its statistics.
     averaged: whether an EMA of it is kept, and is what evaluation and export use.
     groups: the first that holds a parameter takes it; all others are trained as `optimizer` says.
+    frozen: names of parameters that are not trained, though the others are.
     """
 
     build: Callable[[], nn.Module]
     optimizer: OptimizerOptions | None
     averaged: bool = False
     groups: Sequence[ParameterGroup] = ()
+    frozen: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         assert self.optimizer is not None or not self.averaged, "a frozen component has no average: it does not change"

@@ -322,6 +322,15 @@ def warn_of_initial_weights(family: Family, ema: EmaOptions, weights: str, step:
         )
 
 
+def opened_run(path: Path, which: str) -> tuple[Recipe, checkpoint.Checkpoint]:
+    """The recipe of a run and one of its checkpoints, which `which` says as for `open_model`. Every rank calls it. Raises
+    UserError."""
+    recipe = located(_recipe_of(path, ()), path / "recipe.yaml")
+    saved = checkpoint.opened(world.on_main(lambda: checkpoint.chosen_path(path / "checkpoints", which)))
+    _check_recipe_of(saved, path)
+    return recipe, saved
+
+
 def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, which: str) -> Model:
     chosen = world.on_main(lambda: checkpoint.chosen_path(path / "checkpoints", which))
     if weights not in ("ema", "raw", *recipe.ema.extra):

@@ -1,13 +1,33 @@
 """The options of a recipe's train section."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from bigtrain.errors import UserError
-from bigtrain.options import MOST, Batch, Count, Options, Whole
+from bigtrain.options import MOST, Batch, Count, Options, Whole, check_text
 from bigtrain.training.monitoring.profiling import ProfileOptions
+
+
+def _sources(value: Any) -> str | dict[str, str]:
+    """One path, or several by component. Raises ValueError."""
+    if isinstance(value, str):
+        return str(check_text(value))
+    if (
+        not isinstance(value, Mapping)
+        or not value
+        or not all(isinstance(word, str) for word in (*value, *value.values()))
+    ):
+        raise ValueError("must be the path of a run or an export, or several by component: {generator: PATH}")
+    return {str(check_text(name)): str(check_text(path)) for name, path in value.items()}
+
+
+Sources = Annotated[
+    str | dict[str, str],
+    PlainValidator(_sources),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]}),
+]
 
 
 class TrainOptions(Options):
@@ -18,6 +38,15 @@ class TrainOptions(Options):
         "keep_best": {"fid": "fd", "kid": "kd", "intra_fid": "intra_fd", "rfid": "rfd"}
     }
 
+    init: Sources | None = None
+    """The run or export whose weights training begins with: a path, or several by component, such as {generator: PATH}. What
+    does not fit (other sizes, a component that an export lacks) is named, and begins at random. Classes go by their names."""
+    init_weights: str = "ema"
+    """Which weights of a run are taken: ema (the main average), raw, or the name of an extra average. A component without
+    averages has but one kind."""
+    freeze: list[str] = Field(default_factory=list)
+    """Parameters that are not trained: patterns of COMPONENT.NAME, such as discriminator.blocks.0.* (with * for anything); the
+    statistics of their layers go on."""
     steps: Count
     """Total number of steps; one step runs every phase that is due, with all of its repeats."""
     batch_size: Batch

@@ -5,7 +5,7 @@ continues as if it had not been. To resume, run the same command again.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from bigtrain.training.engine.component import ComponentTrainer, TrainedComponen
 from bigtrain.training.engine.kernels import autocast, configure_kernels, tf32
 from bigtrain.training.engine.options import EngineOptions, check_strategy
 from bigtrain.training.engine.start import start_component
+from bigtrain.training.freezing import frozen_in
 from bigtrain.training.interruption import Interruption
 from bigtrain.training.microbatches import Microbatches
 from bigtrain.training.monitoring.alarm import JumpAlarm, watched_values
@@ -65,17 +66,18 @@ class Trainer:
         watchdog: Watchdog,
         observers: Mapping[str, Observer],
         best: Best | None = None,
+        initial: Callable[[Mapping[str, nn.Module]], None] | None = None,
     ) -> None:
         """`watchdog`: watches already, and is told what goes on. `observers`: by name, "sample" (called every
         train.sample_every) and "evaluate" (every train.evaluate_every). `best`: decides from evaluations which checkpoint to
-        keep."""
+        keep. `initial`: called before step 0, puts other weights than random ones into the networks."""
         check_batch(train, world.size())
         check_phases(family)
         check_strategy(family, engine)
         configure_kernels(train.deterministic)
         self.family, self.index, self.folder = family, index, folder
         self.seed, self.data, self.train, self.device = seed, data, train, device
-        self.observers, self.best = observers, best
+        self.observers, self.best, self.initial = observers, best, initial
         self.watchdog = watchdog
         repeated = any(phase.batch == "previous" for phase in family.phases)
         self.microbatches = Microbatches(index, data, train, seed, device, self.watchdog, family.reads, repeated)
@@ -83,6 +85,7 @@ class Trainer:
         self.networks = {
             name: to_device(build_network(family, name, seed), device, engine) for name in family.components
         }
+        self._trained = frozen_in(family.components, self.networks, train.freeze, engine)
         self.components: dict[str, ComponentTrainer] = {}
         self.meters = {phase.name: PhaseMeter(phase.name, trained(family, phase), device) for phase in family.phases}
         self.step = 0
@@ -338,7 +341,7 @@ class Trainer:
             self._initialise()
         else:
             self._restore(saved)
-        for name, component in self.family.components.items():
+        for name, component in self._trained.items():
             groups = saved.tensors(name) if saved is not None else None
             if groups is not None:
                 self.networks[name].load_state_dict(groups["weights"])
@@ -347,12 +350,15 @@ class Trainer:
             )
 
     def _initialise(self) -> None:
-        """Data-dependent initialisation on the stream's first images, which training then reads again from its start."""
+        """Data-dependent initialisation on the stream's first images, which training then reads again from its start; then the
+        weights that training is to begin with."""
         family = self.family.ability(InitialisedByData)
         if family is not None:
             batches = self.microbatches.first(family.initialisation_images)
             with torch.no_grad():
                 family.initialise(self.networks, batches)
+        if self.initial is not None:
+            self.initial(self.networks)
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         """Restores the step, the stream position, the wall time and the meters from a checkpoint."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bigtrain.families.phases import OptimizerOptions
+from bigtrain.families.phases import Component
 from bigtrain.networks.layers import statistics
 from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.training.engine.options import EngineOptions
@@ -60,11 +60,16 @@ class TrainedComponent(ComponentTrainer):
     loss_divisor: int
     """What a rank's loss is divided by before the backward pass, so that gradients become those of the ranks' mean loss."""
 
-    def __init__(self, network: nn.Module, options: OptimizerOptions) -> None:
+    def __init__(self, network: nn.Module, component: Component) -> None:
         super().__init__(network)
-        self.options = options
-        self.learning_rate: float = options.lr
-        self._parameters = dict(network.named_parameters())
+        assert component.optimizer is not None, "a frozen component is not trained"
+        self.options = component.optimizer
+        self.learning_rate: float = self.options.lr
+        self._parameters = {
+            name: parameter for name, parameter in network.named_parameters() if name not in component.frozen
+        }
+        for name in component.frozen:
+            network.get_parameter(name).requires_grad_(False)
 
     def focus(self, on: bool) -> None:
         """`on`: the parameters get gradients, too."""

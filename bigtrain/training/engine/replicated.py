@@ -21,8 +21,7 @@ class ReplicatedTrainer(TrainedComponent):
     def __init__(
         self, network: nn.Module, component: Component, ema: EmaOptions, engine: EngineOptions, saved: Groups | None
     ) -> None:
-        assert component.optimizer is not None, "a frozen component is not trained"
-        super().__init__(network, component.optimizer)
+        super().__init__(network, component)
         self.loss_divisor = world.size()
         self._averages = Average.all_of(network, component.averaged, ema)
         prepare_forward(network, engine)

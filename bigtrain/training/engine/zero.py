@@ -63,8 +63,7 @@ class ZeroTrainer(TrainedComponent):
         precision: str,
         saved: Groups | None,
     ) -> None:
-        assert component.optimizer is not None, "a frozen component is not trained"
-        super().__init__(network, component.optimizer)
+        super().__init__(network, component)
         self._device = next(network.parameters()).device
         self._stage = int(options.strategy.removeprefix("zero"))
         self._offload = options.offload_optimizer
@@ -74,6 +73,7 @@ class ZeroTrainer(TrainedComponent):
             assert parameter.dtype == torch.float32, "DeepSpeed keeps weights in float32"
             parameter.requires_grad_(True)  # DeepSpeed never trains a parameter that is frozen when it starts
             parameter.register_post_accumulate_grad_hook(self._arrived)
+        for parameter in network.parameters():
             # DeepSpeed would broadcast every parameter, which all ranks have already, and fails with a scalar. This
             # attribute prevents it.
             parameter.ds_optim_param = False  # type: ignore[attr-defined]
