@@ -35,8 +35,8 @@ from bigtrain.runs.folder import DIRECTORY, RUN, RunFolder
 from bigtrain.training.same_data import check_before_writing
 from bigtrain.untrusted import one_line, read_json
 
-INITIAL = "initial_weights"
-"""The key of environment.json that says where the weights of a run came from, by component."""
+INITIAL, BRANCH = "initial_weights", "went_on_from"
+"""The keys of environment.json that say where the weights of a run came from, by component, and which run it goes on from."""
 MAIN_RANK_FIRST_S = 10.0
 """How long the other ranks wait for the main one to print an error that all of them have met."""
 
@@ -120,9 +120,9 @@ def say(text: str) -> None:
         print(one_line(text), file=sys.stderr, flush=True)
 
 
-def open_run(recipe: Recipe, data: Data, initial: Mapping[str, Any] | None = None) -> RunFolder:
+def open_run(recipe: Recipe, data: Data, begun: Mapping[str, Any] | None = None) -> RunFolder:
     """Makes or reopens the run folder of a recipe, on the main rank; every rank gets the RunFolder. data: the training data;
-    initial: where the weights of a new run come from, which environment.json keeps.
+    begun: where the weights of a new run come from, which environment.json keeps.
 
     Raises UserError if the folder holds checkpoints of a run that this recipe would not continue.
     """
@@ -134,8 +134,8 @@ def open_run(recipe: Recipe, data: Data, initial: Mapping[str, Any] | None = Non
         for path in _recipes_of(folder):
             _check_recipe(path, folder, recipe)
         check_before_writing(folder, data)
-        begun = {INITIAL: initial} if initial is not None else _begun_with(folder)
-        atomic.write_json(folder.environment, environment() | {RUN: folder.run, DIRECTORY: os.getcwd()} | begun)
+        told = environment() | {RUN: folder.run, DIRECTORY: os.getcwd()}
+        atomic.write_json(folder.environment, {**told, **(begun or _begun_with(folder))})
         atomic.write_bytes(folder.recipe, recipe_yaml)
 
     try:
@@ -153,7 +153,7 @@ def _begun_with(folder: RunFolder) -> dict[str, Any]:
         recorded = read_json(folder.environment)
     except (OSError, ValueError):
         return {}
-    return {INITIAL: recorded[INITIAL]} if isinstance(recorded, dict) and INITIAL in recorded else {}
+    return {key: recorded[key] for key in (INITIAL, BRANCH) if key in recorded} if isinstance(recorded, dict) else {}
 
 
 def _recipes_of(folder: RunFolder) -> list[Path]:

@@ -130,12 +130,18 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     """The differences that a resumed run must not have, such as `train.batch_size: 64 -> 128`. Raises UserError if TorchScript
     files of one name have other bytes."""
     check_same_scripts(old.evaluation.model_dump(), new.evaluation.model_dump())
+    return changes(old, new, without=MAY_CHANGE)
+
+
+def changes(old: Recipe, new: Recipe, without: tuple[str, ...] = ("run.", "train.resume", "train.init")) -> list[str]:
+    """The values that differ, such as `train.batch_size: 64 -> 128`, but for keys that begin as `without` says, and paths of
+    models."""
     before, after = dict(_flat(old.model_dump(mode="json"))), dict(_flat(new.model_dump(mode="json")))
     paths = {f"family.{key}" for key in new.family.paths_of_models}
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE) and key not in paths
+        if before.get(key) != after.get(key) and not key.startswith(without) and key not in paths
     ]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.cli import Signalled, is_first, open_run, run_cli, say
+from bigtrain.cli import BRANCH, INITIAL, Signalled, is_first, open_run, run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.slurm import ask_for_requeue, may_be_requeued
@@ -30,6 +30,7 @@ from bigtrain.doubts import doubts
 from bigtrain.families.abilities import Encodes, HasSuccessor, Samples
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
+from bigtrain.inference.branch import open_branch
 from bigtrain.inference.checkpoint_selection import best_of
 from bigtrain.inference.dependencies import located
 from bigtrain.inference.initial_weights import InitialWeights
@@ -103,8 +104,12 @@ def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | No
     family = make_family(recipe, DataSpec.from_json(describe(images)))
     if validation is not None:
         check_fields(validation, family.spec, family.reads, "data.validation")
-    initial = InitialWeights.open(family, recipe.train) if _is_new(recipe) else None
-    folder = open_run(recipe, images, initial.describe() if initial is not None else None)
+    new = _is_new(recipe)
+    initial = InitialWeights.open(family, recipe.train) if new else None
+    branch = open_branch(recipe) if new else None
+    begun = {INITIAL: initial.describe()} if initial is not None else {}
+    begun |= {BRANCH: branch.described} if branch is not None else {}
+    folder = open_run(recipe, images, begun)
     for sentence in doubts(recipe, images, validation):
         say(f"warning: {sentence}")
     best = best_of(family, recipe, folder)
@@ -123,8 +128,11 @@ def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | No
         observers=observers,
         best=best,
         initial=initial.load if initial is not None else None,
+        branch=branch,
     )
     say(f"run folder: {folder.path}")
+    if branch is not None:
+        say(branch.sentence)
     if hint := faster_precision(recipe.train.precision, device):
         say(hint)
     ended_by = trainer.run()

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from bigtrain.errors import UserError
 from bigtrain.options import MOST, Batch, Count, Options, Whole, check_text
+from bigtrain.training.branching import Resume
 from bigtrain.training.monitoring.profiling import ProfileOptions
 
 
@@ -44,6 +45,10 @@ class TrainOptions(Options):
     init_weights: str = "ema"
     """Which weights of a run are taken: ema (the main average), raw, or the name of an extra average. A component without
     averages has but one kind."""
+    resume: Resume | None = None
+    """{from: RUN, step: N}: a new run that goes on from that checkpoint of another one (without step, from its newest), with
+    whatever keys are changed here: weights, averages and the optimizer's state where they fit. null: a run goes on in its own
+    folder, by the same command."""
     freeze: list[str] = Field(default_factory=list)
     """Parameters that are not trained: patterns of COMPONENT.NAME, such as discriminator.blocks.0.* (with * for anything); the
     statistics of their layers go on."""
@@ -81,6 +86,16 @@ class TrainOptions(Options):
     """How many updates with a non-finite loss or gradient are skipped, over the whole run, before it stops."""
     profile: ProfileOptions | None = None
     """Steps to run under the profiler, whose trace goes to RUN/profile/; null: none."""
+
+    @model_validator(mode="after")
+    def _weights_are_of_one_source(self) -> "TrainOptions":
+        if self.init is not None and self.resume is not None:
+            raise ValueError("init: train.resume takes the weights of its run; leave one of them out")
+        if self.init is None and self.init_weights != "ema":
+            raise ValueError(
+                "init_weights: says which weights of train.init are taken, and there is none; leave it out"
+            )
+        return self
 
 
 def check_batch(train: TrainOptions, ranks: int) -> None:

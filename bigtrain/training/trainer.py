@@ -4,6 +4,7 @@
 continues as if it had not been. To resume, run the same command again.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,14 +23,15 @@ from bigtrain.data.splits import describe
 from bigtrain.errors import TrainingDiverged
 from bigtrain.families.abilities import InitialisedByData
 from bigtrain.families.family import Family, build_network
-from bigtrain.families.phases import Phase
+from bigtrain.families.phases import Component, Phase
 from bigtrain.runs import checkpoint
 from bigtrain.runs.best import Best
 from bigtrain.runs.folder import RUN, RunFolder
 from bigtrain.training.averaging import EmaOptions
+from bigtrain.training.branching import Branch, fitted
 from bigtrain.training.checkpoint_writer import CheckpointWriter
 from bigtrain.training.cost.step import flops_of_all_ranks
-from bigtrain.training.engine.component import ComponentTrainer, TrainedComponent, backward, to_device
+from bigtrain.training.engine.component import ComponentTrainer, Groups, TrainedComponent, backward, to_device
 from bigtrain.training.engine.kernels import autocast, configure_kernels, tf32
 from bigtrain.training.engine.options import EngineOptions, check_strategy
 from bigtrain.training.engine.start import start_component
@@ -46,6 +48,8 @@ from bigtrain.training.options import TrainOptions, check_batch
 from bigtrain.training.phases import check_phases, trained
 from bigtrain.training.restoring import check_saved
 from bigtrain.training.same_data import check_same_data
+
+log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -67,17 +71,19 @@ class Trainer:
         observers: Mapping[str, Observer],
         best: Best | None = None,
         initial: Callable[[Mapping[str, nn.Module]], None] | None = None,
+        branch: Branch | None = None,
     ) -> None:
         """`watchdog`: watches already, and is told what goes on. `observers`: by name, "sample" (called every
         train.sample_every) and "evaluate" (every train.evaluate_every). `best`: decides from evaluations which checkpoint to
-        keep. `initial`: called before step 0, puts other weights than random ones into the networks."""
+        keep. `initial`: called before step 0, puts other weights than random ones into the networks. `branch`: the
+        checkpoint of another run that this one goes on from while it has none of its own."""
         check_batch(train, world.size())
         check_phases(family)
         check_strategy(family, engine)
         configure_kernels(train.deterministic)
         self.family, self.index, self.folder = family, index, folder
         self.seed, self.data, self.train, self.device = seed, data, train, device
-        self.observers, self.best, self.initial = observers, best, initial
+        self.observers, self.best, self.initial, self.branch = observers, best, initial, branch
         self.watchdog = watchdog
         repeated = any(phase.batch == "previous" for phase in family.phases)
         self.microbatches = Microbatches(index, data, train, seed, device, self.watchdog, family.reads, repeated)
@@ -122,6 +128,8 @@ class Trainer:
         signal = None
         window = ProfilerWindow(self.train.profile, self.folder.path / "profile", self.device)
         try:
+            if self.branch is not None:
+                self._save(tracker)  # from now on the run needs no other
             self._observe(tracker, interruption, only_missing=True)
             while self.step < self.train.steps:
                 window.before(self.step)
@@ -342,7 +350,7 @@ class Trainer:
         else:
             self._restore(saved)
         for name, component in self._trained.items():
-            groups = saved.tensors(name) if saved is not None else None
+            groups = saved.tensors(name) if saved is not None else self._from_other_run(name, component)
             if groups is not None:
                 self.networks[name].load_state_dict(groups["weights"])
             self.components[name] = start_component(
@@ -359,6 +367,29 @@ class Trainer:
                 family.initialise(self.networks, batches)
         if self.initial is not None:
             self.initial(self.networks)
+        if self.branch is not None:
+            self._go_on_from(self.branch)
+
+    def _from_other_run(self, name: str, component: Component) -> Groups | None:
+        """What a component has of the run that this one goes on from."""
+        if self.branch is None:
+            return None
+        partly = self.engine.strategy == "ddp"  # others keep one count of updates for many parameters
+        groups, begun = fitted(self.branch.saved.tensors(name), component, self.networks[name], self.ema, partly)
+        if begun and world.is_main():
+            log.warning("%s: %s", name, "; ".join(begun))
+        return groups
+
+    def _go_on_from(self, branch: Branch) -> None:
+        """Takes over step, wall time and, of the same data, the position in them."""
+        state = branch.saved.state
+        self.step, self.wall_s = branch.saved.step, state["wall"]
+        if state["data"]["fingerprint"] == describe(self.index)["fingerprint"]:
+            self.microbatches.position = state["position"]
+        elif world.is_main():
+            log.warning(
+                "train.resume: the data are others than those of %s, and are read from their beginning", branch.run
+            )
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         """Restores the step, the stream position, the wall time and the meters from a checkpoint."""
