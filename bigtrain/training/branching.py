@@ -50,7 +50,6 @@ Resume = Annotated[
         {
             "type": "object",
             "properties": {"from": {"type": "string"}, "step": {"type": ["integer", "null"]}},
-            "required": ["from"],
             "additionalProperties": False,
         }
     ),

@@ -5,9 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.runs_of import FAMILIES, ROOT, final_tensors, largest_difference, run, train, write_recipe
+from tests.runs_of import FAMILIES, ROOT, final_tensors, largest_difference, optimizers_of, run, train, write_recipe
 
 SENTENCES = [
     ("train.resume={from: SOURCE, step: 3}", "there are checkpoints of step 2, 4"),
@@ -93,15 +92,15 @@ def test_no_step_left_and_two_sources_are_one_sentence(source: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
-def test_every_strategy_on_two_ranks_goes_on_alike(source: Path, tmp_path: Path, strategy: str) -> None:
-    words = [f"train.resume={{from: {source}, step: 2}}", "train.batch_size=16", "family.penalties={}"]
-    ended = []
-    for name, how in (("one", {}), ("two", {"processes": 2})):
-        recipe = write_recipe(tmp_path / name, FAMILIES["gan"], steps=4)
-        train(recipe, *words, *([f"engine.strategy={strategy}"] if how else []), **how)
-        ended.append(
-            {key: value for key, value in final_tensors(tmp_path / name / "run").items() if "/weights/" in key}
-        )
-    for name, value in ended[0].items():
-        torch.testing.assert_close(ended[1][name], value, rtol=1e-3, atol=1e-4)
+def test_every_strategy_on_two_ranks_goes_on_alike(tmp_path: Path) -> None:
+    """With momentum, which does not make sums in another order into other weights, as Adam's division does."""
+    family = optimizers_of(FAMILIES["gan"], {"kind": "sgd", "lr": 0.02, "momentum": 0.9})
+    train(write_recipe(tmp_path / "begun", family, steps=2))
+    words = [f"train.resume={{from: {tmp_path / 'begun' / 'run'}}}", "train.batch_size=16", "family.penalties={}"]
+    ended = {}
+    for strategy in ("ddp", "zero1", "zero2", "zero3"):
+        recipe = write_recipe(tmp_path / strategy, family, steps=4)
+        train(recipe, *words, f"engine.strategy={strategy}", processes=1 if strategy == "ddp" else 2)
+        ended[strategy] = final_tensors(tmp_path / strategy / "run")
+    for strategy, tensors in ended.items():
+        assert largest_difference(tensors, ended["ddp"]) < 1e-4, strategy
