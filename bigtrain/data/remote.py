@@ -18,9 +18,9 @@ import posixpath
 import random
 import re
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import Field
@@ -28,6 +28,7 @@ from pydantic import Field
 from bigtrain.errors import UserError
 from bigtrain.options import Options, Whole
 
+T = TypeVar("T")
 SCHEMES = ("http", "https", "hf", "s3")
 _PIPE = "pipe:"
 _PIPES_ARE_GONE = (
@@ -165,24 +166,33 @@ def receive(
     """
     check_url(url, origin)
     login = may_log_in(url, origin)
-    attempts = origin.options.retries + 1
-    for attempt in range(attempts):
+
+    def attempt() -> None:
         if sha256 is None:
             file.truncate(0)
+        _attempt(url, file, login, origin.options.timeout_s, size, most)
+        _check(file, size, sha256)
+
+    retried(attempt, url, origin, login, what)
+
+
+def retried(attempt: Callable[[], T], url: str, origin: Origin, login: bool, what: str) -> T:
+    """What an attempt gives; it is made again where it was Interrupted. Raises UserError, as `receive` says."""
+    attempts = origin.options.retries + 1
+    for number in range(attempts):
         try:
-            _attempt(url, file, login, origin.options.timeout_s, size, most)
-            _check(file, size, sha256)
-            return
+            return attempt()
         except Interrupted as error:
             reason = str(error)
-            if attempt + 1 < attempts:
-                pause = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.SystemRandom().uniform(0.5, 1.0)
+            if number + 1 < attempts:
+                pause = min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S) * random.SystemRandom().uniform(0.5, 1.0)
                 time.sleep(max(pause, min(error.pause_s or 0.0, LONGEST_PAUSE_S)))
         except Refused as error:
             hint = (
                 ""
                 if login
-                else f"; its index names {place_of(url)}, to which no login is sent unless data.remote.logins has it"
+                else f"; its index names {place_of(url)}, to which no login is sent unless data.remote.logins or "
+                "$BIGTRAIN_LOGINS has it"
             )
             raise UserError(f"{_named(url, origin)}: {what} cannot be fetched: {error}{hint}") from None
     raise UserError(
@@ -216,9 +226,8 @@ def _attempt(url: str, file: IO[bytes], login: bool, timeout_s: float, size: int
     begin = file.seek(0, os.SEEK_END)
     if begin == size:  # whoever received it died before it was checked
         return
-    since, received = time.monotonic(), 0
     with contextlib.closing(_pieces(url, begin, login, timeout_s)) as pieces:
-        for offset, piece in pieces:
+        for offset, piece in steady(pieces, timeout_s):
             if offset != file.tell():  # the far side begins anew
                 file.seek(offset)
                 file.truncate()
@@ -228,11 +237,18 @@ def _attempt(url: str, file: IO[bytes], login: bool, timeout_s: float, size: int
             if most is not None and offset + len(piece) > most:
                 raise Refused(f"it has more than {most} bytes, the most that are taken (is the name right?)")
             file.write(piece)
-            received += len(piece)
-            if time.monotonic() - since > timeout_s:
-                if received < LEAST_BYTES:
-                    raise Interrupted(f"only {received} bytes came in {timeout_s:g} s")
-                since, received = time.monotonic(), 0
+
+
+def steady(pieces: Iterable[tuple[int, bytes]], timeout_s: float) -> Iterator[tuple[int, bytes]]:
+    """The same pieces. Raises Interrupted once they come too slowly, which no time-out of a socket sees."""
+    since, received = time.monotonic(), 0
+    for offset, piece in pieces:
+        yield offset, piece
+        received += len(piece)
+        if time.monotonic() - since > timeout_s:
+            if received < LEAST_BYTES:
+                raise Interrupted(f"only {received} bytes came in {timeout_s:g} s")
+            since, received = time.monotonic(), 0
 
 
 def _check(file: IO[bytes], size: int | None, sha256: str | None) -> None:
@@ -253,11 +269,16 @@ def _pieces(url: str, begin: int, login: bool, timeout_s: float) -> Pieces:
     scheme = url.partition("://")[0].lower()
     if scheme == "s3":
         return _of_s3(url, begin, login, timeout_s)
+    return _of_http(*address_of(url, login), begin, login, timeout_s)
+
+
+def address_of(url: str, login: bool) -> tuple[str, dict[str, str]]:
+    """The http(s) address of an http(s) or hf URL, and the headers of a request for it."""
     headers = {"Accept-Encoding": "identity"}
-    if scheme == "hf":
+    if url.partition("://")[0].lower() == "hf":
         url, authorization = _on_the_hub(url)
         headers |= authorization if login else {}
-    return _of_http(url, begin, login, timeout_s, headers)
+    return url, headers
 
 
 def _on_the_hub(url: str) -> tuple[str, dict[str, str]]:
@@ -273,27 +294,40 @@ def _on_the_hub(url: str) -> tuple[str, dict[str, str]]:
     return address, {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def _of_http(url: str, begin: int, login: bool, timeout_s: float, headers: dict[str, str]) -> Pieces:
+def _of_http(url: str, headers: dict[str, str], begin: int, login: bool, timeout_s: float) -> Pieces:
+    wanted = headers | ({"Range": f"bytes={begin}-"} if begin else {})
+    with answer(url, wanted, login, timeout_s) as response:
+        if response.status_code == 416:  # what is here is no beginning of what is there
+            yield 0, b""
+            raise Interrupted("HTTP 416")
+        offset = first_byte(response) if response.status_code == 206 else 0
+        yield from pieces_of(response, offset)
+
+
+@contextlib.contextmanager
+def answer(url: str, headers: Mapping[str, str], login: bool, timeout_s: float, session: Any = None) -> Iterator[Any]:
+    """The response to a GET, whose status is 200, 206 or 416, with its body still to come; session: of requests, if there is
+    to be one. Raises Interrupted and Refused, here and while the body is read."""
     import requests
     import urllib3
 
-    wanted = headers | ({"Range": f"bytes={begin}-"} if begin else {})
+    get = requests.get if session is None else session.get
     try:
-        with requests.get(
-            url, headers=wanted, auth=None if login else _no_login, stream=True, timeout=timeout_s
-        ) as response:
-            if response.status_code == 416:  # what is here is no beginning of what is there
-                yield 0, b""
-            if response.status_code not in (200, 206):
+        with get(url, headers=headers, auth=None if login else _no_login, stream=True, timeout=timeout_s) as response:
+            if response.status_code not in (200, 206, 416):
                 _raise_for_status(response.status_code, response.reason, response.headers.get("Retry-After", ""))
-            offset = _first_byte(response.headers.get("Content-Range", "")) if response.status_code == 206 else 0
-            while piece := response.raw.read1(PIECE):
-                yield offset, piece
-                offset += len(piece)
+            yield response
     except requests.exceptions.InvalidURL as error:
         raise Refused(str(error)) from None
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise Interrupted(_reason(error)) from None
+
+
+def pieces_of(response: Any, offset: int) -> Iterator[tuple[int, bytes]]:
+    """The body of a response, whose first byte is the file's byte `offset`."""
+    while piece := response.raw.read1(PIECE):
+        yield offset, piece
+        offset += len(piece)
 
 
 def _no_login(request: Any) -> Any:
@@ -301,7 +335,9 @@ def _no_login(request: Any) -> Any:
     return request
 
 
-def _first_byte(content_range: str) -> int:
+def first_byte(response: Any) -> int:
+    """Where in the file a part begins. Raises Interrupted for an answer that does not say."""
+    content_range = response.headers.get("Content-Range", "")
     match = re.match(r"bytes (\d+)-", content_range)
     if match is None:
         raise Interrupted(f"HTTP 206 with the range {content_range!r}")

@@ -1,7 +1,9 @@
 """A real HTTP server on this machine that serves a folder, and fails, stalls, cuts short and corrupts when asked to."""
 
+import contextlib
 import os
 import random
+import re
 import socket
 import struct
 import threading
@@ -13,7 +15,8 @@ from pathlib import Path
 
 FAULTS = ("error", "busy", "reset", "reset in the middle", "stall", "stall in the middle", "truncate", "corrupt")
 Choose = Callable[[str, int], str]
-"""(path, how many requests for it came before) -> one of FAULTS, "absent", "forbidden", "trickle", "" for an honest answer."""
+"""(path, how many requests for it came before) -> one of FAULTS, "absent", "forbidden", "trickle", "lie" (another part than it
+says), "all" (more than it says), "moved" (to /signedN/PATH, N counting such answers), "" for an honest answer."""
 
 
 class FaultyServer(ThreadingHTTPServer):
@@ -49,10 +52,15 @@ class _Handler(BaseHTTPRequestHandler):
             fault = self.server.choose(path, self.server.requests[path])
             self.server.requests[path] += 1
             self.server.logins.add(self.headers.get("Authorization"))
-        file = self.server.folder / path
+        file = self.server.folder / re.sub(r"^signed\d+/", "", path)
         status = {"error": 500, "busy": 503, "absent": 404, "forbidden": 403}.get(fault, 0 if file.is_file() else 404)
         if status:
             self.send_error(status)
+        elif fault == "moved":
+            self.send_response(302)
+            self.send_header("Location", f"/signed{self.server.requests[path]}/{path}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif fault == "reset":
             self._reset()
         elif fault == "stall":
@@ -61,27 +69,29 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(file.read_bytes(), fault, path)
 
     def _answer(self, data: bytes, fault: str, path: str) -> None:
-        begin = 0
-        asked = self.headers.get("Range")
-        if asked and self.server.ranges:
-            begin = int(asked.removeprefix("bytes=").rstrip("-"))
-            if begin >= len(data):
-                self.send_error(416)
-                return
+        asked = self.headers.get("Range") if self.server.ranges else None
+        first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+        begin, end = int(first), min(int(last or len(data)) + 1, len(data))
+        if begin >= len(data) > 0:
+            self.send_error(416)
+            return
         if fault == "corrupt":
             data = data[:-1] + bytes([data[-1] ^ 1])
-        end = (begin + len(data)) // 2 if "middle" in fault or fault == "truncate" else len(data)
-        self.send_response(206 if begin else 200)
-        if begin:
-            self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - begin))
+        body = {"lie": data[: end - begin], "all": data}.get(fault, data[begin:end])
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if "middle" in fault or fault == "truncate":
+            body = body[: len(body) // 2]
         with self.server.lock:
-            self.server.bodies[path] += end - begin
+            self.server.bodies[path] += len(body)
         if fault == "trickle":
-            self._trickle(data)
-        self.wfile.write(data[begin:end])
-        self.wfile.flush()
+            self._trickle(body)
+        with contextlib.suppress(ConnectionError):  # a client may have seen enough
+            self.wfile.write(body)
+            self.wfile.flush()
         if fault == "reset in the middle":
             self._reset()
         elif fault == "stall in the middle":
