@@ -14,6 +14,7 @@ order. The JSON holds one column per property and shard, about 50 MB for a milli
        {"url": "train-000000.tar",    relative to the folder of the index, or a URL
         "size": 1234944, "sha256": "...", "samples": 2,
         "keys": ["00000000", "00000001"],
+                                      (of a tar at a URL of which only parts were read: "outline", data.tars.outline)
         "labels": [1, 0],             numbers of classes, as in the .cls members; left out where there is no label
         "members": {"jpg": {"offsets": [512, 3584], "sizes": [1893, 2210]}, "cls": {...}}}]}
 
@@ -68,6 +69,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class Shard:
     """One tar. `name`: its path relative to the index's folder, or its URL; `size` in bytes; `labels`: int64 [samples].
 
+    `sha256`: of all of it, or, if it is `outlined`, of what could be known without fetching it: its outline (data.tars).
+
     `members`: for each extension the (offsets, sizes) of its members in bytes, int64 [samples] each, -1 where absent.
     """
 
@@ -77,6 +80,7 @@ class Shard:
     keys: tuple[str, ...]
     labels: np.ndarray
     members: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    outlined: bool = False
 
     @property
     def samples(self) -> int:
@@ -100,7 +104,7 @@ class Shard:
         head = {
             "url": self.name,
             "size": self.size,
-            "sha256": self.sha256,
+            "outline" if self.outlined else "sha256": self.sha256,
             "samples": self.samples,
             "keys": list(self.keys),
         }
@@ -121,7 +125,9 @@ class Shard:
         labels = (
             _column(value["labels"], samples) if labelled or "labels" in value else np.zeros(samples, dtype=np.int64)
         )
-        shard = cls(str(value["url"]), int(value["size"]), str(value["sha256"]), keys, labels, members)
+        outlined = "outline" in value
+        digest = str(value["outline" if outlined else "sha256"])
+        shard = cls(str(value["url"]), int(value["size"]), digest, keys, labels, members, outlined)
         shard._check()
         return shard
 
@@ -395,6 +401,8 @@ class Index:
                 index.location(number)
             elif shards[number].name.startswith("/") or "\0" in shards[number].name:  # others are relative to the index
                 raise ValueError(f"{shards[number].name!r} is not the name of a shard beside its index")
+            elif shards[number].outlined:
+                raise ValueError(f"{shards[number].name} has no sha256, as all shards on this machine have")
         if index.samples == 0:
             raise ValueError("it has no samples")
         index._check_members()

@@ -4,10 +4,14 @@ Nothing is ever unpacked to disk, so a member's name is no path; but names that 
 are no part of an honest set, and are refused.
 """
 
+import contextlib
+import hashlib
 import io
+import mmap
+import os
 import tarfile
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterable, Iterator
+from typing import IO, Protocol
 
 from bigtrain.errors import UserError
 
@@ -17,6 +21,16 @@ NOT_COMPRESSED = "compressed tars cannot be read at random; unpack it to a plain
 TRUNCATED = "the shard is truncated or damaged; copy it here again"
 _COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 _CHUNK = 2**24
+_BEGINNING = 1024
+"""Bytes of each member that count in an outline."""
+
+
+class TarBytes(Protocol):
+    """The bytes of a tar, by slices."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
 
 
 class _Part(io.RawIOBase):
@@ -85,6 +99,33 @@ def _check_end(path: object, part: _Part, latest: str, after: int) -> None:
             raise UserError(
                 f"{path}: there is more after the archive's end (tars joined by cat?); write it as one archive"
             )
+
+
+def outline(data: TarBytes, found: Iterable[tuple[str, int, int]]) -> str:
+    """A hash of a tar, whose `members` are `found`, without what its members hold after their first 1024 bytes: what can be
+    known of a tar at a URL without fetching all of it. As hexadecimal digits."""
+    digest = hashlib.sha256(f"outline of {len(data)} bytes\n".encode())
+    position = 0
+    for _, offset, size in found:
+        digest.update(data[position : offset + min(size, _BEGINNING)])
+        position = offset + size
+    digest.update(data[position : len(data)])
+    return digest.hexdigest()
+
+
+def outline_of(path: object, file: IO[bytes]) -> str:
+    """The outline of a tar on this machine. Raises UserError, which names `path`, for one that is damaged."""
+    with mapped(path, file) as data:
+        return outline(data, members(path, file, 0, len(data)))
+
+
+@contextlib.contextmanager
+def mapped(path: object, file: IO[bytes]) -> Iterator[mmap.mmap]:
+    """The bytes of a tar on this machine. Raises UserError, which names `path`, for a file that is too short for one."""
+    if os.fstat(file.fileno()).st_size < len(END_OF_TAR):
+        raise UserError(f"{path}: {TRUNCATED}")
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def _is_note(name: str) -> bool:

@@ -1,15 +1,17 @@
 """The local cache of shards at URLs: each is fetched once for all ranks, workers and jobs; its size is bounded.
 
-A shard's file is named by the sha256 in its index, so equal contents are kept once whatever they are called, and a name never
-means other contents. It is received as `SHA256.SIZE.part`, checked, and renamed, so a name exists only when the file is
-complete. The receiving process holds a lock on the part; others wait for it instead of fetching again, and continue the
-part if that process was killed. The least recently used shards are unlinked to make room on the disk: a process that has one
-open reads on, and one that needs it later fetches it again. So the folder may even be deleted while a job runs.
+A shard's file is named by the sha256 in its index, or by its outline (data.tars) where the index has none, so equal contents
+are kept once whatever they are called, and a name never means other contents. It is received as `SHA256.SIZE.part`, checked,
+and renamed, so a name exists only when the file is complete. The receiving process holds a lock on the part; others wait for it
+instead of fetching again, and continue the part if that process was killed. The least recently used shards are unlinked to make
+room on the disk: a process that has one open reads on, and one that needs it later fetches it again. So the folder may even be
+deleted while a job runs.
 """
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import time
@@ -20,6 +22,7 @@ from typing import IO
 from bigtrain.data.index import Index, Shard
 from bigtrain.data.read.file_hashes import FileHashes, identity_of
 from bigtrain.data.remote import receive, shown
+from bigtrain.data.tars import outline_of
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import cache_folder
 
@@ -92,9 +95,12 @@ class ShardCache:
                 if not path.exists():
                     self._make_room(shard)
                     location, origin = self._index.location(number), self._index.origin
-                    receive(location, part, origin, "the shard", size=shard.size, sha256=shard.sha256)
+                    sha256 = None if shard.outlined else shard.sha256
+                    receive(location, part, origin, "the shard", size=shard.size, sha256=sha256)
+                    if shard.outlined:
+                        self._check_outline(part, shard, shown(location))
                     os.fsync(part.fileno())
-                    self._rename(part, self._part_path(shard), path)
+                    self._rename(part, shard, path)
                 return True
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -137,14 +143,28 @@ class ShardCache:
                     fcntl.flock(file, fcntl.LOCK_UN)
                 return
 
-    def _rename(self, part: IO[bytes], source: Path, target: Path) -> None:
+    def _check_outline(self, part: IO[bytes], shard: Shard, location: str) -> None:
+        """Raises UserError unless a shard, of which the index has no sha256, has the outline that the index says."""
+        try:
+            found = outline_of(location, part)
+        except UserError:
+            found = "none"
+        if found != shard.sha256:
+            part.truncate(0)
+            raise UserError(
+                f"{location}: the shard is not the one that {self._index.where} was made from (other members, or contents): "
+                "it was replaced; make the index again, and train in another folder"
+            )
+
+    def _rename(self, part: IO[bytes], shard: Shard, target: Path) -> None:
         """Renames the complete part, unless it was deleted meanwhile: then `open` fetches it again."""
+        source = self._part_path(shard)
         with contextlib.suppress(FileNotFoundError):
             if _is_still(part, source):
+                sha256 = _measured(part) if shard.outlined else shard.sha256  # others were measured when they came
                 _note_use(part.fileno())
                 source.rename(target)
-                # It was measured while it came.
-                FileHashes().remember(identity_of(os.stat(target), is_cached=True), target.name)
+                FileHashes().remember(identity_of(os.stat(target), is_cached=True), sha256)
 
     def _make_room(self, wanted: Shard) -> None:
         """Unlinks the least recently used shards until `wanted` fits into the limit with the rest."""
@@ -164,6 +184,11 @@ class ShardCache:
                 return
             if sizes[entry.name] and _unlink_unless_locked(Path(entry.path)):
                 total -= sizes[entry.name]
+
+
+def _measured(file: IO[bytes]) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a binary file it is
 
 
 def _is_still(file: IO[bytes], path: Path) -> bool:

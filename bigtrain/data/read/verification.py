@@ -4,7 +4,7 @@ part, swapped, changed under its old name.
 A process of the lowest priority measures the shards in the order of their use, while training goes on. Before a checkpoint is
 written, `check` waits for those that the training has read since the last one, and finds out whether one was changed meanwhile.
 A shard is read once on each node for this (file_hashes.py), whatever the number of runs; then its size, times and inode are
-compared.
+compared. A shard at a URL whose sha256 the index has not is held to its outline when it comes, and to what came from then on.
 """
 
 import contextlib
@@ -91,12 +91,13 @@ class ShardVerification:
             raise UserError(f"{path}: the shard cannot be read: {error.strerror}") from None
         begun = self._begun.get(number, identity)
         self._begun[number] = identity
-        if sha256 != shard.sha256:
+        expected = sha256 if shard.outlined else shard.sha256  # an outline was compared when the shard came
+        if sha256 != expected:
             raise UserError(
                 f"{path}: the shard does not hold what {self.index.where} says (its sha256 is another, though its size is the "
                 f"same): it was changed or replaced; {self._remedy(number)}"
             )
-        if begun is not None and begun != identity and self._hashes.known(begun) != shard.sha256:
+        if begun is not None and begun != identity and self._hashes.known(begun) != expected:
             raise UserError(
                 f"{path}: the shard was replaced while it was read; run the same command again: it goes on from the newest "
                 "checkpoint"
