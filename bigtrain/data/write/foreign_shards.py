@@ -22,13 +22,14 @@ from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS, ImageField, MapField
 from bigtrain.data.fields.registry import field_from_json
 from bigtrain.data.fields.text import TextField
 from bigtrain.data.index import FORMAT_VERSION, LABEL, Index, label_from, labels_from
+from bigtrain.data.sources.layouts.by_class import SPLITS
 from bigtrain.data.sources.layouts.class_names import read_classes
 from bigtrain.data.sources.samples import FieldSpec
 from bigtrain.data.tars import NOT_COMPRESSED
 from bigtrain.data.write.inspection import Inspected, Reading, inspect
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.data.write.records import disk_troubles
-from bigtrain.data.write.shard_names import EXAMPLES, by_split, gaps
+from bigtrain.data.write.shard_names import EXAMPLES, UNNAMED, by_split, gaps
 from bigtrain.errors import UserError
 
 MOST_CLASSES = 1_000_000
@@ -140,7 +141,8 @@ def _list(folder: Path, split: str | None) -> dict[str, list[Path]]:
             raise UserError(f"{path}: {NOT_COMPRESSED}")
         if path.suffix == ".tar":
             names.append(path.name)
-    found = by_split(folder, names, split)
+    own_name = folder.resolve().name
+    found = by_split(folder, names, split, own_name if own_name in SPLITS else UNNAMED)
     if not found:
         raise UserError(f"{folder}: no tars here; --index-only wants tars {EXAMPLES}")
     for absent in map(gaps, found.values()):

@@ -2,7 +2,7 @@
 
 train-000000.tar, train_000000.tar, train.000000.tar, train.tar          webdataset
 train-00000-of-00002.tar, train-00000-of-00002-a09b74b3ef9c3b56.tar      the Hub; the numbers may begin at 1
-00000.tar                                                                img2dataset; the split is `train`
+00000.tar                                                                img2dataset; the split is `train`, or `test` in test/
 """
 
 import re
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bigtrain.errors import UserError
 
 UNNAMED = "train"
-"""The split of shards whose names are numbers and nothing else."""
+"""The split of shards whose names are numbers and nothing else, where their folder does not say it."""
 EXAMPLES = "SPLIT-000000.tar ..., SPLIT-00000-of-00002.tar ... or 00000.tar ..."
 SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NAMES = (
@@ -44,8 +44,9 @@ class ShardName:
         return cls(found.get("split"), number, count)
 
 
-def by_split(where: object, names: Iterable[str], split: str | None) -> dict[str, list[str]]:
-    """The names of the shards of each split, sorted; `split`: what all of them are, whatever their names say.
+def by_split(where: object, names: Iterable[str], split: str | None, unnamed: str = UNNAMED) -> dict[str, list[str]]:
+    """The names of the shards of each split, sorted; `split`: what all of them are, whatever their names say; `unnamed`: what
+    those are whose names are no more than a number.
 
     Raises UserError, which names `where`, for a name that does not say its split, or if one of so many is missing.
     """
@@ -62,9 +63,9 @@ def by_split(where: object, names: Iterable[str], split: str | None) -> dict[str
     for name, shard in shards.items():
         if shard is None:
             raise UserError(
-                f"{where}/{name}: the name does not say its split; say it by --split NAME, or name the tars {EXAMPLES}"
+                f"{where}: {name}: the name does not say its split; say it by --split NAME, or name the tars {EXAMPLES}"
             )
-        found.setdefault(shard.split or UNNAMED, []).append(name)
+        found.setdefault(shard.split or unnamed, []).append(name)
     for of_split in found.values():
         _check_counts(where, {name: shard for name in of_split if (shard := shards[name]) is not None})
     return found

@@ -43,7 +43,7 @@ def test_names_say_the_split(names: Sequence[str], split: str) -> None:
             ["t-0-of-2.tar", "t-0-of-3.tar", "t-1-of-2.tar"],
             "t-0-of-2.tar and t-0-of-3.tar are of sets of different numbers",
         ),
-        (["pictures.tar"], "here/pictures.tar: the name does not say its split; say it by --split NAME"),
+        (["pictures.tar"], "here: pictures.tar: the name does not say its split; say it by --split NAME"),
     ],
 )
 def test_what_names_do_not_say_or_what_is_missing_is_told(names: Sequence[str], words: str) -> None:
@@ -57,6 +57,12 @@ def test_a_split_that_is_given_is_one_that_the_names_can_have() -> None:
     assert by_split("here", ["00000.tar", "a.tar", "x-1.tar"], "val") == {"val": ["00000.tar", "a.tar", "x-1.tar"]}
     with pytest.raises(UserError, match=r"--split val: the names say several splits \(test, train\)"):
         by_split("here", ["train-0.tar", "test-0.tar"], "val")
+
+
+def test_numbers_alone_are_of_the_split_of_their_folder(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "test", ["00000.tar"])
+    main([str(folder), "--index-only", "--workers", "1"])
+    assert [path.name for path in folder.glob("*.json")] == ["test.json"]
 
 
 def test_gaps_are_found_where_names_are_numbered() -> None:
