@@ -1,11 +1,13 @@
 """Opens the indexes that a recipe names (`data.train`, `data.validation`), with fields and classes as the recipe says."""
 
 import contextlib
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from tqdm import tqdm
 
@@ -17,7 +19,7 @@ from bigtrain.data.read import variants
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.read.side_by_side import SideBySide
 from bigtrain.data.read.stream import Data
-from bigtrain.data.remote import DEFAULTS, HERE, Origin, RemoteOptions, is_remote
+from bigtrain.data.remote import DEFAULTS, HERE, Origin, RemoteOptions, check_url, is_remote, shown
 from bigtrain.data.resize import Resize
 from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT
@@ -143,6 +145,10 @@ def open_index(
         return _checked(digits_index(split, digits_size), key, "remove the folder, and it is made again")
     origin = Origin(key=key, options=remote)
     if is_remote(where):
+        check_url(where, origin)
+    if where.endswith(".tar"):
+        _refuse_tars(where, key)
+    if is_remote(where):
         index = Index.read(where, origin)
         index.check_files()
         if is_main():
@@ -155,6 +161,18 @@ def open_index(
         indexes = ", ".join(sorted(map(str, Path(where).glob("*.json")))) or f"none here: {HOW_TO_MAKE}"
         raise UserError(f"{key}: {where} is a folder; give the index in it ({indexes})")
     return _checked(Path(where), key, origin=origin)
+
+
+def _refuse_tars(where: str, key: str) -> NoReturn:
+    """Raises UserError for shards, one or a pattern with braces as webdataset takes it, where an index is wanted."""
+    if is_remote(where):
+        named, make = shown(where), f"python launch/shard.py '{shown(where)}' OUT --index-only"
+    else:
+        folder = os.path.dirname(where) or "."
+        named, make = where, f"python launch/shard.py {shlex.quote(folder)} --index-only"
+    raise UserError(
+        f"{key}: {named}: training reads an index of such tars: `{make}` writes it; then give its path here"
+    )
 
 
 def find_images(

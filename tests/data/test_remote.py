@@ -172,7 +172,7 @@ def test_an_index_that_is_not_there_or_none_names_its_url(shards: Path) -> None:
     with serving(shards) as server:
         with pytest.raises(UserError, match=rf"data.train: {server.url}/no.json: the index .*HTTP 404"):
             find_index(f"{server.url}/no.json", "train", 4)
-        with pytest.raises(UserError, match=rf"{server.url}/train-000000.tar: not an index"):
+        with pytest.raises(UserError, match=rf"{server.url}/train-000000.tar: training reads an index of such tars"):
             find_index(f"{server.url}/train-000000.tar", "train", 4)
 
 
