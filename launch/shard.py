@@ -42,13 +42,14 @@ from bigtrain.data.digits import DIGITS_SIZE, write_digits
 from bigtrain.data.fields.registry import NAME
 from bigtrain.data.index import Index
 from bigtrain.data.points import POINT_SETS, list_points
-from bigtrain.data.remote import Origin
+from bigtrain.data.remote import Origin, is_remote, shown
 from bigtrain.data.show import write_sheet
 from bigtrain.data.sources.flags import KINDS, MAIN_KINDS, FieldFlag, SampleFlags, list_samples, member_specs
 from bigtrain.data.sources.layouts.known import LAYOUTS
 from bigtrain.data.sources.samples import SampleSet
 from bigtrain.data.write.convert import FORMATS, Colour
 from bigtrain.data.write.foreign_shards import LABELS_FROM, index_shards
+from bigtrain.data.write.remote_tars import RemoteSource
 from bigtrain.data.write.shard_names import SPLIT
 from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.verify import verify
@@ -102,7 +103,9 @@ def _add_modes(group: Group) -> None:
         help="SOURCE is a folder of webdataset tars SPLIT-000000.tar ... (KEY.jpg|jpeg|png|webp, KEY.cls): index them "
         "in place, or into OUT. They may be named as on the Hub, SPLIT-00000-of-00002.tar, or as img2dataset does, 00000.tar. "
         "KEY.npy is pixels, uint8 [H, W, 3] or grey [H, W, 1], if KEY has no picture. Class names are read from the lines of "
-        "SOURCE/classes.txt if it exists; classes that an index there has already keep their numbers",
+        "SOURCE/classes.txt if it exists; classes that an index there has already keep their numbers. Tars at URLs are indexed "
+        "into OUT and stay where they are: 'https://HOST/x-{000..147}.tar', hf://datasets/OWNER/NAME, "
+        "or a list, a URL a line, in FILE.txt or at a URL; parts of them are fetched, and many --workers hide the delays",
     )
     group.add_argument(
         "--verify",
@@ -321,6 +324,11 @@ def _write(arguments: argparse.Namespace) -> list[Path]:
     if arguments.out is None:
         raise UserError("OUT, the folder of the shards, is missing: python launch/shard.py SOURCE OUT")
     flags = _sample_flags(arguments)
+    if is_remote(arguments.source):
+        raise UserError(
+            f"{shown(arguments.source)}: pictures at a URL are fetched first, by other tools; give --index-only for tars of "
+            "samples, which stay where they are"
+        )
     if flags.labels not in (None, "none"):
         raise UserError(f"--labels {flags.labels} goes with --index-only; folders of pictures are the classes, or none")
     if flags.image_member is not None:
@@ -370,7 +378,7 @@ def _index(arguments: argparse.Namespace) -> list[Path]:
     _refuse_writing(arguments, "--index-only")
     flags = _sample_flags(arguments)
     return index_shards(
-        Path(arguments.source),
+        RemoteSource.parse(arguments.source) or Path(arguments.source),
         arguments.out,
         workers=arguments.workers,
         labels=flags.labels,

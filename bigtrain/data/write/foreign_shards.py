@@ -1,6 +1,5 @@
 """Indexes shards that others made: lists every member, and reports anything wrong with a tar as an error before training."""
 
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,9 @@ from bigtrain.data.tars import NOT_COMPRESSED
 from bigtrain.data.write.inspection import Inspected, Reading, inspect
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.data.write.records import disk_troubles
+from bigtrain.data.write.remote_tars import RemoteSource
 from bigtrain.data.write.shard_names import EXAMPLES, UNNAMED, by_split, gaps
+from bigtrain.data.write.tar_inputs import LocalTar, TarInput
 from bigtrain.errors import UserError
 
 MOST_CLASSES = 1_000_000
@@ -40,7 +41,7 @@ _COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)")
 
 
 def index_shards(
-    folder: Path,
+    folder: Path | RemoteSource,
     out: Path | None = None,
     *,
     workers: int,
@@ -52,7 +53,8 @@ def index_shards(
 ) -> list[Path]:
     """Writes `SPLIT.json` for the tars `SPLIT-000000.tar ...` of a folder, beside them or in `out`; returns the paths.
 
-    What else they may be called: data.write.shard_names; split: that of all of them, None: as the names say.
+    Tars at URLs need an `out`. What else they may be called: data.write.shard_names; split: that of all of them, None: as the
+    names say.
     fields: which members are which field; None: as an existing index of version 2 says, else one image. labels: `cls` or
     `json:FIELD` (a number or a name in each sample's .cls or .json), or `none` (one class); None: as that index says, else
     `cls`. Class names are the lines of `folder/classes.txt`; otherwise those of an existing index with the same `labels`, and
@@ -61,8 +63,11 @@ def index_shards(
     for compressed or truncated tars, duplicate keys, samples that do not have one member for each field and its label, and
     labels that are neither names nor decimal, or not below the number of classes. An index of version 1 is renewed as one.
     """
+    if out is None:
+        if isinstance(folder, RemoteSource):
+            raise UserError("OUT, the folder of the index, is missing: python launch/shard.py URL OUT --index-only")
+        out = folder
     listed = _list(folder, split)
-    out = folder if out is None else out
     indexes = {name: _existing_index(out / f"{name}.json") for name in listed}
     existing = [index for index in indexes.values() if index is not None]
     version = FORMAT_VERSION if fields else min((index.version for index in existing), default=FORMAT_VERSION)
@@ -74,7 +79,7 @@ def index_shards(
     reading = Reading(fields, labels, skip_bad_texts)
     tars = [tar for of_split in listed.values() for tar in of_split]
     with tqdm(
-        total=sum(tar.stat().st_size for tar in tars), unit="B", unit_scale=True, desc=str(folder), disable=quiet
+        total=sum(tar.size for tar in tars) or None, unit="B", unit_scale=True, desc=str(folder), disable=quiet
     ) as bar:
         tried = run(partial(_inspected, reading=reading), tars, workers, bar.update)
     _refuse_broken([reason for reason in tried if isinstance(reason, str)], len(tars))
@@ -88,7 +93,7 @@ def index_shards(
             f"{folder}: {len(foreign)} members belong to no sample and are left out ({shown}{', ...' * (len(foreign) > 3)})",
             file=sys.stderr,
         )
-    classes = _classes(folder, existing, found, labels)
+    classes = _classes(out if isinstance(folder, RemoteSource) else folder, existing, found, labels)
     found = {tar: item.numbered(classes) for tar, item in found.items()}
     labels_found = np.concatenate([item.shard.labels for item in found.values()])
     if empty := empty_classes(classes, np.bincount(labels_found, minlength=len(classes))):
@@ -104,7 +109,7 @@ def index_shards(
                         **_fields(reading, {tar: found[tar] for tar in of_split}, version),
                         LABEL: label_from(labels, classes),
                     },
-                    tuple(replace(found[tar].shard, name=os.path.relpath(tar, out)) for tar in of_split),
+                    tuple(replace(found[tar].shard, name=tar.name_from(out)) for tar in of_split),
                     version=version,
                 ),
                 indexes[name],
@@ -113,7 +118,7 @@ def index_shards(
         ]
 
 
-def _inspected(tar: Path, progress: Progress, reading: Reading) -> Inspected | str:
+def _inspected(tar: TarInput, progress: Progress, reading: Reading) -> Inspected | str:
     """What a tar holds, or what is wrong with it, so that all that is wrong is said at once."""
     try:
         return inspect(tar, progress, reading)
@@ -129,27 +134,38 @@ def _refuse_broken(reasons: Sequence[str], count: int) -> None:
         raise UserError("\n".join(reasons))
 
 
-def _list(folder: Path, split: str | None) -> dict[str, list[Path]]:
+def _list(folder: Path | RemoteSource, split: str | None) -> dict[str, list[TarInput]]:
     """The tars of each split, sorted by name; `split`: that of all of them."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; --index-only wants a folder of tars {EXAMPLES}")
-    names = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if _COMPRESSED.fullmatch(path.name):
-            raise UserError(f"{path}: {NOT_COMPRESSED}")
-        if path.suffix == ".tar":
-            names.append(path.name)
-    own_name = folder.resolve().name
-    found = by_split(folder, names, split, own_name if own_name in SPLITS else UNNAMED)
+    tars: dict[str, TarInput] = {}
+    unnamed = UNNAMED
+    if isinstance(folder, RemoteSource):
+        tars = {tar.name: tar for tar in folder.tars()}
+    else:
+        tars = {path.name: LocalTar(path) for path in _paths(folder)}
+        unnamed = folder.resolve().name if folder.resolve().name in SPLITS else UNNAMED
+    found = by_split(folder, tars, split, unnamed)
     if not found:
         raise UserError(f"{folder}: no tars here; --index-only wants tars {EXAMPLES}")
     for absent in map(gaps, found.values()):
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
             tqdm.write(f"{folder}: there is no {absent[0]}{more} between the others: indexed without", file=sys.stderr)
-    return {name: [folder / tar for tar in of_split] for name, of_split in found.items()}
+    return {name: [tars[tar] for tar in of_split] for name, of_split in found.items()}
+
+
+def _paths(folder: Path) -> list[Path]:
+    """The tars in a folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; --index-only wants a folder of tars {EXAMPLES}")
+    paths = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if _COMPRESSED.fullmatch(path.name):
+            raise UserError(f"{path}: {NOT_COMPRESSED}")
+        if path.suffix == ".tar":
+            paths.append(path)
+    return paths
 
 
 def _specs(index: Index) -> dict[str, FieldSpec]:
@@ -181,7 +197,7 @@ def _spec(index: Index, field: Field) -> FieldSpec:
 
 
 def _classes(
-    folder: Path, indexes: Sequence[Index], inspected: Mapping[Path, Inspected], source: str
+    folder: Path, indexes: Sequence[Index], inspected: Mapping[TarInput, Inspected], source: str
 ) -> tuple[str, ...]:
     """The names of the classes. Raises UserError for a label that is not below their number, or not among them."""
     if source == "none":
@@ -223,7 +239,7 @@ def _existing_index(path: Path) -> Index | None:
         return None
 
 
-def _fields(reading: Reading, found: Mapping[Path, Inspected], version: int) -> dict[str, Field]:
+def _fields(reading: Reading, found: Mapping[TarInput, Inspected], version: int) -> dict[str, Field]:
     """The fields of a split. Raises UserError if the shards do not agree."""
     fields = {}
     for name, encoder in reading.encoders.items():

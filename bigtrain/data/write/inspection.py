@@ -2,14 +2,11 @@
 
 import fnmatch
 import hashlib
-import mmap
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +15,13 @@ from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS
 from bigtrain.data.index import Shard
 from bigtrain.data.sources.image_source import is_hidden
 from bigtrain.data.sources.samples import PICTURE_EXTENSIONS, UNREAD_EXTENSIONS, FieldSpec
-from bigtrain.data.tars import END_OF_TAR, TRUNCATED, members
+from bigtrain.data.tars import TarBytes, members, outline
 from bigtrain.data.write.encoders.encoder import Encoded, Encoder, Facts
 from bigtrain.data.write.encoders.registry import PictureOptions, encoders_of
 from bigtrain.data.write.encoding import Found, check_sizes
 from bigtrain.data.write.parallel import Progress
+from bigtrain.data.write.tar_inputs import OpenTar, TarInput
 from bigtrain.errors import UserError
-from bigtrain.untrusted import open_plain
 
 _CHUNK = 2**24
 _AT_FIRST_DOT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
@@ -107,27 +104,31 @@ class Inspected:
         return replace(self, shard=replace(self.shard, labels=labels), names=None)
 
 
-def inspect(path: Path, progress: Progress, reading: Reading) -> Inspected:
+def inspect(tar: TarInput, progress: Progress, reading: Reading) -> Inspected:
     """Raises UserError for a tar that is damaged, or whose samples do not have what `reading` says."""
     try:
-        with open_plain(path) as file:
-            if os.fstat(file.fileno()).st_size < len(END_OF_TAR):
-                raise UserError(f"{path}: {TRUNCATED}")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _inspect_bytes(path, file, data, progress, reading)
+        with tar.open() as opened:
+            return _inspect_bytes(tar, opened, progress, reading)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise UserError(f"{path}: the shard cannot be read: {error.strerror}") from None
+        raise UserError(f"{tar}: the shard cannot be read: {error.strerror}") from None
 
 
-def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progress, reading: Reading) -> Inspected:
+def _sha256(data: TarBytes, progress: Progress) -> str:
     digest = hashlib.sha256()
     for begin in range(0, len(data), _CHUNK):
         chunk = data[begin : begin + _CHUNK]
         digest.update(chunk)
         progress(len(chunk))
-    samples, foreign = _samples(path, list(members(path, file, 0, len(data))), reading)
+    return digest.hexdigest()
+
+
+def _inspect_bytes(path: TarInput, opened: OpenTar, progress: Progress, reading: Reading) -> Inspected:
+    data = opened.data
+    digest = _sha256(data, progress) if opened.is_whole else opened.sha256
+    listed = list(members(path, opened.file, 0, len(data)))
+    samples, foreign = _samples(path, listed, reading)
     found, skipped = Found(reading.encoders), []
     labels: dict[str, int | str] = {}
     for key, extents in samples.items():
@@ -135,23 +136,33 @@ def _inspect_bytes(path: Path, file: IO[bytes], data: mmap.mmap, progress: Progr
             labels[key] = _label(data, extents, reading.labels)
         except Undecodable as error:
             raise UserError(f"{path}: member {key}.{reading.label_member}: {error}") from None
-        if not _inspect_fields(path, key, data, extents, reading, found):
+        if not _inspect_fields(path, key, opened, extents, reading, found):
             skipped.append(f"{path}: {key}")
             del labels[key]
     kept = {key: samples[key] for key in labels}
     names, numbers = _numbers(path, list(labels.values()))
-    shard = Shard(path.name, len(data), digest.hexdigest(), tuple(kept), numbers, _columns(kept))
+    if not opened.is_whole:
+        progress(len(data))
+    shard = Shard(
+        path.name, len(data), digest or outline(data, listed), tuple(kept), numbers, _columns(kept), digest is None
+    )
     return Inspected(shard, found.facts, found.extensions, names, tuple(skipped), tuple(foreign))
 
 
-def _inspect_fields(path: Path, key: str, data: mmap.mmap, extents: Extents, reading: Reading, found: Found) -> bool:
+def _inspect_fields(
+    path: TarInput, key: str, opened: OpenTar, extents: Extents, reading: Reading, found: Found
+) -> bool:
     """Adds what the fields of a sample are to `found`; returns whether the sample is taken. Raises UserError."""
     facts: dict[str, Encoded] = {}
     shown: dict[str, str] = {}
     for name, encoder in reading.encoders.items():
         chosen = reading.chosen(name, extents)
         shown[name] = f"{path}: member {key}.{chosen[0]}"
-        contents = [data[offset : offset + size] for offset, size in (extents[extension] for extension in chosen)]
+        parts = [extents[extension] for extension in chosen]
+        if encoder.kind == "image":
+            contents = [opened.picture(offset, size) for offset, size in parts]
+        else:
+            contents = [opened.data[offset : offset + size] for offset, size in parts]
         try:
             of_field = encoder.inspect(contents, chosen)
         except Undecodable as error:
@@ -172,7 +183,7 @@ def _inspect_fields(path: Path, key: str, data: mmap.mmap, extents: Extents, rea
     return True
 
 
-def _label(data: mmap.mmap, extents: Mapping[str, tuple[int, int]], source: str) -> int | str:
+def _label(data: TarBytes, extents: Mapping[str, tuple[int, int]], source: str) -> int | str:
     """A sample's label: a number, or a name. Raises Undecodable."""
     kind, _, field = source.partition(":")
     if kind == "none":
@@ -182,7 +193,7 @@ def _label(data: mmap.mmap, extents: Mapping[str, tuple[int, int]], source: str)
     return label(content) if kind == "cls" else json_label(content, field)
 
 
-def _numbers(path: Path, labels: Sequence[int | str]) -> tuple[tuple[str, ...] | None, np.ndarray]:
+def _numbers(path: TarInput, labels: Sequence[int | str]) -> tuple[tuple[str, ...] | None, np.ndarray]:
     """(the names among the labels, sorted, or None if labels are numbers; the labels as int64, numbers of these names)."""
     words = [word for word in labels if isinstance(word, str)]
     if not words:
@@ -193,7 +204,7 @@ def _numbers(path: Path, labels: Sequence[int | str]) -> tuple[tuple[str, ...] |
     return tuple(names.tolist()), numbers.astype(np.int64)
 
 
-def _samples(path: Path, tar_members: Sequence[TarMember], reading: Reading) -> tuple[Samples, list[str]]:
+def _samples(path: TarInput, tar_members: Sequence[TarMember], reading: Reading) -> tuple[Samples, list[str]]:
     """(for each key: extension -> (offset, size); names of members that belong to no sample). Raises UserError.
 
     Names are split into key and extension at the first dot, as webdataset does; or at the last one if that makes samples of
@@ -215,7 +226,7 @@ def _samples(path: Path, tar_members: Sequence[TarMember], reading: Reading) -> 
 
 
 def _whole_at_last_dot(
-    path: Path, tar_members: Sequence[TarMember], reading: Reading
+    path: TarInput, tar_members: Sequence[TarMember], reading: Reading
 ) -> tuple[Samples, list[str]] | None:
     """As `_samples` gives it of names that are split at their last dot; None if these are not what `reading` says either."""
     try:
@@ -228,7 +239,7 @@ def _whole_at_last_dot(
 
 
 def _split(
-    path: Path, tar_members: Sequence[TarMember], at: re.Pattern[str], reading: Reading
+    path: TarInput, tar_members: Sequence[TarMember], at: re.Pattern[str], reading: Reading
 ) -> tuple[Samples, list[str]]:
     """As `_samples` gives it; samples are in the order in which their first members come, and members in any. Raises UserError
     for a member that comes twice."""
@@ -266,7 +277,7 @@ def _pictures(extensions: Iterable[str]) -> list[str]:
     return [extension for extension in extensions if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
 
 
-def _check_members(path: Path, key: str, extents: Extents, reading: Reading) -> None:
+def _check_members(path: TarInput, key: str, extents: Extents, reading: Reading) -> None:
     """Raises UserError unless the sample has one member for each field, or those of a clip, and one for its label."""
     for name, spec in reading.fields.items():
         chosen = reading.chosen(name, extents)
@@ -286,7 +297,7 @@ def _check_members(path: Path, key: str, extents: Extents, reading: Reading) -> 
         _refuse(path, key, extents, reading)
 
 
-def _refuse(path: Path, key: str, extents: Extents, reading: Reading) -> None:
+def _refuse(path: TarInput, key: str, extents: Extents, reading: Reading) -> None:
     needs = [f"one {name} ({', '.join(spec.members)})" for name, spec in reading.fields.items()]
     if reading.label_member is not None:
         needs.append(f"one .{reading.label_member} (--labels says where else labels may come from)")
