@@ -78,7 +78,7 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
     except UserError as error:
         code = 2
         if isinstance(error, RankError) or is_first():
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            print("error:", "\n".join(map(one_line, error.printed)), file=sys.stderr)
         else:
             # The launcher kills all ranks when the first one exits, so this one waits until rank 0 has printed the message.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -131,7 +131,7 @@ def _refuse_broken(reasons: Sequence[str], count: int) -> None:
     if len(reasons) == count > 1:
         raise UserError(f"{reasons[0]} (and something is wrong with all {count} tars)")
     if reasons:
-        raise UserError("\n".join(reasons))
+        raise UserError(reasons[0], reasons[1:])
 
 
 def _list(folder: Path | RemoteSource, split: str | None) -> dict[str, list[TarInput]]:

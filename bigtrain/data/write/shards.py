@@ -136,7 +136,7 @@ def _refuse_broken(source: SampleSet, lines: Sequence[str]) -> None:
         head = (
             f"{source.path}: {len(lines)} samples are broken; mend or remove them and run again, or leave them out by "
         )
-        raise UserError("\n".join([f"{head}--skip-broken:", *_shown(lines)]))
+        raise UserError(f"{head}--skip-broken:", _shown(lines))
 
 
 def _say_skipped(out: Path, lines: Sequence[str]) -> None:
