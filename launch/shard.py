@@ -29,9 +29,10 @@ With --index-only, --field NAME=EXTENSION,EXTENSION says which members of the ta
 import argparse
 import math
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,9 @@ from bigtrain.untrusted import one_line
 SAMPLES_PER_SHARD = 2048
 MAX_LINES = 1000
 """The most errors that --verify lists."""
-VALIDATION = ("validation", "val", "test")
+VALIDATION = ("validation", "val", "valid", "dev", "test")
 """Names of splits that are held out, the one that is taken first."""
+_WORDS = re.compile(r"[a-z]+")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -433,7 +435,7 @@ def _what_to_train_with(indexes: Sequence[Path]) -> str:
         held_out = _domains(by_split, VALIDATION)
         words += [f"data.validation={_mapping(held_out)}"] if held_out.keys() == domains.keys() else []
         return shlex.join([*words, *_size_words(next(iter(domains.values())))])
-    train = by_split.pop("train", None) or by_split.pop(min(by_split))
+    train = by_split.pop(_named_as("train", by_split) or _named_as("training", by_split) or min(by_split))
     index = Index.read(train)
     if index.picture is not None and index.image_size is None:
         return (
@@ -441,8 +443,14 @@ def _what_to_train_with(indexes: Sequence[Path]) -> str:
             "resized when they are read; to resize them once, run again with --size and another OUT"
         )
     words = [f"data.train={train}"]
-    words += [f"data.validation={by_split[name]}" for name in VALIDATION if name in by_split][:1]
+    words += [f"data.validation={by_split[name]}" for one in VALIDATION if (name := _named_as(one, by_split))][:1]
     return shlex.join([*words, *_size_words(train)])
+
+
+def _named_as(split: str, names: Iterable[str]) -> str | None:
+    """The split of that name, or the first that has it as a word: Train, imagenet-train."""
+    found = [name for name in names if split in _WORDS.findall(name.lower())]
+    return min(found, key=lambda name: (len(name), name), default=None)
 
 
 def _domains(by_split: Mapping[str, Path], splits: Sequence[str]) -> dict[str, Path]:
