@@ -7,6 +7,7 @@ their luma (ITU-R 601). `decode` gives pixels as they are stored. Images for tra
 says; launch/shard.py has done that already, but other makers of shards may not.
 """
 
+import codecs
 import io
 import re
 import warnings
@@ -275,9 +276,9 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def label(data: bytes) -> int | str:
-    """The class number of a .cls member, decimal digits, or else the class's name, with white space around them allowed. Raises
-    Undecodable for what is neither: other numbers, JSON, more than a line, control characters."""
-    text = data.strip()
+    """The class number of a .cls member, decimal digits, or else the class's name, with white space around them allowed, and a
+    byte order mark. Raises Undecodable for what is neither: other numbers, JSON, more than a line, control characters."""
+    text = data.removeprefix(codecs.BOM_UTF8).strip()
     if text.isdigit() and len(text) <= _LABEL_DIGITS:
         return int(text)
     try:
@@ -297,6 +298,8 @@ def json_label(data: bytes, field: str) -> int | str:
     except ValueError as error:
         raise Undecodable(f"it is not JSON: {error}") from None
     value_of_field = value.get(field) if isinstance(value, dict) else None
+    if isinstance(value_of_field, float) and value_of_field.is_integer():  # as tables with gaps write numbers
+        value_of_field = int(value_of_field)
     if isinstance(value_of_field, bool) or not isinstance(value_of_field, int | str):
         raise Undecodable(f"its field {field!r} is {value_of_field!r}, not the number or the name of a class")
     if isinstance(value_of_field, int) and not 0 <= value_of_field < 10**_LABEL_DIGITS:

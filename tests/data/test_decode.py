@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bigtrain.data import decode as module
-from bigtrain.data.decode import Undecodable, decode, decode_into, header_size, label
+from bigtrain.data.decode import Undecodable, decode, decode_into, header_size, json_label, label
 from bigtrain.data.npy import npy_header
 
 
@@ -102,7 +102,10 @@ def test_lack_of_memory_is_not_taken_for_damage(smooth: Image.Image, monkeypatch
         decode(data)
 
 
-@pytest.mark.parametrize(("data", "number"), [(b"0", 0), (b"17", 17), (b"007\n", 7), (b" 999999999 ", 999_999_999)])
+@pytest.mark.parametrize(
+    ("data", "number"),
+    [(b"0", 0), (b"17", 17), (b"007\n", 7), (b" 999999999 ", 999_999_999), (b"\xef\xbb\xbf3\r\n", 3)],
+)
 def test_label_reads_decimals(data: bytes, number: int) -> None:
     assert label(data) == number
 
@@ -121,6 +124,13 @@ def test_label_refuses_everything_else(data: bytes) -> None:
 )
 def test_label_takes_names(data: bytes, name: str) -> None:
     assert label(data) == name
+
+
+def test_json_label_takes_whole_numbers_that_a_table_wrote_as_floats() -> None:
+    assert json_label(b'{"label": 3.0}', "label") == 3
+    for wrong in (b"0.5", b"-1.0", b"1e300", b"true", b"null"):
+        with pytest.raises(Undecodable, match="'label' is"):
+            json_label(b'{"label": %s}' % wrong, "label")
 
 
 def test_label_refuses_digits_of_other_scripts() -> None:
