@@ -6,6 +6,7 @@ The folders 00000, 00001 ... are chunks, and no classes. A label is a number, or
 that there are none.
 """
 
+import posixpath
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ class DatasetJson:
 def _pair(where: str, pair: Any) -> tuple[str, int]:
     if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
         raise UserError(f"{where}: its label {str(pair)[:60]} is not [name, label]; make it again")
-    name, label = pair[0].replace("\\", "/"), pair[1]  # as it is written on Windows
+    name, label = posixpath.normpath(pair[0].replace("\\", "/")), pair[1]  # as on Windows, or with ./ before it
     if isinstance(label, list) and sorted(label, key=str) == [*[0] * (len(label) - 1), 1]:
         label = label.index(1)
     if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label < _MOST_CLASSES or label % 1:

@@ -30,7 +30,7 @@ def made(path: Path, content: Any) -> Path:
 
 @pytest.mark.parametrize("name", ["set.zip", "set"])
 def test_labels_are_read_and_chunks_are_no_classes(tmp_path: Path, name: str) -> None:
-    labels = [[NAMES[2], 0], [NAMES[0], 2], [NAMES[1].replace("/", "\\"), 0.0]]
+    labels = [[f"./{NAMES[2]}", 0], [NAMES[0], 2], [NAMES[1].replace("/", "\\"), 0.0]]
     path = made(tmp_path / name, {"labels": labels})
     source = listed(path)
     assert source.classes == ("0", "1", "2")
