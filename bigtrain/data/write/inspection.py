@@ -29,6 +29,7 @@ _AT_LAST_DOT = re.compile(r"((?:.*/|)[^/]+)\.([^./]*)", re.DOTALL)
 _LISTED = 3
 """Members that a message lists."""
 _PICTURE_ENDINGS = frozenset(ending[1:] for ending in (*PICTURE_EXTENSIONS, *UNREAD_EXTENSIONS))
+_NOT_IN_TARS = _PICTURE_ENDINGS.difference(IMAGE_EXTENSIONS)
 Extents = Mapping[str, tuple[int, int]]
 """(offset, size) of a sample's members by extension."""
 Samples = Mapping[str, Extents]
@@ -303,7 +304,9 @@ def _refuse(path: TarInput, key: str, extents: Extents, reading: Reading) -> Non
         needs.append(f"one .{reading.label_member} (--labels says where else labels may come from)")
     has = ", ".join(f"{key}.{extension}" for extension in list(extents)[:_LISTED])
     has += f" and {len(extents) - _LISTED} more" if len(extents) > _LISTED else ""
-    raise UserError(f"{path}: sample {key} has the members {has}, but needs {' and '.join(needs)}")
+    unread = next((one for one in extents if one.rpartition(".")[2] in _NOT_IN_TARS), None)
+    hint = "" if unread is None else f"; pictures that end in .{unread} are not read from tars, convert them to png"
+    raise UserError(f"{path}: sample {key} has the members {has}, but needs {' and '.join(needs)}{hint}")
 
 
 def _columns(samples: Mapping[str, Mapping[str, tuple[int, int]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -11,10 +11,11 @@ from PIL import Image
 from bigtrain.data.decode import Undecodable, decode
 from bigtrain.data.index import Index
 from bigtrain.data.read.reader import Reader
-from bigtrain.data.sources.layouts.by_class import list_by_class
+from bigtrain.data.sources.layouts.by_class import list_by_class, list_unlabelled
 from bigtrain.data.write.convert import convert
 from bigtrain.errors import UserError
 from launch.shard import main
+from tests.data.conftest import write_tar
 from tests.data.sets import zip_of
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -154,6 +155,19 @@ def test_a_class_without_pictures_is_refused(tmp_path: Path, files: list[str], w
     where = zip_of(tmp_path / "in.zip", list(contents.items())) if archive else folder_of(tmp_path / "in", contents)
     with pytest.raises(UserError, match=words):
         list_by_class(where)
+
+
+def test_archives_in_a_folder_without_pictures_are_pointed_out(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, {"cat.tar": b"", "dog.ZIP": b"", "notes.txt": b""})
+    for listing in (list_by_class, list_unlabelled):
+        with pytest.raises(UserError, match=r"no pictures here .*; there are archives \(cat.tar, dog.ZIP\): give one"):
+            listing(folder)
+
+
+def test_pictures_that_are_not_read_from_tars_are_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", [{"__key__": "0", "avif": b"x", "cls": b"0"}])
+    with pytest.raises(UserError, match=r"pictures that end in .avif are not read from tars, convert them to png"):
+        main([str(tmp_path), "--index-only"])
 
 
 def test_an_empty_folder_of_a_class_is_refused_and_other_folders_are_none(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ CLASS_FOLDERS = "SOURCE/CLASS/*.jpg or SOURCE/SPLIT/CLASS/*.jpg"
 _TOO_DEEP = 3
 SPLITS = frozenset({"train", "validation", "val", "test"})
 """Names of folders that are taken as splits where pictures have no classes."""
+_ARCHIVE = re.compile(r".*\.(zip|tar|tar\.\w+|tgz|7z|rar)", re.IGNORECASE)
+_LISTED = 3
 _DOMAIN = re.compile(rf"({'|'.join(sorted(SPLITS))})[A-Z]")
 
 
@@ -165,9 +167,20 @@ def _refuse_empty(
             raise UserError(f"{path / folder}: {missing}, so this class would have none; fill it, or take it away")
 
 
+def _archives_in(folder: Path) -> str:
+    """What to do if what was looked for may be in archives in the folder."""
+    names = sorted(path.name for path in folder.iterdir() if _ARCHIVE.fullmatch(path.name)) if folder.is_dir() else []
+    if not names:
+        return ""
+    shown = ", ".join(names[:_LISTED]) + ", ..." * (len(names) > _LISTED)
+    return (
+        f"; there are archives ({shown}): give one of them, or unpack them; tars of samples are indexed by --index-only"
+    )
+
+
 def _check_depths(path: Path, first_at: Mapping[int, str], choice: Choice) -> None:
     if not first_at:
-        raise UserError(f"{path}: {choice.missing}, laid out as {CLASS_FOLDERS}")
+        raise UserError(f"{path}: {choice.missing}, laid out as {CLASS_FOLDERS}{_archives_in(path)}")
     for depth, name in first_at.items():
         if depth not in (1, 2):
             where = "outside a class folder" if depth == 0 else "deeper than SPLIT/CLASS"
@@ -214,7 +227,7 @@ def _by_top_folder(folder: Path, tick: Tick, choice: Choice, splits: Sequence[st
     skip = 0 if isinstance(source, Folder) else _top_around_splits(listing.names, splits)
     count = len(listing.names)
     if not count:
-        raise UserError(f"{folder}: {choice.missing}")
+        raise UserError(f"{folder}: {choice.missing}{_archives_in(folder)}")
     known = {split: number for number, split in enumerate(splits)}
     tops = np.fromiter((known.get(name[skip:].partition("/")[0], -1) for name in listing.names), np.int32, count)
     samples = Samples(listing.members(), np.zeros(count, dtype=np.int32))
