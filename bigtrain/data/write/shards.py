@@ -45,6 +45,7 @@ from bigtrain.data.write.remarks import Remarks
 from bigtrain.data.write.tar_writer import ShardWriter
 from bigtrain.errors import UserError
 from bigtrain.sizes import image_size_of
+from bigtrain.untrusted import one_line
 
 _KEY_BYTES = 16
 MOST_LINES = 1000
@@ -142,7 +143,7 @@ def _refuse_broken(source: SampleSet, lines: Sequence[str]) -> None:
 def _say_skipped(out: Path, lines: Sequence[str]) -> None:
     if lines:
         for line in _shown(lines):
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(one_line(line), file=sys.stderr)
         tail = "are left out; once they are mended, make these shards anew in another folder"
         tqdm.write(f"{out}: {len(lines)} broken samples {tail}", file=sys.stderr)
 

@@ -401,6 +401,17 @@ def test_a_broken_picture_is_named_and_nothing_half_written_stays(
     assert contents(out) == whole
 
 
+def test_the_command_prints_each_broken_picture_on_a_line_of_its_own(pictures: Path, tmp_path: Path) -> None:
+    broken = [pictures / "train/cat" / name for name in ("a.jpg", "with\nbreak.jpg")]
+    for path in broken:
+        path.write_bytes(b"\xff\xd8 no picture")
+    command = [sys.executable, "launch/shard.py", str(pictures), str(tmp_path / "out"), "--workers", "1"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    lines = [line for line in done.stderr.splitlines() if "the picture is broken" in line]
+    assert done.returncode == 2
+    assert sorted(line.partition(": ")[0] for line in lines) == [str(broken[0]), str(broken[1]).replace("\n", "\\n")]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_broken_pictures_are_listed_and_may_be_skipped(
     pictures: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
@@ -410,7 +421,7 @@ def test_all_broken_pictures_are_listed_and_may_be_skipped(
         path.write_bytes(b"\xff\xd8 no picture")
     with pytest.raises(UserError, match=r"3 samples are broken; mend or remove them .* --skip-broken") as error:
         write(pictures, tmp_path / "out", workers=workers)
-    lines = str(error.value).splitlines()[1:]
+    lines = error.value.printed[1:]
     assert sorted(line.partition(": the picture is broken")[0] for line in lines) == sorted(map(str, broken))
     skipping = replace(OPTIONS, skip_broken=True)
     paths = write(pictures, tmp_path / "out", skipping, workers)
