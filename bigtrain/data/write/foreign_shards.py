@@ -37,7 +37,8 @@ MOST_CLASSES = 1_000_000
 LABELS_FROM = re.compile(r"cls|none|json:.+")
 """Where labels may come from: `.cls` members, nowhere, a field of `.json` members."""
 PLAIN = {"image": FieldSpec("image", members=IMAGE_EXTENSIONS)}
-_COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)")
+_UNFINISHED = re.compile(r".*\.tar\.(part|partial|tmp|temp|download|crdownload|incomplete|aria2)", re.IGNORECASE)
+_COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)", re.IGNORECASE)
 
 
 def index_shards(
@@ -145,7 +146,7 @@ def _list(folder: Path | RemoteSource, split: str | None) -> dict[str, list[TarI
         unnamed = folder.resolve().name if folder.resolve().name in SPLITS else UNNAMED
     found = by_split(folder, tars, split, unnamed)
     if not found:
-        raise UserError(f"{folder}: no tars here; --index-only wants tars {EXAMPLES}")
+        raise UserError(f"{folder}: no tars here; --index-only wants tars {EXAMPLES}{_deeper(folder)}")
     for absent in map(gaps, found.values()):
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
@@ -163,9 +164,19 @@ def _paths(folder: Path) -> list[Path]:
             continue
         if _COMPRESSED.fullmatch(path.name):
             raise UserError(f"{path}: {NOT_COMPRESSED}")
-        if path.suffix == ".tar":
+        if _UNFINISHED.fullmatch(path.name):
+            raise UserError(f"{path}: an unfinished download; end it, or take it away")
+        if path.suffix.lower() == ".tar":
             paths.append(path)
     return paths
+
+
+def _deeper(folder: Path | RemoteSource) -> str:
+    """What to do if the tars are in folders of the folder."""
+    if isinstance(folder, RemoteSource):
+        return ""
+    names = sorted({path.parent.name for path in folder.glob("*/*.tar")})
+    return f"; there are some in {', '.join(names[:3])}{', ...' * (len(names) > 3)}: index each" if names else ""
 
 
 def _specs(index: Index) -> dict[str, FieldSpec]:

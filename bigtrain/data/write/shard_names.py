@@ -16,10 +16,10 @@ UNNAMED = "train"
 EXAMPLES = "SPLIT-000000.tar ..., SPLIT-00000-of-00002.tar ... or 00000.tar ..."
 SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NAMES = (
-    re.compile(r"(?P<split>.+)[-_.](?P<number>\d+)-of-(?P<count>\d+)([-_.][0-9a-f]+)?\.tar"),
-    re.compile(r"(?P<split>.+)[-_.](?P<number>\d+)\.tar"),
-    re.compile(r"(?P<number>\d+)\.tar"),
-    re.compile(r"(?P<split>train|validation|valid|val|test)\.tar"),
+    re.compile(r"(?P<split>.+)[-_.](?P<number>\d+)-of-(?P<count>\d+)([-_.][0-9a-f]+)?\.tar", re.IGNORECASE),
+    re.compile(r"(?P<split>.+)[-_.](?P<number>\d+)\.tar", re.IGNORECASE),
+    re.compile(r"(?P<number>\d+)\.tar", re.IGNORECASE),
+    re.compile(r"(?P<split>train|validation|valid|val|test)\.tar", re.IGNORECASE),
 )
 _LISTED = 3
 """Names that a message lists."""
@@ -98,7 +98,7 @@ def _check_counts(where: object, shards: Mapping[str, ShardName]) -> None:
 
 def _renumbered(name: str, number: int) -> str:
     """The name of another shard of the set."""
-    return re.sub(r"(\d+)(?=-of-\d+([-_.][0-9a-f]+)?\.tar$)", lambda match: f"{number:0{len(match[1])}d}", name)
+    return re.sub(r"(?i)(\d+)(?=-of-\d+([-_.][0-9a-f]+)?\.tar$)", lambda match: f"{number:0{len(match[1])}d}", name)
 
 
 def gaps(names: Sequence[str]) -> list[str]:
@@ -107,7 +107,7 @@ def gaps(names: Sequence[str]) -> list[str]:
     numbers = {shard.number for shard in numbered.values() if shard.number is not None}
     if not numbers or max(numbers) - min(numbers) > 10**6:
         return []
-    pattern, name = re.compile(r"\d+(?=\.tar$)"), next(iter(numbered))
+    pattern, name = re.compile(r"\d+(?=\.tar$)", re.IGNORECASE), next(iter(numbered))
     return [
         pattern.sub(lambda match, number=number: f"{number:0{len(match[0])}d}", name)  # type: ignore[misc]
         for number in sorted(set(range(min(numbers), max(numbers))) - numbers)

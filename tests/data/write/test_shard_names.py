@@ -24,6 +24,7 @@ from tests.data.conftest import numbered_png, write_tar
         (["test.tar"], "test"),
         (["imagenet1k-validation-00.tar", "imagenet1k-validation-01.tar"], "imagenet1k-validation"),
         (["part.0.tar", "part.1.tar"], "part"),
+        (["train-00000-of-00001.TAR"], "train"),
     ],
 )
 def test_names_say_the_split(names: Sequence[str], split: str) -> None:
@@ -65,6 +66,47 @@ def test_numbers_alone_are_of_the_split_of_their_folder(tmp_path: Path) -> None:
     assert [path.name for path in folder.glob("*.json")] == ["test.json"]
 
 
+def test_upper_case_endings_are_endings(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "in", ["train-000000.TAR"])
+    main([str(folder), "--index-only", "--workers", "1"])
+    assert [shard.name for shard in Index.read(folder / "train.json").shards] == ["train-000000.TAR"]
+
+
+@pytest.mark.parametrize("ending", ["part", "crdownload", "aria2"])
+def test_an_unfinished_download_is_not_left_out_in_silence(ending: str, tmp_path: Path) -> None:
+    folder = shards(tmp_path / "in", ["train-000000.tar"])
+    (folder / f"train-000001.tar.{ending}").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"train-000001.tar.{ending}: an unfinished download"):
+        main([str(folder), "--index-only", "--workers", "1"])
+
+
+def test_tars_in_folders_of_the_folder_are_pointed_out(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        shards(tmp_path / "in" / split, ["0.tar"])
+    with pytest.raises(UserError, match=r"no tars here; .*; there are some in train, val: index each"):
+        main([str(tmp_path / "in"), "--index-only"])
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "validation"),
+    [
+        (["data-train-0.tar", "data-test-0.tar"], "data-train", "data-test"),
+        (["Test-0.tar", "Train-0.tar"], "Train", "Test"),
+        (["dev-0.tar", "test-0.tar", "train-0.tar", "train-extra-0.tar"], "train", "dev"),
+        (["trainable-0.tar", "part-0.tar"], "part", None),
+    ],
+)
+def test_the_index_that_is_proposed_for_training_is_named_so(
+    names: Sequence[str], train: str, validation: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(shards(tmp_path / "in", names)), "--index-only", "--workers", "1"])
+    said = capsys.readouterr().err
+    assert f"data.train={tmp_path}/in/{train}.json" in said
+    assert (
+        (f"data.validation={tmp_path}/in/{validation}.json" in said) == ("data.validation" in said) == bool(validation)
+    )
+
+
 def test_gaps_are_found_where_names_are_numbered() -> None:
     assert gaps(["train-000008.tar", "train-000011.tar"]) == ["train-000009.tar", "train-000010.tar"]
     assert gaps(["00000.tar", "00001.tar"]) == gaps(["test.tar"]) == []
@@ -72,7 +114,7 @@ def test_gaps_are_found_where_names_are_numbered() -> None:
 
 def shards(folder: Path, names: Sequence[str]) -> Path:
     """A sample each, with the label 0."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for number, name in enumerate(names):
         write_tar(folder / name, [{"__key__": f"{number:05d}", "png": numbered_png(number), "cls": "0"}])
     return folder
