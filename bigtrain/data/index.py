@@ -324,14 +324,20 @@ class Index:
 
     @classmethod
     def read(cls, where: Path | str, origin: Origin = HERE) -> "Index":
-        """Reads the index at a path, or at a URL: then `origin` says how to fetch it, and its shards are not fetched yet.
+        """Reads the index at a path, or at a URL: then `origin` says how to fetch it, and its shards are not fetched yet. The
+        shards of a link to an index are beside the link, or else beside what it points to.
 
         An index at a URL is fetched once for all processes that share a cache folder and had started by then. Raises UserError
         if it is absent, is not an index, or is of another version.
         """
         if is_remote(str(where)):
             return cls._fetch(replace(origin, url=str(where)))
-        return cls._open(Path(where), replace(origin, url=None))
+        index = cls._open(Path(where), replace(origin, url=None))
+        behind = replace(index, path=index.path.resolve()) if index.path.is_symlink() else index
+        return behind if behind._has_first_shard() and not index._has_first_shard() else index
+
+    def _has_first_shard(self) -> bool:
+        return self.is_remote(0) or Path(self.location(0)).exists()
 
     @classmethod
     def _fetch(cls, origin: Origin) -> "Index":

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bigtrain.data.index import FORMAT_VERSION, Index, plain_fields
+from bigtrain.data.splits import open_index
 from bigtrain.errors import UserError
 
 Make = Callable[..., Index]
@@ -115,3 +116,23 @@ def test_another_index_of_the_same_tars_is_another_set(numbered_shards: Make) ->
     relabelled = replace(first, labels=first.labels + 1)
     assert replace(index, shards=(relabelled, *others)).fingerprint != index.fingerprint
     assert replace(index, shards=(replace(first), *others)).fingerprint == index.fingerprint
+
+
+def test_the_shards_of_a_link_are_beside_it_or_beside_the_index(numbered_shards: Make, tmp_path: Path) -> None:
+    index = numbered_shards([2, 3], tmp_path / "set")
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links/train.json"
+    link.symlink_to("../set/train.json")
+    open_index(str(link), "train", "data.train")
+    assert Index.read(link).folder == tmp_path / "set"
+    for shard in index.shards:  # as the cache of the Hub has it: links, each to a file in a folder of its own
+        (tmp_path / "links" / shard.name).symlink_to(tmp_path / "set" / shard.name)
+    assert Index.read(link).folder == tmp_path / "links"
+
+
+def test_a_tilde_that_the_shell_left_is_the_home(
+    numbered_shards: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbered_shards([2], tmp_path / "set")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_index("~/set/train.json", "train", "data.train").samples == 2
