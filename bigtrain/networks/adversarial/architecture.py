@@ -2,9 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from bigtrain.options import Options
 
@@ -40,8 +40,44 @@ class GeneratorArchitecture(Architecture):
         """The size of z."""
 
 
+class Outputs(NamedTuple):
+    """What a discriminator says of n images. Its forward returns the logits alone, or this where it is asked for more."""
+
+    logits: Tensor
+    """[n], or a map [n, ...]: the larger, the more real. At least float32."""
+    features: Tensor | None = None
+    """[n, ...]: the layer that the logits are computed from; in an autoencoder, the code. Of any precision."""
+    class_logits: Tensor | None = None
+    """[n, classes], of an auxiliary classifier. At least float32."""
+    reconstruction: Tensor | None = None
+    """What an autoencoder makes of the images, in their shape; its logits are minus the mean squared error of each. At least
+    float32."""
+
+    @classmethod
+    def of(cls, returned: Any) -> "Outputs":
+        """Of what a discriminator's forward returned."""
+        return returned if isinstance(returned, cls) else cls(returned)
+
+    def split(self, first: int) -> tuple["Outputs", "Outputs"]:
+        """Those of the first images, and those of the others."""
+        given = {name: part for name, part in self._asdict().items() if part is not None}
+        head, tail = ({name: part[own] for name, part in given.items()} for own in (slice(first), slice(first, None)))
+        return Outputs(**head), Outputs(**tail)
+
+
 class DiscriminatorArchitecture(Architecture):
-    """Images [n, channels, height, width] in [-1, 1], and labels if it is conditional -> logits [n, ...], at least float32."""
+    """Images [n, channels, height, width] in [-1, 1], and labels if it is conditional -> logits [n, ...], at least float32.
+
+    Built with `outputs`, the network returns Outputs with these parts in any case.
+    """
+
+    outputs: ClassVar[frozenset[str]] = frozenset()
+    """The parts of Outputs, beside the logits, that the network can be built to give."""
+
+    @abstractmethod
+    def build(self, size: Size, channels: int, classes: int, outputs: frozenset[str] = frozenset()) -> nn.Module:
+        """`outputs`: the parts that are asked of the network, among those that it can give. What nobody asks for costs
+        nothing: a classifier that is not asked for has no weights."""
 
     @property
     def batch_statistics(self) -> bool:

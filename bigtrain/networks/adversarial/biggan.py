@@ -114,7 +114,7 @@ class DiscriminatorOptions(DiscriminatorArchitecture):
     def check_size(self, size: Size) -> None:
         _check_resolution(resolution_of(size))
 
-    def build(self, size: Size, channels: int, classes: int) -> nn.Module:
+    def build(self, size: Size, channels: int, classes: int, outputs: frozenset[str] = frozenset()) -> nn.Module:
         return Discriminator(self, resolution_of(size), classes, channels)
 
 

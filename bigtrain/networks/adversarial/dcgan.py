@@ -10,15 +10,16 @@ Twice the size is one more layer in each, and twice the width at 4x4.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.errors import UserError
-from bigtrain.networks.adversarial.architecture import DiscriminatorArchitecture, GeneratorArchitecture, Size
+from bigtrain.networks.adversarial.architecture import DiscriminatorArchitecture, GeneratorArchitecture, Outputs, Size
 from bigtrain.networks.layers.normalisation import SpectralNorm, SyncedBatchNorm, statistics_dtype
 from bigtrain.options import Width
 from bigtrain.sizes import size_text
@@ -46,6 +47,8 @@ class GeneratorOptions(GeneratorArchitecture):
 class DiscriminatorOptions(DiscriminatorArchitecture):
     """The discriminator's architecture."""
 
+    outputs: ClassVar[frozenset[str]] = frozenset({"features", "class_logits"})
+
     kind: Literal["dcgan"] = "dcgan"
     channels: Width = 64
     """Features of the first layer; each layer after it has twice as many."""
@@ -64,8 +67,8 @@ class DiscriminatorOptions(DiscriminatorArchitecture):
     def check_size(self, size: Size) -> None:
         doublings(size)
 
-    def build(self, size: Size, channels: int, classes: int) -> nn.Module:
-        return Discriminator(self, size, channels)
+    def build(self, size: Size, channels: int, classes: int, outputs: frozenset[str] = frozenset()) -> nn.Module:
+        return Discriminator(self, size, channels, classes, outputs)
 
 
 def doublings(size: Size) -> int:
@@ -124,25 +127,35 @@ class DownLayer(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """An image -> a logit, by halvings to 4x4 and then to 1x1."""
+    """An image -> a logit, by halvings to 4x4 and then to 1x1. The auxiliary classifier is one more last layer."""
 
     recomputed_blocks = (DownLayer,)
 
-    def __init__(self, options: DiscriminatorOptions, size: Size, channels: int) -> None:
+    def __init__(
+        self, options: DiscriminatorOptions, size: Size, channels: int, classes: int, outputs: frozenset[str]
+    ) -> None:
         super().__init__()
+        self.outputs = outputs
         widths = [options.channels << power for power in range(doublings(size))]
         self.layers = nn.Sequential()
-        for index, (inputs, outputs) in enumerate(pairwise([channels, *widths])):
+        for index, (inputs, features) in enumerate(pairwise([channels, *widths])):
             normed = options.batch_statistics and index > 0
-            norm = SyncedBatchNorm(outputs) if normed else nn.Identity()
-            self.layers.append(DownLayer(_convolution(options, inputs, outputs, stride=2, padding=1), norm))
-        self.conv = _convolution(options, widths[-1], 1, stride=1, padding=0)
+            norm = SyncedBatchNorm(features) if normed else nn.Identity()
+            self.layers.append(DownLayer(_convolution(options, inputs, features, stride=2, padding=1), norm))
+        last = partial(_convolution, options, widths[-1], stride=1, padding=0)
+        self.conv = last(1)
+        self.classifier = last(classes) if "class_logits" in outputs else None
         _initialise(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images [n, channels, height, width] in [-1, 1] -> logits [n], at least float32."""
-        logits = self.conv(self.layers(images)).flatten()
-        return logits.to(statistics_dtype(logits.dtype))
+    def forward(self, images: Tensor) -> Tensor | Outputs:
+        """images [n, channels, height, width] in [-1, 1] -> logits [n], at least float32; or Outputs."""
+        features = self.layers(images)
+        logits = self.conv(features).flatten()
+        logits = logits.to(statistics_dtype(logits.dtype))
+        if not self.outputs:
+            return logits
+        of_classes = self.classifier(features).flatten(1).to(logits.dtype) if self.classifier is not None else None
+        return Outputs(logits, features if "features" in self.outputs else None, of_classes)
 
 
 def _convolution(options: DiscriminatorOptions, inputs: int, outputs: int, *, stride: int, padding: int) -> nn.Module:

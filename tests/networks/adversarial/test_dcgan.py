@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bigtrain.errors import UserError
+from bigtrain.networks.adversarial.architecture import Outputs
 from bigtrain.networks.adversarial.dcgan import DiscriminatorOptions, GeneratorOptions
 from bigtrain.networks.layers.normalisation import SpectralNorm, SyncedBatchNorm
 
@@ -79,3 +80,27 @@ def test_outputs_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         images = generator(torch.randn(4, 100))
         assert images.dtype == discriminator(images).dtype == torch.float32
+
+
+def test_the_discriminator_gives_what_it_is_asked_for_beside_the_same_logits() -> None:
+    options, images = DiscriminatorOptions(channels=2, norm="spectral"), torch.randn(3, 1, 16, 16)
+    networks, logits = {}, {}
+    for outputs in ((), ("features",), ("class_logits",), ("features", "class_logits")):
+        torch.manual_seed(0)
+        networks[outputs] = network = options.build((16, 16), 1, 5, frozenset(outputs))
+        found = Outputs.of(network(images))
+        logits[outputs] = found.logits
+        assert (found.features is not None) == ("features" in outputs)
+        assert (found.class_logits is not None) == ("class_logits" in outputs)
+    assert found.class_logits.shape == (3, 5)
+    assert torch.equal(networks["features", "class_logits"].conv(found.features).flatten(), found.logits)
+    assert torch.equal(logits["features",], logits[()])
+    assert count(networks["features",]) == count(networks[()])
+    assert count(networks["class_logits",]) - count(networks[()]) == 5 * (4 * 4 * 4 + 1)
+
+
+def test_class_logits_are_exact_under_autocast() -> None:
+    network = DiscriminatorOptions(channels=2).build((16, 16), 1, 5, frozenset({"class_logits"}))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = network(torch.randn(2, 1, 16, 16))
+    assert (outputs.logits.dtype, outputs.class_logits.dtype) == (torch.float32, torch.float32)
