@@ -6,8 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigtrain.networks.adversarial.architecture import Outputs
 from bigtrain.networks.adversarial.biggan import Discriminator, DiscriminatorOptions, SelfAttention
-from bigtrain.networks.layers.normalisation import ConditionalBatchNorm, SpectralNorm, SyncedBatchNorm
+from bigtrain.networks.layers.normalisation import (
+    ConditionalBatchNorm,
+    SpectralNorm,
+    SyncedBatchNorm,
+    statistics_dtype,
+    without_autocast,
+)
 from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.networks.layers.statistics import set_recording
 
@@ -56,6 +63,23 @@ class Patches(nn.Sequential):
         return super().forward(images)
 
 
+class Telling(nn.Module):
+    """All that a discriminator can be asked for; its logits are no energies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(CHANNELS, 6, 4, stride=4)
+        self.norm = SyncedBatchNorm(6)
+        self.logits = nn.Linear(6, 1)
+        self.classes = nn.Linear(6, CLASSES)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Outputs:
+        features = torch.tanh(self.norm(self.stem(images)))
+        pooled = features.mean((2, 3), dtype=statistics_dtype(features.dtype))
+        with without_autocast(pooled):
+            return Outputs(self.logits(pooled).squeeze(1), features, self.classes(pooled), features)
+
+
 class Block(nn.Sequential):
     """What activation checkpointing computes again."""
 
@@ -85,6 +109,7 @@ CRITICS: Mapping[str, Callable[[], nn.Module]] = {
     "patches": lambda: Patches(nn.Conv2d(CHANNELS, 4, 4, 2, 1), SyncedBatchNorm(4), nn.Tanh(), nn.Conv2d(4, 1, 3)),
     "recomputed blocks": recomputed,
     "biggan": biggan,
+    "outputs": Telling,
 }
 
 

@@ -8,7 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.networks.layers.statistics import commit
-from bigtrain.objectives.penalties import R1, R2, GradientPenalty, Inputs, Penalties, image_gradients
+from bigtrain.objectives.inputs import Inputs
+from bigtrain.objectives.penalties import (
+    DRAGAN,
+    R1,
+    R2,
+    Drift,
+    GANPenalties,
+    GradientPenalty,
+    NormPenalty,
+    Penalties,
+    Penalty,
+    image_gradients,
+)
 from bigtrain.randomness import Draws
 from tests.objectives.critics import CHANNELS, CLASSES, CRITICS, SIZE, build
 
@@ -52,6 +64,42 @@ def test_zero_centred_penalties_are_half_the_mean_of_squared_norms() -> None:
 def test_the_gradient_penalty_is_two_sided(norm: float, target: float) -> None:
     value = GradientPenalty(target=target).value(Plane(norm), inputs(0), inputs(1), DRAW)
     assert value.item() == pytest.approx((norm - target) ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("penalty", [GradientPenalty, DRAGAN])
+@pytest.mark.parametrize(("norm", "expected"), [(3.0, 2.0), (0.5, 0.0)])
+def test_a_one_sided_penalty_leaves_norms_below_its_target_alone(
+    penalty: type[NormPenalty], norm: float, expected: float
+) -> None:
+    value = penalty(one_sided=True).value(Plane(norm), inputs(0), inputs(1), DRAW)
+    assert value.item() == pytest.approx(expected**2, rel=1e-5)
+
+
+def test_dragan_looks_around_real_images() -> None:
+    real, fake, seen = inputs(0), inputs(1), []
+
+    class Seeing(Bowl):
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            seen.append((images.detach(), labels))
+            return super().forward(images, labels)
+
+    DRAGAN(noise=0.3).value(Seeing(), real, fake, DRAW)
+    ((images, labels),) = seen
+    most = 0.3 * real[0].std(correction=0)
+    shares = ((images - real[0]) / most).flatten(1)
+    epsilon = DRAW("dragan/epsilon").float()
+    assert shares.min() >= 0
+    torch.testing.assert_close(shares.amax(1), epsilon, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(shares.mean(1), epsilon / 2, rtol=0.1, atol=0.01)
+    assert torch.equal(labels, real[1])
+
+
+def test_drift_is_the_mean_square_of_real_logits() -> None:
+    logits = torch.tensor([1.0, -2.0, 3.0])
+    terms = GANPenalties(drift=Drift(weight=0.5)).terms_on_logits(
+        0, Bowl(), inputs(0), inputs(1), (logits, -logits), DRAW
+    )
+    torch.testing.assert_close(terms, {"drift": torch.tensor(0.5 * 14 / 3)})
 
 
 def test_each_sample_is_mixed_by_a_number_of_its_own_and_keeps_the_class_of_the_real_image() -> None:
@@ -98,10 +146,16 @@ def test_penalties_without_weight_are_not_computed() -> None:
     assert list(penalties.on_gradients) == ["gradient_penalty"]
 
 
-@pytest.mark.parametrize("key", ["r1", "r2", "gradient_penalty", "orthogonal"])
+@pytest.mark.parametrize("key", ["r1", "r2", "gradient_penalty", "dragan", "orthogonal", "drift", "lecam"])
 def test_a_negative_weight_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=r"weight\n.*greater than or equal to 0"):
-        Penalties.model_validate({key: {"weight": -1}})
+        GANPenalties.model_validate({key: {"weight": -1}})
+
+
+def test_penalties_on_logits_without_weight_are_not_computed() -> None:
+    penalties = GANPenalties.model_validate({key: {"weight": 0} for key in ("drift", "lecam")})
+    assert penalties.terms_on_logits(0, Bowl(), inputs(0), inputs(1), (torch.ones(2), torch.ones(2)), DRAW) == {}
+    assert penalties.moving_averages == {}
 
 
 @pytest.mark.parametrize("critic", CRITICS)
@@ -117,12 +171,13 @@ def test_a_penalty_records_no_statistics(critic: str) -> None:
         assert torch.equal(network.state_dict()[name], tensor), name
 
 
-def test_autocast_lowers_the_precision_of_the_network_alone() -> None:
+@pytest.mark.parametrize("penalty", [R1(), DRAGAN(), GradientPenalty(one_sided=True)], ids=lambda p: type(p).__name__)
+def test_autocast_lowers_the_precision_of_the_network_alone(penalty: Penalty) -> None:
     gradients = []
     for bf16 in (False, True):
         critic = build("biggan")
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            value = R1().value(critic, inputs(0), inputs(1), DRAW)
+            value = penalty.value(critic, inputs(0), inputs(1), DRAW)
         assert value.dtype == torch.float32
         value.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in critic.parameters() if p.grad is not None]))

@@ -23,7 +23,8 @@ from bigtrain.networks.translation.patch_discriminator import PatchDiscriminator
 from bigtrain.networks.translation.pix2pix_layers import SampleBatchNorm
 from bigtrain.networks.translation.unet import UNet, UNetOptions, check_halvings, noise_shapes
 from bigtrain.objectives.games import Game, Hinge, LeastSquares, NonSaturating, Wasserstein
-from bigtrain.objectives.penalties import Inputs, Penalties
+from bigtrain.objectives.inputs import Inputs
+from bigtrain.objectives.penalties import Penalties
 from bigtrain.options import Options, Weight, one_of
 from bigtrain.sizes import size_of, size_text
 
@@ -70,9 +71,9 @@ class TranslationOptions(Options):
             raise ValueError("l1_weight: 0 and objective: null leave nothing to learn from; give one of them")
         if game is not None and self.discriminator_optimizer is None:
             raise ValueError("discriminator_optimizer: give it, for example {lr: 2.0e-4}, or set objective: null")
-        if "gradient_penalty" in penalties and self.discriminator.norm == "batch":
+        if (of_each := self.penalties.of_each_sample) and self.discriminator.norm == "batch":
             raise ValueError(
-                "penalties: gradient_penalty bounds the gradient of each sample, which a discriminator with batch norm "
+                f"penalties: {of_each} bounds the gradient of each sample, which a discriminator with batch norm "
                 "does not have; set discriminator.norm: instance or none, or take r1"
             )
         if isinstance(game, Wasserstein) and not game.weight_clip and not penalties:
@@ -185,9 +186,9 @@ def _pair(batch: Microbatch, images: Tensor) -> Inputs:
     return (torch.cat([batch["input"], images.to(batch["input"].dtype)], 1),)
 
 
-def _draw_uniform(batch: Microbatch, name: str) -> Tensor:
-    """A number in [0, 1) for each sample, float64 [n], for the discriminator's penalties."""
-    return batch.draws.uniform(f"discriminator/{name}", batch.indices)
+def _draw_uniform(batch: Microbatch, name: str, *, shape: tuple[int, ...] = ()) -> Tensor:
+    """Numbers in [0, 1) for each sample, float64 [n, *shape], for the discriminator's penalties."""
+    return batch.draws.uniform(f"discriminator/{name}", batch.indices, shape)
 
 
 def input_channels(spec: DataSpec) -> int:
