@@ -25,6 +25,12 @@ CONDITION = "CONDITION"
 """Stands for the run of a small prior over the coarser level of those codes."""
 
 _ADAM = {"lr": 0.005, "betas": [0.0, 0.99], "eps": 1.0e-6}
+_ON_LOGITS = {
+    "lecam": {"start_step": 2, "decay": 0.7},
+    "consistency": {"real": 1.0, "fake": 1.0},
+    "latent_consistency": {},
+    "drift": {},
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,51 @@ CASES: Mapping[str, Case] = {
             "discriminator_optimizer": _ADAM,
         },
         {"discriminator": 12, "generator": 6},
+        frozenset({Samples, Latents}),
+        unsharded={"penalties": {}},
+    ),
+    "relativistic_gan": Case(
+        {
+            "kind": "gan",
+            "objective": {"kind": "relativistic_average"},
+            "auxiliary_classifier": {"fake": 0.5, "generator": 0.1},
+            "penalties": {"dragan": {"weight": 0.1}, **_ON_LOGITS},
+            "generator": {"channels": 4, "latent_per_block": 4, "class_embedding": 4, "attention_resolution": 8},
+            "discriminator": {"kind": "dcgan", "channels": 4, "norm": "spectral"},
+            "generator_optimizer": _ADAM,
+            "discriminator_optimizer": _ADAM,
+        },
+        {"discriminator": 12, "generator": 6},
+        frozenset({Samples, Latents}),
+        kills=3,
+        unsharded={"penalties": _ON_LOGITS},
+    ),
+    "energy_gan": Case(
+        {
+            "kind": "gan",
+            "objective": {"kind": "energy_based", "margin": 0.5},
+            "discriminator_steps": 1,
+            "penalties": {"top_k": {"lowest_share": 0.5, "decay": 0.75, "decay_steps": 2}},
+            "generator": {"kind": "dcgan", "channels": 4, "latent": 6},
+            "discriminator": {"kind": "autoencoder", "channels": 4, "halvings": 2},
+            "generator_optimizer": _ADAM,
+            "discriminator_optimizer": _ADAM,
+        },
+        {"discriminator": 6, "generator": 6},
+        frozenset({Samples, Latents}),
+    ),
+    "matching_gan": Case(
+        {
+            "kind": "gan",
+            "objective": {"kind": "feature_matching", "adversarial": 0.1, "real_target": 0.9},
+            "discriminator_steps": 1,
+            "penalties": {"gradient_penalty": {"weight": 1.0, "target": 0.1, "one_sided": True}},
+            "generator": {"kind": "dcgan", "channels": 4, "latent": 6},
+            "discriminator": {"kind": "dcgan", "channels": 4, "norm": "none"},
+            "generator_optimizer": _ADAM,
+            "discriminator_optimizer": _ADAM,
+        },
+        {"discriminator": 6, "generator": 6},
         frozenset({Samples, Latents}),
         unsharded={"penalties": {}},
     ),

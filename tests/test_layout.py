@@ -38,12 +38,12 @@ NAMING_PACKAGES = {"families", "networks", "objectives"}
 """Those in which they may be named."""
 SHARED_WORDS = {
     "codebook", "codebook size", "encoder", "level", "levels", "reconstruction", "tokenizer",
-    "loss", "schedule", "steps",
+    "loss", "schedule", "start step", "steps",
 }  # fmt: skip
 """Words of one family that mean the same in general: of codes, which are a kind of data, and then of any training."""
 HOMONYMS = {
-    "architecture", "beta", "condition", "depth", "discriminator", "generator", "init", "kernel", "latent",
-    "output", "process", "sampler", "sigma", "variance",
+    "architecture", "beta", "condition", "depth", "discriminator", "fake", "flip", "generator", "init", "kernel", "latent",
+    "margin", "output", "outputs", "process", "real", "sampler", "shift", "sigma", "variance",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""
 FOREIGN_NAMES = ("DiffusionPipeline", "PredictionString", "capture_output")

@@ -4,6 +4,7 @@ bigtrain/objectives. One step: the discriminator n times on real and fake images
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -15,12 +16,15 @@ from bigtrain.families.abilities import Latents
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
-from bigtrain.networks.adversarial import biggan, dcgan
-from bigtrain.networks.adversarial.architecture import Architecture
+from bigtrain.networks.adversarial import autoencoder, biggan, dcgan
+from bigtrain.networks.adversarial.architecture import Architecture, Outputs, Size
 from bigtrain.networks.layers.normalisation import largest_singular_value, standing_statistics
-from bigtrain.objectives.games import Hinge, LeastSquares, Minimax, NonSaturating, Wasserstein
-from bigtrain.objectives.penalties import Inputs, Penalties
-from bigtrain.options import Depth, Options, Scale, Width, one_of
+from bigtrain.networks.layers.statistics import nothing_recorded
+from bigtrain.objectives import games
+from bigtrain.objectives.auxiliary_classifier import AuxiliaryClassifier
+from bigtrain.objectives.inputs import Inputs
+from bigtrain.objectives.penalties import GANPenalties
+from bigtrain.options import Depth, Options, Scale, Width, kind_of, members_of, one_of
 from bigtrain.randomness import Draws, Indices
 
 
@@ -41,9 +45,14 @@ class GANSamplingOptions(Options):
     """Samples in each of those batches."""
 
 
-AdversarialGame: Any = one_of(Hinge, NonSaturating, Minimax, LeastSquares, Wasserstein)
+AdversarialGame: Any = one_of(
+    games.Hinge, games.NonSaturating, games.Minimax, games.MaximumLikelihood, games.LeastSquares, games.Wasserstein,
+    games.RelativisticAverage, games.RelativisticPaired, games.EnergyBased, games.FeatureMatching,
+)  # fmt: skip
 GeneratorOptions: Any = one_of(biggan.GeneratorOptions, dcgan.GeneratorOptions)
-DiscriminatorOptions: Any = one_of(biggan.DiscriminatorOptions, dcgan.DiscriminatorOptions)
+DiscriminatorOptions: Any = one_of(
+    biggan.DiscriminatorOptions, dcgan.DiscriminatorOptions, autoencoder.DiscriminatorOptions
+)
 
 
 class GANOptions(Options):
@@ -55,9 +64,11 @@ class GANOptions(Options):
     }
 
     kind: Literal["gan"]
-    objective: AdversarialGame = Hinge()
+    objective: AdversarialGame = games.Hinge()
     """What the networks minimise."""
-    penalties: Penalties = Penalties()
+    auxiliary_classifier: AuxiliaryClassifier | None = None
+    """A classifier of real and of fake images beside the discriminator's logits, which both networks learn from; null: none."""
+    penalties: GANPenalties = GANPenalties()
     """What is added to that."""
     discriminator_calls: Literal["joint", "separate"] | None = None
     """Real and fake images in one batch of the discriminator, or in a batch each; null: joint, but separate where the
@@ -83,12 +94,52 @@ class GANOptions(Options):
             content["penalties"] = {"orthogonal": {"weight": content.pop("orthogonal_regularisation")}}
         return content
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """The outputs of the discriminator, beside logits, that are needed."""
+        classes: frozenset[str] = frozenset() if self.auxiliary_classifier is None else frozenset({"class_logits"})
+        return self.objective.asks | classes
+
     @model_validator(mode="after")
     def _networks_agree_on_classes(self) -> "GANOptions":
-        if self.generator.class_conditional != self.discriminator.class_conditional:
-            blind = "generator" if self.discriminator.class_conditional else "discriminator"
+        made, seen = self.generator.class_conditional, self.discriminator.class_conditional
+        if self.auxiliary_classifier is not None and not made:
+            raise ValueError(
+                f"auxiliary_classifier: tells the classes of images, but a generator of kind {self.generator.kind} takes none; "
+                "take one that does, or null"
+            )
+        if made != seen and self.auxiliary_classifier is None:
+            blind = "generator" if seen else "discriminator"
             raise ValueError(
                 f"{blind}: {getattr(self, blind).kind} takes no classes, but the other network does; take two that agree"
+                + ("" if seen else ", or set auxiliary_classifier: {}")
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_discriminator_gives_what_is_asked(self) -> "GANOptions":
+        missing = self.asks - self.discriminator.outputs
+        if missing:
+            members: Any = members_of(DiscriminatorOptions)
+            able = [str(kind_of(member)) for member in members if self.asks <= member.outputs]
+            asking = "auxiliary_classifier" if "class_logits" in missing else f"objective: {self.objective.kind}"
+            raise ValueError(
+                f"{asking} needs the {' and the '.join(sorted(missing))} of the discriminator, which one of kind "
+                f"{self.discriminator.kind} does not give; "
+                + (
+                    f"set discriminator.kind to {' or '.join(able)}"
+                    if able
+                    else "no kind of discriminator gives all of that"
+                )
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_best_fakes_are_judged_alone(self) -> "GANOptions":
+        if self.penalties.top_k is not None and self.objective.needs_real:
+            raise ValueError(
+                f"penalties: top_k leaves fakes out of the generator's loss, and {self.objective.kind} sets each one "
+                "against real images; take another objective, or top_k: null"
             )
         return self
 
@@ -101,9 +152,9 @@ class GANOptions(Options):
                 f"discriminator_calls: joint would mix real and fake images in the batch statistics of a discriminator of kind "
                 f"{self.discriminator.kind}; take separate, or leave it out"
             )
-        if "gradient_penalty" in self.penalties.on_gradients:
+        if of_each := self.penalties.of_each_sample:
             raise ValueError(
-                "penalties: gradient_penalty bounds the gradient at each sample, but with batch statistics a discriminator has "
+                f"penalties: {of_each} bounds the gradient at each sample, but with batch statistics a discriminator has "
                 "none (Gulrajani et al. 2017, section 4); take discriminator.norm: none or spectral, or the penalty r1"
             )
         return self
@@ -111,7 +162,7 @@ class GANOptions(Options):
     @model_validator(mode="after")
     def _a_wasserstein_critic_is_bounded(self) -> "GANOptions":
         bounded = self.penalties.on_gradients or self.discriminator.singular_values is not None
-        if isinstance(self.objective, Wasserstein) and not (self.objective.clip or bounded):
+        if isinstance(self.objective, games.Wasserstein) and not (self.objective.clip or bounded):
             raise ValueError(
                 "objective: wasserstein needs a discriminator of bounded slope; set objective.clip (0.01 in the paper), "
                 "penalties.gradient_penalty, or spectral norm"
@@ -123,6 +174,10 @@ _COLLAPSE = (
     "such a jump comes before a GAN collapses (Brock et al. 2019, section 4); keep the checkpoints from before it"
 )
 """What a jump of a largest singular value means. It is a symptom: in that paper, limiting it did not prevent collapse."""
+
+
+_NOT_SEEN: Any = Outputs(None)  # type: ignore[arg-type]
+"""Of images that a game does not need."""
 
 
 class GAN(Family, Latents, kind="gan"):
@@ -144,7 +199,7 @@ class GAN(Family, Latents, kind="gan"):
         shape = spec.size, spec.channels, len(spec.classes)
         self.components = {
             "generator": Component(partial(generator.build, *shape), options.generator_optimizer, averaged=True),
-            "discriminator": Component(partial(discriminator.build, *shape), options.discriminator_optimizer),
+            "discriminator": Component(partial(_build_discriminator, options, *shape), options.discriminator_optimizer),
         }
         orthogonal = options.penalties.orthogonal
         self.phases = [
@@ -172,39 +227,86 @@ class GAN(Family, Latents, kind="gan"):
     def reads(self) -> Sequence[str]:
         return ("image", *self.conditions)
 
+    # -- the game ---------------------------------------------------------------------------------------------------
+
     def discriminator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
-        discriminator = networks["discriminator"]
+        """Of the game, and what an auxiliary classifier and penalties add to it."""
+        discriminator, options = networks["discriminator"], self.options
         real, fake = self._reals(batch), self._fakes(networks, batch, "discriminator", gradients=False)
-        on_real, on_fake = self._logits(discriminator, real, fake)
-        loss = self.options.objective.discriminator_loss(on_real, on_fake)
-        draw = partial(self._draw_uniform, batch)
-        penalties = self.options.penalties.terms(batch.draws.step, discriminator, real, fake, draw)
-        return Losses(sum(penalties.values(), loss), {"real": on_real.mean(), "fake": on_fake.mean(), **penalties})
+        on_real, on_fake = self._judge(discriminator, real, fake)
+        loss = options.objective.discriminator_loss(on_real.logits, on_fake.logits)
+        terms = self._penalties(networks, batch, real, fake, (on_real.logits, on_fake.logits))
+        if (classifier := options.auxiliary_classifier) is not None:
+            terms["classes"] = classifier.discriminator_loss(
+                on_real.class_logits, real[1], on_fake.class_logits, fake[1]
+            )
+        return Losses(
+            sum(terms.values(), loss), {"real": on_real.logits.mean(), "fake": on_fake.logits.mean(), **terms}
+        )
 
     def generator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
-        discriminator, game = networks["discriminator"], self.options.objective
-        fake = self._fakes(networks, batch, "generator", gradients=True)
+        """Of the game, with features where it asks for them, and what an auxiliary classifier and a penalty add to it."""
+        discriminator, game, penalties = networks["discriminator"], self.options.objective, self.options.penalties
+        fake, terms = self._fakes(networks, batch, "generator", gradients=True), {}
         if game.needs_real:
-            return Losses(game.generator_loss(*self._logits(discriminator, self._reals(batch), fake)), {})
-        return Losses(game.generator_loss(None, discriminator(*fake)), {})
+            on_real, on_fake = self._judge(discriminator, self._reals(batch), fake)
+        else:
+            on_real, on_fake = _NOT_SEEN, Outputs.of(discriminator(*self._seen(fake)))
+        logits = on_fake.logits
+        if penalties.top_k is not None:
+            logits = penalties.top_k.chosen(batch.draws.step, logits)
+        loss = game.generator_loss(on_real.logits, logits)
+        if "features" in game.asks:
+            terms["features"] = game.features_loss(on_real.features, on_fake.features)
+        if (classifier := self.options.auxiliary_classifier) is not None:
+            terms["classes"] = classifier.generator_loss(on_fake.class_logits, fake[1])
+        if (latent := penalties.latent_consistency) is not None and latent.generator:
+            moved = self._fakes(networks, batch, "generator", gradients=True, moved=latent.noise)
+            terms["latent_consistency"] = latent.generator_loss(fake[0], moved[0])
+        return Losses(sum(terms.values(), loss), terms)
 
-    def _logits(self, discriminator: nn.Module, real: Inputs, fake: Inputs) -> tuple[Tensor, Tensor]:
-        """The discriminator's logits of real and of fake images."""
+    def _penalties(
+        self, networks: Networks, batch: Microbatch, real: Inputs, fake: Inputs, logits: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
+        """By key, what penalties add to the discriminator's loss. `logits`: of `real` and of `fake`."""
+        discriminator, penalties = networks["discriminator"], self.options.penalties
+        step, seen, draw = batch.draws.step, (self._seen(real), self._seen(fake)), partial(self._draw_uniform, batch)
+        terms = penalties.terms(step, discriminator, *seen, draw)
+        terms |= penalties.terms_on_logits(step, discriminator, *seen, logits, draw)
+        if (latent := penalties.latent_consistency) is not None and latent.discriminator:
+            moved = self._fakes(networks, batch, "discriminator", gradients=False, moved=latent.noise)
+            terms["latent_consistency"] = latent.discriminator_loss(discriminator, logits[1], self._seen(moved))
+        return terms
+
+    def _judge(self, discriminator: nn.Module, real: Inputs, fake: Inputs) -> tuple[Outputs, Outputs]:
+        """What the discriminator says of real and of fake images."""
+        real, fake = self._seen(real), self._seen(fake)
         if self._calls == "separate":
-            return discriminator(*real), discriminator(*fake)
-        logits: Tensor = discriminator(*map(torch.cat, zip(real, fake, strict=True)))
-        return logits[: len(real[0])], logits[len(real[0]) :]
+            return Outputs.of(discriminator(*real)), Outputs.of(discriminator(*fake))
+        return Outputs.of(discriminator(*map(torch.cat, zip(real, fake, strict=True)))).split(len(real[0]))
+
+    def _seen(self, inputs: Inputs) -> Inputs:
+        """What the discriminator is given, in any call, of images and of their classes if there are any."""
+        return inputs if self.options.discriminator.class_conditional else inputs[:1]
 
     def _reals(self, batch: Microbatch) -> Inputs:
-        """Images, and their classes if the networks take any."""
+        """Images, and their classes if the generator takes any."""
         return tuple(batch[name] for name in self.reads)
 
-    def _fakes(self, networks: Networks, batch: Microbatch, phase: str, *, gradients: bool) -> Inputs:
-        """Images, and their classes if there are any, drawn by the numbers of the samples in the global batch."""
+    def _fakes(
+        self, networks: Networks, batch: Microbatch, phase: str, *, gradients: bool, moved: float = 0.0
+    ) -> Inputs:
+        """Images, and their classes if there are any, drawn by the numbers of the samples in the global batch.
+
+        `moved`: the standard deviation of noise that z is moved by. The moved ones leave the statistics to the others.
+        """
+        generator, shape = networks["generator"], (self.latent_size,)
         labels = self._fake_labels(batch.draws, f"{phase}/labels", batch.indices)
-        z = batch.draws.normal(f"{phase}/z", batch.indices, (self.latent_size,))
-        with torch.set_grad_enabled(gradients):
-            return networks["generator"](z, *labels), *labels
+        z = batch.draws.normal(f"{phase}/z", batch.indices, shape)
+        if moved:
+            z = z + moved * batch.draws.normal(f"{phase}/moved", batch.indices, shape)
+        with torch.set_grad_enabled(gradients), nothing_recorded(generator) if moved else nullcontext():
+            return generator(z, *labels), *labels
 
     def _fake_labels(self, draws: Draws, stream: str, indices: Indices) -> tuple[Tensor, ...]:
         """The labels of fakes, int64 [n]; nothing if the networks take none."""
@@ -214,9 +316,9 @@ class GAN(Family, Latents, kind="gan"):
             return (draws.integers(stream, indices, len(self.spec.classes)),)
         return (self.spec.draw_labels(draws, stream, indices),)
 
-    def _draw_uniform(self, batch: Microbatch, name: str) -> Tensor:
-        """A number in [0, 1) for each sample, float64 [n], for the discriminator's penalties."""
-        return batch.draws.uniform(f"discriminator/{name}", batch.indices)
+    def _draw_uniform(self, batch: Microbatch, name: str, *, shape: tuple[int, ...] = ()) -> Tensor:
+        """Numbers in [0, 1) for each sample, float64 [n, *shape], for the discriminator's penalties."""
+        return batch.draws.uniform(f"discriminator/{name}", batch.indices, shape)
 
     def _orthogonal_penalty(self, networks: Networks) -> Tensor:
         return self.options.penalties.orthogonal.penalty(networks["generator"])
@@ -261,6 +363,14 @@ class GAN(Family, Latents, kind="gan"):
         self, networks: Networks, latents: Tensor, batch: Microbatch, sampling: GANSamplingOptions
     ) -> Tensor:
         return networks["generator"](latents, *(batch[name] for name in self.conditions))
+
+
+def _build_discriminator(options: GANOptions, size: Size, channels: int, classes: int) -> nn.Module:
+    """With the outputs that are asked of it, and the moving averages of penalties, which are in its checkpoints so."""
+    network = options.discriminator.build(size, channels, classes, options.asks)
+    for name, averages in options.penalties.moving_averages.items():
+        network.add_module(name, averages)
+    return network
 
 
 def _singular_values(component: str, architecture: Architecture) -> dict[str, Any]:

@@ -1,18 +1,17 @@
 from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 
 from bigtrain.families.adversarial.gan import GAN, GANOptions, GANSamplingOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
 from bigtrain.families.phases import Microbatch
 from bigtrain.networks.layers.statistics import commit, set_recording
-from bigtrain.objectives.games import Game
 from bigtrain.objectives.orthogonal import Orthogonal
 from bigtrain.objectives.penalties import R1
+from bigtrain.options import kind_of, members_of
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws
 from tests.asking import asked, sampled
@@ -36,6 +35,23 @@ def microbatch(n: int = 6) -> Microbatch:
     return Microbatch({"image": images, "label": torch.arange(n) % 3}, range(n), Draws(0, step=5), CPU, n)
 
 
+DCGAN = {
+    "generator": {"kind": "dcgan", "channels": 4, "latent": 6},
+    "discriminator": {"kind": "dcgan", "channels": 4},
+    "penalties": {},
+}
+
+
+AUTOENCODER = DCGAN | {
+    "discriminator": {"kind": "autoencoder", "channels": 4, "halvings": 2, "norm": "none"},
+    "objective": {"kind": "energy_based", "margin": 0.5},
+}
+CLASSIFIED = {
+    "discriminator": {"kind": "dcgan", "channels": 4, "norm": "none"},
+    "auxiliary_classifier": {"fake": 0.5, "generator": 0.25},
+}
+
+
 def test_the_hinge_losses_are_the_papers() -> None:
     gan, batch = family(), microbatch()
     networks = networks_of(gan)
@@ -47,9 +63,14 @@ def test_the_hinge_losses_are_the_papers() -> None:
     torch.testing.assert_close(losses.total, expected)
 
 
-@pytest.mark.parametrize("kind", ["hinge", "non_saturating", "minimax", "least_squares", "wasserstein"])
+GAMES = [kind_of(game) for game in members_of(GANOptions.model_fields["objective"].annotation)]
+
+
+@pytest.mark.parametrize("kind", GAMES)
 def test_every_game_trains_both_networks(kind: str) -> None:
-    gan = family(objective={"kind": kind})
+    gan = family(
+        **{"energy_based": AUTOENCODER, "feature_matching": DCGAN}.get(kind, {}) | {"objective": {"kind": kind}}
+    )
     networks = networks_of(gan)
     for component, loss in (("discriminator", gan.discriminator_loss), ("generator", gan.generator_loss)):
         loss(networks, microbatch()).total.backward()
@@ -78,28 +99,118 @@ def test_penalties_are_added_to_the_discriminators_loss_and_logged() -> None:
     assert gan.generator_loss(networks, batch).terms == {}
 
 
-class Relativistic(Game):
-    """Of pairs of a real and a fake logit (Jolicoeur-Martineau 2019): the generator's loss needs both."""
-
-    needs_real: ClassVar[bool] = True
-
-    def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        return (fake - real).mean()
-
-    def generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:
-        assert real is not None
-        return (real - fake).mean()
-
-
 def test_a_game_that_needs_real_logits_in_the_generators_loss_is_given_them() -> None:
-    options = family().options.model_copy(update={"objective": Relativistic()})
-    gan = GAN(options, SPEC)
+    gan = family(objective={"kind": "relativistic_paired"})
     networks = networks_of(gan)
     assert [phase.batch for phase in gan.phases] == ["new", "new"]
     total = gan.generator_loss(networks, microbatch()).total
     fake = gan._fakes(networks, microbatch(), "generator", gradients=False)
     real = networks["discriminator"](microbatch()["image"], microbatch()["label"])
-    torch.testing.assert_close(total, (real - networks["discriminator"](*fake)).mean())
+    torch.testing.assert_close(total, (1 + (real - networks["discriminator"](*fake)).exp()).log().mean())
+
+
+@pytest.mark.parametrize("calls", ["joint", "separate"])
+def test_an_auxiliary_classifier_teaches_both_networks_the_classes(calls: str) -> None:
+    """Beside a discriminator that is not told the classes."""
+    gan = family(**CLASSIFIED | {"discriminator_calls": calls})
+    networks, batch = networks_of(gan), microbatch()
+    given, discriminator = [], networks["discriminator"]
+    discriminator.register_forward_hook(lambda module, args, output: given.append(len(args)))
+    fake, labels = gan._fakes(networks, batch, "discriminator", gradients=False)
+    real_loss = F.cross_entropy(discriminator(batch["image"]).class_logits, batch["label"])
+    fake_loss = F.cross_entropy(discriminator(fake).class_logits, labels)
+    losses = gan.discriminator_loss(networks, batch)
+    torch.testing.assert_close(losses.terms["classes"], real_loss + 0.5 * fake_loss)
+    plain = gan.options.objective.discriminator_loss(discriminator(batch["image"]).logits, discriminator(fake).logits)
+    torch.testing.assert_close(losses.total, plain + losses.terms["classes"])
+    fake, labels = gan._fakes(networks, batch, "generator", gradients=False)
+    told = 0.25 * F.cross_entropy(discriminator(fake).class_logits, labels)
+    losses = gan.generator_loss(networks, batch)
+    torch.testing.assert_close(losses.terms["classes"], told)
+    torch.testing.assert_close(losses.total, told - discriminator(fake).logits.mean())
+    assert set(given) == {1}
+
+
+def test_feature_matching_is_of_features_in_the_generators_phase() -> None:
+    gan = family(**DCGAN | {"objective": {"kind": "feature_matching"}})
+    networks, batch = networks_of(gan), microbatch()
+    (fake,) = gan._fakes(networks, batch, "generator", gradients=False)
+    real_features, fake_features = (networks["discriminator"](images).features for images in (batch["image"], fake))
+    losses = gan.generator_loss(networks, batch)
+    expected = (real_features.mean(0) - fake_features.mean(0)).square().sum()
+    torch.testing.assert_close(losses.terms["features"], expected)
+    torch.testing.assert_close(losses.total, expected)
+    assert set(gan.discriminator_loss(networks, batch).terms) == {"real", "fake"}
+
+
+def test_an_energy_is_the_error_of_an_autoencoder_and_codes_are_pulled_apart() -> None:
+    gan = family(**AUTOENCODER)
+    networks, batch = networks_of(gan), microbatch()
+    (fake,) = gan._fakes(networks, batch, "generator", gradients=False)
+    outputs = networks["discriminator"](fake)
+    energy = (outputs.reconstruction - fake).square().mean()
+    apart = gan.options.objective.features_loss(None, outputs.features)
+    assert apart > 0
+    torch.testing.assert_close(gan.generator_loss(networks, batch).total, energy + apart)
+
+
+def test_the_generator_learns_from_the_best_of_its_samples() -> None:
+    top_k = {"lowest_share": 0.5, "decay": 0.5, "decay_steps": 5}
+    gan, batch = family(penalties={"top_k": top_k}), microbatch()  # of step 5
+    networks = networks_of(gan)
+    logits = networks["discriminator"](*gan._fakes(networks, batch, "generator", gradients=False))
+    total = gan.generator_loss(networks, batch).total
+    torch.testing.assert_close(total, -logits.sort(descending=True).values[:3].mean())
+
+
+def test_lecams_averages_are_state_of_the_discriminator() -> None:
+    gan = family(penalties={"lecam": {"weight": 0.5, "start_step": 5}})
+    networks, batch = networks_of(gan), microbatch()
+    assert {"lecam.means", "lecam.updates"} <= networks["discriminator"].state_dict().keys()
+    assert not any(name.startswith("lecam") for name in networks_of(family())["discriminator"].state_dict())
+    set_recording(networks["discriminator"], True)
+    early = gan.discriminator_loss(networks, replace(batch, draws=Draws(0, step=4)))
+    assert early.terms["lecam"] == 0
+    commit(networks["discriminator"], torch.tensor(True))
+    real, fake = networks["discriminator"].lecam.means
+    torch.testing.assert_close((real, fake), (early.terms["real"].detach(), early.terms["fake"].detach()))
+    logits = gan._judge(
+        networks["discriminator"], gan._reals(batch), gan._fakes(networks, batch, "discriminator", gradients=False)
+    )
+    expected = (logits[0].logits - fake).relu().square().mean() + (real - logits[1].logits).relu().square().mean()
+    torch.testing.assert_close(gan.discriminator_loss(networks, batch).terms["lecam"], 0.5 * expected)
+
+
+def test_latent_consistency_moves_z_a_little_in_both_phases() -> None:
+    gan = family(penalties={"latent_consistency": {"discriminator": 2.0, "generator": 0.5, "noise": 0.1}})
+    networks, batch = networks_of(gan), microbatch()
+    discriminator = networks["discriminator"]
+    terms = {}
+    for phase in ("discriminator", "generator"):
+        still = gan._fakes(networks, batch, phase, gradients=False)
+        moved = gan._fakes(networks, batch, phase, gradients=False, moved=0.1)
+        assert torch.equal(still[1], moved[1])
+        assert not torch.equal(still[0], moved[0])
+        on_images = (discriminator(*still) - discriminator(*moved)).square().mean()
+        terms[phase] = {"discriminator": 2 * on_images, "generator": -0.5 * (still[0] - moved[0]).square().mean()}[
+            phase
+        ]
+    torch.testing.assert_close(
+        gan.discriminator_loss(networks, batch).terms["latent_consistency"], terms["discriminator"]
+    )
+    torch.testing.assert_close(gan.generator_loss(networks, batch).terms, {"latent_consistency": terms["generator"]})
+
+
+def test_moved_samples_leave_the_generators_statistics_to_the_others() -> None:
+    states = []
+    for penalties in ({}, {"latent_consistency": {}}):
+        gan = family(penalties=penalties)
+        networks = networks_of(gan)
+        set_recording(networks["generator"], True)
+        gan.generator_loss(networks, microbatch()).total.backward()
+        commit(networks["generator"], torch.tensor(True))
+        states.append(networks["generator"].state_dict())
+    assert all(torch.equal(states[1][key], value) for key, value in states[0].items())
 
 
 def test_a_clip_is_of_the_discriminators_weights() -> None:
@@ -113,13 +224,6 @@ def test_penalties_on_gradients_need_whole_weights() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ architectures
-
-
-DCGAN = {
-    "generator": {"kind": "dcgan", "channels": 4, "latent": 6},
-    "discriminator": {"kind": "dcgan", "channels": 4},
-    "penalties": {},
-}
 
 
 def test_an_unconditional_gan_reads_no_label() -> None:
@@ -157,6 +261,15 @@ def test_largest_singular_values_are_reported_where_there_is_spectral_norm() -> 
         (DCGAN | {"discriminator_calls": "joint"}, "discriminator_calls: joint would mix .* take separate, or leave it out"),
         (DCGAN | {"penalties": {"gradient_penalty": {}}}, "penalties: gradient_penalty bounds .*norm: none or"),
         (DCGAN | {"objective": {"kind": "wasserstein"}}, "objective: wasserstein needs .* set objective.clip"),
+        (DCGAN | {"penalties": {"dragan": {}}}, "penalties: dragan bounds .*norm: none or"),
+        ({"objective": {"kind": "feature_matching"}}, "objective: feature_matching needs the features of the discriminator, "
+         "which one of kind biggan does not give; set discriminator.kind to dcgan or autoencoder"),
+        ({"objective": {"kind": "energy_based"}}, "needs the features and the reconstruction .* to autoencoder"),
+        ({"auxiliary_classifier": {}}, "auxiliary_classifier needs the class_logits of .* set discriminator.kind to dcgan"),
+        (CLASSIFIED | {"objective": {"kind": "energy_based"}}, "no kind of discriminator gives all of that"),
+        (DCGAN | {"auxiliary_classifier": {}}, "auxiliary_classifier: .* a generator of kind dcgan takes none"),
+        ({"objective": {"kind": "relativistic_average"}, "penalties": {"top_k": {}}}, "penalties: top_k leaves fakes out"),
+        ({"penalties": {"consistency": {"shift": 1.5}}}, "less than 1"),
         ({"objective": {"kind": "wasserstein", "clip": 0}}, "greater than or equal to 0"),
         ({"penalties": {"r1": {"weight": -1}}}, "greater than or equal to 0"),
     ],
