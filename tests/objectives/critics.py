@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigtrain.networks.adversarial.architecture import Outputs
+from bigtrain.networks.adversarial import autoencoder
+from bigtrain.networks.adversarial.architecture import DiscriminatorArchitecture, Outputs
 from bigtrain.networks.adversarial.biggan import Discriminator, DiscriminatorOptions, SelfAttention
 from bigtrain.networks.layers.normalisation import (
     ConditionalBatchNorm,
@@ -80,6 +81,17 @@ class Telling(nn.Module):
             return Outputs(self.logits(pooled).squeeze(1), features, self.classes(pooled), features)
 
 
+class Unlabelled(nn.Module):
+    """A discriminator that is not told the classes."""
+
+    def __init__(self, options: DiscriminatorArchitecture) -> None:
+        super().__init__()
+        self.network = options.build((SIZE, SIZE), CHANNELS, CLASSES)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.network(images)
+
+
 class Block(nn.Sequential):
     """What activation checkpointing computes again."""
 
@@ -110,6 +122,7 @@ CRITICS: Mapping[str, Callable[[], nn.Module]] = {
     "recomputed blocks": recomputed,
     "biggan": biggan,
     "outputs": Telling,
+    "autoencoder": lambda: Unlabelled(autoencoder.DiscriminatorOptions(channels=4, halvings=2)),
 }
 
 

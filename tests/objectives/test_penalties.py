@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bigtrain.networks.adversarial.architecture import Outputs
 from bigtrain.networks.layers.statistics import commit
 from bigtrain.objectives.inputs import Inputs
 from bigtrain.objectives.penalties import (
@@ -185,12 +186,13 @@ def test_autocast_lowers_the_precision_of_the_network_alone(penalty: Penalty) ->
     assert 0 < (cast - exact).norm() / exact.norm() < 0.05
 
 
-def test_a_compiled_discriminator_is_penalised_by_its_plain_forward() -> None:
-    plain, compiled = build("biggan"), build("biggan")
+@pytest.mark.parametrize("name", ["biggan", "outputs"])
+def test_a_compiled_discriminator_is_penalised_by_its_plain_forward(name: str) -> None:
+    plain, compiled = build(name), build(name)
     compiled.compile(backend="aot_eager")
     for critic in (plain, compiled):
-        critic(*inputs(0)).sum().backward()
+        Outputs.of(critic(*inputs(0))).logits.sum().backward()
         R1().value(critic, inputs(0), inputs(1), DRAW).backward()
-    for (name, expected), found in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+    for (parameter, expected), found in zip(plain.named_parameters(), compiled.parameters(), strict=True):
         if expected.grad is not None:
-            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-4, msg=name)
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-4, msg=parameter)

@@ -13,12 +13,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigtrain.families.abilities import Latents
+from bigtrain.families.adversarial.collapse import singular_values
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.adversarial import autoencoder, biggan, dcgan
-from bigtrain.networks.adversarial.architecture import Architecture, Outputs, Size
-from bigtrain.networks.layers.normalisation import largest_singular_value, standing_statistics
+from bigtrain.networks.adversarial.architecture import Outputs, Size
+from bigtrain.networks.layers.normalisation import standing_statistics
 from bigtrain.networks.layers.statistics import nothing_recorded
 from bigtrain.objectives import games
 from bigtrain.objectives.auxiliary_classifier import AuxiliaryClassifier
@@ -122,15 +123,11 @@ class GANOptions(Options):
         if missing:
             members: Any = members_of(DiscriminatorOptions)
             able = [str(kind_of(member)) for member in members if self.asks <= member.outputs]
-            asking = "auxiliary_classifier" if "class_logits" in missing else f"objective: {self.objective.kind}"
+            asking = "auxiliary_classifier: it" if "class_logits" in missing else f"objective: {self.objective.kind}"
+            remedy = f"set discriminator.kind to {' or '.join(able)}" if able else "no kind gives all of that together"
             raise ValueError(
                 f"{asking} needs the {' and the '.join(sorted(missing))} of the discriminator, which one of kind "
-                f"{self.discriminator.kind} does not give; "
-                + (
-                    f"set discriminator.kind to {' or '.join(able)}"
-                    if able
-                    else "no kind of discriminator gives all of that"
-                )
+                f"{self.discriminator.kind} does not give; {remedy}"
             )
         return self
 
@@ -170,12 +167,6 @@ class GANOptions(Options):
         return self
 
 
-_COLLAPSE = (
-    "such a jump comes before a GAN collapses (Brock et al. 2019, section 4); keep the checkpoints from before it"
-)
-"""What a jump of a largest singular value means. It is a symptom: in that paper, limiting it did not prevent collapse."""
-
-
 _NOT_SEEN: Any = Outputs(None)  # type: ignore[arg-type]
 """Of images that a game does not need."""
 
@@ -211,7 +202,7 @@ class GAN(Family, Latents, kind="gan"):
                 weight_clip=game.weight_clip,
                 # zero3 drops a layer's weights after its backward pass; that of a penalty's gradient needs them again.
                 needs_whole_weights=bool(options.penalties.on_gradients),
-                **_singular_values("discriminator", discriminator),
+                **singular_values("discriminator", discriminator),
             ),
             Phase(
                 "generator",
@@ -219,7 +210,7 @@ class GAN(Family, Latents, kind="gan"):
                 self.generator_loss,
                 batch="new" if game.needs_real else "none",
                 weight_penalty=self._orthogonal_penalty if orthogonal is not None and orthogonal.weight else None,
-                **_singular_values("generator", generator),
+                **singular_values("generator", generator),
             ),
         ]
 
@@ -371,24 +362,3 @@ def _build_discriminator(options: GANOptions, size: Size, channels: int, classes
     for name, averages in options.penalties.moving_averages.items():
         network.add_module(name, averages)
     return network
-
-
-def _singular_values(component: str, architecture: Architecture) -> dict[str, Any]:
-    """A phase's reports of largest singular values before normalisation, and what a jump of them means; empty for a network
-    without spectral norm.
-
-    At collapse those of the generator's first layers explode while most others do not (Brock et al. 2019, section 4.1). In the
-    discriminator they grow in all layers through training, and jump at collapse (section 4.2).
-    """
-    layers = architecture.singular_values
-    if layers is None:
-        return {}
-    watched = dict.fromkeys((f"singular_value/{name}" for name in (*layers, "largest")), _COLLAPSE)
-    return {"reports": partial(_spectrum, component, layers), "watched": watched}
-
-
-def _spectrum(component: str, layers: Mapping[str, str], networks: Networks) -> dict[str, Tensor]:
-    network = networks[component]
-    named: dict[str, Any] = {name: network.get_submodule(path) for name, path in layers.items()}
-    sigmas = {name: layer.noted_sigma for name, layer in named.items()} | {"largest": largest_singular_value(network)}
-    return {f"singular_value/{name}": sigma for name, sigma in sigmas.items()}

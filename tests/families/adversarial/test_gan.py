@@ -265,8 +265,8 @@ def test_largest_singular_values_are_reported_where_there_is_spectral_norm() -> 
         ({"objective": {"kind": "feature_matching"}}, "objective: feature_matching needs the features of the discriminator, "
          "which one of kind biggan does not give; set discriminator.kind to dcgan or autoencoder"),
         ({"objective": {"kind": "energy_based"}}, "needs the features and the reconstruction .* to autoencoder"),
-        ({"auxiliary_classifier": {}}, "auxiliary_classifier needs the class_logits of .* set discriminator.kind to dcgan"),
-        (CLASSIFIED | {"objective": {"kind": "energy_based"}}, "no kind of discriminator gives all of that"),
+        ({"auxiliary_classifier": {}}, "auxiliary_classifier: it needs the class_logits of .* set discriminator.kind to dcgan"),
+        (CLASSIFIED | {"objective": {"kind": "energy_based"}}, "no kind gives all of that together"),
         (DCGAN | {"auxiliary_classifier": {}}, "auxiliary_classifier: .* a generator of kind dcgan takes none"),
         ({"objective": {"kind": "relativistic_average"}, "penalties": {"top_k": {}}}, "penalties: top_k leaves fakes out"),
         ({"penalties": {"consistency": {"shift": 1.5}}}, "less than 1"),
