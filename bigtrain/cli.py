@@ -34,6 +34,7 @@ from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import DIRECTORY, RUN, RunFolder
 from bigtrain.training.same_data import check_before_writing
 from bigtrain.untrusted import one_line, read_json
+from bigtrain.wrong_values import what_is_wrong
 
 INITIAL, BRANCH = "initial_weights", "went_on_from"
 """The keys of environment.json that say where the weights of a run came from, by component, and which run it goes on from."""
@@ -244,4 +245,4 @@ def from_flags(defaults: Options, arguments: argparse.Namespace) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         flag = str(first["loc"][0]).replace("_", "-")
-        raise UserError(f"--{flag}: {first['msg']} (given: {first['input']!r})") from None
+        raise UserError(f"--{flag}: {what_is_wrong(first)}") from None

@@ -166,7 +166,7 @@ def one_of(*members: type[Options]) -> Any:
 
 def members_of(annotation: Any) -> list[type[BaseModel]]:
     """The options classes among which an annotation chooses: none, one, or those of a union."""
-    return [one for one in _alternatives(annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
+    return [one for one in alternatives(annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
 
 
 def kind_of(member: type[BaseModel]) -> Any:
@@ -195,7 +195,7 @@ def member_for(annotation: Any, content: Mapping[str, Any]) -> type[BaseModel] |
 
 def values_of(annotation: Any) -> Any:
     """The annotation of the values of a mapping by name; None if it is no such mapping."""
-    mappings = [one for one in _alternatives(annotation) if get_origin(one) in (dict, Mapping)]
+    mappings = [one for one in alternatives(annotation) if get_origin(one) in (dict, Mapping)]
     return get_args(mappings[0])[1] if mappings else None
 
 
@@ -210,11 +210,12 @@ def inside(annotation: Any, part: Any) -> Any:
     return fields[0].annotation if fields else values_of(annotation)
 
 
-def _alternatives(annotation: Any) -> list[Any]:
+def alternatives(annotation: Any) -> list[Any]:
+    """The types that an annotation allows, those of a union one by one."""
     if get_origin(annotation) is Annotated:
-        return _alternatives(get_args(annotation)[0])
+        return alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return [one for part in get_args(annotation) for one in _alternatives(part)]
+        return [one for part in get_args(annotation) for one in alternatives(part)]
     return [annotation]
 
 

@@ -14,7 +14,7 @@ from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model, field_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -60,15 +60,25 @@ MAY_CHANGE = (
 """Prefixes of the keys that a resumed run may change; any other change would change the experiment."""
 
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
 class RunOptions(Options):
     """Which run this is."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(json_schema_extra={"pattern": _NAME})
     """The run's name, and its folder under runs/. Default: the recipe's file name."""
     dir: str | None = None
     """The run folder; null: runs/NAME."""
     seed: Seed = 0
     """The seed that keys every random draw of the run."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(_NAME, name):
+            raise ValueError("must begin with a letter or a digit and have only letters, digits, '.', '_' and '-'")
+        return name
 
 
 class Recipe(Options):

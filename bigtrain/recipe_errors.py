@@ -1,54 +1,79 @@
 """Says what is wrong about options, in the keys that the user wrote, with the remedy."""
 
-import difflib
+import re
 from collections.abc import Mapping, Sequence, Set
+from types import NoneType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bigtrain.options import inside, kind_of, members_of
+from bigtrain.options import alternatives, inside, kind_of, members_of
+from bigtrain.wrong_values import as_given, did_you_mean, nearest_of, no_such_words, rule, shown
 
 COMMAND_LINE = "command line"
 """The source of overrides."""
 _PLAIN = [("int",), ("float",), ("str",), ("bool",)]
 """The last part of pydantic's location for a value that may be of several types."""
-_WRONG_TYPE = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "a text",
-    "tuple_type": "a list",
-}
 
 
 def complaints(error: ValidationError, model: type[BaseModel], source: str, overridden: Set[str] = frozenset()) -> str:
     """A sentence for each error: the source, the key, what is wrong and the remedy. `model`: the class of the whole; `source`:
     the file; `overridden`: the keys that the command line gave."""
-    return "; ".join(_sentence(model, item, source, overridden) for item in _own(error.errors()))
+    by_list: dict[Any, list[Any]] = {}
+    for item in _own(error.errors()):
+        by_list.setdefault((_without_positions(item["loc"]), item["type"]), []).append(item)
+    return "; ".join(_sentence(model, items, source, overridden) for items in by_list.values())
 
 
 def _own(errors: Sequence[Any]) -> list[Any]:
     """Without those of lists that are too short because pydantic left out an element with an error of its own, and with one for
     a value that may be of several plain types."""
-    first_of: dict[Any, Any] = {}
+    by_place: dict[Any, list[Any]] = {}
     for error in errors:
-        first_of.setdefault(error["loc"][:-1] if error["loc"][-1:] in _PLAIN else error["loc"], error)
-    errors = list(first_of.values())
+        location = error["loc"]
+        by_place.setdefault(location[:-1] if location[-1:] in _PLAIN else location, []).append(error)
+    errors = [_of_one_value(location, alike) for location, alike in by_place.items()]
     short = [error["loc"] for error in errors if error["type"] == "too_short"]
     explained = {loc for loc in short if any(loc != e["loc"] and e["loc"][: len(loc)] == loc for e in errors)}
     return [error for error in errors if error["type"] != "too_short" or error["loc"] not in explained]
 
 
-def _sentence(model: type[BaseModel], error: Any, source: str, overridden: Set[str]) -> str:
-    location, message = _in_users_keys(model, error["loc"]), error["msg"].removeprefix("Value error, ")
-    field, colon, rest = message.partition(": ")
-    if colon and field in getattr(_options_at(model, error["loc"]), "model_fields", {}):
-        location, message = (*location, field), rest  # a validator of the section has named the field itself
+def _of_one_value(location: Any, errors: Sequence[Any]) -> Any:
+    """The error of a value from those of the plain types that it may have."""
+    first = {**errors[0], "loc": location}
+    types = [rule(error).removeprefix("must be ") for error in errors if error["type"].endswith("_type")]
+    return {**first, "type": "value_error", "msg": f"must be {' or '.join(types)}"} if len(types) > 1 else first
+
+
+def _without_positions(location: Sequence[Any]) -> tuple[Any, ...]:
+    """A location without the positions in a list that it ends with: what users write and look for is the list."""
+    parts = tuple(location)
+    while parts and isinstance(parts[-1], int):
+        parts = parts[:-1]
+    return parts
+
+
+def _sentence(model: type[BaseModel], errors: Sequence[Any], source: str, overridden: Set[str]) -> str:
+    """`errors`: one, or those of one kind in one list."""
+    error = errors[0]
+    location, message = _in_users_keys(model, error["loc"]), rule(error)
+    named = re.match(r"([a-z_]+(?:\.[a-z_]+)*)(?:: | (?=is missing))", message)
+    if error["type"] == "value_error" and named:  # by a validator of the section, from there or in full
+        own, field = tuple(map(str, location)), tuple(named[1].split("."))
+        field = field if field[: len(own)] == own else (*own, *field)
+        if _is_field(model, field):
+            location, message = field, message[named.end() :]
     if error["type"].startswith("union_tag") and isinstance(error["input"], Mapping):
         location = (*location, "kind")
     key = ".".join(map(str, location)) or "the recipe"
-    where = COMMAND_LINE if _is_given(key, error, overridden) else source
-    return f"{where}: {_complaint(model, error, key, message)}"
+    section = ".".join(map(str, _in_users_keys(model, error["loc"])))
+    if _is_given(key, error, overridden):
+        where = COMMAND_LINE
+    elif error["type"] == "value_error" and any(one.startswith(f"{section}.") for one in overridden):
+        where = f"{source} and {COMMAND_LINE}"  # keys of a section that disagree, of which the command line gave some
+    else:
+        where = source
+    return f"{where}: {_complaint(model, errors, key, message)}"
 
 
 def _is_given(key: str, error: Any, overridden: Set[str]) -> bool:
@@ -60,37 +85,48 @@ def _is_given(key: str, error: Any, overridden: Set[str]) -> bool:
     return is_no_section and any(given.startswith(f"{key}.") for given in overridden)
 
 
-def _complaint(model: type[BaseModel], error: Any, key: str, message: str) -> str:
+def _complaint(model: type[BaseModel], errors: Sequence[Any], key: str, message: str) -> str:
     """What is wrong about a key, and the remedy."""
-    given = "" if isinstance(error["input"], Mapping) else f" (given: {error['input']!r})"
-    if error["type"] in _WRONG_TYPE:
-        return f"{key}: must be {_WRONG_TYPE[error['type']]}{given}"
+    error = errors[0]
     match error["type"]:
         case "extra_forbidden":
             return _unknown_key(model, error["loc"], key)
+        case "missing" if isinstance(error["loc"][-1], int):
+            return f"{key}: has too few elements{as_given(error['input'])}"
         case "missing":
             return f"{key} is missing"
         case "union_tag_not_found" | "union_tag_invalid" | "model_attributes_type":
             kinds = [kind_of(member) for member in members_of(_annotation_at(model, error["loc"]))]
             return f"{key}{_wrong_kind(error['input'], kinds)}"
-        case "model_type":
-            return f"{key}: must be a mapping of keys{given}"
+        case "literal_error":
+            return f"{key}: {no_such_words(errors)}"
     if key.endswith(".[key]"):
-        return f"{key.removesuffix('.[key]')}: is no name; a name is letters, digits and underscores{given}"
-    return f"{key}: {message}{given}"
+        return f"{key.removesuffix('.[key]')}: is no name; a name is letters, digits and underscores{as_given(error['input'])}"
+    each = "each " if isinstance(error["loc"][-1], int) and message.startswith("must ") else ""
+    return f"{key}: {each}{message}{_meaning_of_null(model, error)}{as_given(error['input'])}"
 
 
-def _wrong_kind(given: Any, kinds: Sequence[str]) -> str:
+def _meaning_of_null(model: type[BaseModel], error: Any) -> str:
+    """What null means for a key, by its docstring, where a number is wrong: 0 or a word may have been meant to turn it off."""
+    if error["type"] not in ("greater_than", "greater_than_equal", "int_type", "float_type"):
+        return ""
+    location = error["loc"]
+    field = getattr(_options_at(model, location[:-1]), "model_fields", {}).get(location[-1])
+    if field is None or NoneType not in alternatives(field.annotation):
+        return ""
+    meaning = re.search(r"\bnull: (.+?)(?=[;(]|\.\s|\.?$)", " ".join((field.description or "").split()))
+    return f"; null: {meaning[1].strip()}" if meaning else ""
+
+
+def _wrong_kind(value: Any, kinds: Sequence[str]) -> str:
     """What is wrong about the kind of a mapping, or about what should be a mapping with a kind."""
     all_kinds = ", ".join(kinds)
-    if not isinstance(given, Mapping):
-        such_as = f"such as {{kind: {_nearest(str(given), kinds) or kinds[0]}}}"
-        return f": must be a mapping with a kind, {such_as} (given: {given!r}; there are: {all_kinds})"
-    if "kind" not in given:
+    if not isinstance(value, Mapping):
+        such_as = f"such as {{kind: {nearest_of(str(value), kinds) or kinds[0]}}}"
+        return f": must be a mapping with a kind, {such_as} (given: {shown(value)}; there are: {all_kinds})"
+    if "kind" not in value:
         return f" is missing; it is one of {all_kinds}"
-    nearest = _nearest(str(given["kind"]), kinds)
-    meant = f"; did you mean {nearest}?" if nearest else ""
-    return f": {given['kind']!r} is no kind{meant} (there are: {all_kinds})"
+    return f": {shown(value['kind'])} is no kind{did_you_mean([value['kind']], kinds)} (there are: {all_kinds})"
 
 
 def _unknown_key(model: type[BaseModel], location: Sequence[Any], key: str) -> str:
@@ -107,9 +143,9 @@ def _unknown_key(model: type[BaseModel], location: Sequence[Any], key: str) -> s
     if last in of_kinds:
         return f"{beginning}; {last} goes with kind: {of_kinds[last]}"
     known = sorted(getattr(options, "model_fields", {}))
-    if nearest := _nearest(last, known):
+    if nearest := nearest_of(last, known):
         remedy = f"did you mean {_beside(key, nearest)}?"
-    elif nearest := _nearest(last, list(of_kinds)):
+    elif nearest := nearest_of(last, list(of_kinds)):
         remedy = f"did you mean {nearest}, which goes with kind: {of_kinds[nearest]}?"
     else:
         remedy = "remove it"
@@ -120,11 +156,6 @@ def _kinds_by_key(union: Sequence[type[BaseModel]]) -> dict[str, str]:
     """By key, the kinds of the members that have it."""
     keys = {name for member in union for name in member.model_fields}
     return {key: " or ".join(kind_of(member) for member in union if key in member.model_fields) for key in keys}
-
-
-def _nearest(word: str, words: Sequence[str]) -> str | None:
-    """The word of `words` that is most like another, if one is."""
-    return next(iter(difflib.get_close_matches(word, words, n=1)), None)
 
 
 def _beside(key: str, name: str) -> str:
@@ -142,6 +173,10 @@ def _options_at(model: type[BaseModel], location: Sequence[Any]) -> Any:
     return next(iter(members_of(_annotation_at(model, location))), None)
 
 
+def _is_field(model: type[BaseModel], location: Sequence[Any]) -> bool:
+    return any(location[-1] in member.model_fields for member in members_of(_annotation_at(model, location[:-1])))
+
+
 def _annotation_at(model: type[BaseModel], location: Sequence[Any]) -> Any:
     annotation: Any = model
     for part in location:
@@ -155,8 +190,7 @@ def _in_users_keys(model: type[BaseModel], location: Sequence[Any]) -> tuple[Any
     annotation: Any = model
     for part in location:
         members = members_of(annotation)
-        is_type = (part,) in _PLAIN and part == location[-1]
-        if not is_type and (len(members) < 2 or part not in map(kind_of, members)):
+        if len(members) < 2 or part not in map(kind_of, members):
             keys.append(part)
         annotation = inside(annotation, part)
-    return tuple(keys)
+    return _without_positions(keys)

@@ -16,7 +16,7 @@ from bigtrain.options import Options
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
-    {"beats", "options", "randomness", "sizes", "untrusted"},
+    {"beats", "options", "randomness", "sizes", "untrusted", "wrong_values"},
     {"formats", "recipe_errors", "recipe_yaml"},
     {"runs"},
     {"cluster"},

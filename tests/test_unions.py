@@ -180,7 +180,7 @@ def test_mappings_of_penalties_are_reached_by_extends_and_the_command_line_and_n
         ("objective.zzz=1", "is not a key of kind: hinge; remove it (there are: kind, margin)"),
         ("objective.kind=hinges", "objective.kind: 'hinges' is no kind; did you mean hinge? (there are: hinge, wasser"),
         ("objective.kind=[1]", "objective.kind: [1] is no kind (there are: hinge, wasserstein)"),
-        ("objective.margin=-1", "objective.margin: Input should be greater than 0 (given: -1)"),
+        ("objective.margin=-1", "objective.margin: must be greater than 0 (given: -1)"),
         ("objective=wasserstin", "objective: must be a mapping with a kind, such as {kind: wasserstein} (given: 'was"),
         ("second={kind: wasserstein, margin: 1}", "second.margin is not a key of kind: wasserstein; margin goes with"),
         ("second={kind: wasserstein, bound: 1}", "it is called family.second.clip now"),

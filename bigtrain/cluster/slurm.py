@@ -23,6 +23,7 @@ from bigtrain.cluster.watchdog import START_S
 from bigtrain.errors import UserError
 from bigtrain.options import Options
 from bigtrain.runs import atomic
+from bigtrain.wrong_values import rule, what_is_wrong
 
 DIRECTIVES = (
     "begin", "comment", "constraint", "cpus-per-gpu", "dependency", "exclude", "exclusive", "gres", "hint", "licenses",
@@ -180,10 +181,9 @@ def _read_site(path: Path) -> dict[str, Any]:
 
 
 def _sentence(error: Any, site: Path | None, flags: Mapping[str, Any]) -> str:
-    message = error["msg"].removeprefix("Value error, ")
     location = [str(part) for part in error["loc"] if part != "[key]"]
     if not location:
-        return message
+        return rule(error)
     key = location[0]
     flag = f"--{key.replace('_', '-')}"
     if error["type"] == "missing":
@@ -195,7 +195,7 @@ def _sentence(error: Any, site: Path | None, flags: Mapping[str, Any]) -> str:
         where = f"--directive {location[1]}" if given else f"{site}: directives.{location[1]}"
     else:
         where = ("--directive" if key == "directives" else flag) if key in flags else f"{site}: {key}"
-    return f"{where}: {message} (given: {error['input']!r})"
+    return f"{where}: {what_is_wrong(error)}"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from bigtrain.formats import FORMAT, checked_format, completed, upgraded
 from bigtrain.pictures import picture, to_uint8
 from bigtrain.randomness import Draws
 from bigtrain.sizes import size_of, size_text
+from bigtrain.wrong_values import what_is_wrong
 
 HALF = (torch.bfloat16, torch.float16)
 """What products may be computed in where a user asks for it, which gives other images than the run: weights, statistics and
@@ -367,7 +368,7 @@ def _chosen_options(family: Samples, given: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "options"
-        raise ValueError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise ValueError(f"{name}: {what_is_wrong(first)}") from None
 
 
 def _with_names_of_its_own(given: Mapping[str, Any], names: Mapping[str, tuple[str, float]]) -> dict[str, Any]:

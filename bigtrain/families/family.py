@@ -20,6 +20,7 @@ from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.phases import Component, Networks, Phase
 from bigtrain.options import Options
 from bigtrain.randomness import torch_seed
+from bigtrain.wrong_values import did_you_mean
 
 A = TypeVar("A", bound=Ability)
 
@@ -155,7 +156,10 @@ def family_kinds() -> list[str]:
 def find_family(kind: str) -> type[Family]:
     """The family of a kind; imports only its module. Raises UserError if there is none."""
     if kind not in family_kinds():
-        raise UserError(f"family.kind: {kind!r} is not a family; there are {', '.join(family_kinds())}")
+        kinds = family_kinds()
+        raise UserError(
+            f"family.kind: {kind!r} is not a family{did_you_mean([kind], kinds)} (there are: {', '.join(kinds)})"
+        )
     if kind not in _FAMILIES:
         importlib.import_module(f"bigtrain.families.{_MODULES[kind]}")
     return _FAMILIES[kind]

@@ -19,6 +19,7 @@ from bigtrain.recipe import Recipe
 from bigtrain.runs.best import Best
 from bigtrain.runs.checkpoint import BEST
 from bigtrain.runs.folder import RunFolder
+from bigtrain.wrong_values import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def best_of(family: Family, recipe: Recipe, folder: RunFolder) -> Best | None:
     if wanted not in available:
         raise UserError(
             f"train.keep_best: {wanted} is not measured, or does not say which weights are better; choose one of "
-            f"{', '.join(available)}, or add it to evaluation.metrics"
+            f"{', '.join(available)}, or add it to evaluation.metrics{did_you_mean([wanted], list(available))}"
         )
     metric, higher = available[wanted]
     samples = family.ability(Samples)

@@ -38,6 +38,7 @@ from bigtrain.runs import checkpoint
 from bigtrain.sizes import size_text
 from bigtrain.training.averaging import MUCH_INITIAL, EmaOptions
 from bigtrain.untrusted import read_json
+from bigtrain.wrong_values import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -334,8 +335,9 @@ def opened_run(path: Path, which: str) -> tuple[Recipe, checkpoint.Checkpoint]:
 def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, which: str) -> Model:
     chosen = world.on_main(lambda: checkpoint.chosen_path(path / "checkpoints", which))
     if weights not in ("ema", "raw", *recipe.ema.extra):
-        available = ", ".join(["ema", "raw", *recipe.ema.extra])
-        raise UserError(f"--weights: {path} has no average {weights!r}; there are {available}")
+        available = ["ema", "raw", *recipe.ema.extra]
+        meant = did_you_mean([weights], available)
+        raise UserError(f"--weights: {path} has no average {weights!r}{meant} (there are: {', '.join(available)})")
     saved = checkpoint.opened(chosen)
     _check_recipe_of(saved, path)
     family = make_family(recipe, DataSpec.from_json(saved.state.get("data", {})))

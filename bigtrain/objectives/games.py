@@ -126,7 +126,7 @@ class Wasserstein(Game):
 
     kind: Literal["wasserstein"] = "wasserstein"
     clip: Scale | None = None
-    """Every parameter of the discriminator is clamped to [-clip, clip] after its update (0.01 in the paper); null: not."""
+    """Every parameter of the discriminator is clamped to [-clip, clip] after its update (0.01 in the paper); null: none is."""
 
     @property
     def weight_clip(self) -> float | None:

@@ -91,7 +91,7 @@ def test_an_export_takes_a_list_or_a_tensor_of_classes_and_says_so(tmp_path: Pat
     ("option", "sentence"),
     [
         ({"truncatoin": 0.5}, "^truncatoin: is no option of this model; there are truncation, statistics, .*$"),
-        ({"truncation": 0}, "^truncation: Input should be greater than or equal to 0.000001$"),
+        ({"truncation": 0}, "^truncation: must be at least 1e-06 \\(given: 0\\)$"),
     ],
 )
 def test_a_wrong_option_of_an_export_is_one_sentence(option: dict[str, float], sentence: str, tmp_path: Path) -> None:
