@@ -3,8 +3,9 @@
 import fcntl
 import os
 import stat
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ class RunFolder:
         self.run: str | None = None
         self.recipe_yaml: bytes | None = None
         self._identity: tuple[int, int] | None = None
+        self._locked: tuple[int, int] | None = None
+        """Device and inode of the lock that this process holds."""
+        self._locking = threading.Lock()  # checkpoints are written by a thread of their own
 
     def samples(self, step: int) -> Path:
         return self.path / "samples" / f"step_{step:08d}.png"
@@ -59,7 +63,7 @@ class RunFolder:
         The id is that of the run whose checkpoints are here, or a new one.
         """
         self._make()
-        self._check_entries()
+        self._check_entries(self._foreign())
         self.lock()
         for folder in (self.path, self.checkpoints, self.path / "samples", self.path / "evaluations"):
             atomic.remove_leftovers(folder)
@@ -67,23 +71,41 @@ class RunFolder:
         checkpoint.read_best(self.checkpoints)
         self.recipe_yaml = recipe_yaml
         self.run = self._id_of_checkpoints() or uuid.uuid4().hex
-        status = os.stat(self.path)
-        self._identity = status.st_dev, status.st_ino
+        self._identity = _identity(self.path)
+
+    def check_claimable(self, *, with_runs_inside: bool = False) -> None:
+        """Raises UserError if `claim` would because of what the folder holds; makes and writes nothing.
+
+        `with_runs_inside`: it is not trained in, and may hold the folders of runs, as that of a sweep does.
+        """
+        if self.path.is_dir():
+            foreign = self._foreign()
+            if with_runs_inside:
+                foreign = [name for name in foreign if not RunFolder(self.path / name)._was_claimed()]
+            self._check_entries(foreign)
+        elif os.path.lexists(self.path):
+            raise UserError(f"{self.path}: is a file, and no folder for a run; choose another with run.dir=PATH")
 
     def check(self) -> None:
-        """Raises UserError if the path is no longer the folder that was claimed; nothing may be written there then."""
+        """Raises UserError if the path is no longer the folder that was claimed, or if another process trains there because
+        the lock was deleted; nothing may be written there then. A lock that was deleted, and that no other has taken, is taken
+        again."""
         if self._identity is None:
             return
-        try:
-            status = os.stat(self.path)
-            is_still = (status.st_dev, status.st_ino) == self._identity
-        except OSError:
-            is_still = False
-        if not is_still:
+        if _identity(self.path) != self._identity:
             raise UserError(
                 f"{self.path}: was moved or deleted while the run trained, so nothing more is written; put it back, or give "
                 "where it is now as run.dir=PATH, and run the same command again: it goes on from the newest checkpoint"
             )
+        with self._locking:
+            if _identity(self.path / LOCK) != self._locked:
+                try:
+                    self.lock()
+                except (UserError, OSError) as error:
+                    raise UserError(
+                        f"{self.path / LOCK}: was deleted while the run trained, and cannot be taken again, so nothing more is "
+                        f"written ({error})"
+                    ) from error
 
     def make_room(self, path: Path) -> None:
         """Makes the folder that a file of the run lies in, just before it is written. Raises UserError as `check` does, and for
@@ -103,8 +125,20 @@ class RunFolder:
                 f"{self.path}: cannot create the run folder ({reason}); choose another with run.dir=PATH"
             ) from error
 
-    def _check_entries(self) -> None:
-        """Raises UserError for a link or another kind of file where a run has its own, and for a folder that is no run's."""
+    def _foreign(self) -> list[str]:
+        """Names in the folder that no run and no death of one leaves."""
+        names = sorted(os.listdir(self.path))
+        foreign = [name for name in names if name not in _FOLDERS | _FILES and not atomic.is_leftover(name)]
+        if self.recipe.name in names and LOCK not in names:  # no start of ours wrote it
+            foreign.append(self.recipe.name)
+        return foreign
+
+    def _was_claimed(self) -> bool:
+        return self.path.is_dir() and ((self.path / LOCK).is_file() or self._recorded() is not None)
+
+    def _check_entries(self, foreign: Sequence[str]) -> None:
+        """Raises UserError for a link or another kind of file where a run has its own, and for a folder that is no run's.
+        `foreign`: names of what is somebody's own."""
         names = sorted(os.listdir(self.path))
         for name in names:
             if name in _FILES:
@@ -116,9 +150,6 @@ class RunFolder:
                 self._check_kind(path, stat.S_ISREG, "a plain file")
             elif path.name.startswith("step_"):
                 self._check_kind(path, stat.S_ISDIR, "a folder")
-        foreign = [name for name in names if name not in _FOLDERS | _FILES and not atomic.is_leftover(name)]
-        if self.recipe.name in names and LOCK not in names:  # no start of ours wrote it
-            foreign.append(self.recipe.name)
         if foreign and self._recorded() is None:
             raise UserError(
                 f"{self.path}: is not a run folder: it holds {foreign[0]} and no environment.json of a run; choose another "
@@ -159,7 +190,20 @@ class RunFolder:
         return known if paths else None
 
     def lock(self) -> None:
-        """Makes this process the only one that trains in this folder; the kernel releases the lock when the process ends."""
+        """Makes this process the only one that trains in this folder; the kernel releases the lock when the process ends.
+
+        The lock counts if it is still the file at its path: one that is deleted meanwhile would keep nobody out.
+        """
+        descriptor, held = self._lock_file()
+        if _identity(self.path / LOCK) != held:
+            os.close(descriptor)
+            raise UserError(f"{self.path / LOCK}: was deleted as this process took it; run the same command again")
+        self._locked = held
+        # A worker process may outlive a killed trainer for seconds, and must not hold its lock.
+        os.register_at_fork(after_in_child=partial(os.close, descriptor))
+
+    def _lock_file(self) -> tuple[int, tuple[int, int]]:
+        """The descriptor of the file at the lock's path, which this process has locked, and its device and inode."""
         descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,5 +218,14 @@ class RunFolder:
                 f"{self.path}: another process is training in this run folder; wait for it, or choose another with "
                 "run.dir=PATH"
             ) from error
-        # A worker process may outlive a killed trainer for seconds, and must not hold its lock.
-        os.register_at_fork(after_in_child=partial(os.close, descriptor))
+        status = os.fstat(descriptor)
+        return descriptor, (status.st_dev, status.st_ino)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of what is at a path; None if there is nothing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,10 +1,12 @@
 """A run goes on as itself or not at all, whatever became of its folder."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+from bigtrain.runs.folder import LOCK
 from tests.runs_of import FAMILIES, ROOT, final_tensors, run, start_training, train, write_recipe
 
 
@@ -66,3 +68,17 @@ def test_a_job_whose_folder_was_moved_ends_with_a_sentence_and_makes_no_folder(r
     assert not folder.exists()
     train(recipe, f"run.dir={moved}", "train.steps=5")
     assert final_tensors(moved)
+
+
+def test_a_second_training_stays_out_although_the_lock_of_the_first_was_deleted(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, FAMILIES["toy"], steps=100000, save_every=5, log_every=5)
+    folder = tmp_path / "run"
+    child = start_training(recipe)
+    while not list(folder.glob("checkpoints/step_*")):
+        assert child.poll() is None, (tmp_path / "stderr").read_text()
+    (folder / LOCK).unlink()
+    while not (folder / LOCK).exists():
+        assert child.poll() is None, (tmp_path / "stderr").read_text()
+    assert "another process is training in this run folder" in train(recipe, expect=2).stderr
+    child.send_signal(signal.SIGTERM)
+    assert child.wait() == 143

@@ -10,7 +10,7 @@ import pytest
 
 from bigtrain.errors import UserError
 from bigtrain.runs import checkpoint
-from bigtrain.runs.folder import RUN, RunFolder
+from bigtrain.runs.folder import LOCK, RUN, RunFolder
 from bigtrain.training.checkpoint_writer import CheckpointWriter
 from tests.runs_of import ended
 
@@ -166,6 +166,66 @@ def test_a_folder_that_was_moved_away_is_noticed_and_not_made_anew(tmp_path: Pat
         writer.finish()
     assert not list(tmp_path.glob("run/**/step_*"))
     assert not list(tmp_path.glob("**/*.tmp"))
+
+
+def test_a_lock_that_was_deleted_is_taken_again_at_the_next_check(tmp_path: Path) -> None:
+    """As long as no other has: a lock that is no file any more would keep nobody out."""
+    folder = RunFolder(tmp_path)
+    folder.claim(b"")
+    written(folder)
+    (tmp_path / LOCK).unlink()
+    folder.check()
+    assert (tmp_path / LOCK).is_file()
+    with pytest.raises(UserError, match="another process is training in this run folder"):
+        RunFolder(tmp_path).claim(b"")
+    folder.check()
+
+
+def test_of_two_trainings_the_one_whose_lock_was_deleted_ends_and_writes_nothing(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.claim(b"")
+    written(first)
+    (tmp_path / LOCK).unlink()
+    second.claim(b"")
+    writer = CheckpointWriter(first, keep=1)
+    for write in (first.check, writer.check, lambda: first.make_room(first.samples(1))):
+        with pytest.raises(UserError, match=rf"{LOCK}: was deleted while the run trained.*another process is training"):
+            write()
+    writer.start(1, {}, {"step": 1})
+    with pytest.raises(UserError, match="was deleted while the run trained"):
+        writer.finish()
+    assert not list(tmp_path.rglob("step_*"))
+    second.check()
+
+
+def test_a_lock_that_is_deleted_between_its_opening_and_its_locking_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda descriptor, how: (tmp_path / LOCK).unlink())
+    with pytest.raises(UserError, match="was deleted as this process took it; run the same command again"):
+        RunFolder(tmp_path).claim(b"")
+
+
+def test_whether_a_folder_may_be_trained_in_is_known_without_writing(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "new" / "run").check_claimable()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "thesis.tex").write_bytes(b"mine")
+    for with_runs_inside in (False, True):
+        with pytest.raises(UserError, match=r"is not a run folder: it holds thesis\.tex"):
+            RunFolder(tmp_path).check_claimable(with_runs_inside=with_runs_inside)
+    with pytest.raises(UserError, match=r"is a file, and no folder for a run; choose another with run\.dir=PATH"):
+        RunFolder(tmp_path / "thesis.tex").check_claimable()
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_the_folder_of_a_sweep_may_hold_runs_and_nothing_else(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run.seed=0").claim(b"")
+    RunFolder(tmp_path).check_claimable(with_runs_inside=True)
+    with pytest.raises(UserError, match="is not a run folder"):
+        RunFolder(tmp_path).check_claimable()
+    (tmp_path / "thesis").mkdir()
+    with pytest.raises(UserError, match="is not a run folder: it holds thesis"):
+        RunFolder(tmp_path).check_claimable(with_runs_inside=True)
 
 
 def test_a_picture_is_not_drawn_into_a_folder_that_was_moved_away_or_through_a_link(tmp_path: Path) -> None:
