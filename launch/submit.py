@@ -30,15 +30,19 @@ from bigtrain.cluster.slurm import Job, SlurmOptions, read_options, render, site
 from bigtrain.cluster.sweep import combinations, run_folder
 from bigtrain.plan import check
 from bigtrain.recipe import load_recipe
+from bigtrain.runs.folder import RunFolder
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     options = read_options(site_file(arguments.site), _flags(arguments))
     job = _job(arguments)
+    if job.tasks:
+        RunFolder(job.folder.parent).check_claimable(with_runs_inside=True)
     checked = set()  # what is checked reads indexes, and does not depend on the seed: thousands of those cost one check
     for task in job.tasks or [[]]:
         recipe = load_recipe(arguments.recipe, [*arguments.overrides, *task])
+        RunFolder(recipe.folder).check_claimable()  # the job script will lie there, or beside it
         without_run = recipe.model_dump_json(exclude={"run"})
         if without_run not in checked:
             check(recipe, options.ranks)

@@ -6,6 +6,7 @@ import pytest
 
 from bigtrain.errors import UserError
 from bigtrain.recipe import _parsed
+from bigtrain.runs.folder import RunFolder
 from launch import submit
 from launch.submit import main
 from tests.runs_of import FAMILIES, write_recipe
@@ -84,6 +85,30 @@ def test_a_user_error_is_found_before_the_queue(recipe: Path, arguments: list[st
     with pytest.raises(UserError, match=sentence):
         main([str(recipe), *arguments])
     assert not (recipe.parent / "run").exists()
+
+
+@pytest.mark.parametrize("sweep", [[], ["--sweep", "run.seed=0,1"]], ids=["run", "sweep"])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["submitted", "dry"])
+def test_a_folder_that_is_no_runs_is_refused_before_the_queue_and_left_as_it_is(
+    recipe: Path, sweep: list[str], dry: list[str]
+) -> None:
+    folder = recipe.parent / "run"
+    folder.mkdir()
+    (folder / "thesis.tex").write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"{folder}: is not a run folder: it holds thesis\.tex.*run\.dir=PATH"):
+        main([str(recipe), "--gpus-per-node", "1", *sweep, *dry])
+    assert list(folder.iterdir()) == [folder / "thesis.tex"]
+
+
+def test_a_task_of_a_sweep_whose_folder_is_no_runs_is_refused(recipe: Path) -> None:
+    task = recipe.parent / "run" / "run.seed=1"
+    RunFolder(task.parent / "run.seed=0").claim(b"")
+    RunFolder(task).claim(b"")
+    sweep = [str(recipe), "--gpus-per-node", "1", "--sweep", "run.seed=0,1", "--dry-run"]
+    main(sweep)
+    (task / "thesis.tex").write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"{task}: is not a run folder: it holds thesis\.tex"):
+        main(sweep)
 
 
 def test_data_and_a_tokenizer_may_be_made_by_a_job_that_comes_before(
