@@ -26,7 +26,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigtrain.cli import run_cli, say
-from bigtrain.cluster.slurm import Job, SlurmOptions, read_options, render, site_file, submit, write_script
+from bigtrain.cluster.slurm import (
+    FLAGS_OF_PAIRS,
+    Job,
+    SlurmOptions,
+    read_options,
+    render,
+    site_file,
+    submit,
+    write_script,
+)
 from bigtrain.cluster.sweep import combinations, run_folder
 from bigtrain.plan import check
 from bigtrain.recipe import load_recipe
@@ -69,17 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--site", type=Path, metavar="FILE", help="YAML with the site's defaults of the flags below")
     for name, field in SlurmOptions.model_fields.items():
-        if name != "directives":
-            text = (field.description or "").replace("%", "%%")
+        if name not in FLAGS_OF_PAIRS:
+            text = (field.description or "").replace("%", "%%").replace("null: ", "default: ")
             default = "" if field.is_required() or field.default is None else f" ({field.default})"
             parser.add_argument(f"--{name.replace('_', '-')}", help=" ".join(text.split()) + default)
-    parser.add_argument(
-        "--directive",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="another directive of sbatch, such as constraint=a100",
-    )
+    for name, example in (("directives", "sbatch, such as constraint=a100"), ("srun", "srun, such as cpu-bind=cores")):
+        text = f"another option of {example}; may be given several times"
+        parser.add_argument(FLAGS_OF_PAIRS[name], dest=name, action="append", metavar="NAME=VALUE", help=text)
     return parser
 
 
@@ -87,9 +92,9 @@ def _flags(arguments: argparse.Namespace) -> dict[str, object]:
     """The flags that were given, by the names of the options that they set."""
     given = {name: getattr(arguments, name, None) for name in SlurmOptions.model_fields}
     flags: dict[str, object] = {name: value for name, value in given.items() if value is not None}
-    if arguments.directive:
-        pairs = [directive.partition("=") for directive in arguments.directive]
-        flags["directives"] = {name: value for name, _, value in pairs}
+    for name in FLAGS_OF_PAIRS.keys() & flags.keys():
+        pairs = [given.partition("=") for given in getattr(arguments, name)]
+        flags[name] = {key: value for key, _, value in pairs}
     return flags
 
 

@@ -31,6 +31,11 @@ DIRECTIVES = (
 )  # fmt: skip
 """Other sbatch directives that a user may give: none of them changes what the script relies on."""
 
+NOT_OF_SRUN = (
+    "cpus-per-task", "jobid", "kill-on-bad-exit", "label", "multi-prog", "nodes", "ntasks", "ntasks-per-node", "pty",
+)  # fmt: skip
+"""Options of srun that the script sets, or that would change how many processes it starts."""
+
 OF_LAUNCHERS = (
     "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
     "NODE_RANK", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_DEEPSPEED",
@@ -62,6 +67,52 @@ def _one_line_or_none(value: Any) -> str:
 
 
 Text = Annotated[str, BeforeValidator(one_line)]
+TextOrNone = Annotated[str, BeforeValidator(_one_line_or_none)]
+
+_SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
+_UNITS_TIME = re.compile(r"(?:(\d+) ?d)? ?(?:(\d+) ?h)? ?(?:(\d+) ?m(?:in)?)?")
+
+
+def _time(value: Any) -> str:
+    """A time limit in Slurm's format, or as 1d12h30m, which becomes that. Raises ValueError."""
+    text = one_line(value)
+    parts = _UNITS_TIME.fullmatch(text.lower())
+    if parts and any(parts.groups()):
+        days, hours, minutes = (int(part or 0) for part in parts.groups())
+        return (
+            f"{days}-{hours:02}:{minutes:02}:00"
+            if hours < 24 and minutes < 60
+            else str((days * 24 + hours) * 60 + minutes)
+        )
+    if seconds_of(text) is None and text.lower() not in ("infinite", "unlimited"):
+        raise ValueError("must be a time such as 12:00:00, 2-00:00:00, 1d12h, or a number of minutes")
+    return text
+
+
+def seconds_of(time: str) -> int | None:
+    """Seconds of a time limit in Slurm's format: minutes, minutes:seconds, h:m:s, days-h, days-h:m or days-h:m:s."""
+    found = _SLURM_TIME.fullmatch(time)
+    if found is None:
+        return None
+    numbers = [int(found[name]) for name in ("first", "second", "third") if found[name] is not None]
+    units = (3600, 60, 1) if found["days"] is not None or len(numbers) == 3 else (60, 1)
+    return int(found["days"] or 0) * 86400 + sum(n * unit for n, unit in zip(numbers, units, strict=False))
+
+
+def _gpus(value: Any) -> Any:
+    """A number, or TYPE:NUMBER. Raises ValueError."""
+    if isinstance(value, int) and value >= 0:
+        return value
+    text = str(value)
+    if text.isdecimal():
+        return int(text)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*:[1-9]\d*", text):
+        raise ValueError("must be a whole number, or TYPE:NUMBER such as a100:4")
+    return text
+
+
+FLAGS_OF_PAIRS = {"directives": "--directive", "srun": "--srun"}
+"""The options that are mappings, and the flags that give one pair NAME=VALUE of each."""
 
 
 class SlurmOptions(Options):
@@ -71,14 +122,14 @@ class SlurmOptions(Options):
 
     nodes: int = Field(default=1, gt=0)
     """Nodes of the job."""
-    gpus_per_node: int = Field(ge=0)
-    """GPUs of each node, with one process each; 0: processes_per_node processes on the CPU."""
+    gpus_per_node: Annotated[int | str, BeforeValidator(_gpus)]
+    """GPUs of each node, with one process each: 4, or of a type a100:4; 0: processes_per_node processes on the CPU."""
     processes_per_node: int | None = Field(default=None, gt=0)
     """Processes on each node of a job without GPUs; null: 1. With GPUs there is one per GPU."""
     partition: Text | None = None
     """Partition (queue); null: the site's default."""
-    time: Text | None = None
-    """Time limit from each start of the job, in Slurm's format: 12:00:00, 2-00:00:00, or minutes; null: the partition's."""
+    time: Annotated[str, BeforeValidator(_time)] | None = None
+    """Time limit from each start of the job: 12:00:00, 2-00:00:00 (days-hours), 1d12h, or minutes; null: the partition's."""
     account: Text | None = None
     """Account that is charged."""
     qos: Text | None = None
@@ -95,7 +146,19 @@ class SlurmOptions(Options):
     setup: Text | None = None
     """Shell file that the job sources at each start (module load ..., export NCCL_...); it must not call srun. If it exports
     MASTER_ADDR or MASTER_PORT the nodes connect there, and otherwise to the first node."""
-    directives: Mapping[str, Annotated[str, BeforeValidator(_one_line_or_none)]] = {}
+    container_image: Text | None = None
+    """Image that the processes run in by pyxis, as srun's --container-image takes it: a file .sqsh, or OWNER/NAME:TAG of a
+    registry."""
+    apptainer_image: Text | None = None
+    """The same by Apptainer or Singularity: a file .sif, or docker://OWNER/NAME:TAG."""
+    container_mounts: Text | None = None
+    """Folders that the container sees besides the working directory, this repository, and the folders of the recipe and of the
+    run: PATH or PATH:INSIDE, separated by commas. Data and caches must be among them."""
+    container_python: Text = "python"
+    """The Python in the container that has the packages which bigtrain needs; bigtrain itself is this repository's."""
+    srun: Mapping[str, TextOrNone] = {}
+    """Further options of srun, such as cpu-bind: cores, or without a value exclusive: ""."""
+    directives: Mapping[str, TextOrNone] = {}
     """Other sbatch directives from an allow-list, such as constraint: a100, or without a value exclusive: ""."""
 
     @field_validator("setup")
@@ -114,9 +177,33 @@ class SlurmOptions(Options):
                 raise ValueError(f"{name!r} is not among those that may be given: {', '.join(DIRECTIVES)}")
         return directives
 
+    @field_validator("srun")
+    @classmethod
+    def _leaves_the_script_working(cls, srun: Mapping[str, str]) -> Mapping[str, str]:
+        for name in srun:
+            if name in NOT_OF_SRUN or not re.fullmatch("[a-z][a-z0-9-]*", name):
+                raise ValueError(
+                    f"{name!r} cannot be given: the job script sets it, or depends on it, or it is no option"
+                )
+        return srun
+
+    @model_validator(mode="after")
+    def _times_and_containers_agree(self) -> "SlurmOptions":
+        limit = seconds_of(self.time) if self.time is not None else None
+        if limit and limit <= self.signal_before_s:
+            raise ValueError(
+                f"--time: {self.time} is {limit} seconds, and training is told to stop {self.signal_before_s} before its end; "
+                "give more time, or less with --signal-before-s"
+            )
+        if self.container_image is not None and self.apptainer_image is not None:
+            raise ValueError("--container-image is pyxis's, --apptainer-image Apptainer's; give one of them")
+        if self.container_mounts is not None and not self.is_contained:
+            raise ValueError("--container-mounts: there is no container; give --container-image or --apptainer-image")
+        return self
+
     @model_validator(mode="after")
     def _one_process_a_gpu(self) -> "SlurmOptions":
-        if self.gpus_per_node and self.processes_per_node not in (None, self.gpus_per_node):
+        if self.gpus and self.processes_per_node not in (None, self.gpus):
             raise ValueError(
                 f"processes_per_node: is for jobs without GPUs; with gpus_per_node: {self.gpus_per_node} there is one "
                 "process a GPU; leave it out"
@@ -133,8 +220,17 @@ class SlurmOptions(Options):
         return max(LAUNCHER_GRACE_S, min(self.signal_before_s - LAUNCHER_GRACE_S, int(START_S)))
 
     @property
+    def gpus(self) -> int:
+        """GPUs of each node, of whatever type."""
+        return int(str(self.gpus_per_node).rpartition(":")[2])
+
+    @property
+    def is_contained(self) -> bool:
+        return self.container_image is not None or self.apptainer_image is not None
+
+    @property
     def ranks_per_node(self) -> int:
-        return self.gpus_per_node or self.processes_per_node or 1
+        return self.gpus or self.processes_per_node or 1
 
     @property
     def ranks(self) -> int:
@@ -154,12 +250,13 @@ def site_file(given: Path | None) -> Path | None:
 def read_options(site: Path | None, flags: Mapping[str, Any]) -> SlurmOptions:
     """Options from a site's file and from the flags that were given (by field name), which override it.
 
-    Directives of both are merged. Raises UserError that names the file or the flag.
+    Directives and options of srun of both are merged. Raises UserError that names the file or the flag.
     """
     content = _read_site(site) if site is not None else {}
-    inherited = content.get("directives", {}) if isinstance(content.get("directives", {}), dict) else {}
-    directives = {**inherited, **flags.get("directives", {})}
-    values = {**content, **flags} | ({"directives": directives} if directives else {})
+    values = {**content, **flags}
+    for key in FLAGS_OF_PAIRS:
+        if isinstance(content.get(key), dict):
+            values[key] = {**content[key], **flags.get(key, {})}
     try:
         return SlurmOptions.model_validate(values)
     except ValidationError as error:
@@ -190,11 +287,11 @@ def _sentence(error: Any, site: Path | None, flags: Mapping[str, Any]) -> str:
         return f"{flag} is missing (0: processes on the CPU); give it here, or {key} in a site's file (--site)"
     if error["type"] == "extra_forbidden":
         return f"{site}: {key} is not a key; there are {', '.join(SlurmOptions.model_fields)}"
-    if key == "directives" and location[1:]:
-        given = location[1] in flags.get("directives", {})
-        where = f"--directive {location[1]}" if given else f"{site}: directives.{location[1]}"
+    flag = FLAGS_OF_PAIRS.get(key, flag)
+    if key in FLAGS_OF_PAIRS and location[1:]:
+        where = f"{flag} {location[1]}" if location[1] in flags.get(key, {}) else f"{site}: {key}.{location[1]}"
     else:
-        where = ("--directive" if key == "directives" else flag) if key in flags else f"{site}: {key}"
+        where = flag if key in flags else f"{site}: {key}"
     return f"{where}: {what_is_wrong(error)}"
 
 
@@ -278,25 +375,60 @@ def _preparation(job: Job, options: SlurmOptions) -> list[str]:
 def _assignments(job: Job, options: SlurmOptions) -> list[str]:
     values: dict[str, Any] = {
         "FOLDER": job.folder,
-        "PYTHON": job.python,
+        "PYTHON": options.container_python if options.is_contained else job.python,
         "TRAIN": job.launch / "train.py",
         "LAUNCHER": job.launch / "accelerate" / "many_nodes.yaml",
         "RECIPE": job.recipe,
-        "GPUS_PER_NODE": options.gpus_per_node,
+        "GPUS_PER_NODE": options.gpus,
         "PROCESSES_PER_NODE": options.ranks_per_node,
         "GRACE_S": options.grace_s,
         "MAX_RESTARTS": options.max_restarts,
     }
     lines = [f"{name}={shlex.quote(_checked(name.lower(), str(value)))}" for name, value in values.items()]
     lines.append(f"OVERRIDES=({_words(job.overrides)})")
+    lines.append(f"SRUN=({_words(_srun_words(job, options))})")
+    lines += _container_lines(job, options)
     if job.tasks:
         cases = [f"  {number}) OVERRIDES+=({_words(task)}) ;;" for number, task in enumerate(job.tasks)]
         lines += ['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"]
     return ["", *lines]
 
 
-def _words(overrides: Sequence[str]) -> str:
-    return shlex.join(_checked("command line", override) for override in overrides)
+def _srun_words(job: Job, options: SlurmOptions) -> list[str]:
+    words = [f"--{name}={value}" if value else f"--{name}" for name, value in options.srun.items()]
+    if options.container_image is not None:
+        mounts = [one if ":" in one else f"{one}:{one}" for one in _mounts(job, options)]
+        words += [f"--container-image={options.container_image}", f"--container-mounts={','.join(mounts)}"]
+        words.append(f"--container-workdir={job.directory}")
+    return words
+
+
+def _container_lines(job: Job, options: SlurmOptions) -> list[str]:
+    """The words before the command that a node runs, and what it finds this repository's bigtrain by."""
+    if not options.is_contained:
+        return ["CONTAINER=()"]
+    path = f'export PYTHONPATH={shlex.quote(str(job.launch.parent))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+    if options.apptainer_image is None:
+        return [path, "CONTAINER=()"]
+    words = ["exec", *(["--nv"] if options.gpus else []), "--bind", ",".join(_mounts(job, options))]
+    words += ["--pwd", str(job.directory), options.apptainer_image]
+    return [path, f'CONTAINER=("$(command -v apptainer || command -v singularity || echo apptainer)" {_words(words)})']
+
+
+def _mounts(job: Job, options: SlurmOptions) -> list[str]:
+    """Folders that a container must see under their own paths, each once, and those that were asked for."""
+    needed = [str(path) for path in (job.directory, job.launch.parent, job.recipe.parent, job.folder.parent)]
+    for path in needed:
+        if re.search("[:,]", path):
+            raise UserError(
+                f"{path}: has a colon or a comma, and containers cannot mount such a path; rename it, or use none"
+            )
+    given = options.container_mounts.split(",") if options.container_mounts is not None else []
+    return list(dict.fromkeys([*needed, *given]))
+
+
+def _words(words: Sequence[str]) -> str:
+    return shlex.join(_checked("command line", word) for word in words)
 
 
 def _checked(name: str, text: str) -> str:
@@ -330,10 +462,13 @@ world=$((SLURM_NNODES * PROCESSES_PER_NODE))
 if ((world > 1)); then
   address="${MASTER_ADDR:-}"
   if [[ -z "$address" ]]; then
-    address="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+    # This script runs on the job's first node.
+    address="$(scontrol show hostnames "$SLURM_JOB_NODELIST" 2>/dev/null | head -n 1)"
+    address="${address:-${SLURMD_NODENAME:-$(hostname)}}"
     # A node's name need not resolve everywhere; Slurm itself knows the address.
     if ! getent hosts "$address" >/dev/null; then
-      address="$(scontrol show node "$address" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
+      known="$(scontrol show node "$address" 2>/dev/null | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
+      address="${known:-$address}"
     fi
   fi
   # A launcher starts each rank in its own session, where Slurm's signals do not reach it if Slurm tracks process groups.
@@ -349,11 +484,16 @@ if ((world > 1)); then
 fi
 
 srun --kill-on-bad-exit=1 --label ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
-  bash -c "$node" "$PYTHON" "${flags[@]}" "$TRAIN" "$RECIPE" "${OVERRIDES[@]}" &
+  "${SRUN[@]}" "${CONTAINER[@]}" bash -c "$node" "$PYTHON" "${flags[@]}" "$TRAIN" "$RECIPE" "${OVERRIDES[@]}" &
 step=$!
 
-# Repeatedly: a process that is still starting has no handler yet.
-tell() { while kill -0 "$step" 2>/dev/null; do scancel --quiet --signal=USR1 "$job.0"; sleep 5; done; }
+# Repeatedly: a process that is still starting has no handler yet. Where there is no scancel, srun hands its signals on.
+tell() {
+  while kill -0 "$step" 2>/dev/null; do
+    if command -v scancel >/dev/null; then scancel --quiet --signal=USR1 "$job.0"; else kill -USR1 "$step"; fi
+    sleep 5
+  done
+}
 trap 'tell &' USR1
 if ((told)); then tell & fi
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
@@ -367,10 +507,18 @@ if [[ -e "$BIGTRAIN_REQUEUE_MARKER" ]]; then
     exit 1
   fi
   # If it is no longer running, Slurm is ending or requeueing it already.
-  if [[ "$(squeue --noheader --format=%T --jobs="$job")" == RUNNING ]]; then
-    echo "job $job: stopped by a signal with a checkpoint; queued again"
-    scontrol requeue "$job"
-    code=$?
+  state="$(squeue --noheader --format=%T --jobs="$job" 2>/dev/null)"
+  if [[ -z "$state" ]]; then
+    state="$(scontrol show job --oneliner "$job" 2>/dev/null | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p')"
+  fi
+  if [[ "${state:-RUNNING}" == RUNNING ]]; then
+    if answer="$(scontrol requeue "$job" 2>&1)"; then
+      echo "job $job: stopped by a signal with a checkpoint; queued again"
+      code=0
+    else  # not 0: what waits for the end of the training must not begin
+      echo "job $job: stopped by a signal with a checkpoint, but it is not queued again ($answer); submit it again" >&2
+      code=1
+    fi
   fi
 fi
 exit "$code"

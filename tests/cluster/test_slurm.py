@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Commands that write down how they were called, and a python that does what $ACT says."""
     folder = tmp_path_factory.mktemp("commands")
     commands = {
-        "srun": 'while [[ "$1" == --* ]]; do shift; done; echo $$ > "$SEEN.node"; SLURM_NODEID=1 exec "$@"',
+        "srun": 'printf "%s\\n" "$@" > "$SEEN.srun"; '
+        'while [[ "$1" == --* ]]; do shift; done; echo $$ > "$SEEN.node"; SLURM_NODEID=1 exec "$@"',
+        "apptainer": 'printf "%s\\n" "$@" > "$SEEN.apptainer"; while [[ "$1" != *.sif ]]; do shift; done; shift; exec "$@"',
         "python": 'printf "%s\\0" "$@" > "$SEEN"; eval "$ACT"',
         "scontrol": 'echo "$*" >> "$SEEN.scontrol"; case "$2" in hostnames) echo nowhere-1; echo nowhere-2 ;; '
         'node) echo "NodeName=nowhere-1 NodeAddr=10.1.2.3 NodeHostName=x" ;; esac',
@@ -231,6 +235,136 @@ def test_a_job_goes_back_to_the_queue_by_its_mark_alone(
     assert not list(job.folder.glob("requeue-*"))
 
 
+def path_without(missing: Sequence[str], stand_ins: Path, folder: Path) -> str:
+    """A PATH with the stand-ins but some, and with what else a job script runs, wherever Slurm is installed."""
+    (folder / "tools").mkdir()
+    for name in ("bash", "rm", "sed", "head", "sleep", "getent", "hostname", "setsid"):
+        (folder / "tools" / name).symlink_to(shutil.which(name) or pytest.skip(f"there is no {name}"))
+    for path in stand_ins.iterdir():
+        if path.name not in missing:
+            (folder / "tools" / path.name).symlink_to(path)
+    return str(folder / "tools")
+
+
+@pytest.mark.parametrize(
+    ("missing", "code", "requeued"),
+    [(["squeue"], 0, True), (["squeue", "scontrol"], 1, False), (["scontrol"], 1, False)],
+)
+def test_a_job_on_a_node_without_slurms_commands_is_queued_again_if_it_can_be_and_fails_if_not(
+    stand_ins: Path, tmp_path: Path, missing: list[str], code: int, requeued: bool
+) -> None:
+    """Exit code 0 would say to what depends on the job that the training is done."""
+    script = render(job_in(tmp_path, stand_ins), ONE)
+    done = execute(script, tmp_path, stand_ins, ACT=MARK, PATH=path_without(missing, stand_ins, tmp_path))
+    assert done.returncode == code
+    if requeued:
+        assert (tmp_path / "seen.scontrol").read_text().endswith("requeue 25\n")
+        assert "with a checkpoint; queued again" in done.stdout
+    else:
+        assert "with a checkpoint, but it is not queued again (" in done.stderr
+        assert "scontrol: command not found); submit it again" in done.stderr
+
+
+def test_nodes_meet_at_the_first_one_where_scontrol_cannot_be_asked(stand_ins: Path, tmp_path: Path) -> None:
+    script = render(job_in(tmp_path, stand_ins), SlurmOptions(nodes=2, gpus_per_node=1))
+    path = path_without(["scontrol"], stand_ins, tmp_path)
+    assert execute(script, tmp_path, stand_ins, PATH=path, SLURM_NNODES="2", SLURMD_NODENAME="n7").returncode == 0
+    assert seen(tmp_path)[seen(tmp_path).index("--main_process_ip") + 1] == "n7"
+
+
+def test_a_type_of_gpu_may_be_asked_for(tmp_path: Path) -> None:
+    options = read_options(None, {"nodes": "2", "gpus_per_node": "a100:4"})
+    assert options.ranks == 8
+    assert "#SBATCH --gpus-per-node=a100:4" in render(job_in(tmp_path, tmp_path), options).splitlines()
+    with pytest.raises(UserError, match="one process a GPU; leave it out"):
+        read_options(None, {"gpus_per_node": "a100:4", "processes_per_node": 2})
+    for wrong in ("a100", "4:a100", "a100:0", "-1", "1.5", "a100:4:2"):
+        with pytest.raises(UserError, match=r"^--gpus-per-node: must be a whole number, or TYPE:NUMBER such as a100:4"):
+            read_options(None, {"gpus_per_node": wrong})
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("1d", "1-00:00:00"), ("1d12h", "1-12:00:00"), ("12h", "0-12:00:00"), ("90m", "90"), ("1d 12h 30min", "1-12:30:00"),
+        ("48h", "2880"), ("12:00:00", "12:00:00"), ("2-00:00:00", "2-00:00:00"), ("2-12", "2-12"), ("90", "90"),
+        ("UNLIMITED", "UNLIMITED"), ("1D", "1-00:00:00"),
+    ],
+)  # fmt: skip
+def test_a_time_limit_is_written_as_slurm_reads_it(tmp_path: Path, given: str, written: str) -> None:
+    options = read_options(None, {"gpus_per_node": 1, "time": given})
+    assert f"#SBATCH --time={written}" in render(job_in(tmp_path, tmp_path), options).splitlines()
+
+
+@pytest.mark.parametrize("wrong", ["1w", "a day", "1:2:3:4", "-5", "1d-2", "12:00:00h"])
+def test_what_is_no_time_is_refused_before_the_queue(wrong: str) -> None:
+    with pytest.raises(UserError, match=r"^--time: must be a time such as 12:00:00, .*1d12h"):
+        read_options(None, {"gpus_per_node": 1, "time": wrong})
+
+
+def test_a_time_limit_within_which_nothing_would_be_trained_is_refused() -> None:
+    """It would be told to stop as it starts, a hundred times."""
+    for time_limit in ("5", "5:00", "0:05:00", "5m", "0-0:5"):
+        with pytest.raises(UserError, match=r"--time: .* is 300 seconds, and .*--signal-before-s"):
+            read_options(None, {"gpus_per_node": 1, "time": time_limit})
+    read_options(None, {"gpus_per_node": 1, "time": "5", "signal_before_s": 60})
+
+
+def test_more_options_of_srun_reach_it_each_as_one_word(stand_ins: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("srun: {mpi: none, cpu-bind: cores}\n")
+    options = read_options(site, {"gpus_per_node": 0, "srun": {"cpu-bind": "verbose, $(x)", "overlap": ""}})
+    assert execute(render(job_in(tmp_path, stand_ins), options), tmp_path, stand_ins).returncode == 0
+    words = (tmp_path / "seen.srun").read_text().splitlines()
+    assert words[2:5] == ["--mpi=none", "--cpu-bind=verbose, $(x)", "--overlap"]
+    for wrong in ("ntasks", "--mpi", "kill-on-bad-exit"):
+        with pytest.raises(UserError, match=rf"^--srun: '{wrong}' cannot be given"):
+            read_options(None, {"gpus_per_node": 0, "srun": {wrong: "1"}})
+    with pytest.raises(UserError, match="^--srun mpi: must be printable text"):
+        read_options(None, {"gpus_per_node": 0, "srun": {"mpi": "a\nb"}})
+
+
+def test_pyxis_runs_a_node_in_the_image_that_sees_the_run_and_this_repository(stand_ins: Path, tmp_path: Path) -> None:
+    options = SlurmOptions(
+        gpus_per_node=0, container_image="nvcr.io#nvidia/pytorch:25.01-py3", container_mounts="/data,/a:/b"
+    )
+    job = job_in(tmp_path, stand_ins, python=Path("/gone/python"), launch=Path("/repository/launch"))
+    done = execute(render(job, options), tmp_path, stand_ins, ACT='echo "path: $PYTHONPATH"', PYTHONPATH="/before")
+    assert (done.returncode, done.stdout) == (0, "path: /repository:/before\n"), done.stderr
+    words = (tmp_path / "seen.srun").read_text().splitlines()
+    seen_inside = [f"{path}:{path}" for path in (tmp_path, "/repository", tmp_path / "run", "/data")]
+    assert f"--container-image={options.container_image}" in words
+    assert f"--container-mounts={','.join([*seen_inside, '/a:/b'])}" in words
+    assert f"--container-workdir={tmp_path}" in words
+    assert seen(tmp_path)[0] == "/repository/launch/train.py"
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_apptainer_runs_a_node_in_the_image(stand_ins: Path, tmp_path: Path, gpus: int) -> None:
+    options = SlurmOptions(gpus_per_node=gpus, apptainer_image="/images/torch.sif", container_python="python")
+    job = job_in(tmp_path, stand_ins, python=Path("/gone/python"), launch=Path("/repository/launch"))
+    done = execute(render(job, options), tmp_path, stand_ins)
+    assert (done.returncode, done.stderr) == (0, "")
+    words = (tmp_path / "seen.apptainer").read_text().splitlines()
+    nv = ["--nv"] if gpus else []
+    mounts = f"{tmp_path},/repository,{tmp_path / 'run'}"
+    assert words[: 7 + len(nv)] == ["exec", *nv, "--bind", mounts, "--pwd", str(tmp_path), "/images/torch.sif", "bash"]
+    assert "/repository/launch/train.py" in seen(tmp_path)
+
+
+def test_containers_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    for options, sentence in (
+        ({"container_image": "a", "apptainer_image": "b"}, "give one of them"),
+        ({"container_mounts": "/data"}, "there is no container"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            read_options(None, {"gpus_per_node": 0, **options})
+    with pytest.raises(UserError, match="has a colon or a comma, and containers cannot mount such a path"):
+        render(
+            job_in(tmp_path, tmp_path, directory=Path("/a,b")), SlurmOptions(gpus_per_node=0, apptainer_image="x.sif")
+        )
+
+
 def test_a_job_that_slurm_restarted_too_often_does_not_run_at_all(stand_ins: Path, tmp_path: Path) -> None:
     script = render(job_in(tmp_path, stand_ins), SlurmOptions(gpus_per_node=0, max_restarts=3))
     done = execute(script, tmp_path, stand_ins, SLURM_RESTART_COUNT="4")
@@ -252,9 +386,12 @@ def test_a_task_of_an_array_is_named_by_the_array_and_its_number_in_it(stand_ins
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Slurm's nodes run Linux: /proc, setsid")
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_usr1_reaches_training_even_in_a_session_of_its_own(stand_ins: Path, tmp_path: Path, ranks: int) -> None:
-    """A launcher makes each rank such a session; and USR1 reaches that rank's own handler, the launcher being deaf to it."""
+@pytest.mark.parametrize(("ranks", "missing"), [(1, []), (2, []), (1, ["scancel"])])
+def test_usr1_reaches_training_even_in_a_session_of_its_own(
+    stand_ins: Path, tmp_path: Path, ranks: int, missing: list[str]
+) -> None:
+    """A launcher makes each rank such a session; and USR1 reaches that rank's own handler, the launcher being deaf to it. Where
+    there is no scancel, srun hands its signals on."""
     rank = tmp_path / "rank.py"
     rank.write_text(
         "import pathlib, signal, sys, time\n"
@@ -265,7 +402,8 @@ def test_usr1_reaches_training_even_in_a_session_of_its_own(stand_ins: Path, tmp
     act = f'exec {sys.executable} {rank} "$SEEN.up"' if ranks == 1 else f'setsid {sys.executable} {rank} "$SEEN.up"'
     script = tmp_path / "job.sh"
     script.write_text(render(job_in(tmp_path, stand_ins), SlurmOptions(gpus_per_node=0, processes_per_node=ranks)))
-    environment = {"PATH": f"{stand_ins}:{os.environ['PATH']}", "SEEN": str(tmp_path / "seen"), "ACT": act}
+    path = path_without(missing, stand_ins, tmp_path)
+    environment = {"PATH": path, "SEEN": str(tmp_path / "seen"), "ACT": act}
     environment |= {"SLURM_JOB_ID": "25", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "nowhere-[1-2]"}
     with subprocess.Popen(["bash", script], env=environment, stderr=subprocess.DEVNULL) as process:
         end = time.monotonic() + 20
@@ -273,7 +411,8 @@ def test_usr1_reaches_training_even_in_a_session_of_its_own(stand_ins: Path, tmp
             time.sleep(0.02)
         process.send_signal(signal.SIGUSR1)
         assert process.wait(20) == 3  # training's own code, not that of an interrupted wait
-    assert set((tmp_path / "seen.scancel").read_text().splitlines()) == {"--quiet --signal=USR1 25.0"}
+    if not missing:
+        assert set((tmp_path / "seen.scancel").read_text().splitlines()) == {"--quiet --signal=USR1 25.0"}
 
 
 def test_sbatch_gets_the_script_and_its_refusal_is_handed_on(
