@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import platform
+import select
 import signal
 import subprocess
 import sys
@@ -38,6 +39,8 @@ from bigtrain.wrong_values import what_is_wrong
 
 INITIAL, BRANCH = "initial_weights", "went_on_from"
 """The keys of environment.json that say where the weights of a run came from, by component, and which run it goes on from."""
+_NOBODY_READS = 128 + signal.SIGPIPE
+"""The exit code of a command whose output goes into a pipe that nobody reads any more: as if the signal had ended it."""
 MAIN_RANK_FIRST_S = 10.0
 """How long the other ranks wait for the main one to print an error that all of them have met."""
 
@@ -86,6 +89,10 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
             time.sleep(MAIN_RANK_FIRST_S)
     except OtherRankFailed:
         code = 1
+    except BrokenPipeError as error:
+        code = _NOBODY_READS if _nobody_reads() else 1
+        if code == 1:  # a pipe of ours
+            traceback.print_exception(error)
     except OSError as error:
         code = 2 if error.errno == errno.ENAMETOOLONG else 1
         if code == 1:
@@ -100,14 +107,34 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
         code = 130
         print("interrupted", file=sys.stderr)
     except SystemExit:  # argparse: --help, or an unknown flag
+        _flush()
         raise
     except BaseException:
         code = 1
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    code = _flush() or code
     if code or world.size() > 1:
         os._exit(code)
+
+
+def _flush() -> int:
+    """Writes out what was printed; returns the exit code of a command whose reader has gone, as `head` does, or 0."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what is left would be a traceback at the exit
+    return _NOBODY_READS if gone else 0
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout or stderr is a pipe whose reader has gone."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def is_first() -> bool:
