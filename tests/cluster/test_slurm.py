@@ -320,7 +320,7 @@ def test_more_options_of_srun_reach_it_each_as_one_word(stand_ins: Path, tmp_pat
     for wrong in ("ntasks", "--mpi", "kill-on-bad-exit"):
         with pytest.raises(UserError, match=rf"^--srun: '{wrong}' cannot be given"):
             read_options(None, {"gpus_per_node": 0, "srun": {wrong: "1"}})
-    with pytest.raises(UserError, match="^--srun mpi: must be printable text"):
+    with pytest.raises(UserError, match=r"^--srun mpi: must be printable text"):
         read_options(None, {"gpus_per_node": 0, "srun": {"mpi": "a\nb"}})
 
 
