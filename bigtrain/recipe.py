@@ -29,7 +29,7 @@ from bigtrain.recipe_yaml import MOST_BYTES, dump, parse
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.options import TrainOptions
-from bigtrain.untrusted import read_plain
+from bigtrain.untrusted import looked_for, read_plain
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
@@ -246,7 +246,8 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, di
     try:
         content = _parsed_file(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot read the recipe ({error.strerror}); recipes/ holds examples") from error
+        where = looked_for(path) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}){where}; recipes/ holds examples") from error
     except ValueError as error:
         raise UserError(f"{path}: not a YAML file that can be read: {error}") from error
     if not isinstance(content, dict):

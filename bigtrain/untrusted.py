@@ -77,6 +77,11 @@ def one_line(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape", "replace").decode() for one in text)
 
 
+def looked_for(path: str | Path) -> str:
+    """Where a relative path was looked for, to end a message that there is nothing; nothing for an absolute one."""
+    return "" if Path(path).is_absolute() else f" (looked for {Path(path).absolute()})"
+
+
 def _kind(mode: int) -> str:
     kinds = (
         (stat.S_ISFIFO, "a FIFO"),

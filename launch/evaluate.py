@@ -33,6 +33,7 @@ from bigtrain.inference.metric_choice import needed_splits
 from bigtrain.inference.model import hang_timeout_s, open_model
 from bigtrain.inference.splits import check_fields, find_needed
 from bigtrain.recipe import evaluation_options
+from bigtrain.runs.nearby import is_run_or_export, runs_meant
 from bigtrain.training.engine.options import EngineOptions
 
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         return compare(arguments.compare, arguments.csv, arguments.picture)
     if arguments.what is None:
         raise UserError("evaluate.py: say what to evaluate, or --compare RUN_OR_JSON ...")
-    if (Path(arguments.what) / "recipe.yaml").is_file():
+    if is_run_or_export(Path(arguments.what)):
         return _evaluate_model(arguments)
     return _evaluate_images(arguments)
 
@@ -140,6 +141,8 @@ def _evaluate_opened(arguments: argparse.Namespace, folder: Path, device: torch.
 
 
 def _evaluate_images(arguments: argparse.Namespace) -> None:
+    if meant := runs_meant(Path(arguments.what)):
+        raise UserError(meant)
     for override in arguments.overrides:
         if not override.startswith("evaluation."):
             raise UserError(

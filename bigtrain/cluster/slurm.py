@@ -23,6 +23,7 @@ from bigtrain.cluster.watchdog import START_S
 from bigtrain.errors import UserError
 from bigtrain.options import Options
 from bigtrain.runs import atomic
+from bigtrain.untrusted import looked_for
 from bigtrain.wrong_values import rule, what_is_wrong
 
 DIRECTIVES = (
@@ -268,7 +269,7 @@ def _read_site(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
-            f"{path}: cannot read the site's defaults ({error.strerror}); see --site and $BIGTRAIN_SITE"
+            f"{path}: cannot read the site's defaults ({error.strerror}){looked_for(path)}; see --site and $BIGTRAIN_SITE"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error

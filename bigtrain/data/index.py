@@ -43,6 +43,7 @@ from typing import Any
 
 import numpy as np
 
+from bigtrain.data.containers import archive_or_container
 from bigtrain.data.fields.codes import CodesManifest
 from bigtrain.data.fields.field import Field
 from bigtrain.data.fields.label import UNLABELLED, LabelField
@@ -52,7 +53,7 @@ from bigtrain.data.remote import HERE, Origin, beside, check_url, is_remote, rec
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, cache_folder, write_bytes
 from bigtrain.sizes import image_size_of, size_of
-from bigtrain.untrusted import check_plain, parse_json, read_plain
+from bigtrain.untrusted import check_plain, looked_for, parse_json, read_plain
 
 FORMAT = "bigtrain-index"
 FORMAT_VERSION = 2
@@ -365,10 +366,12 @@ class Index:
         try:
             value = _parsed(read_plain(path, MOST_BYTES))
         except FileNotFoundError:
-            raise UserError(f"{path}: there is no index here; {HOW_TO_MAKE}") from None
-        except OSError as error:
-            raise UserError(f"{path}: the index cannot be read: {error.strerror}") from None
-        except ValueError as error:
+            raise UserError(f"{path}: there is no index here{looked_for(path)}; {HOW_TO_MAKE}") from None
+        except (OSError, ValueError) as error:
+            if kind := archive_or_container(path):
+                raise UserError(f"{path}: is {kind}, and no index; {HOW_TO_MAKE}") from None
+            if isinstance(error, OSError):
+                raise UserError(f"{path}: the index cannot be read: {error.strerror}") from None
             raise UserError(f"{path}: not an index: {error}; {HOW_TO_MAKE}") from None
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise UserError(f"{path}: not an index of shards (no format: {FORMAT}); {HOW_TO_MAKE}")

@@ -30,6 +30,10 @@ DIGITS = "digits"
 Split = Literal["train", "validation"]
 
 
+_NAMED = 5
+"""Indexes that a message names."""
+
+
 def find_split(data: DataOptions, split: Split) -> Data:
     """What `data.SPLIT` names, with fields and classes as `data` says. Raises UserError, also for missing shards."""
     size = sides(data.crop_from or data.image_size)
@@ -159,8 +163,7 @@ def open_index(
             )
         return index
     if Path(where).is_dir():
-        indexes = ", ".join(sorted(map(str, Path(where).glob("*.json")))) or f"none here: {HOW_TO_MAKE}"
-        raise UserError(f"{key}: {where} is a folder; give the index in it ({indexes})")
+        raise UserError(f"{key}: {where} is a folder; give the index in it ({_indexes_in(Path(where))})")
     return _checked(Path(where), key, origin=origin)
 
 
@@ -174,6 +177,14 @@ def _refuse_tars(where: str, key: str) -> NoReturn:
     raise UserError(
         f"{key}: {named}: training reads an index of such tars: `{make}` writes it; then give its path here"
     )
+
+
+def _indexes_in(folder: Path) -> str:
+    """The indexes in a folder, or else in those that it holds, for a message."""
+    paths = sorted(folder.glob("*.json")) or sorted(folder.glob("*/*.json"))
+    indexes = list(map(str, paths))
+    more = f" and {len(indexes) - _NAMED} more" if len(indexes) > _NAMED else ""
+    return ", ".join(indexes[:_NAMED]) + more if indexes else f"none here: {HOW_TO_MAKE}"
 
 
 def find_images(

@@ -26,6 +26,7 @@ from bigtrain.evaluation.metrics.registry import METRICS
 from bigtrain.evaluation.result import in_todays_names, said_of_names
 from bigtrain.evaluation.table import Cell, Row, as_csv, as_picture, as_text
 from bigtrain.runs import atomic
+from bigtrain.runs.nearby import runs_meant
 from bigtrain.untrusted import one_line, read_json
 
 OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images", "image_size")
@@ -81,6 +82,8 @@ def _newest_results(run: Path) -> list[list[dict[str, Any]]]:
     """The results of a run's newest evaluated step, grouped: those of a group differ only in the seed, each seed once."""
     paths = sorted((run / "evaluations").glob("step_*.json"))
     if not paths:
+        if meant := runs_meant(run):
+            raise UserError(meant)
         raise UserError(f"{run}: has no evaluations/step_*.json; evaluate it with launch/evaluate.py {run}")
     step = paths[-1].stem.split("_")[1]
     ways: dict[str, dict[str, dict[str, Any]]] = {}

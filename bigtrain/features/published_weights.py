@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bigtrain.errors import UserError
 from bigtrain.runs import atomic
-from bigtrain.untrusted import open_plain
+from bigtrain.untrusted import looked_for, open_plain
 
 TIMEOUT_S = 60.0
 """How long a download may stall."""
@@ -62,7 +62,7 @@ def existing(given: str) -> Path:
     """The path of a file that must exist. Raises UserError."""
     path = Path(given)
     if not path.exists():
-        raise UserError(f"evaluation.weights: {given}: there is no such file")
+        raise UserError(f"evaluation.weights: {given}: there is no such file{looked_for(given)}")
     try:
         open_plain(path).close()
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ import torch
 
 from bigtrain.cluster import world
 from bigtrain.errors import UserError
-from bigtrain.untrusted import one_line, read_plain
+from bigtrain.untrusted import looked_for, one_line, read_plain
 from bigtrain.wrong_values import did_you_mean
 
 STORED = "torchscript:"
@@ -37,7 +37,9 @@ def named_on_command_line(path: str, key: str, *, instead: str) -> str:
     `key`: what named it, and `instead`: what else it may say, for messages. Raises UserError if there is no such file.
     """
     if not _exists(path):
-        raise UserError(f"{key}: {path}: neither a file nor {instead}{did_you_mean([path], instead.split(', '))}")
+        raise UserError(
+            f"{key}: {path}: neither a file{looked_for(path)} nor {instead}{did_you_mean([path], instead.split(', '))}"
+        )
     digest = hashlib.sha256(_read(Path(path), key)).hexdigest()
     _named[digest] = Path(path)
     return f"{STORED}{Path(path).name}@{digest}"

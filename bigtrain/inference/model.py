@@ -35,6 +35,7 @@ from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws, Indices, to_device
 from bigtrain.recipe import Recipe, differences, load_recipe
 from bigtrain.runs import checkpoint
+from bigtrain.runs.nearby import is_run_or_export, why_neither
 from bigtrain.sizes import size_text
 from bigtrain.training.averaging import MUCH_INITIAL, EmaOptions
 from bigtrain.untrusted import read_json
@@ -234,8 +235,8 @@ def open_model(
 
 
 def _recipe_of(path: Path, overrides: Sequence[str]) -> Recipe:
-    if not (path / "recipe.yaml").is_file():
-        raise UserError(f"{path}: is neither a run folder nor an export (it has no recipe.yaml)")
+    if not is_run_or_export(path):
+        raise UserError(why_neither(path))
     return load_recipe(path / "recipe.yaml", overrides)
 
 

@@ -20,7 +20,7 @@ from bigtrain.data.decode import Undecodable
 from bigtrain.data.fields.field import Field, Geometry
 from bigtrain.data.fields.painting import text_tile
 from bigtrain.errors import UserError
-from bigtrain.untrusted import parse_json, read_plain
+from bigtrain.untrusted import looked_for, parse_json, read_plain
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,9 @@ def open_tokenizer(path: str) -> Any:
     from tokenizers import Tokenizer  # heavy, and only texts with such a tokenizer need it
 
     if not Path(path).is_file():
-        raise UserError(f"data.text.tokenizer: {path}: there is no such file; give `bytes`, or a tokenizer's JSON")
+        raise UserError(
+            f"data.text.tokenizer: {path}: there is no such file{looked_for(path)}; give `bytes`, or a tokenizer's JSON"
+        )
     try:
         return Tokenizer.from_buffer(read_plain(path, _MOST_TOKENIZER))
     except Exception as error:  # the library raises plain Exception

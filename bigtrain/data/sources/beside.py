@@ -24,6 +24,7 @@ from bigtrain.data.sources.samples import (
 from bigtrain.data.sources.tables.attribute_list import AttributeList
 from bigtrain.data.sources.tables.csv_file import CSV_ENDINGS, CsvFile
 from bigtrain.errors import UserError
+from bigtrain.untrusted import looked_for
 
 ENDINGS = {
     "image": PICTURE_EXTENSIONS,
@@ -111,7 +112,9 @@ def _find(files: Files, field: Further) -> tuple[_Found, FieldSpec]:
         return _table(attributes), replace(field.spec, names=attributes.names)
     of_field = Files.parse(field.where)
     if not of_field.path.exists():
-        raise UserError(f"--field {field.name}: {of_field.path}: there is no such file or folder")
+        raise UserError(
+            f"--field {field.name}: {of_field.path}: there is no such file or folder{looked_for(of_field.path)}"
+        )
     listing = list_files(open_source(of_field.path), endings=of_field.endings(kind))
     if kind == "clip" and not (of_field.ending or "").endswith("npy"):
         runs = ClipListing(listing).members()

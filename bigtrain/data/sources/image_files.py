@@ -22,6 +22,7 @@ from bigtrain.data.sources.npz import NpzSamples
 from bigtrain.data.sources.opening import open_source
 from bigtrain.data.sources.samples import Listing, Names
 from bigtrain.errors import UserError
+from bigtrain.untrusted import looked_for
 
 EXTENSIONS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 UNREAD = (".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif", ".heic", ".jfif")
@@ -32,7 +33,7 @@ _TARS = (".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
 def open_collection(path: Path) -> ImageCollection:
     """The images at `path`. Raises UserError if that is nothing that holds images."""
     if not path.exists():
-        raise UserError(f"{path}: there is no such file or folder")
+        raise UserError(f"{path}: there is no such file or folder{looked_for(path)}")
     try:
         if path.suffix == ".npz" and path.is_file():
             return NpzSamples(path)

@@ -32,6 +32,7 @@ from bigtrain.data.write.remote_tars import RemoteSource
 from bigtrain.data.write.shard_names import EXAMPLES, UNNAMED, by_split, gaps
 from bigtrain.data.write.tar_inputs import LocalTar, TarInput
 from bigtrain.errors import UserError
+from bigtrain.untrusted import looked_for
 
 MOST_CLASSES = 1_000_000
 LABELS_FROM = re.compile(r"cls|none|json:.+")
@@ -157,7 +158,9 @@ def _list(folder: Path | RemoteSource, split: str | None) -> dict[str, list[TarI
 def _paths(folder: Path) -> list[Path]:
     """The tars in a folder."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; --index-only wants a folder of tars {EXAMPLES}")
+        raise UserError(
+            f"{folder}: there is no such folder{looked_for(folder)}; --index-only wants a folder of tars {EXAMPLES}"
+        )
     paths = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):

@@ -20,6 +20,7 @@ from bigtrain.data.sources.image_source import ImageSource, Tick, is_hidden
 from bigtrain.data.sources.opening import open_source
 from bigtrain.data.sources.samples import PICTURE_EXTENSIONS, Listing, Names, Samples, SampleSet
 from bigtrain.errors import UserError
+from bigtrain.untrusted import looked_for
 
 CLASS_FOLDERS = "SOURCE/CLASS/*.jpg or SOURCE/SPLIT/CLASS/*.jpg"
 _TOO_DEEP = 3
@@ -64,7 +65,7 @@ def list_by_class(path: Path, tick: Tick = no_tick, choice: Choice = PICTURES) -
     """
     if not path.exists():
         raise UserError(
-            f"{path}: there is no such folder; give a folder laid out as {CLASS_FOLDERS}, or the word digits"
+            f"{path}: there is no such folder{looked_for(path)}; give a folder laid out as {CLASS_FOLDERS}, or the word digits"
         )
     source = open_source(path)
     return by_class(path, choice.listing(source, tick), skip_top=not isinstance(source, Folder), choice=choice)
@@ -221,7 +222,7 @@ def list_domains(folder: Path, tick: Tick = no_tick, choice: Choice = PICTURES) 
 def _by_top_folder(folder: Path, tick: Tick, choice: Choice, splits: Sequence[str]) -> SampleSet:
     """Samples of one class; their splits are the folders that they lie in, if those are all of `splits`, else `train`."""
     if not folder.exists():
-        raise UserError(f"{folder}: there is no such folder; give a folder of pictures")
+        raise UserError(f"{folder}: there is no such folder{looked_for(folder)}; give a folder of pictures")
     source = open_source(folder)
     listing = choice.listing(source, tick)
     skip = 0 if isinstance(source, Folder) else _top_around_splits(listing.names, splits)

@@ -1,0 +1,44 @@
+"""What a person may have meant who gave a folder that is neither a run nor an export."""
+
+from pathlib import Path
+
+from bigtrain.untrusted import looked_for
+
+_NAMED = 5
+"""Runs that a message names."""
+
+
+def is_run_or_export(path: Path) -> bool:
+    """Whether it has a recipe.yaml of its own: that of a checkpoint is a copy of its run's."""
+    return (path / "recipe.yaml").is_file() and _run_around(path) is None
+
+
+def runs_meant(path: Path) -> str | None:
+    """What to give instead of a folder that holds runs or exports, or that lies in a run; None for any other path."""
+    around = _run_around(path)
+    if around is not None:
+        step = path.name.removeprefix("step_").lstrip("0") if path.name.startswith("step_") else ""
+        return f"{path}: lies in the run {around}; give that{f', with --checkpoint {step}' if step else ''}"
+    try:
+        inside = sorted(one for one in path.iterdir() if is_run_or_export(one))
+    except OSError:
+        return None
+    if not inside:
+        return None
+    more = f" and {len(inside) - _NAMED} more" if len(inside) > _NAMED else ""
+    return f"{path}: holds runs or exports and is none itself; give one of them: {', '.join(map(str, inside[:_NAMED]))}{more}"
+
+
+def why_neither(path: Path) -> str:
+    """Why a path can be opened neither as a run nor as an export, and what to give instead."""
+    if not path.exists():
+        return f"{path}: there is no such folder{looked_for(path)}"
+    return runs_meant(path) or f"{path}: is neither a run folder nor an export (it has no recipe.yaml)"
+
+
+def _run_around(path: Path) -> Path | None:
+    """The run whose checkpoint, or folder of checkpoints or evaluations, this is; None if it is none's."""
+    for inner in (path, path.parent):
+        if inner.name in ("checkpoints", "evaluations") and (inner.parent / "environment.json").is_file():
+            return inner.parent
+    return None

@@ -1,0 +1,48 @@
+"""What is said of a folder that is neither a run nor an export."""
+
+from pathlib import Path
+
+import pytest
+
+from bigtrain.runs.nearby import is_run_or_export, runs_meant, why_neither
+
+
+def a_run(folder: Path) -> Path:
+    (folder / "checkpoints" / "step_00000040").mkdir(parents=True)
+    for path in (folder, folder / "checkpoints" / "step_00000040"):
+        (path / "recipe.yaml").touch()
+    (folder / "environment.json").touch()
+    return folder
+
+
+def test_the_runs_in_a_folder_one_level_too_high_are_named(tmp_path: Path) -> None:
+    for name in "abcdefg":
+        a_run(tmp_path / "runs" / name)
+    assert is_run_or_export(tmp_path / "runs" / "a")
+    sentence = runs_meant(tmp_path / "runs")
+    named = ", ".join(str(tmp_path / "runs" / name) for name in "abcde")
+    assert sentence is not None
+    assert sentence.endswith(f"give one of them: {named} and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("inner", "remedy"),
+    [
+        ("checkpoints", "give that"),
+        ("checkpoints/step_00000040", "give that, with --checkpoint 40"),
+        ("evaluations", "give that"),
+    ],
+)
+def test_a_folder_within_a_run_leads_to_the_run(tmp_path: Path, inner: str, remedy: str) -> None:
+    """A checkpoint has a recipe.yaml of its own, and is no run."""
+    run = a_run(tmp_path / "run")
+    assert not is_run_or_export(run / "checkpoints" / "step_00000040")
+    assert runs_meant(run / inner) == f"{run / inner}: lies in the run {run}; {remedy}"
+
+
+def test_where_a_folder_was_looked_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert why_neither(Path("gone")) == f"gone: there is no such folder (looked for {tmp_path / 'gone'})"
+    (tmp_path / "pictures").mkdir()
+    assert why_neither(Path("pictures")) == "pictures: is neither a run folder nor an export (it has no recipe.yaml)"
+    assert runs_meant(tmp_path / "pictures") is None
