@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write the table of --compare here too")
     parser.add_argument("--picture", metavar="FILE.png", type=Path, help="draw the table of --compare")
     add_flag(parser)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as evaluation.samples=1000")
     return parser
 
 

@@ -15,8 +15,8 @@ from bigtrain.inference.model import attach_dependencies, open_model
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", metavar="RUN", type=Path)
-    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder that is written")
     parser.add_argument(
         "--weights", default="ema", help="averaged weights (ema), the run's own (raw), or the name of an extra average"
     )

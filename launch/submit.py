@@ -7,6 +7,8 @@ preempted, the job saves, is requeued and resumes; a job that fails is not reque
 --sweep run.seed=0,1,2 submits an array with one run per value, each in its own folder under the recipe's; each task is
 requeued on its own. Several --sweep: every combination.
 
+--container-image (pyxis) or --apptainer-image runs the processes in a container, with this repository's code.
+
 Defaults of a site are read from --site FILE, $BIGTRAIN_SITE or ~/.config/bigtrain/site.yaml, under the names of the flags:
 
     partition: gpu
@@ -70,8 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch/submit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", metavar="RECIPE.yaml", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("recipe", metavar="RECIPE.yaml", type=Path, help="what to train and how")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="keys of the recipe with other values, such as train.steps=100",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the job script; write and submit nothing")
     parser.add_argument(
         "--sweep", action="append", default=[], metavar="section.key=VALUE,VALUE", help="a run for each value"

@@ -56,8 +56,13 @@ class PrintSchema(argparse.Action):
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", metavar="RECIPE.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="what to train and how; recipes/ holds examples")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="keys of the recipe with other values, such as train.steps=100",
+    )
     parser.add_argument(
         "--plan", metavar="nodes=N,gpus=G[,classes=C]", help="print what it would cost, and train nothing"
     )
