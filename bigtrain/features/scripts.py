@@ -37,9 +37,9 @@ def named_on_command_line(path: str, key: str, *, instead: str) -> str:
     `key`: what named it, and `instead`: what else it may say, for messages. Raises UserError if there is no such file.
     """
     if not _exists(path):
-        raise UserError(
-            f"{key}: {path}: neither a file{looked_for(path)} nor {instead}{did_you_mean([path], instead.split(', '))}"
-        )
+        where = looked_for(path) if "/" in path else ""  # else rather a word that is misspelt
+        meant = did_you_mean([path], instead.split(", "))
+        raise UserError(f"{key}: {path}: neither a file{where} nor {instead}{meant}")
     digest = hashlib.sha256(_read(Path(path), key)).hexdigest()
     _named[digest] = Path(path)
     return f"{STORED}{Path(path).name}@{digest}"

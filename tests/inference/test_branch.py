@@ -14,7 +14,7 @@ SENTENCES = [
     ("train.resume={step: 2}", "must be {from: RUN, step: N}"),
     ("train.resume={from: EXPORT}", "is an export, which has no state of training; begin from it by train.init="),
     ("train.resume={from: OTHER}", "is a diffusion, and not a gan"),
-    ("train.resume={from: nowhere}", "nowhere: is neither a run folder nor an export"),
+    ("train.resume={from: nowhere}", "nowhere: there is no such folder"),
 ]
 
 

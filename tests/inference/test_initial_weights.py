@@ -100,7 +100,7 @@ def test_where_weights_came_from_is_kept_and_the_source_not_needed_again(source:
     ("word", "sentence"),
     [
         ("train.init={generater: SOURCE}", "'generater' is no component of a gan; did you mean 'generator'?"),
-        ("train.init=nowhere", "nowhere: is neither a run folder nor an export"),
+        ("train.init=nowhere", "nowhere: there is no such folder"),
         ("train.init={}", "must be the path of a run or an export, or several by component"),
         ("train.init=OTHER", "has no tensor that fits any component of this gan"),
     ],
