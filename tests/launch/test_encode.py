@@ -194,7 +194,7 @@ def test_a_killed_run_goes_on_where_it_was(tokenizer: Path, encoded: tuple, tmp_
 USER_ERRORS = [
     (["GAN", "digits", "OUT"], "run: a gan cannot encode images into codes; family.kind: "),
     (["YOUNG", "digits", "OUT"], "has no checkpoint yet; train longer, or lower train.save_every"),
-    (["nowhere", "digits", "OUT"], "nowhere: is neither a run folder nor an export"),
+    (["nowhere", "digits", "OUT"], "nowhere: there is no such folder"),
     (["RUN", "nowhere.json", "OUT"], "INDEX: nowhere.json: there is no index here"),
     (["RUN", "DIGITS", "OUT"], "is a folder; give the index in it ("),
     (["RUN", "LARGE", "OUT"], "has images of 24 pixels, but the model takes 16; make shards of that size with"),

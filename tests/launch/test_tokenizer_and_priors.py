@@ -226,4 +226,4 @@ def test_pictures_of_a_prior_whose_condition_is_not_there_are_refused_before_it_
     prior = dict(FAMILIES["code_prior"], condition="not-there-yet")
     recipe = write_recipe(tmp_path, prior, steps=2, sample_every=1)
     result = run(LAUNCH / "train.py", recipe, expect=2)
-    assert "family.condition: not-there-yet: is neither a run folder nor an export" in result.stderr
+    assert "family.condition: not-there-yet: there is no such folder" in result.stderr
