@@ -1,9 +1,9 @@
 """Likelihoods of images, given the maps that a decoder makes: p(x | maps), a product over pixels.
 
-Images are x [n, C, h, w] of the 256 numbers in [-1, 1]; maps are [n, maps, h, w]. Each gives probabilities of 8-bit values
-(networks/layers/discretised.py), so that bits per dimension may be compared, between them and with other models; only
-`bernoulli` does not. The Gaussian too is rounded to 256 bins: its density at a pixel, which a squared error is the logarithm
-of, is not a probability and may be above one.
+Images are x [n, C, h, w] of the 256 numbers in [-1, 1]; maps are [n, maps, h, w]. Each gives probabilities of the values of
+pixels (networks/layers/discretised.py), so that bits per dimension may be compared, between them and with other models of as
+many bits; only `bernoulli` does not. The Gaussian too is rounded to bins: its density at a pixel, which a squared error is the
+logarithm of, is not a probability and may be above one.
 
 Computed in at least float32, whatever autocast says.
 """
@@ -75,17 +75,37 @@ class PixelLikelihood(Options):
         """Images [n, C, h, w] from uniforms in [0, 1), float64 [n, `uniforms`, h, w]."""
 
     @property
+    @abstractmethod
+    def levels(self) -> int:
+        """How many values of a channel have probabilities."""
+
+    @property
     def why_no_likelihood(self) -> str | None:
-        """Why these are no probabilities of 8-bit images, and what to do, as a message for the user; None if they are."""
+        """Why these are no probabilities of images, and what to do, as a message for the user; None if they are."""
         return None
 
     def check_images(self, images: Tensor) -> None:
         """Raises UserError for images that this is no likelihood of; may wait for the device."""
 
 
-class DiscretisedLogistic(PixelLikelihood):
-    """A mixture of logistics, rounded to 8 bits (Salimans et al. 2017, PixelCNN++): three maps for each component of a grey
-    image, ten for each of one in colour, whose channels depend on each other."""
+class Discretised(PixelLikelihood):
+    """Of images whose 8-bit values v are seen as floor(v / 2^(8 - bits)), one of 2^bits levels."""
+
+    bits: int = Field(default=8, ge=1, le=8)
+    """Bits of a value that count, the highest; bits/dim of different numbers of bits do not compare."""
+
+    @property
+    def levels(self) -> int:
+        return 2**self.bits
+
+    def _values(self, images: Tensor) -> Tensor:
+        """int64 in 0 .. levels - 1."""
+        return as_values(images) >> (8 - self.bits)
+
+
+class DiscretisedLogistic(Discretised):
+    """A mixture of logistics, rounded (Salimans et al. 2017, PixelCNN++): three maps for each component of a grey image, ten
+    for each of one in colour, whose channels depend on each other."""
 
     kind: Literal["discretised_logistic"] = "discretised_logistic"
     mixtures: Depth = 10
@@ -103,7 +123,7 @@ class DiscretisedLogistic(PixelLikelihood):
     @_exact
     def log_probability(self, maps: Tensor, images: Tensor) -> Tensor:
         mixture = self._mixture(images.shape[1])
-        values = as_values(images.movedim(1, -1))
+        values = self._values(images.movedim(1, -1))
         return mixture.log_probabilities(self._logits(maps), values).movedim(-1, 1)
 
     @_exact
@@ -115,18 +135,18 @@ class DiscretisedLogistic(PixelLikelihood):
     def draw(self, maps: Tensor, uniforms: Tensor) -> Tensor:
         mixture = self._mixture(uniforms.shape[1] - 1)
         values = mixture.draw(self._logits(maps), uniforms.movedim(1, -1))
-        return as_numbers(values, maps.dtype).movedim(-1, 1)
+        return as_numbers(values, maps.dtype, self.levels).movedim(-1, 1)
 
     def _mixture(self, channels: int) -> MixtureOfLogistics:
-        return MixtureOfLogistics(channels, self.mixtures)
+        return MixtureOfLogistics(channels, self.mixtures, self.levels)
 
     def _logits(self, maps: Tensor) -> Tensor:
         """[n, rows x mixtures, h, w] -> [n, h, w, rows, mixtures]."""
         return maps.movedim(1, -1).unflatten(-1, (-1, self.mixtures))
 
 
-class Gaussian(PixelLikelihood):
-    """A normal distribution, rounded to 8 bits: a map of means for each channel and, where it is learned, one of log sigma."""
+class Gaussian(Discretised):
+    """A normal distribution, rounded: a map of means for each channel and, where it is learned, one of log sigma."""
 
     kind: Literal["gaussian"] = "gaussian"
     sigma: float | None = Field(default=None, ge=1e-4, le=1e4)
@@ -138,7 +158,8 @@ class Gaussian(PixelLikelihood):
 
     @_exact
     def log_probability(self, maps: Tensor, images: Tensor) -> Tensor:
-        return normal_log_probability(images, *self._mu_and_log_sigma(maps))
+        x = as_numbers(self._values(images), maps.dtype, self.levels)
+        return normal_log_probability(x, *self._mu_and_log_sigma(maps), self.levels)
 
     @_exact
     def mean(self, maps: Tensor) -> Tensor:
@@ -147,7 +168,8 @@ class Gaussian(PixelLikelihood):
     @_exact
     def draw(self, maps: Tensor, uniforms: Tensor) -> Tensor:
         mu, log_sigma = self._mu_and_log_sigma(maps)
-        return as_numbers(as_values(mu + log_sigma.exp() * torch.special.ndtri(uniforms)), maps.dtype)
+        values = as_values(mu + log_sigma.exp() * torch.special.ndtri(uniforms), self.levels)
+        return as_numbers(values, maps.dtype, self.levels)
 
     def _mu_and_log_sigma(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """[n, C, h, w] each. A learned log sigma is at least that of the narrowest logistic."""
@@ -170,6 +192,10 @@ class Bernoulli(PixelLikelihood):
 
     def maps(self, channels: int) -> int:
         return channels
+
+    @property
+    def levels(self) -> int:
+        return 2
 
     @_exact
     def log_probability(self, maps: Tensor, images: Tensor) -> Tensor:

@@ -31,15 +31,34 @@ def some_maps(pixels: PixelLikelihood, channels: int, n: int = 1, dtype: torch.d
 
 @each_discretised
 @pytest.mark.parametrize("shift", [-1.5, -1.0, 0.0, 1.0, 1.5], ids="mean {}".format)
-def test_the_probabilities_of_all_256_values_sum_to_one(given: dict, shift: float) -> None:
+@pytest.mark.parametrize("bits", [8, 5, 1])
+def test_the_probabilities_of_all_values_sum_to_one(given: dict, bits: int, shift: float) -> None:
     """Near black and white too, where codes that forget the tails or the edges have 0.2 to 1.8."""
-    pixels = UNION.validate_python(given)
+    pixels = UNION.validate_python(given | {"bits": bits})
     maps = some_maps(pixels, channels=1)
     rows = maps.unflatten(1, (-1, getattr(pixels, "mixtures", 1)))
     rows[:, 1 if given["kind"] == "discretised_logistic" else 0] += shift  # the means
-    images = as_numbers(torch.arange(256), torch.float32).view(256, 1, 1, 1).expand(256, 1, 2, 3)
-    total = pixels.log_probability(maps.expand(256, -1, -1, -1), images).exp().sum(0)
+    values = torch.arange(0, 256, 2 ** (8 - bits))
+    assert len(values) == pixels.levels
+    images = as_numbers(values, torch.float32).view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
+    total = pixels.log_probability(maps.expand(len(values), -1, -1, -1), images).exp().sum(0)
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
+
+
+@each_discretised
+def test_of_five_bits_eight_neighbouring_values_are_one(given: dict) -> None:
+    pixels = UNION.validate_python(given | {"bits": 5})
+    maps = some_maps(pixels, channels=1).expand(256, -1, -1, -1)
+    images = as_numbers(torch.arange(256), torch.float32).view(256, 1, 1, 1).expand(256, 1, 2, 3)
+    found = pixels.log_probability(maps, images).unflatten(0, (32, 8))
+    assert torch.equal(found, found[:, :1].expand_as(found))
+    assert (found[1:, 0] != found[:-1, 0]).all()
+
+
+def test_of_eight_bits_no_value_is_taken_for_its_neighbour() -> None:
+    gaussian = UNION.validate_python({"kind": "gaussian"})
+    images = as_numbers(torch.arange(256), torch.float32).view(1, 1, 16, 16)
+    assert gaussian._values(images).flatten().tolist() == list(range(256))
 
 
 @each_kind
@@ -56,16 +75,16 @@ def test_shapes_and_ranges(given: dict, channels: int) -> None:
     assert pixels.initial_maps(channels).shape == (pixels.maps(channels),)
 
 
-@each_kind
+@pytest.mark.parametrize(
+    "given", [*KINDS.values(), {"mixtures": 3, "bits": 5}, {"kind": "gaussian", "bits": 3}], ids=str
+)
 def test_draws_follow_the_probabilities(given: dict) -> None:
     """By Kolmogorov and Smirnov, p = 0.001, at each of six pixels."""
     pixels, n = UNION.validate_python(given), 20_000
     maps = some_maps(pixels, channels=1).expand(n, -1, -1, -1)
     uniforms = torch.rand(n, pixels.uniforms(1), 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     drawn = pixels.draw(maps, uniforms)
-    numbers = (
-        torch.tensor([-1.0, 1.0]) if given["kind"] == "bernoulli" else as_numbers(torch.arange(256), torch.float32)
-    )
+    numbers = as_numbers(torch.arange(pixels.levels), torch.float32, pixels.levels)
     images = numbers.view(-1, 1, 1, 1).expand(-1, 1, 2, 3)
     expected = pixels.log_probability(maps[: len(numbers)], images).exp().cumsum(0)
     found = torch.stack([(drawn <= float(number) + 1e-6).double().mean(0) for number in numbers])

@@ -1,8 +1,9 @@
-"""Distributions of 8-bit pixels: continuous ones, whose mass is collected in 256 bins.
+"""Distributions of pixels of a few bits: continuous ones, whose mass is collected in as many bins as there are levels, 2^bits.
 
-The value v of 0 .. 255 is the number x = v / 127.5 - 1 in [-1, 1]. Its probability is the difference of the distribution
-function over the bin x -+ 1/255; the bins of 0 and 255 include the tails. So the 256 probabilities sum to one, at every scale
-and near black and white too, and a negative log probability is a code length in nats.
+With 256 levels the value v of 0 .. 255 is the number x = v / 127.5 - 1 in [-1, 1]. Its probability is the difference of the
+distribution function over the bin x -+ 1/255; the bins of 0 and 255 include the tails. So the 256 probabilities sum to one, at
+every scale and near black and white too, and a negative log probability is a code length in nats. With fewer levels the bins
+are wider: the first value is -1 and the last 1 in any case.
 
 Everything is computed in at least float32. Draws apply the inverse distribution function to uniforms that the caller gives, so
 that a sample depends on its own uniforms and on nothing else.
@@ -20,18 +21,15 @@ LEVELS = 256
 SMALLEST_LOG_SCALE = -7.0
 """Smallest log scale of a logistic (PixelCNN++): e^-7 is a ninth of the distance between two values of a pixel."""
 
-_EDGE = 0.999
-"""Only the first and the last number are further from 0: their neighbours are +-0.992."""
+
+def as_numbers(values: Tensor, dtype: torch.dtype, levels: int = LEVELS) -> Tensor:
+    """0 .. levels - 1 -> [-1, 1]."""
+    return values.to(dtype) / ((levels - 1) / 2) - 1
 
 
-def as_numbers(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 .. 255 -> [-1, 1]."""
-    return values.to(dtype) / ((LEVELS - 1) / 2) - 1
-
-
-def as_values(numbers: Tensor) -> Tensor:
-    """The nearest values, int64; numbers outside of [-1, 1] become 0 and 255."""
-    return ((numbers.clamp(-1, 1) + 1) * ((LEVELS - 1) / 2)).round().to(torch.int64)
+def as_values(numbers: Tensor, levels: int = LEVELS) -> Tensor:
+    """The nearest values, int64; numbers outside of [-1, 1] become the first and the last."""
+    return ((numbers.clamp(-1, 1) + 1) * ((levels - 1) / 2)).round().to(torch.int64)
 
 
 def draw_index(logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -50,7 +48,7 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
-def normal_log_probability(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
+def normal_log_probability(x: Tensor, mean: Tensor, log_deviation: Tensor, levels: int = LEVELS) -> Tensor:
     """The log probability of the number x under a normal distribution in bins (Ho et al. 2020, eq. 13). Elementwise, in the
     dtype of `mean`.
 
@@ -61,7 +59,7 @@ def normal_log_probability(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Te
     # has no correct digit of it, and at last no finite value. That would reach the weights even where a caller computes the
     # result and does not use it.
     centred, precision = x.double() - mean.double(), (-log_deviation.double()).exp()
-    half = 1 / (LEVELS - 1)
+    half = 1 / (levels - 1)
     lower, upper = (centred - half) * precision, (centred + half) * precision
     # By symmetry every interval is mirrored into the lower tail, where the logarithms keep their digits.
     mirrored = lower + upper > 0
@@ -71,33 +69,34 @@ def normal_log_probability(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Te
     ratio = (torch.special.log_ndtr(below) - log_above).clamp(max=-1e-300)
     between = log_above + torch.log(-torch.expm1(ratio))
     first, last = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
-    return _with_tails(x, first, between, last).to(mean.dtype)
+    return _with_tails(x, first, between, last, levels).to(mean.dtype)
 
 
-def logistic_log_probability(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+def logistic_log_probability(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int = LEVELS) -> Tensor:
     """The same under a logistic distribution (Salimans et al. 2017, section 2.1), whose log scale is at least
     SMALLEST_LOG_SCALE.
 
     Exact, unlike the published code, at every scale: sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a)).
     """
     inverse_scale = (-log_scale.clamp_min(SMALLEST_LOG_SCALE)).exp()
-    half = 1 / (LEVELS - 1)
+    half = 1 / (levels - 1)
     upper = (x - mean + half) * inverse_scale
     lower = (x - mean - half) * inverse_scale
     to_the_left, to_the_right = F.logsigmoid(upper), F.logsigmoid(-lower)
     between = to_the_left + to_the_right + (-torch.expm1(-2 * half * inverse_scale)).log()
-    return _with_tails(x, to_the_left, between, to_the_right)
+    return _with_tails(x, to_the_left, between, to_the_right, levels)
 
 
-def _with_tails(x: Tensor, first: Tensor, between: Tensor, last: Tensor) -> Tensor:
-    return torch.where(x < -_EDGE, first, torch.where(x > _EDGE, last, between))
+def _with_tails(x: Tensor, first: Tensor, between: Tensor, last: Tensor, levels: int) -> Tensor:
+    edge = 1 - 1 / (levels - 1)  # only the first and the last number are further from 0
+    return torch.where(x < -edge, first, torch.where(x > edge, last, between))
 
 
 @dataclass(frozen=True)
 class MixtureOfLogistics:
     """PixelCNN++'s distribution of a pixel of 1 or 3 channels (Salimans et al. 2017, arXiv:1701.05517, sections 2.1 and 2.2).
 
-    One component is drawn for the whole pixel; in it R, G, B are logistic, rounded to 8 bits, and the means of G and B are
+    One component is drawn for the whole pixel; in it R, G, B are logistic, rounded to `levels`, and the means of G and B are
     linear in the earlier channels: mu_G + alpha R, mu_B + beta R + gamma G, with numbers in [-1, 1] and coefficients in
     (-1, 1). Its `logits` are [..., 10, mixtures]: weights, 3 means, 3 log scales, 3 coefficients before their tanh. With one
     channel [..., 3, mixtures]: weights, means, log scales.
@@ -105,6 +104,7 @@ class MixtureOfLogistics:
 
     channels: int
     mixtures: int
+    levels: int = LEVELS
 
     @property
     def parts(self) -> list[int]:
@@ -112,8 +112,8 @@ class MixtureOfLogistics:
         return [1, self.channels, self.channels, self.channels * (self.channels - 1) // 2]
 
     def initial_logits(self) -> Tensor:
-        """[rows, mixtures]: broad components, evenly spaced over the values, whose nats are within about one of log 256 per
-        channel."""
+        """[rows, mixtures]: broad components, evenly spaced over the values, whose nats are within about one of log `levels`
+        per channel."""
         logits = torch.zeros(sum(self.parts), self.mixtures)
         _, means, log_scales, _ = logits.split(self.parts)
         means[:] = torch.linspace(-1, 1, 2 * self.mixtures + 1)[1::2]
@@ -123,11 +123,11 @@ class MixtureOfLogistics:
     def log_probabilities(self, logits: Tensor, values: Tensor) -> Tensor:
         """Nats [..., channels]: each channel's log probability given the earlier channels, of values int64 [..., channels]."""
         weights, means, log_scales, coefficients = logits.split(self.parts, dim=-2)
-        numbers = as_numbers(values, logits.dtype)
+        numbers = as_numbers(values, logits.dtype, self.levels)
         earlier = numbers.unsqueeze(-2)
         by_channel = [self._mean(means, coefficients, earlier, channel) for channel in range(self.channels)]
         mean = torch.stack(by_channel, dim=-2)
-        by_component = logistic_log_probability(numbers.unsqueeze(-1), mean, log_scales)
+        by_component = logistic_log_probability(numbers.unsqueeze(-1), mean, log_scales, self.levels)
         # log p(R), log p(R, G), log p(R, G, B), each summed over the components; their differences are conditional.
         joint = (weights.log_softmax(-1) + by_component.cumsum(-2)).logsumexp(-1)
         return joint - F.pad(joint[..., :-1], (1, 0))
@@ -150,9 +150,9 @@ class MixtureOfLogistics:
         noise = scales[..., 0] * torch.logit(uniforms[..., 1:]).to(scales.dtype)
         values = torch.zeros_like(uniforms[..., 1:], dtype=torch.int64)
         for channel in range(self.channels):
-            earlier = as_numbers(values, scales.dtype).unsqueeze(-2)
+            earlier = as_numbers(values, scales.dtype, self.levels).unsqueeze(-2)
             mean = self._mean(means, coefficients, earlier, channel)[..., 0]
-            values[..., channel] = as_values(mean + noise[..., channel])
+            values[..., channel] = as_values(mean + noise[..., channel], self.levels)
         return values
 
     @staticmethod

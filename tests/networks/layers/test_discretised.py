@@ -1,4 +1,4 @@
-"""Distributions of 8-bit pixels: each is one, to rounding, and is exact where published codes approximate it."""
+"""Distributions of pixels: each is one, to rounding, and is exact where published codes approximate it."""
 
 import math
 
@@ -33,11 +33,32 @@ def test_numbers_and_values_are_each_others_inverse() -> None:
     assert as_values(torch.tensor([-3.0, 7.0])).tolist() == [0, 255]
 
 
+def test_fewer_levels_have_black_and_white_too() -> None:
+    assert as_numbers(torch.arange(4), torch.float64, 4).tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1])
+    assert torch.equal(as_values(as_numbers(torch.arange(32), torch.float32, 32), 32), torch.arange(32))
+    assert as_values(torch.tensor([-3.0, 0.1, 7.0]), 2).tolist() == [0, 1, 1]
+
+
 @each_kind
 @pytest.mark.parametrize("scale", [0.0011, 0.02, 1.0, 30.0])
 @pytest.mark.parametrize("mean", [-1.3, -1.0, -0.996, 0.0, 0.4, 0.996, 1.0])
-def test_the_256_probabilities_sum_to_one(log_probability, exact, mean: float, scale: float) -> None:
-    assert float(log_probability(ALL, *float64(mean, math.log(scale))).exp().sum()) == pytest.approx(1, abs=1e-9)
+@pytest.mark.parametrize("levels", [256, 32, 2])
+def test_the_probabilities_of_all_values_sum_to_one(
+    log_probability, exact, levels: int, mean: float, scale: float
+) -> None:
+    numbers = as_numbers(torch.arange(levels), torch.float64, levels)
+    total = log_probability(numbers, *float64(mean, math.log(scale)), levels).exp().sum()
+    assert float(total) == pytest.approx(1, abs=1e-9)
+
+
+@each_kind
+def test_a_bin_of_few_levels_holds_those_of_more_that_lie_in_it(log_probability, exact) -> None:
+    """The edges of 4 levels, -2/3, 0 and 2/3, are edges of 10 levels too."""
+    coarse, fine = (
+        log_probability(as_numbers(torch.arange(n), torch.float64, n), *float64(0.2, -2.0), n).exp() for n in (4, 10)
+    )
+    torch.testing.assert_close(coarse[0], fine[:2].sum())
+    torch.testing.assert_close(coarse[1], fine[2:5].sum())
 
 
 @each_kind
