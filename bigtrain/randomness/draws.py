@@ -76,6 +76,11 @@ class Draws:
         """k with probability counts[k] / sum(counts), int64 [len(indices)]."""
         return torch.searchsorted(_bounds(counts, self.device), self.integers(stream, indices, sum(counts)), right=True)
 
+    @property
+    def fixed(self) -> "Draws":
+        """Draws on the same device that are the same in every run and at every step: of the stream and the index alone."""
+        return _fixed(self.device)
+
     def numbers(self, indices: Indices) -> Tensor:
         """Indices as int64 [n] on the device."""
         if isinstance(indices, Tensor):
@@ -84,13 +89,22 @@ class Draws:
             return torch.arange(indices.start, indices.stop, indices.step, device=self.device)
         return to_device(torch.from_numpy(np.asarray(indices, dtype=np.int64)), self.device)
 
+    @property
+    def step_number(self) -> Tensor:
+        """The step, int64 [] on the device, for schedules within a loss: a number of Python's would be frozen into a captured
+        graph, and would compile a compiled loss again at every step."""
+        return self._device_keys().step_number
+
     def _key(self, stream: str) -> Tensor:
+        return self._device_keys().key(stream)
+
+    def _device_keys(self) -> DeviceKeys:
         if self._keys is None:
             self._keys = DeviceKeys(self.seed, self.device)
             self._keys.fill(self.step, self.repeat)
         made_for = self._keys.step, self._keys.repeat
         assert made_for == (self.step, self.repeat), f"keys of {made_for} for draws of {(self.step, self.repeat)}"
-        return self._keys.key(stream)
+        return self._keys
 
     def _source(self, indices: Indices) -> tuple[ModuleType, range | Tensor]:
         """What draws on this device, and the indices as it takes them."""
@@ -108,6 +122,11 @@ def _on_cpu(indices: Indices) -> np.ndarray:
 def _bounds(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """Sums of the first 1, 2, ... counts, int64 on the device; copied once, not at every step."""
     return to_device(torch.tensor(list(accumulate(counts))), device)
+
+
+@lru_cache
+def _fixed(device: torch.device) -> Draws:
+    return Draws(0, device=device)
 
 
 @lru_cache

@@ -52,6 +52,8 @@ class DeviceKeys:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.step, self.repeat = 0, 0
+        self.step_number = torch.zeros((), dtype=torch.int64, device=device)
+        """The step: int64 [], always the same tensor."""
         self._seed = seed
         self._keys = torch.empty(STREAMS, dtype=torch.int64, device=device)
         self._slots: dict[str, int] = {}
@@ -60,6 +62,7 @@ class DeviceKeys:
         """Replaces the keys by those of another step or repeat."""
         if (step, repeat) != (self.step, self.repeat):
             self.step, self.repeat = step, repeat
+            self.step_number.fill_(step)
             self._copy(list(self._slots), 0)
 
     def key(self, stream: str) -> Tensor:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from bigtrain.randomness import DeviceKeys, generator, keys, torch_seed
+from bigtrain.randomness import DeviceKeys, Draws, generator, keys, torch_seed
 from bigtrain.randomness.keys import STREAMS, draw_key
 
 CPU = torch.device("cpu")
@@ -44,6 +44,15 @@ def test_keys_lie_on_the_device_and_are_replaced_in_place() -> None:
     table.fill(6, 0)
     assert {stream: int(key) for stream, key in drawn.items()} == {s: signed(draw_key(7, s, 6, 0)) for s in drawn}
     assert all(table.key(stream).data_ptr() == key.data_ptr() for stream, key in drawn.items())
+
+
+def test_the_step_is_a_number_on_the_device_that_stays_where_it_is() -> None:
+    table = DeviceKeys(7, CPU)
+    number = Draws(7, 0, 0, keys=table).step_number
+    table.fill(5, 1)
+    assert (int(number), number.dtype) == (5, torch.int64)
+    assert Draws(7, 5, 1, keys=table).step_number.data_ptr() == number.data_ptr()
+    assert int(Draws(7, 9).step_number) == 9, "without a phase's keys too"
 
 
 def test_the_keys_of_all_streams_go_over_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:

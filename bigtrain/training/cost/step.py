@@ -145,6 +145,10 @@ def parameters_of(family: Family) -> int:
 class _NoDraws(Draws):
     """Tensors of the right shapes instead of draws, as no values are computed."""
 
+    @property
+    def fixed(self) -> Draws:
+        return self
+
     def normal(self, stream: str, indices: Indices, shape: tuple[int, ...], sampler_step: int = 0) -> Tensor:
         return torch.empty(len(indices), *shape)
 
