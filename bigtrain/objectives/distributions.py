@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from bigtrain.errors import UserError
@@ -25,10 +25,12 @@ from bigtrain.networks.layers.discretised import (
     MixtureOfLogistics,
     as_numbers,
     as_values,
+    logistic_log_probability,
     normal_log_probability,
 )
 from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
 from bigtrain.options import Depth, Options, one_of
+from bigtrain.randomness import Draws, Indices
 
 Of = Callable[..., Tensor]
 
@@ -86,6 +88,23 @@ class PixelLikelihood(Options):
 
     def check_images(self, images: Tensor) -> None:
         """Raises UserError for images that this is no likelihood of; may wait for the device."""
+
+    def seen(self, images: Tensor, draws: Draws, indices: Indices) -> Tensor:
+        """The images that are modelled; `indices` number those that are given."""
+        return images
+
+    @property
+    def seen_draws(self) -> bool:
+        """Whether `seen` draws anything that another seed draws otherwise."""
+        return False
+
+    def facts(self) -> dict[str, str]:
+        """What a likelihood's protocol says of the images that are modelled, beside their number of levels."""
+        return {}
+
+    def maps_of_mean(self, mean: Tensor) -> Tensor | None:
+        """The maps [maps, h, w] that are right for images of this mean [C, h, w], where they depend on nothing else."""
+        return None
 
 
 class Discretised(PixelLikelihood):
@@ -179,16 +198,56 @@ class Gaussian(Discretised):
         return mu, log_sigma.clamp_min(SMALLEST_LOG_SCALE)
 
 
+class Logistic(Discretised):
+    """A logistic, rounded (Kingma et al. 2016, arXiv:1606.04934, appendix C): a map of means for each channel, and one of the
+    log scale that all channels share."""
+
+    kind: Literal["logistic"]
+
+    def maps(self, channels: int) -> int:
+        return channels + 1
+
+    def initial_maps(self, channels: int) -> Tensor:
+        """Means of grey, and the scale of the published code: half of the range."""
+        return torch.tensor([0.0] * channels + [math.log(2)])
+
+    @_exact
+    def log_probability(self, maps: Tensor, images: Tensor) -> Tensor:
+        x = as_numbers(self._values(images), maps.dtype, self.levels)
+        return logistic_log_probability(x, maps[:, :-1], maps[:, -1:].expand_as(x), self.levels)
+
+    @_exact
+    def mean(self, maps: Tensor) -> Tensor:
+        return maps[:, :-1].clamp(-1, 1)
+
+    @_exact
+    def draw(self, maps: Tensor, uniforms: Tensor) -> Tensor:
+        scale = maps[:, -1:].clamp_min(SMALLEST_LOG_SCALE).exp()
+        values = as_values(maps[:, :-1] + scale * torch.logit(uniforms).to(maps.dtype), self.levels)
+        return as_numbers(values, maps.dtype, self.levels)
+
+
 class Bernoulli(PixelLikelihood):
     """Black or white: a map of the logits of white for each channel, as in textbooks.
 
     Of a grey pixel, (1 + x) / 2 white, it gives the cross-entropy, with which autoencoders are trained but which is the
-    probability of nothing.
+    probability of nothing. So bits per dimension are measured only of pixels that are black or white, or are made so.
     """
 
     kind: Literal["bernoulli"] = "bernoulli"
     black_and_white: bool = False
-    """Whether all pixels are black or white; only then are bits per dimension measured."""
+    """Whether all pixels are black or white."""
+    binarise: Literal["static", "per_step"] | None = None
+    """Makes a grey pixel white with probability (1 + x) / 2: static: an image always in the same way, which depends on its
+    pixels alone; per_step: anew whenever it is looked at, and in an evaluation by its number in the split; null: not."""
+
+    @model_validator(mode="after")
+    def _black_and_white_is_one_or_the_other(self) -> "Bernoulli":
+        if self.black_and_white and self.binarise is not None:
+            raise ValueError(
+                "binarise: is for grey images, and black_and_white says that there are none; leave one of them out"
+            )
+        return self
 
     def maps(self, channels: int) -> int:
         return channels
@@ -211,12 +270,29 @@ class Bernoulli(PixelLikelihood):
 
     @property
     def why_no_likelihood(self) -> str | None:
-        if self.black_and_white:
+        if self.black_and_white or self.binarise is not None:
             return None
         return (
             "family.likelihood: bernoulli gives no probabilities of grey pixels; take kind: discretised_logistic or gaussian, "
-            "or, if the images are black and white, black_and_white: true"
+            "or binarise: static, or, if the images are black and white, black_and_white: true"
         )
+
+    def seen(self, images: Tensor, draws: Draws, indices: Indices) -> Tensor:
+        if self.binarise is None:
+            return images
+        of, numbers = (draws.fixed, contents_of(images)) if self.binarise == "static" else (draws, indices)
+        uniforms = of.uniform("pixels/binarise", numbers, tuple(images.shape[1:]))
+        return 2 * (uniforms < (images.double() + 1) / 2).to(images.dtype) - 1
+
+    @property
+    def seen_draws(self) -> bool:
+        return self.binarise == "per_step"
+
+    def facts(self) -> dict[str, str]:
+        return {} if self.binarise is None else {"binarise": self.binarise}
+
+    def maps_of_mean(self, mean: Tensor) -> Tensor:
+        return torch.logit(((mean + 1) / 2).clamp(0.001, 0.999))
 
     def check_images(self, images: Tensor) -> None:
         if bool((images.abs() < 1).any()):
@@ -225,4 +301,15 @@ class Bernoulli(PixelLikelihood):
             )
 
 
-AnyPixelLikelihood: Any = one_of(DiscretisedLogistic, Gaussian, Bernoulli)
+def contents_of(images: Tensor) -> Tensor:
+    """A number of each image [n, ...] that depends on its 8-bit values alone: int64 [n], the same on every device. Two images
+    that differ in one pixel have different numbers, and any two others but by a chance of 2^-63."""
+    values = as_values(images.flatten(1)) + 1
+    places = torch.arange(1, values.shape[1] + 1, device=images.device)
+    # Products of odd numbers, as in splitmix64; integers wrap around, so their sum is the same in any order.
+    mixed = places * -7046029254386353131
+    mixed = (mixed ^ (mixed >> 29)) * -4658895280553007687
+    return (values * (mixed | 1)).sum(1) & (2**63 - 1)
+
+
+AnyPixelLikelihood: Any = one_of(DiscretisedLogistic, Gaussian, Logistic, Bernoulli)
