@@ -31,6 +31,8 @@ from bigtrain.untrusted import one_line, read_json
 
 OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images", "image_size")
 """Keys of a protocol that say what was evaluated rather than how."""
+MAYBE_UNSAID = {"bits"}
+"""Keys of a metric's part of a protocol that older results do not have, and that are no difference there."""
 STANDARD_ERROR = "_standard_error"
 """What the name of an error has beside that of its number, before what says how samples were drawn."""
 Z95 = 1.959963984540054
@@ -245,7 +247,8 @@ def _differences(rows: Sequence[Row]) -> list[str]:
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> set[str]:
     """The keys that differ, with both values, in parts of the protocol that both have."""
     keys = set()
-    for key in first.keys() | second.keys() if prefix else first.keys() & second.keys():
+    both = first.keys() & second.keys()
+    for key in (first.keys() | second.keys()) - (MAYBE_UNSAID - both) if prefix else both:
         one, other = first.get(key), second.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             keys |= _differing(one, other, f"{prefix}{key}.")

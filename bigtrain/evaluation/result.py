@@ -62,12 +62,24 @@ _PROTOCOL_NAMES = {"judge": "evaluator", "kid": "kd", "intra_fid": "intra_fd", "
 def in_todays_names(result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """(a result that may be older under today's names, the names of its numbers that were changed by their new ones)."""
     protocol = {_PROTOCOL_NAMES.get(key, key): value for key, value in result["protocol"].items()}
+    if "bits_per_dim" in protocol:
+        protocol["bits_per_dim"] = likelihood_in_todays_words(protocol["bits_per_dim"])
     features = protocol.get("features") or protocol.get("rfd", {}).get("features")
     label = label_of_facts(features) if isinstance(features, Mapping) else None
     names = {name: todays_name(name, label) for name in result}
     renamed = {names[name]: value for name, value in result.items()} | {"protocol": protocol}
     changed = {name: new for name, new in names.items() if name != new and isinstance(result[name], float)}
     return renamed, changed
+
+
+def likelihood_in_todays_words(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A likelihood's part of a protocol that may be older: `bound` named a bound, nothing an exact likelihood, and bounds were
+    of 8-bit values."""
+    if "likelihood" in facts:
+        return dict(facts)
+    kept = {key: value for key, value in facts.items() if key != "bound"}
+    kind = facts.get("bound", "exact")
+    return {**kept, "likelihood": kind} | ({"bits": 8} if kind != "exact" else {})
 
 
 def said_of_names(source: str, changed: Mapping[str, str]) -> str:

@@ -95,13 +95,17 @@ class Likelihood(Ability):
 
     @abstractmethod
     def likelihood(self, networks: Networks, batch: Microbatch, effort: Effort) -> dict[str, Tensor]:
-        """Float64 tensors whose leading dimension is n: "nats", the negative log-likelihood (or its bound) of each sample, and
-        the terms whose sum it is. `batch` has the fields of `Family.reads`."""
+        """Float64 tensors whose leading dimension is n: "nats", the negative log-likelihood (or its bound) of each sample, the
+        terms whose sum it is, and parts of these. `batch` has the fields of `Family.reads`."""
 
     def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
-        """What the likelihood depends on besides the weights and the data; empty if it is exact. Raises UserError for an
-        effort that the bound has no use for."""
-        return {}
+        """What the likelihood depends on besides the weights and the data. Raises UserError for an effort that the bound has
+        no use for.
+
+        likelihood: exact; variational: a bound; importance_weighted: a closer one, of `likelihood_samples`; estimate: neither.
+        bits: of a value of the data, where the model gives probabilities of values; others do not compare.
+        """
+        return {"likelihood": "exact"}
 
     def check_effort(self, effort: Effort) -> None:
         """Raises UserError for an effort that this likelihood has no use for, or as `likelihood_protocol` does."""

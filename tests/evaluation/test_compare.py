@@ -103,13 +103,29 @@ def test_ways_that_differ_in_more_than_their_metrics_are_not_named_by_a_list_of_
 
 def test_a_seed_within_one_metrics_part_of_the_protocol_makes_repetitions_too(tmp_path, capsys):
     for seed in range(2):
-        bound = {"bits_per_dim": {"bound": "variational", "seed": seed}}
+        bound = {"bits_per_dim": {"likelihood": "variational", "seed": seed}}
         path = tmp_path / "run" / "evaluations" / f"step_00000010_{seed}.json"
         write(path, seed=seed, bits_per_dim=3.0 + seed, bits_per_dim_standard_error=0.1, further=bound)
     compare([tmp_path / "run", path], None, None)
     out, err = capsys.readouterr()
     assert [row.split()[-1] for row in out.splitlines()[1:]] == ["2", "1"]
     assert err == ""
+
+
+def test_bits_per_dimension_say_their_kind_and_older_ones_are_read_as_what_they_were(tmp_path, capsys):
+    def measured(name, **facts):
+        return write(tmp_path / f"{name}.json", bits_per_dim=3.0, extra={"bits_per_dim": {"samples": 9} | facts})
+
+    old = measured("old", bound="variational", likelihood_samples=1)
+    new = measured("new", likelihood="variational", bits=8, likelihood_samples=1)
+    old_exact, exact = measured("old_exact"), measured("exact", likelihood="exact", bits=8)
+    for same in ([old, new], [old_exact, exact]):
+        compare(same, None, None)
+        assert capsys.readouterr().err == ""
+    compare([new, exact, measured("few", likelihood="variational", bits=5, likelihood_samples=1)], None, None)
+    err = capsys.readouterr().err
+    assert 'bits_per_dim.likelihood ("variational" / "exact")' in err
+    assert "bits_per_dim.bits (8 / 5)" in err
 
 
 def test_a_standard_error_that_is_known_gives_an_interval(tmp_path, capsys):

@@ -188,7 +188,7 @@ def test_what_is_measured_on_few_steps_says_so_in_its_name(conditional: Path) ->
     result = json.loads(run(LAUNCH / "evaluate.py", conditional, *words, *few).stdout.splitlines()[-1])
     assert {"fd_classifier_dpmpp_5", "bits_per_dim", "bits_per_dim_standard_error"} <= result.keys()
     assert "fd_classifier" not in result
-    bound = {"bound": "variational", "evaluations": 20, "timesteps": 20, "seed": 0}
+    bound = {"likelihood": "variational", "bits": 8, "evaluations": 20, "timesteps": 20, "seed": 0}
     assert bound.items() <= result["protocol"]["bits_per_dim"].items()
     terms = result["bits_per_dim_terms"]
     assert len(terms["vlb_by_timestep"]) == 20

@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -130,6 +130,9 @@ class Prior(Family, Samples, Likelihood, HasSuccessor, kind="prior"):
     @property
     def dimensions(self) -> int:
         return math.prod(self.grid) * (self.spec.channels if self.options.level == PIXELS else 1)
+
+    def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
+        return {"likelihood": "exact"} | ({"bits": 8} if self.options.level == PIXELS else {})
 
     @torch.no_grad()
     def likelihood(self, networks: Networks, batch: Microbatch, effort: Effort) -> dict[str, Tensor]:

@@ -324,7 +324,8 @@ class Diffusion(Family, Samples, Likelihood, DiffusersPipeline, kind="diffusion"
 
     def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
         return {
-            "bound": "variational",
+            "likelihood": "variational",
+            "bits": 8,
             "evaluations": self._likelihood_evaluations(effort.evaluations),
             "timesteps": self.options.timesteps,
             "seed": seed,

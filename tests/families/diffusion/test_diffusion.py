@@ -409,7 +409,7 @@ def test_a_bound_of_evaluations_that_there_are_not_is_refused_by_its_key(evaluat
 
 
 def test_the_protocol_says_how_the_bound_was_estimated() -> None:
-    whole = {"bound": "variational", "evaluations": 25, "timesteps": 25, "seed": 7}
+    whole = {"likelihood": "variational", "bits": 8, "evaluations": 25, "timesteps": 25, "seed": 7}
     assert family().likelihood_protocol(Effort(None), seed=7) == whole
     assert family().likelihood_protocol(Effort(9), seed=7) == whole | {"evaluations": 9}
 
