@@ -160,6 +160,31 @@ CASES: Mapping[str, Case] = {
         {"vae": 6},
         frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents}),
     ),
+    "iaf_vae": Case(
+        {
+            "kind": "vae",
+            "network": {"kind": "iaf", "channels": 4, "latent_size": 2, "blocks": [1, 1]},
+            "likelihood": {"kind": "discretised_logistic", "mixtures": 2},
+            "class_conditional": True,
+            "free_bits": 0.05,
+            "beta_warmup_steps": 4,
+            "optimizer": _ADAM,
+        },
+        {"vae": 6},
+        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
+    ),
+    "binary_vae": Case(
+        {
+            "kind": "vae",
+            "network": {"kind": "layered", "latent_sizes": [4, 2], "hidden_features": [6, 5]},
+            "likelihood": {"kind": "bernoulli", "binarise": "per_step"},
+            "class_conditional": True,
+            "importance_samples": 2,
+            "optimizer": _ADAM,
+        },
+        {"vae": 6},
+        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
+    ),
     "pixel_prior": Case(
         {
             "kind": "prior",

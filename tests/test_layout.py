@@ -42,8 +42,9 @@ SHARED_WORDS = {
 }  # fmt: skip
 """Words of one family that mean the same in general: of codes, which are a kind of data, and then of any training."""
 HOMONYMS = {
-    "architecture", "beta", "condition", "depth", "discriminator", "fake", "flip", "generator", "init", "kernel", "latent",
-    "margin", "output", "outputs", "process", "real", "sampler", "shift", "sigma", "variance",
+    "architecture", "beta", "bits", "blocks", "categories", "condition", "depth", "discriminator", "fake", "flip",
+    "generator", "init", "kernel", "latent", "latents", "margin", "output", "outputs", "process", "real", "sampler",
+    "shift", "sigma", "variance",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""
 FOREIGN_NAMES = ("DiffusionPipeline", "PredictionString", "capture_output")

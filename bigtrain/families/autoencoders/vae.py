@@ -1,26 +1,39 @@
 """Variational autoencoders (Kingma & Welling 2014, arXiv:1312.6114). One component, one phase.
 
-    log p(x) >= elbo = E_q(z|x) log p(x|z) - KL(q(z|x) || p(z)),    p(z) = N(0, I),  q(z|x) = N(mu, diag sigma^2)
+    log p(x) >= elbo = E_q(z|x) log p(x|z) - KL(q(z|x) || p(z))
 
-where mu and sigma come from the encoder and p(x|z) from the decoder; all given the class where there are classes.
+where q(z|x) comes from the encoder, p(x|z) from the decoder, and p(z) = N(0, I), or is learned where there are several layers
+of latents; all given the class where there are classes. With k samples the importance-weighted bound, which is closer (Burda et
+al. 2016, arXiv:1509.00519, eq. 8):
+
+    log p(x) >= E log (1/k) sum_i p(x|z_i) p(z_i) / q(z_i|x),    z_i ~ q(z|x)
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 
 from bigtrain.cluster.collectives import mean_over_ranks
-from bigtrain.families.abilities import Effort, EncodesLatents, Likelihood, Reconstructs
+from bigtrain.errors import UserError
+from bigtrain.families.abilities import Effort, EncodesLatents, InitialisedByData, Likelihood, Reconstructs
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
-from bigtrain.networks.autoencoders.vae import AnyNetwork, Autoencoder, Convolutional
+from bigtrain.networks.autoencoders.iaf import InverseAutoregressive
+from bigtrain.networks.autoencoders.latent_model import LatentModel
+from bigtrain.networks.autoencoders.latents import AnyLatents, GaussianLatents
+from bigtrain.networks.autoencoders.layered import Layered
+from bigtrain.networks.autoencoders.vae import Convolutional, FullyConnected
 from bigtrain.objectives.distributions import AnyPixelLikelihood, DiscretisedLogistic
-from bigtrain.options import Options, Temperature, Weight
+from bigtrain.options import Batch, Options, Temperature, Weight, Whole, one_of
+
+AnyNetwork: Any = one_of(Convolutional, FullyConnected, Layered, InverseAutoregressive)
+
+ACTIVE = 0.01
+"""Nats above which a channel of latents counts as used."""
 
 
 class VAESamplingOptions(Options):
@@ -38,21 +51,29 @@ class VAEOptions(Options):
 
     kind: Literal["vae"]
     network: AnyNetwork = Convolutional()
+    latents: AnyLatents = GaussianLatents()
+    """What the latents are. The networks `layered` and `iaf` have Gaussian ones of several layers."""
     likelihood: AnyPixelLikelihood = DiscretisedLogistic()
     """p(x|z)."""
     class_conditional: bool = False
-    """Whether encoder and decoder are given the class."""
+    """Whether encoder, decoder and a learned prior are given the class."""
+    importance_samples: Batch = 1
+    """Draws of the latents of each image; of more than one the loss is the importance-weighted bound."""
     beta: Weight = 1.0
     """Weight of the KL divergence (Higgins et al. 2017); with 1 the loss is the bound."""
+    beta_warmup_steps: Whole = 0
+    """Steps in which the weight of the KL divergence grows from 0 to beta, in proportion to the step (Sønderby et al. 2016)."""
     free_bits: Weight = 0.0
-    """Nats of each latent that cost nothing more: in the loss, the KL divergence of a latent, averaged over the global
-    microbatch, counts as at least so much (Kingma et al. 2016, arXiv:1606.04934, eq. 15)."""
+    """Nats that cost nothing more: in the loss, the KL divergence of each channel or layer of latents, summed over its places
+    and averaged over the global microbatch, counts as at least so much (Kingma et al. 2016, arXiv:1606.04934, eq. 15)."""
+    free_bits_of: Literal["channel", "layer"] = "channel"
+    """Whether every channel has free bits, which is every latent where latents have no places, or every layer."""
     optimizer: OptimizerOptions
     sampling: VAESamplingOptions = VAESamplingOptions()
     """How pictures and evaluations sample."""
 
 
-class VAE(Family, EncodesLatents, Likelihood, Reconstructs, kind="vae"):
+class VAE(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, kind="vae"):
     """Component: vae (averaged). Phase: vae.
 
     A family says which options it has and which fields of the data it needs; what is trained (`components`) and against which
@@ -64,42 +85,98 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, kind="vae"):
     sampled_components = ("vae",)
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
     effort_options = frozenset({"samples"})
+    initialisation_images = 512
 
     def __init__(self, options: VAEOptions, spec: DataSpec) -> None:
         _check(options, spec)
         self.options, self.spec, self.sampling = options, spec, options.sampling
         self.pixels = options.likelihood
         """p(x|z), given the decoder's maps."""
-        if self.pixels.why_no_likelihood is not None:
-            self.lacks = {Likelihood: self.pixels.why_no_likelihood}
-        image, classes = (spec.channels, *spec.size), len(spec.classes) if options.class_conditional else 0
-        build = partial(Autoencoder, options.network, image, classes, self.pixels.initial_maps(spec.channels))
-        self.components = {"vae": Component(build, options.optimizer, averaged=True)}
+        self.lacks = _lacking(options)
+        self.image = (spec.channels, *spec.size)
+        self.components = {"vae": Component(self._build, options.optimizer, averaged=True)}
         self.phases = [Phase("vae", "vae", self.loss)]
+
+    def _build(self) -> LatentModel:
+        options, classes = self.options, len(self.spec.classes) if self.options.class_conditional else 0
+        return options.network.build(self.image, classes, options.latents, self.pixels.initial_maps(self.image[0]))
 
     @property
     def reads(self) -> Sequence[str]:
         return ("image", *self.conditions)
 
-    def loss(self, networks: Networks, batch: Microbatch) -> Losses:
-        """-E_q log p(x|z) + beta sum_j max(free_bits, KL_j), with one z = mu + sigma epsilon of each image: nats a dimension,
-        so that gradients do not grow with the images. nll and kl are nats an image."""
-        x = batch["image"]
-        epsilon = batch.draws.normal("vae/epsilon", batch.indices, (self.latent_size,))
-        mu, log_sigma, maps = networks["vae"](x, self._labels(batch), epsilon)
-        nll = -self._log_likelihood(maps, x).mean()
-        kl = kl_to_standard_normal(mu, log_sigma).mean(0)
-        total = (nll + self.options.beta * self._counted(kl).sum()) / self.dimensions
-        terms = {"nll": nll, "kl": kl.sum()}
-        if self.pixels.why_no_likelihood is None:
-            terms["bits_per_dim"] = (nll + kl.sum()) / (self.dimensions * math.log(2))
-        return Losses(total, {name: term.detach() for name, term in terms.items()})
+    @torch.no_grad()
+    def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
+        """Where the network asks for it: of the first images and draws."""
+        x = torch.cat([self._images(batch) for batch in batches])
+        labels = torch.cat([batch["label"] for batch in batches]) if self.options.class_conditional else None
+        noise = torch.cat([self._noise(batch, "vae") for batch in batches])
+        bias = self.pixels.maps_of_mean(mean_over_ranks(x.mean(0)))
+        _autoencoder(networks).initialise(x, labels, noise, bias)
 
-    def _counted(self, kl: Tensor) -> Tensor:
-        """What the loss counts of each latent's divergence [latent_size]."""
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def loss(self, networks: Networks, batch: Microbatch) -> Losses:
+        """-E_q log p(x|z) + beta sum_j max(free_bits, KL_j), with one z of each image, or the importance-weighted bound of
+        several: nats a dimension, so that gradients do not grow with the images. nll, kl and kl_layer_* are nats an image."""
+        x, samples = self._images(batch), self.options.importance_samples
+        noise = self._noise(batch, "vae", samples)
+        drawn = networks["vae"](x, self._labels(batch), noise, self._relaxation(batch))
+        nll = -self._log_likelihood(drawn.maps, x.repeat_interleave(samples, 0) if samples > 1 else x)
+        by_layer = [_by_channel(kl).mean(0) for kl in drawn.kl]
+        kl = torch.stack([channels.sum() for channels in by_layer]).sum()
+        if samples > 1:
+            nats = importance_weighted((nll + drawn.log_ratio).unflatten(0, (-1, samples)).T).mean()
+            total = nats
+        else:
+            nats = nll.mean() + kl
+            total = nll.mean() + self._beta(batch) * self._counted(by_layer)
+        terms = {"nll": nll.mean(), "kl": kl, **self._said_of(by_layer, batch)}
+        if self.pixels.why_no_likelihood is None:
+            terms["bits_per_dim"] = nats / (self.dimensions * math.log(2))
+        return Losses(total / self.dimensions, {name: term.detach() for name, term in terms.items()})
+
+    def _beta(self, batch: Microbatch) -> Tensor | float:
+        """The weight of the KL divergence, a function of the step alone."""
+        options = self.options
+        if not options.beta_warmup_steps:
+            return options.beta
+        return options.beta * (batch.draws.step_number / options.beta_warmup_steps).clamp_max(1.0)
+
+    def _counted(self, by_layer: Sequence[Tensor]) -> Tensor:
+        """What the loss counts of the divergences of each layer's channels, [channels] each."""
         if not self.options.free_bits:
-            return kl
-        return mean_over_ranks(kl).clamp_min(self.options.free_bits)
+            return torch.stack([kl.sum() for kl in by_layer]).sum()
+        parts = torch.cat(
+            [kl if self.options.free_bits_of == "channel" else kl.sum(0, keepdim=True) for kl in by_layer]
+        )
+        return mean_over_ranks(parts).clamp_min(self.options.free_bits).sum()
+
+    def _said_of(self, by_layer: Sequence[Tensor], batch: Microbatch) -> dict[str, Tensor]:
+        """What is logged of the divergences, [channels] by layer, and of what changes with the step."""
+        said: dict[str, Tensor] = {"active": torch.cat(list(by_layer)).gt(ACTIVE).sum().float()}
+        if len(by_layer) > 1:
+            said |= {f"kl_layer_{number}": kl.sum() for number, kl in enumerate(by_layer)}
+        if isinstance(beta := self._beta(batch), Tensor):
+            said["beta"] = beta
+        if (temperature := self._relaxation(batch)) is not None:
+            said["temperature"] = temperature
+        return said
+
+    def _relaxation(self, batch: Microbatch) -> Tensor | None:
+        """The temperature of relaxed latents in training; None where there are none."""
+        latents = self.options.latents
+        return latents.temperature_at(batch.draws.step_number) if latents.relaxed else None
+
+    def _images(self, batch: Microbatch) -> Tensor:
+        return self.pixels.seen(batch["image"], batch.draws, batch.indices)
+
+    def _noise(self, batch: Microbatch, stream: str, samples: int = 1) -> Tensor:
+        """[n samples, latent_size], that of the first image first."""
+        shape = (samples, self.latent_size)
+        if self.options.latents.noise == "normal":
+            return batch.draws.normal(f"{stream}/epsilon", batch.indices, shape).flatten(0, 1)
+        return gumbel(batch.draws.uniform(f"{stream}/gumbel", batch.indices, shape)).flatten(0, 1)
 
     def _log_likelihood(self, maps: Tensor, x: Tensor) -> Tensor:
         """log p(x|z) in nats, [n]."""
@@ -112,37 +189,47 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, kind="vae"):
 
     @property
     def dimensions(self) -> int:
-        return self.spec.channels * math.prod(self.spec.size)
+        return math.prod(self.image)
 
     def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
-        bound = "variational" if effort.samples == 1 else "importance_weighted"
-        return {"bound": bound, "likelihood_samples": effort.samples, "seed": seed}
+        kind = "variational" if effort.samples == 1 else "importance_weighted"
+        facts = {"likelihood": kind, "likelihood_samples": effort.samples, "bits": int(math.log2(self.pixels.levels))}
+        return facts | self.pixels.facts() | {"seed": seed}
 
     @torch.no_grad()
     def likelihood(self, networks: Networks, batch: Microbatch, effort: Effort) -> dict[str, Tensor]:
-        """With one sample -elbo and its terms. With K, the importance-weighted bound (Burda et al. 2016, arXiv:1509.00519,
-        eq. 8): -log (1/K) sum_k p(x|z_k) p(z_k) / q(z_k|x) with z_k from q(z|x), which is closer to -log p(x)."""
-        x, vae, labels = batch["image"], _autoencoder(networks), self._labels(batch)
+        """With one sample -elbo, its terms, and the divergence of each channel of latents, of the first drawn layer first. With
+        several the importance-weighted bound. Of relaxed latents it is the bound of those that are not relaxed."""
+        x, vae, labels = self._images(batch), _autoencoder(networks), self._labels(batch)
         self.pixels.check_images(x)
-        mu, log_sigma = (parameter.double() for parameter in vae.encode(x, labels))
-        log_weights = []
+        statistics = tuple(each.double() for each in vae.encode(x, labels))
+        nats = []
         for k in range(effort.samples):
-            shape = (self.latent_size,)
-            epsilon = batch.draws.normal("likelihood/epsilon", batch.indices, shape, sampler_step=k).double()
-            z = mu + log_sigma.exp() * epsilon
-            log_likelihood = self._log_likelihood(vae.decode(z.to(x.dtype), labels).double(), x)
-            log_ratio = log_sigma + (epsilon.square() - z.square()) / 2  # log p(z) - log q(z|x)
-            log_weights.append(log_likelihood + log_ratio.sum(1))
-        if effort.samples == 1:
-            kl = kl_to_standard_normal(mu, log_sigma).sum(1)
-            return {"nats": kl - log_likelihood, "nll": -log_likelihood, "kl": kl}
-        return {"nats": math.log(effort.samples) - torch.stack(log_weights).logsumexp(0)}
+            drawn = vae.draw(statistics, labels, self._held_out_noise(batch, k), None)
+            nll = -self._log_likelihood(drawn.maps.double(), x)
+            nats.append(nll + drawn.log_ratio)
+        if effort.samples > 1:
+            return {"nats": importance_weighted(torch.stack(nats))}
+        by_channel = torch.cat([_by_channel(kl) for kl in drawn.kl], 1)
+        kl = by_channel.sum(1)
+        return {"nats": nll + kl, "nll": nll, "kl": kl, "kl_by_channel": by_channel}
+
+    def _held_out_noise(self, batch: Microbatch, k: int) -> Tensor:
+        """Float64 [n, latent_size] of the k-th draw."""
+        shape = (self.latent_size,)
+        if self.options.latents.noise == "normal":
+            return batch.draws.normal("likelihood/epsilon", batch.indices, shape, sampler_step=k).double()
+        return gumbel(batch.draws.uniform("likelihood/gumbel", batch.indices, shape, sampler_step=k)).double()
 
     # -- reconstruct, sample ----------------------------------------------------------------------------------------
 
+    @property
+    def draws_in_reconstruction(self) -> bool:  # type: ignore[override]  # it depends on the options
+        return self.pixels.seen_draws
+
     @torch.no_grad()
     def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:
-        """The image that p(x|z) is around at z = mu (`PixelLikelihood.mean`)."""
+        """The image that p(x|z) is around (`PixelLikelihood.mean`), at the latents that q(z|x) is around."""
         mean = VAESamplingOptions(draw_pixels=False)
         return self.decode_latents(networks, self.encode_latents(networks, batch), batch, mean)
 
@@ -151,11 +238,13 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, kind="vae"):
         return ("label",) if self.options.class_conditional else ()
 
     def prepare_sampling(self, networks: Networks, sampling: VAESamplingOptions, seed: int) -> Networks:
+        if sampling.temperature != 1 and self.options.latents.relaxed:
+            raise UserError("family.sampling.temperature: categories have none; leave it at 1")
         return networks  # without dropout and statistics of batches, it is the same in training and in evaluation
 
     @property
     def latent_size(self) -> int:
-        return self.options.network.latent_size
+        return self.options.network.latent_count(self.image, self.options.latents)
 
     def draw_latents(self, batch: Microbatch, sampling: VAESamplingOptions) -> Tensor:
         return sampling.temperature * super().draw_latents(batch, sampling)
@@ -172,23 +261,63 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, kind="vae"):
 
     @torch.no_grad()
     def encode_latents(self, networks: Networks, batch: Microbatch) -> Tensor:
-        mu, _ = _autoencoder(networks).encode(batch["image"], self._labels(batch))
-        return mu
+        return _autoencoder(networks).centre(self._images(batch), self._labels(batch))
 
 
-def kl_to_standard_normal(mu: Tensor, log_sigma: Tensor) -> Tensor:
-    """KL(N(mu, sigma^2) || N(0, 1)) = (mu^2 + sigma^2 - 1) / 2 - log sigma, elementwise (Kingma & Welling 2014, appendix B)."""
-    return (mu.square() + (2 * log_sigma).exp() - 1) / 2 - log_sigma
+def importance_weighted(nats: Tensor) -> Tensor:
+    """-log (1/k) sum_i w_i of -log w_i [k, n]: [n] (Burda et al. 2016, eq. 8)."""
+    return math.log(len(nats)) - (-nats).logsumexp(0)
 
 
-def _autoencoder(networks: Networks) -> Autoencoder:
-    return cast(Autoencoder, networks["vae"])
+def gumbel(uniforms: Tensor) -> Tensor:
+    """Standard Gumbel noise from uniforms in [0, 1), in torch's default dtype."""
+    return -(-uniforms.clamp_min(1e-300).log()).log().to(torch.get_default_dtype())
+
+
+def _by_channel(kl: Tensor) -> Tensor:
+    """Nats [n, channels] of the divergences [n, channels, ...]."""
+    return kl.flatten(2).sum(2) if kl.ndim > 2 else kl
+
+
+def _autoencoder(networks: Networks) -> LatentModel:
+    return cast(LatentModel, networks["vae"])
+
+
+def _lacking(options: VAEOptions) -> dict[type[Any], str]:
+    lacks: dict[type[Any], str] = {}
+    if options.likelihood.why_no_likelihood is not None:
+        lacks[Likelihood] = options.likelihood.why_no_likelihood
+    if not options.network.initialised_by_data:
+        lacks[InitialisedByData] = "family.network: is not initialised by data"
+    return lacks
 
 
 def _check(options: VAEOptions, spec: DataSpec) -> None:
-    """Raises ValueError, naming the key, for options that do not fit the data."""
+    """Raises ValueError, naming the key, for options that do not fit the data, or one another."""
     options.network.check_size(spec.size)
     if options.class_conditional and len(spec.classes) < 2:
         raise ValueError(
             "family.class_conditional: the data have only one class; set it to false, or give shards with labels"
         )
+    network, latents = options.network, options.latents
+    if latents.kind not in network.takes_latents:
+        raise ValueError(
+            f"family.latents: the network {network.kind} has latents of the kind {' or '.join(network.takes_latents)}, not "
+            f"{latents.kind}"
+        )
+    if options.importance_samples > 1:
+        _check_importance_weighted(options)
+
+
+def _check_importance_weighted(options: VAEOptions) -> None:
+    if options.latents.relaxed:
+        raise ValueError(
+            "family.importance_samples: the importance-weighted bound needs the probability of a draw, which relaxed latents "
+            "have not; set it to 1, or take latents: {kind: gaussian}"
+        )
+    for key in ("beta", "beta_warmup_steps", "free_bits"):
+        if getattr(options, key) != VAEOptions.model_fields[key].default:
+            raise ValueError(
+                f"family.{key}: the importance-weighted bound has no KL divergence of its own; leave it out, or set "
+                "family.importance_samples: 1"
+            )

@@ -6,7 +6,9 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bigtrain.networks.autoencoders.vae import AnyNetwork, Autoencoder
+from bigtrain.families.autoencoders.vae import AnyNetwork
+from bigtrain.networks.autoencoders.latents import GaussianLatents
+from bigtrain.networks.autoencoders.vae import Autoencoder
 
 UNION = TypeAdapter(AnyNetwork)
 NETWORKS = {
@@ -20,7 +22,8 @@ def build(
     given: dict[str, Any], image: tuple[int, int, int] = (1, 8, 8), classes: int = 0, maps: Tensor | None = None
 ) -> Autoencoder:
     torch.manual_seed(0)
-    return Autoencoder(UNION.validate_python(given), image, classes, torch.zeros(2) if maps is None else maps)
+    options = UNION.validate_python(given)
+    return options.build(image, classes, GaussianLatents(), torch.zeros(2) if maps is None else maps)
 
 
 def parameters(network: Autoencoder) -> int:
@@ -41,16 +44,19 @@ def test_the_textbooks_network_has_its_parameters() -> None:
 def test_shapes(given: dict, image: tuple[int, int, int], classes: int) -> None:
     network = build(given, image, classes)
     labels = torch.tensor([0, 3]) if classes else None
-    mu, log_sigma, maps = network(torch.rand(2, *image), labels, torch.randn(2, 3))
-    assert mu.shape == log_sigma.shape == (2, 3)
-    assert maps.shape == (2, 2, *image[1:])
+    x = torch.rand(2, *image)
+    assert [each.shape for each in network.encode(x, labels)] == [(2, 3), (2, 3)], "mu, log sigma"
+    drawn = network(x, labels, torch.randn(2, 3))
+    assert drawn.maps.shape == (2, 2, *image[1:])
+    assert [kl.shape for kl in drawn.kl] == [(2, 3)]
+    assert drawn.log_ratio.shape == (2,)
 
 
 @each
 def test_the_latents_are_the_mean_and_the_noise_times_the_deviation(given: dict) -> None:
     network, x, epsilon = build(given), torch.rand(2, 1, 8, 8), torch.randn(2, 3)
     mu, log_sigma = network.encode(x, None)
-    assert torch.equal(network(x, None, epsilon)[2], network.decode(mu + log_sigma.exp() * epsilon, None))
+    assert torch.equal(network(x, None, epsilon).maps, network.decode(mu + log_sigma.exp() * epsilon, None))
 
 
 @each
@@ -72,7 +78,7 @@ def test_an_untrained_decoders_maps_are_near_those_that_it_is_given(given: dict)
 def test_the_posterior_and_the_maps_are_in_float32_under_autocast(given: dict) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         made = build(given)(torch.rand(2, 1, 8, 8), None, torch.randn(2, 3))
-    assert [tensor.dtype for tensor in made] == [torch.float32] * 3
+    assert {tensor.dtype for tensor in (made.maps, *made.kl, made.log_ratio)} == {torch.float32}
 
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20), (28, 28)], ids=str)
