@@ -153,8 +153,8 @@ class FirstFeatures(nn.Module):
 
 
 class TopVector(nn.Module):
-    """What the top-down pass begins with: a learned vector, everywhere the same; of the class, where there are classes. A single
-    one begins at zero, as published; those of classes do not, so that the first priors differ by class."""
+    """What the top-down pass begins with: a learned vector, everywhere the same; of the class, where there are classes. A
+    single one begins at zero, as published; those of classes do not, so that the first priors differ by class."""
 
     def __init__(self, width: int, classes: int, size: tuple[int, ...]) -> None:
         super().__init__()
