@@ -14,6 +14,10 @@ reconstructions. SPLIT is train or validation, the run's own data, or an index, 
 --interpolate N, --traverse N, --manifold N: what lies between samples, what each latent changes, and the plane of two latents,
 for models that decode latents.
 
+--encode SPLIT: the same of images of a split, for models that encode them too: --interpolate N between each two of --images,
+and --traverse N around the first. --shift attribute:NAME=1.5 (or class:NAME=1.5) adds 1.5 times the difference between the mean
+latents of those that have the attribute and of the others: rows of images, of their reconstructions, and of these shifted.
+
 Each family adds its own options: RUN_OR_EXPORT --help shows them.
 """
 
@@ -22,19 +26,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bigtrain.cli import add_flags, from_flags, run_cli, say
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.classes import some_names
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.families.abilities import Latents, Reconstructs, Samples
+from bigtrain.families.abilities import EncodesLatents, Latents, Reconstructs, Samples
 from bigtrain.features.scripts import named_on_command_line
 from bigtrain.inference.dependencies import add_flag, overrides_of
+from bigtrain.inference.editing import LatentSplit, Shift
 from bigtrain.inference.model import Model, open_model, require_label
 from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, output_rows, reconstruction_rows
 from bigtrain.inference.splits import check_fields
 from bigtrain.options import Options
-from bigtrain.pictures import check_file, check_folder, check_grid, class_folders, save_grid, save_npz, save_pngs
+from bigtrain.pictures import (
+    check_file,
+    check_folder,
+    check_grid,
+    class_folders,
+    save_grid,
+    save_npz,
+    save_pngs,
+    to_uint8,
+)
 
 CLASSIFIER = "classifier"
 SHOWN = 50
@@ -58,6 +74,7 @@ MODES = {
     "interpolate": ("candidates", "classifier", "npz"),
     "traverse": ("per_class", "candidates", "classifier", "npz"),
     "manifold": ("per_class", "candidates", "classifier", "npz"),
+    "shift": ("classes", "per_class", "candidates", "classifier", "npz"),
 }
 """What may be drawn instead of samples of each class, and the flags that say nothing of it."""
 
@@ -108,6 +125,16 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--reconstruct", metavar="SPLIT", help="the split whose images are reconstructed")
     parser.add_argument("--interpolate", metavar="N", type=int, help="rows of N images between two samples")
     parser.add_argument("--traverse", metavar="N", type=int, help="a row of N images for each latent")
+    parser.add_argument("--encode", metavar="SPLIT", help="take the images of a split instead of samples, as latents")
+    parser.add_argument(
+        "--images", metavar="I,J,...", help="which images of --encode, by number; without it a random few"
+    )
+    parser.add_argument(
+        "--shift",
+        metavar="WHAT=FACTOR",
+        action="append",
+        help="attribute:NAME=1.5 or class:NAME=1.5, added to the latents of the images of --encode; may be given several times",
+    )
     parser.add_argument("--manifold", metavar="N", type=int, help="N x N images over the plane of two latents")
     if options is not None:
         add_flags(parser, options)
@@ -138,6 +165,8 @@ def main(argv: Sequence[str]) -> None:
         return _reconstruct(model, arguments)
     samples = model.family.require(Samples, arguments.what)
     sampling = from_flags(samples.sampling, arguments)
+    if arguments.encode is not None:
+        return _edit(model, sampling, mode, arguments)
     if mode == "inputs":
         return _turn_inputs(model, sampling, arguments)
     if mode not in (None, "samples"):
@@ -170,7 +199,21 @@ def _check(arguments: argparse.Namespace) -> None:
                 raise UserError(f"--{flag.replace('_', '-')}: says nothing of --{mode}; leave it out")
         if mode not in ("samples", "inputs") and not _is_grid(arguments):
             raise UserError(f"--{mode}: is drawn as one grid; give --out FILE.png")
+    _check_encode(arguments, modes)
     _check_targets(arguments)
+
+
+def _check_encode(arguments: argparse.Namespace, modes: Sequence[str]) -> None:
+    if arguments.encode is None:
+        for flag in ("shift", "images"):
+            if getattr(arguments, flag) is not None:
+                raise UserError(
+                    f"--{flag}: is of images of a split; give --encode train, --encode validation or --encode INDEX"
+                )
+    elif not set(modes) & {"shift", "interpolate", "traverse"}:
+        raise UserError("--encode: give --shift WHAT=FACTOR, --interpolate N or --traverse N as well")
+    elif arguments.classes is not None:
+        raise UserError("--classes: says nothing of --encode, whose images have their own; leave it out")
 
 
 def _check_targets(arguments: argparse.Namespace) -> None:
@@ -300,6 +343,44 @@ def _draw_latents(model: Model, sampling: Any, mode: str, arguments: argparse.Na
         images = (rows.traversals if mode == "traverse" else rows.manifold)(chosen[0], columns)
     save_grid(arguments.out, images, columns)
     _say_written(model, arguments, f"{len(images)} images{_of_classes(model, chosen)}")
+
+
+def _edit(model: Model, sampling: Any, mode: str | None, arguments: argparse.Namespace) -> None:
+    """Pictures of images of a split in latent space."""
+    family = model.family.require(EncodesLatents, f"--encode: {arguments.what}")
+    split = find_given(model.recipe.data, arguments.encode, "--encode")
+    check_fields(split, model.family.spec, model.family.reads, "--encode")
+    shifts = [Shift.read(text, split) for text in arguments.shift or ()]
+    networks = model.sampler(arguments.seed, sampling).networks
+    latent_split = LatentSplit(model.family, networks, split, arguments.seed, model.device)
+    rows = LatentRows(family, networks, sampling, arguments.seed, model.device)
+    wanted = {"interpolate": 2, "traverse": 1}.get(mode or "", COLUMNS)
+    chosen = (
+        latent_split.some(wanted) if arguments.images is None else latent_split.of_numbers(_numbers(arguments.images))
+    )
+    labels = chosen.fields["label"].tolist() if "label" in family.conditions else [0] * len(chosen.latents)
+    if mode == "interpolate":
+        if len(labels) % 2:
+            raise UserError("--images: --interpolate takes them two by two, and there is one too many")
+        pairs = zip(chosen.latents[::2], chosen.latents[1::2], labels[::2], strict=True)
+        images = torch.cat([rows.between(*pair, arguments.interpolate) for pair in pairs])
+        columns = arguments.interpolate
+    elif mode == "traverse":
+        images, columns = rows.around(chosen.latents[0], labels[0], arguments.traverse), arguments.traverse
+    else:
+        shifted = chosen.latents + latent_split.differences(shifts, arguments.batch_size).to(chosen.latents.dtype)
+        given = to_uint8(chosen.fields["image"]).cpu()
+        images = torch.cat([given, rows.decoded(chosen.latents, labels), rows.decoded(shifted, labels)])
+        columns = len(labels)
+    save_grid(arguments.out, images, columns)
+    _say_written(model, arguments, f"images {', '.join(map(str, chosen.numbers))} of {split.where} in latent space")
+
+
+def _numbers(words: str) -> list[int]:
+    try:
+        return [int(word) for word in words.split(",")]
+    except ValueError:
+        raise UserError(f"--images: {words!r} is not a list of numbers, as 3,17") from None
 
 
 def _of_classes(model: Model, labels: Sequence[int]) -> str:

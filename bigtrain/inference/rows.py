@@ -19,12 +19,15 @@ from bigtrain.inference.model import Model, Sampler
 from bigtrain.inference.outputs import reconstructions_of, samples_of
 from bigtrain.inference.splits import find_splits, one_index
 from bigtrain.pictures import to_uint8
-from bigtrain.randomness import Draws
+from bigtrain.randomness import Draws, to_device
 
 COLUMNS = 10
 """Samples of a row that shows what becomes of data."""
 REACH = 3.0
 """Standard deviations that a traversal goes to either side; a normal latent is within them 99.7 % of the time."""
+
+MOST_ROWS = 500
+"""Of a picture of traversals."""
 
 
 def find_given(data: DataOptions, where: str, flag: str) -> Index:
@@ -110,23 +113,36 @@ class LatentRows:
 
     def interpolated(self, labels: Sequence[int], columns: int) -> Tensor:
         """One row a label, of `columns` images from sample 2 r to sample 2 r + 1, where r is the row's number."""
-        weight = torch.linspace(0, 1, columns, dtype=torch.float64, device=self.device)
         rows = []
         for row, label in enumerate(labels):
-            ends = self._latents(range(2 * row, 2 * row + 2), label)
-            begin, end = (each.expand(columns, -1) for each in ends.unsqueeze(1))
-            rows.append(self._decoded(self.family.interpolated(begin, end, weight), label))
+            begin, end = self._latents(range(2 * row, 2 * row + 2), label)
+            rows.append(self.between(begin, end, label, columns))
         return torch.cat(rows)
 
+    def between(self, begin: Tensor, end: Tensor, label: int, columns: int) -> Tensor:
+        """A row of `columns` images from latents [latent_size] to others."""
+        weight = torch.linspace(0, 1, columns, dtype=torch.float64, device=self.device)
+        ends = begin.expand(columns, -1), end.expand(columns, -1)
+        return self.decoded(self.family.interpolated(*ends, weight), [label] * columns)
+
     def traversals(self, label: int, columns: int) -> Tensor:
-        """One row a latent, which goes from -REACH to REACH while the others stay as sample 0 has them."""
+        """`around` sample 0."""
+        return self.around(self._latents(range(1), label)[0], label, columns)
+
+    def around(self, latents: Tensor, label: int, columns: int) -> Tensor:
+        """One row a latent, which goes from -REACH to REACH while the others stay as in `latents` [latent_size]. Raises
+        UserError for more rows than a picture has."""
+        if self.family.latent_size > MOST_ROWS:
+            raise UserError(
+                f"--traverse: draws a row for each latent, and this model has {self.family.latent_size}; a picture has at most "
+                f"{MOST_ROWS}"
+            )
         values = torch.linspace(-REACH, REACH, columns, device=self.device)
-        latents = self._latents(range(1), label)
         rows = []
         for number in range(self.family.latent_size):
             varied = latents.repeat(columns, 1)
             varied[:, number] = values.to(varied.dtype)
-            rows.append(self._decoded(varied, label))
+            rows.append(self.decoded(varied, [label] * columns))
         return torch.cat(rows)
 
     def manifold(self, label: int, columns: int) -> Tensor:
@@ -140,17 +156,19 @@ class LatentRows:
         values = torch.special.ndtri(shares).to(torch.get_default_dtype())
         down, right = torch.meshgrid(-values, values, indexing="ij")
         plane = torch.stack([right, down], 2)
-        return torch.cat([self._decoded(row, label) for row in plane])
+        return torch.cat([self.decoded(row, [label] * columns) for row in plane])
 
     def _latents(self, numbers: range, label: int) -> Tensor:
-        return self.family.draw_latents(self._batch(numbers, label), self.sampling)
+        return self.family.draw_latents(self._batch([label] * len(numbers), numbers), self.sampling)
 
-    def _decoded(self, latents: Tensor, label: int) -> Tensor:
-        batch = self._batch(range(len(latents)), label)
+    def decoded(self, latents: Tensor, labels: Sequence[int]) -> Tensor:
+        """Images uint8 [n, C, h, w] on the CPU, of latents [n, latent_size], each with its class."""
+        batch = self._batch(labels, range(len(latents)))
         with torch.no_grad():
             return to_uint8(self.family.decode_latents(self.networks, latents, batch, self.sampling)).cpu()
 
-    def _batch(self, numbers: range, label: int) -> Microbatch:
-        labels = torch.full((len(numbers),), label, device=self.device)
-        fields = {"label": labels} if "label" in self.family.conditions else {}
+    def _batch(self, labels: Sequence[int], numbers: range) -> Microbatch:
+        fields = {}
+        if "label" in self.family.conditions:
+            fields["label"] = to_device(torch.tensor(labels, dtype=torch.int64), self.device)
         return microbatch_of(fields, numbers, Draws(self.seed, device=self.device))
