@@ -172,6 +172,7 @@ CASES: Mapping[str, Case] = {
         },
         {"vae": 6},
         frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
+        kills=3,
     ),
     "binary_vae": Case(
         {
@@ -184,6 +185,7 @@ CASES: Mapping[str, Case] = {
         },
         {"vae": 6},
         frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
+        kills=3,
     ),
     "pixel_prior": Case(
         {

@@ -154,7 +154,10 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, k
 
     def _said_of(self, by_layer: Sequence[Tensor], batch: Microbatch) -> dict[str, Tensor]:
         """What is logged of the divergences, [channels] by layer, and of what changes with the step."""
-        said: dict[str, Tensor] = {"active": torch.cat(list(by_layer)).gt(ACTIVE).sum().float()}
+        channels = mean_over_ranks(
+            torch.cat([kl.detach() for kl in by_layer])
+        )  # a number of channels is no mean of numbers
+        said: dict[str, Tensor] = {"active": channels.gt(ACTIVE).sum().to(channels.dtype)}
         if len(by_layer) > 1:
             said |= {f"kl_layer_{number}": kl.sum() for number, kl in enumerate(by_layer)}
         if isinstance(beta := self._beta(batch), Tensor):
