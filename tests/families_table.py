@@ -177,7 +177,7 @@ CASES: Mapping[str, Case] = {
     "binary_vae": Case(
         {
             "kind": "vae",
-            "network": {"kind": "layered", "latent_sizes": [4, 2], "hidden_features": [6, 5]},
+            "network": {"kind": "layered", "latent_sizes": [16, 8], "hidden_features": [64, 32]},
             "likelihood": {"kind": "bernoulli", "binarise": "per_step"},
             "class_conditional": True,
             "importance_samples": 2,

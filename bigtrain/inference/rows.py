@@ -25,9 +25,8 @@ COLUMNS = 10
 """Samples of a row that shows what becomes of data."""
 REACH = 3.0
 """Standard deviations that a traversal goes to either side; a normal latent is within them 99.7 % of the time."""
-
-MOST_ROWS = 500
-"""Of a picture of traversals."""
+MOST_TRAVERSED = 1000
+"""Rows of a picture of traversals."""
 
 
 def find_given(data: DataOptions, where: str, flag: str) -> Index:
@@ -132,10 +131,10 @@ class LatentRows:
     def around(self, latents: Tensor, label: int, columns: int) -> Tensor:
         """One row a latent, which goes from -REACH to REACH while the others stay as in `latents` [latent_size]. Raises
         UserError for more rows than a picture has."""
-        if self.family.latent_size > MOST_ROWS:
+        if self.family.latent_size > MOST_TRAVERSED:
             raise UserError(
-                f"--traverse: draws a row for each latent, and this model has {self.family.latent_size}; a picture has at most "
-                f"{MOST_ROWS}"
+                f"--traverse: makes a row for each latent, and this model has {self.family.latent_size} (at most "
+                f"{MOST_TRAVERSED})"
             )
         values = torch.linspace(-REACH, REACH, columns, device=self.device)
         rows = []
