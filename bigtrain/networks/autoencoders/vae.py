@@ -71,7 +71,7 @@ class Convolutional(EncoderDecoder):
             layers += [nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, padding=1)]
             layers += self._blocks(after)
         output = PreciseConv2d(widths[-1], len(initial_maps), 3, padding=1)
-        begin_at(output, initial_maps)
+        _begin_at(output, initial_maps)
         first = nn.Linear(inputs, math.prod(smallest))
         rest = [nn.Unflatten(1, smallest), *layers, nn.SiLU(), output]
         return ConditionalStack(first, classes, math.prod(smallest), rest)
@@ -113,7 +113,7 @@ class FullyConnected(EncoderDecoder):
     def decoder(self, image: Shape, classes: int, inputs: int, initial_maps: Tensor) -> "ConditionalStack":
         maps = (len(initial_maps), *image[1:])
         output = PreciseLinear(self.hidden_features, math.prod(maps))
-        begin_at(output, initial_maps.repeat_interleave(math.prod(image[1:])))
+        _begin_at(output, initial_maps.repeat_interleave(math.prod(image[1:])))
         first = nn.Linear(inputs, self.hidden_features)
         return ConditionalStack(first, classes, self.hidden_features, [nn.ReLU(), output, nn.Unflatten(1, maps)])
 
@@ -148,7 +148,7 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
-def begin_at(output: PreciseConv2d | PreciseLinear, initial: Tensor) -> None:
+def _begin_at(output: PreciseConv2d | PreciseLinear, initial: Tensor) -> None:
     """Starts a last layer with small weights and the bias `initial`, so that the first loss is that of the bias."""
     nn.init.normal_(output.weight, std=0.01)
     output.bias = nn.Parameter(initial.clone())
