@@ -208,8 +208,8 @@ class Logistic(Discretised):
         return channels + 1
 
     def initial_maps(self, channels: int) -> Tensor:
-        """Means of grey, and the scale of the published code: half of the range."""
-        return torch.tensor([0.0] * channels + [math.log(2)])
+        """Broad, around grey."""
+        return torch.tensor([0.0] * channels + [-1.0])
 
     @_exact
     def log_probability(self, maps: Tensor, images: Tensor) -> Tensor:

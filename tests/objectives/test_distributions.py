@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bigtrain.errors import UserError
 from bigtrain.networks.layers.discretised import as_numbers
-from bigtrain.objectives.distributions import AnyPixelLikelihood, DiscretisedLogistic, PixelLikelihood
+from bigtrain.objectives.distributions import AnyPixelLikelihood, DiscretisedLogistic, PixelLikelihood, contents_of
 
 UNION = TypeAdapter(AnyPixelLikelihood)
 DISCRETISED: dict[str, Any] = {
@@ -18,6 +18,7 @@ DISCRETISED: dict[str, Any] = {
     "gaussian, fixed": {"kind": "gaussian", "sigma": 0.1},
     "logistic": {"kind": "discretised_logistic", "mixtures": 1},
     "logistics": {"kind": "discretised_logistic", "mixtures": 5},
+    "logistic, one scale": {"kind": "logistic"},
 }
 KINDS = {**DISCRETISED, "bernoulli": {"kind": "bernoulli"}}
 each_discretised = pytest.mark.parametrize("given", DISCRETISED.values(), ids=DISCRETISED)
@@ -134,6 +135,16 @@ def test_bernoulli_is_the_cross_entropy_of_grey_pixels_and_says_that_this_is_no_
     sure.check_images(torch.tensor([-1.0, 1.0]))
     with pytest.raises(UserError, match=r"family\.likelihood\.black_and_white: there are pixels that are neither"):
         sure.check_images(torch.tensor([-1.0, 0.2]))
+
+
+def test_an_image_of_its_own_has_a_number_of_its_own() -> None:
+    images = as_numbers(
+        torch.randint(0, 256, (500, 1, 6, 6), generator=torch.Generator().manual_seed(0)), torch.float32
+    )
+    images[1] = images[0]
+    images[1, 0, 3, 3] += 2 / 255
+    assert len(contents_of(images).unique()) == 500
+    assert torch.equal(contents_of(images.double()), contents_of(images))
 
 
 def test_without_a_kind_it_is_a_mixture_of_logistics() -> None:

@@ -160,7 +160,7 @@ class TopVector(nn.Module):
         super().__init__()
         self.vectors, self.size = nn.Parameter(torch.zeros(max(classes, 1), width)), size
         if classes:
-            nn.init.normal_(self.vectors)
+            nn.init.normal_(self.vectors, std=0.01)  # as large as what a block adds: .1 of outputs of deviation .1
 
     def forward(self, n: int, labels: Tensor | None) -> Tensor:
         chosen = (
