@@ -17,6 +17,8 @@ Networks = Mapping[str, nn.Module]
 """By component."""
 
 
+DEFAULT_MOST_SKIPS = 10
+
 _TAKEN_BY: Mapping[str, tuple[str, ...]] = {
     "betas": ("adam", "adamw", "adamax"),
     "eps": ("adam", "adamw", "adamax", "rmsprop"),
@@ -48,6 +50,12 @@ class OptimizerOptions(Options):
     """Decoupled for adamw, an L2 penalty for the others."""
     clip_norm: Scale | None = None
     """Largest global norm of the gradient; null: not clipped."""
+    skip_norm: Scale | None = None
+    """An update whose gradient has at least this norm, before it is clipped, is skipped, with those of the other components of
+    its phase; null: none is."""
+    most_skips: Count = DEFAULT_MOST_SKIPS
+    """How many updates are skipped one after another at most; then one is made with the gradient clipped, to clip_norm or else
+    to skip_norm. Without that, training could stop for ever."""
     warmup_steps: Whole = 0
     """Steps of linear warm-up from zero."""
     decay: Literal["none", "linear", "cosine", "exponential", "steps"] = "none"
@@ -62,6 +70,11 @@ class OptimizerOptions(Options):
     """The factor by which an exponential decay multiplies the rate at every step, and a decay in steps at each of decay_at."""
     decay_at: list[Count] = Field(default_factory=list)
     """The steps at which a decay in steps multiplies the rate by decay_factor, in ascending order."""
+
+    @property
+    def clipped_to(self) -> float | None:
+        """The largest norm of the gradient that an update is made with; None: any."""
+        return self.skip_norm if self.clip_norm is None else self.clip_norm
 
     @classmethod
     def without_ignored(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -78,6 +91,14 @@ class OptimizerOptions(Options):
                     f"{key}: is an option of kind: {' or '.join(kinds)}, and {self.kind} does not take it (it takes "
                     f"{', '.join(own)})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _skips_fit_the_clipping(self) -> "OptimizerOptions":
+        if self.skip_norm is None and self.most_skips != DEFAULT_MOST_SKIPS:
+            raise ValueError("most_skips goes with skip_norm, and only with it")
+        if self.skip_norm is not None and self.clip_norm is not None and self.clip_norm > self.skip_norm:
+            raise ValueError("clip_norm must be at most skip_norm: no larger gradient is left to clip")
         return self
 
     @model_validator(mode="after")

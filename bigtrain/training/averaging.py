@@ -124,8 +124,8 @@ class MovingAverage:
         ]
 
     @torch.no_grad()
-    def update(self, step: int, finite: Tensor) -> None:
-        """Call after the updates of `step`; if `finite` (a bool scalar on the device) is False the average does not move."""
+    def update(self, step: int, applied: Tensor) -> None:
+        """Call after the updates of `step`; if `applied` (a bool scalar on the device) is False the average does not move."""
         survival = self.options.survival(step)
         for pairs in self._averaged:
             targets, sources = [target for target, _ in pairs], [source.detach() for _, source in pairs]
@@ -133,7 +133,7 @@ class MovingAverage:
                 torch._foreach_copy_(targets, sources)
                 continue
             # lerp with a weight on the device, so that the host need not read the flag to skip an update
-            weight = finite.to(targets[0].device, targets[0].dtype) * (1 - survival)
+            weight = applied.to(targets[0].device, targets[0].dtype) * (1 - survival)
             change = torch._foreach_sub(sources, targets)
             torch._foreach_mul_(change, weight)
             torch._foreach_add_(targets, change)

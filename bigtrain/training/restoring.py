@@ -52,6 +52,8 @@ def _check_state(saved: Checkpoint, phases: Iterable[str]) -> None:
     try:
         for phase in phases:
             _check_meter(state["meters"][phase])
+            if not _is_counter(state.get("skipped_in_a_row", {}).get(phase, 0)):
+                raise TypeError("the updates that were skipped in a row are no number")
         DataSpec.from_json(state["data"])
         if not isinstance(state["data"]["fingerprint"], str):
             raise TypeError("the data's fingerprint is no text")

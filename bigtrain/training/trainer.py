@@ -48,6 +48,7 @@ from bigtrain.training.options import TrainOptions, check_batch
 from bigtrain.training.phases import check_phases, trained
 from bigtrain.training.restoring import check_saved
 from bigtrain.training.same_data import check_same_data
+from bigtrain.training.skipping import large_gradients
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ class Trainer:
         self._trained = frozen_in(family.components, self.networks, train.freeze, engine)
         self.components: dict[str, ComponentTrainer] = {}
         self.meters = {phase.name: PhaseMeter(phase.name, trained(family, phase), device) for phase in family.phases}
+        large = {phase.name: large_gradients(family, phase, device) for phase in family.phases}
+        self._large = {name: each for name, each in large.items() if each is not None}
         self.step = 0
         self.wall_s = 0.0
         self._interval = Interval(0)
@@ -171,17 +174,18 @@ class Trainer:
         self.watchdog.enter(self.step, None)
 
     def _update_all(self) -> None:
-        finite = {name: torch.ones((), dtype=torch.bool, device=self.device) for name in self.components}
+        applied = {name: torch.ones((), dtype=torch.bool, device=self.device) for name in self.components}
         for phase in self.family.phases:
             for repeat in range(phase.updates_at(self.step)):
-                update_finite = self._update(phase, repeat)
+                update_applied = self._update(phase, repeat)
                 for name in phase.trains:
-                    finite[name] = finite[name] & update_finite
+                    applied[name] = applied[name] & update_applied
         for name, component in self.components.items():
-            component.update_averages(self.step, finite[name])
+            component.update_averages(self.step, applied[name])
 
     def _update(self, phase: Phase, repeat: int) -> Tensor:
-        """One update of the phase's components; returns whether it was finite and so was applied, as a bool on the device."""
+        """One update of the phase's components; returns whether it was applied, as a bool on the device: it was finite, and its
+        gradient not too large."""
         components = [self.components[name] for name in phase.trains]
         learners = [component for component in components if isinstance(component, TrainedComponent)]
         self.watchdog.enter(self.step, phase.name)
@@ -207,12 +211,16 @@ class Trainer:
             )
         norms = [learner.gradient_norm() for learner in learners]
         finite = loss_finite & torch.isfinite(torch.stack(norms)).all()
-        for learner, applied in zip(learners, finite & reached, strict=True):
-            learner.update(self.step, applied, phase.weight_clip)
+        large = self._large.get(phase.name)
+        too_large = None if large is None else large.skips(norms, finite)
+        applied = finite if too_large is None else finite & ~too_large
+        for learner, applied_to_it in zip(learners, applied & reached, strict=True):
+            learner.update(self.step, applied_to_it, phase.weight_clip)
         for component in components:
-            component.commit(finite)
-        meter.add_update(finite, norms, phase.reports(self.networks) if phase.reports is not None else {}, self.step)
-        return finite
+            component.commit(applied)
+        reports = phase.reports(self.networks) if phase.reports is not None else {}
+        meter.add_update(finite, norms, reports, self.step, too_large)
+        return applied
 
     def _focus(self, trains: Sequence[str]) -> None:
         if self._focused != trains:
@@ -332,6 +340,7 @@ class Trainer:
             "wall": self.wall_s + self._interval.seconds,
             "replaced": self.microbatches.replaced,
             "meters": meters,
+            "skipped_in_a_row": {name: large.state() for name, large in self._large.items()},
             "data": describe(self.index),
             RUN: self.folder.run,
             "rows": tracker.rows if tracker is not None else 0,
@@ -396,6 +405,8 @@ class Trainer:
         check_same_data(saved.state["data"], self.index, self.folder.path)
         for name, meter in self.meters.items():
             meter.load(saved.state["meters"][name])
+        for name, large in self._large.items():
+            large.load(saved.state.get("skipped_in_a_row", {}).get(name, 0))
         self.step, self.microbatches.position = saved.step, saved.state["position"]
         self._saved_step, self._saved_rows = saved.step, saved.state.get("rows", 0)
         self.wall_s, self.microbatches.replaced = saved.state["wall"], saved.state["replaced"]

@@ -35,13 +35,13 @@ class ComponentTrainer(ABC):
         """`on`: the current phase trains this component, so its statistics are recorded."""
         statistics.set_recording(self.network, on)
 
-    def commit(self, finite: Tensor) -> None:
-        """Applies the statistics that the update's forward passes recorded, unless `finite` (bool scalar) is False."""
-        statistics.commit(self.network, finite)
+    def commit(self, applied: Tensor) -> None:
+        """Applies the statistics that the update's forward passes recorded, unless `applied` (bool scalar) is False."""
+        statistics.commit(self.network, applied)
 
     @abstractmethod
-    def update_averages(self, step: int, finite: Tensor) -> None:
-        """Call after the updates of `step`; if `finite` (a bool scalar on the device) is False the averages do not move."""
+    def update_averages(self, step: int, applied: Tensor) -> None:
+        """Call after the updates of `step`; if `applied` (a bool scalar on the device) is False the averages do not move."""
 
     @abstractmethod
     def averaged_network(self) -> nn.Module:

@@ -16,7 +16,7 @@ class FrozenComponent(ComponentTrainer):
         if engine.compile:
             network.compile()
 
-    def update_averages(self, step: int, finite: Tensor) -> None:
+    def update_averages(self, step: int, applied: Tensor) -> None:
         """Nothing: it has none."""
 
     def averaged_network(self) -> nn.Module:

@@ -57,8 +57,8 @@ class ReplicatedTrainer(TrainedComponent):
     @torch.no_grad()
     def update(self, step: int, applied: Tensor, weight_clip: float | None) -> None:
         parameters = list(self._parameters.values())
-        if self.options.clip_norm is not None:
-            torch._foreach_mul_(self._summed, clip_scale(self._norm, self.options.clip_norm))
+        if self.options.clipped_to is not None:
+            torch._foreach_mul_(self._summed, clip_scale(self._norm, self.options.clipped_to))
         self.learning_rate = learning_rate(self.options, step)
         set_rate(self._optimizer, self.learning_rate)
         # The optimizers skip the update, and do not count it, if found_inf is 1; the host need not read the flag.
@@ -67,9 +67,9 @@ class ReplicatedTrainer(TrainedComponent):
         if weight_clip is not None:
             clamp(parameters, weight_clip, applied)
 
-    def update_averages(self, step: int, finite: Tensor) -> None:
+    def update_averages(self, step: int, applied: Tensor) -> None:
         for average in self._averages.values():
-            average.update(step, finite)
+            average.update(step, applied)
 
     def averaged_network(self) -> nn.Module:
         return self._averages["average"].network if self._averages else self.network

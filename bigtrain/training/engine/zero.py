@@ -168,16 +168,16 @@ class ZeroTrainer(TrainedComponent):
     def update(self, step: int, applied: Tensor, weight_clip: float | None) -> None:
         self.learning_rate = learning_rate(self.options, step)
         set_rate(self._optimizer, self.learning_rate)
-        clip_norm = self.options.clip_norm
-        scale = None if clip_norm is None else clip_scale(self._norm, clip_norm)
+        clipped_to = self.options.clipped_to
+        scale = None if clipped_to is None else clip_scale(self._norm, clipped_to)
         self._guard.expect(applied.to(self._partitions[0].device), scale, weight_clip)
         self._engine.step()
 
     # -- averages ---------------------------------------------------------------------------------------------------
 
-    def update_averages(self, step: int, finite: Tensor) -> None:
+    def update_averages(self, step: int, applied: Tensor) -> None:
         for average in self._averages.values():
-            average.update(step, finite)
+            average.update(step, applied)
 
     def averaged_network(self) -> nn.Module:
         average = self._averages.get("average")

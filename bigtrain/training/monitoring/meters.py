@@ -23,6 +23,7 @@ class PhaseMeter:
         """`trained`: the components that get gradients."""
         self.phase = phase
         several = len(trained) > 1
+        self._left_out = f"skipped_updates/{phase}"
         self._norms = [f"gradient_norm/{phase}" + (f"/{component}" if several else "") for component in trained]
         self.skipped = 0
         """Updates that were not finite and so were skipped, in the whole run; as of the last `fetch` or `state`."""
@@ -30,6 +31,7 @@ class PhaseMeter:
         """The step of the first of them, or -1."""
         self._names: list[str] = []
         self._reported: list[str] = []
+        self._counted: list[str] = []
         self._pieces: list[Tensor] = []
         self._current = torch.zeros(0)
         self._sums: Tensor | None = None
@@ -59,14 +61,24 @@ class PhaseMeter:
         self._current, ranks = summed.split([len(mean), len(reached)])
         return torch.isfinite(self._current).all(), ranks > 0
 
-    def add_update(self, finite: Tensor, norms: Sequence[Tensor], reports: Mapping[str, Tensor], step: int) -> None:
-        """Adds the update to the averages if it was applied, else counts it as skipped.
+    def add_update(
+        self,
+        finite: Tensor,
+        norms: Sequence[Tensor],
+        reports: Mapping[str, Tensor],
+        step: int,
+        too_large: Tensor | None = None,
+    ) -> None:
+        """Adds the update to the averages if it was finite, else counts it as skipped.
 
         `norms`: of the gradient of each trained component; `reports`: the phase's reports after it (Phase.reports), equal on
-        all ranks.
+        all ranks. `too_large`: whether it was left out for its norm, in a phase where that may be: such updates are among the
+        averages, and counted beside them.
         """
         self._reported = [f"{self.phase}/{name}" for name in reports]
-        scalars = [value.detach().double().reshape(()) for value in (*norms, *reports.values())]
+        self._counted = [] if too_large is None else [self._left_out]
+        counted = [] if too_large is None else [too_large]
+        scalars = [value.detach().double().reshape(()) for value in (*norms, *reports.values(), *counted)]
         values = torch.cat([self._current, torch.stack(scalars)])
         if self._sums is None:
             kept = [self._saved.get(name, 0.0) for name in self._all_names()]
@@ -77,14 +89,17 @@ class PhaseMeter:
         self._skips = torch.stack([count + ~finite, torch.where(finite | (first >= 0), first, step)])
 
     def fetch(self, reset: bool) -> dict[str, float]:
-        """The averages since the last reset, by name; waits for the device."""
+        """The averages since the last reset, by name, and the number of updates that were left out for their norm; waits for
+        the device."""
         state = self.state()
         if reset:
             self._sums = None
             self._saved = {}
             self._updates.zero_()
         updates = state["updates"]
-        return {name: total / updates for name, total in state["sums"].items()} if updates else {}
+        if not updates:
+            return {}
+        return {name: total / (1 if name == self._left_out else updates) for name, total in state["sums"].items()}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; also reads `skipped` and `first_skipped` from the device."""
@@ -95,7 +110,7 @@ class PhaseMeter:
         return {"sums": sums, "updates": float(self._updates), "skips": [self.skipped, self.first_skipped]}
 
     def _all_names(self) -> list[str]:
-        return [*self._names, *self._norms, *self._reported]
+        return [*self._names, *self._norms, *self._reported, *self._counted]
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._saved = state["sums"]

@@ -124,11 +124,12 @@ OPTIMIZERS = {
     "adam": ADAM | {"clip_norm": 0.1},
     "adamax": {"kind": "adamax", "lr": 0.001, "eps": 1.0e-3, "clip_norm": 0.1},
     "rmsprop": {"kind": "rmsprop", "lr": 0.001, "eps": 0.1, "momentum": 0.5, "centered": True, "weight_decay": 0.01},
+    "skipping": ADAM | {"skip_norm": 1.0e-3, "most_skips": 1},
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "kinds"), [(1, ["adam"]), (2, ["adamax", "rmsprop"])])
+@pytest.mark.parametrize(("processes", "kinds"), [(1, ["adam"]), (2, ["adamax", "rmsprop", "skipping"])])
 def test_optimizers_train_alike_and_go_on_under_every_strategy(
     tmp_path: Path, processes: int, kinds: Sequence[str]
 ) -> None:
@@ -162,6 +163,11 @@ def test_optimizers_train_alike_and_go_on_under_every_strategy(
         for strategy in STRATEGIES:
             assert_close(tmp_path / "whole" / f"{kind}-{strategy}", tmp_path / "whole" / f"{kind}-ddp", TOLERANCE)
             assert_rows_close(tmp_path / "first" / f"{kind}-{strategy}", tmp_path / "whole" / f"{kind}-ddp")
+            if kind == "skipping":
+                final = final_tensors(tmp_path / "whole" / f"{kind}-{strategy}" / "run")
+                assert float(final["critic/optimizer/out.weight/step"]) == 12 / 2, "every second update is skipped"
+                last = logged(tmp_path / "whole" / f"{kind}-{strategy}" / "run")[-1]
+                assert last["skipped_updates/critic"] == 4 / 2
 
 
 @pytest.mark.slow
