@@ -1,0 +1,356 @@
+"""Very deep VAEs (Child 2021, arXiv:2011.10650), as in the authors' code (github.com/openai/vdvae): 39,145,700 parameters at
+their setting for CIFAR-10, 125,005,860 for ImageNet 64 x 64, 114,874,852 for FFHQ 256 x 256.
+
+Going up, the encoder keeps the last features of each size. Going down, every block of the decoder has latents of its own:
+
+    q(z_k | z_<k, x) = N(mu, sigma^2) of the block's input and the encoder's features of its size
+    p(z_k | z_<k)    = N(mu, sigma^2) of the block's input alone
+
+Unlike theirs it may be told the class: a vector of it is added to the first features of both. Moments are computed in at least
+float32, whatever autocast says.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from bigtrain.networks.layers.normalisation import without_autocast
+from bigtrain.networks.layers.precise import PreciseConv2d
+from bigtrain.options import MOST_LAYERS, Options, Width
+from bigtrain.sizes import size_text
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and log deviation of normal distributions."""
+Divergence = Callable[[Moments, Moments, Tensor], Tensor]
+"""Of q, p, and the epsilon with which z = mu_q + sigma_q epsilon was drawn: nats of each latent."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A block, on maps of `side` x `side`. In an encoder, `factor` is what its output's side is divided by; in a decoder, what
+    the side of its input was multiplied by before."""
+
+    side: int
+    factor: int = 1
+
+
+class VeryDeepOptions(Options):
+    """The blocks of an encoder and a decoder, as the authors write them: 32x11 are 11 blocks on maps of 32 x 32; 32d2 is one,
+    whose maps are then halved; 16m8 is one on maps of 16 x 16, to which those of 8 x 8 are added, enlarged."""
+
+    encoder: str
+    """Blocks of the encoder, from the images' size down, separated by commas."""
+    decoder: str
+    """Blocks of the decoder, from the smallest maps up to the images' size; each has latents."""
+    width: Width = 384
+    """Channels of all maps."""
+    bottleneck: float = Field(default=0.25, ge=1 / 64, le=4)
+    """Channels within a block, in units of `width`."""
+    latent_channels: Width = 16
+    """Latents of a block, at each position of its maps."""
+    largest_bias: int = Field(default=64, ge=0)
+    """Maps of a side up to this begin with a learned picture, larger ones with zeros."""
+    input_mean: float = Field(default=127.5, ge=0, le=255)
+    """What is subtracted from the values 0 .. 255 of the encoder's input: the mean of the data."""
+    input_deviation: float = Field(default=127.5, ge=1, le=255)
+    """What they are then divided by: the standard deviation of the data. By default the input is as the images, in [-1, 1]."""
+
+    @field_validator("encoder")
+    @classmethod
+    def _encoder_fits(cls, text: str) -> str:
+        encoder_steps(text)
+        return text
+
+    @field_validator("decoder")
+    @classmethod
+    def _decoder_fits(cls, text: str) -> str:
+        decoder_steps(text)
+        return text
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises ValueError, naming the key, if these are no networks of images of `size` (height, width)."""
+        first, last = encoder_steps(self.encoder)[0].side, decoder_steps(self.decoder)[-1].side
+        for key, side in (("encoder", first), ("decoder", last)):
+            if size != (side, side):
+                where = {"encoder": "begins", "decoder": "ends"}[key]
+                raise ValueError(
+                    f"family.network.{key}: {where} with maps of {side} x {side}, and data.image_size is {size_text(size)}; "
+                    "change one of them (the images must be squares)"
+                )
+        missing = {step.side for step in decoder_steps(self.decoder)} - sides_of(encoder_steps(self.encoder))
+        if missing:
+            raise ValueError(
+                f"family.network.decoder: has maps of {max(missing)} pixels, and family.network.encoder has none of that size"
+            )
+
+
+def encoder_steps(text: str) -> list[Step]:
+    """Raises ValueError, saying why, for blocks that do not follow each other."""
+    steps, side = [], None
+    for here, letter, number, word in _words(text, "d"):
+        if side not in (None, here):
+            raise ValueError(f"{word} follows maps of {side} pixels")
+        factor = number if letter == "d" else 1
+        if here % factor or (letter == "d" and factor < 2):
+            raise ValueError(f"{word}: maps of {here} pixels cannot be made {factor} times smaller")
+        steps += [Step(here, factor)] * (number if letter == "x" else 1)
+        side = here // factor
+    return steps
+
+
+def decoder_steps(text: str) -> list[Step]:
+    """Raises ValueError, saying why, for blocks that do not follow each other."""
+    steps, side = [], None
+    for here, letter, number, word in _words(text, "m"):
+        if letter == "m" and (side != number or here <= number or here % number):
+            raise ValueError(f"{word} follows maps of {side or 'no'} pixels, of which it is no whole multiple")
+        if letter == "x" and side not in (None, here):
+            raise ValueError(f"{word} follows maps of {side} pixels; {here}m{side} would enlarge them")
+        steps += [Step(here, here // number if letter == "m" else 1)] * (number if letter == "x" else 1)
+        side = here
+    return steps
+
+
+def sides_of(steps: Sequence[Step]) -> set[int]:
+    """Of the encoder's maps, its output's too."""
+    return {step.side for step in steps} | {step.side // step.factor for step in steps}
+
+
+def _words(text: str, letter: Literal["d", "m"]) -> Iterator[tuple[int, str, int, str]]:
+    """(side, x or `letter`, number, the word) of each word; a side alone is one block. Raises ValueError."""
+    count = 0
+    for word in text.split(","):
+        found = re.fullmatch(rf"\s*([1-9]\d{{0,4}})(?:([x{letter}])([1-9]\d{{0,4}}))?\s*", word)
+        if found is None:
+            raise ValueError(
+                f"{word.strip()!r} is not of the form 32x11 (blocks) or 32{letter}{2 if letter == 'd' else 16}"
+            )
+        yield int(found[1]), found[2] or "x", int(found[3] or 1), word.strip()
+        count += int(found[3] or 1) if found[2] != letter else 1
+        if count > MOST_LAYERS:
+            raise ValueError(f"more than {MOST_LAYERS} blocks")
+
+
+class Bottleneck(nn.Module):
+    """Four convolutions, each after a GELU: 1x1 to the middle width, twice 3x3 (1x1 on maps of 1 or 2 pixels), 1x1 back."""
+
+    def __init__(self, inputs: int, middle: int, outputs: int, side: int, precise: bool = False) -> None:
+        super().__init__()
+        kernel = 3 if side > 2 else 1
+        self.conv1 = _conv(inputs, middle, 1)
+        self.conv2 = _conv(middle, middle, kernel)
+        self.conv3 = _conv(middle, middle, kernel)
+        self.conv4 = _conv(middle, outputs, 1, PreciseConv2d if precise else nn.Conv2d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = conv(F.gelu(x))
+        return x
+
+
+class BottomUp(nn.Module):
+    """The encoder."""
+
+    def __init__(self, options: VeryDeepOptions, channels: int, classes: int) -> None:
+        super().__init__()
+        self.mean, self.deviation = options.input_mean, options.input_deviation
+        self.steps = encoder_steps(options.encoder)
+        width, middle = options.width, int(options.width * options.bottleneck)
+        self.first = _conv(channels, width, 3, PreciseConv2d)
+        self.by_class = nn.Embedding(classes, width) if classes else None
+        self.blocks = nn.ModuleList(Bottleneck(width, middle, width, step.side) for step in self.steps)
+        for block in self.blocks:
+            _scale(block.conv4, 1 / len(self.steps))
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> dict[int, Tensor]:
+        """The features [n, width, side, side] of each side, of images [n, C, h, w] in [-1, 1]: those that its last block gives,
+        but for one whose maps are then halved."""
+        x = self.first(((images + 1) * 127.5 - self.mean) / self.deviation)
+        x = x + _of_class(self.by_class, labels)
+        features = {x.shape[2]: x}
+        for step, block in zip(self.steps, self.blocks, strict=True):
+            x = x + block(x)
+            if step.factor > 1:
+                x = F.avg_pool2d(x, step.factor)
+            features[x.shape[2]] = x
+        return features
+
+
+class TopDownBlock(nn.Module):
+    """One group of latents: its posterior, its prior, and what becomes of them."""
+
+    def __init__(self, options: VeryDeepOptions, side: int, blocks: int) -> None:
+        super().__init__()
+        width, latents = options.width, options.latent_channels
+        middle = int(width * options.bottleneck)
+        self.split = [latents, latents, width]
+        self.posterior = Bottleneck(2 * width, middle, 2 * latents, side, precise=True)
+        self.prior = Bottleneck(width, middle, 2 * latents + width, side, precise=True)
+        nn.init.zeros_(self.prior.conv4.weight)
+        self.projection = _scale(_conv(latents, width, 1), 1 / blocks)
+        self.residual = Bottleneck(width, middle, width, side)
+        _scale(self.residual.conv4, 1 / blocks)
+
+    def posterior_of(self, x: Tensor, features: Tensor) -> Moments:
+        mu, log_sigma = self.posterior(torch.cat([x, features], dim=1)).chunk(2, dim=1)
+        return mu, log_sigma
+
+    def prior_of(self, x: Tensor) -> tuple[Moments, Tensor]:
+        """The prior's moments, and what is added to x whatever the latents are."""
+        mu, log_sigma, added = self.prior(x).split(self.split, dim=1)
+        return (mu, log_sigma), added
+
+    def merged(self, x: Tensor, z: Tensor) -> Tensor:
+        x = x + self.projection(z)
+        return x + self.residual(x)
+
+
+Choose = Callable[[int, TopDownBlock, Tensor, Moments], Tensor]
+"""z [n, latent_channels, side, side] of a block: of its number, itself, its input, and the prior's moments."""
+
+
+class TopDown(nn.Module):
+    """The decoder."""
+
+    def __init__(self, options: VeryDeepOptions, maps: int, classes: int) -> None:
+        super().__init__()
+        self.steps = decoder_steps(options.decoder)
+        width = options.width
+        self.blocks = nn.ModuleList(TopDownBlock(options, step.side, len(self.steps)) for step in self.steps)
+        sides = {step.side for step in self.steps}
+        self.begin = nn.ParameterDict(
+            {
+                str(side): nn.Parameter(torch.zeros(1, width, side, side))
+                for side in sorted(sides)
+                if side <= options.largest_bias
+            }
+        )
+        self.by_class = nn.Embedding(classes, width) if classes else None
+        self.gain = nn.Parameter(torch.ones(1, width, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, width, 1, 1))
+        self.last = _conv(width, maps, 1, PreciseConv2d)
+
+    def forward(self, n: int, labels: Tensor | None, choose: Choose) -> Tensor:
+        """The maps [n, maps, h, w] of p(x | z)."""
+        first = self._begin(self.steps[0].side)
+        x = first.expand(n, -1, -1, -1) + _of_class(self.by_class, labels)
+        for number, (step, block) in enumerate(zip(self.steps, self.blocks, strict=True)):
+            if step.factor > 1:
+                x = self._begin(step.side) + F.interpolate(x, scale_factor=step.factor)
+            prior, added = block.prior_of(x)
+            z = choose(number, block, x, prior)
+            x = block.merged(x + added, z)
+        return self.last(x * self.gain + self.bias)
+
+    def _begin(self, side: int) -> Tensor:
+        """[1, width, side, side]."""
+        if str(side) in self.begin:
+            return self.begin[str(side)]
+        return self.gain.new_zeros(1, self.gain.shape[1], side, side)
+
+
+class VeryDeepVAE(nn.Module):
+    """Encoder and decoder. Labels are int64 [n], or None where the network is not told the class.
+
+    Epsilons are [n, latents], standard normal, block after block of the decoder: z = mu + sigma epsilon, under the posterior or
+    the prior. So they are the latents of a sample too, of which z is a function.
+    """
+
+    recomputed_blocks = (Bottleneck,)
+
+    def __init__(self, options: VeryDeepOptions, channels: int, classes: int, maps: int) -> None:
+        super().__init__()
+        self.encoder = BottomUp(options, channels, classes)
+        self.decoder = TopDown(options, maps, classes)
+        self.shapes = [(options.latent_channels, step.side, step.side) for step in self.decoder.steps]
+
+    def forward(self, images: Tensor, labels: Tensor | None, epsilons: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """The maps of p(x | z) at z drawn from the posterior, and by side the KL divergences [n] in nats."""
+        return self.inferred(self.encoder(images, labels), labels, epsilons, kl_divergence)
+
+    def inferred(
+        self, features: Mapping[int, Tensor], labels: Tensor | None, epsilons: Tensor, divergence: Divergence
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The same from the encoder's features, with a divergence of choice."""
+        sums: dict[int, Tensor] = {}
+        each = self._by_block(epsilons)
+
+        def choose(number: int, block: TopDownBlock, x: Tensor, prior: Moments) -> Tensor:
+            side, epsilon = x.shape[2], each[number]
+            posterior = block.posterior_of(x, features[side])
+            with without_autocast(epsilon):
+                nats = divergence(posterior, prior, epsilon).flatten(1).sum(1)
+                sums[side] = sums[side] + nats if side in sums else nats
+                return _drawn(posterior, epsilon)
+
+        return self.decoder(len(epsilons), labels, choose), sums
+
+    def generated(self, labels: Tensor | None, epsilons: Tensor) -> Tensor:
+        """The maps of p(x | z) at z drawn from the prior."""
+        each = self._by_block(epsilons)
+        return self.decoder(len(epsilons), labels, lambda number, block, x, prior: _drawn(prior, each[number]))
+
+    def epsilons_of(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """Those [n, latents] from which the prior makes the posterior's means: what images are encoded as."""
+        features, found = self.encoder(images, labels), []
+
+        def choose(number: int, block: TopDownBlock, x: Tensor, prior: Moments) -> Tensor:
+            mean, _ = block.posterior_of(x, features[x.shape[2]])
+            mu, log_sigma = prior
+            found.append(((mean - mu) * (-log_sigma).exp()).flatten(1))
+            return mean
+
+        self.decoder(len(images), labels, choose)
+        return torch.cat(found, dim=1)
+
+    def _by_block(self, epsilons: Tensor) -> list[Tensor]:
+        parts = epsilons.split([math.prod(shape) for shape in self.shapes], dim=1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def kl_divergence(q: Moments, p: Moments, epsilon: Tensor) -> Tensor:
+    """KL(q || p), elementwise."""
+    (mu, log_sigma), (prior_mu, prior_log_sigma) = q, p
+    ratio = log_sigma - prior_log_sigma
+    return ((2 * ratio).exp() + ((mu - prior_mu) * (-prior_log_sigma).exp()).square() - 1) / 2 - ratio
+
+
+def sampled_divergence(q: Moments, p: Moments, epsilon: Tensor) -> Tensor:
+    """log q(z) - log p(z), elementwise: the KL divergence on average."""
+    (_, log_sigma), (prior_mu, prior_log_sigma) = q, p
+    distance = (_drawn(q, epsilon) - prior_mu) * (-prior_log_sigma).exp()
+    return (distance.square() - epsilon.square()) / 2 + prior_log_sigma - log_sigma
+
+
+def _drawn(moments: Moments, epsilon: Tensor) -> Tensor:
+    mu, log_sigma = moments
+    return mu + log_sigma.exp() * epsilon
+
+
+def _of_class(vectors: nn.Embedding | None, labels: Tensor | None) -> Tensor | float:
+    """[n, width, 1, 1]; 0 where there are no classes."""
+    if vectors is None:
+        return 0.0
+    assert labels is not None, "this network is told the class"
+    return vectors(labels)[:, :, None, None]
+
+
+def _conv(inputs: int, outputs: int, kernel: int, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
+    conv = kind(inputs, outputs, kernel, padding=kernel // 2)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _scale(conv: nn.Conv2d, share: float) -> nn.Conv2d:
+    """Its weights times sqrt(share)."""
+    with torch.no_grad():
+        conv.weight *= math.sqrt(share)
+    return conv
