@@ -11,6 +11,7 @@ from bigtrain.families.abilities import (
     EncodesLatents,
     HasSuccessor,
     InitialisedByData,
+    LatentLevels,
     Latents,
     Likelihood,
     Reconstructs,
@@ -186,6 +187,19 @@ CASES: Mapping[str, Case] = {
         {"vae": 6},
         frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
         kills=3,
+    "vdvae": Case(
+        {
+            "kind": "vdvae",
+            "network": {
+                "encoder": "16x1,16d4,4d4,1x1", "decoder": "1x1,4m1,16m4", "width": 8, "latent_channels": 1, "largest_bias": 4,
+            },
+            "likelihood": {"kind": "discretised_logistic", "mixtures": 2, "bits": 5},
+            "class_conditional": True,
+            # All gradients are larger: every second update is skipped.
+            "optimizer": {**_ADAM, "skip_norm": 0.01, "most_skips": 1},
+        },
+        {"vdvae": 6},
+        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, LatentLevels}),
     ),
     "pixel_prior": Case(
         {

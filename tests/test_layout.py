@@ -44,7 +44,7 @@ SHARED_WORDS = {
 HOMONYMS = {
     "architecture", "beta", "bits", "blocks", "categories", "condition", "depth", "discriminator", "fake", "flip",
     "generator", "init", "kernel", "latent", "latents", "margin", "output", "outputs", "process", "real", "sampler",
-    "shift", "sigma", "variance",
+    "shift", "sigma", "variance", "width",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""
 FOREIGN_NAMES = ("DiffusionPipeline", "PredictionString", "capture_output")

@@ -208,6 +208,30 @@ class EncodesLatents(Latents):
         `Family.reads`."""
 
 
+class LatentLevels(EncodesLatents):
+    """Has latents in levels, from the coarsest to the finest, each drawn given those before it."""
+
+    does = "draw an image's details anew"
+
+    @property
+    @abstractmethod
+    def level_sizes(self) -> Mapping[str, int]:
+        """By name the number of latents of each level, the coarsest first; together they are the latents, in this order."""
+
+    @property
+    def latent_size(self) -> int:
+        return sum(self.level_sizes.values())
+
+    @torch.no_grad()
+    def redraw(self, networks: Networks, batch: Microbatch, kept: int, sampling: Any) -> Tensor:
+        """Samples with the latents of the batch's own in the first `kept` levels, and drawn ones in the others; `networks` as
+        of `sample`, `batch` as of `encode_latents`."""
+        end = sum(list(self.level_sizes.values())[:kept])
+        latents = self.draw_latents(batch, sampling)
+        latents[:, :end] = self.encode_latents(networks, batch)[:, :end]
+        return self.decode_latents(networks, latents, batch, sampling)
+
+
 class InitialisedByData(Ability):
     """Begins with a look at the data."""
 
@@ -246,5 +270,6 @@ class DiffusersPipeline(Ability):
 
 
 ABILITIES: Sequence[type[Ability]] = (
-    Samples, Likelihood, Reconstructs, Encodes, Latents, EncodesLatents, InitialisedByData, HasSuccessor, DiffusersPipeline,
+    Samples, Likelihood, Reconstructs, Encodes, Latents, EncodesLatents, LatentLevels, InitialisedByData, HasSuccessor,
+    DiffusersPipeline,
 )  # fmt: skip

@@ -143,6 +143,7 @@ _MODULES = {
     "prior": "autoregressive.prior",
     "translation": "translation.translation",
     "vae": "autoencoders.vae",
+    "vdvae": "autoencoders.vdvae",
     "vqvae": "autoencoders.vqvae",
 }
 """The module of this package that registers each kind. A table, so that a recipe imports one family and not all."""

@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ Divergence = Callable[[Moments, Moments, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Step:
+class SizedBlock:
     """A block, on maps of `side` x `side`. In an encoder, `factor` is what its output's side is divided by; in a decoder, what
     the side of its input was multiplied by before."""
 
@@ -65,18 +65,18 @@ class VeryDeepOptions(Options):
     @field_validator("encoder")
     @classmethod
     def _encoder_fits(cls, text: str) -> str:
-        encoder_steps(text)
+        encoder_blocks(text)
         return text
 
     @field_validator("decoder")
     @classmethod
     def _decoder_fits(cls, text: str) -> str:
-        decoder_steps(text)
+        decoder_blocks(text)
         return text
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises ValueError, naming the key, if these are no networks of images of `size` (height, width)."""
-        first, last = encoder_steps(self.encoder)[0].side, decoder_steps(self.decoder)[-1].side
+        first, last = encoder_blocks(self.encoder)[0].side, decoder_blocks(self.decoder)[-1].side
         for key, side in (("encoder", first), ("decoder", last)):
             if size != (side, side):
                 where = {"encoder": "begins", "decoder": "ends"}[key]
@@ -84,43 +84,43 @@ class VeryDeepOptions(Options):
                     f"family.network.{key}: {where} with maps of {side} x {side}, and data.image_size is {size_text(size)}; "
                     "change one of them (the images must be squares)"
                 )
-        missing = {step.side for step in decoder_steps(self.decoder)} - sides_of(encoder_steps(self.encoder))
+        missing = {block.side for block in decoder_blocks(self.decoder)} - sides_of(encoder_blocks(self.encoder))
         if missing:
             raise ValueError(
                 f"family.network.decoder: has maps of {max(missing)} pixels, and family.network.encoder has none of that size"
             )
 
 
-def encoder_steps(text: str) -> list[Step]:
+def encoder_blocks(text: str) -> list[SizedBlock]:
     """Raises ValueError, saying why, for blocks that do not follow each other."""
-    steps, side = [], None
+    blocks, side = [], None
     for here, letter, number, word in _words(text, "d"):
         if side not in (None, here):
             raise ValueError(f"{word} follows maps of {side} pixels")
         factor = number if letter == "d" else 1
         if here % factor or (letter == "d" and factor < 2):
             raise ValueError(f"{word}: maps of {here} pixels cannot be made {factor} times smaller")
-        steps += [Step(here, factor)] * (number if letter == "x" else 1)
+        blocks += [SizedBlock(here, factor)] * (number if letter == "x" else 1)
         side = here // factor
-    return steps
+    return blocks
 
 
-def decoder_steps(text: str) -> list[Step]:
+def decoder_blocks(text: str) -> list[SizedBlock]:
     """Raises ValueError, saying why, for blocks that do not follow each other."""
-    steps, side = [], None
+    blocks, side = [], None
     for here, letter, number, word in _words(text, "m"):
         if letter == "m" and (side != number or here <= number or here % number):
             raise ValueError(f"{word} follows maps of {side or 'no'} pixels, of which it is no whole multiple")
         if letter == "x" and side not in (None, here):
             raise ValueError(f"{word} follows maps of {side} pixels; {here}m{side} would enlarge them")
-        steps += [Step(here, here // number if letter == "m" else 1)] * (number if letter == "x" else 1)
+        blocks += [SizedBlock(here, here // number if letter == "m" else 1)] * (number if letter == "x" else 1)
         side = here
-    return steps
+    return blocks
 
 
-def sides_of(steps: Sequence[Step]) -> set[int]:
+def sides_of(blocks: Sequence[SizedBlock]) -> set[int]:
     """Of the encoder's maps, its output's too."""
-    return {step.side for step in steps} | {step.side // step.factor for step in steps}
+    return {block.side for block in blocks} | {block.side // block.factor for block in blocks}
 
 
 def _words(text: str, letter: Literal["d", "m"]) -> Iterator[tuple[int, str, int, str]]:
@@ -161,13 +161,14 @@ class BottomUp(nn.Module):
     def __init__(self, options: VeryDeepOptions, channels: int, classes: int) -> None:
         super().__init__()
         self.mean, self.deviation = options.input_mean, options.input_deviation
-        self.steps = encoder_steps(options.encoder)
+        self.sizes = encoder_blocks(options.encoder)
         width, middle = options.width, int(options.width * options.bottleneck)
         self.first = _conv(channels, width, 3, PreciseConv2d)
         self.by_class = nn.Embedding(classes, width) if classes else None
-        self.blocks = nn.ModuleList(Bottleneck(width, middle, width, step.side) for step in self.steps)
-        for block in self.blocks:
-            _scale(block.conv4, 1 / len(self.steps))
+        blocks = [Bottleneck(width, middle, width, size.side) for size in self.sizes]
+        for block in blocks:
+            _scale(block.conv4, 1 / len(blocks))
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, images: Tensor, labels: Tensor | None) -> dict[int, Tensor]:
         """The features [n, width, side, side] of each side, of images [n, C, h, w] in [-1, 1]: those that its last block gives,
@@ -175,10 +176,10 @@ class BottomUp(nn.Module):
         x = self.first(((images + 1) * 127.5 - self.mean) / self.deviation)
         x = x + _of_class(self.by_class, labels)
         features = {x.shape[2]: x}
-        for step, block in zip(self.steps, self.blocks, strict=True):
+        for size, block in zip(self.sizes, self.blocks, strict=True):
             x = x + block(x)
-            if step.factor > 1:
-                x = F.avg_pool2d(x, step.factor)
+            if size.factor > 1:
+                x = F.avg_pool2d(x, size.factor)
             features[x.shape[2]] = x
         return features
 
@@ -221,10 +222,10 @@ class TopDown(nn.Module):
 
     def __init__(self, options: VeryDeepOptions, maps: int, classes: int) -> None:
         super().__init__()
-        self.steps = decoder_steps(options.decoder)
+        self.sizes = decoder_blocks(options.decoder)
         width = options.width
-        self.blocks = nn.ModuleList(TopDownBlock(options, step.side, len(self.steps)) for step in self.steps)
-        sides = {step.side for step in self.steps}
+        self.blocks = nn.ModuleList(TopDownBlock(options, size.side, len(self.sizes)) for size in self.sizes)
+        sides = {size.side for size in self.sizes}
         self.begin = nn.ParameterDict(
             {
                 str(side): nn.Parameter(torch.zeros(1, width, side, side))
@@ -239,11 +240,12 @@ class TopDown(nn.Module):
 
     def forward(self, n: int, labels: Tensor | None, choose: Choose) -> Tensor:
         """The maps [n, maps, h, w] of p(x | z)."""
-        first = self._begin(self.steps[0].side)
+        first = self._begin(self.sizes[0].side)
         x = first.expand(n, -1, -1, -1) + _of_class(self.by_class, labels)
-        for number, (step, block) in enumerate(zip(self.steps, self.blocks, strict=True)):
-            if step.factor > 1:
-                x = self._begin(step.side) + F.interpolate(x, scale_factor=step.factor)
+        for number, (size, module) in enumerate(zip(self.sizes, self.blocks, strict=True)):
+            block = cast(TopDownBlock, module)
+            if size.factor > 1:
+                x = self._begin(size.side) + F.interpolate(x, scale_factor=size.factor)
             prior, added = block.prior_of(x)
             z = choose(number, block, x, prior)
             x = block.merged(x + added, z)
@@ -269,7 +271,7 @@ class VeryDeepVAE(nn.Module):
         super().__init__()
         self.encoder = BottomUp(options, channels, classes)
         self.decoder = TopDown(options, maps, classes)
-        self.shapes = [(options.latent_channels, step.side, step.side) for step in self.decoder.steps]
+        self.shapes = [(options.latent_channels, size.side, size.side) for size in self.decoder.sizes]
 
     def forward(self, images: Tensor, labels: Tensor | None, epsilons: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The maps of p(x | z) at z drawn from the posterior, and by side the KL divergences [n] in nats."""
