@@ -9,7 +9,9 @@ measure samples. Without it every class has equally many.
 
 --inputs SPLIT: what the model makes of the inputs of a split, for models that turn one picture into another: rows of inputs,
 outputs and targets, or the outputs alone in a folder. --reconstruct SPLIT: rows of images, each above the row of their
-reconstructions. SPLIT is train or validation, the run's own data, or an index, or the word digits.
+reconstructions. --redraw SPLIT: rows of images above what is drawn with their latents in none of the levels, in the coarsest,
+in one more, and so on to all, for models with latents in levels. SPLIT is train or validation, the run's own data, or an index,
+or the word digits.
 
 --interpolate N, --traverse N, --manifold N: what lies between samples, what each latent changes, and the plane of two latents,
 for models that decode latents.
@@ -34,11 +36,12 @@ from bigtrain.data.classes import some_names
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.abilities import EncodesLatents, Latents, Reconstructs, Samples
+from bigtrain.families.abilities import LatentLevels, Latents, Reconstructs, Samples
 from bigtrain.features.scripts import named_on_command_line
 from bigtrain.inference.dependencies import add_flag, overrides_of
 from bigtrain.inference.editing import LatentSplit, Shift
 from bigtrain.inference.model import Model, open_model, require_label
-from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, output_rows, reconstruction_rows
+from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, output_rows, reconstruction_rows, redrawn_rows
 from bigtrain.inference.splits import check_fields
 from bigtrain.options import Options
 from bigtrain.pictures import (
@@ -54,7 +57,7 @@ from bigtrain.pictures import (
 
 CLASSIFIER = "classifier"
 SHOWN = 50
-"""Samples of a split that --inputs and --reconstruct show."""
+"""Samples of a split that --inputs, --reconstruct and --redraw show."""
 COUNTS = {
     "samples": (1, 10_000_000),
     "per_class": (1, 1_000_000),
@@ -71,6 +74,7 @@ MODES = {
     "samples": ("classes", "per_class"),
     "inputs": ("classes", "per_class", "candidates", "classifier"),
     "reconstruct": ("classes", "per_class", "candidates", "classifier", "npz"),
+    "redraw": ("classes", "per_class", "candidates", "classifier", "npz"),
     "interpolate": ("candidates", "classifier", "npz"),
     "traverse": ("per_class", "candidates", "classifier", "npz"),
     "manifold": ("per_class", "candidates", "classifier", "npz"),
@@ -123,6 +127,7 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--inputs", metavar="SPLIT", help="the split whose inputs are turned into outputs")
     parser.add_argument("--reconstruct", metavar="SPLIT", help="the split whose images are reconstructed")
+    parser.add_argument("--redraw", metavar="SPLIT", help="the split whose images' finer latents are drawn anew")
     parser.add_argument("--interpolate", metavar="N", type=int, help="rows of N images between two samples")
     parser.add_argument("--traverse", metavar="N", type=int, help="a row of N images for each latent")
     parser.add_argument("--encode", metavar="SPLIT", help="take the images of a split instead of samples, as latents")
@@ -167,6 +172,8 @@ def main(argv: Sequence[str]) -> None:
     sampling = from_flags(samples.sampling, arguments)
     if arguments.encode is not None:
         return _edit(model, sampling, mode, arguments)
+    if mode == "redraw":
+        return _redraw(model, sampling, arguments)
     if mode == "inputs":
         return _turn_inputs(model, sampling, arguments)
     if mode not in (None, "samples"):
@@ -303,6 +310,14 @@ def _reconstruct(model: Model, arguments: argparse.Namespace) -> None:
     check_fields(split, model.family.spec, model.family.reads, "--reconstruct")
     save_grid(arguments.out, reconstruction_rows(model, split, SHOWN, arguments.seed), COLUMNS)
     _say_written(model, arguments, "images and their reconstructions")
+
+
+def _redraw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
+    model.family.require(LatentLevels, f"--redraw: {arguments.what}")
+    split = find_given(model.recipe.data, arguments.redraw, "--redraw")
+    check_fields(split, model.family.spec, model.family.reads, "--redraw")
+    save_grid(arguments.out, redrawn_rows(model, sampling, split, SHOWN, arguments.seed), COLUMNS)
+    _say_written(model, arguments, "images and what is drawn around their coarse latents")
 
 
 def _turn_inputs(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:

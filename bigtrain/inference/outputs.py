@@ -10,7 +10,7 @@ from torch import Tensor
 from bigtrain.data.index import Index
 from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.evaluation.images import OutputsOf
-from bigtrain.families.abilities import Reconstructs, Samples
+from bigtrain.families.abilities import LatentLevels, Reconstructs, Samples
 from bigtrain.features.network import full_float32
 from bigtrain.inference.microbatch import microbatch_of
 from bigtrain.inference.model import Model, Sampler
@@ -29,6 +29,21 @@ def reconstructions_of(model: Model, split: Index, seed: int) -> OutputsOf:
             return family.reconstruct(model.weights, asked)
 
     return reconstruct
+
+
+def redrawn_of(model: Model, sampling: Any, split: Index, kept: int, seed: int) -> OutputsOf:
+    """What is drawn with the images' own latents in the first `kept` levels; `seed` keys the others."""
+    family = model.family.require(LatentLevels, "redrawing")
+    networks = family.prepare_sampling(model.weights, sampling, seed)
+
+    def redraw(numbers: np.ndarray, batch: Batch) -> Tensor:
+        sample_ids = to_device(torch.from_numpy(numbers), model.device)
+        fields = _fields_of(batch, split, model.family.reads, model.device)
+        with full_float32(model.device):
+            asked = microbatch_of(fields, sample_ids, Draws(seed, device=model.device))
+            return family.redraw(networks, asked, kept, sampling)
+
+    return redraw
 
 
 def samples_of(sampler: Sampler, split: Index) -> OutputsOf:

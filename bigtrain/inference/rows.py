@@ -1,6 +1,7 @@
 """Pictures of what a model makes of data and of latents: rows of images, uint8 [n, C, H, W], for a grid."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +13,11 @@ from bigtrain.data.read.stream import SplitLoader
 from bigtrain.data.splits import find_split
 from bigtrain.errors import UserError
 from bigtrain.evaluation.images import OutputsOf
-from bigtrain.families.abilities import Latents, Samples
+from bigtrain.families.abilities import LatentLevels, Latents, Samples
 from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.inference.microbatch import microbatch_of
 from bigtrain.inference.model import Model, Sampler
-from bigtrain.inference.outputs import reconstructions_of, samples_of
+from bigtrain.inference.outputs import reconstructions_of, redrawn_of, samples_of
 from bigtrain.inference.splits import find_splits, one_index
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws, to_device
@@ -49,15 +50,22 @@ def find_given(data: DataOptions, where: str, flag: str) -> Index:
 def reconstruction_rows(model: Model, split: Index, count: int, seed: int) -> Tensor:
     """Images above their reconstructions; `seed` keys the draws of families that make any."""
     return rows_of(
-        split, count, model.device, reconstructions_of(model, split, seed), model.family.reads, ["image"], []
+        split, count, model.device, [reconstructions_of(model, split, seed)], model.family.reads, ["image"], []
     )
+
+
+def redrawn_rows(model: Model, sampling: Any, split: Index, count: int, seed: int) -> Tensor:
+    """Images above what is drawn with their latents in none of the levels, in the coarsest, in one more, and so on to all."""
+    levels = model.family.require(LatentLevels, "redrawing").level_sizes
+    outputs = [redrawn_of(model, sampling, split, kept, seed) for kept in range(len(levels) + 1)]
+    return rows_of(split, count, model.device, outputs, model.family.reads, ["image"], [])
 
 
 def output_rows(sampler: Sampler, split: Index, count: int) -> Tensor:
     """Inputs above outputs above targets."""
     family = sampler.family.require(Samples, "sampling")
     inputs, targets = family.conditions_beside_label, [family.sampled_field]
-    return rows_of(split, count, sampler.device, samples_of(sampler, split), family.conditions, inputs, targets)
+    return rows_of(split, count, sampler.device, [samples_of(sampler, split)], family.conditions, inputs, targets)
 
 
 @torch.no_grad()
@@ -65,14 +73,14 @@ def rows_of(
     split: Index,
     count: int,
     device: torch.device,
-    outputs_of: OutputsOf,
+    outputs_of: Sequence[OutputsOf],
     reads: Sequence[str],
     above: Sequence[str],
     below: Sequence[str],
 ) -> Tensor:
-    """What is made of a fixed random subset of `count` samples of a split, COLUMNS a row, between the images that are shown
-    above and below it, those below if the split has them; the last rows are filled up with white. `reads`: the fields that
-    `outputs_of` takes."""
+    """What is made of a fixed random subset of `count` samples of a split, COLUMNS a row, one row for each of `outputs_of`,
+    between the images that are shown above and below it, those below if the split has them; the last rows are filled up with
+    white. `reads`: the fields that `outputs_of` take."""
     below = [name for name in below if name in split.fields]
     for name in (*above, *below):
         if split.fields[name].kind != "image":
@@ -81,7 +89,8 @@ def rows_of(
     rows: list[Tensor] = []
     for numbers, batch in SplitLoader(split, rank=0, world=1, batch=COLUMNS, workers=0, limit=count, fields=fields):
         sent = on_device(batch, split.fields, device)
-        pictures = [*(sent[name] for name in above), outputs_of(numbers, batch), *(sent[name] for name in below)]
+        made = [of(numbers, batch) for of in outputs_of]
+        pictures = [*(sent[name] for name in above), *made, *(sent[name] for name in below)]
         rows += [to_uint8(images.float().clamp(-1, 1)) for images in pictures]
     return _of_one_shape(rows)
 
@@ -131,6 +140,8 @@ class LatentRows:
     def around(self, latents: Tensor, label: int, columns: int) -> Tensor:
         """One row a latent, which goes from -REACH to REACH while the others stay as in `latents` [latent_size]. Raises
         UserError for more rows than a picture has."""
+        """One row a latent, which goes from -REACH to REACH while the others stay as sample 0 has them. Raises UserError if
+        there are too many."""
         if self.family.latent_size > MOST_TRAVERSED:
             raise UserError(
                 f"--traverse: makes a row for each latent, and this model has {self.family.latent_size} (at most "

@@ -1,6 +1,8 @@
 """Rows of what a model makes of data and of latents, and what is said where it cannot."""
 
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.errors import UserError
 from bigtrain.families.abilities import EncodesLatents, Latents, Likelihood, Reconstructs
-from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, rows_of
+from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, redrawn_rows, rows_of
 from bigtrain.pictures import to_uint8
 from bigtrain.recipe import load_recipe
 from tests.asking import sampled
@@ -33,7 +35,7 @@ def test_rows_show_inputs_above_outputs_above_targets() -> None:
     def negatives(numbers: np.ndarray, batch: Batch) -> Tensor:
         return -on_device(batch, split.fields, CPU)["input"]
 
-    rows = rows_of(split, 15, CPU, negatives, ["input"], ["input"], ["image"])
+    rows = rows_of(split, 15, CPU, [negatives], ["input"], ["input"], ["image"])
     assert rows.shape == (2 * 3 * COLUMNS, 1, 16, 16)
     given, made, target = (rows[row * COLUMNS : (row + 1) * COLUMNS] for row in range(3))
     assert torch.equal(made, 255 - given)
@@ -54,6 +56,27 @@ def test_interpolation_walks_in_equal_steps_from_one_sample_to_the_next() -> Non
     begin, end = torch.randn(2, 1, 6).expand(2, 5, 6).double()
     walked = latents.interpolated(begin, end, torch.linspace(0, 1, 5))
     torch.testing.assert_close(walked[1:] - walked[:-1], (end - begin)[:4] / 4)
+
+
+def test_an_image_is_above_what_is_drawn_with_ever_more_of_its_latents() -> None:
+    family = small_family("vdvae", channels=1)
+    networks = {name: network.eval() for name, network in small_networks(family).items()}
+    model = SimpleNamespace(family=family, weights=networks, device=CPU)
+    split = Index.read(digits_index("validation", (16, 16)))
+    rows = redrawn_rows(model, family.sampling, split, 10, seed=3).unflatten(0, (-1, COLUMNS)).int()
+    assert len(rows) == 1 + 1 + len(family.level_sizes)
+    assert [(row - after).abs().float().mean() > 1 for row, after in pairwise(rows)] == [True] * (len(rows) - 1)
+    again = redrawn_rows(model, family.sampling, split, 10, seed=4).unflatten(0, (-1, COLUMNS)).int()
+    assert torch.equal(rows[0], again[0])
+    assert not torch.equal(rows[1], again[1])
+
+
+def test_a_model_of_very_many_latents_has_no_traversals() -> None:
+    family = small_family("vdvae", network={**FAMILIES["vdvae"]["network"], "latent_channels": 8})
+    with pytest.raises(
+        UserError, match=r"--traverse: makes a row for each latent, and this model has 2184 \(at most 1000\)"
+    ):
+        LatentRows(family, {}, family.sampling, 0, CPU).traversals(2, 3)
 
 
 def test_a_traversal_varies_one_latent_a_row() -> None:
