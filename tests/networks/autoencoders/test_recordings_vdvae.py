@@ -1,6 +1,7 @@
 """The network is VDVAE's, by values of the authors' code (tests/recordings/vdvae.py)."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from bigtrain.networks.autoencoders.vdvae import VeryDeepOptions, VeryDeepVAE
 from bigtrain.networks.autoencoders.vdvae_names import our_name, our_tensor
 from bigtrain.networks.layers.discretised import as_numbers
 from bigtrain.objectives.distributions import DiscretisedLogistic
+from bigtrain.recipe import load_recipe
 from tests.recordings.summary import assert_excerpt, assert_summaries, gradients, read, summary
 from tests.recordings.vdvae import DEVIATION, IMAGES, KEPT, MEAN, TEMPERATURES, noise, pixels, value
 
+RECIPES = Path(__file__).parents[3] / "recipes"
 RECORDING = read("vdvae")
 NETWORKS, PUBLISHED = RECORDING["networks"], RECORDING["published"]
 each = pytest.mark.parametrize("name", NETWORKS)
@@ -156,6 +159,16 @@ def test_the_published_networks_have_the_authors_number_of_parameters(name: str)
     with torch.device("meta"):
         network = build(PUBLISHED[name]["arguments"])
     assert sum(parameter.numel() for parameter in network.parameters()) == PUBLISHED[name]["parameters"]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet64", "ffhq256"])
+def test_the_recipes_networks_are_the_published_ones(name: str) -> None:
+    family = load_recipe(RECIPES / f"vdvae_{name}.yaml").family
+    published = PUBLISHED[name]["arguments"]
+    whitening = {"input_mean": MEAN, "input_deviation": DEVIATION}
+    assert family.network.model_copy(update=whitening) == options_of(published)
+    assert family.likelihood.mixtures == published["num_mixtures"]
+    assert family.likelihood.bits == (5 if name == "ffhq256" else 8)
 
 
 @pytest.mark.parametrize(
