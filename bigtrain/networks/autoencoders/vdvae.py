@@ -225,14 +225,9 @@ class TopDown(nn.Module):
         self.sizes = decoder_blocks(options.decoder)
         width = options.width
         self.blocks = nn.ModuleList(TopDownBlock(options, size.side, len(self.sizes)) for size in self.sizes)
-        sides = {size.side for size in self.sizes}
-        self.begin = nn.ParameterDict(
-            {
-                str(side): nn.Parameter(torch.zeros(1, width, side, side))
-                for side in sorted(sides)
-                if side <= options.largest_bias
-            }
-        )
+        # Parameters of this module, not of one within: under zero3 they are gathered while it runs.
+        for side in sorted({size.side for size in self.sizes if size.side <= options.largest_bias}):
+            self.register_parameter(f"begin_{side}", nn.Parameter(torch.zeros(1, width, side, side)))
         self.by_class = nn.Embedding(classes, width) if classes else None
         self.gain = nn.Parameter(torch.ones(1, width, 1, 1))
         self.bias = nn.Parameter(torch.zeros(1, width, 1, 1))
@@ -253,9 +248,8 @@ class TopDown(nn.Module):
 
     def _begin(self, side: int) -> Tensor:
         """[1, width, side, side]."""
-        if str(side) in self.begin:
-            return self.begin[str(side)]
-        return self.gain.new_zeros(1, self.gain.shape[1], side, side)
+        learned: Tensor | None = getattr(self, f"begin_{side}", None)
+        return self.gain.new_zeros(1, self.gain.shape[1], side, side) if learned is None else learned
 
 
 class VeryDeepVAE(nn.Module):

@@ -23,7 +23,7 @@ def our_name(theirs: str, sides: list[int]) -> str:
         return TOP.get(theirs) or f"{TOP[stem]}.{kind}"
     bias = re.fullmatch(r"decoder\.bias_xs\.(\d+)", theirs)
     if bias is not None and int(bias[1]) < len(sides):
-        return f"decoder.begin.{sides[int(bias[1])]}"
+        return f"decoder.begin_{sides[int(bias[1])]}"
     encoder = re.fullmatch(r"encoder\.enc_blocks\.(\d+)\.c([1-4])", stem)
     if encoder is not None:
         return f"encoder.blocks.{encoder[1]}.conv{encoder[2]}.{kind}"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigtrain.networks.autoencoders.vdvae import VeryDeepOptions, VeryDeepVAE
+from bigtrain.networks.autoencoders.vdvae import VeryDeepOptions, VeryDeepVAE, decoder_blocks
 from bigtrain.networks.autoencoders.vdvae_names import our_name, our_tensor
 from bigtrain.networks.layers.discretised import as_numbers
 from bigtrain.objectives.distributions import DiscretisedLogistic
@@ -37,7 +37,9 @@ def build(arguments: dict[str, Any]) -> VeryDeepVAE:
 
 def names(name: str) -> dict[str, str]:
     """Our names by theirs."""
-    sides = sorted(int(side) for side in build(NETWORKS[name]["arguments"]).decoder.begin)
+    arguments = NETWORKS[name]["arguments"]
+    sides = sorted({block.side for block in decoder_blocks(arguments["dec_blocks"])})
+    sides = [side for side in sides if side <= arguments["no_bias_above"]]
     return {theirs: our_name(theirs, sides) for theirs in NETWORKS[name]["shapes"]}
 
 
