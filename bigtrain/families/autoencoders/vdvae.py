@@ -92,9 +92,8 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
         """The bound in nats a dimension; nll and kl are nats an image."""
         x = batch["image"]
         epsilons = batch.draws.normal("vdvae/epsilon", batch.indices, (self.latent_size,))
-        maps, by_side = networks["vdvae"](x, self._labels(batch), epsilons)
-        nll = -self._log_likelihood(maps, x).mean()
-        kl = torch.stack([nats.mean() for nats in by_side.values()])
+        maps, by_level = networks["vdvae"](x, self._labels(batch), epsilons)
+        nll, kl = -self._log_likelihood(maps, x).mean(), by_level.mean(0)
         bound = nll + kl.sum()
         terms = {"nll": nll, "kl": kl.sum()}
         terms |= {f"kl_{name}": nats for name, nats in zip(self.level_sizes, kl, strict=True)}
@@ -131,8 +130,8 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
         def terms_of(k: int, divergence: Divergence) -> tuple[Tensor, Tensor]:
             shape = (self.latent_size,)
             epsilons = batch.draws.normal("likelihood/epsilon", batch.indices, shape, sampler_step=k)
-            maps, by_side = vdvae.inferred(features, labels, epsilons.to(x.dtype), _in_float64(divergence))
-            return -self._log_likelihood(maps.double(), x), torch.stack(list(by_side.values()), dim=1)
+            maps, by_level = vdvae.inferred(features, labels, epsilons.to(x.dtype), _in_float64(divergence))
+            return -self._log_likelihood(maps.double(), x), by_level
 
         if effort.samples == 1:
             nll, kl = terms_of(0, kl_divergence)

@@ -12,7 +12,7 @@ float32, whatever autocast says.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -170,7 +170,7 @@ class BottomUp(nn.Module):
             _scale(block.conv4, 1 / len(blocks))
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, images: Tensor, labels: Tensor | None) -> dict[int, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
         """The features [n, width, side, side] of each side, of images [n, C, h, w] in [-1, 1]: those that its last block gives,
         but for one whose maps are then halved."""
         x = self.first(((images + 1) * 127.5 - self.mean) / self.deviation)
@@ -181,7 +181,7 @@ class BottomUp(nn.Module):
             if size.factor > 1:
                 x = F.avg_pool2d(x, size.factor)
             features[x.shape[2]] = x
-        return features
+        return tuple(features.values())
 
 
 class TopDownBlock(nn.Module):
@@ -267,26 +267,28 @@ class VeryDeepVAE(nn.Module):
         self.decoder = TopDown(options, maps, classes)
         self.shapes = [(options.latent_channels, size.side, size.side) for size in self.decoder.sizes]
 
-    def forward(self, images: Tensor, labels: Tensor | None, epsilons: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """The maps of p(x | z) at z drawn from the posterior, and by side the KL divergences [n] in nats."""
+    def forward(self, images: Tensor, labels: Tensor | None, epsilons: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps of p(x | z) at z drawn from the posterior, and the KL divergence [n, sides] in nats of all latents of each
+        side, the smallest first."""
         return self.inferred(self.encoder(images, labels), labels, epsilons, kl_divergence)
 
     def inferred(
-        self, features: Mapping[int, Tensor], labels: Tensor | None, epsilons: Tensor, divergence: Divergence
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self, features: Sequence[Tensor], labels: Tensor | None, epsilons: Tensor, divergence: Divergence
+    ) -> tuple[Tensor, Tensor]:
         """The same from the encoder's features, with a divergence of choice."""
         sums: dict[int, Tensor] = {}
-        each = self._by_block(epsilons)
+        each, by_side = self._by_block(epsilons), {each.shape[2]: each for each in features}
 
         def choose(number: int, block: TopDownBlock, x: Tensor, prior: Moments) -> Tensor:
             side, epsilon = x.shape[2], each[number]
-            posterior = block.posterior_of(x, features[side])
+            posterior = block.posterior_of(x, by_side[side])
             with without_autocast(epsilon):
                 nats = divergence(posterior, prior, epsilon).flatten(1).sum(1)
                 sums[side] = sums[side] + nats if side in sums else nats
                 return _drawn(posterior, epsilon)
 
-        return self.decoder(len(epsilons), labels, choose), sums
+        maps = self.decoder(len(epsilons), labels, choose)
+        return maps, torch.stack(list(sums.values()), dim=1)
 
     def generated(self, labels: Tensor | None, epsilons: Tensor) -> Tensor:
         """The maps of p(x | z) at z drawn from the prior."""
@@ -295,7 +297,7 @@ class VeryDeepVAE(nn.Module):
 
     def epsilons_of(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Those [n, latents] from which the prior makes the posterior's means: what images are encoded as."""
-        features, found = self.encoder(images, labels), []
+        features, found = {each.shape[2]: each for each in self.encoder(images, labels)}, []
 
         def choose(number: int, block: TopDownBlock, x: Tensor, prior: Moments) -> Tensor:
             mean, _ = block.posterior_of(x, features[x.shape[2]])
