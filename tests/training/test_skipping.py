@@ -2,13 +2,16 @@
 tests/training/engine/test_strategies.py and the promises of the families whose optimizers say so."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
 from bigtrain.families.phases import Losses, OptimizerOptions
+from bigtrain.runs import checkpoint
 from bigtrain.training.monitoring.meters import PhaseMeter
 from bigtrain.training.skipping import LargeGradients, large_gradients
+from tests.runs_of import logged, train, write_recipe
 from tests.training.small_steps import small_family
 
 CPU = torch.device("cpu")
@@ -98,6 +101,28 @@ def test_rows_count_the_updates_that_were_skipped_and_average_over_all_that_were
     meter.add_update(YES, [torch.tensor(1.0)], {}, 0, YES)
     resumed.load(meter.state())
     assert row(resumed, [3, 2], [True, False]) == expected
+
+
+@pytest.mark.slow
+def test_a_skipped_update_changes_neither_weights_nor_moments_nor_averages(tmp_path: Path) -> None:
+    """Of the toy's maker, which from step 5 on is updated by one phase, at even steps: 6 and 8 are skipped, 10 is not."""
+    options = {"kind": "toy", "optimizer": {"lr": 0.01, "skip_norm": 1e-6, "most_skips": 2}}
+    train(write_recipe(tmp_path, options, steps=12, log_every=3, save_every=1, keep=20))
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def changed_at(step: int) -> set[str]:
+        before, after = (tensors_of(checkpoints / f"step_{number:08d}") for number in (step, step + 1))
+        return {name.partition("/")[0] for name in before if not torch.equal(before[name], after[name])}
+
+    assert changed_at(6) == changed_at(8) == set()
+    assert changed_at(10) == {"weights", "optimizer", "average", "average_wide"}
+    assert [row["skipped_updates/maker"] for row in logged(tmp_path / "run")] == [2, 0, 2, 0]
+
+
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    """The maker's of a checkpoint."""
+    groups = checkpoint.opened(path).tensors("maker")
+    return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize(

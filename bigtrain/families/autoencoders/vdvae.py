@@ -2,8 +2,9 @@
 
     log p(x) >= E_q log p(x|z) - sum_k KL(q(z_k | z_<k, x) || p(z_k | z_<k))
 
-As in the authors' code there is neither a warm-up of the divergence nor free bits. What keeps the training steady is that
-updates of large gradients are skipped (`optimizer.skip_norm`).
+As in the authors' code (github.com/openai/vdvae) there is neither a warm-up of the divergence nor free bits. What keeps the
+training steady is that updates of large gradients are skipped (`optimizer.skip_norm`). Unlike theirs, probabilities of pixels
+are exact for any number of bits, and a pixel that is drawn is the nearest value, where theirs is truncated.
 """
 
 import math
