@@ -116,9 +116,8 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
         return self.spec.channels * math.prod(self.spec.size)
 
     def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
-        bound = "variational" if effort.samples == 1 else "importance_weighted"
-        bits = math.log2(self.pixels.levels)
-        return {"bound": bound, "likelihood_samples": effort.samples, "bits": int(bits), "seed": seed}
+        kind, bits = "variational" if effort.samples == 1 else "importance_weighted", int(math.log2(self.pixels.levels))
+        return {"likelihood": kind, "likelihood_samples": effort.samples, "bits": bits, "seed": seed}
 
     @torch.no_grad()
     def likelihood(self, networks: Networks, batch: Microbatch, effort: Effort) -> dict[str, Tensor]:

@@ -93,6 +93,14 @@ def test_a_samples_bound_does_not_depend_on_its_batch(samples: int) -> None:
     torch.testing.assert_close(vdvae.likelihood(networks, part, Effort(samples=samples))["nats"], whole[4:])
 
 
+def test_the_protocol_names_the_bound_its_samples_and_the_bits() -> None:
+    facts = {"likelihood": "variational", "likelihood_samples": 1, "bits": 8, "seed": 7}
+    assert family().likelihood_protocol(Effort(), 7) == facts
+    assert family().likelihood_protocol(Effort(samples=64), 0)["likelihood"] == "importance_weighted"
+    with pytest.raises(UserError, match="the likelihood of a vdvae has no use for it"):
+        family().check_effort(Effort(evaluations=3))
+
+
 def test_the_encoder_sees_all_bits_and_the_bound_is_of_those_that_are_asked_for() -> None:
     vdvae, batch = family(likelihood={"mixtures": 2, "bits": 5}), microbatch()
     networks = networks_of(vdvae)
