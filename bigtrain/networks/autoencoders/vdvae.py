@@ -18,7 +18,7 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from bigtrain.networks.layers.normalisation import without_autocast
@@ -73,6 +73,19 @@ class VeryDeepOptions(Options):
     def _decoder_fits(cls, text: str) -> str:
         decoder_blocks(text)
         return text
+
+    @model_validator(mode="after")
+    def _bottleneck_leaves_channels(self) -> "VeryDeepOptions":
+        if self.middle < 1:
+            raise ValueError(
+                f"bottleneck: {self.bottleneck} of width {self.width} leaves no channel; enlarge one of them"
+            )
+        return self
+
+    @property
+    def middle(self) -> int:
+        """Channels within a block."""
+        return int(self.width * self.bottleneck)
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises ValueError, naming the key, if these are no networks of images of `size` (height, width)."""
@@ -162,7 +175,7 @@ class BottomUp(nn.Module):
         super().__init__()
         self.mean, self.deviation = options.input_mean, options.input_deviation
         self.sizes = encoder_blocks(options.encoder)
-        width, middle = options.width, int(options.width * options.bottleneck)
+        width, middle = options.width, options.middle
         self.first = _conv(channels, width, 3, PreciseConv2d)
         self.by_class = nn.Embedding(classes, width) if classes else None
         blocks = [Bottleneck(width, middle, width, size.side) for size in self.sizes]
@@ -189,8 +202,7 @@ class TopDownBlock(nn.Module):
 
     def __init__(self, options: VeryDeepOptions, side: int, blocks: int) -> None:
         super().__init__()
-        width, latents = options.width, options.latent_channels
-        middle = int(width * options.bottleneck)
+        width, middle, latents = options.width, options.middle, options.latent_channels
         self.split = [latents, latents, width]
         self.posterior = Bottleneck(2 * width, middle, 2 * latents, side, precise=True)
         self.prior = Bottleneck(width, middle, 2 * latents + width, side, precise=True)

@@ -121,6 +121,11 @@ def test_blocks_that_do_not_follow_each_other_are_refused_in_a_sentence(key: str
         VeryDeepOptions.model_validate(GIVEN | {key: text})
 
 
+def test_a_bottleneck_without_channels_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match=r"bottleneck: 0\.25 of width 3 leaves no channel; enlarge one of them"):
+        VeryDeepOptions.model_validate(GIVEN | {"width": 3})
+
+
 @pytest.mark.parametrize(
     ("size", "options", "message"),
     [
