@@ -31,6 +31,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ddpm_cifar10", 3, ["train.batch_size=16"]),
         ("vqvae_cifar10", 5, []),
         ("pixelcnnpp_cifar10", 2, ["train.batch_size=4"]),
+        ("vdvae_cifar10", 2, ["train.batch_size=2"]),
     ],
 )
 def test_a_recipe_for_cifar10_trains_a_few_steps_on_a_cpu(
