@@ -35,8 +35,7 @@ from bigtrain.cluster.launch import join_world
 from bigtrain.data.classes import some_names
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.families.abilities import EncodesLatents, Latents, Reconstructs, Samples
-from bigtrain.families.abilities import LatentLevels, Latents, Reconstructs, Samples
+from bigtrain.families.abilities import EncodesLatents, LatentLevels, Latents, Reconstructs, Samples
 from bigtrain.features.scripts import named_on_command_line
 from bigtrain.inference.dependencies import add_flag, overrides_of
 from bigtrain.inference.editing import LatentSplit, Shift

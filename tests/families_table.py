@@ -187,6 +187,7 @@ CASES: Mapping[str, Case] = {
         {"vae": 6},
         frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
         kills=3,
+    ),
     "vdvae": Case(
         {
             "kind": "vdvae",

@@ -140,8 +140,6 @@ class LatentRows:
     def around(self, latents: Tensor, label: int, columns: int) -> Tensor:
         """One row a latent, which goes from -REACH to REACH while the others stay as in `latents` [latent_size]. Raises
         UserError for more rows than a picture has."""
-        """One row a latent, which goes from -REACH to REACH while the others stay as sample 0 has them. Raises UserError if
-        there are too many."""
         if self.family.latent_size > MOST_TRAVERSED:
             raise UserError(
                 f"--traverse: makes a row for each latent, and this model has {self.family.latent_size} (at most "

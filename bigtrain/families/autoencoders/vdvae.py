@@ -91,7 +91,7 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
 
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """The bound in nats a dimension; nll and kl are nats an image."""
-        x = batch["image"]
+        x = self._images(batch)
         epsilons = batch.draws.normal("vdvae/epsilon", batch.indices, (self.latent_size,))
         maps, by_level = networks["vdvae"](x, self._labels(batch), epsilons)
         nll, kl = -self._log_likelihood(maps, x).mean(), by_level.mean(0)
@@ -101,6 +101,9 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
         if self.pixels.why_no_likelihood is None:
             terms["bits_per_dim"] = bound / (self.dimensions * math.log(2))
         return Losses(bound / self.dimensions, {name: term.detach() for name, term in terms.items()})
+
+    def _images(self, batch: Microbatch) -> Tensor:
+        return self.pixels.seen(batch["image"], batch.draws, batch.indices)
 
     def _log_likelihood(self, maps: Tensor, x: Tensor) -> Tensor:
         """log p(x|z) in nats, [n]."""
@@ -117,13 +120,14 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
 
     def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
         kind, bits = "variational" if effort.samples == 1 else "importance_weighted", int(math.log2(self.pixels.levels))
-        return {"likelihood": kind, "likelihood_samples": effort.samples, "bits": bits, "seed": seed}
+        facts = {"likelihood": kind, "likelihood_samples": effort.samples, "bits": bits}
+        return facts | self.pixels.facts() | {"seed": seed}
 
     @torch.no_grad()
     def likelihood(self, networks: Networks, batch: Microbatch, effort: Effort) -> dict[str, Tensor]:
         """With one sample the bound and its terms, kl [n, levels]. With K, the importance-weighted bound (Burda et al. 2016,
         arXiv:1509.00519, eq. 8): -log (1/K) sum_k p(x|z_k) p(z_k) / q(z_k|x) with z_k from q(z|x)."""
-        x, vdvae, labels = batch["image"], _vdvae(networks), self._labels(batch)
+        x, vdvae, labels = self._images(batch), _vdvae(networks), self._labels(batch)
         self.pixels.check_images(x)
         features = vdvae.encoder(x, labels)
 
@@ -141,6 +145,10 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
         return {"nats": math.log(effort.samples) - log_weights.logsumexp(0)}
 
     # -- reconstruct, sample ----------------------------------------------------------------------------------------
+
+    @property
+    def draws_in_reconstruction(self) -> bool:  # type: ignore[override]  # it depends on the options
+        return self.pixels.seen_draws
 
     @torch.no_grad()
     def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:
@@ -191,7 +199,7 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
 
     @torch.no_grad()
     def encode_latents(self, networks: Networks, batch: Microbatch) -> Tensor:
-        return _vdvae(networks).epsilons_of(batch["image"], self._labels(batch))
+        return _vdvae(networks).epsilons_of(self._images(batch), self._labels(batch))
 
 
 def _in_float64(divergence: Divergence) -> Divergence:

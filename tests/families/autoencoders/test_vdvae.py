@@ -55,6 +55,19 @@ def test_the_loss_is_the_bound_in_nats_a_dimension() -> None:
         torch.testing.assert_close(losses.terms[f"kl_{name}"], nats.mean().detach())
 
 
+def test_images_that_are_made_black_and_white_are_what_is_modelled() -> None:
+    vdvae, batch = family(likelihood={"kind": "bernoulli", "binarise": "per_step"}), microbatch()
+    networks = networks_of(vdvae)
+    epsilons = batch.draws.normal("vdvae/epsilon", batch.indices, (sum(LATENTS.values()),))
+    seen = vdvae.options.likelihood.seen(batch["image"], batch.draws, batch.indices)
+    assert set(seen.unique().tolist()) == {-1.0, 1.0}
+    maps, kl = networks["vdvae"](seen, None, epsilons)
+    nll = -vdvae.options.likelihood.log_probability(maps, seen).sum((1, 2, 3)).mean()
+    torch.testing.assert_close(vdvae.loss(networks, batch).total, (nll + kl.sum(1).mean()) / 64)
+    assert vdvae.likelihood_protocol(Effort(), 0)["binarise"] == "per_step"
+    assert vdvae.draws_in_reconstruction
+
+
 def test_the_bounds_terms_are_its_sum_and_its_mean_over_draws_is_the_losses() -> None:
     vdvae, batch = family(), microbatch()
     networks = networks_of(vdvae)
