@@ -139,6 +139,7 @@ class Family(ABC):
 _FAMILIES: dict[str, type[Family]] = {}
 _MODULES = {
     "diffusion": "diffusion.diffusion",
+    "flow": "flows.flow",
     "gan": "adversarial.gan",
     "prior": "autoregressive.prior",
     "translation": "translation.translation",

@@ -1,0 +1,1 @@
+"""Normalizing flows: bijections with tractable determinants."""
