@@ -19,14 +19,15 @@ from torch import Tensor
 from bigtrain.families.abilities import Effort, EncodesLatents, InitialisedByData, Likelihood, Reconstructs
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
-from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
+from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, ParameterGroup, Phase
 from bigtrain.networks.flows.bijection import initialising
 from bigtrain.networks.flows.glow import GlowOptions
 from bigtrain.networks.flows.image_flow import DequantisedFlow
+from bigtrain.networks.flows.realnvp import RealNVPOptions
 from bigtrain.networks.layers.dequantisation import AnyDequantisation, Uniform
 from bigtrain.options import Options, Temperature, one_of
 
-AnyNetwork: Any = one_of(GlowOptions)
+AnyNetwork: Any = one_of(GlowOptions, RealNVPOptions)
 
 
 class FlowSamplingOptions(Options):
@@ -65,11 +66,19 @@ class Flow(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, 
     def __init__(self, options: FlowOptions, spec: DataSpec) -> None:
         _check(options, spec)
         self.options, self.spec, self.sampling = options, spec, options.sampling
+        if not options.network.begins_with_data:
+            self.lacks = {InitialisedByData: f"a {options.network.kind} begins with drawn weights alone"}
         self._image = (spec.channels, *spec.size)
         classes = len(spec.classes) if options.class_conditional else 0
         build = partial(DequantisedFlow, options.network, options.dequantisation, options.bits, self._image, classes)
-        self.components = {"flow": Component(build, options.optimizer, averaged=True)}
+        self.components = {"flow": Component(build, options.optimizer, averaged=True, groups=self._groups())}
         self.phases = [Phase("flow", "flow", self.loss)]
+
+    def _groups(self) -> Sequence[ParameterGroup]:
+        """The weights whose squares are a part of the loss, which is in nats a dimension."""
+        network = self.options.network
+        decay = 2 * network.penalty / self.dimensions
+        return [ParameterGroup(network.penalises, weight_decay=decay)] if decay else []
 
     @property
     def reads(self) -> Sequence[str]:
@@ -169,5 +178,5 @@ def _check(options: FlowOptions, spec: DataSpec) -> None:
         raise ValueError(
             "family.class_conditional: the data have only one class; set it to false, or give shards with labels"
         )
-    if options.network.class_weight and not options.class_conditional:
+    if isinstance(options.network, GlowOptions) and options.network.class_weight and not options.class_conditional:
         raise ValueError("family.network.class_weight: goes with family.class_conditional: true, and only with it")

@@ -27,8 +27,8 @@ class Bijection(nn.Module):
         """x."""
 
 
-class FlowBlock(Bijection):
-    """One that activation checkpointing computes again in the backward pass."""
+class FlowBlock(nn.Module):
+    """What activation checkpointing computes again in the backward pass."""
 
 
 class ActNorm(Bijection):
@@ -106,7 +106,9 @@ class Mixing(Bijection):
             return z, (self.log_det() * x[0, 0].numel()).to(x.dtype)
 
     def inverse(self, z: Tensor) -> Tensor:
-        matrix = torch.linalg.inv(self.matrix().double()).to(z.dtype)
+        """NaN where the matrix has no inverse."""
+        matrix, failed = torch.linalg.inv_ex(self.matrix().double())
+        matrix = torch.where(failed == 0, matrix, torch.nan).to(z.dtype)
         return F.conv2d(z, matrix[:, :, None, None])
 
 

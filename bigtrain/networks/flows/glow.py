@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from bigtrain.networks.flows.bijection import ActNorm, Bijection, FlowBlock, Mixing, MixingLU, squeezed, unsqueezed
+from bigtrain.networks.flows.bijection import ActNorm, FlowBlock, Mixing, MixingLU, squeezed, unsqueezed
 from bigtrain.networks.flows.image_flow import FlowOutput, ImageFlow, ImageFlowOptions, Shape
 from bigtrain.networks.layers.normalisation import statistics_dtype, without_autocast
 from bigtrain.options import Depth, Weight, Width
@@ -35,6 +35,10 @@ class GlowOptions(ImageFlowOptions):
     """The matrix of a 1 x 1 convolution: its own parameter, or the product of its LU decomposition."""
     learned_top: bool = True
     """Whether mean and deviation of the last level's latents are learned, or those of a standard normal."""
+    classes_in: Literal["top", "everywhere"] = "top"
+    """What a class-conditional flow tells the class: top: mean and deviation of the last level's latents, as published.
+    everywhere: those of all levels, and the networks of the couplings, which is ours: with it small flows draw the class that
+    they are asked for."""
     class_weight: Weight = 0.0
     """Of a class-conditional flow: weight of the cross-entropy of the class, in nats an image, as guessed from the last level,
     beside the nats a dimension; the authors' code has 0.01. It makes the last level say which class an image is of."""
@@ -62,7 +66,7 @@ class Glow(ImageFlow):
         for number in range(options.levels):
             last = number == options.levels - 1
             channels, height, width = 4 * channels, height // 2, width // 2
-            self.levels.append(FlowLevel(options, channels, last))
+            self.levels.append(FlowLevel(options, channels, classes if options.classes_in == "everywhere" else 0, last))
             channels = channels if last else channels // 2
             self.parts.append((channels, height, width))
         self.top = TopNormal(channels, classes, options.learned_top)
@@ -72,7 +76,7 @@ class Glow(ImageFlow):
         z, log_det = y.to(statistics_dtype(y.dtype)) - 0.5, torch.zeros((), device=y.device)
         latents = []
         for level in self.levels:
-            z, aside, change = level(z)
+            z, aside, change = level(z, labels)
             latents.append(aside)
             log_det = log_det + change
         top, change = self.top(z, labels)
@@ -85,90 +89,90 @@ class Glow(ImageFlow):
         parts = [part.unflatten(1, shape) for part, shape in zip(latents.split(sizes, 1), self.parts, strict=True)]
         z = self.top.inverse(parts[-1], labels)
         for level, part in zip(reversed(self.levels), reversed(parts), strict=True):
-            z = cast(FlowLevel, level).inverse(z, part)
+            z = cast(FlowLevel, level).inverse(z, part, labels)
         return z + 0.5
 
 
 class FlowLevel(nn.Module):
-    """A level of `channels` channels after its squeeze. The last puts nothing aside."""
+    """A level of `channels` channels after its squeeze. The last puts nothing aside. `classes`: their number, or 0 where the
+    level is not told the class."""
 
-    def __init__(self, options: GlowOptions, channels: int, last: bool) -> None:
+    def __init__(self, options: GlowOptions, channels: int, classes: int, last: bool) -> None:
         super().__init__()
-        self.steps = nn.ModuleList(FlowStep(options, channels) for _ in range(options.steps))
-        self.conditional = None if last else ConditionalNormal(channels // 2)
+        self.steps = nn.ModuleList(FlowStep(options, channels, classes) for _ in range(options.steps))
+        self.conditional = None if last else ConditionalNormal(channels // 2, classes)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """What is passed on, the latents of what is put aside (the last level: what is passed on), and the log-determinant."""
         z, log_det = squeezed(x), torch.zeros((), device=x.device)
         for step in self.steps:
-            z, change = step(z)
+            z, change = step(z, labels)
             log_det = log_det + change
         if self.conditional is None:
             return z, z, log_det
         kept, aside = z.chunk(2, 1)
-        latents, change = self.conditional(kept, aside)
+        latents, change = self.conditional(kept, aside, labels)
         return kept, latents, log_det + change
 
-    def inverse(self, z: Tensor, latents: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, latents: Tensor, labels: Tensor | None) -> Tensor:
         if self.conditional is not None:
-            z = torch.cat([z, self.conditional.inverse(z, latents)], 1)
+            z = torch.cat([z, self.conditional.inverse(z, latents, labels)], 1)
         for step in reversed(self.steps):
-            z = cast(FlowStep, step).inverse(z)
+            z = cast(FlowStep, step).inverse(z, labels)
         return unsqueezed(z)
 
 
 class FlowStep(FlowBlock):
     """Actnorm, 1 x 1 convolution, coupling (figure 2a)."""
 
-    def __init__(self, options: GlowOptions, channels: int) -> None:
+    def __init__(self, options: GlowOptions, channels: int, classes: int) -> None:
         super().__init__()
         self.norm = ActNorm(channels)
         self.mixing = {"plain": Mixing, "lu": MixingLU}[options.mixing](channels)
-        self.coupling = Coupling(channels, options.channels, options.coupling == "affine")
+        self.coupling = Coupling(channels, options.channels, options.coupling == "affine", classes)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_det = self.norm(x)
-        for layer in (self.mixing, self.coupling):
-            z, change = layer(z)
-            log_det = log_det + change
-        return z, log_det
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        z, scaled = self.norm(x)
+        z, mixed = self.mixing(z)
+        z, coupled = self.coupling(z, labels)
+        return z, scaled + mixed + coupled
 
-    def inverse(self, z: Tensor) -> Tensor:
-        for layer in (self.coupling, self.mixing, self.norm):
-            z = layer.inverse(z)
-        return z
+    def inverse(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        return self.norm.inverse(self.mixing.inverse(self.coupling.inverse(z, labels)))
 
 
-class Coupling(Bijection):
+class Coupling(nn.Module):
     """The second half of the channels, (x2 + shift) scale, as a network of the first half says; scale = sigmoid(h + 2), whose
     log is bounded from above, or 1."""
 
-    def __init__(self, channels: int, hidden: int, affine: bool) -> None:
+    def __init__(self, channels: int, hidden: int, affine: bool, classes: int) -> None:
         super().__init__()
         self.affine = affine
         self.conv1 = EdgeConv2d(channels // 2, hidden)
+        self.by_class = ZeroLinear(classes, hidden) if classes else None
         self.norm1 = ActNorm(hidden)
         self.conv2 = nn.Conv2d(hidden, hidden, 1, bias=False)
         self.norm2 = ActNorm(hidden)
         self.conv3 = ZeroConv2d(hidden, channels if affine else channels // 2)
         nn.init.normal_(self.conv2.weight, std=0.05)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         kept, changed = x.chunk(2, 1)
-        shift, log_scale = self._shift_and_log_scale(kept)
+        shift, log_scale = self._shift_and_log_scale(kept, labels)
         if log_scale is None:
             return torch.cat([kept, changed + shift], 1), x.new_zeros(())
         return torch.cat([kept, (changed + shift) * log_scale.exp()], 1), log_scale.flatten(1).sum(1)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, labels: Tensor | None) -> Tensor:
         kept, changed = z.chunk(2, 1)
-        shift, log_scale = self._shift_and_log_scale(kept)
+        shift, log_scale = self._shift_and_log_scale(kept, labels)
         if log_scale is not None:
             changed = changed * (-log_scale).exp()
         return torch.cat([kept, changed - shift], 1)
 
-    def _shift_and_log_scale(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
-        h = self.norm1(self.conv1(kept))[0].relu()
+    def _shift_and_log_scale(self, kept: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        h = of_class(self.conv1(kept), self.by_class, labels)
+        h = self.norm1(h)[0].relu()
         h = self.norm2(self.conv2(h))[0].relu()
         h = self.conv3(h)
         if not self.affine:
@@ -220,22 +224,34 @@ class ZeroLinear(nn.Module):
             return (product + self.bias) * (3 * self.logs).exp()
 
 
+def of_class(h: Tensor, by_class: ZeroLinear | None, labels: Tensor | None) -> Tensor:
+    """Maps h [n, c, h, w] plus what a class adds to each channel."""
+    if by_class is None:
+        return h
+    assert labels is not None, "this flow is told the class"
+    return h + by_class(labels)[:, :, None, None]
+
+
 class ConditionalNormal(nn.Module):
     """Latents of the channels that are put aside: how many deviations they are from the mean that those kept give them."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.conv = ZeroConv2d(channels, 2 * channels)
+        self.by_class = ZeroLinear(classes, 2 * channels) if classes else None
 
-    def forward(self, kept: Tensor, aside: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, kept: Tensor, aside: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """The latents [n, channels, h, w], and the log-determinant [n]."""
-        h = self.conv(kept)
-        mean, logs = h[:, 0::2], h[:, 1::2]
+        mean, logs = self._mean_and_logs(kept, labels)
         return (aside - mean) * (-logs).exp(), -logs.flatten(1).sum(1)
 
-    def inverse(self, kept: Tensor, latents: Tensor) -> Tensor:
-        h = self.conv(kept)
-        return h[:, 0::2] + h[:, 1::2].exp() * latents
+    def inverse(self, kept: Tensor, latents: Tensor, labels: Tensor | None) -> Tensor:
+        mean, logs = self._mean_and_logs(kept, labels)
+        return mean + logs.exp() * latents
+
+    def _mean_and_logs(self, kept: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        h = of_class(self.conv(kept), self.by_class, labels)
+        return h[:, 0::2], h[:, 1::2]
 
 
 class TopNormal(nn.Module):
@@ -256,11 +272,7 @@ class TopNormal(nn.Module):
         return mean + logs.exp() * latents
 
     def _mean_and_logs(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        h = x.new_zeros(len(x), 2 * x.shape[1], *x.shape[2:])
-        if self.conv is not None:
-            h = self.conv(h)
-        if self.by_class is not None:
-            assert labels is not None, "this flow is told the class"
-            h = h + self.by_class(labels)[:, :, None, None]
+        zeros = x.new_zeros(len(x), 2 * x.shape[1], *x.shape[2:])
+        h = of_class(zeros if self.conv is None else self.conv(zeros), self.by_class, labels)
         mean, logs = h.chunk(2, 1)
         return mean, logs

@@ -43,6 +43,19 @@ class ImageFlowOptions(Options):
 
     kind: str
 
+    @property
+    def begins_with_data(self) -> bool:
+        """Whether it has actnorms, which the first images set."""
+        return True
+
+    @property
+    def penalty(self) -> float:
+        """What the squares of the weights that `penalises` names count in the loss, in nats of an image."""
+        return 0.0
+
+    def penalises(self, name: str, parameter: nn.Parameter) -> bool:
+        return False
+
     @abstractmethod
     def build(self, image: Shape, classes: int) -> ImageFlow:
         """`classes`: their number, or 0 where the flow is not told the class."""

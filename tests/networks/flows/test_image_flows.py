@@ -14,10 +14,14 @@ from bigtrain.networks.flows.image_flow import ImageFlow, ImageFlowOptions, Shap
 
 UNION: TypeAdapter[ImageFlowOptions] = TypeAdapter(AnyNetwork)
 GLOW = {"kind": "glow", "levels": 2, "steps": 2, "channels": 6}
+REALNVP = {"kind": "realnvp", "scales": 2, "channels": 4, "residual_blocks": 1}
 FLOWS: Mapping[str, Mapping[str, Any]] = {
     "glow": GLOW,
     "additive glow": GLOW | {"coupling": "additive"},
     "glow with LU": GLOW | {"mixing": "lu"},
+    "glow with classes everywhere": GLOW | {"classes_in": "everywhere"},
+    "realnvp": REALNVP,
+    "realnvp with actnorm": REALNVP | {"normalisation": "actnorm"},
     "glow without a learned top": GLOW | {"learned_top": False},
 }
 each = pytest.mark.parametrize("given", FLOWS.values(), ids=FLOWS)
@@ -124,7 +128,9 @@ def test_after_its_initialisation_every_actnorm_of_a_flow_has_normal_outputs(giv
     seen: dict[str, Tensor] = {}
     for name, module in flow.named_modules():
         if isinstance(module, ActNorm):
-            module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out[0]}))
+            module.register_forward_hook(
+                lambda norm, given, _, name=name: seen.update({name: ActNorm.forward(norm, given[0])[0]})
+            )
     with initialising(flow):
         flow(y, labels)
     seen.clear()
