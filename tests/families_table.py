@@ -201,6 +201,27 @@ CASES: Mapping[str, Case] = {
         },
         {"vdvae": 6},
         frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, LatentLevels}),
+    "glow": Case(
+        {
+            "kind": "flow",
+            "network": {"kind": "glow", "levels": 2, "steps": 1, "channels": 4, "class_weight": 0.01},
+            "dequantisation": {"kind": "variational", "couplings": 2, "channels": 4},
+            "class_conditional": True,
+            "optimizer": _ADAM,
+        },
+        {"flow": 6},
+        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
+        kills=3,
+    ),
+    "realnvp": Case(
+        {
+            "kind": "flow",
+            "network": {"kind": "realnvp", "scales": 2, "channels": 4, "residual_blocks": 1},
+            "class_conditional": True,
+            "optimizer": _ADAM,
+        },
+        {"flow": 6},
+        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents}),
     ),
     "pixel_prior": Case(
         {
