@@ -14,7 +14,7 @@ in one more, and so on to all, for models with latents in levels. SPLIT is train
 or the word digits.
 
 --interpolate N, --traverse N, --manifold N: what lies between samples, what each latent changes, and the plane of two latents,
-for models that decode latents.
+for models that decode latents. --density N: the density over a plane, for models of points in one.
 
 --encode SPLIT: the same of images of a split, for models that encode them too: --interpolate N between each two of --images,
 and --traverse N around the first. --shift attribute:NAME=1.5 (or class:NAME=1.5) adds 1.5 times the difference between the mean
@@ -36,7 +36,9 @@ from bigtrain.data.classes import some_names
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.families.abilities import EncodesLatents, LatentLevels, Latents, Reconstructs, Samples
+from bigtrain.families.abilities import Density, Latents, Reconstructs, Samples
 from bigtrain.features.scripts import named_on_command_line
+from bigtrain.inference.density import density_picture
 from bigtrain.inference.dependencies import add_flag, overrides_of
 from bigtrain.inference.editing import LatentSplit, Shift
 from bigtrain.inference.model import Model, open_model, require_label
@@ -65,6 +67,7 @@ COUNTS = {
     "interpolate": (2, 10_000),
     "traverse": (2, 10_000),
     "manifold": (2, 1_000),
+    "density": (2, 10_000),
 }
 """The flags that are numbers of images, and their bounds."""
 MOST_SAMPLES = 10_000_000
@@ -78,6 +81,7 @@ MODES = {
     "traverse": ("per_class", "candidates", "classifier", "npz"),
     "manifold": ("per_class", "candidates", "classifier", "npz"),
     "shift": ("classes", "per_class", "candidates", "classifier", "npz"),
+    "density": ("classes", "per_class", "candidates", "classifier", "npz"),
 }
 """What may be drawn instead of samples of each class, and the flags that say nothing of it."""
 
@@ -140,6 +144,7 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
         help="attribute:NAME=1.5 or class:NAME=1.5, added to the latents of the images of --encode; may be given several times",
     )
     parser.add_argument("--manifold", metavar="N", type=int, help="N x N images over the plane of two latents")
+    parser.add_argument("--density", metavar="N", type=int, help="the density over a plane, N x N pixels")
     if options is not None:
         add_flags(parser, options)
     return parser
@@ -167,6 +172,8 @@ def main(argv: Sequence[str]) -> None:
     mode = next((mode for mode in MODES if getattr(arguments, mode) is not None), None)
     if mode == "reconstruct":
         return _reconstruct(model, arguments)
+    if mode == "density":
+        return _draw_density(model, arguments)
     samples = model.family.require(Samples, arguments.what)
     sampling = from_flags(samples.sampling, arguments)
     if arguments.encode is not None:
@@ -317,6 +324,10 @@ def _redraw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
     check_fields(split, model.family.spec, model.family.reads, "--redraw")
     save_grid(arguments.out, redrawn_rows(model, sampling, split, SHOWN, arguments.seed), COLUMNS)
     _say_written(model, arguments, "images and what is drawn around their coarse latents")
+def _draw_density(model: Model, arguments: argparse.Namespace) -> None:
+    family = model.family.require(Density, f"--density: {arguments.what}")
+    save_grid(arguments.out, density_picture(family, model.weights, arguments.density, model.device), 1)
+    _say_written(model, arguments, "the density")
 
 
 def _turn_inputs(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:

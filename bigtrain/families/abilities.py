@@ -245,6 +245,21 @@ class InitialisedByData(Ability):
         every rank, whatever their number."""
 
 
+class Density(Ability):
+    """Has a density over the points of a plane, which can be drawn."""
+
+    does = "draw a density"
+
+    @property
+    @abstractmethod
+    def window(self) -> tuple[float, float, float, float]:
+        """What a picture shows: left, right, bottom, top."""
+
+    @abstractmethod
+    def log_density(self, networks: Networks, points: Tensor) -> Tensor:
+        """Nats [n] of points [n, 2]."""
+
+
 class DiffusersPipeline(Ability):
     """Has the networks of one of diffusers' own pipelines, so that diffusers opens them without bigtrain."""
 
@@ -272,4 +287,6 @@ class DiffusersPipeline(Ability):
 ABILITIES: Sequence[type[Ability]] = (
     Samples, Likelihood, Reconstructs, Encodes, Latents, EncodesLatents, LatentLevels, InitialisedByData, HasSuccessor,
     DiffusersPipeline,
+    Samples, Likelihood, Reconstructs, Encodes, Latents, EncodesLatents, InitialisedByData, HasSuccessor,
+    Density, DiffusersPipeline,
 )  # fmt: skip

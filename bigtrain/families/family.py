@@ -141,6 +141,7 @@ _MODULES = {
     "diffusion": "diffusion.diffusion",
     "flow": "flows.flow",
     "gan": "adversarial.gan",
+    "point_flow": "flows.point_flow",
     "prior": "autoregressive.prior",
     "translation": "translation.translation",
     "vae": "autoencoders.vae",

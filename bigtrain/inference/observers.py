@@ -11,10 +11,11 @@ from bigtrain.cluster.passes import Stopped, gather_rows, stoppable, together
 from bigtrain.data.index import Index
 from bigtrain.data.read.stream import Data
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import Reconstructs, Samples
+from bigtrain.families.abilities import Density, Reconstructs, Samples
 from bigtrain.families.family import Family
 from bigtrain.families.phases import Networks
 from bigtrain.inference.checkpoint_selection import in_training
+from bigtrain.inference.density import DENSITY_SIDE, density_picture
 from bigtrain.inference.evaluation import check_early, evaluate_model, write_evaluation
 from bigtrain.inference.metric_choice import ability_for, check_metrics, chosen_metrics
 from bigtrain.inference.model import Model, Sampler, attach_dependencies, warn_of_initial_weights
@@ -95,6 +96,26 @@ class RowsObserver:
             with beats.work("writes a picture"):
                 self.folder.make_room(self.folder.samples(step))
                 save_grid(self.folder.samples(step), picture, COLUMNS)
+        return {}
+
+
+class DensityObserver:
+    """Draws the density in a plane, on the main rank."""
+
+    def __init__(self, family: Density, folder: RunFolder, device: torch.device) -> None:
+        self.family, self.folder, self.device = family, folder, device
+
+    def has(self, step: int) -> bool:
+        return self.folder.samples(step).exists()
+
+    def observe(
+        self, step: int, networks: Mapping[str, nn.Module], should_stop: Callable[[], bool]
+    ) -> Mapping[str, float]:
+        if world.is_main():
+            with beats.work("draws the density"):
+                picture = density_picture(self.family, networks, DENSITY_SIDE, self.device)
+                self.folder.make_room(self.folder.samples(step))
+                save_grid(self.folder.samples(step), picture, 1)
         return {}
 
 
@@ -179,6 +200,9 @@ def _picture_observer(
     samples = family.ability(Samples)
     if samples is not None and not samples.conditions_beside_label:
         return SampleObserver(family, folder, recipe.run.seed, device)
+    density = family.ability(Density)
+    if density is not None:
+        return DensityObserver(density, folder, device)
     if samples is None and family.ability(Reconstructs) is None:
         raise UserError(f"{what}: {family.why_not(Samples)}; leave it null")
     return RowsObserver(family, folder, recipe, one_index(validation or train, what), device)
