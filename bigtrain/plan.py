@@ -123,8 +123,10 @@ def _assumed_spec(recipe: Recipe, classes: int) -> DataSpec:
     spec = DataSpec(*_shape(recipe), names, (1,) * classes, codes, "planned" if codes else None)
     if codes is not None:
         return spec
-    wanted = [name for name, kind in find_family(recipe.family.kind).needs.items() if kind == "image"]
-    return replace(spec, fields={**spec.fields, **{name: _assumed_image(recipe, name) for name in wanted}})
+    needs = find_family(recipe.family.kind).needs
+    images = {name: _assumed_image(recipe, name) for name, kind in needs.items() if kind == "image"}
+    points = {name: {"kind": "array", "shape": [2]} for name, kind in needs.items() if kind == "array"}
+    return replace(spec, fields={**spec.fields, **images, **points})
 
 
 def _assumed_image(recipe: Recipe, name: str) -> dict[str, Any]:
@@ -136,7 +138,10 @@ def _assumed_image(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def _shape(recipe: Recipe) -> tuple[tuple[int, int], int]:
-    """(size, channels) of the images, as far as the recipe says; without the data they are taken to be RGB."""
+    """(size, channels) of the images, as far as the recipe says; without the data they are taken to be RGB. The size is (0, 0)
+    for a family that needs arrays, which are taken to be points in a plane."""
+    if "array" in find_family(recipe.family.kind).needs.values():
+        return (0, 0), 1
     if recipe.data.image_size is None:
         raise UserError(
             f"data.image_size is missing: data.train ({shown(recipe.data.train)}) is not there to say it, and a plan depends "

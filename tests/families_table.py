@@ -6,6 +6,7 @@ from typing import Any
 
 from bigtrain.families.abilities import (
     Ability,
+    Density,
     DiffusersPipeline,
     Encodes,
     EncodesLatents,
@@ -24,6 +25,9 @@ TOKENIZER = "TOKENIZER"
 """Stands for the run of a small tokenizer of the digits; a recipe that names it trains on the tokenizer's codes."""
 CONDITION = "CONDITION"
 """Stands for the run of a small prior over the coarser level of those codes."""
+
+POINTS = "POINTS"
+"""Stands, in a recipe's section of data, for an index of points in a plane."""
 
 _ADAM = {"lr": 0.005, "betas": [0.0, 0.99], "eps": 1.0e-6}
 _ON_LOGITS = {
@@ -222,6 +226,17 @@ CASES: Mapping[str, Case] = {
         },
         {"flow": 6},
         frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents}),
+    ),
+    "point_flow": Case(
+        {
+            "kind": "point_flow",
+            "network": {"kind": "couplings", "couplings": 2, "hidden_features": 4},
+            "optimizer": _ADAM,
+        },
+        {"flow": 6},
+        frozenset({Likelihood, Density, InitialisedByData}),
+        kills=3,
+        data={"train": POINTS, "validation": POINTS, "image_size": None, "flip": False},
     ),
     "pixel_prior": Case(
         {

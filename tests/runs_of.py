@@ -17,9 +17,12 @@ from typing import Any
 import torch
 import yaml
 
+from bigtrain.data.fields.array import ArrayField
+from bigtrain.data.points import points
 from bigtrain.runs import checkpoint
 from tests import fork_server
-from tests.families_table import CASES, CONDITION, TOKENIZER
+from tests.data.field_shards import make_shards, npy
+from tests.families_table import CASES, CONDITION, POINTS, TOKENIZER
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,10 +50,11 @@ def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
             key: stand_ins.get(value, value) if isinstance(value, str) else value for key, value in family.items()
         }
         data = {split: str(made / "codes" / f"{split}.json") for split in data}
-    more = next((case.data for case in CASES.values() if case.options["kind"] == family["kind"]), {})
+    more = dict(next((case.data for case in CASES.values() if case.options["kind"] == family["kind"]), {}))
+    more |= {split: str(points_index()) for split, where in more.items() if where == POINTS}
     recipe = {
         "run": {"name": "small", "dir": str(folder / "run")},
-        "data": data | {"image_size": 16, "workers": 0, "flip": True} | dict(more),
+        "data": data | {"image_size": 16, "workers": 0, "flip": True} | more,
         "family": dict(family),
         "train": {"steps": 20, "batch_size": 8, "log_every": 5, "save_every": 100} | train,
         "ema": {"decay": 0.9, "start_step": 2, "extra": {"wide": {"sigma_rel": 0.2}}},
@@ -85,6 +89,20 @@ def digits_tokenizer() -> Path:
                 check(each.folder)
             (folder / "made").touch()
     return folder
+
+
+def points_index() -> Path:
+    """The path of an index of 64 points in a plane, made once."""
+    folder = Path(os.environ["BIGTRAIN_CACHE"]) / "points"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "points.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not (folder / "train.json").exists():
+            field = ArrayField("point", ("npy",), (2,))
+            make_shards(
+                folder, {"point": field}, [{"npy": npy(point)} for point in points("two_moons", "train")[0][:64]]
+            )
+    return folder / "train.json"
 
 
 def command(*arguments: str | Path, processes: int = 1, launcher: bool = False) -> list[str]:

@@ -37,6 +37,8 @@ def small_family(name: str, size: tuple[int, int] = SIZE, channels: int = 3, **o
     if "input" in kind.needs:
         facts = {"kind": "image", "size": list(size), "channels": 1}
         spec = replace(spec, fields={**spec.fields, "input": facts})
+    if "point" in kind.needs:
+        spec = replace(spec, fields={"point": {"kind": "array", "shape": [2]}, "label": {"kind": "label"}})
     return kind(kind.options_class.model_validate(section), spec)
 
 
@@ -58,6 +60,8 @@ def microbatch(family: Family, phase: Phase, samples: int = 4, step: int = 0) ->
     if phase.batch == "none":
         return empty
     labels = torch.randint(len(family.spec.classes), (samples,), generator=generator)
+    if "point" in family.reads:
+        return replace(empty, fields={"point": torch.randn(samples, 2, generator=generator), "label": labels})
     if family.spec.codes is None:
         images = torch.rand(samples, family.spec.channels, *family.spec.size, generator=generator) * 2 - 1
         fields = {"image": images, "label": labels}

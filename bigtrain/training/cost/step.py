@@ -182,10 +182,11 @@ def _fields(spec: DataSpec, samples: int) -> dict[str, Tensor]:
     fields = {"label": torch.empty(samples, dtype=torch.int64)}
     if spec.codes is None:
         images = {name: facts for name, facts in spec.fields.items() if facts["kind"] == "image"}
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             name: (facts.get("channels", spec.channels), *facts.get("size", spec.size))
             for name, facts in images.items()
         }
+        shapes |= {name: tuple(facts["shape"]) for name, facts in spec.fields.items() if facts["kind"] == "array"}
         return fields | {name: torch.empty(samples, *shape) for name, shape in shapes.items()}
     grids = {name: torch.empty(samples, *level.grid, dtype=torch.int64) for name, level in spec.codes.items()}
     return fields | grids
