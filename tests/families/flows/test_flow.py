@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import Effort
+from bigtrain.families.abilities import Effort, InitialisedByData
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
 from bigtrain.families.flows.flow import Flow, FlowOptions, FlowSamplingOptions
 from bigtrain.families.phases import Microbatch
 from bigtrain.networks.layers.discretised import as_numbers
+from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.randomness import Draws
 
 SPEC = DataSpec((8, 8), 1, ("a", "b"), (30, 34))
@@ -180,6 +181,37 @@ def test_weights_that_have_diverged_show_in_the_samples(weight: float) -> None:
         networks["flow"].flow.levels[0].steps[0].mixing.weight[0] = weight
     assert not flow.likelihood(networks, microbatch(), Effort())["nats"].isfinite().any()
     assert not flow.sample(networks, microbatch(), FlowSamplingOptions()).isfinite().any()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        NETWORK,
+        NETWORK | {"coupling": "additive", "mixing": "lu"},
+        {"kind": "realnvp", "channels": 4, "residual_blocks": 1},
+    ],
+    ids=str,
+)
+def test_a_trained_flow_is_inverted_to_1e_4_in_float32(network: dict[str, Any]) -> None:
+    flow = family(network=network, class_conditional=True)
+    networks = {"flow": build_network(flow, "flow", 0)}
+    if flow.ability(InitialisedByData) is not None:
+        flow.initialise(networks, [microbatch(16)])
+    optimizer = torch.optim.Adam(networks["flow"].parameters(), 0.01)
+    first = flow.loss(networks, microbatch(16)).total.detach()
+    for step in range(60):
+        optimizer.zero_grad()
+        set_recording(networks["flow"], True)
+        total = flow.loss(networks, microbatch(16, Draws(0, step))).total
+        total.backward()
+        optimizer.step()
+        commit(networks["flow"], torch.tensor(True))
+    assert total < first - 0.1
+    network_of = networks["flow"].eval()
+    y, labels = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 2
+    with torch.no_grad():
+        again = network_of.flow.inverse(network_of.flow(y, labels).latents, labels)
+    torch.testing.assert_close(again, y, rtol=0, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------- bad input
