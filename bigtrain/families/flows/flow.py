@@ -116,9 +116,8 @@ class Flow(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, 
         return math.prod(self._image)
 
     def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
-        bound = "variational" if effort.samples == 1 else "importance_weighted"
         return {
-            "bound": bound,
+            "likelihood": "variational" if effort.samples == 1 else "importance_weighted",
             "likelihood_samples": effort.samples,
             "bits": self.options.bits,
             "dequantisation": self.options.dequantisation.kind,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from bigtrain.networks.flows.bijection import FlowBlock
-from bigtrain.networks.layers.dequantisation import DequantisationOptions, pixel_numbers, pixel_values
+from bigtrain.networks.layers.dequantisation import DequantisationOptions, NoiseCoupling, pixel_numbers, pixel_values
 from bigtrain.networks.layers.normalisation import without_autocast
 from bigtrain.options import Options
 
@@ -76,7 +76,7 @@ class FlowBound(NamedTuple):
 class DequantisedFlow(nn.Module):
     """A flow, and q(u | v), whose noise makes real numbers of the pixels' 2^bits values (networks/layers/dequantisation.py)."""
 
-    recomputed_blocks = (FlowBlock,)
+    recomputed_blocks = (FlowBlock, NoiseCoupling)
 
     def __init__(
         self, options: ImageFlowOptions, noise: DequantisationOptions, bits: int, image: Shape, classes: int

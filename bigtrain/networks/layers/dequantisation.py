@@ -93,7 +93,7 @@ class VariationalDequantiser(Dequantiser):
     def __init__(self, options: Variational, channels: int) -> None:
         super().__init__()
         self.couplings = nn.ModuleList(
-            _Coupling(channels, options.channels, number % 2) for number in range(options.couplings)
+            NoiseCoupling(channels, options.channels, number % 2) for number in range(options.couplings)
         )
 
     def forward(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,7 @@ class VariationalDequantiser(Dequantiser):
         return e.sigmoid().clamp_max(1 - 1 / _STEPS), log_q - _log_logistic(e)
 
 
-class _Coupling(nn.Module):
+class NoiseCoupling(nn.Module):
     """The pixels of one colour of the checkerboard, scaled and shifted as the others and the image say."""
 
     def __init__(self, channels: int, hidden: int, colour: int) -> None:

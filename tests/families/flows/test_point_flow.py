@@ -55,7 +55,6 @@ def test_the_likelihood_is_exact_and_of_the_density() -> None:
     found = flow.likelihood(networks, microbatch(points), Effort())["nats"]
     assert found.dtype == torch.float64
     torch.testing.assert_close(found.float(), -flow.log_density(networks, points))
-    assert flow.likelihood_protocol(Effort(), 0) == {}
     with pytest.raises(UserError, match="has no use for it"):
         flow.check_effort(Effort(samples=2))
 
