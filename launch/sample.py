@@ -35,8 +35,7 @@ from bigtrain.cluster.launch import join_world
 from bigtrain.data.classes import some_names
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.families.abilities import EncodesLatents, LatentLevels, Latents, Reconstructs, Samples
-from bigtrain.families.abilities import Density, Latents, Reconstructs, Samples
+from bigtrain.families.abilities import Density, EncodesLatents, LatentLevels, Latents, Reconstructs, Samples
 from bigtrain.features.scripts import named_on_command_line
 from bigtrain.inference.density import density_picture
 from bigtrain.inference.dependencies import add_flag, overrides_of
@@ -324,6 +323,8 @@ def _redraw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
     check_fields(split, model.family.spec, model.family.reads, "--redraw")
     save_grid(arguments.out, redrawn_rows(model, sampling, split, SHOWN, arguments.seed), COLUMNS)
     _say_written(model, arguments, "images and what is drawn around their coarse latents")
+
+
 def _draw_density(model: Model, arguments: argparse.Namespace) -> None:
     family = model.family.require(Density, f"--density: {arguments.what}")
     save_grid(arguments.out, density_picture(family, model.weights, arguments.density, model.device), 1)

@@ -205,6 +205,7 @@ CASES: Mapping[str, Case] = {
         },
         {"vdvae": 6},
         frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, LatentLevels}),
+    ),
     "glow": Case(
         {
             "kind": "flow",

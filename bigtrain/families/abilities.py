@@ -286,7 +286,5 @@ class DiffusersPipeline(Ability):
 
 ABILITIES: Sequence[type[Ability]] = (
     Samples, Likelihood, Reconstructs, Encodes, Latents, EncodesLatents, LatentLevels, InitialisedByData, HasSuccessor,
-    DiffusersPipeline,
-    Samples, Likelihood, Reconstructs, Encodes, Latents, EncodesLatents, InitialisedByData, HasSuccessor,
     Density, DiffusersPipeline,
 )  # fmt: skip
