@@ -163,7 +163,20 @@ def _cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
         values = [one[name] for one in results]
         same = len(set(values)) == 1  # one result, or a number of real data only: repetition tells nothing of its error
         cells[name] = _single(name, results[0]) if same else repeated(values)
+    likelihood = results[0]["protocol"].get("bits_per_dim")
+    if likelihood is not None:
+        cells |= {
+            name: replace(cells[name], kind=_kind(likelihood)) for name in ("bits_per_dim", "nats") if name in cells
+        }
     return cells
+
+
+def _kind(likelihood: Mapping[str, Any]) -> str:
+    """What a number of bits per dimension is, by its part of the protocol: exact, a bound, the importance-weighted bound of K
+    samples, an estimate; and of how many bits, where these are not 8."""
+    kind = {"variational": "bound", "importance_weighted": "IW"}.get(likelihood["likelihood"], likelihood["likelihood"])
+    samples, bits = likelihood.get("likelihood_samples", 1), likelihood.get("bits", 8)
+    return one_line(kind + (f"-{samples}" if samples > 1 else "") + ("" if bits == 8 else f", {bits} bits"))
 
 
 def _numbers(result: Mapping[str, Any]) -> list[str]:

@@ -11,18 +11,21 @@ from PIL import Image, ImageDraw
 
 @dataclass(frozen=True)
 class Cell:
-    """`half`: distances (below, above) from the value to the ends of its 95 % interval; None if it has none."""
+    """`half`: distances (below, above) from the value to the ends of its 95 % interval; None if it has none. `kind`: of the
+    value, for a metric that has several, such as bits per dimension."""
 
     value: float
     half: tuple[float, float] | None = None
+    kind: str = ""
 
     def __str__(self) -> str:
+        kind = f" {self.kind}" if self.kind else ""
         if self.half is None:
-            return f"{self.value:.4g}"
+            return f"{self.value:.4g}{kind}"
         below, above = self.half
         if abs(above - below) <= 0.05 * max(above, below):
-            return f"{self.value:.4g} ± {(above + below) / 2:.2g}"
-        return f"{self.value:.4g} (-{below:.2g} +{above:.2g})"
+            return f"{self.value:.4g} ± {(above + below) / 2:.2g}{kind}"
+        return f"{self.value:.4g} (-{below:.2g} +{above:.2g}){kind}"
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,20 @@ def as_text(rows: Sequence[Row], metrics: Sequence[str]) -> str:
 
 
 def as_csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
-    """One line a row: name, protocol's letter, seeds, then of each metric the value and the ends of its interval."""
+    """One line a row: name, protocol's letter, seeds, then of each metric the value, the ends of its interval and, of a metric
+    that has several, its kind."""
     stream = io.StringIO()
     writer = csv.writer(stream)
-    ends = [f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high")]
-    writer.writerow(["name", "protocol", "seeds", *ends])
+    of_kinds = {metric for row in rows for metric, cell in row.cells.items() if cell.kind}
+    heads = [(metric, ("", "_low", "_high", *(["_kind"] if metric in of_kinds else []))) for metric in metrics]
+    writer.writerow(["name", "protocol", "seeds", *(f"{metric}{end}" for metric, ends in heads for end in ends)])
     for row in rows:
         values: list[Any] = []
         for metric in metrics:
             cell = row.cells.get(metric)
             interval = [cell.value - cell.half[0], cell.value + cell.half[1]] if cell and cell.half else ["", ""]
             values += [cell.value if cell else "", *interval]
+            values += [cell.kind if cell else ""] if metric in of_kinds else []
         writer.writerow([row.name, row.mark, row.seeds, *values])
     return stream.getvalue()
 
@@ -101,4 +107,6 @@ def as_picture(rows: Sequence[Row], metrics: Sequence[str]) -> Image.Image:
                 f"{cell.value:.4g}{' !' + rows[number].mark if rows[number].mark else ''}",
                 fill="black",
             )
+            if cell.kind:
+                pen.text((left + 8, down + 4), cell.kind, fill="dimgray")
     return sheet

@@ -105,7 +105,7 @@ def test_a_seed_within_one_metrics_part_of_the_protocol_makes_repetitions_too(tm
     for seed in range(2):
         bound = {"bits_per_dim": {"likelihood": "variational", "seed": seed}}
         path = tmp_path / "run" / "evaluations" / f"step_00000010_{seed}.json"
-        write(path, seed=seed, bits_per_dim=3.0 + seed, bits_per_dim_standard_error=0.1, further=bound)
+        write(path, seed=seed, bits_per_dim=3.0 + seed, bits_per_dim_standard_error=0.1, extra=bound)
     compare([tmp_path / "run", path], None, None)
     out, err = capsys.readouterr()
     assert [row.split()[-1] for row in out.splitlines()[1:]] == ["2", "1"]
@@ -126,6 +126,25 @@ def test_bits_per_dimension_say_their_kind_and_older_ones_are_read_as_what_they_
     err = capsys.readouterr().err
     assert 'bits_per_dim.likelihood ("variational" / "exact")' in err
     assert "bits_per_dim.bits (8 / 5)" in err
+
+
+def test_the_table_has_the_kind_of_bits_per_dimension_beside_them(tmp_path, capsys):
+    def measured(name, **facts):
+        further = {"bits_per_dim": {"samples": 9, **facts}}
+        return write(
+            tmp_path / f"{name}.json", bits_per_dim=3.0, bits_per_dim_standard_error=0.1, fd=2.0, extra=further
+        )
+
+    weighted = measured("weighted", likelihood="importance_weighted", bits=5, likelihood_samples=64)
+    compare([measured("bound", likelihood="variational"), weighted], tmp_path / "table.csv", tmp_path / "table.png")
+    out = capsys.readouterr().out
+    assert "3 ± 0.2 bound " in out
+    assert "3 ± 0.2 IW-64, 5 bits" in out
+    header, *lines = (line.split(",", 8) for line in (tmp_path / "table.csv").read_text().splitlines())
+    column = next(number for number, name in enumerate(header) if name == "bits_per_dim_kind")
+    assert lines[0][column] == "bound"
+    assert "fd_kind" not in (tmp_path / "table.csv").read_text()
+    assert (tmp_path / "table.png").exists()
 
 
 def test_a_standard_error_that_is_known_gives_an_interval(tmp_path, capsys):
