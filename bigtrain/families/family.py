@@ -171,15 +171,15 @@ def find_family(kind: str) -> type[Family]:
 def build_network(family: Family, component: str, seed: int) -> nn.Module:
     """A component's network with initial weights keyed by (seed, component): the same on every rank and in any order. Raises
     UserError for one whose weights this machine cannot hold."""
-    _check_size(family, component)
+    without_weights(family, component)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, f"{component}/initialisation"))
         return family.components[component].build()
 
 
-def _check_size(family: Family, component: str) -> None:
-    """Builds the network without its weights, which takes a few hundredths of a second, and raises UserError if they would not
-    fit into memory."""
+def without_weights(family: Family, component: str) -> nn.Module:
+    """The network on the meta device, which takes a few hundredths of a second. Raises UserError for one whose weights this
+    machine cannot hold."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             network = family.components[component].build()
@@ -191,7 +191,7 @@ def _check_size(family: Family, component: str) -> None:
         tensors = [*network.parameters(), *network.buffers()]
         bytes_ = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if bytes_ <= psutil.virtual_memory().total:
-            return
+            return network
         takes = f"{bytes_ / 2**30:,.0f} GiB"
     raise UserError(
         f"family: the weights of the {component} would take {takes}, and this machine has "

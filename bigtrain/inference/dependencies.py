@@ -99,6 +99,6 @@ def _fingerprint(saved: checkpoint.Checkpoint, components: Sequence[str], group:
     tensors = {}
     for component in components:
         groups = saved.tensors(component)
-        for name, value in groups[group if group in groups else "weights"].items():
+        for name, value in groups.get(group, groups.get("weights", {})).items():
             tensors[f"{component}/{name}"] = value.float() if value.is_floating_point() else value
     return fingerprint(tensors)

@@ -22,7 +22,7 @@ from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
 from bigtrain.families.abilities import Ability, Effort, Likelihood, Samples
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.family import Family, LoadedModel, build_network, find_family
+from bigtrain.families.family import Family, LoadedModel, build_network, find_family, without_weights
 from bigtrain.families.phases import Networks
 from bigtrain.features.cache import fingerprint
 from bigtrain.features.network import full_float32
@@ -334,29 +334,44 @@ def opened_run(path: Path, which: str) -> tuple[Recipe, checkpoint.Checkpoint]:
 
 
 def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, which: str) -> Model:
-    chosen = world.on_main(lambda: checkpoint.chosen_path(path / "checkpoints", which))
     if weights not in ("ema", "raw", *recipe.ema.extra):
         available = ["ema", "raw", *recipe.ema.extra]
         meant = did_you_mean([weights], available)
         raise UserError(f"--weights: {path} has no average {weights!r}{meant} (there are: {', '.join(available)})")
-    saved = checkpoint.opened(chosen)
-    _check_recipe_of(saved, path)
-    family = make_family(recipe, DataSpec.from_json(saved.state.get("data", {})))
-    group = group_of(weights)
+
+    def check(saved: checkpoint.Checkpoint) -> None:
+        _check_recipe_of(saved, path)
+        family = make_family(recipe, _described(saved))
+        for name in family.sampled_components:
+            group = _group(family, name, weights)
+            checkpoint.check_tensors(
+                f"{name}.{group}", saved.tensors(name).get(group), without_weights(family, name).state_dict()
+            )
+
+    saved = checkpoint.opened(world.on_main(lambda: checkpoint.chosen_path(path / "checkpoints", which, check)))
+    family = make_family(recipe, _described(saved))
     networks: dict[str, nn.Module] = {}
     for name in family.sampled_components:
-        component, tensors = family.components[name], saved.tensors(name)
         network = build_network(family, name, recipe.run.seed)
-        averaged = component.averaged and component.optimizer is not None
-        try:
-            network.load_state_dict(tensors[group if averaged else "weights"])
-        except (KeyError, RuntimeError) as error:
-            what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{saved.path}: its {name} is not that of the recipe beside it ({what})") from None
+        network.load_state_dict(saved.tensors(name)[_group(family, name, weights)])
         networks[name] = ready(network, device)
     provenance = {"step": saved.step, "weights": weights, "data": saved.state["data"]}
     warn_of_initial_weights(family, recipe.ema, weights, saved.step)
     return Model(family, networks, recipe, provenance, device)
+
+
+def _described(saved: checkpoint.Checkpoint) -> DataSpec:
+    """The data that a checkpoint was trained on. Raises ValueError if it does not say them."""
+    try:
+        return DataSpec.from_json(saved.state.get("data", {}))
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def _group(family: Family, name: str, weights: str) -> str:
+    """The group of a component's tensors that such weights are: those of training itself where it has no averages."""
+    component = family.components[name]
+    return group_of(weights) if component.averaged and component.optimizer is not None else "weights"
 
 
 def _check_recipe_of(saved: checkpoint.Checkpoint, run: Path) -> None:

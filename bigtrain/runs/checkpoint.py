@@ -115,6 +115,21 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path.name} cannot be read: {error}") from None
 
 
+def check_tensors(name: str, found: Mapping[str, Tensor] | None, wanted: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, saying what is wrong, unless the tensors of the file `name` are such as a network has."""
+    if found is None:
+        raise ValueError(f"it has no {name}")
+    if found.keys() != wanted.keys():
+        wrong = sorted(found.keys() ^ wanted.keys())[0]
+        raise ValueError(f"{name} {'lacks' if wrong in wanted else 'has an unknown'} tensor {wrong}")
+    for key, tensor in wanted.items():
+        if found[key].shape != tensor.shape or found[key].dtype != tensor.dtype:
+            raise ValueError(
+                f"{name}: {key} is {found[key].dtype} {list(found[key].shape)}, where the network has {tensor.dtype} "
+                f"{list(tensor.shape)}"
+            )
+
+
 def write(
     folder: Path,
     step: int,
@@ -169,13 +184,15 @@ def newest_whole(folder: Path, check: Callable[[Checkpoint], None] = lambda _: N
     """The newest checkpoint that agrees with its manifest; damaged ones are reported on stderr and skipped, and so are those of
     which `check` raises ValueError.
 
-    Raises UserError if there are checkpoints but none is whole, rather than silently starting again.
+    Raises UserError if `check` does, and if there are checkpoints but none is whole, rather than silently starting again.
     """
     damaged = []
     for path in reversed(listed(folder)):
         try:
             saved = Checkpoint(path)
             check(saved)
+        except UserError:
+            raise
         except ValueError as error:
             warning = one_line(f"warning: {path} is damaged ({error}); trying the one before it")
             print(warning, file=sys.stderr, flush=True)
@@ -190,10 +207,11 @@ def newest_whole(folder: Path, check: Callable[[Checkpoint], None] = lambda _: N
     return None
 
 
-def chosen_path(folder: Path, which: str) -> Path:
-    """The whole checkpoint that a user names: "newest", "best" or a step. Raises UserError if there is none."""
+def chosen_path(folder: Path, which: str, check: Callable[[Checkpoint], None] = lambda _: None) -> Path:
+    """The whole checkpoint that a user names: "newest" (of which `check` raises no ValueError), "best" or a step. Raises
+    UserError if there is none, or if `check` raises ValueError of it."""
     if which == "newest":
-        newest = newest_whole(folder)
+        newest = newest_whole(folder, check)
         if newest is None:
             raise UserError(f"{folder.parent}: has no checkpoint yet; train longer, or lower train.save_every")
         return newest.path
@@ -206,7 +224,11 @@ def chosen_path(folder: Path, which: str) -> Path:
     else:
         raise UserError(f"--checkpoint: {which!r} is neither newest, best nor a step")
     try:
-        return Checkpoint(path).path
+        saved = Checkpoint(path)
+        check(saved)
+        return path
+    except UserError:
+        raise
     except ValueError as error:
         steps = ", ".join(str(int(existing.name.removeprefix("step_"))) for existing in listed(folder))
         raise UserError(f"--checkpoint {which}: {path}: {error}; there are checkpoints of step {steps}") from error

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigtrain.errors import UserError
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.phases import Component, OptimizerOptions
-from bigtrain.runs.checkpoint import Checkpoint
+from bigtrain.runs.checkpoint import Checkpoint, check_tensors
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.optimizers import COUNT, moment_names
 
@@ -37,7 +38,7 @@ def check_saved(
         groups, state = saved.tensors(name), networks[name].state_dict()
         averages = ema.by_name() if component.averaged and component.optimizer is not None else ()
         for group in ("weights", *averages):
-            _check_tensors(f"{name}.{group}", groups.get(group), state)
+            check_tensors(f"{name}.{group}", groups.get(group), state)
         if component.optimizer is not None:
             _check_moments(f"{name}.optimizer", groups.get("optimizer"), networks[name], component.optimizer)
 
@@ -57,7 +58,7 @@ def _check_state(saved: Checkpoint, phases: Iterable[str]) -> None:
         DataSpec.from_json(state["data"])
         if not isinstance(state["data"]["fingerprint"], str):
             raise TypeError("the data's fingerprint is no text")
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (UserError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"its state cannot be read: {error!r}") from None
 
 
@@ -73,20 +74,6 @@ def _check_meter(meter: Mapping[str, Any]) -> None:
 
 def _is_counter(number: Any) -> bool:
     return type(number) is int and abs(number) < 2**63
-
-
-def _check_tensors(name: str, found: Mapping[str, Tensor] | None, wanted: Mapping[str, Tensor]) -> None:
-    if found is None:
-        raise ValueError(f"it has no {name}")
-    if found.keys() != wanted.keys():
-        wrong = sorted(found.keys() ^ wanted.keys())[0]
-        raise ValueError(f"{name} {'lacks' if wrong in wanted else 'has an unknown'} tensor {wrong}")
-    for key, tensor in wanted.items():
-        if found[key].shape != tensor.shape or found[key].dtype != tensor.dtype:
-            raise ValueError(
-                f"{name}: {key} is {found[key].dtype} {list(found[key].shape)}, where the network has {tensor.dtype} "
-                f"{list(tensor.shape)}"
-            )
 
 
 def _check_moments(

@@ -105,6 +105,16 @@ CHECKPOINTS: dict[str, Damage] = {
 }
 
 
+AVERAGE = "maker.average.safetensors"
+AVERAGES: dict[str, Damage] = {
+    "a tensor less": lambda c: with_tensors(c, AVERAGE, lambda t: t.popitem()),
+    "another shape": lambda c: with_tensors(c, AVERAGE, lambda t: t.update({k: torch.zeros(7, 7) for k in t})),
+    "another type": lambda c: with_tensors(c, AVERAGE, lambda t: t.update({k: v.half() for k, v in t.items()})),
+    "no average": lambda c: without_group(c, AVERAGE),
+    "no data": lambda c: with_state(c, data=...),
+}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
@@ -144,13 +154,18 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
         open_model(folder, torch.device("cpu"))
 
 
-def test_other_weights_are_not_taken_for_a_lost_average(copy: Path) -> None:
-    newest = copy.parent / "run" / "checkpoints" / "step_00000004"
-    for path in newest.glob("*.average.safetensors"):
-        without_group(newest, path.name)
-    with pytest.raises(UserError, match="it has no 'average'"):
-        open_model(copy.parent / "run", torch.device("cpu"))
-    open_model(copy.parent / "run", torch.device("cpu"), weights="raw")
+@pytest.mark.parametrize("damage", AVERAGES.values(), ids=AVERAGES)
+def test_a_model_is_opened_from_the_checkpoint_before_one_of_other_tensors(
+    copy: Path, damage: Damage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy.parent / "run"
+    newest = run / "checkpoints" / "step_00000004"
+    damage(newest)
+    assert open_model(run, torch.device("cpu")).provenance["step"] == 2
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert f"{newest} is damaged (" in warning
+    with pytest.raises(UserError, match=r"^--checkpoint 4: .*(maker\.average|description of the data)"):
+        open_model(run, torch.device("cpu"), which="4")
 
 
 @pytest.mark.parametrize(
