@@ -7,6 +7,7 @@ Imported by inference, plan.py, cli.py and launch/ only.
 """
 
 import copy
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache, reduce
@@ -239,7 +240,8 @@ def _parsed(text: str) -> Any:
 
 def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
     """(path, content) of a recipe and of those that it extends, the recipe itself first."""
-    if path.resolve() in children:
+    real = Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for a link to itself
+    if real in children:
         raise UserError(f"{path}: extends itself by way of {children[-1]}; remove one `extends`")
     if len(children) > MOST_PARENTS:
         raise UserError(f"{path}: is the last of more than {MOST_PARENTS} recipes that extend each other; join some")
@@ -257,7 +259,7 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, di
         return [(path, content)]
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends: must be the path of one recipe, relative to this one")
-    return [(path, content), *_with_parents(path.parent / parent, (*children, path.resolve()))]
+    return [(path, content), *_with_parents(path.parent / parent, (*children, real))]
 
 
 def _parsed_file(path: Path) -> Any:

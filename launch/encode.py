@@ -6,6 +6,7 @@ images. All ranks share the work. Running it again writes what is missing and le
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -85,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
 def _keep_checkpoint(arguments: argparse.Namespace, step: int) -> None:
     """Lets the run, which may be trained further, keep the checkpoint that makes the codes: they mean nothing without it."""
     try:
-        kept = checkpoint.keep_for(RunFolder(arguments.run).checkpoints, step, f"codes in {arguments.out.resolve()}")
+        kept = checkpoint.keep_for(
+            RunFolder(arguments.run).checkpoints, step, f"codes in {os.path.realpath(arguments.out)}"
+        )
     except FileNotFoundError:
         raise UserError(
             f"{arguments.run}: has deleted its checkpoint of step {step} meanwhile; run this again"

@@ -216,6 +216,13 @@ def test_a_broken_file_is_one_sentence(text: str, message: str, tmp_path: Path) 
     assert message in str(caught.value)
 
 
+def test_a_parent_that_is_a_link_to_itself_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "child.yaml").write_text("extends: loop.yaml\n")
+    with pytest.raises(UserError, match=r"loop\.yaml: cannot read the recipe \(Too many levels of symbolic links\)"):
+        load_recipe(tmp_path / "child.yaml")
+
+
 def test_extends_says_only_what_differs(tmp_path: Path) -> None:
     base = write_recipe(tmp_path, FAMILIES["toy"])
     child = tmp_path / "child.yaml"
