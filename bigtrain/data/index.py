@@ -35,6 +35,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -404,6 +405,9 @@ class Index:
         labelled = any(isinstance(field, LabelField) and field.members for field in fields.values())
         shards = tuple(Shard.from_json(shard, labelled) for shard in value["shards"])
         encoded = None if codes is None else _sides(value["size"])
+        named = Counter(shard.name for shard in shards)
+        if len(named) < len(shards):  # its samples would count twice
+            raise ValueError(f"it names the shard {named.most_common(1)[0][0]!r} more than once")
         index = cls(path, split, with_label(fields), shards, value["made"], codes, encoded, version, origin=origin)
         for number in range(len(shards)):
             if index.is_remote(number):

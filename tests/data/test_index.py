@@ -59,6 +59,7 @@ def test_the_fingerprint_depends_on_the_data_and_not_on_the_path(numbered_shards
 DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "no shards": lambda value: value.pop("shards"),
     "empty": lambda value: value.update(shards=[]),
+    "a shard twice": lambda value: value.update(shards=value["shards"] * 2),
     "a short column": lambda value: value["shards"][0]["labels"].pop(),
     "a short key": lambda value: value["shards"][0]["keys"].pop(),
     "a wrong count": lambda value: value["shards"][0].update(samples=7),
