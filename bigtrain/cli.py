@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import logging
 import os
 import platform
 import select
@@ -54,6 +55,13 @@ class Signalled(KeyboardInterrupt):
         super().__init__(self.name)
 
 
+class OneLine(logging.Formatter):
+    """Log messages on one line, without control characters."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
+
+
 def _raise_signalled(number: int, frame: FrameType | None) -> None:
     if is_ending():
         return
@@ -75,6 +83,8 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
         # A job script ignores USR1 for the launcher's sake, which this process inherits.
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, _raise_signalled)
+        if logging.lastResort is not None:  # which prints the warnings of ours, and of libraries without handlers
+            logging.lastResort.setFormatter(OneLine())
         follow_launcher()
         main(sys.argv[1:])
         if world.size() > 1:

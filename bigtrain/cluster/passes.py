@@ -16,6 +16,7 @@ from tqdm import tqdm
 from bigtrain import beats
 from bigtrain.cluster import world
 from bigtrain.errors import UserError
+from bigtrain.untrusted import one_line
 
 T = TypeVar("T")
 
@@ -116,7 +117,12 @@ class Progress:
     def __init__(self, total: int, what: str) -> None:
         pause = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs no animation
         self._bar: Any = tqdm(
-            total=total, desc=what, unit="image", mininterval=pause, disable=not world.is_main(), file=sys.stderr
+            total=total,
+            desc=one_line(what),
+            unit="image",
+            mininterval=pause,
+            disable=not world.is_main(),
+            file=sys.stderr,
         )
 
     def __enter__(self) -> "Progress":

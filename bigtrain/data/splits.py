@@ -24,6 +24,7 @@ from bigtrain.data.resize import Resize
 from bigtrain.errors import UserError
 from bigtrain.formats import FORMAT
 from bigtrain.sizes import image_size_of, size_flag, size_key, size_text
+from bigtrain.untrusted import one_line
 
 DIGITS = "digits"
 """Names scikit-learn's digits where an index is asked for."""
@@ -158,9 +159,8 @@ def open_index(
         index.check_files()
         if is_main():
             folder = ShardCache(index).folder
-            tqdm.write(
-                f"{key}: the shards of {index.where} are fetched to {folder} as they are needed", file=sys.stderr
-            )
+            said = f"{key}: the shards of {index.where} are fetched to {folder} as they are needed"
+            tqdm.write(one_line(said), file=sys.stderr)
         return index
     if Path(where).is_dir():
         raise UserError(f"{key}: {where} is a folder; give the index in it ({_indexes_in(Path(where))})")

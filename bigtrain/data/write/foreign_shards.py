@@ -32,7 +32,7 @@ from bigtrain.data.write.remote_tars import RemoteSource
 from bigtrain.data.write.shard_names import EXAMPLES, UNNAMED, by_split, gaps
 from bigtrain.data.write.tar_inputs import LocalTar, TarInput
 from bigtrain.errors import UserError
-from bigtrain.untrusted import looked_for
+from bigtrain.untrusted import looked_for, one_line
 
 MOST_CLASSES = 1_000_000
 LABELS_FROM = re.compile(r"cls|none|json:.+")
@@ -81,25 +81,31 @@ def index_shards(
     reading = Reading(fields, labels, skip_bad_texts)
     tars = [tar for of_split in listed.values() for tar in of_split]
     with tqdm(
-        total=sum(tar.size for tar in tars) or None, unit="B", unit_scale=True, desc=str(folder), disable=quiet
+        total=sum(tar.size for tar in tars) or None,
+        unit="B",
+        unit_scale=True,
+        desc=one_line(str(folder)),
+        disable=quiet,
     ) as bar:
         tried = run(partial(_inspected, reading=reading), tars, workers, bar.update)
     _refuse_broken([reason for reason in tried if isinstance(reason, str)], len(tars))
     found = {tar: item for tar, item in zip(tars, tried, strict=True) if not isinstance(item, str)}
     for line in (line for item in found.values() for line in item.skipped):
-        tqdm.write(f"{line}: a text of this sample is not UTF-8; it is left out", file=sys.stderr)
+        tqdm.write(one_line(f"{line}: a text of this sample is not UTF-8; it is left out"), file=sys.stderr)
     foreign = [f"{tar.name}: {name}" for tar, item in found.items() for name in item.foreign]
     if foreign:
         shown = ", ".join(foreign[:3])
         tqdm.write(
-            f"{folder}: {len(foreign)} members belong to no sample and are left out ({shown}{', ...' * (len(foreign) > 3)})",
+            one_line(
+                f"{folder}: {len(foreign)} members belong to no sample and are left out ({shown}{', ...' * (len(foreign) > 3)})"
+            ),
             file=sys.stderr,
         )
     classes = _classes(out if isinstance(folder, RemoteSource) else folder, existing, found, labels)
     found = {tar: item.numbered(classes) for tar, item in found.items()}
     labels_found = np.concatenate([item.shard.labels for item in found.values()])
     if empty := empty_classes(classes, np.bincount(labels_found, minlength=len(classes))):
-        tqdm.write(f"{folder}: {empty}", file=sys.stderr)
+        tqdm.write(one_line(f"{folder}: {empty}"), file=sys.stderr)
     with disk_troubles(out):
         out.mkdir(parents=True, exist_ok=True)
         return [

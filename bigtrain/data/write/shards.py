@@ -109,7 +109,7 @@ def write_shards(
         tasks = {split: _plan(source, split, out, options, known[split], encoders, version) for split in source.splits}
         todo = [task for split in tasks.values() for task in split]
         total = sum(len(task.samples) for task in todo)
-        with tqdm(total=total, unit=" samples", desc=str(out), disable=quiet, smoothing=0.1) as bar:
+        with tqdm(total=total, unit=" samples", desc=one_line(str(out)), disable=quiet, smoothing=0.1) as bar:
             tried = run(_complete, todo, workers, bar.update)
         done = [record for record in tried if isinstance(record, Record)]
         _refuse_broken(source, [line for lines in tried if not isinstance(lines, Record) for line in lines])
@@ -117,7 +117,9 @@ def write_shards(
         indexes = [_write_index(source, split, out, encoders, [next(records) for _ in tasks[split]]) for split in tasks]
         drop_records(task.path for task in todo)
     for picture in (picture for record in done for picture in record.mended):
-        tqdm.write(f"{picture}: this picture is damaged; its shard has it as Pillow reads it", file=sys.stderr)
+        tqdm.write(
+            one_line(f"{picture}: this picture is damaged; its shard has it as Pillow reads it"), file=sys.stderr
+        )
     _say_skipped(out, [line for record in done for line in record.skipped])
     if empty := _empty_classes(source):
         tqdm.write(f"{source.path}: {empty}", file=sys.stderr)

@@ -20,6 +20,7 @@ from bigtrain.data.sources.layouts.rows import is_rows, list_rows
 from bigtrain.data.sources.layouts.svhn import is_svhn, list_svhn
 from bigtrain.data.sources.samples import SampleSet
 from bigtrain.errors import UserError
+from bigtrain.untrusted import one_line
 
 
 def list_source(where: Path, layout: str | None, *, choice: Choice = PICTURES, quiet: bool = False) -> SampleSet:
@@ -29,7 +30,7 @@ def list_source(where: Path, layout: str | None, *, choice: Choice = PICTURES, q
             layout = next((name for name, known in LAYOUTS.items() if known.looks(where)), "folder")
         elif not LAYOUTS[layout].looks(where):
             raise UserError(f"{where}: does not look like --layout {layout}: {LAYOUTS[layout].wants}")
-        with tqdm(unit=" files", desc=f"listing {where}", disable=quiet, leave=False) as bar:
+        with tqdm(unit=" files", desc=one_line(f"listing {where}"), disable=quiet, leave=False) as bar:
             return LAYOUTS[layout].lists(where, bar.update, choice)
     except OSError as error:
         raise UserError(f"{error.filename or where}: cannot be read: {error.strerror}") from None
