@@ -85,6 +85,8 @@ class Attempt:
         return self.work / "shards"
 
     def pictures(self) -> Path:
+        if (self.work / "pictures").exists():
+            return self.work / "pictures"
         shutil.copytree(self.base.shards().parent / "pictures", self.work / "pictures", symlinks=True)
         return self.work / "pictures"
 

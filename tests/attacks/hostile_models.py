@@ -632,17 +632,22 @@ def a_million_million_samples(attempt: Attempt) -> Commands:
     return [launch("sample", "run", "--out", "drawn.png", "--per-class", 10**12)]
 
 
-@variants({"file": "recipe.yaml", "in-a-file": "run/recipe.yaml/out", "link": "linked", "run": "run"}, refused=True)
+@variants(
+    {"file": "recipe.yaml", "in-a-file": "run/recipe.yaml/out", "link": "linked", "loop": "loop", "run": "run"},
+    refused=True,
+)
 def export_is_written_to(attempt: Attempt, out: str) -> Commands:
     attempt.run()
+    link(attempt.work / "loop", "loop")
     (attempt.work / "recipe.yaml").write_text("mine\n")
     (attempt.work / "linked").symlink_to(attempt.outside / "precious")
     return [launch("export", "run", out)]
 
 
-@variants({"escapes": ESCAPES, "long": "x" * 5000}, refused=True)
+@variants({"escapes": ESCAPES, "long": "x" * 5000, "link-to-itself": "loop"}, refused=True)
 def a_path_on_the_command_line(attempt: Attempt, path: str) -> Commands:
     attempt.run()
+    link(attempt.work / "loop", "loop")
     return [
         launch("sample", path, "--npz", "x.npz"),
         launch("export", path, "out"),
@@ -651,3 +656,13 @@ def a_path_on_the_command_line(attempt: Attempt, path: str) -> Commands:
         launch("encode", path, "digits", "out"),
         train(attempt, f"data.train={path}"),
     ]
+
+
+@variants(
+    {"file": "recipe.yaml", "in-a-file": "run/recipe.yaml/out", "loop": "loop"}, refused=True, families=("vqvae",)
+)
+def codes_are_written_to(attempt: Attempt, out: str) -> Commands:
+    attempt.run()
+    (attempt.work / "recipe.yaml").write_text("mine\n")
+    link(attempt.work / "loop", "loop")
+    return [launch("encode", "run", "digits", out)]
