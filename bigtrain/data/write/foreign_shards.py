@@ -157,7 +157,10 @@ def _list(folder: Path | RemoteSource, split: str | None) -> dict[str, list[TarI
     for absent in map(gaps, found.values()):
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-            tqdm.write(f"{folder}: there is no {absent[0]}{more} between the others: indexed without", file=sys.stderr)
+            tqdm.write(
+                one_line(f"{folder}: there is no {absent[0]}{more} between the others: indexed without"),
+                file=sys.stderr,
+            )
     return {name: [tars[tar] for tar in of_split] for name, of_split in found.items()}
 
 

@@ -122,9 +122,9 @@ def write_shards(
         )
     _say_skipped(out, [line for record in done for line in record.skipped])
     if empty := _empty_classes(source):
-        tqdm.write(f"{source.path}: {empty}", file=sys.stderr)
+        tqdm.write(one_line(f"{source.path}: {empty}"), file=sys.stderr)
     for sentence in Remarks.of_all(record.remarks for record in done).sentences():
-        tqdm.write(sentence, file=sys.stderr)
+        tqdm.write(one_line(sentence), file=sys.stderr)
     return indexes
 
 
@@ -147,7 +147,7 @@ def _say_skipped(out: Path, lines: Sequence[str]) -> None:
         for line in _shown(lines):
             tqdm.write(one_line(line), file=sys.stderr)
         tail = "are left out; once they are mended, make these shards anew in another folder"
-        tqdm.write(f"{out}: {len(lines)} broken samples {tail}", file=sys.stderr)
+        tqdm.write(one_line(f"{out}: {len(lines)} broken samples {tail}"), file=sys.stderr)
 
 
 def _shown(lines: Sequence[str]) -> list[str]:
