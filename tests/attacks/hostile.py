@@ -341,10 +341,15 @@ def part(number: int, of: int) -> list[tuple[Case, str]]:
     return shuffled[number::of]
 
 
-def attack_all(cases: Sequence[tuple[Case, str]], folder: Path) -> dict[str, list[Fault]]:
-    """The faults by case and family, where there are any; each is printed when it is found."""
-    base, found = Base(folder / "base"), {}
+def attack_all(
+    cases: Sequence[tuple[Case, str]], folder: Path, limit_s: float = float("inf")
+) -> dict[str, list[Fault]]:
+    """The faults by case and family, where there are any; each is printed when it is found. Begins no case after so many
+    seconds."""
+    base, found, begin = Base(folder / "base"), {}, time.monotonic()
     for number, (one, family) in enumerate(cases):
+        if time.monotonic() > begin + limit_s:
+            break
         name = f"{one.name} ({family})"
         faults = attack(one, family, base, folder / f"case-{number}")
         for fault in faults:
