@@ -3,7 +3,9 @@
 What is neither a plain file nor absent is never replaced: a link would be lost, and so would a device.
 """
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +14,7 @@ import shutil
 import stat
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bigtrain import beats
 from bigtrain.untrusted import open_plain
@@ -25,6 +27,18 @@ _ASIDE = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 def aside(path: Path) -> Path:
     """A hidden path in the same folder that no other process uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def open_aside(path: Path) -> tuple[Path, IO[bytes]]:
+    """A new file at such a path, locked while its writer lives, so that the file of a killed process can be recognised."""
+    while True:
+        temporary = aside(path)
+        file = temporary.open("xb")
+        with contextlib.suppress(OSError):  # a file system without locks: then leftovers are never removed
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():  # otherwise another process removed it as a leftover between these lines
+            return temporary, file
+        file.close()
 
 
 def is_leftover(name: str) -> bool:
@@ -94,10 +108,13 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replaces the content of `path` atomically. Raises OSError (a full disk, or `check_replaceable`) and leaves the old
     content in place."""
     check_replaceable(path)
-    temporary = aside(path)
+    temporary, file = open_aside(path)
     try:
-        write_flushed(temporary, data)
-        os.replace(temporary, path)
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

@@ -17,14 +17,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS, ImageField
 from bigtrain.data.index import FORMAT_VERSION, Index, Shard
 from bigtrain.data.write.remarks import Remarks
 from bigtrain.data.write.tar_writer import ShardWriter, TarWriter
 from bigtrain.errors import UserError
-from bigtrain.runs.atomic import aside, sha256_of, sync_folder, write_flushed, write_json
+from bigtrain.runs.atomic import aside, open_aside, sha256_of, sync_folder, write_flushed, write_json
 from bigtrain.untrusted import read_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -191,7 +191,7 @@ def write_shard(path: Path, samples: int, fill: Callable[[ShardWriter], Record])
     Raises UserError if the disk cannot be written or another run makes other shards there, and whatever `fill` raises.
     """
     with disk_troubles(path):
-        temporary, file = _open_aside(path)
+        temporary, file = open_aside(path)
         try:
             with file:
                 record = fill(ShardWriter(TarWriter(file), path.name, samples))
@@ -206,29 +206,11 @@ def write_shard(path: Path, samples: int, fill: Callable[[ShardWriter], Record])
     return record
 
 
-def _open_aside(path: Path) -> tuple[Path, IO[bytes]]:
-    """A temporary file that is locked while its writer lives, so that the file of a killed run can be recognised."""
-    while True:
-        temporary = aside(path)
-        file = temporary.open("xb")
-        with contextlib.suppress(OSError):  # a file system without locks: then leftovers are never removed
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if temporary.exists():  # otherwise another run removed it as a leftover between these lines
-            return temporary, file
-        file.close()
-
-
 def remove_leftovers(out: Path) -> None:
     """Removes the temporary files of killed runs."""
-    # Listed first: whoever writes a record holds the lock of its shard's temporary file until the record is renamed.
-    records = _names(out, r"\.\..+\.json\.[0-9a-f]+\.tmp")
-    for name in _names(out, r"\..+\.(tar|claim)\.[0-9a-f]+\.tmp"):
+    for name in _names(out, r"\..+\.(tar|claim|json)\.[0-9a-f]+\.tmp"):
         with contextlib.suppress(OSError), (out / name).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (out / name).unlink(missing_ok=True)
-    living = {name.rsplit(".", 3)[0] for name in _names(out, r"\..+\.tar\.[0-9a-f]+\.tmp")}
-    for name in records:
-        if name.rsplit(".", 3)[0].removeprefix(".") not in living:
             (out / name).unlink(missing_ok=True)
 
 

@@ -31,6 +31,7 @@ from bigtrain.data.write.shards import ShardOptions, write_shards
 from bigtrain.data.write.tar_writer import TarWriter
 from bigtrain.data.write.verify import verify
 from bigtrain.errors import UserError
+from bigtrain.runs import atomic
 
 OPTIONS = ShardOptions(size=(16, 16), format="jpg", samples_per_shard=6)
 
@@ -258,7 +259,7 @@ def test_a_killed_run_is_continued(
 def test_a_run_takes_no_living_run_for_dead(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    living, file = records._open_aside(out / "train-000000.tar")
+    living, file = atomic.open_aside(out / "train-000000.tar")
     with file:
         write(pictures, out)
         assert living.exists()
@@ -266,18 +267,20 @@ def test_a_run_takes_no_living_run_for_dead(pictures: Path, tmp_path: Path) -> N
     assert not living.exists()
 
 
-def test_a_record_that_was_being_written_is_removed_unless_its_writer_lives(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [".train-000000.json", "train.json"], ids=["record", "index"])
+def test_json_that_was_being_written_is_removed_unless_its_writer_lives(
+    pictures: Path, tmp_path: Path, name: str
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    dead, record = out / "..train-000001.json.0123456789ab.tmp", out / "..train-000000.json.0123456789ab.tmp"
+    dead = out / f".{name}.0123456789ab.tmp"
     dead.touch()
-    record.touch()
-    _, file = records._open_aside(out / "train-000000.tar")
+    living, file = atomic.open_aside(out / name)
     with file:
         write(pictures, out)
-        assert (record.exists(), dead.exists()) == (True, False)
+        assert (living.exists(), dead.exists()) == (True, False)
     write(pictures, out)
-    assert not record.exists()
+    assert not living.exists()
 
 
 def test_a_file_that_was_taken_for_a_leftover_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +294,7 @@ def test_a_file_that_was_taken_for_a_leftover_is_opened_again(tmp_path: Path, mo
         lock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", cleaned_up_first)
-    path, file = records._open_aside(tmp_path / "train-000000.tar")
+    path, file = atomic.open_aside(tmp_path / "train-000000.tar")
     file.close()
     assert path.exists()
     assert len(calls) == 2
