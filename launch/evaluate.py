@@ -2,6 +2,7 @@
 
   accelerate launch launch/evaluate.py RUN [section.key=value ...]
   accelerate launch launch/evaluate.py samples/ evaluation.reference=real/ evaluation.features=clean
+  accelerate launch launch/evaluate.py RUN --sweep family.sampling.truncation=0.5,0.7,1
   python launch/evaluate.py --compare RUN_OR_JSON ...
 
 A run or an export is evaluated with its averaged weights, on samples that it draws or on held-out data. The result is also
@@ -23,22 +24,26 @@ from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.watchdog import watching
 from bigtrain.errors import UserError
-from bigtrain.evaluation.compare import compare
+from bigtrain.evaluation.compare import compare, compare_values
 from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.evaluation.result import EvaluationResult
 from bigtrain.inference.dependencies import add_flag, overrides_of
 from bigtrain.inference.evaluation import check_writable, evaluate_model, write_evaluation
 from bigtrain.inference.metric_choice import needed_splits
-from bigtrain.inference.model import hang_timeout_s, open_model
+from bigtrain.inference.model import Model, hang_timeout_s, open_model
 from bigtrain.inference.splits import check_fields, find_needed
+from bigtrain.inference.sweep import Sweep, file_name, folder_of, named, path_of
 from bigtrain.recipe import evaluation_options
+from bigtrain.runs import atomic
 from bigtrain.runs.nearby import is_run_or_export, runs_meant
 from bigtrain.training.engine.options import EngineOptions
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_intermixed_args(argv)
+    if arguments.sweep is not None:
+        arguments.sweep = Sweep.parse(arguments.sweep)
     _check_flags(arguments)
     if arguments.compare is not None:
         return compare(arguments.compare, arguments.csv, arguments.picture)
@@ -66,10 +71,18 @@ def _parser() -> argparse.ArgumentParser:
         help="write mu and sigma of WHAT's features, as FID tools read them",
     )
     parser.add_argument(
+        "--sweep",
+        metavar="KEY=VALUE,...",
+        help="evaluate with each value of a key of family.sampling, of weights or of checkpoint: one table, and a picture of "
+        "the distance against the recall, in WHAT/evaluations/sweeps (or --csv, --picture); nothing is measured twice",
+    )
+    parser.add_argument(
         "--compare", metavar="RUN_OR_JSON", type=Path, nargs="+", help="print a table of existing evaluations"
     )
-    parser.add_argument("--csv", metavar="FILE", type=Path, help="write the table of --compare here too")
-    parser.add_argument("--picture", metavar="FILE.png", type=Path, help="draw the table of --compare")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="write the table of --compare or --sweep here too")
+    parser.add_argument(
+        "--picture", metavar="FILE.png", type=Path, help="draw the table of --compare, or the curve of --sweep"
+    )
     add_flag(parser)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as evaluation.samples=1000")
     return parser
@@ -83,19 +96,36 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         "--weights": arguments.weights,
         "--checkpoint": None if arguments.checkpoint == "newest" else arguments.checkpoint,
         "--dependency": arguments.dependency or None,
+        "--sweep": arguments.sweep,
     }
     table_flags = {"--csv": arguments.csv, "--picture": arguments.picture}
-    ignored = table_flags if arguments.compare is None else {**evaluation_flags, "WHAT": arguments.what}
+    if arguments.sweep is not None:
+        _check_flags_of_sweep(arguments)
+    no_table = arguments.compare is None and arguments.sweep is None
+    ignored = (
+        table_flags if no_table else {} if arguments.compare is None else {**evaluation_flags, "WHAT": arguments.what}
+    )
     for flag, given in ignored.items():
         if given is not None:
-            raise UserError(
-                f"{flag}: does not go {'without' if flag in table_flags else 'with'} --compare; leave it out"
-            )
+            where = "without --compare or --sweep" if flag in table_flags else "with --compare"
+            raise UserError(f"{flag}: does not go {where}; leave it out")
     for flag, file in {**evaluation_flags, **table_flags}.items():
         if isinstance(file, Path) and not file.parent.is_dir():  # now, and not after hours of evaluation
             raise UserError(f"{flag}: {file}: there is no folder {file.parent}; make it first")
         if isinstance(file, Path) and file.is_dir():
             raise UserError(f"{flag}: {file}: is a folder; name a file in it")
+
+
+def _check_flags_of_sweep(arguments: argparse.Namespace) -> None:
+    """Raises UserError for a flag that a sweep sets, or would ignore."""
+    swept = {"--weights": "weights", "--checkpoint": "checkpoint"}.items()
+    given = {"--weights": arguments.weights is not None, "--checkpoint": arguments.checkpoint != "newest"}
+    for flag, key in swept:
+        if given[flag] and arguments.sweep.key == key:
+            raise UserError(f"{flag}: is what --sweep {key} varies; leave one of them out")
+    for flag, value in {"--out": arguments.out, "--save-moments": arguments.save_moments}.items():
+        if value is not None:
+            raise UserError(f"{flag}: holds one evaluation, and --sweep makes several; leave it out")
 
 
 def _evaluate_model(arguments: argparse.Namespace) -> None:
@@ -114,13 +144,63 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
 def _evaluate_opened(arguments: argparse.Namespace, folder: Path, device: torch.device) -> None:
     if arguments.out is None:
         world.on_main(partial(check_writable, folder))
-    model = open_model(
+    if arguments.sweep is not None:
+        return _sweep(arguments, folder, device)
+    model = _open(arguments, folder, device)
+    evaluated = _evaluated(arguments, model)
+    print_result(evaluated.result)  # before anything is written: the disk may be full
+    _write(arguments, evaluated)
+    try:
+        say(f"written to {write_evaluation(folder, model.provenance['step'], evaluated)}")
+    except UserError as error:
+        if arguments.out is None:
+            raise UserError(f"{error}; write it elsewhere with --out FILE.json") from None
+        say(f"warning: {error}; it is in {arguments.out} alone")
+
+
+def _sweep(arguments: argparse.Namespace, folder: Path, device: torch.device) -> None:
+    """Evaluates with each value, and shows the table of all."""
+    sweep: Sweep = arguments.sweep
+    paths = []
+    for value in sweep.values:
+        model = _open(arguments, folder, device, sweep, value)
+        path = path_of(folder, model)
+        paths.append(path)
+        if world.on_main(path.is_file):
+            say(f"{sweep.name(value)}: is measured already")
+            continue
+        say(f"{sweep.name(value)}:")
+        evaluated = _evaluated(arguments, model)
+        world.on_main(beats.as_work("writes the evaluation", partial(_keep, evaluated, path)))
+    table = arguments.csv or folder_of(folder) / file_name(sweep, ".csv")
+    picture = arguments.picture or folder_of(folder) / file_name(sweep, ".png")
+    world.on_main(partial(compare_values, named(sweep, paths), table, picture))
+    say(f"the picture: {picture}")
+
+
+def _keep(evaluated: EvaluationResult, path: Path) -> None:
+    for made in (path.parent.parent, path.parent):
+        atomic.make_folder(made)
+    evaluated.write(path)
+
+
+def _open(
+    arguments: argparse.Namespace, folder: Path, device: torch.device, sweep: Sweep | None = None, value: str = ""
+) -> Model:
+    weights, which, overrides = arguments.weights, arguments.checkpoint, [*arguments.overrides]
+    if sweep is not None:
+        weights, which = sweep.flag("weights", value, weights), sweep.flag("checkpoint", value, which)
+        overrides += sweep.overrides(value)
+    return open_model(
         folder,
         device,
-        weights=arguments.weights,
-        which=arguments.checkpoint,
-        overrides=[*arguments.overrides, *overrides_of(arguments.dependency, folder)],
+        weights=weights,
+        which=which or "newest",
+        overrides=[*overrides, *overrides_of(arguments.dependency, folder)],
     )
+
+
+def _evaluated(arguments: argparse.Namespace, model: Model) -> EvaluationResult:
     keep_moments = arguments.save_moments is not None
     needed = needed_splits(model.family, model.recipe.evaluation, keep_moments)
     train, validation = find_needed(model.recipe.data, needed)
@@ -130,14 +210,7 @@ def _evaluate_opened(arguments: argparse.Namespace, folder: Path, device: torch.
         check_fields(validation, model.family.spec, model.family.reads, "data.validation")
     evaluated = evaluate_model(model, train, validation, keep_moments=keep_moments)
     assert evaluated is not None, "an evaluation that nothing stops has a result"
-    print_result(evaluated.result)  # before anything is written: the disk may be full
-    _write(arguments, evaluated)
-    try:
-        say(f"written to {write_evaluation(folder, model.provenance['step'], evaluated)}")
-    except UserError as error:
-        if arguments.out is None:
-            raise UserError(f"{error}; write it elsewhere with --out FILE.json") from None
-        say(f"warning: {error}; it is in {arguments.out} alone")
+    return evaluated
 
 
 def _evaluate_images(arguments: argparse.Namespace) -> None:
@@ -153,6 +226,7 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
         ("--weights", arguments.weights is not None),
         ("--checkpoint", arguments.checkpoint != "newest"),
         ("--dependency", bool(arguments.dependency)),
+        ("--sweep", arguments.sweep is not None),
     ):
         if given:
             raise UserError(

@@ -15,12 +15,15 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from bigtrain.errors import UserError
+from bigtrain.evaluation.curve import as_curve
 from bigtrain.evaluation.metrics.metric import find_metric
 from bigtrain.evaluation.metrics.registry import METRICS
 from bigtrain.evaluation.result import in_todays_names, said_of_names
@@ -38,13 +41,32 @@ STANDARD_ERROR = "_standard_error"
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
 
+Draw = Callable[[Sequence[Row], Sequence[str]], Image.Image]
+
 
 def compare(paths: Sequence[Path], table: Path | None, picture: Path | None) -> None:
     """Prints the table of evaluations to stdout, and writes it to `table` as CSV and to `picture` as PNG if given.
 
     Prints differences between protocols to stderr. Raises UserError for a path that is not an evaluation.
     """
-    rows = _marked([row for path in paths for row in _rows(path)])
+    _show(_marked([row for path in paths for row in _rows(path)]), table, picture, as_picture)
+
+
+def compare_values(named: Sequence[tuple[str, Path]], table: Path, picture: Path) -> None:
+    """The same of the evaluations of one model that differ in one setting, each under its name. The picture is of the distance
+    against the recall, where both were measured."""
+    rows = _marked([_row(name, [_read(path)]) for name, path in named])
+    distances, recalls = ([_first(row, start) for row in rows] for start in (("fd_", "fid"), ("recall",)))
+    whole = all(distances) and all(recalls)
+    _show(rows, table, picture, lambda rows, _: as_curve(rows, distances, recalls) if whole else as_picture(rows, _))
+
+
+def _first(row: Row, starts: tuple[str, ...]) -> str:
+    """The name of the row's first metric that begins so, but for the distance of real images; empty if there is none."""
+    return next((name for name in row.cells if name.startswith(starts) and not name.startswith("fd_real")), "")
+
+
+def _show(rows: Sequence[Row], table: Path | None, picture: Path | None, draw: Draw) -> None:
     metrics = list(dict.fromkeys(key for row in rows for key in row.cells))
     print(as_text(rows, metrics))
     for line in _differences(rows):
@@ -56,7 +78,7 @@ def compare(paths: Sequence[Path], table: Path | None, picture: Path | None) -> 
         finally:  # the picture may be on another disk
             if picture is not None:
                 stream = io.BytesIO()
-                as_picture(rows, metrics).save(stream, format="PNG")
+                draw(rows, metrics).save(stream, format="PNG")
                 atomic.write_bytes(picture, stream.getvalue())
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from None
