@@ -27,7 +27,9 @@ def check_before_writing(folder: RunFolder, data: Data) -> None:
     for path in reversed(checkpoint.listed(folder.checkpoints)):
         try:
             recorded = read_json(path / "state.json")["data"]
+            fingerprint = recorded["fingerprint"]
         except (OSError, KeyError, TypeError, ValueError):
             continue
-        check_same_data(recorded, data, folder.path)
-        return
+        if isinstance(fingerprint, str):
+            check_same_data(recorded, data, folder.path)
+            return

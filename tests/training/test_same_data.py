@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,3 +43,13 @@ def test_other_contents_are_refused_before_the_run_names_them(begun: Path, tmp_p
     refused = train(begun, f"data.train={tmp_path}/data/other.json", "train.steps=3", expect=2)
     assert f"data/other.json: data.train is not the data that {tmp_path}/run was trained on" in refused.stderr
     assert (tmp_path / "run/recipe.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("said", [{}, {"fingerprint": 3}, [], None], ids=str)
+def test_a_checkpoint_that_says_nothing_of_its_data_is_no_fault_of_ours(begun: Path, tmp_path: Path, said: Any) -> None:
+    state = tmp_path / "run/checkpoints/step_00000002/state.json"
+    content = json.loads(state.read_text())
+    state.write_text(json.dumps({**content, "data": said}))
+    again = train(begun, f"data.train={tmp_path}/data/train.json", "train.steps=3", expect=None)
+    assert again.returncode in (0, 2)
+    assert "Traceback" not in again.stderr
