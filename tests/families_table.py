@@ -131,6 +131,7 @@ CASES: Mapping[str, Case] = {
             "objective": {"kind": "feature_matching", "adversarial": 0.1, "real_target": 0.9},
             "discriminator_steps": 1,
             "penalties": {"gradient_penalty": {"weight": 1.0, "target": 0.1, "one_sided": True}},
+            "augmentation": {"kind": "ada", "pipeline": "bgcfnc", "p": 0.5, "every": 2, "kimg": 1},
             "generator": {"kind": "dcgan", "channels": 4, "latent": 6},
             "discriminator": {"kind": "dcgan", "channels": 4, "norm": "spectral"},
             "generator_optimizer": _ADAM,
@@ -138,6 +139,7 @@ CASES: Mapping[str, Case] = {
         },
         {"discriminator": 6, "generator": 6},
         frozenset({Samples, Latents}),
+        kills=3,
         unsharded={"penalties": {}},
     ),
     "vqvae": Case(

@@ -10,6 +10,8 @@ Every value is a rank's share: the mean over ranks is the penalty of the global 
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +27,18 @@ from bigtrain.objectives.orthogonal import Orthogonal
 from bigtrain.objectives.top_k import TopK
 from bigtrain.options import Depth, Options, Scale, Weight
 
+NO_SOURCES: Mapping[Any, Any] = MappingProxyType({})
+"""Of images that were not augmented."""
+
 
 class Penalty(Options):
     """A penalty on gradients, at every step or, with `every`, lazily (Karras et al. 2020, StyleGAN2, section 3.1)."""
 
     weight: Weight = 10.0
     """Its strength, gamma or lambda in the papers; 0: none."""
+    of_source: ClassVar[Literal["real", "fake"] | None] = None
+    """The images by which it takes the gradient, as they were before they were augmented (as the authors of augmentations do);
+    None: by others, which are made of augmented ones."""
     every: Depth = 1
     """Computed at the steps that this divides, times this, so that its mean over steps stays the same."""
 
@@ -49,12 +57,16 @@ class R1(Penalty):
     Their own code leaves the 1/2 out: its 10 is 20 here.
     """
 
+    of_source = "real"
+
     def value(self, discriminator: nn.Module, real: Inputs, fake: Inputs, draw: Draw) -> Tensor:
         return image_gradients(discriminator, real).square().sum(1).mean() / 2
 
 
 class R2(Penalty):
     """weight / 2 E |grad D(fake)|^2 (Mescheder, Geiger & Nowozin 2018, eq. 10)."""
+
+    of_source = "fake"
 
     def value(self, discriminator: nn.Module, real: Inputs, fake: Inputs, draw: Draw) -> Tensor:
         return image_gradients(discriminator, fake).square().sum(1).mean() / 2
@@ -164,12 +176,24 @@ class Penalties(Options):
         """The key of a penalty on the gradient at each sample, which batch statistics do not let a discriminator have."""
         return next((key for key, penalty in self.on_gradients.items() if isinstance(penalty, NormPenalty)), None)
 
-    def terms(self, step: int, discriminator: nn.Module, real: Inputs, fake: Inputs, draw: Draw) -> dict[str, Tensor]:
-        """By key, what each penalty on gradients adds to the discriminator's loss at this step: scalars."""
+    def terms(
+        self,
+        step: int,
+        discriminator: nn.Module,
+        real: Inputs,
+        fake: Inputs,
+        draw: Draw,
+        sources: Mapping[str | None, tuple[nn.Module, Inputs, Inputs]] = NO_SOURCES,
+    ) -> dict[str, Tensor]:
+        """By key, what each penalty on gradients adds to the discriminator's loss at this step: scalars.
+
+        `sources`: where images were augmented, by "real" and "fake": the discriminator that augments them first as that side's
+        were augmented, and both sides' images as they were.
+        """
         terms = {}
         for key, penalty in self.on_gradients.items():
-            factor = penalty.at(step)
-            terms[key] = factor * penalty.value(discriminator, real, fake, draw) if factor else real[0].new_zeros(())
+            given, factor = sources.get(penalty.of_source, (discriminator, real, fake)), penalty.at(step)
+            terms[key] = factor * penalty.value(*given, draw) if factor else real[0].new_zeros(())
         return terms
 
 

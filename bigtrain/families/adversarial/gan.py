@@ -22,6 +22,8 @@ from bigtrain.networks.adversarial.architecture import Outputs, Size
 from bigtrain.networks.layers.normalisation import standing_statistics
 from bigtrain.networks.layers.statistics import nothing_recorded
 from bigtrain.objectives import games
+from bigtrain.objectives.augmentation import Augmentation
+from bigtrain.objectives.augmentation.augmenter import Augmented, Change, unchanged
 from bigtrain.objectives.auxiliary_classifier import AuxiliaryClassifier
 from bigtrain.objectives.inputs import Inputs
 from bigtrain.objectives.penalties import GANPenalties
@@ -71,6 +73,8 @@ class GANOptions(Options):
     """A classifier of real and of fake images beside the discriminator's logits, which both networks learn from; null: none."""
     penalties: GANPenalties = GANPenalties()
     """What is added to that."""
+    augmentation: Augmentation | None = None
+    """How all images that the discriminator is given are changed, real and fake, in the generator's steps too; null: not."""
     discriminator_calls: Literal["joint", "separate"] | None = None
     """Real and fake images in one batch of the discriminator, or in a batch each; null: joint, but separate where the
     discriminator has batch statistics, which must not mix them."""
@@ -157,6 +161,12 @@ class GANOptions(Options):
         return self
 
     @model_validator(mode="after")
+    def _the_augmentation_suits_the_game(self) -> "GANOptions":
+        if self.augmentation is not None:
+            self.augmentation.check_game(self.objective.kind)
+        return self
+
+    @model_validator(mode="after")
     def _a_wasserstein_critic_is_bounded(self) -> "GANOptions":
         bounded = self.penalties.on_gradients or self.discriminator.singular_values is not None
         if isinstance(self.objective, games.Wasserstein) and not (self.objective.clip or bounded):
@@ -181,6 +191,8 @@ class GAN(Family, Latents, kind="gan"):
 
     def __init__(self, options: GANOptions, spec: DataSpec) -> None:
         self.options, self.spec = options, spec
+        if options.augmentation is not None:
+            options.augmentation.check_data(spec.fields.get("image", {}).get("kind"), spec.channels)
         self.sampling = options.sampling
         generator, discriminator, game = options.generator, options.discriminator, options.objective
         generator.check_size(spec.size)
@@ -224,25 +236,28 @@ class GAN(Family, Latents, kind="gan"):
         """Of the game, and what an auxiliary classifier and penalties add to it."""
         discriminator, options = networks["discriminator"], self.options
         real, fake = self._reals(batch), self._fakes(networks, batch, "discriminator", gradients=False)
-        on_real, on_fake = self._judge(discriminator, real, fake)
+        seen = self._both_seen(networks, batch, "discriminator", real, fake)
+        on_real, on_fake = self._judge(discriminator, *seen)
         loss = options.objective.discriminator_loss(on_real.logits, on_fake.logits)
-        terms = self._penalties(networks, batch, real, fake, (on_real.logits, on_fake.logits))
+        terms = self._penalties(networks, batch, (real, fake), seen, (on_real.logits, on_fake.logits))
+        observed = self._observe(discriminator, on_real.logits)
         if (classifier := options.auxiliary_classifier) is not None:
             terms["classes"] = classifier.discriminator_loss(
                 on_real.class_logits, real[1], on_fake.class_logits, fake[1]
             )
-        return Losses(
-            sum(terms.values(), loss), {"real": on_real.logits.mean(), "fake": on_fake.logits.mean(), **terms}
-        )
+        logged = {"real": on_real.logits.mean(), "fake": on_fake.logits.mean(), **terms, **observed}
+        return Losses(sum(terms.values(), loss), logged)
 
     def generator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """Of the game, with features where it asks for them, and what an auxiliary classifier and a penalty add to it."""
         discriminator, game, penalties = networks["discriminator"], self.options.objective, self.options.penalties
         fake, terms = self._fakes(networks, batch, "generator", gradients=True), {}
         if game.needs_real:
-            on_real, on_fake = self._judge(discriminator, self._reals(batch), fake)
+            seen = self._both_seen(networks, batch, "generator", self._reals(batch), fake)
+            on_real, on_fake = self._judge(discriminator, *seen)
         else:
-            on_real, on_fake = _NOT_SEEN, Outputs.of(discriminator(*self._seen(fake)))
+            seen_fake = self._seen(networks, batch, "generator/fake", fake)
+            on_real, on_fake = _NOT_SEEN, Outputs.of(discriminator(*seen_fake))
         logits = on_fake.logits
         if penalties.top_k is not None:
             logits = penalties.top_k.chosen(batch.draws.step, logits)
@@ -257,28 +272,74 @@ class GAN(Family, Latents, kind="gan"):
         return Losses(sum(terms.values(), loss), terms)
 
     def _penalties(
-        self, networks: Networks, batch: Microbatch, real: Inputs, fake: Inputs, logits: tuple[Tensor, Tensor]
+        self,
+        networks: Networks,
+        batch: Microbatch,
+        made: tuple[Inputs, Inputs],
+        seen: tuple[Inputs, Inputs],
+        logits: tuple[Tensor, Tensor],
     ) -> dict[str, Tensor]:
-        """By key, what penalties add to the discriminator's loss. `logits`: of `real` and of `fake`."""
+        """By key, what penalties add to the discriminator's loss. All of real and of fake images: as they are, as the
+        discriminator was given them, and its logits."""
         discriminator, penalties = networks["discriminator"], self.options.penalties
-        step, seen, draw = batch.draws.step, (self._seen(real), self._seen(fake)), partial(self._draw_uniform, batch)
-        terms = penalties.terms(step, discriminator, *seen, draw)
+        step, draw = batch.draws.step, partial(self._draw_uniform, batch, "discriminator")
+        terms = penalties.terms(step, discriminator, *seen, draw, self._sources(networks, batch, *made))
         terms |= penalties.terms_on_logits(step, discriminator, *seen, logits, draw)
         if (latent := penalties.latent_consistency) is not None and latent.discriminator:
             moved = self._fakes(networks, batch, "discriminator", gradients=False, moved=latent.noise)
-            terms["latent_consistency"] = latent.discriminator_loss(discriminator, logits[1], self._seen(moved))
+            # Augmented as the others are: they differ in z alone.
+            moved = self._seen(networks, batch, "discriminator/fake", moved)
+            terms["latent_consistency"] = latent.discriminator_loss(discriminator, logits[1], moved)
         return terms
 
     def _judge(self, discriminator: nn.Module, real: Inputs, fake: Inputs) -> tuple[Outputs, Outputs]:
-        """What the discriminator says of real and of fake images."""
-        real, fake = self._seen(real), self._seen(fake)
+        """What the discriminator says of real and of fake images, as it is given them."""
         if self._calls == "separate":
             return Outputs.of(discriminator(*real)), Outputs.of(discriminator(*fake))
         return Outputs.of(discriminator(*map(torch.cat, zip(real, fake, strict=True)))).split(len(real[0]))
 
-    def _seen(self, inputs: Inputs) -> Inputs:
-        """What the discriminator is given, in any call, of images and of their classes if there are any."""
+    # -- what the discriminator is given ----------------------------------------------------------------------------
+
+    def _both_seen(
+        self, networks: Networks, batch: Microbatch, phase: str, real: Inputs, fake: Inputs
+    ) -> tuple[Inputs, Inputs]:
+        return self._seen(networks, batch, f"{phase}/real", real), self._seen(networks, batch, f"{phase}/fake", fake)
+
+    def _seen(self, networks: Networks, batch: Microbatch, stream: str, inputs: Inputs) -> Inputs:
+        """What the discriminator is given, in any call, of images and of their classes if there are any.
+
+        `stream`: of the draws of augmentation, by the phase and whether the images are real or fake.
+        """
+        images, *conditions = self._given(inputs)
+        return self._change(networks, batch, stream)(images), *conditions
+
+    def _given(self, inputs: Inputs) -> Inputs:
         return inputs if self.options.discriminator.class_conditional else inputs[:1]
+
+    def _change(self, networks: Networks, batch: Microbatch, stream: str) -> Change:
+        """How images of this batch are augmented."""
+        augmentation = self.options.augmentation
+        if augmentation is None:
+            return unchanged
+        draw = partial(self._draw_uniform, batch, stream)
+        return partial(augmentation.augment, draw=draw, state=augmentation.state_of(networks["discriminator"]))
+
+    def _sources(
+        self, networks: Networks, batch: Microbatch, real: Inputs, fake: Inputs
+    ) -> Mapping[str | None, tuple[nn.Module, Inputs, Inputs]]:
+        """Images as they are, with the discriminator that augments them, for `Penalties.terms`."""
+        if self.options.augmentation is None:
+            return {}
+        changes = {side: self._change(networks, batch, f"discriminator/{side}") for side in ("real", "fake")}
+        return {
+            side: (Augmented(networks["discriminator"], change), self._given(real), self._given(fake))
+            for side, change in changes.items()
+        }
+
+    def _observe(self, discriminator: nn.Module, real: Tensor) -> dict[str, Tensor]:
+        """Shows the logits of real images to the augmentation; scalars to log."""
+        augmentation = self.options.augmentation
+        return {} if augmentation is None else augmentation.observe(augmentation.state_of(discriminator), real)
 
     def _reals(self, batch: Microbatch) -> Inputs:
         """Images, and their classes if the generator takes any."""
@@ -307,9 +368,9 @@ class GAN(Family, Latents, kind="gan"):
             return (draws.integers(stream, indices, len(self.spec.classes)),)
         return (self.spec.draw_labels(draws, stream, indices),)
 
-    def _draw_uniform(self, batch: Microbatch, name: str, *, shape: tuple[int, ...] = ()) -> Tensor:
-        """Numbers in [0, 1) for each sample, float64 [n, *shape], for the discriminator's penalties."""
-        return batch.draws.uniform(f"discriminator/{name}", batch.indices, shape)
+    def _draw_uniform(self, batch: Microbatch, stream: str, name: str, *, shape: tuple[int, ...] = ()) -> Tensor:
+        """Numbers in [0, 1) for each sample, float64 [n, *shape], for penalties and augmentation."""
+        return batch.draws.uniform(f"{stream}/{name}", batch.indices, shape)
 
     def _orthogonal_penalty(self, networks: Networks) -> Tensor:
         return self.options.penalties.orthogonal.penalty(networks["generator"])
@@ -357,8 +418,10 @@ class GAN(Family, Latents, kind="gan"):
 
 
 def _build_discriminator(options: GANOptions, size: Size, channels: int, classes: int) -> nn.Module:
-    """With the outputs that are asked of it, and the moving averages of penalties, which are in its checkpoints so."""
+    """With the outputs that are asked of it, and the state of penalties and augmentation, which is in its checkpoints so."""
     network = options.discriminator.build(size, channels, classes, options.asks)
     for name, averages in options.penalties.moving_averages.items():
         network.add_module(name, averages)
+    if options.augmentation is not None:
+        options.augmentation.add_state(network)
     return network
