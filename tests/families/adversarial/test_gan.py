@@ -353,3 +353,79 @@ def test_the_reported_singular_values_are_those_of_the_first_layers() -> None:
             float(torch.linalg.matrix_norm(first, 2)), rel=0.02
         )
         assert reports["singular_value/largest"] >= reports["singular_value/first_block"]
+
+
+# -- augmentation ---------------------------------------------------------------------------------------------------
+
+AUGMENTATIONS = [{"kind": "diffaug"}, {"kind": "ada", "p": 0.9}]
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=["diffaug", "ada"])
+def test_all_images_that_the_discriminator_is_given_are_augmented(augmentation: dict) -> None:
+    plain, gan, batch = family(), family(augmentation=augmentation), microbatch()
+    networks = networks_of(gan)
+    fake = gan._fakes(networks, batch, "discriminator", gradients=False)
+    seen = {
+        stream: gan._seen(networks, batch, stream, inputs)
+        for stream, inputs in {"real": gan._reals(batch), "fake": fake, "discriminator/fake": fake}.items()
+    }
+    assert not torch.equal(seen["real"][0], batch["image"])
+    assert not torch.equal(seen["fake"][0], seen["discriminator/fake"][0])
+    assert torch.equal(seen["real"][1], batch["label"])
+    for loss in ("discriminator_loss", "generator_loss"):
+        assert getattr(gan, loss)(networks, batch).total != getattr(plain, loss)(networks, batch).total
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=["diffaug", "ada"])
+def test_the_generator_learns_through_the_augmentation(augmentation: dict) -> None:
+    gan = family(**DCGAN, augmentation=augmentation)
+    networks = networks_of(gan)
+    gan.generator_loss(networks, microbatch()).total.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in networks["generator"].parameters())
+
+
+def test_r1_is_of_images_before_they_are_augmented() -> None:
+    options = {"augmentation": {"kind": "diffaug", "operations": ["cutout"]}, "penalties": {"r1": {"weight": 2.0}}}
+    gan, batch = family(**options), microbatch()
+    networks = networks_of(gan)
+    images = batch["image"].clone().requires_grad_()
+    seen = gan._seen(networks, batch, "discriminator/real", (images, batch["label"]))
+    (gradients,) = torch.autograd.grad(networks["discriminator"](*seen).sum(), images)
+    assert (gradients == 0).double().mean() > 0.05  # in the cut-out rectangles
+    expected = gradients.square().sum((1, 2, 3)).mean()
+    torch.testing.assert_close(gan.discriminator_loss(networks, batch).terms["r1"], expected)
+
+
+def test_the_strength_of_ada_is_state_of_the_discriminator_and_follows_its_logits() -> None:
+    gan, batch = family(augmentation={"kind": "ada", "p": 0.5, "every": 1, "kimg": 1}), microbatch()
+    networks = networks_of(gan)
+    discriminator = networks["discriminator"]
+    assert {"augmentation.p", "augmentation.signs", "augmentation.updates"} <= discriminator.state_dict().keys()
+    assert not any(name.startswith("augmentation") for name in networks_of(family())["discriminator"].state_dict())
+    set_recording(discriminator, True)
+    losses = gan.discriminator_loss(networks, batch)
+    logits = discriminator(*gan._seen(networks, batch, "discriminator/real", gan._reals(batch)))
+    commit(discriminator, torch.tensor(True))
+    assert losses.terms["ada_p"] == 0.5
+    change = torch.sign(logits.sign().mean() - 0.6).item() * len(logits) / 1000
+    assert discriminator.augmentation.p.item() == pytest.approx(0.5 + change)
+
+
+@pytest.mark.parametrize("kind", ["wasserstein", "relativistic_paired"])
+def test_ada_needs_logits_whose_sign_means_something(kind: str) -> None:
+    fixed = family(objective={"kind": kind}, augmentation={"kind": "ada", "target": None, "p": 0.3})
+    assert fixed.options.augmentation.p == 0.3
+    with pytest.raises(
+        ValueError, match=f"ada adjusts p by the sign of logits, which says nothing with objective: {kind}"
+    ):
+        family(objective={"kind": kind}, augmentation={"kind": "ada"})
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=["diffaug", "ada"])
+def test_what_is_no_image_is_not_augmented(augmentation: dict) -> None:
+    options = GANOptions.model_validate(dict(FAMILIES["gan"]) | {"augmentation": augmentation})
+    points = replace(SPEC, fields={"point": {"kind": "array"}})
+    with pytest.raises(
+        ValueError, match="augmentation: changes images of one channel or three, and the data have no image"
+    ):
+        GAN(options, points)
