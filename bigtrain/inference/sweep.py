@@ -33,7 +33,7 @@ class Sweep:
         key, equals, listed = text.partition("=")
         if not key.startswith(KEYS) and key not in FLAGS:
             raise UserError(
-                f"--sweep: {key!r} cannot be swept; take a key of family.sampling, such as family.sampling.truncation=0.5,1, "
+                f"--sweep: {key!r} cannot be swept; take a key of family.sampling, as family.sampling.KEY=VALUE,VALUE, "
                 "or evaluation.candidates, weights or checkpoint"
             )
         try:
