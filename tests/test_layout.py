@@ -43,7 +43,7 @@ SHARED_WORDS = {
 }  # fmt: skip
 """Words of one family that mean the same in general: of codes, which are a kind of data, and then of any training."""
 HOMONYMS = {
-    "p",
+    "leave out", "p", "pipeline",
     "architecture", "beta", "bits", "blocks", "categories", "condition", "depth", "discriminator", "fake", "flip", "flow",
     "generator", "init", "kernel", "latent", "latents", "margin", "output", "outputs", "process", "real", "sampler",
     "shift", "sigma", "variance", "width",

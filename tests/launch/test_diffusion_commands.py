@@ -178,7 +178,7 @@ def test_further_averages_are_sampled_by_name(conditional: Path, tmp_path: Path)
     assert len({picture.tobytes() for picture in pictures.values()}) == 4
     result = run(LAUNCH / "sample.py", conditional, "--npz", tmp_path / "x.npz", "--weights", "long", expect=2)
     assert "--weights" in result.stderr
-    assert "there are ema, raw, short, wide" in result.stderr
+    assert "there are: ema, raw, short, wide" in result.stderr
 
 
 @pytest.mark.slow

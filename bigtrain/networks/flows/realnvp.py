@@ -145,18 +145,21 @@ class RealNVPScale(nn.Module):
         return x
 
 
-_ORDER, _BACK = [0, 3, 1, 2], [0, 2, 3, 1]
+# A list as an index would be copied to the device at every call.
+_ORDER, _BACK = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 def diagonals(x: Tensor) -> Tensor:
     """Squeezed channels in another order, so that the first half of them are the pixels of one diagonal of each 2 x 2, and the
     second half those of the other (figure 3)."""
-    return x.unflatten(1, (-1, 4))[:, :, _ORDER].transpose(1, 2).flatten(1, 2)
+    pixels = x.unflatten(1, (-1, 4)).unbind(2)
+    return torch.stack([pixels[number] for number in _ORDER], 1).flatten(1, 2)
 
 
 def undone_diagonals(x: Tensor) -> Tensor:
     """The inverse."""
-    return x.unflatten(1, (4, -1))[:, _BACK].transpose(1, 2).flatten(1, 2)
+    pixels = x.unflatten(1, (4, -1)).unbind(1)
+    return torch.stack([pixels[number] for number in _BACK], 2).flatten(1, 2)
 
 
 class MaskedCoupling(FlowBlock):
