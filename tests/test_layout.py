@@ -37,7 +37,6 @@ FAMILY_PACKAGES = {"families", "networks"}
 NAMING_PACKAGES = {"families", "networks", "objectives"}
 """Those in which they may be named."""
 SHARED_WORDS = {
-    "importance weighted",
     "codebook", "codebook size", "encoder", "level", "levels", "reconstruction", "tokenizer",
     "loss", "schedule", "start step", "steps",
 }  # fmt: skip

@@ -121,8 +121,11 @@ class Reconstructs(Ability):
     """Reconstructs images."""
 
     does = "reconstruct images"
-    draws_in_reconstruction: ClassVar[bool] = False
-    """Whether a reconstruction draws anything: then its pictures take a seed, and its metrics say theirs."""
+
+    @property
+    def draws_in_reconstruction(self) -> bool:
+        """Whether a reconstruction draws anything: then its pictures take a seed, and its metrics say theirs."""
+        return False
 
     @abstractmethod
     def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:

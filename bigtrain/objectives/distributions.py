@@ -98,9 +98,9 @@ class PixelLikelihood(Options):
         """Whether `seen` draws anything that another seed draws otherwise."""
         return False
 
-    def facts(self) -> dict[str, str]:
-        """What a likelihood's protocol says of the images that are modelled, beside their number of levels."""
-        return {}
+    def facts(self) -> dict[str, Any]:
+        """What a likelihood's protocol says of the images that are modelled: bits of a value, and what else there is."""
+        return {"bits": int(math.log2(self.levels))}
 
     def maps_of_mean(self, mean: Tensor) -> Tensor | None:
         """The maps [maps, h, w] that are right for images of this mean [C, h, w], where they depend on nothing else."""
@@ -288,8 +288,8 @@ class Bernoulli(PixelLikelihood):
     def seen_draws(self) -> bool:
         return self.binarise == "per_step"
 
-    def facts(self) -> dict[str, str]:
-        return {} if self.binarise is None else {"binarise": self.binarise}
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | ({} if self.binarise is None else {"binarise": self.binarise})
 
     def maps_of_mean(self, mean: Tensor) -> Tensor:
         return torch.logit(((mean + 1) / 2).clamp(0.001, 0.999))

@@ -10,17 +10,18 @@ al. 2016, arXiv:1509.00519, eq. 8):
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from bigtrain.cluster.collectives import mean_over_ranks
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import Effort, EncodesLatents, InitialisedByData, Likelihood, Reconstructs
+from bigtrain.families.abilities import Effort, InitialisedByData, Likelihood
+from bigtrain.families.autoencoders.pixel_decoder import PixelDecoder
+from bigtrain.families.by_class import check_classes
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.autoencoders.iaf import InverseAutoregressive
 from bigtrain.networks.autoencoders.latent_model import LatentModel
@@ -28,6 +29,7 @@ from bigtrain.networks.autoencoders.latents import AnyLatents, GaussianLatents
 from bigtrain.networks.autoencoders.layered import Layered
 from bigtrain.networks.autoencoders.vae import Convolutional, FullyConnected
 from bigtrain.objectives.distributions import AnyPixelLikelihood, DiscretisedLogistic
+from bigtrain.objectives.importance_weights import importance_weighted
 from bigtrain.options import Batch, Options, Temperature, Weight, Whole, one_of
 
 AnyNetwork: Any = one_of(Convolutional, FullyConnected, Layered, InverseAutoregressive)
@@ -73,7 +75,7 @@ class VAEOptions(Options):
     """How pictures and evaluations sample."""
 
 
-class VAE(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, kind="vae"):
+class VAE(PixelDecoder, InitialisedByData, kind="vae"):
     """Component: vae (averaged). Phase: vae.
 
     A family says which options it has and which fields of the data it needs; what is trained (`components`) and against which
@@ -83,46 +85,38 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, k
     options_class = VAEOptions
     sampling_class = VAESamplingOptions
     sampled_components = ("vae",)
-    needs: ClassVar[Mapping[str, str]] = {"image": "image"}
-    effort_options = frozenset({"samples"})
     initialisation_images = 512
 
     def __init__(self, options: VAEOptions, spec: DataSpec) -> None:
         _check(options, spec)
         self.options, self.spec, self.sampling = options, spec, options.sampling
-        self.pixels = options.likelihood
-        """p(x|z), given the decoder's maps."""
         self.lacks = _lacking(options)
-        self.image = (spec.channels, *spec.size)
         self.components = {"vae": Component(self._build, options.optimizer, averaged=True)}
         self.phases = [Phase("vae", "vae", self.loss)]
 
     def _build(self) -> LatentModel:
-        options, classes = self.options, len(self.spec.classes) if self.options.class_conditional else 0
-        return options.network.build(self.image, classes, options.latents, self.pixels.initial_maps(self.image[0]))
-
-    @property
-    def reads(self) -> Sequence[str]:
-        return ("image", *self.conditions)
+        options = self.options
+        return options.network.build(
+            self.image, self.class_count or 0, options.latents, self.pixels.initial_maps(self.image[0])
+        )
 
     @torch.no_grad()
     def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
         """Where the network asks for it: of the first images and draws."""
-        x = torch.cat([self._images(batch) for batch in batches])
-        labels = torch.cat([batch["label"] for batch in batches]) if self.options.class_conditional else None
+        x = torch.cat([self.images(batch) for batch in batches])
         noise = torch.cat([self._noise(batch, "vae") for batch in batches])
         bias = self.pixels.maps_of_mean(mean_over_ranks(x.mean(0)))
-        _autoencoder(networks).initialise(x, labels, noise, bias)
+        _autoencoder(networks).initialise(x, self.labels_of_all(batches), noise, bias)
 
     # -- training ---------------------------------------------------------------------------------------------------
 
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """-E_q log p(x|z) + beta sum_j max(free_bits, KL_j), with one z of each image, or the importance-weighted bound of
         several: nats a dimension, so that gradients do not grow with the images. nll, kl and kl_layer_* are nats an image."""
-        x, samples = self._images(batch), self.options.importance_samples
+        x, samples = self.images(batch), self.options.importance_samples
         noise = self._noise(batch, "vae", samples)
-        drawn = networks["vae"](x, self._labels(batch), noise, self._relaxation(batch))
-        nll = -self._log_likelihood(drawn.maps, x.repeat_interleave(samples, 0) if samples > 1 else x)
+        drawn = networks["vae"](x, self.labels(batch), noise, self._relaxation(batch))
+        nll = -self.log_likelihood(drawn.maps, x.repeat_interleave(samples, 0) if samples > 1 else x)
         by_layer = [_by_channel(kl).mean(0) for kl in drawn.kl]
         kl = torch.stack([channels.sum() for channels in by_layer]).sum()
         if samples > 1:
@@ -171,9 +165,6 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, k
         latents = self.options.latents
         return latents.temperature_at(batch.draws.step_number) if latents.relaxed else None
 
-    def _images(self, batch: Microbatch) -> Tensor:
-        return self.pixels.seen(batch["image"], batch.draws, batch.indices)
-
     def _noise(self, batch: Microbatch, stream: str, samples: int = 1) -> Tensor:
         """[n samples, latent_size], that of the first image first."""
         shape = (samples, self.latent_size)
@@ -181,35 +172,19 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, k
             return batch.draws.normal(f"{stream}/epsilon", batch.indices, shape).flatten(0, 1)
         return gumbel(batch.draws.uniform(f"{stream}/gumbel", batch.indices, shape)).flatten(0, 1)
 
-    def _log_likelihood(self, maps: Tensor, x: Tensor) -> Tensor:
-        """log p(x|z) in nats, [n]."""
-        return self.pixels.log_probability(maps, x).flatten(1).sum(1)
-
-    def _labels(self, batch: Microbatch) -> Tensor | None:
-        return batch["label"] if self.options.class_conditional else None
-
     # -- likelihood -------------------------------------------------------------------------------------------------
-
-    @property
-    def dimensions(self) -> int:
-        return math.prod(self.image)
-
-    def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
-        kind = "variational" if effort.samples == 1 else "importance_weighted"
-        facts = {"likelihood": kind, "likelihood_samples": effort.samples, "bits": int(math.log2(self.pixels.levels))}
-        return facts | self.pixels.facts() | {"seed": seed}
 
     @torch.no_grad()
     def likelihood(self, networks: Networks, batch: Microbatch, effort: Effort) -> dict[str, Tensor]:
         """With one sample -elbo, its terms, and the divergence of each channel of latents, of the first drawn layer first. With
         several the importance-weighted bound. Of relaxed latents it is the bound of those that are not relaxed."""
-        x, vae, labels = self._images(batch), _autoencoder(networks), self._labels(batch)
+        x, vae, labels = self.images(batch), _autoencoder(networks), self.labels(batch)
         self.pixels.check_images(x)
         statistics = tuple(each.double() for each in vae.encode(x, labels))
         nats = []
         for k in range(effort.samples):
             drawn = vae.draw(statistics, labels, self._held_out_noise(batch, k), None)
-            nll = -self._log_likelihood(drawn.maps.double(), x)
+            nll = -self.log_likelihood(drawn.maps.double(), x)
             nats.append(nll + drawn.log_ratio)
         if effort.samples > 1:
             return {"nats": importance_weighted(torch.stack(nats))}
@@ -226,24 +201,10 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, k
 
     # -- reconstruct, sample ----------------------------------------------------------------------------------------
 
-    @property
-    def draws_in_reconstruction(self) -> bool:  # type: ignore[override]  # it depends on the options
-        return self.pixels.seen_draws
-
-    @torch.no_grad()
-    def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:
-        """The image that p(x|z) is around (`PixelLikelihood.mean`), at the latents that q(z|x) is around."""
-        mean = VAESamplingOptions(draw_pixels=False)
-        return self.decode_latents(networks, self.encode_latents(networks, batch), batch, mean)
-
-    @property
-    def conditions(self) -> Sequence[str]:
-        return ("label",) if self.options.class_conditional else ()
-
     def prepare_sampling(self, networks: Networks, sampling: VAESamplingOptions, seed: int) -> Networks:
         if sampling.temperature != 1 and self.options.latents.relaxed:
             raise UserError("family.sampling.temperature: categories have none; leave it at 1")
-        return networks  # without dropout and statistics of batches, it is the same in training and in evaluation
+        return super().prepare_sampling(networks, sampling, seed)
 
     @property
     def latent_size(self) -> int:
@@ -256,20 +217,12 @@ class VAE(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, k
     def decode_latents(
         self, networks: Networks, latents: Tensor, batch: Microbatch, sampling: VAESamplingOptions
     ) -> Tensor:
-        maps = _autoencoder(networks).decode(latents, self._labels(batch))
-        if not sampling.draw_pixels:
-            return self.pixels.mean(maps)
-        shape = (self.pixels.uniforms(self.spec.channels), *self.spec.size)
-        return self.pixels.draw(maps, batch.draws.uniform("sample/pixels", batch.indices, shape))
+        maps = _autoencoder(networks).decode(latents, self.labels(batch))
+        return self.pictures(maps, batch, sampling.draw_pixels)
 
     @torch.no_grad()
     def encode_latents(self, networks: Networks, batch: Microbatch) -> Tensor:
-        return _autoencoder(networks).centre(self._images(batch), self._labels(batch))
-
-
-def importance_weighted(nats: Tensor) -> Tensor:
-    """-log (1/k) sum_i w_i of -log w_i [k, n]: [n] (Burda et al. 2016, eq. 8)."""
-    return math.log(len(nats)) - (-nats).logsumexp(0)
+        return _autoencoder(networks).centre(self.images(batch), self.labels(batch))
 
 
 def gumbel(uniforms: Tensor) -> Tensor:
@@ -298,10 +251,7 @@ def _lacking(options: VAEOptions) -> dict[type[Any], str]:
 def _check(options: VAEOptions, spec: DataSpec) -> None:
     """Raises ValueError, naming the key, for options that do not fit the data, or one another."""
     options.network.check_size(spec.size)
-    if options.class_conditional and len(spec.classes) < 2:
-        raise ValueError(
-            "family.class_conditional: the data have only one class; set it to false, or give shards with labels"
-        )
+    check_classes(options.class_conditional, spec)
     network, latents = options.network, options.latents
     if latents.kind not in network.takes_latents:
         raise ValueError(

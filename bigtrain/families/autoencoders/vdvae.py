@@ -8,18 +8,19 @@ are exact for any number of bits, and a pixel that is drawn is the nearest value
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import Effort, LatentLevels, Likelihood, Reconstructs
+from bigtrain.families.abilities import Effort, LatentLevels, Likelihood
+from bigtrain.families.autoencoders.pixel_decoder import PixelDecoder
+from bigtrain.families.by_class import check_classes
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.autoencoders.vdvae import (
     Divergence,
@@ -31,6 +32,7 @@ from bigtrain.networks.autoencoders.vdvae import (
     sampled_divergence,
 )
 from bigtrain.objectives.distributions import AnyPixelLikelihood, DiscretisedLogistic
+from bigtrain.objectives.importance_weights import importance_weighted
 from bigtrain.options import Options, Temperature
 
 
@@ -59,7 +61,7 @@ class VDVAEOptions(Options):
     """How pictures and evaluations sample."""
 
 
-class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
+class VDVAE(PixelDecoder, LatentLevels, kind="vdvae"):
     """Component: vdvae (averaged). Phase: vdvae.
 
     The latents of an image are the epsilons of z = mu + sigma epsilon under the priors, so that they are standard normal and an
@@ -69,32 +71,24 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
     options_class = VDVAEOptions
     sampling_class = VDVAESamplingOptions
     sampled_components = ("vdvae",)
-    needs: ClassVar[Mapping[str, str]] = {"image": "image"}
-    effort_options = frozenset({"samples"})
 
     def __init__(self, options: VDVAEOptions, spec: DataSpec) -> None:
         _check(options, spec)
         self.options, self.spec, self.sampling = options, spec, options.sampling
-        self.pixels = options.likelihood
-        """p(x|z), given the decoder's maps."""
         if self.pixels.why_no_likelihood is not None:
             self.lacks = {Likelihood: self.pixels.why_no_likelihood}
-        classes, maps = len(spec.classes) if options.class_conditional else 0, self.pixels.maps(spec.channels)
-        build = partial(VeryDeepVAE, options.network, spec.channels, classes, maps)
+        maps = self.pixels.maps(spec.channels)
+        build = partial(VeryDeepVAE, options.network, spec.channels, self.class_count or 0, maps)
         self.components = {"vdvae": Component(build, options.optimizer, averaged=True)}
         self.phases = [Phase("vdvae", "vdvae", self.loss)]
         self.check_sampling(options.sampling, "family.sampling.temperatures")
 
-    @property
-    def reads(self) -> Sequence[str]:
-        return ("image", *self.conditions)
-
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """The bound in nats a dimension; nll and kl are nats an image."""
-        x = self._images(batch)
+        x = self.images(batch)
         epsilons = batch.draws.normal("vdvae/epsilon", batch.indices, (self.latent_size,))
-        maps, by_level = networks["vdvae"](x, self._labels(batch), epsilons)
-        nll, kl = -self._log_likelihood(maps, x).mean(), by_level.mean(0)
+        maps, by_level = networks["vdvae"](x, self.labels(batch), epsilons)
+        nll, kl = -self.log_likelihood(maps, x).mean(), by_level.mean(0)
         bound = nll + kl.sum()
         terms = {"nll": nll, "kl": kl.sum()}
         terms |= {f"kl_{name}": nats for name, nats in zip(self.level_sizes, kl, strict=True)}
@@ -102,32 +96,13 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
             terms["bits_per_dim"] = bound / (self.dimensions * math.log(2))
         return Losses(bound / self.dimensions, {name: term.detach() for name, term in terms.items()})
 
-    def _images(self, batch: Microbatch) -> Tensor:
-        return self.pixels.seen(batch["image"], batch.draws, batch.indices)
-
-    def _log_likelihood(self, maps: Tensor, x: Tensor) -> Tensor:
-        """log p(x|z) in nats, [n]."""
-        return self.pixels.log_probability(maps, x).flatten(1).sum(1)
-
-    def _labels(self, batch: Microbatch) -> Tensor | None:
-        return batch["label"] if self.options.class_conditional else None
-
     # -- likelihood -------------------------------------------------------------------------------------------------
-
-    @property
-    def dimensions(self) -> int:
-        return self.spec.channels * math.prod(self.spec.size)
-
-    def likelihood_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
-        kind, bits = "variational" if effort.samples == 1 else "importance_weighted", int(math.log2(self.pixels.levels))
-        facts = {"likelihood": kind, "likelihood_samples": effort.samples, "bits": bits}
-        return facts | self.pixels.facts() | {"seed": seed}
 
     @torch.no_grad()
     def likelihood(self, networks: Networks, batch: Microbatch, effort: Effort) -> dict[str, Tensor]:
         """With one sample the bound and its terms, kl [n, levels]. With K, the importance-weighted bound (Burda et al. 2016,
         arXiv:1509.00519, eq. 8): -log (1/K) sum_k p(x|z_k) p(z_k) / q(z_k|x) with z_k from q(z|x)."""
-        x, vdvae, labels = self._images(batch), _vdvae(networks), self._labels(batch)
+        x, vdvae, labels = self.images(batch), _vdvae(networks), self.labels(batch)
         self.pixels.check_images(x)
         features = vdvae.encoder(x, labels)
 
@@ -135,34 +110,19 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
             shape = (self.latent_size,)
             epsilons = batch.draws.normal("likelihood/epsilon", batch.indices, shape, sampler_step=k)
             maps, by_level = vdvae.inferred(features, labels, epsilons.to(x.dtype), _in_float64(divergence))
-            return -self._log_likelihood(maps.double(), x), by_level
+            return -self.log_likelihood(maps.double(), x), by_level
 
         if effort.samples == 1:
             nll, kl = terms_of(0, kl_divergence)
             return {"nats": nll + kl.sum(1), "nll": nll, "kl": kl}
         each = [terms_of(k, sampled_divergence) for k in range(effort.samples)]
-        log_weights = torch.stack([-(nll + log_ratio.sum(1)) for nll, log_ratio in each])
-        return {"nats": math.log(effort.samples) - log_weights.logsumexp(0)}
+        return {"nats": importance_weighted(torch.stack([nll + log_ratio.sum(1) for nll, log_ratio in each]))}
 
     # -- reconstruct, sample ----------------------------------------------------------------------------------------
 
-    @property
-    def draws_in_reconstruction(self) -> bool:  # type: ignore[override]  # it depends on the options
-        return self.pixels.seen_draws
-
-    @torch.no_grad()
-    def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:
-        """The image that p(x|z) is around at the posteriors' means (`PixelLikelihood.mean`)."""
-        mean = VDVAESamplingOptions(draw_pixels=False)
-        return self.decode_latents(networks, self.encode_latents(networks, batch), batch, mean)
-
-    @property
-    def conditions(self) -> Sequence[str]:
-        return ("label",) if self.options.class_conditional else ()
-
     def prepare_sampling(self, networks: Networks, sampling: VDVAESamplingOptions, seed: int) -> Networks:
         self.check_sampling(sampling, "temperatures")
-        return networks  # without dropout and statistics of batches, it is the same in training and in evaluation
+        return super().prepare_sampling(networks, sampling, seed)
 
     def check_sampling(self, sampling: VDVAESamplingOptions, key: str) -> None:
         """Raises UserError, naming the key, unless there are as many temperatures as levels, or none."""
@@ -191,15 +151,12 @@ class VDVAE(Family, LatentLevels, Likelihood, Reconstructs, kind="vdvae"):
     def decode_latents(
         self, networks: Networks, latents: Tensor, batch: Microbatch, sampling: VDVAESamplingOptions
     ) -> Tensor:
-        maps = _vdvae(networks).generated(self._labels(batch), latents)
-        if not sampling.draw_pixels:
-            return self.pixels.mean(maps)
-        shape = (self.pixels.uniforms(self.spec.channels), *self.spec.size)
-        return self.pixels.draw(maps, batch.draws.uniform("sample/pixels", batch.indices, shape))
+        maps = _vdvae(networks).generated(self.labels(batch), latents)
+        return self.pictures(maps, batch, sampling.draw_pixels)
 
     @torch.no_grad()
     def encode_latents(self, networks: Networks, batch: Microbatch) -> Tensor:
-        return _vdvae(networks).epsilons_of(self._images(batch), self._labels(batch))
+        return _vdvae(networks).epsilons_of(self.images(batch), self.labels(batch))
 
 
 def _in_float64(divergence: Divergence) -> Divergence:
@@ -216,7 +173,4 @@ def _vdvae(networks: Networks) -> VeryDeepVAE:
 def _check(options: VDVAEOptions, spec: DataSpec) -> None:
     """Raises ValueError, naming the key, for options that do not fit the data."""
     options.network.check_size(spec.size)
-    if options.class_conditional and len(spec.classes) < 2:
-        raise ValueError(
-            "family.class_conditional: the data have only one class; set it to false, or give shards with labels"
-        )
+    check_classes(options.class_conditional, spec)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bigtrain.errors import UserError
 from bigtrain.families.abilities import Effort, Encodes, HasSuccessor, Likelihood, Samples
+from bigtrain.families.by_class import ByClass, check_classes
 from bigtrain.families.data_spec import CodeLevel, DataSpec
 from bigtrain.families.family import Dependency, Family, LoadedModel
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
@@ -62,7 +63,7 @@ class PriorOptions(Options):
     """How pictures and evaluations sample."""
 
 
-class Prior(Family, Samples, Likelihood, HasSuccessor, kind="prior"):
+class Prior(ByClass, Samples, Likelihood, HasSuccessor, kind="prior"):
     """Component: pixelcnn (averaged). Phase: pixelcnn, negative log-likelihood in nats per dimension.
 
     A dimension is one code, or one channel of one pixel.
@@ -95,7 +96,7 @@ class Prior(Family, Samples, Likelihood, HasSuccessor, kind="prior"):
             options.network,
             self.grid,
             level.codebook_size if level is not None else None,
-            len(spec.classes) if options.class_conditional else None,
+            self.class_count,
             (condition.codebook_size, condition.grid) if condition is not None else None,
             spec.channels,
         )
@@ -104,10 +105,9 @@ class Prior(Family, Samples, Likelihood, HasSuccessor, kind="prior"):
 
     @property
     def reads(self) -> Sequence[str]:
-        label = ["label"] if self.options.class_conditional else []
         if self.options.level == PIXELS:
-            return ["image", *label]
-        return [self.options.level, *([self.coarser] if self.coarser is not None else []), *label]
+            return super().reads
+        return [self.options.level, *([self.coarser] if self.coarser is not None else []), *self.conditions]
 
     # -- likelihood -------------------------------------------------------------------------------------------------
 
@@ -117,9 +117,8 @@ class Prior(Family, Samples, Likelihood, HasSuccessor, kind="prior"):
 
     def _nats(self, networks: Networks, batch: Microbatch) -> Tensor:
         """Negative log-likelihood per position, [n, h, w]."""
-        labels = batch["label"] if self.options.class_conditional else None
         condition = batch[self.coarser] if self.coarser is not None else None
-        return networks["pixelcnn"](self._values(batch), labels, condition)
+        return networks["pixelcnn"](self._values(batch), self.labels(batch), condition)
 
     def _values(self, batch: Microbatch) -> Tensor:
         """What is predicted: codes int64 [n, h, w], or pixels int64 [n, C, h, w] in 0 .. 255."""
@@ -197,10 +196,6 @@ class Prior(Family, Samples, Likelihood, HasSuccessor, kind="prior"):
                 "ones; train both on the same classes, and with the same family.class_conditional"
             )
 
-    @property
-    def conditions(self) -> Sequence[str]:
-        return ("label",) if self.options.class_conditional else ()
-
     def prepare_sampling(self, networks: Networks, sampling: PriorSamplingOptions, seed: int) -> Networks:
         _check_sampling(self.options, sampling)
         if not all(bool(parameter.isfinite().all()) for parameter in networks["pixelcnn"].parameters()):
@@ -230,7 +225,7 @@ class Prior(Family, Samples, Likelihood, HasSuccessor, kind="prior"):
         values[self.options.level] = sample(
             network,
             uniforms,
-            batch["label"] if self.options.class_conditional else None,
+            self.labels(batch),
             values[self.coarser] if self.coarser is not None else None,
             **sampling.model_dump(exclude={"capture"}),
             capture=sampling.capture and batch.device.type == "cuda",
@@ -241,10 +236,7 @@ class Prior(Family, Samples, Likelihood, HasSuccessor, kind="prior"):
 def _check(options: PriorOptions, spec: DataSpec) -> None:
     """Raises ValueError (or UserError), naming the key, for options that contradict each other or the data."""
     _check_sampling(options, options.sampling)
-    if options.class_conditional and len(spec.classes) < 2:
-        raise ValueError(
-            "family.class_conditional: the data have only one class; set it to false, or give shards with labels"
-        )
+    check_classes(options.class_conditional, spec)
     if options.level == PIXELS:
         if spec.codes is not None:
             raise ValueError(

@@ -5,7 +5,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserError
 from bigtrain.families.abilities import DiffusersPipeline, Effort, Likelihood, Samples
+from bigtrain.families.by_class import ByClass
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.diffusion.process import Prediction, Process, Schedule, Variance, make_process
 from bigtrain.families.diffusion.samplers import (
@@ -26,7 +27,7 @@ from bigtrain.families.diffusion.samplers import (
     visited_process,
     visited_timesteps,
 )
-from bigtrain.families.family import Family, build_network
+from bigtrain.families.family import build_network
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.diffusion.unet import UNet, UNetOptions, to_diffusers, unet_config
 from bigtrain.networks.layers.normalisation import statistics_dtype
@@ -105,7 +106,7 @@ def check_sampling(options: DiffusionOptions, sampling: DiffusionSamplingOptions
         raise UserError(str(error)) from None
 
 
-class Diffusion(Family, Samples, Likelihood, DiffusersPipeline, kind="diffusion"):
+class Diffusion(ByClass, Samples, Likelihood, DiffusersPipeline, kind="diffusion"):
     """Component: unet (averaged). Phase: denoising."""
 
     options_class = DiffusionOptions
@@ -128,16 +129,12 @@ class Diffusion(Family, Samples, Likelihood, DiffusersPipeline, kind="diffusion"
             spec.size,
             spec.channels,
             spec.channels * (2 if options.variance == "learned" else 1),
-            len(spec.classes) if options.class_conditional else None,
+            self.class_count,
             options.label_dropout > 0,
         )
         unet_config(*network)  # raises for a size that does not fit now, not when the network is built
         self.components = {"unet": Component(partial(UNet, *network), options.optimizer, averaged=True)}
         self.phases = [Phase("denoising", "unet", self.denoising_loss)]
-
-    @property
-    def reads(self) -> Sequence[str]:
-        return ("image", "label") if self.options.class_conditional else ("image",)
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -194,10 +191,8 @@ class Diffusion(Family, Samples, Likelihood, DiffusersPipeline, kind="diffusion"
         return process.bound_term(x0, x, t, predicted_x0, log_variance) * (process.steps * BITS / self.dimensions)
 
     def _training_labels(self, batch: Microbatch) -> Tensor | None:
-        if not self.options.class_conditional:
-            return None
-        labels = batch["label"]
-        if not self.options.label_dropout:
+        labels = self.labels(batch)
+        if labels is None or not self.options.label_dropout:
             return labels
         dropped = batch.draws.uniform("denoising/dropped", batch.indices) < self.options.label_dropout
         return torch.where(dropped, self._null_class, labels)
@@ -223,10 +218,6 @@ class Diffusion(Family, Samples, Likelihood, DiffusersPipeline, kind="diffusion"
         return self._process_by_device[device]
 
     # -- sampling ---------------------------------------------------------------------------------------------------
-
-    @property
-    def conditions(self) -> Sequence[str]:
-        return ("label",) if self.options.class_conditional else ()
 
     def prepare_sampling(self, networks: Networks, sampling: DiffusionSamplingOptions, seed: int) -> Networks:
         """The network in eval mode, as dropout would change the samples."""

@@ -17,14 +17,15 @@ from pydantic import Field
 from torch import Tensor
 
 from bigtrain.families.abilities import Effort, EncodesLatents, InitialisedByData, Likelihood, Reconstructs
+from bigtrain.families.by_class import ByClass, check_classes
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, ParameterGroup, Phase
 from bigtrain.networks.flows.bijection import initialising
 from bigtrain.networks.flows.glow import GlowOptions
 from bigtrain.networks.flows.image_flow import DequantisedFlow
 from bigtrain.networks.flows.realnvp import RealNVPOptions
 from bigtrain.networks.layers.dequantisation import AnyDequantisation, Uniform
+from bigtrain.objectives.importance_weights import importance_weighted
 from bigtrain.options import Options, Temperature, one_of
 
 AnyNetwork: Any = one_of(GlowOptions, RealNVPOptions)
@@ -53,7 +54,7 @@ class FlowOptions(Options):
     """How pictures and evaluations sample."""
 
 
-class Flow(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, kind="flow"):
+class Flow(ByClass, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, kind="flow"):
     """Component: flow (averaged). Phase: flow."""
 
     options_class = FlowOptions
@@ -69,8 +70,8 @@ class Flow(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, 
         if not options.network.begins_with_data:
             self.lacks = {InitialisedByData: f"a {options.network.kind} begins with drawn weights alone"}
         self._image = (spec.channels, *spec.size)
-        classes = len(spec.classes) if options.class_conditional else 0
-        build = partial(DequantisedFlow, options.network, options.dequantisation, options.bits, self._image, classes)
+        network = options.network, options.dequantisation, options.bits, self._image, self.class_count or 0
+        build = partial(DequantisedFlow, *network)
         self.components = {"flow": Component(build, options.optimizer, averaged=True, groups=self._groups())}
         self.phases = [Phase("flow", "flow", self.loss)]
 
@@ -80,22 +81,17 @@ class Flow(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, 
         decay = 2 * network.penalty / self.dimensions
         return [ParameterGroup(network.penalises, weight_decay=decay)] if decay else []
 
-    @property
-    def reads(self) -> Sequence[str]:
-        return ("image", *self.conditions)
-
     def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
         """Sets each actnorm from what reaches it of the first images."""
-        labels = torch.cat([batch["label"] for batch in batches]) if self.options.class_conditional else None
         images = torch.cat([batch["image"] for batch in batches])
         uniforms = torch.cat([self._uniforms(batch, "flow/initialisation") for batch in batches])
         with initialising(networks["flow"]):
-            networks["flow"](images, uniforms, labels)
+            networks["flow"](images, uniforms, self.labels_of_all(batches))
 
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """The bound in nats a dimension, so that gradients do not grow with the images, and what the network adds for the
         class (`class_weight`)."""
-        found = networks["flow"](batch["image"], self._uniforms(batch, "flow/noise"), self._labels(batch))
+        found = networks["flow"](batch["image"], self._uniforms(batch, "flow/noise"), self.labels(batch))
         nll = found.nats.mean()
         total, terms = nll / self.dimensions, {"nll": nll, "bits_per_dim": nll / (self.dimensions * math.log(2))}
         if found.class_logits is not None:
@@ -105,9 +101,6 @@ class Flow(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, 
 
     def _uniforms(self, batch: Microbatch, stream: str, draw: int = 0) -> Tensor:
         return batch.draws.uniform(stream, batch.indices, self._image, sampler_step=draw)
-
-    def _labels(self, batch: Microbatch) -> Tensor | None:
-        return batch["label"] if self.options.class_conditional else None
 
     # -- likelihood -------------------------------------------------------------------------------------------------
 
@@ -131,8 +124,8 @@ class Flow(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, 
         nats = []
         for k in range(effort.samples):
             uniforms = self._uniforms(batch, "likelihood/noise", k)
-            nats.append(networks["flow"](batch["image"], uniforms, self._labels(batch)).nats.double())
-        return {"nats": math.log(effort.samples) - torch.stack(nats).neg().logsumexp(0)}
+            nats.append(networks["flow"](batch["image"], uniforms, self.labels(batch)).nats.double())
+        return {"nats": importance_weighted(torch.stack(nats))}
 
     # -- reconstruct, sample ----------------------------------------------------------------------------------------
 
@@ -140,10 +133,6 @@ class Flow(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, 
     def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:
         """The image itself, with the upper `bits` of its values: a flow loses nothing."""
         return self.decode_latents(networks, self.encode_latents(networks, batch), batch, self.sampling)
-
-    @property
-    def conditions(self) -> Sequence[str]:
-        return ("label",) if self.options.class_conditional else ()
 
     def prepare_sampling(self, networks: Networks, sampling: FlowSamplingOptions, seed: int) -> Networks:
         return networks  # without dropout, it is the same in training and in evaluation
@@ -159,11 +148,11 @@ class Flow(Family, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, 
     def decode_latents(
         self, networks: Networks, latents: Tensor, batch: Microbatch, sampling: FlowSamplingOptions
     ) -> Tensor:
-        return _flow(networks).decode(latents, self._labels(batch))
+        return _flow(networks).decode(latents, self.labels(batch))
 
     @torch.no_grad()
     def encode_latents(self, networks: Networks, batch: Microbatch) -> Tensor:
-        return _flow(networks).encode(batch["image"], self._labels(batch))
+        return _flow(networks).encode(batch["image"], self.labels(batch))
 
 
 def _flow(networks: Networks) -> DequantisedFlow:
@@ -173,9 +162,6 @@ def _flow(networks: Networks) -> DequantisedFlow:
 def _check(options: FlowOptions, spec: DataSpec) -> None:
     """Raises ValueError, naming the key, for options that do not fit the data."""
     options.network.check_size(spec.size)
-    if options.class_conditional and len(spec.classes) < 2:
-        raise ValueError(
-            "family.class_conditional: the data have only one class; set it to false, or give shards with labels"
-        )
+    check_classes(options.class_conditional, spec)
     if isinstance(options.network, GlowOptions) and options.network.class_weight and not options.class_conditional:
         raise ValueError("family.network.class_weight: goes with family.class_conditional: true, and only with it")

@@ -172,18 +172,18 @@ def test_grey_images_are_made_black_and_white(binarise: str) -> None:
     grey = (
         replace(grey, fields={"image": grey["image"][:1].expand(200, -1, -1, -1)}) if binarise == "per_step" else grey
     )
-    seen = vae._images(grey)
+    seen = vae.images(grey)
     assert set(seen.unique().tolist()) == {-1.0, 1.0}
     if binarise == "per_step":
         assert ((seen.mean(0) - grey["image"][0]).abs() < 0.35).all(), "white with probability (1 + x) / 2"
-        assert not torch.equal(vae._images(replace(grey, draws=Draws(0, step=1))), seen)
+        assert not torch.equal(vae.images(replace(grey, draws=Draws(0, step=1))), seen)
         part = replace(grey, fields={"image": grey["image"][:2]}, indices=[5, 7])
-        assert torch.equal(vae._images(part), seen[[5, 7]]), "by the number, not by the place in the batch"
+        assert torch.equal(vae.images(part), seen[[5, 7]]), "by the number, not by the place in the batch"
     else:
         assert (seen.mean() - grey["image"].mean()).abs() < 0.03
         assert ((seen * grey["image"]).mean() - grey["image"].square().mean()).abs() < 0.03
         moved = replace(grey, fields={"image": grey["image"].flip(0)}, draws=Draws(9, step=4))
-        assert torch.equal(vae._images(moved), seen.flip(0)), "an image always in the same way"
+        assert torch.equal(vae.images(moved), seen.flip(0)), "an image always in the same way"
         assert not torch.equal(seen[0], seen[1])
     assert vae.draws_in_reconstruction == (binarise == "per_step")
     assert vae.ability(Likelihood) is vae
@@ -197,7 +197,7 @@ def test_networks_that_see_data_first_begin_with_them() -> None:
     networks = {"vae": build_network(vae, "vae", seed=0)}
     batches = [microbatch(4), microbatch(4)]
     vae.initialise(networks, batches)
-    mean = vae._images(batches[0]).mean(0).flatten()
+    mean = vae.images(batches[0]).mean(0).flatten()
     torch.testing.assert_close(2 * networks["vae"].decoder.output.bias.sigmoid() - 1, mean, rtol=0, atol=0.003)
 
 
