@@ -251,14 +251,19 @@ def steady(pieces: Iterable[tuple[int, bytes]], timeout_s: float) -> Iterator[tu
             since, received = time.monotonic(), 0
 
 
+def sha256_of(file: IO[bytes]) -> str:
+    """Of all of an open file."""
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # IO does not say that it has readinto
+
+
 def _check(file: IO[bytes], size: int | None, sha256: str | None) -> None:
     file.flush()
     found = file.seek(0, os.SEEK_END)
     if size is not None and found != size:
         raise Interrupted(f"{found} bytes came where the index says {size}")
     if sha256 is not None:
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a binary file it is
+        digest = sha256_of(file)
         if digest != sha256:
             file.truncate(0)
             raise Interrupted(f"its sha256 is {digest}, not {sha256} as in the index: another or a damaged file")

@@ -25,6 +25,14 @@ _BEGINNING = 1024
 """Bytes of each member that count in an outline."""
 
 
+class Readable(Protocol):
+    """As much of an open binary file as it takes to list a tar."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int: ...
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
 class TarBytes(Protocol):
     """The bytes of a tar, by slices."""
 
@@ -36,7 +44,7 @@ class TarBytes(Protocol):
 class _Part(io.RawIOBase):
     """Bytes begin .. end of a file as a file, for a tar within a tar."""
 
-    def __init__(self, file: IO[bytes], begin: int, end: int) -> None:
+    def __init__(self, file: Readable, begin: int, end: int) -> None:
         self._file, self._begin, self._length, self._position = file, begin, end - begin, 0
 
     def readable(self) -> bool:
@@ -60,7 +68,7 @@ class _Part(io.RawIOBase):
         return data
 
 
-def members(path: object, file: IO[bytes], begin: int, end: int) -> Iterator[tuple[str, int, int]]:
+def members(path: object, file: Readable, begin: int, end: int) -> Iterator[tuple[str, int, int]]:
     """(name, offset in the file, size) of each plain file in the tar at begin .. end of `file`; checks that it is whole.
 
     Python's tarfile takes an archive that stops between two members, or goes on after its end, for a whole one. Raises

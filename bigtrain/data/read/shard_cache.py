@@ -11,7 +11,6 @@ deleted while a job runs.
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import time
@@ -21,7 +20,7 @@ from typing import IO
 
 from bigtrain.data.index import Index, Shard
 from bigtrain.data.read.file_hashes import FileHashes, identity_of
-from bigtrain.data.remote import receive, shown
+from bigtrain.data.remote import receive, sha256_of, shown
 from bigtrain.data.tars import outline_of
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import cache_folder
@@ -161,7 +160,7 @@ class ShardCache:
         source = self._part_path(shard)
         with contextlib.suppress(FileNotFoundError):
             if _is_still(part, source):
-                sha256 = _measured(part) if shard.outlined else shard.sha256  # others were measured when they came
+                sha256 = sha256_of(part) if shard.outlined else shard.sha256  # others were measured when they came
                 _note_use(part.fileno())
                 source.rename(target)
                 FileHashes().remember(identity_of(os.stat(target), is_cached=True), sha256)
@@ -184,11 +183,6 @@ class ShardCache:
                 return
             if sizes[entry.name] and _unlink_unless_locked(Path(entry.path)):
                 total -= sizes[entry.name]
-
-
-def _measured(file: IO[bytes]) -> str:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a binary file it is
 
 
 def _is_still(file: IO[bytes], path: Path) -> bool:

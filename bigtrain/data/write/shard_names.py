@@ -96,9 +96,14 @@ def _check_counts(where: object, shards: Mapping[str, ShardName]) -> None:
         )
 
 
+_NUMBER = re.compile(r"\d+(?=(-of-\d+([-_.][0-9a-f]+)?)?\.tar$)", re.IGNORECASE)
+
+
 def _renumbered(name: str, number: int) -> str:
     """The name of another shard of the set."""
-    return re.sub(r"(?i)(\d+)(?=-of-\d+([-_.][0-9a-f]+)?\.tar$)", lambda match: f"{number:0{len(match[1])}d}", name)
+    return _NUMBER.sub(
+        lambda match: f"{number:0{len(match[0])}d}", name, count=1
+    )  # the first: then comes how many there are
 
 
 def gaps(names: Sequence[str]) -> list[str]:
@@ -107,8 +112,5 @@ def gaps(names: Sequence[str]) -> list[str]:
     numbers = {shard.number for shard in numbered.values() if shard.number is not None}
     if not numbers or max(numbers) - min(numbers) > 10**6:
         return []
-    pattern, name = re.compile(r"\d+(?=\.tar$)", re.IGNORECASE), next(iter(numbered))
-    return [
-        pattern.sub(lambda match, number=number: f"{number:0{len(match[0])}d}", name)  # type: ignore[misc]
-        for number in sorted(set(range(min(numbers), max(numbers))) - numbers)
-    ]
+    name = next(iter(numbered))
+    return [_renumbered(name, number) for number in sorted(set(range(min(numbers), max(numbers))) - numbers)]

@@ -16,7 +16,7 @@ from typing import IO
 from bigtrain.data.decode import Undecodable, header_shape
 from bigtrain.data.remote import Origin, receive, shown
 from bigtrain.data.remote_file import NoParts, RemoteFile
-from bigtrain.data.tars import TarBytes, mapped
+from bigtrain.data.tars import Readable, TarBytes, mapped
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import cache_folder
 from bigtrain.untrusted import open_plain
@@ -30,7 +30,7 @@ _JPEG = b"\xff\xd8"
 class OpenTar:
     """sha256: None if nobody has told it; is_whole: whether all bytes are here, so that it can be measured."""
 
-    file: IO[bytes]
+    file: Readable
     data: TarBytes
     sha256: str | None = None
     is_whole: bool = True
@@ -123,7 +123,7 @@ class RemoteTar(TarInput):
             except NoParts:
                 raise UserError(f"{self}: the server gives no parts of this file, though it does of others") from None
             with remote:
-                yield OpenTar(remote, remote, self.sha256, is_whole=False)  # type: ignore[arg-type]  # IO enough
+                yield OpenTar(remote, remote, self.sha256, is_whole=False)
 
     def name_from(self, out: Path) -> str:
         return self.url
