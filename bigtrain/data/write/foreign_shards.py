@@ -37,6 +37,8 @@ from bigtrain.untrusted import looked_for, one_line
 MOST_CLASSES = 1_000_000
 LABELS_FROM = re.compile(r"cls|none|json:.+")
 """Where labels may come from: `.cls` members, nowhere, a field of `.json` members."""
+_NAMED = 3
+"""Members that a message lists."""
 PLAIN = {"image": FieldSpec("image", members=IMAGE_EXTENSIONS)}
 _UNFINISHED = re.compile(r".*\.tar\.(part|partial|tmp|temp|download|crdownload|incomplete|aria2)", re.IGNORECASE)
 _COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)", re.IGNORECASE)
@@ -73,57 +75,59 @@ def index_shards(
     indexes = {name: _existing_index(out / f"{name}.json") for name in listed}
     existing = [index for index in indexes.values() if index is not None]
     version = FORMAT_VERSION if fields else min((index.version for index in existing), default=FORMAT_VERSION)
+    reading = _reading(existing, fields, labels, skip_bad_texts)
+    tars = [tar for of_split in listed.values() for tar in of_split]
+    found = _inspect_all(folder, tars, reading, workers, quiet)
+    _say_left_out(folder, found)
+    classes = _classes(out if isinstance(folder, RemoteSource) else folder, existing, found, reading.labels)
+    found = {tar: item.numbered(classes) for tar, item in found.items()}
+    labels_found = np.concatenate([item.shard.labels for item in found.values()])
+    if empty := empty_classes(classes, np.bincount(labels_found, minlength=len(classes))):
+        tqdm.write(one_line(f"{folder}: {empty}"), file=sys.stderr)
+    written = []
+    with disk_troubles(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, of_split in listed.items():
+            described = _fields(reading, {tar: found[tar] for tar in of_split}, version)
+            described = {**described, LABEL: label_from(reading.labels, classes)}
+            shards = tuple(replace(found[tar].shard, name=tar.name_from(out)) for tar in of_split)
+            written.append(
+                _write_index(Index(out / f"{name}.json", name, described, shards, version=version), indexes[name])
+            )
+    return written
+
+
+def _reading(
+    existing: Sequence[Index], fields: Mapping[str, FieldSpec] | None, labels: str | None, skip_bad_texts: bool
+) -> Reading:
+    """What is read of each tar: as is asked, else as an index of version 2 says that is there, else one image and `.cls`."""
     known = next((index for index in existing if index.version > 1 and index.codes is None), None)
     if labels is None:
         labels = "cls" if known is None else labels_from(known.label_field)
     if fields is None:
         fields = PLAIN if known is None else _specs(known)
-    reading = Reading(fields, labels, skip_bad_texts)
-    tars = [tar for of_split in listed.values() for tar in of_split]
-    with tqdm(
-        total=sum(tar.size for tar in tars) or None,
-        unit="B",
-        unit_scale=True,
-        desc=one_line(str(folder)),
-        disable=quiet,
-    ) as bar:
+    return Reading(fields, labels, skip_bad_texts)
+
+
+def _inspect_all(
+    folder: Path | RemoteSource, tars: Sequence[TarInput], reading: Reading, workers: int, quiet: bool
+) -> dict[TarInput, Inspected]:
+    """What the tars hold. Raises UserError with all that is wrong with them."""
+    size = sum(tar.size for tar in tars) or None
+    with tqdm(total=size, unit="B", unit_scale=True, desc=one_line(str(folder)), disable=quiet) as bar:
         tried = run(partial(_inspected, reading=reading), tars, workers, bar.update)
     _refuse_broken([reason for reason in tried if isinstance(reason, str)], len(tars))
-    found = {tar: item for tar, item in zip(tars, tried, strict=True) if not isinstance(item, str)}
+    return {tar: item for tar, item in zip(tars, tried, strict=True) if not isinstance(item, str)}
+
+
+def _say_left_out(folder: Path | RemoteSource, found: Mapping[TarInput, Inspected]) -> None:
     for line in (line for item in found.values() for line in item.skipped):
         tqdm.write(one_line(f"{line}: a text of this sample is not UTF-8; it is left out"), file=sys.stderr)
     foreign = [f"{tar.name}: {name}" for tar, item in found.items() for name in item.foreign]
     if foreign:
-        shown = ", ".join(foreign[:3])
-        tqdm.write(
-            one_line(
-                f"{folder}: {len(foreign)} members belong to no sample and are left out ({shown}{', ...' * (len(foreign) > 3)})"
-            ),
-            file=sys.stderr,
-        )
-    classes = _classes(out if isinstance(folder, RemoteSource) else folder, existing, found, labels)
-    found = {tar: item.numbered(classes) for tar, item in found.items()}
-    labels_found = np.concatenate([item.shard.labels for item in found.values()])
-    if empty := empty_classes(classes, np.bincount(labels_found, minlength=len(classes))):
-        tqdm.write(one_line(f"{folder}: {empty}"), file=sys.stderr)
-    with disk_troubles(out):
-        out.mkdir(parents=True, exist_ok=True)
-        return [
-            _write_index(
-                Index(
-                    out / f"{name}.json",
-                    name,
-                    {
-                        **_fields(reading, {tar: found[tar] for tar in of_split}, version),
-                        LABEL: label_from(labels, classes),
-                    },
-                    tuple(replace(found[tar].shard, name=tar.name_from(out)) for tar in of_split),
-                    version=version,
-                ),
-                indexes[name],
-            )
-            for name, of_split in listed.items()
-        ]
+        shown = ", ".join(foreign[:_NAMED]) + ", ..." * (len(foreign) > _NAMED)
+        said = f"{folder}: {len(foreign)} members belong to no sample and are left out ({shown})"
+        tqdm.write(one_line(said), file=sys.stderr)
 
 
 def _inspected(tar: TarInput, progress: Progress, reading: Reading) -> Inspected | str:
