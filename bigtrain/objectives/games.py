@@ -28,7 +28,10 @@ class Game(Options):
 
     @property
     def asks(self) -> frozenset[str]:
-        """The outputs of the discriminator, beside logits, that the game needs (parts of networks.adversarial's Outputs)."""
+        """The outputs of the discriminator, beside logits, that the game needs (parts of networks.adversarial's Outputs).
+
+        One that asks for features has `features_loss(real, fake)`, what the generator minimises besides, of features [n, ...].
+        """
         return frozenset()
 
     @property
@@ -41,10 +44,6 @@ class Game(Options):
 
     @abstractmethod
     def generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor: ...
-
-    def features_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:
-        """What the generator minimises besides, of features [n, ...]; of a game that asks for features."""
-        raise NotImplementedError(f"{type(self).__name__} asks for no features")
 
 
 class Hinge(Game):

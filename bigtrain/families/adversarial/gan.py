@@ -177,10 +177,6 @@ class GANOptions(Options):
         return self
 
 
-_NOT_SEEN: Any = Outputs(None)  # type: ignore[arg-type]
-"""Of images that a game does not need."""
-
-
 class GAN(Family, Latents, kind="gan"):
     """Components: generator (averaged), discriminator. Phases: discriminator x n, generator x 1."""
 
@@ -252,18 +248,19 @@ class GAN(Family, Latents, kind="gan"):
         """Of the game, with features where it asks for them, and what an auxiliary classifier and a penalty add to it."""
         discriminator, game, penalties = networks["discriminator"], self.options.objective, self.options.penalties
         fake, terms = self._fakes(networks, batch, "generator", gradients=True), {}
+        on_real = None
         if game.needs_real:
             seen = self._both_seen(networks, batch, "generator", self._reals(batch), fake)
             on_real, on_fake = self._judge(discriminator, *seen)
         else:
             seen_fake = self._seen(networks, batch, "generator/fake", fake)
-            on_real, on_fake = _NOT_SEEN, Outputs.of(discriminator(*seen_fake))
+            on_fake = Outputs.of(discriminator(*seen_fake))
         logits = on_fake.logits
         if penalties.top_k is not None:
             logits = penalties.top_k.chosen(batch.draws.step, logits)
-        loss = game.generator_loss(on_real.logits, logits)
+        loss = game.generator_loss(on_real and on_real.logits, logits)
         if "features" in game.asks:
-            terms["features"] = game.features_loss(on_real.features, on_fake.features)
+            terms["features"] = game.features_loss(on_real and on_real.features, on_fake.features)
         if (classifier := self.options.auxiliary_classifier) is not None:
             terms["classes"] = classifier.generator_loss(on_fake.class_logits, fake[1])
         if (latent := penalties.latent_consistency) is not None and latent.generator:

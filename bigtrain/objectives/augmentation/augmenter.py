@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from bigtrain.networks.layers.double_backward import call_differentiable_twice
 from bigtrain.objectives.inputs import Draw
 from bigtrain.options import Options
 
@@ -68,5 +69,5 @@ class Augmented(nn.Module):
         self.discriminator, self.change = discriminator, change
 
     def forward(self, images: Tensor, *conditions: Tensor) -> Tensor:
-        # The plain forward of the discriminator: penalties differentiate twice (layers/double_backward.py).
-        return self.discriminator._call_impl(self.change(images), *conditions)
+        logits: Tensor = call_differentiable_twice(self.discriminator, self.change(images), *conditions)
+        return logits
