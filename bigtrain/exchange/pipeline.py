@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -79,7 +80,7 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         model.computes_in = computes_in
         return (model, info) if options.get("output_loading_info") else model
 
-    def to(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+    def to(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]  # torch's has overloads
         """As in torch, but weights stay float32: bfloat16 or float16 are what their products are computed in from then on."""
         device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*arguments, **options)
         if dtype is not None:
@@ -145,7 +146,7 @@ def description(family: Family) -> dict[str, Any]:
     }
 
 
-class SamplesByFamily:
+class SamplesByFamily(ABC):
     """Mixin of pipelines that sample by a trained family.
 
     `pipeline(class_labels=[3, 3, 7], seed=0).images` is a list of PIL images; for an unconditional model,
@@ -161,14 +162,14 @@ class SamplesByFamily:
     """The class of diffusers' own pipeline whose components the folder holds, if they are such."""
 
     @property
+    @abstractmethod
     def computes_in(self) -> torch.dtype | None:
         """What products are computed in, of HALF; None for float32."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def networks(self) -> Networks:
         """The networks that the family's `sample` takes, by component, on the pipeline's device."""
-        raise NotImplementedError
 
     @classmethod
     def load_config(cls, *arguments: Any, **options: Any) -> Any:
@@ -288,7 +289,7 @@ class SamplesByFamily:
         return list(map(int, labels))
 
 
-class FamilyPipeline(SamplesByFamily, DiffusionPipeline):  # type: ignore[misc]
+class FamilyPipeline(SamplesByFamily, DiffusionPipeline):  # type: ignore[misc]  # the mixin's methods take any options
     """Samples a trained family that none of diffusers' own pipelines can sample."""
 
     def __init__(self, model: ExportedModel) -> None:
@@ -308,7 +309,7 @@ class FamilyPipeline(SamplesByFamily, DiffusionPipeline):  # type: ignore[misc]
         return dict(networks.items())
 
 
-class DiffusersFolderPipeline(SamplesByFamily, DiffusionPipeline):  # type: ignore[misc]
+class DiffusersFolderPipeline(SamplesByFamily, DiffusionPipeline):  # type: ignore[misc]  # as above
     """Base of the pipelines for folders that one of diffusers' own pipelines can read: they draw the family's images."""
 
     @classmethod

@@ -325,11 +325,15 @@ class ShiftedBatchNorm(nn.Module):
         return self.norm(x) + self.bias[:, None, None]
 
 
-class PlainActNorm(ActNorm):
-    """Without its log-determinant."""
+class PlainActNorm(nn.Module):
+    """An actnorm without its log-determinant."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x)[0]
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ActNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)[0]
 
 
 class BatchMoments(SyncedBatchNorm):
@@ -338,7 +342,7 @@ class BatchMoments(SyncedBatchNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, affine=False, eps=EPS, momentum=MOMENTUM)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # a flow needs them for its determinant
         """The mean and the log deviation, [channels, 1, 1]."""
         if not self.training:
             return self.moments()

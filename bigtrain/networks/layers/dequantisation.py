@@ -73,10 +73,10 @@ AnyDequantisation: Any = one_of(Uniform, Variational)
 class Dequantiser(nn.Module):
     """Draws u from q(u | v)."""
 
+    @abstractmethod
     def forward(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """u [n, C, h, w] in [0, 1) and log q(u | v) [n], for images [n, C, h, w] in [-1, 1] and uniforms float64 of their
         shape in [0, 1)."""
-        raise NotImplementedError
 
 
 class UniformDequantiser(Dequantiser):
