@@ -239,7 +239,10 @@ def path_without(missing: Sequence[str], stand_ins: Path, folder: Path) -> str:
     """A PATH with the stand-ins but some, and with what else a job script runs, wherever Slurm is installed."""
     (folder / "tools").mkdir()
     for name in ("bash", "rm", "sed", "head", "sleep", "getent", "hostname", "setsid"):
-        (folder / "tools" / name).symlink_to(shutil.which(name) or pytest.skip(f"there is no {name}"))
+        found = shutil.which(name)
+        if found is None:
+            pytest.skip(f"there is no {name}, which a job script runs")
+        (folder / "tools" / name).symlink_to(found)
     for path in stand_ins.iterdir():
         if path.name not in missing:
             (folder / "tools" / path.name).symlink_to(path)

@@ -210,7 +210,10 @@ def test_where_no_parts_are_given_all_is_fetched_and_said(
 def test_what_a_server_may_do_is_one_sentence(
     fault: str, words: str, shards: Path, tmp_path: Path, impatient: None
 ) -> None:
-    choose = lambda path, before: fault if path.endswith("1.tar") else ""  # noqa: E731
+
+    def choose(path: str, before: int) -> str:
+        return fault if path.endswith("1.tar") else ""
+
     with serving(shards, choose) as server, pytest.raises(UserError, match=words) as error:
         indexed(tmp_path / "out", f"{server.url}/train-{{000000..1}}.tar")
     assert str(error.value).count("\n") == 0
