@@ -16,6 +16,7 @@ from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.networks.autoencoders.latents import kl_to_standard_normal
 from bigtrain.networks.layers.discretised import as_numbers
 from bigtrain.randomness import Draws
+from tests.training.slopes import slopes
 
 SPEC = DataSpec((8, 8), 1, ("a", "b"), (30, 34))
 IAF = {"kind": "iaf", "channels": 4, "latent_size": 2, "blocks": [1, 1]}
@@ -207,22 +208,7 @@ def test_networks_that_see_data_first_begin_with_them() -> None:
 def test_gradients_are_those_of_finite_differences(likelihood: dict, free_bits: float) -> None:
     vae = family(likelihood=likelihood, class_conditional=True, free_bits=free_bits, beta=0.7)
     networks, batch = float64(vae, microbatch(3))
-    parameters = list(networks["vae"].parameters())
-    generator = torch.Generator().manual_seed(1)
-    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
-
-    def moved(step: float) -> Tensor:
-        with torch.no_grad():
-            for parameter, d in zip(parameters, direction, strict=True):
-                parameter += step * d
-            total = vae.loss(networks, batch).total
-            for parameter, d in zip(parameters, direction, strict=True):
-                parameter -= step * d
-        return total
-
-    gradients = torch.autograd.grad(vae.loss(networks, batch).total, parameters)
-    slope = sum((gradient * d).sum() for gradient, d in zip(gradients, direction, strict=True))
-    torch.testing.assert_close((moved(1e-6) - moved(-1e-6)) / 2e-6, slope, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*slopes(vae, networks, batch, 1e-6), rtol=1e-5, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------ likelihood

@@ -15,6 +15,7 @@ from bigtrain.families.phases import Microbatch
 from bigtrain.networks.layers.discretised import as_numbers
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.randomness import Draws
+from tests.training.slopes import slopes
 
 SPEC = DataSpec((8, 8), 1, ("a", "b"), (30, 34))
 NETWORK = {"kind": "glow", "levels": 2, "steps": 2, "channels": 6}
@@ -86,22 +87,7 @@ def test_the_probabilities_of_all_images_sum_to_one() -> None:
 def test_gradients_are_those_of_finite_differences(noise: dict[str, Any]) -> None:
     flow = family(class_conditional=True, dequantisation=noise, network=NETWORK | {"class_weight": 0.3})
     networks, batch = float64(flow, microbatch(3))
-    parameters = list(networks["flow"].parameters())
-    generator = torch.Generator().manual_seed(1)
-    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
-
-    def moved(step: float) -> Tensor:
-        with torch.no_grad():
-            for parameter, d in zip(parameters, direction, strict=True):
-                parameter += step * d
-            total = flow.loss(networks, batch).total
-            for parameter, d in zip(parameters, direction, strict=True):
-                parameter -= step * d
-        return total
-
-    gradients = torch.autograd.grad(flow.loss(networks, batch).total, parameters)
-    slope = sum((gradient * d).sum() for gradient, d in zip(gradients, direction, strict=True))
-    torch.testing.assert_close((moved(1e-7) - moved(-1e-7)) / 2e-7, slope, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(*slopes(flow, networks, batch, 1e-7), rtol=1e-4, atol=1e-6)
 
 
 @NOISES
