@@ -16,6 +16,8 @@ from torch import Tensor
 from bigtrain.errors import RankError, UserError
 
 T = TypeVar("T")
+_ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""The collective under its newest name: torch warns at every call of the older one, which torch 2.8 has alone."""
 
 
 def _initialised() -> bool:
@@ -70,6 +72,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def concatenated_over_ranks(tensor: Tensor) -> Tensor:
+    """All ranks' tensors [n, ...], which have the same shape, in the order of ranks: [ranks n, ...] on every rank."""
+    gathered = tensor.new_empty(dist.get_world_size() * len(tensor), *tensor.shape[1:])
+    _ALL_GATHER(gathered, tensor.contiguous())
+    return gathered
 
 
 def _object_device() -> torch.device:

@@ -1,6 +1,7 @@
 """A loss that couples the samples of two ranks has the value and the derivatives of the loss of one rank that has them all."""
 
 import datetime
+import warnings
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ def derivatives(x: Tensor, weight: Tensor, ranks: int) -> dict[str, Tensor]:
 
 
 def work(rank: int, folder: str) -> None:
+    warnings.simplefilter("error", FutureWarning)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", datetime.timedelta(seconds=60), RANKS, rank)
     try:
         x, weight = samples()
