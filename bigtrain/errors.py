@@ -1,5 +1,7 @@
 """The errors by which a command ends on purpose. Any other exception is a defect and keeps its traceback."""
 
+import re
+import signal
 from collections.abc import Sequence
 
 
@@ -26,3 +28,39 @@ class TrainingDiverged(RuntimeError):
 
 class OtherRankFailed(RuntimeError):
     """This rank ends because of another one, which has said why, so it has nothing to say."""
+
+
+_DEAD_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is killed by signal: ([^.]*)|exited unexpectedly)"
+)
+_NO_HOST_MEMORY = re.compile(r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory)")
+
+
+def known_failure(error: BaseException) -> str | None:
+    """The sentence to print of a failure that is no defect, whose traceback would say nothing more; None for any other."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return (
+            f"the GPU has no memory left ({text.partition('. ')[0]}); a larger train.accumulate or "
+            "engine.activation_checkpointing=true needs less, and --plan says how much a recipe takes"
+        )
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_HOST_MEMORY.search(text)):
+        return (
+            "the machine has no memory left for this process; fewer data.workers or a larger train.accumulate need less"
+        )
+    # The signal stands in the cause, if torch heard of it at all.
+    dead = _DEAD_WORKER.search(f"{error.__cause__} {text}") if isinstance(error, RuntimeError) else None
+    return _of_a_worker(dead[1]) if dead else None
+
+
+def _of_a_worker(signal_name: str | None) -> str:
+    """`signal_name`: as the C library describes the signal that ended it (strsignal), or None if that is not known."""
+    number = next((each for each in signal.Signals if signal.strsignal(each) == signal_name), None)
+    if signal_name is None:
+        return "a data worker has ended unexpectedly, perhaps for lack of memory: fewer data.workers"
+    how = f"a data worker was killed (signal {number.value if number is not None else signal_name})"
+    if number == signal.SIGKILL:
+        return f"{how}, probably for lack of memory: fewer data.workers"
+    if number == signal.SIGBUS:
+        return f"{how}: a shard was cut short while it was read, or its disk or shared memory is full"
+    return f"{how}; with data.workers=0 the samples are read in the main process, whose traceback says where"
