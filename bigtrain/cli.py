@@ -23,10 +23,11 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from bigtrain.cluster import world
-from bigtrain.cluster.launch import follow_launcher
+from bigtrain.cluster.launch import follow_launcher, tell_launcher
+from bigtrain.cluster.ranks import adopt_ranks, without_local_rank
 from bigtrain.cluster.watchdog import is_ending
 from bigtrain.data.read.stream import Data
-from bigtrain.errors import OtherRankFailed, RankError, UserError
+from bigtrain.errors import OtherRankFailed, RankError, TrainingDiverged, UserError, known_failure
 from bigtrain.families.family import find_family
 from bigtrain.formats import PHILOX_FORMAT
 from bigtrain.options import Options
@@ -42,8 +43,8 @@ INITIAL, BRANCH = "initial_weights", "went_on_from"
 """The keys of environment.json that say where the weights of a run came from, by component, and which run it goes on from."""
 _NOBODY_READS = 128 + signal.SIGPIPE
 """The exit code of a command whose output goes into a pipe that nobody reads any more: as if the signal had ended it."""
-MAIN_RANK_FIRST_S = 10.0
-"""How long the other ranks wait for the main one to print an error that all of them have met."""
+SPEAKER_FIRST_S = 10.0
+"""How long the other ranks wait for the one that prints an error."""
 
 
 class Signalled(KeyboardInterrupt):
@@ -72,8 +73,9 @@ def _raise_signalled(number: int, frame: FrameType | None) -> None:
 
 
 def run_cli(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs `main(argv)`. Exit codes: 0; 2 with one message for a UserError; 1 with a traceback for any other error; 128 + n if
-    signal n (Ctrl-C, SIGTERM, SIGUSR1) ended the command, after it has saved what there was to save.
+    """Runs `main(argv)`. Exit codes: 0; 2 with one message for a UserError; 1 with a message for a failure that is known, and
+    with a traceback for any other; 128 + n if signal n (Ctrl-C, SIGTERM, SIGUSR1) ended the command, after it has saved what
+    there was to save.
 
     Exits by `os._exit`, so that a rank that fails never waits for one that still works: the launcher sees the exit and ends
     the job.
@@ -85,43 +87,48 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
             signal.signal(number, _raise_signalled)
         if logging.lastResort is not None:  # which prints the warnings of ours, and of libraries without handlers
             logging.lastResort.setFormatter(OneLine())
+        adopt_ranks()
         follow_launcher()
-        main(sys.argv[1:])
+        main(without_local_rank(sys.argv[1:]))
         if world.size() > 1:
             dist.destroy_process_group()
     except UserError as error:
         code = 2
-        if isinstance(error, RankError) or is_first():
-            print("error:", "\n".join(map(one_line, error.printed)), file=sys.stderr)
-        else:
-            # The launcher kills all ranks when the first one exits, so this one waits until rank 0 has printed the message.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(MAIN_RANK_FIRST_S)
+        _say_error(error.printed, alone=isinstance(error, RankError))
     except OtherRankFailed:
         code = 1
+        _let_the_other_rank_end_first()
     except BrokenPipeError as error:
         code = _NOBODY_READS if _nobody_reads() else 1
         if code == 1:  # a pipe of ours
-            traceback.print_exception(error)
+            _show_traceback(error)
     except OSError as error:
         code = 2 if error.errno == errno.ENAMETOOLONG else 1
         if code == 1:
-            traceback.print_exc()
-        elif is_first():
-            print(f"error: {one_line(str(error.filename))}: {error.strerror}; give another path", file=sys.stderr)
+            _show_traceback(error)
+        else:
+            _say_error([f"{error.filename}: {error.strerror}; give another path"], alone=False)
     except Signalled as signalled:
         code = 128 + signalled.number
         if is_first() and not signalled.said:
             print(f"ended by {signalled.name}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and a launcher send it both
         print("interrupted", file=sys.stderr)
     except SystemExit:  # argparse: --help, or an unknown flag
         _flush()
         raise
-    except BaseException:
+    except TrainingDiverged as error:
         code = 1
-        traceback.print_exc()
+        _say_error([str(error)], alone=False)
+    except BaseException as error:
+        code = 1
+        failure = known_failure(error)
+        if failure is None:
+            _show_traceback(error)
+        else:
+            _say_error(["; ".join([failure, *getattr(error, "__notes__", [])])], alone=True)
     code = _flush() or code
     if code or world.size() > 1:
         os._exit(code)
@@ -147,9 +154,31 @@ def _nobody_reads() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+def _say_error(lines: Sequence[str], *, alone: bool) -> None:
+    """`alone`: this rank alone has met the error; otherwise all have, and the main one says so."""
+    if not alone and not is_first():
+        _let_the_other_rank_end_first()
+        return
+    sentence = f"error: {one_line(lines[0])}"
+    print("\n".join([sentence, *map(one_line, lines[1:])]), file=sys.stderr, flush=True)
+    tell_launcher(sentence)
+
+
+def _show_traceback(error: BaseException) -> None:
+    traceback.print_exception(error)
+    tell_launcher(f"error: {type(error).__name__}: {one_line(str(error))}")
+
+
+def _let_the_other_rank_end_first() -> None:
+    """The launcher ends all ranks when the first one exits, and names that one as the cause. So this one waits until the rank
+    that speaks has spoken."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(SPEAKER_FIRST_S)
+
+
 def is_first() -> bool:
     """Whether this is the main rank according to the launcher; known before the process group exists."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:

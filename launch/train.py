@@ -97,7 +97,7 @@ def _may_come_of_a_failure(signalled: Signalled) -> bool:
 
 def train(recipe: Recipe) -> str | None:
     """Trains to the end, or until a signal comes: then saves a checkpoint and returns the signal's name."""
-    device = join_world(recipe.train.precision)
+    device = join_world(recipe.train.precision, recipe.train.accumulate)
     with watching(recipe.engine.hang_timeout_s, START_S) as watchdog:
         return _train(recipe, device, watchdog)
 

@@ -1,45 +1,54 @@
-"""Joins the processes that a launcher started, and refuses launcher flags that contradict the recipe."""
+"""Joins the processes that a launcher started, each with its device and its share of the cores."""
 
+import contextlib
 import ctypes
 import ipaddress
+import json
 import os
 import platform
 import signal
 import socket
 import sys
-from datetime import timedelta
+import time
 from pathlib import Path
 
 import psutil
 import torch
 
 from bigtrain.cluster import world
+from bigtrain.cluster.launcher_flags import refuse_contradictions
+from bigtrain.cluster.meeting import check_words, meet
 from bigtrain.errors import UserError
 
-TIMEOUT_S = 2400
-"""How long a collective may wait for a rank before it fails with an error that names no rank. Longer than any limit of the
-watchdog (cluster/watchdog.py), which names the rank. It is the only limit outside the training loop."""
+_BY_ACCELERATE, _BY_TORCHRUN = "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"
+"""Variables that these launchers set in any case."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
 
-def join_world(precision: str = "no") -> torch.device:
+def join_world(precision: str = "no", accumulate: int | None = None) -> torch.device:
     """Starts torch.distributed if a launcher made several processes; returns this rank's device.
 
-    `precision` is the recipe's (fp32, tf32 or bf16), or "no" for a command that does not train. Raises UserError if the
-    launcher's flags contradict the recipe.
+    `precision` is the recipe's (fp32, tf32 or bf16), or "no" for a command that does not train; `accumulate` its number of
+    microbatches, or None. Raises UserError if the launcher's flags contradict the recipe.
     """
-    _refuse_contradictions(precision)
+    refuse_contradictions(precision, accumulate)
+    _refuse_one_process()
     _choose_network()
-    from accelerate import InitProcessGroupKwargs, PartialState  # a heavy import, not needed to refuse flags
 
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true")
-    if not cpu and world.local_size() > torch.cuda.device_count():
+    # A task of Slurm may see the GPU alone that is bound to it.
+    if not cpu and world.local_size() > torch.cuda.device_count() and not _has_gpu_of_its_own():
         raise UserError(
             f"the launcher started {world.local_size()} processes on a node with {torch.cuda.device_count()} GPUs; each GPU "
             "needs one process: launch with --num_processes equal to the number of GPUs (times the number of nodes)"
         )
-    state = PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT_S)).to_kwargs())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not world.initialised():
+        meet("gloo" if cpu else "nccl")
+    from accelerate import PartialState  # a heavy import, not needed to refuse flags or to wait
+
+    state = PartialState(cpu=cpu)
+    check_words()
     torch.set_float32_matmul_precision("highest")  # TF32 in the steps of a run that asks for it alone
     torch.backends.cudnn.allow_tf32 = False
     if cpu:
@@ -53,10 +62,10 @@ def join_world(precision: str = "no") -> torch.device:
 def follow_launcher() -> None:
     """Asks the kernel for a SIGTERM if the launcher dies, so that no rank goes on as an orphan.
 
-    Only under a launcher: a process started from a shell must outlive it (nohup). Raises UserError if the launcher has
-    died already.
+    Only under accelerate's or torch's: a process started from a shell must outlive it (nohup), and mpirun and srun end their
+    own. Raises UserError if the launcher has died already.
     """
-    if sys.platform != "linux" or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+    if sys.platform != "linux" or not {_BY_ACCELERATE, _BY_TORCHRUN} & set(os.environ):
         return
     die_with_parent(signal.SIGTERM)
     adopted = os.getppid() == 1 and not any(
@@ -66,34 +75,31 @@ def follow_launcher() -> None:
         raise UserError("the launcher has died while this process was starting; start it again")
 
 
+def tell_launcher(sentence: str) -> None:
+    """Has torch's launcher repeat the sentence as the cause at the end of its own report, which is long and comes last.
+
+    The file and its form are those of torch.distributed.elastic.multiprocessing.errors.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        error = {"message": {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps(error))
+
+
 def die_with_parent(number: int) -> None:
     """Asks the kernel for this signal when the thread that made this process ends, however it ends. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
-def _refuse_contradictions(precision: str) -> None:
-    flag = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if flag not in ("no", precision):
-        raise UserError(
-            f"the launcher's --mixed_precision {flag} contradicts the recipe, where train.precision sets it "
-            "(fp32, tf32 or bf16); launch with --mixed_precision no"
-        )
-    for variable, flag in (("ACCELERATE_USE_DEEPSPEED", "--use_deepspeed"), ("ACCELERATE_USE_FSDP", "--use_fsdp")):
-        if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
-            raise UserError(
-                f"the launcher's {flag} contradicts the recipe, where engine.strategy sets the strategy; "
-                f"launch without {flag}"
-            )
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO")
-    if backend.upper() != "NO":
-        raise UserError(
-            f"the launcher's --dynamo_backend {backend.lower()} contradicts the recipe, where engine.compile sets "
-            "compilation; launch with --dynamo_backend no"
-        )
+def _has_gpu_of_its_own() -> bool:
+    return torch.cuda.device_count() == 1 and "SLURM_STEP_GPUS" in os.environ
+
+
+def _refuse_one_process() -> None:
     # `accelerate launch --cpu --num_processes 2` sets an address for several processes to meet at, but starts only one.
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+    if _BY_ACCELERATE in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise UserError(
             "the launcher was asked for several processes but started one; for several on CPU: "
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ... "
@@ -123,8 +129,8 @@ def _choose_network() -> None:
 
 
 def _share_cores() -> None:
-    """Sets threads to a CPU rank's share of this node's cores; `accelerate launch` always sets one thread."""
-    by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    """Sets threads to a CPU rank's share of this node's cores; `accelerate launch` and torchrun set one thread."""
+    by_launcher = {_BY_ACCELERATE, _BY_TORCHRUN} & set(os.environ) and os.environ.get("OMP_NUM_THREADS") == "1"
     if by_launcher or "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // world.local_size()))

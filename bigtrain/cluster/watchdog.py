@@ -32,9 +32,9 @@ import torch.distributed as dist
 from bigtrain import beats
 from bigtrain.cluster import world
 from bigtrain.cluster.diagnosis import diagnose, find_alone, find_dead, find_silent
-from bigtrain.cluster.launch import TIMEOUT_S
+from bigtrain.cluster.meeting import TIMEOUT_S
 from bigtrain.cluster.peers import ENDED, LEAVES, Beat, Diagnosis, Peers, Unreachable, peers_of_world
-from bigtrain.errors import OtherRankFailed, RankError, UserError
+from bigtrain.errors import OtherRankFailed, RankError, TrainingDiverged, UserError, known_failure
 from bigtrain.untrusted import one_line
 
 START_S = 1800.0
@@ -137,10 +137,10 @@ class Watchdog:
         _ENDING.set()
         if _is_lost_connection(error):
             return
-        if isinstance(error, UserError) and not isinstance(error, RankError):
+        if isinstance(error, UserError | TrainingDiverged) and not isinstance(error, RankError):
             return  # all ranks raise it, and the main one says it
         self._speaks_of_failure = self._peers.claim_failure(SPEAKER_FIRST_S)
-        if self._speaks_of_failure and not isinstance(error, RankError):
+        if self._speaks_of_failure and not isinstance(error, RankError) and known_failure(error) is None:
             what = f"{type(error).__name__}: {error}".splitlines()[0]
             _write(f"\nerror: {self._own_beat(0.0).name} has failed, at {at}: {what}\n")
 

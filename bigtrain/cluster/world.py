@@ -20,7 +20,7 @@ _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 """The collective under its newest name: torch warns at every call of the older one, which torch 2.8 has alone."""
 
 
-def _initialised() -> bool:
+def initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
@@ -38,11 +38,11 @@ def alone() -> Iterator[None]:
 
 
 def rank() -> int:
-    return dist.get_rank() if _initialised() and not _ALONE.get() else 0
+    return dist.get_rank() if initialised() and not _ALONE.get() else 0
 
 
 def size() -> int:
-    return dist.get_world_size() if _initialised() and not _ALONE.get() else 1
+    return dist.get_world_size() if initialised() and not _ALONE.get() else 1
 
 
 def local_size() -> int:
@@ -61,7 +61,7 @@ def is_main() -> bool:
 
 def ensure_group(device: torch.device) -> None:
     """Creates a process group of one rank if no launcher created one, for a library that needs a group."""
-    if not _initialised():
+    if not initialised():
         store = dist.HashStore()  # type: ignore[attr-defined]
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=0, world_size=1)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from bigtrain.cluster import world
-from bigtrain.cluster.launch import TIMEOUT_S
+from bigtrain.cluster.meeting import TIMEOUT_S
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
