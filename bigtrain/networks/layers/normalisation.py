@@ -156,14 +156,11 @@ class _NormaliseOverRanks(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
         exact = x.to(statistics_dtype(x.dtype))
         local = torch.stack(torch.var_mean(exact, dim=(0, 2, 3), correction=0))
-        ranks = dist.get_world_size()
-        gathered = local.new_empty(ranks * 2, local.shape[1])
-        dist.all_gather_into_tensor(gathered, local)
-        variances, means = gathered.view(ranks, 2, -1).unbind(1)
+        variances, means = world.concatenated_over_ranks(local).view(-1, *local.shape).unbind(1)
         mean = means.mean(0)
         # The law of total variance: accurate where E[x^2] - E[x]^2 would cancel.
         variance = (variances + (means - mean).square()).mean(0)
-        ctx.count = x.numel() // x.shape[1] * ranks
+        ctx.count = x.numel() // x.shape[1] * len(means)
         ctx.eps = eps
         ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
         unbiased = variance * (ctx.count / (ctx.count - 1))

@@ -13,6 +13,7 @@ but not by it, because it supports only one engine and requires the transformers
 import copy
 import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -372,6 +373,9 @@ def _start_engine(
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it logs to stdout, which is for results
     # On CPUs it would compile an extension at first use, whose sums bypass the process group and its timeouts.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It calls these collectives by names of which newer torch warns at every call.
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        warnings.filterwarnings("ignore", f"`torch.distributed.{name}` is deprecated", FutureWarning)
     configuration = _configuration(options, precision, device)
     return deepspeed.initialize(model=network, optimizer=optimizer, config_params=configuration)[0]
 

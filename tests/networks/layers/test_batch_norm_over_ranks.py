@@ -1,6 +1,7 @@
 """Batch norm over several ranks is batch norm over one process that has the joined batch: in every bit that matters."""
 
 import datetime
+import warnings
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def standing_images(generator: Generator) -> Tensor:
 
 def work(rank: int, folder: str) -> None:
     """One process, a rank of every world that is large enough to have it."""
+    warnings.simplefilter("error", FutureWarning)  # one a step and layer would bury what a run says
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     for ranks in WORLDS:
