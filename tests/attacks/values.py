@@ -34,8 +34,8 @@ from tests.runs_of import FAMILIES, ROOT, environment, write_recipe
 
 SCRIPT = ROOT / "tests" / "attacks" / "limited_train.py"
 LOADED_WITHIN_S = 2.0
-DIVERGED = ("TrainingDiverged: ", "FloatingPointError: the model draws images that are not finite")
-"""How a training that has diverged ends, by its loss or by its pictures."""
+DIVERGED = ("was not finite", "draws images that are not finite", "weights are not finite")
+"""What the sentence of a training that has diverged says, of its loss, its pictures or its weights."""
 ENDED_WITHIN_S = 150.0
 """Wall time of a training, if it waits instead of working, on a machine that others use too."""
 TRAIN = {"steps": 1, "log_every": 1, "save_every": 1, "sample_every": 1}
@@ -254,7 +254,7 @@ def trained(attack: Attack, recipe: Path, folder: Path) -> str:
         return "hang: trains too long"
     said = (folder / "stderr").read_text(errors="replace")
     sentences = [line for line in said.splitlines() if line.startswith("error: ")]
-    diverged = any(sentence in said for sentence in DIVERGED)  # by a rate of 7, and says so
+    diverged = code == 1 and any(words in "".join(sentences) for words in DIVERGED)  # by a rate of 7, and says so
     if code == 0 or (code == 2 and len(sentences) == 1) or diverged:
         return ""
     errors = [line for line in said.splitlines() if re.match(r"[A-Za-z_.]+(Error|Exception|Interrupt)\b", line)]

@@ -1,6 +1,8 @@
 """The job script on a real Slurm of two nodes: signals, requeues, failures, sweeps."""
 
+import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,3 +129,21 @@ def test_tasks_of_a_sweep_go_back_to_the_queue_alone_and_once(
     one, other = map(final_tensors, folders)
     assert any(not one[name].equal(other[name]) for name in one)
     assert sys.executable in next((tmp_path / "run" / "slurm").glob("job-*.sh")).read_text()
+
+
+def test_srun_alone_makes_ranks_of_its_tasks_and_a_batch_script_is_one_process(slurm: TwoNodes, tmp_path: Path) -> None:
+    """On two nodes whose names do not resolve; a script of a job of two tasks trains once, in the first node's process."""
+    one, two = recipe_in(tmp_path / "one", steps=5), recipe_in(tmp_path / "two", steps=5)
+    script, output = tmp_path / "job.sh", tmp_path / "job.out"
+    command = shlex.join([sys.executable, str(LAUNCH / "train.py")])
+    script.write_text(
+        f"#!/bin/bash\nunset MASTER_ADDR\n{command} {one} || exit 3\nsrun -N2 -n2 {command} {two} || exit 4\n"
+    )
+    job = slurm.ask(
+        "sbatch", "--parsable", "-N2", "-n2", "--export=ALL,ACCELERATE_USE_CPU=true", "-o", str(output), str(script)
+    )
+    facts = end_of(slurm, job)
+    assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), output.read_text()
+    assert output.read_text().count("trained 5 steps") == 2
+    sizes = [json.loads((path.parent / "run" / "environment.json").read_text())["world_size"] for path in (one, two)]
+    assert sizes == [1, 2]

@@ -153,11 +153,15 @@ def test_a_user_error_is_one_clear_sentence_and_exit_code_2(words: list, message
     assert sorted(trained.rglob("*")) == before
 
 
-def test_a_user_error_under_two_ranks_is_reported_once(tmp_path: Path) -> None:
+def test_a_user_error_under_two_ranks_is_reported_once_and_is_the_cause_at_the_end(tmp_path: Path) -> None:
+    """The launcher's own report has forty lines, and would bury what comes before it."""
     recipe = write_recipe(tmp_path, FAMILIES["toy"], batch_size=9)
     result = train(recipe, processes=2, expect=None)
     assert result.returncode != 0
-    assert result.stderr.count("error: train.batch_size: 9 does not divide") == 1
+    sentence = "error: train.batch_size: 9 does not divide"
+    lines = result.stderr.splitlines()
+    assert sum(line.startswith(sentence) for line in lines) == 1
+    assert f"traceback : {sentence}" in lines[-2], "the launcher's last line but one"
     assert "UserError" not in result.stderr, "no rank shows a traceback"
 
 
