@@ -39,6 +39,8 @@ _NO_HOST_MEMORY = re.compile(r"DefaultCPUAllocator: (?:can't allocate memory|not
 def known_failure(error: BaseException) -> str | None:
     """The sentence to print of a failure that is no defect, whose traceback would say nothing more; None for any other."""
     text = str(error)
+    if isinstance(error, FloatingPointError):  # our own: weights that have diverged, which drawing or measuring meets
+        return text
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         return (
             f"the GPU has no memory left ({text.partition('. ')[0]}); a larger train.accumulate or "

@@ -69,6 +69,7 @@ def test_divergence_is_one_sentence_of_the_main_rank_and_the_launchers_cause(tmp
         (RuntimeError("DataLoader worker (pid 17) is killed by signal: Segmentation fault. "), "signal 11); with data.wor"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), "no memory left"),
         (MemoryError(), "no memory left for this process"),
+        (FloatingPointError("the model draws images that are not finite"), "draws images that are not finite"),
     ],
 )  # fmt: skip
 def test_known_failures_have_a_sentence(error: BaseException, sentence: str) -> None:

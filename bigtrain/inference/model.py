@@ -173,7 +173,10 @@ class Sampler:
         batch = microbatch_of(fields, sample_ids, Draws(self.seed, device=self.device))
         images = family.sample(self.networks, batch, self.sampling)
         if not torch.isfinite(images).all():
-            raise FloatingPointError("the model draws images that are not finite: its weights have diverged")
+            raise FloatingPointError(
+                "the model draws images that are not finite: its weights have diverged; take an earlier checkpoint, or train "
+                "with a lower learning rate"
+            )
         return to_uint8(images)
 
     def draw_all(self, labels: Sequence[int], batch_size: int) -> Tensor:
