@@ -30,7 +30,7 @@ SCRIPT = ROOT / "tests" / "attacks" / "dying.py"
 DEATHS = ("SIGKILL", "SIGTERM", "SIGINT", "ENOSPC")
 FILLS = ("open", "os.mkdir", "os.rename", "os.link", "os.symlink", "os.fsync", "os.fdatasync")
 """Operations that a full disk can refuse."""
-LIMIT_S = 120.0
+LIMIT_S = 600.0
 TRAIN = {"steps": 10, "log_every": 2, "save_every": 4, "sample_every": 5, "evaluate_every": 4, "keep_best": "fd"}
 
 
