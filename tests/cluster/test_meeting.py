@@ -36,7 +36,8 @@ class Rank:
 
     def __init__(self, folder: Path, rank: int, port: int, *words: str, size: int = 2, **more: str) -> None:
         script = folder / "meets.py"
-        script.write_text(MEETS)
+        if not script.exists():  # or an earlier rank might read it while it is empty
+            script.write_text(MEETS)
         self._out, self._err = folder / f"out.{rank}", folder / f"err.{rank}"
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
