@@ -69,15 +69,13 @@ def test_components_are_weighed_as_they_are() -> None:
     assert component.moments == component.average == 0
 
 
-COUNTED_TOO_LOW = {"binary_vae"}
-"""Its count is a fifth too low, and it is not known why."""
 UNSEEN_BY_HOOKS = {"matching_gan", "relativistic_gan"}
 """The graphs of their penalties keep under autocast what the hooks do not see."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"toy"} - COUNTED_TOO_LOW))
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"toy"}))
 def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> None:
     """Beside the bytes that live after a real forward pass, and beside autograd's own account of what it saves."""
     family = small_family(name)
@@ -88,6 +86,8 @@ def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> No
     weights = [t for network in networks.values() for t in [*network.parameters(), *network.buffers()]]
     for phase in family.phases:
         focus(family, networks, phase)
+        for weight in (weight for network in networks.values() for weight in network.parameters()):
+            weight.grad = torch.zeros_like(weight)  # as gradients exist already in training, from the second step on
         batch = microbatch(family, phase, samples=8)
         own = {tensor.untyped_storage()._cdata for tensor in [*weights, *batch.values()]}
         saved: dict[int, int] = {}
