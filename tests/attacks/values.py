@@ -34,8 +34,6 @@ from tests.runs_of import FAMILIES, ROOT, environment, write_recipe
 
 SCRIPT = ROOT / "tests" / "attacks" / "limited_train.py"
 LOADED_WITHIN_S = 2.0
-DIVERGED = ("was not finite", "draws images that are not finite", "weights are not finite")
-"""What the sentence of a training that has diverged says, of its loss, its pictures or its weights."""
 ENDED_WITHIN_S = 150.0
 """Wall time of a training, if it waits instead of working, on a machine that others use too."""
 TRAIN = {"steps": 1, "log_every": 1, "save_every": 1, "sample_every": 1}
@@ -254,8 +252,8 @@ def trained(attack: Attack, recipe: Path, folder: Path) -> str:
         return "hang: trains too long"
     said = (folder / "stderr").read_text(errors="replace")
     sentences = [line for line in said.splitlines() if line.startswith("error: ")]
-    diverged = code == 1 and any(words in "".join(sentences) for words in DIVERGED)  # by a rate of 7, and says so
-    if code == 0 or (code == 2 and len(sentences) == 1) or diverged:
+    # With code 1: what only training shows, as a rate of 7 that diverges, or a network that the memory does not hold.
+    if code == 0 or (code in (1, 2) and len(sentences) == 1 and "Traceback" not in said):
         return ""
     errors = [line for line in said.splitlines() if re.match(r"[A-Za-z_.]+(Error|Exception|Interrupt)\b", line)]
     return f"traceback: exit code {code}: {' '.join(errors[:1])[:300]}"
