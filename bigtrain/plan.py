@@ -17,6 +17,7 @@ from bigtrain.families.family import Family, find_family
 from bigtrain.inference.model import make_family
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.sizes import size_of
+from bigtrain.training.average_snapshots import most_on_disk
 from bigtrain.training.cost.memory import STRATEGIES, residents
 from bigtrain.training.cost.step import StepCost, parameters_of, step_cost
 from bigtrain.training.engine.options import check_strategy
@@ -82,6 +83,8 @@ def plan(recipe: Recipe, cluster: Cluster) -> str:
         *_composition(recipe, family, cost, cluster, images),
         "",
         *_memory(recipe, cost, cluster),
+        "",
+        *_disk(recipe, cost),
     ]
     return "\n".join([*parts, "", NOT_COUNTED])
 
@@ -250,7 +253,9 @@ def _composition(recipe: Recipe, family: Family, cost: StepCost, cluster: Cluste
 
 def _memory(recipe: Recipe, cost: StepCost, cluster: Cluster) -> list[str]:
     """The table of memory: a row for each part, a column for each strategy; a star marks the recipe's own."""
-    averages = ["average", *(f"average {name}" for name in recipe.ema.extra)]
+    ema = recipe.ema
+    posthoc = () if ema.posthoc is None else ema.posthoc.sigma_rel
+    averages = ["average", *(f"average {name}" for name in ema.extra), *(f"average {width:g}" for width in posthoc)]
     settings = [(strategy, False) for strategy in STRATEGIES]
     settings += [(strategy, True) for strategy in STRATEGIES if strategy != "ddp"]
     own = (recipe.engine.strategy, recipe.engine.offload_optimizer)
@@ -274,4 +279,28 @@ def _memory(recipe: Recipe, cost: StepCost, cluster: Cluster) -> list[str]:
         f"activations: of the largest phase, {largest.name}: {largest.kept / GIB:.3f} GiB kept for the backward pass, "
         f"{largest.peak / GIB:.3f} at most at one time; counted with a CPU's kernels"
     )
+    return lines
+
+
+# -- disk -------------------------------------------------------------------------------------------------------------
+
+
+def _disk(recipe: Recipe, cost: StepCost) -> list[str]:
+    """What the run folder holds of tensors at most."""
+    train, posthoc = recipe.train, recipe.ema.posthoc
+    components = cost.components.values()
+    averaged = sum(component.average for component in components)
+    state = sum(component.weights + component.buffers + component.moments for component in components)
+    checkpoint = state + len(recipe.ema.by_name()) * averaged
+    kept = train.keep + 1 + (train.keep_best is not None)  # the one that is written before an older one is deleted
+    lines = [
+        f"on disk: a checkpoint has {checkpoint / GIB:.3f} GiB; at most {kept} of them, {kept * checkpoint / GIB:.3f} GiB"
+    ]
+    if posthoc is not None:
+        snapshot = len(posthoc.sigma_rel) * averaged
+        most = most_on_disk(posthoc, train.steps, train.save_every)
+        lines.append(
+            f"a snapshot of averages (ema.posthoc) has {snapshot / GIB:.3f} GiB; at most {most} of them, "
+            f"{most * snapshot / GIB:.3f} GiB"
+        )
     return lines

@@ -57,7 +57,12 @@ def write_recipe(folder: Path, family: Mapping[str, Any], **train: Any) -> Path:
         "data": data | {"image_size": 16, "workers": 0, "flip": True} | more,
         "family": dict(family),
         "train": {"steps": 20, "batch_size": 8, "log_every": 5, "save_every": 100} | train,
-        "ema": {"decay": 0.9, "start_step": 2, "extra": {"wide": {"sigma_rel": 0.2}}},
+        "ema": {
+            "decay": 0.9,
+            "start_step": 2,
+            "extra": {"wide": {"sigma_rel": 0.2}},
+            "posthoc": {"every": 3, "snapshots": 4},
+        },
         "evaluation": {"samples": 64},
     }
     path = folder / "small.yaml"
@@ -281,6 +286,17 @@ def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
         f"{component}/{kind}/{name}": tensor.clone()
         for component in {path.name.split(".")[0] for path in saved.path.glob("*.safetensors")}
         for kind, tensors in saved.tensors(component).items()
+        for name, tensor in tensors.items()
+    }
+
+
+def snapshots(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the snapshots of averages that a run keeps, by step, component, average and name."""
+    return {
+        f"{path.name}/{component}/{kind}/{name}": tensor.clone()
+        for path in checkpoint.listed(folder / "averages")
+        for component in {file.name.split(".")[0] for file in path.glob("*.safetensors")}
+        for kind, tensors in checkpoint.Checkpoint(path).tensors(component).items()
         for name, tensor in tensors.items()
     }
 

@@ -233,7 +233,7 @@ def chosen_path(folder: Path, which: str, check: Callable[[Checkpoint], None] = 
     except UserError:
         raise
     except ValueError as error:
-        steps = ", ".join(str(int(existing.name.removeprefix("step_"))) for existing in listed(folder))
+        steps = ", ".join(str(step_of(existing)) for existing in listed(folder))
         raise UserError(f"--checkpoint {which}: {path}: {error}; there are checkpoints of step {steps}") from error
 
 
@@ -248,6 +248,11 @@ def opened(path: Path) -> Checkpoint:
 def listed(folder: Path) -> list[Path]:
     """Checkpoint folders by step, the oldest first; not verified."""
     return sorted(path for path in folder.glob("step_*") if path.is_dir() and re.fullmatch(r"step_\d{8,}", path.name))
+
+
+def step_of(path: Path) -> int:
+    """The step that the name of one of `listed` says."""
+    return int(path.name.removeprefix("step_"))
 
 
 def run_of(path: Path) -> str | None:
@@ -320,7 +325,7 @@ def keep_newest(folder: Path, step: int, keep: int) -> None:
 
     Checkpoints of later steps are damaged, or the run would have resumed from them: they are deleted too, and do not count.
     """
-    until = [path for path in listed(folder) if int(path.name.removeprefix("step_")) <= step]
+    until = [path for path in listed(folder) if step_of(path) <= step]
     best = best_path(folder)
     for path in [*until[:-keep], *(path for path in listed(folder) if path not in until)]:
         if path != best and not _is_kept(path):

@@ -16,7 +16,7 @@ from bigtrain.untrusted import read_json
 
 LOCK = ".lock"
 _FILES = {"recipe.yaml", "environment.json", "metrics.jsonl", LOCK}
-_FOLDERS = {"checkpoints", "codes", "evaluations", "profile", "samples", "slurm", "tensorboard"}
+_FOLDERS = {"averages", "checkpoints", "codes", "evaluations", "profile", "samples", "slurm", "tensorboard"}
 """What a run folder has of its own, `codes` by the README's advice."""
 RUN = "run"
 """The key of environment.json, and of a checkpoint's state, that holds the run's id."""
@@ -34,6 +34,7 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.averages = path / "averages"
         self.tensorboard = path / "tensorboard"
         self.run: str | None = None
         self.recipe_yaml: bytes | None = None
@@ -65,7 +66,7 @@ class RunFolder:
         self._make()
         self._check_entries(self._foreign())
         self.lock()
-        for folder in (self.path, self.checkpoints, self.path / "samples", self.path / "evaluations"):
+        for folder in (self.path, self.checkpoints, self.averages, self.path / "samples", self.path / "evaluations"):
             atomic.remove_leftovers(folder)
         self.checkpoints.mkdir(exist_ok=True)
         checkpoint.read_best(self.checkpoints)
@@ -145,7 +146,7 @@ class RunFolder:
                 self._check_kind(self.path / name, stat.S_ISREG, "a plain file")
             elif name in _FOLDERS:
                 self._check_kind(self.path / name, stat.S_ISDIR, "a folder")
-        for path in self.checkpoints.glob("*"):
+        for path in (*self.checkpoints.glob("*"), *self.averages.glob("*")):
             if path.name == checkpoint.BEST:
                 self._check_kind(path, stat.S_ISREG, "a plain file")
             elif path.name.startswith("step_"):

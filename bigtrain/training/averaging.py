@@ -2,15 +2,17 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigtrain.networks.layers.statistics import copied_buffer_names
-from bigtrain.options import Options, Whole
+from bigtrain.options import Count, Options, Whole
+from bigtrain.training.power_functions import power_exponent
+
+RelativeWidth = Annotated[float, Field(ge=0.001, lt=0.28)]
 
 
 class ExtraAverage(Options):
@@ -20,10 +22,9 @@ class ExtraAverage(Options):
 
     decay: float | None = Field(default=None, ge=0, lt=1)
     """For an exponential average: its decay per step."""
-    sigma_rel: float | None = Field(default=None, ge=0.001, lt=0.28)
+    sigma_rel: RelativeWidth | None = None
     """For a power-function average (Karras et al. 2024, arXiv:2312.02696, section 3.1): the standard deviation of its
-    profile over past steps, relative to the training so far. (From snapshots of two of them others can be reconstructed
-    after training, section 3.2 there; bigtrain keeps the averages but does not reconstruct others.)"""
+    profile over past steps, relative to the training so far. (`posthoc` makes such averages after training.)"""
 
     @model_validator(mode="after")
     def _one_form(self) -> "ExtraAverage":
@@ -37,6 +38,36 @@ class ExtraAverage(Options):
             return self.decay
         assert self.sigma_rel is not None
         return (1 - 1 / (step + 1)) ** (power_exponent(self.sigma_rel) + 1)
+
+
+class PosthocOptions(Options):
+    """Averages of any width, made after training of snapshots of two power-function averages (Karras et al. 2024,
+    arXiv:2312.02696, section 3.2): commands take --weights sigma_rel=0.15."""
+
+    every: Count
+    """Steps between snapshots, until there are `snapshots` of them; then every second of the older ones is deleted as new ones
+    come, whose distance doubles each time that all of them are that far apart. A hundredth of the training is little enough."""
+    sigma_rel: tuple[RelativeWidth, RelativeWidth] = (0.05, 0.1)
+    """The relative widths of the two averages, the narrower first."""
+    snapshots: int = Field(default=64, ge=4, le=64)
+    """How many are kept. More allow narrower averages, and are more exact."""
+
+    @model_validator(mode="after")
+    def _widths_differ(self) -> "PosthocOptions":
+        narrow, wide = self.sigma_rel
+        if wide < 1.2 * narrow:
+            raise ValueError(f"sigma_rel: {wide} must be at least 1.2 times {narrow}, or the two averages say the same")
+        return self
+
+    def by_name(self) -> dict[str, ExtraAverage]:
+        """The two averages, by their names in a checkpoint."""
+        return {posthoc_name(width): ExtraAverage(sigma_rel=width) for width in self.sigma_rel}
+
+
+def posthoc_name(sigma_rel: float) -> str:
+    """The name in a checkpoint of an average that snapshots are taken of: one that no `extra` average can have, and without a
+    dot, which ends names there."""
+    return f"average_{sigma_rel:g}".replace(".", "-")
 
 
 class EmaOptions(Options):
@@ -55,6 +86,8 @@ class EmaOptions(Options):
     """Before this step the average is a copy of the weights."""
     extra: dict[str, ExtraAverage] = Field(default_factory=dict)
     """More averages of the same weights, by name; commands take the name as --weights."""
+    posthoc: PosthocOptions | None = None
+    """Snapshots of which averages of any width are made after training, such as {every: 100}; null: none."""
 
     @model_validator(mode="after")
     def _names_are_free(self) -> "EmaOptions":
@@ -73,8 +106,10 @@ class EmaOptions(Options):
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
     def by_name(self) -> "dict[str, EmaOptions | ExtraAverage]":
-        """Every average by its name in a checkpoint: `average`, and `average_NAME` for each extra one."""
-        return {"average": self, **{f"average_{name}": self._as_asked(extra) for name, extra in self.extra.items()}}
+        """Every average by its name in a checkpoint: `average`, `average_NAME` for each extra one, and the two of which
+        snapshots are taken."""
+        extra = {f"average_{name}": self._as_asked(each) for name, each in self.extra.items()}
+        return {"average": self, **extra, **(self.posthoc.by_name() if self.posthoc is not None else {})}
 
     def _as_asked(self, extra: ExtraAverage) -> "EmaOptions | ExtraAverage":
         return extra if extra.decay is None else EmaOptions(decay=extra.decay, warmup=self.warmup)
@@ -89,16 +124,6 @@ class EmaOptions(Options):
 
 MUCH_INITIAL = 0.1
 """The share of the initial weights in an average above which its samples show them."""
-
-
-def power_exponent(sigma_rel: float) -> float:
-    """The exponent gamma of the power-function average with this relative width (Karras et al. 2024, appendix C.2).
-
-    The weights of past steps t' <= t are proportional to t'^gamma, whose standard deviation over t is
-    sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))); gamma is the largest root of the cubic that follows.
-    """
-    inverse = sigma_rel**-2
-    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
 class MovingAverage:

@@ -27,6 +27,7 @@ from bigtrain.families.phases import Component, Phase
 from bigtrain.runs import checkpoint
 from bigtrain.runs.best import Best
 from bigtrain.runs.folder import RUN, RunFolder
+from bigtrain.training.average_snapshots import is_due, thin_out
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.branching import Branch, fitted
 from bigtrain.training.checkpoint_writer import CheckpointWriter
@@ -100,7 +101,7 @@ class Trainer:
         self.step = 0
         self.wall_s = 0.0
         self._interval = Interval(0)
-        self._writer = CheckpointWriter(folder, train.keep)
+        self._writer = CheckpointWriter(folder, train.keep, ema.posthoc)
         self._saved_step = -1
         self._saved_rows = 0
         self._has_saved = False
@@ -140,6 +141,7 @@ class Trainer:
                 if window.ends_before(self.step):
                     self.watchdog.mark("writes the profiler's trace", patient=True)
                     window.close()
+                self._keep_averages()
                 if self._due(self.train.log_every):
                     self._log(tracker)
                 if self._due(self.train.save_every):
@@ -322,6 +324,17 @@ class Trainer:
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
+    def _keep_averages(self) -> None:
+        """Starts writing a snapshot of the averages of which others are made after training, if one is due at this step."""
+        posthoc = self.ema.posthoc
+        if posthoc is None or not is_due(posthoc, self.step):
+            return
+        self.watchdog.mark("copies a snapshot of the averages", patient=not self._has_saved)
+        names = posthoc.by_name()
+        components = {name: component.averages(names) for name, component in self.components.items()}
+        self.watchdog.mark("waits until the checkpoint before is written", patient=True)
+        world.on_main(lambda: self._writer.start_averages(self.step, components))
+
     def _save(self, tracker: Tracker | None) -> None:
         """Starts writing a checkpoint, which goes on during the next steps, unless this step has one. If writing the previous
         one failed, raises that error on every rank."""
@@ -354,6 +367,9 @@ class Trainer:
         """Starts the components from the newest whole checkpoint; without one the run begins at step 0."""
         path = world.on_main(self._newest_path)
         saved = checkpoint.opened(path) if path is not None else None
+        if self.ema.posthoc is not None:
+            step = saved.step if saved is not None else 0
+            world.on_main(partial(thin_out, self.folder.averages, self.ema.posthoc, step))
         if saved is None:
             self._initialise()
         else:

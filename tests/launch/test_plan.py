@@ -41,6 +41,9 @@ def test_the_command_prints_a_plan_and_makes_nothing(
     assert re.search(r"a step reads 16 images: [\d.]+ steps are an epoch of 1,\d\d\d;", text)
     assert "ASSUMED" not in text
     assert "average wide" in text
+    assert "average 0.05" in text
+    assert re.search(r"on disk: a checkpoint has [\d.]+ GiB; at most 3 of them", text)
+    assert re.search(r"a snapshot of averages \(ema.posthoc\) has [\d.]+ GiB; at most 6 of them", text)
     assert " ddp* " in text
     weights = row(text, "weights")
     assert weights["ddp"] == weights["zero2"] >= weights["zero3"]

@@ -8,14 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.runs_of import final_tensors, logged
+from tests.runs_of import final_tensors, logged, snapshots
 
 
 def differences(one: Path, other: Path) -> dict[str, float]:
-    """The largest difference of each tensor that the newest checkpoints of two runs hold; both must hold the same ones."""
-    ours, theirs = final_tensors(one / "run"), final_tensors(other / "run")
+    """The largest difference of each tensor that two runs hold; both must hold the same ones."""
+    ours, theirs = held(one / "run"), held(other / "run")
     assert shapes(ours) == shapes(theirs)
     return {name: _difference(ours[name], theirs[name]) for name in ours if ours[name].numel()}
+
+
+def held(run: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's newest checkpoint, and of its snapshots of averages."""
+    kept = snapshots(run)
+    assert kept, "every run of these tests keeps some"
+    return final_tensors(run) | kept
 
 
 def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -40,7 +47,7 @@ def assert_close(one: Path, other: Path, tolerance: float) -> None:
 def assert_same_bits(whole: Path, parts: Path) -> None:
     """Of a run that went on after a stop, which may have logged the step of the stop too."""
     assert differences(whole, parts).keys() == differences(parts, whole).keys()
-    ours, theirs = final_tensors(whole / "run"), final_tensors(parts / "run")
+    ours, theirs = held(whole / "run"), held(parts / "run")
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     rows = {row["step"]: row for row in logged(parts / "run")}
     assert all(rows[row["step"]] == row for row in logged(whole / "run"))

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from bigtrain.networks.layers.normalisation import SpectralNorm, SyncedBatchNorm
-from bigtrain.training.averaging import Average, EmaOptions, ExtraAverage, MovingAverage, power_exponent
+from bigtrain.training.averaging import Average, EmaOptions, ExtraAverage, MovingAverage
+from bigtrain.training.power_functions import power_exponent
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 

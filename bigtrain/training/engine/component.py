@@ -6,7 +6,7 @@ Checkpoints have the same content under each, so a run may be resumed with anoth
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,11 @@ class ComponentTrainer(ABC):
     @abstractmethod
     def averaged_network(self) -> nn.Module:
         """The main average as a full network, or the network itself if the component has none; called on every rank."""
+
+    @abstractmethod
+    def averages(self, names: Collection[str]) -> Groups:
+        """Those of the component's averages that are named as in a checkpoint, copied to host memory, on the main rank; empty
+        on the others, and for a component that has none. Called on every rank. Later updates do not change them."""
 
     @abstractmethod
     def snapshot(self) -> Groups:

@@ -1,5 +1,7 @@
 """A component without an optimizer: its weights stay as they are, and every rank has all of them under every strategy."""
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
 
 from bigtrain.cluster import world
@@ -21,6 +23,9 @@ class FrozenComponent(ComponentTrainer):
 
     def averaged_network(self) -> nn.Module:
         return self.network
+
+    def averages(self, names: Collection[str]) -> Groups:
+        return {}
 
     def snapshot(self) -> Groups:
         return copied_to_host({"weights": self.network.state_dict()}) if world.is_main() else {}

@@ -1,6 +1,6 @@
 """The strategy `ddp`: every rank has the full component, and gradients are summed over ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,13 @@ class ReplicatedTrainer(TrainedComponent):
     def averaged_network(self) -> nn.Module:
         return self._averages["average"].network if self._averages else self.network
 
+    def averages(self, names: Collection[str]) -> Groups:
+        if not world.is_main():
+            return {}
+        return copied_to_host(
+            {name: self._averages[name].network.state_dict() for name in names if name in self._averages}
+        )
+
     def snapshot(self) -> Groups:
         if not world.is_main():
             return {}
@@ -84,8 +91,7 @@ class ReplicatedTrainer(TrainedComponent):
             if isinstance(value, Tensor)
         }
         groups: dict[str, Mapping[str, Tensor]] = {"weights": self.network.state_dict(), "optimizer": moments}
-        groups |= {name: average.network.state_dict() for name, average in self._averages.items()}
-        return copied_to_host(groups)
+        return {**copied_to_host(groups), **self.averages(self._averages)}
 
     @torch.no_grad()
     def _load(self, groups: Groups) -> None:

@@ -14,7 +14,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -195,19 +195,28 @@ class ZeroTrainer(TrainedComponent):
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
+    def averages(self, names: Collection[str]) -> Groups:
+        groups: dict[str, Mapping[str, Tensor]] = {
+            name: self._collect_whole(shard.partitions, shard.buffers)
+            for name, shard in self._sharded_averages().items()
+            if name in names
+        }
+        if not world.is_main():
+            return {}
+        full = {name: average.network.state_dict() for name, average in self._full_averages().items() if name in names}
+        return {**copied_to_host(full), **groups}
+
     def snapshot(self) -> Groups:
         groups: dict[str, Mapping[str, Tensor]] = {"optimizer": self._collect_moments()}
-        if self._stage < 3:
-            if world.is_main():
-                full = {"weights": self.network.state_dict()}
-                full |= {name: average.network.state_dict() for name, average in self._full_averages().items()}
-                groups |= copied_to_host(full)
-        else:
-            sharded = {"weights": (self._partitions, _buffers(self.network))}
-            sharded |= {name: (shard.partitions, shard.buffers) for name, shard in self._sharded_averages().items()}
-            for name, (flats, buffers) in sharded.items():
-                groups[name] = {**self._collect(flats), **copied_to_host({"buffers": buffers})["buffers"]}
+        if self._stage == 3:
+            groups["weights"] = self._collect_whole(self._partitions, _buffers(self.network))
+        elif world.is_main():
+            groups |= copied_to_host({"weights": self.network.state_dict()})
+        groups |= self.averages(self._averages)
         return groups if world.is_main() else {}
+
+    def _collect_whole(self, flats: Sequence[Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**self._collect(flats), **copied_to_host({"buffers": buffers})["buffers"]}
 
     def _full_averages(self) -> dict[str, Average]:
         return {name: average for name, average in self._averages.items() if isinstance(average, Average)}
