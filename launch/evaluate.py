@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", metavar="WHAT", nargs="?", help="a run, an export, or images")
     parser.add_argument(
-        "--weights", help="averaged weights (ema), a run's own (raw), or the name of an extra average; default: ema"
+        "--weights",
+        help="averaged weights (ema), a run's own (raw), the name of an extra average, or sigma_rel=X for an average of that "
+        "width (ema.posthoc); default: ema",
     )
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
@@ -73,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sweep",
         metavar="KEY=VALUE,...",
-        help="evaluate with each value of a key of family.sampling, of weights or of checkpoint: one table, and a picture of "
-        "the distance against the recall, in WHAT/evaluations/sweeps (or --csv, --picture); nothing is measured twice",
+        help="evaluate with each value of a key of family.sampling, of weights, sigma_rel or checkpoint: one table, and a "
+        "picture of the distance against the recall, in WHAT/evaluations/sweeps (or --csv, --picture); none is measured twice",
     )
     parser.add_argument(
         "--compare", metavar="RUN_OR_JSON", type=Path, nargs="+", help="print a table of existing evaluations"
@@ -118,11 +120,11 @@ def _check_flags(arguments: argparse.Namespace) -> None:
 
 def _check_flags_of_sweep(arguments: argparse.Namespace) -> None:
     """Raises UserError for a flag that a sweep sets, or would ignore."""
-    swept = {"--weights": "weights", "--checkpoint": "checkpoint"}.items()
+    swept = {"--weights": ("weights", "sigma_rel"), "--checkpoint": ("checkpoint",)}.items()
     given = {"--weights": arguments.weights is not None, "--checkpoint": arguments.checkpoint != "newest"}
-    for flag, key in swept:
-        if given[flag] and arguments.sweep.key == key:
-            raise UserError(f"{flag}: is what --sweep {key} varies; leave one of them out")
+    for flag, keys in swept:
+        if given[flag] and arguments.sweep.key in keys:
+            raise UserError(f"{flag}: is what --sweep {arguments.sweep.key} varies; leave one of them out")
     for flag, value in {"--out": arguments.out, "--save-moments": arguments.save_moments}.items():
         if value is not None:
             raise UserError(f"{flag}: holds one evaluation, and --sweep makes several; leave it out")

@@ -1,4 +1,4 @@
-"""Writes a run as a diffusers folder: python launch/export.py RUN OUT [--weights ema|raw]"""
+"""Writes a run as a diffusers folder: python launch/export.py RUN OUT [--weights ema|raw|NAME|sigma_rel=X]"""
 
 import argparse
 from collections.abc import Sequence
@@ -18,7 +18,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder that is written")
     parser.add_argument(
-        "--weights", default="ema", help="averaged weights (ema), the run's own (raw), or the name of an extra average"
+        "--weights",
+        default="ema",
+        help="averaged weights (ema), the run's own (raw), the name of an extra average, or sigma_rel=X for an average of that "
+        "width (ema.posthoc)",
     )
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
@@ -42,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         recipe_yaml=model.recipe.to_yaml(),
         provenance=model.provenance,
     )
-    say(f"{arguments.weights} weights of step {model.provenance['step']}: {arguments.out}")
+    say(f"{model.provenance['weights']} weights of step {model.provenance['step']}: {arguments.out}")
     for expression in expressions:
         say(f"use: {expression}")
 

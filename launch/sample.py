@@ -110,7 +110,11 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
         help="instead, N samples with the data's class frequencies: just those that an evaluation of N samples draws",
     )
     parser.add_argument("--seed", type=int, help="keys every draw (0; with --samples the recipe's evaluation.seed)")
-    parser.add_argument("--weights", help="averaged weights (ema), a run's own (raw), or the name of an extra average")
+    parser.add_argument(
+        "--weights",
+        help="averaged weights (ema), a run's own (raw), the name of an extra average, or sigma_rel=X for an average of that "
+        "width (ema.posthoc)",
+    )
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
     )

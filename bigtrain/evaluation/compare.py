@@ -32,7 +32,7 @@ from bigtrain.runs import atomic
 from bigtrain.runs.nearby import runs_meant
 from bigtrain.untrusted import one_line, read_json
 
-OF_THE_MODEL = ("weights", "step", "sampling", "followed", "selection", "images", "image_size")
+OF_THE_MODEL = ("weights", "posthoc", "step", "sampling", "followed", "selection", "images", "image_size")
 """Keys of a protocol that say what was evaluated rather than how."""
 MAYBE_UNSAID = {"bits"}
 """Keys of a metric's part of a protocol that older results do not have, and that are no difference there."""

@@ -33,6 +33,7 @@ from bigtrain.inference.metric_choice import (
 )
 from bigtrain.inference.model import Model, Sampler
 from bigtrain.inference.outputs import named_by_sampling, samples_of
+from bigtrain.inference.posthoc import FACTS
 from bigtrain.runs import atomic
 from bigtrain.runs.folder import RunFolder
 from bigtrain.untrusted import read_json
@@ -96,7 +97,9 @@ def _evaluated(model: Model, data: RunData, should_stop: Callable[[], bool], kee
     """`evaluate_model`, but raises Stopped."""
     options = model.recipe.evaluation
     chosen = chosen_metrics(model.family, options)
-    facts: dict[str, Any] = {"weights": model.provenance["weights"], "step": model.provenance["step"]}
+    facts: dict[str, Any] = {
+        key: model.provenance[key] for key in ("weights", "step", FACTS) if key in model.provenance
+    }
     result: dict[str, Any] = {}
     picture, moments = None, None
     if of_samples(chosen) or keep_moments:

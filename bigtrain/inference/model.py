@@ -30,6 +30,7 @@ from bigtrain.formats import checked_format
 from bigtrain.inference.candidate_selection import Selection, find_selection
 from bigtrain.inference.dependencies import find_weights, group_of, located
 from bigtrain.inference.microbatch import microbatch_of
+from bigtrain.inference.posthoc import FACTS, Snapshots, named_width, weights_name
 from bigtrain.inference.splits import find_splits, images_behind
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws, Indices, to_device
@@ -225,7 +226,8 @@ def open_model(
 ) -> Model:
     """Opens a run folder or an export; every rank calls it and opens the same.
 
-    `weights`: "ema", "raw" or the name of an extra average; None: a run's main average, or the weights of an export.
+    `weights`: "ema", "raw", the name of an extra average, or sigma_rel=X for one that is made of snapshots; None: a run's main
+    average, or the weights of an export.
     `which`: a run's checkpoint: "newest" (the newest complete one), "best" (train.keep_best) or a step. Raises UserError if
     the folder is neither, or has no such checkpoint.
     """
@@ -337,30 +339,51 @@ def opened_run(path: Path, which: str) -> tuple[Recipe, checkpoint.Checkpoint]:
 
 
 def _open_run(path: Path, recipe: Recipe, device: torch.device, weights: str, which: str) -> Model:
-    if weights not in ("ema", "raw", *recipe.ema.extra):
+    width = named_width(weights)
+    if width is None and weights not in ("ema", "raw", *recipe.ema.extra):
         available = ["ema", "raw", *recipe.ema.extra]
         meant = did_you_mean([weights], available)
         raise UserError(f"--weights: {path} has no average {weights!r}{meant} (there are: {', '.join(available)})")
+
+    kept = [] if recipe.ema.posthoc is None else list(recipe.ema.posthoc.by_name())
 
     def check(saved: checkpoint.Checkpoint) -> None:
         _check_recipe_of(saved, path)
         family = make_family(recipe, _described(saved))
         for name in family.sampled_components:
+            shapes = without_weights(family, name).state_dict()
             group = _group(family, name, weights)
-            checkpoint.check_tensors(
-                f"{name}.{group}", saved.tensors(name).get(group), without_weights(family, name).state_dict()
-            )
+            for each in [group] if width is None or group == "weights" else kept:
+                checkpoint.check_tensors(f"{name}.{each}", saved.tensors(name).get(each), shapes)
 
     saved = checkpoint.opened(world.on_main(lambda: checkpoint.chosen_path(path / "checkpoints", which, check)))
     family = make_family(recipe, _described(saved))
-    networks: dict[str, nn.Module] = {}
-    for name in family.sampled_components:
-        network = build_network(family, name, recipe.run.seed)
-        network.load_state_dict(saved.tensors(name)[_group(family, name, weights)])
-        networks[name] = ready(network, device)
+    networks = {name: build_network(family, name, recipe.run.seed) for name in family.sampled_components}
     provenance = {"step": saved.step, "weights": weights, "data": saved.state["data"]}
+    if width is None:
+        for name, network in networks.items():
+            network.load_state_dict(saved.tensors(name)[_group(family, name, weights)])
+    else:
+        provenance |= _load_made(path, recipe, saved, family, networks, width)
     warn_of_initial_weights(family, recipe.ema, weights, saved.step)
-    return Model(family, networks, recipe, provenance, device)
+    ready_networks = {name: ready(network, device) for name, network in networks.items()}
+    return Model(family, ready_networks, recipe, provenance, device)
+
+
+def _load_made(
+    run: Path, recipe: Recipe, saved: checkpoint.Checkpoint, family: Family, networks: Networks, width: float
+) -> dict[str, Any]:
+    """Puts the average of this width, made of the run's snapshots, into the networks, and a component's own weights into one
+    that has no averages; returns what the provenance says of it. Raises UserError."""
+    averaged = {name: each for name, each in networks.items() if _group(family, name, "ema") == "average"}
+    if not averaged:
+        raise UserError(f"--weights: a {family.kind} keeps no averages; leave {weights_name(width)} out")
+    snapshots = Snapshots.open(run, recipe.ema.posthoc, saved, averaged)
+    fit = snapshots.fit(width)
+    for name, network in networks.items():
+        made = snapshots.tensors(name, network, fit) if name in averaged else saved.tensors(name)["weights"]
+        network.load_state_dict(made)
+    return {"weights": weights_name(width), FACTS: snapshots.facts(width, fit)}
 
 
 def _described(saved: checkpoint.Checkpoint) -> DataSpec:
@@ -403,7 +426,8 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str 
     except Exception as error:  # diffusers may raise anything for a folder that somebody else has made
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: the export is incomplete or damaged ({reason}); export the run again") from error
-    if weights not in (None, stored_weights):
+    width = None if weights is None else named_width(weights)
+    if weights not in (None, stored_weights) and (width is None or weights_name(width) != stored_weights):
         raise UserError(
             f"{path}: this export holds {stored_weights} weights, not {weights} ones; leave out --weights, or export "
             "the run again"

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from bigtrain.errors import UserError
 from bigtrain.inference.model import Model
+from bigtrain.inference.posthoc import weights_name
 from bigtrain.recipe_yaml import parse
 from bigtrain.runs.folder import RunFolder
 
 KEYS = ("family.sampling.", "evaluation.candidates")
-FLAGS = ("weights", "checkpoint")
-"""Settings that are flags of the command and no keys of a recipe."""
+WIDTH = "sigma_rel"
+FLAGS = ("weights", "checkpoint", WIDTH)
+"""Settings that are flags of the command and no keys of a recipe; WIDTH stands for --weights sigma_rel=VALUE."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Sweep:
         if not key.startswith(KEYS) and key not in FLAGS:
             raise UserError(
                 f"--sweep: {key!r} cannot be swept; take a key of family.sampling, as family.sampling.KEY=VALUE,VALUE, "
-                "or evaluation.candidates, weights or checkpoint"
+                "or evaluation.candidates, weights, sigma_rel or checkpoint"
             )
         try:
             values = parse(f"[{listed}]")
@@ -56,6 +58,8 @@ class Sweep:
 
     def flag(self, name: str, value: str, otherwise: str | None) -> str | None:
         """The value of one of FLAGS."""
+        if name == "weights" and self.key == WIDTH:
+            return weights_name(value)
         return value if self.key == name else otherwise
 
 
