@@ -347,7 +347,7 @@ def _model(family: type[Options]) -> type[Recipe]:
 # -- the schema -----------------------------------------------------------------------------------------------------
 
 
-class _Lenient(GenerateJsonSchema):
+class LenientSchema(GenerateJsonSchema):
     """Nothing is required, since a recipe may extend another: without its kind a mapping may be any member of a union."""
 
     def field_is_required(self, field: Any, total: bool) -> bool:
@@ -364,12 +364,39 @@ def schema() -> dict[str, Any]:
     """The JSON schema of recipes as people write them, for editors: the sections, and a branch for each kind of family."""
     families = [find_family(kind).options_class for kind in family_kinds()]
     family: Any = Annotated[reduce(or_, families), Field(discriminator="kind")]
-    content = create_model("Recipe", __base__=Recipe, family=(family, ...)).model_json_schema(schema_generator=_Lenient)
+    model = create_model("Recipe", __base__=Recipe, family=(family, ...))
+    content = described(model.model_json_schema(schema_generator=LenientSchema))
     sections = {
         # A section that is empty has its defaults.
-        name: {"anyOf": [section, {"type": "null"}]}
+        name: {"description": section["description"], "anyOf": [section, {"type": "null"}]}
         for name, section in content["properties"].items()
     }
     format = {"type": "integer", "minimum": 1, "maximum": FORMAT, "description": "The format of the file."}
     extends = {"type": "string", "description": "The path of a recipe, relative to this one, which this one changes."}
     return content | {"properties": {"extends": extends, "format": format, **sections}}
+
+
+def described(content: dict[str, Any]) -> dict[str, Any]:
+    """A schema of options in which each key has a description: that of its class where it has none of its own, and of a union
+    those of its members by kind."""
+    classes = content.get("$defs", {})
+    for options in (content, *classes.values()):
+        for key, field in options.get("properties", {}).items():
+            if key == "kind":
+                field["description"] = options.get("description", "")
+            elif "description" not in field:
+                field["description"] = _description_of(field, classes)
+    return content
+
+
+def _description_of(field: Mapping[str, Any], classes: Mapping[str, Any]) -> str:
+    members = [classes[name] for name in _referred_to(field)]
+    if len(members) == 1:
+        return str(members[0].get("description", ""))
+    return "\n\n".join(f"{one['properties']['kind']['const']}: {one.get('description', '')}" for one in members)
+
+
+def _referred_to(field: Mapping[str, Any]) -> list[str]:
+    """The names of the options classes that a field may hold."""
+    own = [field["$ref"].rpartition("/")[2]] if "$ref" in field else []
+    return [*own, *(name for part in field.get("anyOf", ()) for name in _referred_to(part))]

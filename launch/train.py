@@ -5,6 +5,7 @@ The run folder is runs/NAME (run.dir=PATH to move it). The same command again re
     python launch/train.py RECIPE.yaml --plan nodes=4,gpus=8
 
 trains nothing: it prints the work of a step on such a cluster and the memory that each strategy takes, without data or GPUs.
+--keys SECTION prints the keys of a section of RECIPE: what each means and may be, its default, and what the recipe says.
 --schema prints the JSON schema of recipes, with which editors complete and check them.
 """
 
@@ -37,6 +38,7 @@ from bigtrain.inference.initial_weights import InitialWeights
 from bigtrain.inference.model import make_family
 from bigtrain.inference.observers import observers_of
 from bigtrain.inference.splits import check_fields, find_splits
+from bigtrain.keys import keys_of
 from bigtrain.plan import Cluster, plan
 from bigtrain.recipe import Recipe, load_recipe, schema, values_from_before, with_values
 from bigtrain.runs import checkpoint
@@ -67,11 +69,19 @@ def main(argv: Sequence[str]) -> None:
         "--plan", metavar="nodes=N,gpus=G[,classes=C]", help="print what it would cost, and train nothing"
     )
     parser.add_argument(
+        "--keys",
+        metavar="SECTION",
+        help="print what the keys of a section, such as family.generator, mean and may be, and train nothing",
+    )
+    parser.add_argument(
         "--schema", nargs=0, action=PrintSchema, help="print the JSON schema of recipes, and train nothing"
     )
     arguments = parser.parse_intermixed_args(argv)  # so that overrides may follow --plan
 
     recipe = located(load_recipe(arguments.recipe, arguments.overrides), Path(arguments.recipe))
+    if arguments.keys is not None:
+        print(keys_of(recipe, arguments.keys))
+        return
     if arguments.plan is not None:
         print(plan(recipe, Cluster.parse(arguments.plan)))
         return

@@ -27,7 +27,7 @@ LAYERS = (
     {"training", "evaluation", "exchange"},
     {"recipe", "pipelines"},
     {"inference"},
-    {"plan", "cli", "doubts"},
+    {"plan", "cli", "doubts", "keys"},
 )
 """A package imports those of the lines above it, and none of its own line."""
 WITHIN_DATA = ("data.read", "data.sources", "data.write")

@@ -292,6 +292,11 @@ def test_every_shipped_recipe_is_valid_under_the_schema(path: Path, checked: Dra
     checked.validate(yaml.safe_load(load_recipe(path).to_yaml()))
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_names_the_schema_for_editors(path: Path) -> None:
+    assert path.read_text().startswith("# yaml-language-server: $schema=schema.json\n# ")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -323,6 +328,20 @@ def test_a_recipe_that_says_only_what_differs_is_valid_under_the_schema(
         "{family: {kind: gan, unet: {}}}",
         "{family: {kind: diffusion, loss: hinge}}",
         "{family: {no_such_key: 1}}",
+        "{family: {kind: gan, generator: {kind: biggan, chanels: 3}}}",
+        "{family: {kind: gan, generator: {kind: biggan, channels: 0}}}",
+        "{family: {kind: gan, generator: {channels: many}}}",
+        "{family: {kind: gan, objective: hinge}}",
+        "{family: {kind: gan, objective: {kind: hinges}}}",
+        "{family: {kind: gan, penalties: {r1: {weight: -1}}}}",
+        "{train: {resume: {form: run}}}",
+        "{train: [steps]}",
+        "{ema: {extra: {wide: {decay: 1}}}}",
+        "{engine: {strategy: zero9}}",
+        "{evaluation: {metrics: [fidd]}}",
+        "{data: {train: 3}}",
+        "{run: {name: a b}}",
+        "[run, data]",
     ],
 )
 def test_a_wrong_recipe_is_not_valid_under_the_schema(text: str, checked: Draft202012Validator) -> None:
@@ -342,5 +361,8 @@ def test_the_schema_says_what_each_key_means(checked: Draft202012Validator) -> N
     branches = schema["properties"]["family"]["anyOf"][0]["anyOf"]
     kinds = {schema["$defs"][branch["$ref"].rpartition("/")[2]]["properties"]["kind"]["const"] for branch in branches}
     assert kinds == set(family_kinds())
-    assert schema["$defs"]["TrainOptions"]["properties"]["batch_size"]["description"]
     assert '"required":' not in json.dumps(schema)
+    copy = json.loads((ROOT / "recipes" / "schema.json").read_text())
+    for name, options in {"recipe": copy, **copy["$defs"]}.items():
+        for key, field in options.get("properties", {}).items():
+            assert field["description"], f"{name}.{key} has no docstring"

@@ -49,7 +49,10 @@ Resume = Annotated[
     WithJsonSchema(
         {
             "type": "object",
-            "properties": {"from": {"type": "string"}, "step": {"type": ["integer", "null"]}},
+            "properties": {
+                "from": {"type": "string", "description": "The folder of the other run."},
+                "step": {"type": ["integer", "null"], "description": "The step of its checkpoint; null: the newest."},
+            },
             "additionalProperties": False,
         }
     ),

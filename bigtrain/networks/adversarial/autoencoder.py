@@ -20,7 +20,7 @@ from bigtrain.sizes import size_text
 
 
 class DiscriminatorOptions(DiscriminatorArchitecture):
-    """The discriminator's architecture."""
+    """EBGAN's discriminator, an autoencoder (Zhao et al. 2017)."""
 
     outputs: ClassVar[frozenset[str]] = frozenset({"features", "reconstruction"})
 

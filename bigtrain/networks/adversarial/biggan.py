@@ -54,7 +54,7 @@ _RESOLUTIONS = ", ".join(map(str, GENERATOR_WIDTHS))
 
 
 class GeneratorOptions(GeneratorArchitecture):
-    """The generator's architecture."""
+    """BigGAN's residual generator of classes (Brock et al. 2019)."""
 
     class_conditional: ClassVar[bool] = True
 
@@ -91,7 +91,7 @@ class GeneratorOptions(GeneratorArchitecture):
 
 
 class DiscriminatorOptions(DiscriminatorArchitecture):
-    """The discriminator's architecture."""
+    """BigGAN's residual discriminator, which projects on the class (Brock et al. 2019)."""
 
     class_conditional: ClassVar[bool] = True
 

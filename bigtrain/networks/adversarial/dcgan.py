@@ -26,7 +26,7 @@ from bigtrain.sizes import size_text
 
 
 class GeneratorOptions(GeneratorArchitecture):
-    """The generator's architecture."""
+    """DCGAN's generator, without classes (Radford et al. 2016)."""
 
     kind: Literal["dcgan"] = "dcgan"
     channels: Width = 64
@@ -45,7 +45,7 @@ class GeneratorOptions(GeneratorArchitecture):
 
 
 class DiscriminatorOptions(DiscriminatorArchitecture):
-    """The discriminator's architecture."""
+    """DCGAN's discriminator, without classes (Radford et al. 2016)."""
 
     outputs: ClassVar[frozenset[str]] = frozenset({"features", "class_logits"})
 

@@ -20,7 +20,7 @@ from bigtrain.options import MOST_LAYERS, Depth, Options, Width
 
 
 class PixelCNNOptions(Options):
-    """The architecture."""
+    """A gated PixelCNN (van den Oord et al. 2016)."""
 
     channels: Width = 64
     """Features of both stacks, of the embedding of codes and of the output stack."""

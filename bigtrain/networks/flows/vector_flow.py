@@ -30,6 +30,7 @@ class Couplings(VectorFlowOptions):
 
     kind: Literal["couplings"] = "couplings"
     couplings: Depth = 8
+    """How many, one after another."""
     hidden_features: Width = 64
     """Of the two hidden layers of a coupling's network."""
 
@@ -46,6 +47,7 @@ class PlanarLayers(VectorFlowOptions):
 
     kind: Literal["planar"] = "planar"
     layers: Depth = 32
+    """How many, one after another."""
 
     def layers_of(self, size: int) -> list[Bijection]:
         return [ActNorm(size), *(PlanarLayer(size) for _ in range(self.layers))]

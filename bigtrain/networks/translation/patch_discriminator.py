@@ -24,7 +24,7 @@ WIDEST = 8
 
 
 class PatchOptions(Options):
-    """The discriminator's architecture."""
+    """pix2pix's discriminator of patches (Isola et al. 2017)."""
 
     layers: int = Field(default=3, ge=0, le=16)
     """Blocks that halve the image: 3 for patches of 70x70 pixels, 1 for 16x16, 2 for 34x34, 5 for 286x286. 0: each logit sees

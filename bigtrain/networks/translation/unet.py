@@ -30,7 +30,7 @@ WIDEST = 8
 
 
 class UNetOptions(Options):
-    """The generator's architecture."""
+    """pix2pix's U-Net (Isola et al. 2017)."""
 
     depth: int = Field(default=8, ge=2, le=16)
     """Down blocks, and up blocks. 8 turn 256x256 into 1x1, and 7 do so with 128x128 (the paper's two)."""
