@@ -139,6 +139,8 @@ def keys(ground: Ground, family: str) -> Iterator[tuple[str, tuple[str, ...], st
 
 _NEEDED = {"train.profile": "start_step=1"}
 """What is said where a key of a section that is not there by itself is tried."""
+_SMALL = {"iaf": ("channels=8", "blocks=[1]")}
+"""What is said of a member of a union whose defaults are a published network, which takes too long to train here."""
 
 
 def _keys_within(
@@ -152,6 +154,7 @@ def _keys_within(
         own = opening
         if len(members) > 1:
             own = (*own, f"{key}.kind={kind_of(member)}")
+            own += tuple(f"{key}.{word}" for word in _SMALL.get(str(kind_of(member)), ()))
             if "factor" in member.model_fields:
                 own = (*own, f"{key}.factor=2")
             if not _loads(recipe, own):
