@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 from torch import Tensor, nn
 
@@ -15,8 +15,21 @@ Size = tuple[int, int]
 class Architecture(Options):
     """Of a generator or a discriminator, for images of any size and number of channels that it can make."""
 
-    class_conditional: ClassVar[bool] = False
-    """Whether the network takes labels, int64 [n] in 0 .. classes - 1, after its first argument."""
+    @property
+    def class_conditional(self) -> bool:
+        """Whether the network takes labels, int64 [n] in 0 .. classes - 1, after its first argument."""
+        return self.tells_classes
+
+    @property
+    def tells_classes(self) -> bool:
+        """Whether it does so because `conditioning` says how."""
+        return getattr(self, "conditioning", "none") != "none"
+
+    @property
+    def ways_of_conditioning(self) -> list[str]:
+        """The values of `conditioning` with which the network takes labels; none where that is not an option."""
+        field = type(self).model_fields.get("conditioning")
+        return [way for way in get_args(field.annotation) if way != "none"] if field is not None else []
 
     @abstractmethod
     def check_size(self, size: Size) -> None:
@@ -65,6 +78,13 @@ class Outputs(NamedTuple):
         return Outputs(**head), Outputs(**tail)
 
 
+class Joining(NamedTuple):
+    """A layer that joins the images of a batch, and what to set instead, as parts of a message."""
+
+    layer: str
+    remedy: str
+
+
 class DiscriminatorArchitecture(Architecture):
     """Images [n, channels, height, width] in [-1, 1], and labels if it is conditional -> logits [n, ...], at least float32.
 
@@ -83,3 +103,20 @@ class DiscriminatorArchitecture(Architecture):
     def batch_statistics(self) -> bool:
         """Whether a sample's logit depends on the others of its batch."""
         return False
+
+    @property
+    def groups_by_number(self) -> bool:
+        """Whether the images of a batch are compared in groups, by their numbers."""
+        return False
+
+    @property
+    def reference_images(self) -> int:
+        """How many real images the network keeps, which go through it in front of every batch. Its `reference.samples` are to
+        be filled with the first ones of the data, and its `reference.labels` with their labels if it is conditional."""
+        return 0
+
+    @property
+    def joins_gradients_by(self) -> Joining | None:
+        """What makes the gradient at an image depend on other images, so that no penalty can bound that of one alone; None:
+        nothing does, or it is batch norm or the minibatch deviation, through which the authors of penalties take gradients."""
+        return None

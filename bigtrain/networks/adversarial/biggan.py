@@ -10,7 +10,7 @@ al. 2019) in each. Parameter counts, with channels = 96 and latent_per_block = 2
 
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from bigtrain.networks.layers.normalisation import (
     statistics_dtype,
     without_autocast,
 )
+from bigtrain.networks.layers.resampling import convolve_and_pool, upsample_and_convolve
 from bigtrain.options import Epsilon, Width
 from bigtrain.sizes import size_text
 
@@ -56,8 +57,6 @@ _RESOLUTIONS = ", ".join(map(str, GENERATOR_WIDTHS))
 class GeneratorOptions(GeneratorArchitecture):
     """BigGAN's residual generator of classes (Brock et al. 2019)."""
 
-    class_conditional: ClassVar[bool] = True
-
     kind: Literal["biggan"] = "biggan"
     channels: Width = 96
     """The base width, which the table for the resolution multiplies."""
@@ -77,6 +76,10 @@ class GeneratorOptions(GeneratorArchitecture):
     """Initial weights: orthogonal matrices (Saxe et al. 2014), or normal with standard deviation 0.02."""
 
     @property
+    def class_conditional(self) -> bool:
+        return True
+
+    @property
     def singular_values(self) -> Mapping[str, str]:
         return {"linear": "linear", "first_block": "blocks.0.conv1"}
 
@@ -93,8 +96,6 @@ class GeneratorOptions(GeneratorArchitecture):
 class DiscriminatorOptions(DiscriminatorArchitecture):
     """BigGAN's residual discriminator, which projects on the class (Brock et al. 2019)."""
 
-    class_conditional: ClassVar[bool] = True
-
     kind: Literal["biggan"] = "biggan"
     variant: Literal["brock", "studiogan"] = "brock"
     """studiogan: the ReLU in front of a block is in place there, so that the shortcut reads rectified features too."""
@@ -108,6 +109,10 @@ class DiscriminatorOptions(DiscriminatorArchitecture):
     """Initial weights: orthogonal matrices (Saxe et al. 2014), or normal with standard deviation 0.02."""
 
     @property
+    def class_conditional(self) -> bool:
+        return True
+
+    @property
     def singular_values(self) -> Mapping[str, str]:
         return {"first_block": "blocks.0.conv1"}
 
@@ -116,22 +121,6 @@ class DiscriminatorOptions(DiscriminatorArchitecture):
 
     def build(self, size: Size, channels: int, classes: int, outputs: frozenset[str] = frozenset()) -> nn.Module:
         return Discriminator(self, resolution_of(size), classes, channels)
-
-
-# Exact rewrites of the two resampling convolutions, with 4/9 of the multiplications each. Both widen the 3x3 kernel to
-# 4x4: taps that read the same pixel are added up once, in the kernel, and not again for every image and position.
-
-
-def upsample_and_convolve(x: Tensor, conv: SpectralNorm) -> Tensor:
-    """conv(nearest x2 (x)) for a 3x3 convolution, [n, in, h, w] -> [n, out, 2h, 2w], as one transposed convolution."""
-    widened = F.avg_pool2d(conv.normalised_weight(), 2, stride=1, padding=1, divisor_override=1)
-    return F.conv_transpose2d(x, widened.flip(2, 3).transpose(0, 1), conv.bias, stride=2, padding=1)
-
-
-def convolve_and_pool(x: Tensor, conv: SpectralNorm) -> Tensor:
-    """mean pool 2x2 (conv(x)) for a 3x3 convolution, [n, in, 2h, 2w] -> [n, out, h, w], as one strided convolution."""
-    widened = F.avg_pool2d(conv.normalised_weight(), 2, stride=1, padding=1)
-    return F.conv2d(x, widened, conv.bias, stride=2, padding=1)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, *, bias: bool = True, eps: float) -> SpectralNorm:

@@ -2,7 +2,8 @@
 
 Spectral norm: Miyato et al. 2018 (arXiv:1802.05957), one power iteration per forward. Batch norm: Ioffe & Szegedy 2015,
 over the global microbatch, so that its size is part of the experiment and the number of ranks is not. Conditional batch
-norm: Dumoulin et al. 2017, de Vries et al. 2017, in BigGAN's parametrisation (Brock et al. 2019, appendix B).
+norm: Dumoulin et al. 2017, de Vries et al. 2017, with a table of classes or in BigGAN's parametrisation (Brock et al. 2019,
+appendix B).
 
 Both are computed in at least float32, under autocast too, and neither waits for the device.
 """
@@ -315,3 +316,21 @@ class ConditionalBatchNorm(nn.Module):
         """x [n, features, h, w], y [n, condition] -> the shape of x."""
         gain = (1 + self.gain(y))[:, :, None, None]
         return torch.addcmul(self.bias(y)[:, :, None, None], self.norm(x), gain)
+
+
+class ClassBatchNorm(nn.Module):
+    """Batch norm with a gain and a bias for each class: conditional batch norm as in the codes of SNGAN and WGAN-GP."""
+
+    def __init__(self, features: int, classes: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        """Gains start as 1, biases as 0."""
+        super().__init__()
+        self.norm = SyncedBatchNorm(features, affine=False, eps=eps, momentum=momentum)
+        self.gain = nn.Embedding(classes, features)
+        self.bias = nn.Embedding(classes, features)
+        nn.init.ones_(self.gain.weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """x [n, features, h, w], labels int64 [n] -> the shape and dtype of x."""
+        gain, bias = (table(labels)[:, :, None, None].to(x.dtype) for table in (self.gain, self.bias))
+        return torch.addcmul(bias, self.norm(x), gain)
