@@ -46,6 +46,7 @@ HOMONYMS = {
     "architecture", "beta", "bits", "blocks", "categories", "condition", "depth", "discriminator", "fake", "flip", "flow",
     "generator", "init", "kernel", "latent", "latents", "margin", "output", "outputs", "process", "real", "sampler",
     "shift", "sigma", "variance", "width",
+    "resnet",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""
 FOREIGN_NAMES = ("DiffusionPipeline", "PredictionString", "capture_output")

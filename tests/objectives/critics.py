@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigtrain.networks.adversarial import autoencoder
+from bigtrain.networks.adversarial import autoencoder, mlp, resnet
 from bigtrain.networks.adversarial.architecture import DiscriminatorArchitecture, Outputs
 from bigtrain.networks.adversarial.biggan import Discriminator, DiscriminatorOptions, SelfAttention
+from bigtrain.networks.layers.minibatch import MinibatchDeviation, MinibatchDiscrimination
 from bigtrain.networks.layers.normalisation import (
+    ClassBatchNorm,
     ConditionalBatchNorm,
     SpectralNorm,
     SyncedBatchNorm,
@@ -17,6 +19,7 @@ from bigtrain.networks.layers.normalisation import (
     without_autocast,
 )
 from bigtrain.networks.layers.recomputation import recompute_blocks
+from bigtrain.networks.layers.reference_norm import ReferenceBatch, ReferenceBatchNorm
 from bigtrain.networks.layers.statistics import set_recording
 
 CHANNELS, SIZE, CLASSES = 2, 16, 3
@@ -37,16 +40,31 @@ class Critic(nn.Module):
 class Conditional(nn.Module):
     """Conditional batch norm, then a projection on an embedding of the class."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: nn.Module, classes: nn.Module) -> None:
+        """`classes`: labels -> what the norm takes."""
         super().__init__()
         self.stem = nn.Conv2d(CHANNELS, 6, 3, padding=1)
-        self.classes = nn.Embedding(CLASSES, 4)
-        self.norm = ConditionalBatchNorm(6, 4)
+        self.classes = classes
+        self.norm = norm
         self.projection = SpectralNorm(nn.Embedding(CLASSES, 6))
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         h = torch.tanh(self.norm(self.stem(images), self.classes(labels))).sum((2, 3))
         return (self.projection(labels) * h).sum(1)
+
+
+class Referring(nn.Module):
+    """Virtual batch norm by four images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(CHANNELS, 6, 3, padding=1)
+        self.norm = ReferenceBatchNorm(6, 4, virtual=True)
+        self.reference = ReferenceBatch(torch.rand(4, CHANNELS, SIZE, SIZE), 0)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        everyone, _ = self.reference.in_front_of(images, None)
+        return self.reference.without(torch.tanh(self.norm(torch.tanh(self.stem(everyone))))).flatten(1).sum(1)
 
 
 class Attention(nn.Module):
@@ -92,6 +110,17 @@ class Unlabelled(nn.Module):
         return self.network(images)
 
 
+class Labelled(nn.Module):
+    """A discriminator that is told the classes."""
+
+    def __init__(self, options: DiscriminatorArchitecture) -> None:
+        super().__init__()
+        self.network = options.build((SIZE, SIZE), CHANNELS, CLASSES)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.network(images, labels)
+
+
 class Block(nn.Sequential):
     """What activation checkpointing computes again."""
 
@@ -117,12 +146,22 @@ CRITICS: Mapping[str, Callable[[], nn.Module]] = {
     "attention": lambda: Critic(16, SelfAttention(16, eps=1e-6)),
     "fused attention": lambda: Critic(6, nn.AvgPool2d(2), Attention()),
     "pooling": lambda: Critic(6, nn.MaxPool2d(2), nn.AvgPool2d(2)),
-    "embedding": Conditional,
+    "embedding": lambda: Conditional(ConditionalBatchNorm(6, 4), nn.Embedding(CLASSES, 4)),
     "patches": lambda: Patches(nn.Conv2d(CHANNELS, 4, 4, 2, 1), SyncedBatchNorm(4), nn.Tanh(), nn.Conv2d(4, 1, 3)),
     "recomputed blocks": recomputed,
     "biggan": biggan,
     "outputs": Telling,
     "autoencoder": lambda: Unlabelled(autoencoder.DiscriminatorOptions(channels=4, halvings=2)),
+    "resnet": lambda: Labelled(resnet.DiscriminatorOptions(channels=2, conditioning="projection")),
+    "mlp": lambda: Labelled(
+        mlp.DiscriminatorOptions(hidden_features=(6, 5), maxout_pieces=2, conditioning="concatenation")
+    ),
+    "norms by class": lambda: Conditional(ClassBatchNorm(6, CLASSES), nn.Identity()),
+    "minibatch deviation": lambda: Critic(6, MinibatchDeviation(group=2), nn.Conv2d(7, 4, 4, stride=2), nn.Tanh()),
+    "minibatch discrimination": lambda: Critic(
+        6, MinibatchDiscrimination(6 * SIZE * SIZE, 3, 2), nn.Conv2d(9, 4, 4, stride=2), nn.Tanh()
+    ),
+    "reference norm": Referring,
 }
 
 

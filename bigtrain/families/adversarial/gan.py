@@ -5,6 +5,7 @@ bigtrain/objectives. One step: the discriminator n times on real and fake images
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -12,13 +13,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bigtrain.families.abilities import Latents
+from bigtrain.cluster.collectives import gather_over_ranks
+from bigtrain.families.abilities import InitialisedByData, Latents
 from bigtrain.families.adversarial.collapse import singular_values
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
-from bigtrain.networks.adversarial import autoencoder, biggan, dcgan
-from bigtrain.networks.adversarial.architecture import Outputs, Size
+from bigtrain.networks.adversarial import autoencoder, biggan, dcgan, dense_dcgan, mlp, resnet
+from bigtrain.networks.adversarial.architecture import Architecture, Outputs, Size
 from bigtrain.networks.layers.normalisation import standing_statistics
 from bigtrain.networks.layers.statistics import nothing_recorded
 from bigtrain.objectives import games
@@ -52,10 +54,13 @@ AdversarialGame: Any = one_of(
     games.Hinge, games.NonSaturating, games.Minimax, games.MaximumLikelihood, games.LeastSquares, games.Wasserstein,
     games.RelativisticAverage, games.RelativisticPaired, games.EnergyBased, games.FeatureMatching,
 )  # fmt: skip
-GeneratorOptions: Any = one_of(biggan.GeneratorOptions, dcgan.GeneratorOptions)
+GeneratorOptions: Any = one_of(
+    biggan.GeneratorOptions, dcgan.GeneratorOptions, dense_dcgan.GeneratorOptions, resnet.GeneratorOptions, mlp.GeneratorOptions
+)  # fmt: skip
 DiscriminatorOptions: Any = one_of(
-    biggan.DiscriminatorOptions, dcgan.DiscriminatorOptions, autoencoder.DiscriminatorOptions
-)
+    biggan.DiscriminatorOptions, dcgan.DiscriminatorOptions, dense_dcgan.DiscriminatorOptions, resnet.DiscriminatorOptions,
+    mlp.DiscriminatorOptions, autoencoder.DiscriminatorOptions,
+)  # fmt: skip
 
 
 class GANOptions(Options):
@@ -80,6 +85,8 @@ class GANOptions(Options):
     discriminator has batch statistics, which must not mix them."""
     discriminator_steps: Depth = 2
     """Updates of the discriminator for one of the generator; each reads a batch of its own."""
+    generator_batches: Depth = 1
+    """Batches of fakes that the generator's loss is the mean over; the codes of WGAN-GP and SNGAN have 2."""
     fake_labels: Literal["data", "uniform"] = "data"
     """Classes of the fakes in training, where there are any: drawn with the frequencies of the data, or uniformly."""
     generator: GeneratorOptions = biggan.GeneratorOptions()
@@ -111,12 +118,13 @@ class GANOptions(Options):
         if self.auxiliary_classifier is not None and not made:
             raise ValueError(
                 f"auxiliary_classifier: tells the classes of images, but a generator of kind {self.generator.kind} takes none; "
-                "take one that does, or null"
+                f"{_how_to_take_classes('generator', self.generator)}take one that does, or null"
             )
         if made != seen and self.auxiliary_classifier is None:
             blind = "generator" if seen else "discriminator"
             raise ValueError(
-                f"{blind}: {getattr(self, blind).kind} takes no classes, but the other network does; take two that agree"
+                f"{blind}: {getattr(self, blind).kind} takes no classes, but the other network does; "
+                f"{_how_to_take_classes(blind, getattr(self, blind))}take two that agree"
                 + ("" if seen else ", or set auxiliary_classifier: {}")
             )
         return self
@@ -142,6 +150,23 @@ class GANOptions(Options):
                 f"penalties: top_k leaves fakes out of the generator's loss, and {self.objective.kind} sets each one "
                 "against real images; take another objective, or top_k: null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _penalties_are_of_gradients_of_single_images(self) -> "GANOptions":
+        joining = self.discriminator.joins_gradients_by
+        if joining is not None and self.penalties.on_gradients:
+            raise ValueError(
+                f"penalties: {next(iter(self.penalties.on_gradients))} bounds the gradient at each image, but with "
+                f"{joining.layer} a discriminator has none of one image alone; set {joining.remedy}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _more_fakes_need_no_partners(self) -> "GANOptions":
+        if self.generator_batches > 1 and (self.objective.needs_real or self.discriminator.groups_by_number):
+            partners = "real images" if self.objective.needs_real else "the fakes of its group"
+            raise ValueError(f"generator_batches: each fake is set against {partners}; leave it at 1")
         return self
 
     @model_validator(mode="after")
@@ -177,13 +202,15 @@ class GANOptions(Options):
         return self
 
 
-class GAN(Family, Latents, kind="gan"):
+class GAN(Family, Latents, InitialisedByData, kind="gan"):
     """Components: generator (averaged), discriminator. Phases: discriminator x n, generator x 1."""
 
     options_class = GANOptions
     sampling_class = GANSamplingOptions
     sampled_components = ("generator",)
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
+    initialisation_images = 2**12
+    """The largest reference batch."""
 
     def __init__(self, options: GANOptions, spec: DataSpec) -> None:
         self.options, self.spec = options, spec
@@ -193,6 +220,11 @@ class GAN(Family, Latents, kind="gan"):
         generator, discriminator, game = options.generator, options.discriminator, options.objective
         generator.check_size(spec.size)
         discriminator.check_size(spec.size)
+        self._check_classes()
+        if not discriminator.reference_images:
+            self.lacks = {
+                InitialisedByData: "only a discriminator with a reference batch begins with a look at the data"
+            }
         self._latent = generator.latent_size(spec.size)
         self._calls = options.discriminator_calls or ("separate" if discriminator.batch_statistics else "joint")
         shape = spec.size, spec.channels, len(spec.classes)
@@ -226,6 +258,22 @@ class GAN(Family, Latents, kind="gan"):
     def reads(self) -> Sequence[str]:
         return ("image", *self.conditions)
 
+    def _check_classes(self) -> None:
+        """Raises ValueError, naming the key, if a network is to be told classes of which there is only one."""
+        told = [key for key in ("generator", "discriminator") if getattr(self.options, key).tells_classes]
+        if told and len(self.spec.classes) < 2:
+            raise ValueError(
+                f"family.{told[0]}.conditioning: the data have only one class; set it to none, or give shards with labels"
+            )
+
+    def initialise(self, networks: Networks, batches: Sequence[Microbatch]) -> None:
+        """Fills the discriminator's reference batch with the first real images and their classes."""
+        reference = networks["discriminator"].get_submodule("reference")
+        for name, buffer in reference.named_buffers():
+            field = {"samples": "image", "labels": "label"}[name]
+            everyone = torch.cat([gather_over_ranks(batch[field]) for batch in batches])
+            buffer.copy_(everyone[: len(buffer)])
+
     # -- the game ---------------------------------------------------------------------------------------------------
 
     def discriminator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
@@ -247,6 +295,7 @@ class GAN(Family, Latents, kind="gan"):
     def generator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """Of the game, with features where it asks for them, and what an auxiliary classifier and a penalty add to it."""
         discriminator, game, penalties = networks["discriminator"], self.options.objective, self.options.penalties
+        batch = _with_more_samples(batch, self.options.generator_batches)
         fake, terms = self._fakes(networks, batch, "generator", gradients=True), {}
         on_real = None
         if game.needs_real:
@@ -412,6 +461,21 @@ class GAN(Family, Latents, kind="gan"):
         self, networks: Networks, latents: Tensor, batch: Microbatch, sampling: GANSamplingOptions
     ) -> Tensor:
         return networks["generator"](latents, *(batch[name] for name in self.conditions))
+
+
+def _with_more_samples(batch: Microbatch, batches: int) -> Microbatch:
+    """Of `batches` times as many samples, the further ones without fields, numbered behind those of the global batch."""
+    if batches == 1:
+        return batch
+    size, own = batch.global_batch_size, batch.draws.numbers(batch.indices)
+    indices = torch.cat([own + number * size for number in range(batches)])
+    return replace(batch, indices=indices, global_batch_size=batches * size)
+
+
+def _how_to_take_classes(component: str, architecture: Architecture) -> str:
+    """What a recipe says so that a network takes classes, as the first part of a choice; nothing if it cannot be said."""
+    ways = architecture.ways_of_conditioning
+    return f"set {component}.conditioning to {' or '.join(ways)}, or " if ways else ""
 
 
 def _build_discriminator(options: GANOptions, size: Size, channels: int, classes: int) -> nn.Module:

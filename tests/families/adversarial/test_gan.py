@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bigtrain.families.abilities import InitialisedByData
 from bigtrain.families.adversarial.gan import GAN, GANOptions, GANSamplingOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
@@ -46,6 +47,11 @@ AUTOENCODER = DCGAN | {
     "discriminator": {"kind": "autoencoder", "channels": 4, "halvings": 2, "norm": "none"},
     "objective": {"kind": "energy_based", "margin": 0.5},
 }
+REFERENCE = DCGAN | {"discriminator": {"kind": "dcgan", "channels": 4, "norm": "virtual", "reference_batch": 5}}
+DISCRIMINATION, DEVIATION = (
+    DCGAN | {"discriminator": {"kind": "dcgan", "channels": 4, "norm": "none", "minibatch": {"kind": kind}}}
+    for kind in ("discrimination", "deviation")
+)
 CLASSIFIED = {
     "discriminator": {"kind": "dcgan", "channels": 4, "norm": "none"},
     "auxiliary_classifier": {"fake": 0.5, "generator": 0.25},
@@ -263,11 +269,20 @@ def test_largest_singular_values_are_reported_where_there_is_spectral_norm() -> 
         (DCGAN | {"objective": {"kind": "wasserstein"}}, "objective: wasserstein needs .* set objective.clip"),
         (DCGAN | {"penalties": {"dragan": {}}}, "penalties: dragan bounds .*norm: none or"),
         ({"objective": {"kind": "feature_matching"}}, "objective: feature_matching needs the features of the discriminator, "
-         "which one of kind biggan does not give; set discriminator.kind to dcgan or autoencoder"),
+         "which one of kind biggan does not give; set discriminator.kind to dcgan or "),
         ({"objective": {"kind": "energy_based"}}, "needs the features and the reconstruction .* to autoencoder"),
         ({"auxiliary_classifier": {}}, "auxiliary_classifier: it needs the class_logits of .* set discriminator.kind to dcgan"),
         (CLASSIFIED | {"objective": {"kind": "energy_based"}}, "no kind gives all of that together"),
-        (DCGAN | {"auxiliary_classifier": {}}, "auxiliary_classifier: .* a generator of kind dcgan takes none"),
+        (DCGAN | {"auxiliary_classifier": {}}, "auxiliary_classifier: .* a generator of kind dcgan takes none; set "
+         "generator.conditioning to concatenation or batch_norm, or take one that does, or null"),
+        ({"discriminator": {"kind": "resnet"}}, "discriminator: resnet takes no classes, but the other network does; set "
+         "discriminator.conditioning to projection, or take two that agree"),
+        (REFERENCE | {"penalties": {"r1": {}}}, "penalties: r1 bounds the gradient at each image, but with a reference batch a "
+         "discriminator has none of one image alone; set discriminator.norm: none or spectral"),
+        (DISCRIMINATION | {"penalties": {"gradient_penalty": {}}}, "penalties: gradient_penalty .* with minibatch "
+         "discrimination .*set discriminator.minibatch: null or {kind: deviation}"),
+        (DCGAN | {"generator_batches": 2, "objective": {"kind": "relativistic_paired"}}, "is set against real images"),
+        (DEVIATION | {"generator_batches": 2}, "generator_batches: each fake is set against the fakes of its group; leave it"),
         ({"objective": {"kind": "relativistic_average"}, "penalties": {"top_k": {}}}, "penalties: top_k leaves fakes out"),
         ({"penalties": {"consistency": {"shift": 1.5}}}, "less than 1"),
         ({"objective": {"kind": "wasserstein", "clip": 0}}, "greater than or equal to 0"),
@@ -277,6 +292,49 @@ def test_largest_singular_values_are_reported_where_there_is_spectral_norm() -> 
 def test_options_that_do_not_fit_together_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         family(**options)
+
+
+@pytest.mark.parametrize("component", ["generator", "discriminator"])
+def test_classes_of_which_there_is_one_are_refused(component: str) -> None:
+    conditioning = {"generator": {"kind": "mlp"}, "discriminator": {"kind": "mlp"}}
+    for network in conditioning.values():
+        network["conditioning"] = "concatenation"
+    conditioning |= {"auxiliary_classifier": {}} if component == "generator" else {}
+    options = GANOptions.model_validate(dict(FAMILIES["gan"]) | {"penalties": {}} | conditioning)
+    unlabelled = replace(SPEC, classes=("a",), class_counts=(40,))
+    with pytest.raises(
+        ValueError, match=r"family\.generator\.conditioning: the data have only one class; set it to none, or"
+    ):
+        GAN(options, unlabelled)
+
+
+def test_a_reference_batch_of_the_discriminator_is_the_first_real_images() -> None:
+    discriminator = REFERENCE["discriminator"] | {"conditioning": "projection"}
+    generator = DCGAN["generator"] | {"conditioning": "batch_norm"}
+    gan = family(**REFERENCE | {"discriminator": discriminator, "generator": generator})
+    batch = microbatch(3)
+    networks = networks_of(gan)
+    assert gan.ability(InitialisedByData) is gan
+    gan.initialise(networks, [batch, replace(batch, fields={name: field.flip(0) for name, field in batch.items()})])
+    reference = networks["discriminator"].reference
+    assert torch.equal(reference.samples, torch.cat([batch["image"], batch["image"].flip(0)])[:5])
+    assert reference.labels.tolist() == [0, 1, 2, 2, 1]
+    assert family(**DCGAN).ability(InitialisedByData) is None
+
+
+def test_the_generator_may_learn_from_several_batches_of_fakes_that_are_all_different() -> None:
+    once, twice = family(**CLASSIFIED), family(**CLASSIFIED | {"generator_batches": 2})
+    networks, batch, seen = networks_of(once), microbatch(), []
+    networks["discriminator"].register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    once.generator_loss(networks, batch)
+    twice.generator_loss(networks, batch)
+    assert [len(images) for images in seen] == [6, 12]
+    assert len(seen[1].unique(dim=0)) == 12
+    # The first ones are those of one batch, but for the batch norm that they now share.
+    fakes = [gan._fakes(networks, batch, "generator", gradients=False) for gan in (once, twice)]
+    assert torch.equal(fakes[0][1], fakes[1][1])
+    twice.discriminator_loss(networks, batch)
+    assert len(seen[2]) == 12, "6 real and 6 fake"
 
 
 def test_the_discriminators_loss_reaches_no_weight_of_the_generator() -> None:

@@ -104,3 +104,76 @@ def test_class_logits_are_exact_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network(torch.randn(2, 1, 16, 16))
     assert (outputs.logits.dtype, outputs.class_logits.dtype) == (torch.float32, torch.float32)
+
+
+# ------------------------------------------------------------------------------ classes, reference batches, minibatches
+
+
+@pytest.mark.parametrize("conditioning", ["concatenation", "batch_norm"])
+@pytest.mark.parametrize("norm", ["batch", "virtual", "reference"])
+def test_a_generator_that_is_told_the_class_makes_another_image_of_it(conditioning: str, norm: str) -> None:
+    if conditioning == "batch_norm" and norm != "batch":
+        with pytest.raises(ValueError, match="conditioning: batch_norm goes with norm: batch; take concatenation"):
+            GeneratorOptions(conditioning=conditioning, norm=norm)
+        return
+    options = GeneratorOptions(channels=2, latent=5, conditioning=conditioning, norm=norm, reference_batch=3)
+    assert options.class_conditional
+    network = options.build((16, 16), 1, 4)
+    with torch.no_grad():
+        for parameter in network.parameters():  # gains and biases by class start alike
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    images = network.eval()(torch.randn(1, 5).expand(3, -1), torch.tensor([0, 3, 3]))
+    assert not torch.allclose(images[0], images[1])
+    torch.testing.assert_close(images[1], images[2])
+
+
+@pytest.mark.parametrize("conditioning", ["concatenation", "projection"])
+@pytest.mark.parametrize("norm", ["batch", "virtual", "reference", "spectral", "none"])
+def test_a_discriminator_that_is_told_the_class_gives_another_logit(conditioning: str, norm: str) -> None:
+    options = DiscriminatorOptions(channels=2, conditioning=conditioning, norm=norm, reference_batch=3)
+    network = options.build((16, 16), 1, 4, frozenset({"features"}))
+    outputs = network(torch.rand(1, 1, 16, 16).expand(3, -1, -1, -1), torch.tensor([0, 3, 3]))
+    assert outputs.logits[0] != outputs.logits[1]
+    torch.testing.assert_close(outputs.logits[1], outputs.logits[2])
+    assert outputs.features.shape == (3, 4, 4, 4)
+    assert isinstance(network.embedding, SpectralNorm) == (conditioning == "projection" and norm == "spectral")
+
+
+def test_concatenation_gives_the_class_to_every_layer() -> None:
+    generator = GeneratorOptions(channels=2, latent=5, conditioning="concatenation").build((16, 16), 1, 3)
+    assert [layer.conv.in_channels for layer in generator.layers] == [5 + 3, 4 + 3]
+    assert generator.conv.in_channels == 2 + 3
+    discriminator = DiscriminatorOptions(channels=2, conditioning="concatenation").build(
+        (16, 16), 1, 3, frozenset({"class_logits"})
+    )
+    assert [layer.conv.in_channels for layer in discriminator.layers] == [1 + 3, 2 + 3]
+    assert discriminator.conv.in_channels == discriminator.classifier.in_channels == 4 + 3
+
+
+@pytest.mark.parametrize("norm", ["virtual", "reference"])
+def test_with_a_reference_batch_what_a_network_makes_of_a_sample_depends_on_no_other(norm: str) -> None:
+    torch.manual_seed(0)
+    made = GeneratorOptions(channels=2, latent=5, norm=norm, reference_batch=3).build((16, 16), 1, 0)
+    seen = DiscriminatorOptions(channels=2, norm=norm, reference_batch=3).build((16, 16), 1, 0)
+    for network, inputs in ((made, torch.randn(4, 5)), (seen, torch.rand(4, 1, 16, 16))):
+        whole = network(inputs)
+        assert len(whole) == 4
+        torch.testing.assert_close(torch.cat([network(one) for one in inputs.split(1)]), whole)
+        network.reference.samples.mul_(0.5)
+        assert not torch.allclose(network(inputs), whole)
+        assert not any(isinstance(module, SyncedBatchNorm) for module in network.modules())
+    assert not DiscriminatorOptions(norm=norm).batch_statistics
+
+
+@pytest.mark.parametrize(
+    ("minibatch", "more"),
+    [({"kind": "discrimination", "appended_features": 7}, 7), ({"kind": "deviation", "compared_images": None}, 1)],
+)
+def test_the_last_layer_is_told_how_alike_the_images_are(minibatch: dict, more: int) -> None:
+    options = DiscriminatorOptions(channels=2, norm="none", minibatch=minibatch)
+    network = options.build((16, 16), 1, 5, frozenset({"class_logits"}))
+    assert network.conv.in_channels == network.classifier.in_channels == 4 + more
+    assert options.batch_statistics
+    images = torch.rand(3, 1, 16, 16)
+    alike = torch.cat([images[:1], images[:1], images[:1]])
+    assert network(images).logits[0] != network(alike).logits[0]
