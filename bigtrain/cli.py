@@ -41,6 +41,8 @@ from bigtrain.wrong_values import what_is_wrong
 
 INITIAL, BRANCH = "initial_weights", "went_on_from"
 """The keys of environment.json that say where the weights of a run came from, by component, and which run it goes on from."""
+PARENT = "extends"
+"""The key of environment.json that says which recipe the run's own one extends, and what differs from it."""
 _NOBODY_READS = 128 + signal.SIGPIPE
 """The exit code of a command whose output goes into a pipe that nobody reads any more: as if the signal had ended it."""
 SPEAKER_FIRST_S = 10.0

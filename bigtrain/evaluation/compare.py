@@ -49,13 +49,13 @@ def compare(paths: Sequence[Path], table: Path | None, picture: Path | None) -> 
 
     Prints differences between protocols to stderr. Raises UserError for a path that is not an evaluation.
     """
-    _show(_marked([row for path in paths for row in _rows(path)]), table, picture, as_picture)
+    _show(marked([row for path in paths for row in _rows(path)]), table, picture, as_picture)
 
 
 def compare_values(named: Sequence[tuple[str, Path]], table: Path, picture: Path) -> None:
     """The same of the evaluations of one model that differ in one setting, each under its name. The picture is of the distance
     against the recall, where both were measured."""
-    rows = _marked([_row(name, [_read(path)]) for name, path in named])
+    rows = marked([_row(name, [_read(path)]) for name, path in named])
     distances, recalls = ([_first(row, start) for row in rows] for start in (("fd_", "fid"), ("recall",)))
     whole = all(distances) and all(recalls)
     _show(rows, table, picture, lambda rows, _: as_curve(rows, distances, recalls) if whole else as_picture(rows, _))
@@ -69,7 +69,7 @@ def _first(row: Row, starts: tuple[str, ...]) -> str:
 def _show(rows: Sequence[Row], table: Path | None, picture: Path | None, draw: Draw) -> None:
     metrics = list(dict.fromkeys(key for row in rows for key in row.cells))
     print(as_text(rows, metrics))
-    for line in _differences(rows):
+    for line in differences(rows):
         print(one_line(line), file=sys.stderr)
     try:
         try:
@@ -104,19 +104,50 @@ def _row(name: str, results: Sequence[Mapping[str, Any]]) -> Row:
 
 def _newest_results(run: Path) -> list[list[dict[str, Any]]]:
     """The results of a run's newest evaluated step, grouped: those of a group differ only in the seed, each seed once."""
-    paths = sorted((run / "evaluations").glob("step_*.json"))
+    paths = _files(run)
     if not paths:
         if meant := runs_meant(run):
             raise UserError(meant)
         raise UserError(f"{run}: has no evaluations/step_*.json; evaluate it with launch/evaluate.py {run}")
-    step = paths[-1].stem.split("_")[1]
+    return _ways([_read(path) for path in paths if _step_of(path) == _step_of(paths[-1])])
+
+
+def rows_by_step(run: Path, damaged: Callable[[UserError], object]) -> list[tuple[int, Row]]:
+    """(step, row) of each way in which each step of a run was evaluated. A row's name is that of its way, or empty if there is
+    one alone. `damaged`: is told of what is no evaluation."""
+    results: dict[int, list[dict[str, Any]]] = {}
+    rows = []
+    for path in _files(run):
+        try:
+            results.setdefault(int(_step_of(path)), []).append(_read(path))
+        except UserError as error:
+            damaged(error)
+        except (TypeError, ValueError, KeyError, AttributeError):
+            damaged(UserError(f"{path}: is not what an evaluation writes"))
+    for step, ways in ((step, _ways(found)) for step, found in sorted(results.items())):
+        for name, seeds in zip(_names(ways), ways, strict=True):
+            try:
+                rows.append((step, replace(_row(str(run), seeds), name=one_line(name.strip(" ()")))))
+            except UserError as error:
+                damaged(error)
+    return rows
+
+
+def _files(run: Path) -> list[Path]:
+    return sorted((run / "evaluations").glob("step_*.json"))
+
+
+def _step_of(path: Path) -> str:
+    return path.stem.split("_")[1]
+
+
+def _ways(results: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The results of one step, grouped: those of a group differ only in the seed, each seed once."""
     ways: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in paths:
-        if path.stem.split("_")[1] == step:
-            result = _read(path)
-            protocol = result["protocol"]
-            way = json.dumps([sorted(result), _unseeded(protocol)], sort_keys=True)
-            ways.setdefault(way, {})[json.dumps(protocol, sort_keys=True)] = result
+    for result in results:
+        protocol = result["protocol"]
+        way = json.dumps([sorted(result), _unseeded(protocol)], sort_keys=True)
+        ways.setdefault(way, {})[json.dumps(protocol, sort_keys=True)] = result
     return [list(seeds.values()) for seeds in ways.values()]
 
 
@@ -246,7 +277,7 @@ def share(value: float, count: int) -> Cell:
 # -- protocols ----------------------------------------------------------------------------------------------------------
 
 
-def _marked(rows: Sequence[Row]) -> list[Row]:
+def marked(rows: Sequence[Row]) -> list[Row]:
     """Each row with the letter of its protocol (A for the first row's; none if there is only one protocol), and with the
     union of the protocols of all rows with this letter.
 
@@ -266,7 +297,8 @@ def _marked(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, protocol=protocols[group], mark=marks[group]) for row, group in zip(rows, groups, strict=True)]
 
 
-def _differences(rows: Sequence[Row]) -> list[str]:
+def differences(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each protocol that is not the first row's. `rows`: `marked` ones, at least one."""
     lines, told = [], {rows[0].mark}
     for row in rows:
         if row.mark not in told:

@@ -20,6 +20,8 @@ _FOLDERS = {"averages", "checkpoints", "codes", "evaluations", "profile", "sampl
 """What a run folder has of its own, `codes` by the README's advice."""
 RUN = "run"
 """The key of environment.json, and of a checkpoint's state, that holds the run's id."""
+STARTS = "starts"
+"""The key of environment.json that lists at which step the run was started and started again, and when."""
 DIRECTORY = "directory"
 """The key of environment.json that holds the folder from which the run was started, and which relative paths begin at."""
 
