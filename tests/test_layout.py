@@ -28,7 +28,6 @@ LAYERS = (
     {"recipe", "pipelines"},
     {"inference"},
     {"plan", "cli", "doubts", "keys"},
-    {"plan", "cli", "doubts"},
     {"report"},
 )
 """A package imports those of the lines above it, and none of its own line."""
