@@ -31,7 +31,7 @@ from bigtrain.evaluation.result import EvaluationResult
 from bigtrain.inference.dependencies import add_flag, overrides_of
 from bigtrain.inference.evaluation import check_writable, evaluate_model, write_evaluation
 from bigtrain.inference.metric_choice import needed_splits
-from bigtrain.inference.model import Model, hang_timeout_s, open_model
+from bigtrain.inference.model import Model, attach_dependencies, hang_timeout_s, open_model
 from bigtrain.inference.splits import check_fields, find_needed
 from bigtrain.inference.sweep import Sweep, file_name, folder_of, named, path_of
 from bigtrain.recipe import evaluation_options
@@ -166,6 +166,8 @@ def _sweep(arguments: argparse.Namespace, folder: Path, device: torch.device) ->
     paths = []
     for value in sweep.values:
         model = _open(arguments, folder, device, sweep, value)
+        named_by_sampling = [role for role, other in model.family.dependencies.items() if not other.exported]
+        attach_dependencies(model.family, device, named_by_sampling)
         path = path_of(folder, model)
         paths.append(path)
         if world.on_main(path.is_file):

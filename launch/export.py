@@ -9,6 +9,7 @@ import torch
 from bigtrain.cli import run_cli, say
 from bigtrain.errors import UserError
 from bigtrain.exchange.export import export
+from bigtrain.families.abilities import Samples
 from bigtrain.inference.dependencies import add_flag, overrides_of
 from bigtrain.inference.model import attach_dependencies, open_model
 
@@ -37,6 +38,14 @@ def main(argv: Sequence[str]) -> None:
         which=arguments.checkpoint,
         overrides=overrides_of(arguments.dependency, arguments.run),
     )
+    samples = model.family.ability(Samples)
+    if samples is not None:
+        alone = samples.exported_sampling(samples.sampling)
+        if alone != samples.sampling:
+            say(
+                "warning: an export holds no model that guides another, and samples without; name it again where it is sampled"
+            )
+        model = model.with_sampling(alone)
     attach_dependencies(model.family, model.device)
     expressions = export(
         arguments.out,

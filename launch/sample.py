@@ -179,6 +179,8 @@ def main(argv: Sequence[str]) -> None:
         return _draw_density(model, arguments)
     samples = model.family.require(Samples, arguments.what)
     sampling = from_flags(samples.sampling, arguments)
+    model = model.with_sampling(sampling)
+    samples = model.family.require(Samples, arguments.what)
     if arguments.encode is not None:
         return _edit(model, sampling, mode, arguments)
     if mode == "redraw":

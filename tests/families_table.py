@@ -6,6 +6,7 @@ from typing import Any
 
 from bigtrain.families.abilities import (
     Ability,
+    Classifies,
     Density,
     DiffusersPipeline,
     Encodes,
@@ -56,6 +57,11 @@ class Case:
     """What its section says where whole weights are not to be had (zero3)."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """What the recipe's section of data says beside what every family's says."""
+
+    @property
+    def pictured(self) -> bool:
+        """Whether pictures are drawn in training."""
+        return bool(self.abilities & {Samples, Reconstructs, Density})
 
 
 CASES: Mapping[str, Case] = {
@@ -227,7 +233,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"vae": 6},
-        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents}),
+        frozenset({Classifies, Samples, Likelihood, Reconstructs, Latents, EncodesLatents}),
     ),
     "iaf_vae": Case(
         {
@@ -240,7 +246,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"vae": 6},
-        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
+        frozenset({Classifies, Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
         kills=3,
     ),
     "binary_vae": Case(
@@ -253,7 +259,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"vae": 6},
-        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
+        frozenset({Classifies, Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
         kills=3,
     ),
     "vdvae": Case(
@@ -268,7 +274,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": {**_ADAM, "skip_norm": 0.01, "most_skips": 1},
         },
         {"vdvae": 6},
-        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, LatentLevels}),
+        frozenset({Classifies, Samples, Likelihood, Reconstructs, Latents, EncodesLatents, LatentLevels}),
     ),
     "glow": Case(
         {
@@ -279,7 +285,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"flow": 6},
-        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
+        frozenset({Classifies, Samples, Likelihood, Reconstructs, Latents, EncodesLatents, InitialisedByData}),
         kills=3,
     ),
     "realnvp": Case(
@@ -290,7 +296,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"flow": 6},
-        frozenset({Samples, Likelihood, Reconstructs, Latents, EncodesLatents}),
+        frozenset({Classifies, Samples, Likelihood, Reconstructs, Latents, EncodesLatents}),
     ),
     "point_flow": Case(
         {
@@ -311,7 +317,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"pixelcnn": 6},
-        frozenset({Samples, Likelihood}),
+        frozenset({Classifies, Samples, Likelihood}),
     ),
     "diffusion": Case(
         {
@@ -328,8 +334,21 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"unet": 6},
-        frozenset({Samples, Likelihood, DiffusersPipeline}),
+        frozenset({Classifies, Samples, Likelihood, DiffusersPipeline}),
         drawing=("family.sampling.steps=2",),
+    ),
+    "noisy_classifier": Case(
+        {
+            "kind": "noisy_classifier",
+            "unet": {
+                "channels": 8, "multipliers": [1, 2], "blocks_per_level": 1, "attention_resolutions": [8], "norm_groups": 4,
+            },
+            "timesteps": 20,
+            "schedule": "cosine",
+            "optimizer": _ADAM,
+        },
+        {"classifier": 6},
+        frozenset({Classifies}),
     ),
     "code_prior": Case(
         {
@@ -341,7 +360,7 @@ CASES: Mapping[str, Case] = {
             "optimizer": _ADAM,
         },
         {"pixelcnn": 6},
-        frozenset({Samples, Likelihood}),
+        frozenset({Classifies, Samples, Likelihood}),
     ),
     "translation": Case(
         {

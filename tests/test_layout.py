@@ -48,6 +48,7 @@ HOMONYMS = {
     "generator", "init", "kernel", "latent", "latents", "margin", "output", "outputs", "process", "real", "sampler",
     "shift", "sigma", "variance", "width",
     "resnet",
+    "checkpoint", "model", "pool", "scale", "weights",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""
 FOREIGN_NAMES = ("DiffusionPipeline", "PredictionString", "capture_output")

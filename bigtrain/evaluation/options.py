@@ -52,7 +52,9 @@ class EvaluationOptions(Options):
     scale of an fd in features that are not Inception's). bits_per_dim: negative log-likelihood of `split` per dimension, or a
     bound of it. reconstruction: error of the images of `split` after encoding and decoding. rfd: fd of those reconstructions
     and `split` itself. psnr, ssim (Wang et al. 2004): of each output and its target in `split`, the mean over images; outputs
-    are the samples of a family that draws a picture given a picture, else reconstructions."""
+    are the samples of a family that draws a picture given a picture, else reconstructions. held_out_accuracy: share of `split`
+    whose class the model tells; a class-conditional generative model tells the one under which a sample is the most likely,
+    which costs as much as bits_per_dim for every class."""
     samples: int = Field(default=10_000, ge=2, le=MOST)
     """Images to generate."""
     features: str = "classifier"
@@ -70,14 +72,14 @@ class EvaluationOptions(Options):
     a tar or zip of images, an npz of samples (guided-diffusion's), or an npz of moments (pytorch-fid's, clean-fid's,
     guided-diffusion's, or made by --save-moments)."""
     split: Literal["train", "validation"] = "validation"
-    """Split that bits_per_dim, reconstruction, rfd, psnr and ssim are measured on."""
+    """Split that bits_per_dim, held_out_accuracy, reconstruction, rfd, psnr and ssim are measured on."""
     split_samples: Count | None = None
     """Number of samples of the split to measure them on, a fixed random subset; null: all."""
     likelihood_evaluations: int | None = Field(default=None, ge=2, le=MOST)
-    """Evaluations of the network for each sample's bits_per_dim, where that is a bound of many terms: fewer evaluations than
+    """Evaluations of the network for each sample's likelihood, where that is a bound of many terms: fewer evaluations than
     terms estimate it without bias (the mean over samples is right, each sample's value is noisy); null: all terms."""
     likelihood_samples: int = Field(default=1, ge=1, le=2**20)
-    """Importance samples for each sample's bits_per_dim, where a model of latent variables takes several: the bound is tighter
+    """Importance samples for each sample's likelihood, where a model of latent variables takes several: the bound is tighter
     with more (Burda et al. 2016)."""
     pairs_channel: Literal["rgb", "y"] = "rgb"
     """What psnr and ssim compare: all channels alike; or y, the luma of ITU-R BT.601 in 16 .. 235, as Matlab makes it and

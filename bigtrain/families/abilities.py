@@ -59,6 +59,10 @@ class Samples(Ability):
         """Samples [n, ...] of `sampled_field`; `batch` has the fields of `conditions`, `networks` come from
         `prepare_sampling`."""
 
+    def exported_sampling(self, sampling: Any) -> Any:
+        """The options with which an export samples, which holds no model that only these options name."""
+        return sampling
+
     def sampling_name(self, sampling: Any) -> str:
         """The suffix of a metric's name for samples drawn in a cheaper way than the published protocol; else empty."""
         return ""
@@ -115,6 +119,26 @@ class Likelihood(Ability):
                     f"evaluation.likelihood_{name}: the likelihood of a {self.kind} has no use for it; leave it out"
                 )
         self.likelihood_protocol(effort, seed=0)
+
+
+class Classifies(Ability):
+    """Tells the class of a sample."""
+
+    does = "tell the classes of samples"
+
+    @property
+    @abstractmethod
+    def classified_given(self) -> Sequence[str]:
+        """The names of the fields by which it tells them."""
+
+    @abstractmethod
+    def class_scores(self, networks: Networks, batch: Microbatch, effort: Effort) -> Tensor:
+        """Float64 [n, classes], the larger the more likely; `batch` has the fields of `classified_given`."""
+
+    @abstractmethod
+    def classification_protocol(self, effort: Effort, seed: int) -> dict[str, Any]:
+        """What the scores are, and depend on besides the weights and the data. Raises UserError for an effort that they have no
+        use for."""
 
 
 class Reconstructs(Ability):
@@ -289,5 +313,5 @@ class DiffusersPipeline(Ability):
 
 ABILITIES: Sequence[type[Ability]] = (
     Samples, Likelihood, Reconstructs, Encodes, Latents, EncodesLatents, LatentLevels, InitialisedByData, HasSuccessor,
-    Density, DiffusersPipeline,
+    Density, DiffusersPipeline, Classifies,
 )  # fmt: skip

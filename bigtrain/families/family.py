@@ -36,6 +36,12 @@ class Dependency:
     """Whether it must exist, and fit, before training begins."""
     makes_codes: bool = False
     """Whether it is the tokenizer whose codes the family is trained on."""
+    weights: str | None = None
+    """Which of its weights; None: a run's main average, or those of an export."""
+    checkpoint: str = "newest"
+    """Which checkpoint of a run."""
+    exported: bool = True
+    """Whether an export of the family holds it too."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,7 @@ _MODULES = {
     "diffusion": "diffusion.diffusion",
     "flow": "flows.flow",
     "gan": "adversarial.gan",
+    "noisy_classifier": "diffusion.noisy_classifier",
     "point_flow": "flows.point_flow",
     "prior": "autoregressive.prior",
     "translation": "translation.translation",

@@ -15,12 +15,12 @@ from bigtrain.evaluation.images import Outputs
 from bigtrain.evaluation.metrics.metric import Split, find_held_out_metric, find_metric
 from bigtrain.evaluation.metrics.registry import MetricName
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.families.abilities import Effort, Likelihood, Reconstructs, Samples
+from bigtrain.families.abilities import Classifies, Effort, Likelihood, Reconstructs, Samples
 from bigtrain.families.family import Family
 from bigtrain.features.classifier import check_classes
 from bigtrain.features.opening import open_features
 from bigtrain.inference.metric_choice import ability_for, samples_given_pictures
-from bigtrain.inference.model import Model
+from bigtrain.inference.model import LABEL, Model
 from bigtrain.inference.outputs import named_by_sampling, reconstructions_of, samples_of
 from bigtrain.inference.splits import images_behind, one_index
 
@@ -61,6 +61,9 @@ def check_held_out(
     """Raises UserError for whatever would make the first evaluation fail."""
     if "bits_per_dim" in chosen:
         family.require(Likelihood, "evaluation.metrics: bits_per_dim").check_effort(_effort(options))
+    if "held_out_accuracy" in chosen:
+        classifies = family.require(Classifies, "evaluation.metrics: held_out_accuracy")
+        classifies.classification_protocol(_effort(options), options.seed)
     for name in _of_pairs(chosen):
         find_held_out_metric(name)(_split(family, name, data.split(options), options, device))
     if "rfd" in chosen and options.features == "classifier":
@@ -79,6 +82,7 @@ def measure_held_out(model: Model, chosen: Sequence[MetricName], data: RunData, 
     values: dict[str, Any] = {}
     protocol: dict[str, Any] = {}
     parts = [_likelihood(model, data, reading)] if "bits_per_dim" in chosen else []
+    parts += [_classification(model, data, reading)] if "held_out_accuracy" in chosen else []
     pairs = _of_pairs(chosen)
     of_samples = [name for name in pairs if ability_for(model.family, name) is Samples]
     of_reconstructions = [name for name in pairs if name not in of_samples]
@@ -102,9 +106,13 @@ def _effort(options: EvaluationOptions) -> Effort:
     return Effort(options.likelihood_evaluations, options.likelihood_samples)
 
 
+def _samples_of(index: Index, options: EvaluationOptions) -> int:
+    return min(options.split_samples or index.samples, index.samples)
+
+
 def _split(family: Family, metric: MetricName, index: Index, options: EvaluationOptions, device: torch.device) -> Split:
     """What a metric is measured on."""
-    samples = min(options.split_samples or index.samples, index.samples)
+    samples = _samples_of(index, options)
     given, target, dimensions = samples_given_pictures(family), "", 0
     if metric == "bits_per_dim":
         dimensions = family.require(Likelihood, "evaluation.metrics: bits_per_dim").dimensions
@@ -124,6 +132,20 @@ def _likelihood(model: Model, data: RunData, reading: Reading) -> Measured:
     metric = find_held_out_metric(name)(split)
     values, facts = measure_split([metric], terms_of, split, reading, model.family.reads, "likelihood")
     return values, {name: {**facts[name], **family.likelihood_protocol(effort, options.seed)}}
+
+
+def _classification(model: Model, data: RunData, reading: Reading) -> Measured:
+    name: MetricName = "held_out_accuracy"
+    options = model.recipe.evaluation
+    family, effort = model.family.require(Classifies, f"evaluation.metrics: {name}"), _effort(options)
+    protocol = family.classification_protocol(effort, options.seed)
+    split = Split(data.split(options), _samples_of(data.split(options), options), options, model.device)
+    scores_of = model.class_scores(split.index, options.seed, effort)
+    fields = [*family.classified_given, LABEL]
+    values, facts = measure_split(
+        [find_held_out_metric(name)(split)], scores_of, split, reading, fields, "classification"
+    )
+    return values, {name: {**facts[name], **protocol}}
 
 
 def _reconstructions(model: Model, names: Sequence[MetricName], data: RunData, reading: Reading) -> Measured:

@@ -9,10 +9,11 @@ from bigtrain.evaluation.metrics.registry import (
     DEFAULT_HELD_OUT,
     DEFAULT_METRICS,
     DEFAULT_METRICS_GIVEN_PICTURES,
+    DEFAULT_OF_CLASSIFIERS,
     MetricName,
 )
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.families.abilities import Ability, Likelihood, Reconstructs, Samples
+from bigtrain.families.abilities import Ability, Classifies, Likelihood, Reconstructs, Samples
 from bigtrain.families.family import Family
 from bigtrain.features.opening import CLASSIFIER
 from bigtrain.inference.model import require_label
@@ -20,6 +21,7 @@ from bigtrain.inference.model import require_label
 _ABILITIES: Mapping[MeasuredOn, type[Ability]] = {
     "samples": Samples,
     "likelihood": Likelihood,
+    "classification": Classifies,
     "reconstructions": Reconstructs,
 }
 
@@ -44,7 +46,8 @@ def chosen_metrics(family: Family, options: EvaluationOptions) -> tuple[MetricNa
     if asked is not None:
         return asked
     if samples is None:
-        return tuple(name for name in DEFAULT_HELD_OUT if family.ability(ability_for(family, name)) is not None)
+        can = (name for name in DEFAULT_HELD_OUT if family.ability(ability_for(family, name)) is not None)
+        return tuple(can) or DEFAULT_OF_CLASSIFIERS
     default = DEFAULT_METRICS + (DEFAULT_METRICS_GIVEN_PICTURES if samples.conditions_beside_label else ())
     return tuple(name for name in default if name != "class_accuracy" or "label" in samples.conditions)
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from bigtrain.data.read.batch import Batch, on_device
 from bigtrain.data.read.stream import Data, SplitLoader
 from bigtrain.data.splits import describe
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import Ability, Effort, Likelihood, Samples
+from bigtrain.families.abilities import Ability, Classifies, Effort, Likelihood, Samples
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.family import Family, LoadedModel, build_network, find_family, without_weights
+from bigtrain.families.family import Dependency, Family, LoadedModel, build_network, find_family, without_weights
 from bigtrain.families.phases import Networks
 from bigtrain.features.cache import fingerprint
 from bigtrain.features.network import full_float32
@@ -34,7 +34,7 @@ from bigtrain.inference.posthoc import FACTS, Snapshots, named_width, weights_na
 from bigtrain.inference.splits import find_splits, images_behind
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws, Indices, to_device
-from bigtrain.recipe import Recipe, differences, load_recipe
+from bigtrain.recipe import Recipe, differences, load_recipe, with_values
 from bigtrain.runs import checkpoint
 from bigtrain.runs.nearby import is_run_or_export, why_neither
 from bigtrain.sizes import size_text
@@ -83,13 +83,27 @@ class Model:
                 "a split of that data"
             )
 
+    def with_sampling(self, sampling: Any) -> "Model":
+        """The same model with other sampling options, of which may depend what it samples given, and by the help of which other
+        models."""
+        if sampling == self.family.require(Samples, "sampling").sampling:
+            return self
+        family = type(self.family)(self.family.options.model_copy(update={"sampling": sampling}), self.family.spec)
+        kept = {
+            role: trained
+            for role, trained in self.family.attached.items()
+            if family.dependencies.get(role) == self.family.dependencies[role]
+        }
+        family.attach(kept)
+        return replace(self, family=family, recipe=with_values(self.recipe, {"family.sampling": sampling}))
+
     def sampler(self, seed: int, sampling: Any = None, selection: Selection | None = None) -> "Sampler":
         """A sampler with the options `sampling` (the recipe's own if None); opens the models that this one depends on."""
-        attach_dependencies(self.family, self.device)
-        family = self.family.require(Samples, "sampling")
-        options = family.sampling if sampling is None else sampling
-        prepared = family.prepare_sampling(self.weights, options, seed)
-        return Sampler(self.family, prepared, seed, options, self.device, selection)
+        model = self if sampling is None else self.with_sampling(sampling)
+        attach_dependencies(model.family, self.device)
+        family = model.family.require(Samples, "sampling")
+        prepared = family.prepare_sampling(self.weights, family.sampling, seed)
+        return Sampler(model.family, prepared, seed, family.sampling, self.device, selection)
 
     def selection(
         self, candidates: int, classifier: str, should_stop: Callable[[], bool] = lambda: False
@@ -123,6 +137,26 @@ class Model:
                 return family.likelihood(self.weights, asked, effort)
 
         return measure
+
+    def class_scores(
+        self, index: Index, seed: int, effort: Effort
+    ) -> Callable[[np.ndarray, Batch], Mapping[str, Tensor]]:
+        """The function from batches of a split to "scores", how likely each class is of each sample, and "label", its own."""
+        family = self.family.require(Classifies, "evaluation.metrics: held_out_accuracy")
+
+        def measure(numbers: np.ndarray, batch: Batch) -> Mapping[str, Tensor]:
+            sample_ids = to_device(torch.from_numpy(numbers), self.device)
+            fields = dict(on_device(batch, index.fields, self.device))
+            label = fields.pop(LABEL)
+            with full_float32(self.device):
+                asked = microbatch_of(fields, sample_ids, Draws(seed, device=self.device))
+                return {"scores": family.class_scores(self.weights, asked, effort), LABEL: label}
+
+        return measure
+
+
+LABEL = "label"
+"""The field that holds a sample's class."""
 
 
 def require_label(family: Ability, what: object) -> None:
@@ -294,7 +328,7 @@ def attach_dependencies(family: Family, device: torch.device, roles: Sequence[st
     trained = {}
     for role, other in missing.items():
         try:
-            model = _open_dependency(Path(other.path), device, family.spec.tokenizer if other.makes_codes else None)
+            model = _open_dependency(other, device, family.spec.tokenizer if other.makes_codes else None)
         except UserError as error:
             raise UserError(f"family.{role}: {error}") from None
         attach_dependencies(model.family, device, other.roles)
@@ -302,10 +336,11 @@ def attach_dependencies(family: Family, device: torch.device, roles: Sequence[st
     family.attach(trained)
 
 
-def _open_dependency(path: Path, device: torch.device, wanted: str | None) -> Model:
+def _open_dependency(other: Dependency, device: torch.device, wanted: str | None) -> Model:
     """A model that another depends on. `wanted`: the fingerprint of its weights, for which the checkpoints of a run that was
     trained further are searched; where no kept one has it, the newest is opened."""
-    model = open_model(path, device)
+    path = Path(other.path)
+    model = open_model(path, device, weights=other.weights, which=other.checkpoint)
     if wanted in (None, model.fingerprint) or (path / "model_index.json").is_file():
         return model
     components, averages = model.family.sampled_components, list(model.recipe.ema.extra)

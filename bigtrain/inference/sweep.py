@@ -68,8 +68,11 @@ def folder_of(what: Path) -> Path:
 
 
 def path_of(what: Path, model: Model) -> Path:
-    """Where the evaluation of a model as it was opened is kept."""
-    identity = [model.provenance["step"], model.provenance["weights"], model.recipe.to_yaml()]
+    """Where the evaluation of a model as it was opened is kept. The models that only its sampling options name must be
+    attached: their runs may have been trained further."""
+    others = model.family.dependencies
+    guides = [model.family.attached[role].fingerprint for role, other in sorted(others.items()) if not other.exported]
+    identity = [model.provenance["step"], model.provenance["weights"], model.recipe.to_yaml(), *guides]
     return folder_of(what) / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}.json"
 
 

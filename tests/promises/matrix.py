@@ -117,7 +117,8 @@ class Matrix:
         options = unsharded(family) if variant.unsharded else dict(case.options)
         if variant.optimizer is not None:
             options = optimizers_of(options, variant.optimizer)
-        recipe = write_recipe(folder, options, **variant.train)
+        train = {key: value for key, value in variant.train.items() if case.pictured or key != "sample_every"}
+        recipe = write_recipe(folder, options, **train)
         if variant.begins_as is not None:
             before = self._folder(variant.begins_as, family) / "run"
             if before.exists():  # it may have failed, and what goes on from it fails too

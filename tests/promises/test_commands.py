@@ -8,7 +8,16 @@ import pytest
 from PIL import Image
 
 from bigtrain.data.digits import digits_index
-from bigtrain.families.abilities import Ability, Density, Encodes, LatentLevels, Likelihood, Reconstructs, Samples
+from bigtrain.families.abilities import (
+    Ability,
+    Classifies,
+    Density,
+    Encodes,
+    LatentLevels,
+    Likelihood,
+    Reconstructs,
+    Samples,
+)
 from tests.families_table import CASES
 from tests.features.feature_files import save_tiny_inception
 from tests.promises.matrix import WHOLE
@@ -16,7 +25,7 @@ from tests.runs_of import ROOT, run
 from tests.training.small_steps import SIZE, small_family
 
 LAUNCH = ROOT / "launch"
-METRICS = {Samples: "fd", Likelihood: "bits_per_dim", Reconstructs: "reconstruction"}
+METRICS = {Samples: "fd", Likelihood: "bits_per_dim", Reconstructs: "reconstruction", Classifies: "held_out_accuracy"}
 """What a family with an ability can be measured by."""
 
 

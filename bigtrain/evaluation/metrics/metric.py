@@ -23,10 +23,11 @@ from bigtrain.evaluation.metrics.registry import MetricName, title
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.features.network import Features
 
-MeasuredOn = Literal["samples", "likelihood", "reconstructions", "pairs"]
+MeasuredOn = Literal["samples", "likelihood", "classification", "reconstructions", "pairs"]
 """samples: images that a model draws, or that lie in files, against a reference; likelihood: held-out samples that the model
-gives a probability; reconstructions: held-out images that the model encodes and decodes; pairs: its outputs for held-out
-samples beside their targets, which are reconstructions or samples given a picture."""
+gives a probability; classification: held-out samples whose class it tells; reconstructions: held-out images that the model
+encodes and decodes; pairs: its outputs for held-out samples beside their targets, which are reconstructions or samples given a
+picture."""
 Need = Literal["features", "evaluator", "labels", "images"]
 
 

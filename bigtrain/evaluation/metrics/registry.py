@@ -27,6 +27,7 @@ MetricName = Literal[
     "rfd",
     "psnr",
     "ssim",
+    "held_out_accuracy",
 ]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 DEFAULT_METRICS: tuple[MetricName, ...] = ("fd", "recall", "class_accuracy", "fd_real")
@@ -37,6 +38,8 @@ DEFAULT_METRICS_OF_IMAGES: tuple[MetricName, ...] = ("fd", "kd", "precision", "r
 """Default for images without a model."""
 DEFAULT_HELD_OUT: tuple[MetricName, ...] = ("bits_per_dim", "reconstruction")
 """Default, as far as it can, for a model that draws no images."""
+DEFAULT_OF_CLASSIFIERS: tuple[MetricName, ...] = ("held_out_accuracy",)
+"""Default for one that can do nothing of these."""
 InceptionName = Literal["fid", "kid", "intra_fid", "rfid", "fid_real"]
 """The published names of distances, which they have in the features of FID's Inception alone (label INCEPTION)."""
 EARLIER_NAMES: Mapping[str, MetricName] = {"accuracy": "class_accuracy", "real_fid": "fd_real"}

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bigtrain.families.abilities import Effort, EncodesLatents, Likelihood, Reconstructs
-from bigtrain.families.by_class import ByClass
+from bigtrain.families.abilities import Effort, EncodesLatents, Reconstructs
+from bigtrain.families.by_class import ClassifiesByLikelihood
 from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.objectives.distributions import PixelLikelihood
 
 
-class PixelDecoder(ByClass, EncodesLatents, Likelihood, Reconstructs):
+class PixelDecoder(ClassifiesByLikelihood, EncodesLatents, Reconstructs):
     """Its options have `likelihood` and `class_conditional`, its sampling options `draw_pixels`."""
 
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}

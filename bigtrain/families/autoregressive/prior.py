@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import Effort, Encodes, HasSuccessor, Likelihood, Samples
-from bigtrain.families.by_class import ByClass, check_classes
+from bigtrain.families.abilities import Effort, Encodes, HasSuccessor, Samples
+from bigtrain.families.by_class import ClassifiesByLikelihood, check_classes
 from bigtrain.families.data_spec import CodeLevel, DataSpec
 from bigtrain.families.family import Dependency, Family, LoadedModel
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
@@ -63,7 +63,7 @@ class PriorOptions(Options):
     """How pictures and evaluations sample."""
 
 
-class Prior(ByClass, Samples, Likelihood, HasSuccessor, kind="prior"):
+class Prior(ClassifiesByLikelihood, Samples, HasSuccessor, kind="prior"):
     """Component: pixelcnn (averaged). Phase: pixelcnn, negative log-likelihood in nats per dimension.
 
     A dimension is one code, or one channel of one pixel.

@@ -5,7 +5,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,20 +14,34 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import DiffusersPipeline, Effort, Likelihood, Samples
-from bigtrain.families.by_class import ByClass
+from bigtrain.families.abilities import DiffusersPipeline, Effort, Samples
+from bigtrain.families.by_class import ClassifiesByLikelihood
 from bigtrain.families.data_spec import DataSpec
+from bigtrain.families.diffusion.guidance import (
+    AUTOGUIDANCE,
+    CLASSIFIER,
+    AutoguidanceOptions,
+    ClassifierGuidanceOptions,
+    check_same_classes,
+    check_same_images,
+    check_same_process,
+    guiding_models,
+)
+from bigtrain.families.diffusion.network_times import by_quartile, network_time, stratified_timesteps
+from bigtrain.families.diffusion.noisy_classifier import NoisyClassifier
 from bigtrain.families.diffusion.process import Prediction, Process, Schedule, Variance, make_process
 from bigtrain.families.diffusion.samplers import (
     Denoiser,
     DiffusionSamplingOptions,
+    Score,
     ancestral,
     ddim,
     dpmpp,
     visited_process,
     visited_timesteps,
+    with_score,
 )
-from bigtrain.families.family import build_network
+from bigtrain.families.family import Dependency, LoadedModel, build_network
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.diffusion.unet import UNet, UNetOptions, to_diffusers, unet_config
 from bigtrain.networks.layers.normalisation import statistics_dtype
@@ -38,7 +52,6 @@ if TYPE_CHECKING:
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-QUARTILES = 4
 BITS = 1 / math.log(2)
 """Bits in a nat."""
 
@@ -106,7 +119,7 @@ def check_sampling(options: DiffusionOptions, sampling: DiffusionSamplingOptions
         raise UserError(str(error)) from None
 
 
-class Diffusion(ByClass, Samples, Likelihood, DiffusersPipeline, kind="diffusion"):
+class Diffusion(ClassifiesByLikelihood, Samples, DiffusersPipeline, kind="diffusion"):
     """Component: unet (averaged). Phase: denoising."""
 
     options_class = DiffusionOptions
@@ -118,6 +131,15 @@ class Diffusion(ByClass, Samples, Likelihood, DiffusersPipeline, kind="diffusion
         "guidance_scale": ("guidance", -1),  # theirs is the s = 1 + w of some papers
     }
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
+
+    @property
+    def conditions(self) -> Sequence[str]:
+        guided = guiding_models(None, self.sampling.classifier_guidance)
+        return ("label",) if self.options.class_conditional or guided else ()
+
+    @property
+    def reads(self) -> Sequence[str]:
+        return ("image", "label") if self.options.class_conditional else ("image",)
 
     def __init__(self, options: DiffusionOptions, spec: DataSpec) -> None:
         self.options, self.spec = options, spec
@@ -140,12 +162,7 @@ class Diffusion(ByClass, Samples, Likelihood, DiffusersPipeline, kind="diffusion
 
     def denoising_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """The loss at one time per sample. Terms: `quartile_1` .. `quartile_4`, the loss by time, early (little noise) to late;
-        with hybrid also `simple` and `vlb`.
-
-        A quartile's term is 4 times the sum of its samples' losses divided by the number of all samples. Times are spread
-        evenly over the global batch, so a quarter of it falls into each quartile; and unlike a mean over a quartile's own
-        samples, which differ in number from rank to rank, this can be averaged over ranks.
-        """
+        with hybrid also `simple` and `vlb`."""
         process = self._process_on(batch.device)
         x0 = batch["image"].to(statistics_dtype(batch["image"].dtype))
         t = stratified_timesteps(batch.draws, batch.indices, batch.global_batch_size, self.options.timesteps)
@@ -154,10 +171,7 @@ class Diffusion(ByClass, Samples, Likelihood, DiffusersPipeline, kind="diffusion
         output = networks["unet"](x, self._network_time(t), self._training_labels(batch))
         prediction, interpolation = self._split(output.to(x.dtype))
         losses, terms = self._losses(process, x0, x, t, noise, prediction, interpolation)
-        quartile = t * QUARTILES // self.options.timesteps
-        for number in range(QUARTILES):
-            terms[f"quartile_{number + 1}"] = QUARTILES * (losses * (quartile == number)).mean()
-        return Losses(losses.mean(), terms)
+        return Losses(losses.mean(), terms | by_quartile(losses, t, self.options.timesteps, "quartile"))
 
     def _losses(
         self,
@@ -202,8 +216,7 @@ class Diffusion(ByClass, Samples, Likelihood, DiffusersPipeline, kind="diffusion
         return len(self.spec.classes)
 
     def _network_time(self, t: Tensor) -> Tensor:
-        """The time that the network is given for timestep t of the full process."""
-        return t * (1000 / self.options.timesteps) if self.options.rescale_timesteps else t
+        return network_time(t, self.options.timesteps, self.options.rescale_timesteps)
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.options.variance != "learned":
@@ -222,18 +235,25 @@ class Diffusion(ByClass, Samples, Likelihood, DiffusersPipeline, kind="diffusion
     def prepare_sampling(self, networks: Networks, sampling: DiffusionSamplingOptions, seed: int) -> Networks:
         """The network in eval mode, as dropout would change the samples."""
         check_sampling(self.options, sampling, self.process)
+        for role in guiding_models(sampling.autoguidance, sampling.classifier_guidance):
+            if role not in self.attached:
+                raise UserError(
+                    f"{role}: only launch/sample.py and launch/evaluate.py open another model; leave it out here"
+                )
         unet = networks["unet"]
         return {"unet": copy.deepcopy(unet).eval() if unet.training else unet}
 
     def sampling_name(self, sampling: DiffusionSamplingOptions) -> str:
         """Empty for ancestral sampling with every step, which is what papers publish; else for example dpmpp_20,
-        ddim_20_trailing or dpmpp_20_guided_1.5."""
+        ddim_20_trailing, dpmpp_20_guided_1.5 or dpmpp_20_autoguided_1."""
         steps = sampling.steps or self.options.timesteps
         words = (
             [] if (sampling.sampler, steps) == ("ancestral", self.options.timesteps) else [sampling.sampler, str(steps)]
         )
         words += ["trailing"] if sampling.spacing == "trailing" else []
         words += ["guided", f"{sampling.guidance:g}"] if sampling.guidance else []
+        for name, guide in (("autoguided", sampling.autoguidance), ("classifier_guided", sampling.classifier_guidance)):
+            words += [name, f"{guide.scale:g}"] if guide is not None and guide.scale else []
         return "_".join(words)
 
     @torch.no_grad()
@@ -243,7 +263,10 @@ class Diffusion(ByClass, Samples, Likelihood, DiffusersPipeline, kind="diffusion
         settings = (self.options.schedule, self.options.timesteps, sampling.sampler, sampling.steps, sampling.spacing)
         on_host, process = visited_process(*settings, torch.device("cpu")), visited_process(*settings, batch.device)
         chosen = on_host.timesteps.tolist()
-        denoise = self._denoiser(networks["unet"], process, batch.get("label"), sampling.guidance or 0.0)
+        labels = batch.get("label")
+        weaker = self._weaker(process, labels, sampling.autoguidance)
+        denoise = self._denoiser(networks["unet"], process, labels, sampling.guidance or 0.0, weaker)
+        score = self._classifier_score(process, labels, sampling.classifier_guidance)
         x = draws.normal("sample/noise", indices, shape)
 
         def noise(step: int) -> Tensor:
@@ -251,15 +274,24 @@ class Diffusion(ByClass, Samples, Likelihood, DiffusersPipeline, kind="diffusion
             return draws.normal("sample/noise", indices, shape, sampler_step=chosen[step])
 
         if sampling.sampler == "ancestral":
-            return ancestral(process, denoise, x, self.options.variance, noise)
+            return ancestral(process, denoise, x, self.options.variance, noise, score)
+        if score is not None:
+            denoise = with_score(process, denoise, score)
         return (ddim if sampling.sampler == "ddim" else dpmpp)(on_host, denoise, x)
 
-    def _denoiser(self, unet: nn.Module, process: Process, labels: Tensor | None, guidance: float) -> Denoiser:
+    def _denoiser(
+        self,
+        unet: nn.Module,
+        process: Process,
+        labels: Tensor | None,
+        guidance: float,
+        weaker: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    ) -> Denoiser:
         """The function that samplers call at steps of `process`: it returns the clipped x_0, and what interpolates a learned
         variance.
 
         With guidance one call of the network has the samples twice, with and without their classes; the variance is that of
-        the conditional half.
+        the conditional half. weaker: (the network's own x_0 given the class, x, t) -> what is added to x_0.
         """
         classes = labels if self.options.class_conditional else None
         if guidance:
@@ -271,14 +303,81 @@ class Diffusion(ByClass, Samples, Likelihood, DiffusersPipeline, kind="diffusion
             if guidance:
                 time, images = torch.cat([time, time]), torch.cat([images, images])
             prediction, interpolation = self._split(unet(images, time, classes).to(x.dtype))
+            conditional = prediction
             if guidance:
                 conditional, unconditional = prediction.chunk(2)
                 prediction = conditional + guidance * (conditional - unconditional)
                 interpolation = None if interpolation is None else interpolation.chunk(2)[0]
             x0 = process.predicted_x0(self.options.prediction, prediction, x, t)
+            if weaker is not None:
+                own = process.predicted_x0(self.options.prediction, conditional, x, t) if guidance else x0
+                x0 = x0 + weaker(own, x, t)
             return x0.clamp(-1, 1), interpolation
 
         return denoise
+
+    # -- guidance by other models -----------------------------------------------------------------------------------
+
+    @classmethod
+    def dependencies_of(cls, options: DiffusionOptions) -> Mapping[str, Dependency]:
+        return guiding_models(options.sampling.autoguidance, options.sampling.classifier_guidance)
+
+    def exported_sampling(self, sampling: DiffusionSamplingOptions) -> DiffusionSamplingOptions:
+        return sampling.model_copy(update={"autoguidance": None, "classifier_guidance": None})
+
+    def attach(self, trained: Mapping[str, LoadedModel]) -> None:
+        own = (self.options.schedule, self.options.timesteps)
+        for role, model in trained.items():
+            where, other = f"family.{role}: {self.dependencies[role].path}", model.family
+            if not isinstance(other, Diffusion if role == AUTOGUIDANCE else NoisyClassifier):
+                wanted = "diffusion model" if role == AUTOGUIDANCE else "noisy_classifier"
+                raise UserError(f"{where} is a {other.kind}, and no {wanted}")
+            check_same_images(where, self.spec, other.spec)
+            check_same_process(where, own, (other.options.schedule, other.options.timesteps))
+            if self.options.class_conditional or role == CLASSIFIER:
+                if isinstance(other, NoisyClassifier) or other.options.class_conditional:
+                    check_same_classes(where, self.spec, other.spec)
+            elif other.options.class_conditional and not other.options.label_dropout:
+                raise UserError(
+                    f"{where} must be given a class, which this model is not; give one that was trained with label_dropout"
+                )
+        super().attach(trained)
+
+    def _weaker(
+        self, process: Process, labels: Tensor | None, options: AutoguidanceOptions | None
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """What a weaker model adds to the predicted x_0, by (the own model's x_0 given the class, x, t); None without one.
+
+        Predictions of every kind are affine in x_0 at the same x_t, so that combining x_0 combines them, also of models that
+        predict otherwise.
+        """
+        if options is None or not options.scale:
+            return None
+        model = self.attached[AUTOGUIDANCE]
+        family, unet, scale = model.family, model.networks["unet"], options.scale
+        assert isinstance(family, Diffusion)
+
+        def away(own: Tensor, x: Tensor, t: Tensor) -> Tensor:
+            classes = None
+            if family.options.class_conditional:
+                none = torch.full((len(x),), family._null_class, device=x.device)
+                classes = labels if self.options.class_conditional else none
+            images, time = x.to(torch.get_default_dtype()), family._network_time(process.timesteps[t])
+            prediction, _ = family._split(unet(images, time, classes).to(x.dtype))
+            return scale * (own - process.predicted_x0(family.options.prediction, prediction, x, t))
+
+        return away
+
+    def _classifier_score(
+        self, process: Process, labels: Tensor | None, options: ClassifierGuidanceOptions | None
+    ) -> Score | None:
+        if options is None or not options.scale:
+            return None
+        model, scale = self.attached[CLASSIFIER], options.scale
+        family = model.family
+        assert isinstance(family, NoisyClassifier)
+        assert labels is not None, "conditions says that a guided model is given classes"
+        return lambda x, t: scale * family.gradient(model.networks, x, process.timesteps[t], labels)
 
     # -- export -----------------------------------------------------------------------------------------------------
 
@@ -389,11 +488,3 @@ def scheduler_of(options: DiffusionOptions) -> "DDPMScheduler":
         clip_sample=True,
         timestep_spacing="linspace",
     )
-
-
-def stratified_timesteps(draws: Draws, indices: Indices, global_batch_size: int, timesteps: int) -> Tensor:
-    """Times int64 [len(indices)] in 0 .. timesteps - 1, evenly spaced over the global batch from one uniform offset. Each time
-    is uniform by itself, and every batch covers all parts of the process alike."""
-    offset = draws.uniform("denoising/offset", range(1))
-    fractions = draws.numbers(indices).double() / global_batch_size
-    return ((offset + fractions) % 1.0 * timesteps).long().clamp(max=timesteps - 1)

@@ -89,6 +89,11 @@ class Process:
             return (x - deviation * output) / signal
         return signal * x - deviation * output
 
+    def moved_x0(self, score: Tensor, t: Tensor) -> Tensor:
+        """How far x_0 moves where a `score` [n, C, h, w] is added to that of x_t: by (1 - alpha_bar_t) / sqrt(alpha_bar_t)
+        times it, as the noise is -sqrt(1 - alpha_bar_t) times the score (Dhariwal & Nichol 2021, algorithm 2)."""
+        return self._at((1 - self.alpha_bar) / self.alpha_bar.sqrt(), t, score) * score
+
     def posterior_mean(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The mean of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
         return self._at(self.posterior_of_x0, t, x) * x0 + self._at(self.posterior_of_x, t, x) * x

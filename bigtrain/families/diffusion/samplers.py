@@ -24,6 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bigtrain.families.diffusion.guidance import AutoguidanceOptions, ClassifierGuidanceOptions
 from bigtrain.families.diffusion.process import Process, Schedule, Variance, make_process
 from bigtrain.options import Options
 
@@ -35,6 +36,9 @@ MOST_SIGNAL = 0.01
 Denoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """(x_t [n, C, h, w], t int64 [n], a step of the process) -> (the predicted x_0 in [-1, 1]; what interpolates the variance, or
 None if it is not learned), at least float32."""
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""(x_t [n, C, h, w], t int64 [n], a step of the process) -> the gradient of a log probability by x_t."""
 
 SamplerName = Literal["ancestral", "ddim", "dpmpp"]
 Spacing = Literal["leading", "trailing"]
@@ -53,6 +57,10 @@ class DiffusionSamplingOptions(Options):
     guidance: float | None = Field(default=None, ge=0, le=1000)
     """Classifier-free guidance w: (1 + w) prediction(class) - w prediction(none) (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
     0 and null: none. Some papers write s = 1 + w."""
+    autoguidance: AutoguidanceOptions | None = None
+    """Guidance by a weaker model of the same process, such as {model: RUN, weights: raw, scale: 1}; null: none."""
+    classifier_guidance: ClassifierGuidanceOptions | None = None
+    """Guidance by a classifier of noisy images, such as {model: RUN, scale: 1}; null: none."""
 
 
 @lru_cache(maxsize=16)
@@ -130,19 +138,40 @@ def _even_in_log_snr(process: Process, steps: int) -> list[int]:
 
 
 def ancestral(
-    process: Process, denoise: Denoiser, x: Tensor, variance: Variance, noise: Callable[[int], Tensor]
+    process: Process,
+    denoise: Denoiser,
+    x: Tensor,
+    variance: Variance,
+    noise: Callable[[int], Tensor],
+    score: Score | None = None,
 ) -> Tensor:
     """Draws x_{t-1} from p(x_{t-1} | x_t) for every step of `process`, whose tables are on the device of x [n, C, h, w].
 
-    `noise`: standard normal in the shape of x, for the step that leads to x_{t-1}, t > 0.
+    `noise`: standard normal in the shape of x, for the step that leads to x_{t-1}, t > 0. `score`: of what is guided by, by
+    which the mean moves, times the variance (Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 1).
     """
     for t, times in _backwards(process, x):
         x0, interpolation = denoise(x, times)
         mean = process.posterior_mean(x0, x, times)
+        log_variance = process.log_variance(variance, interpolation, times, x)
+        if score is not None:
+            mean = mean + log_variance.exp() * score(x, times)
         if t == 0:
             return mean
-        x = mean + (process.log_variance(variance, interpolation, times, x) / 2).exp() * noise(t)
+        x = mean + (log_variance / 2).exp() * noise(t)
     raise AssertionError("a process has a step 0")
+
+
+def with_score(process: Process, denoise: Denoiser, score: Score) -> Denoiser:
+    """A denoiser for samplers that add no noise, guided by a score: the predicted noise is less sqrt(1 - alpha_bar_t) times it
+    (Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 2), and x_0 is what follows from that; it is not clipped again. The
+    tables of `process` are on the device."""
+
+    def guided(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        x0, interpolation = denoise(x, t)
+        return x0 + process.moved_x0(score(x, t), t), interpolation
+
+    return guided
 
 
 def ddim(process: Process, denoise: Denoiser, x: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from bigtrain.families.abilities import Effort, EncodesLatents, InitialisedByData, Likelihood, Reconstructs
-from bigtrain.families.by_class import ByClass, check_classes
+from bigtrain.families.abilities import Effort, EncodesLatents, InitialisedByData, Reconstructs
+from bigtrain.families.by_class import ClassifiesByLikelihood, check_classes
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, ParameterGroup, Phase
 from bigtrain.networks.flows.bijection import initialising
@@ -54,7 +54,7 @@ class FlowOptions(Options):
     """How pictures and evaluations sample."""
 
 
-class Flow(ByClass, EncodesLatents, Likelihood, Reconstructs, InitialisedByData, kind="flow"):
+class Flow(ClassifiesByLikelihood, EncodesLatents, Reconstructs, InitialisedByData, kind="flow"):
     """Component: flow (averaged). Phase: flow."""
 
     options_class = FlowOptions
