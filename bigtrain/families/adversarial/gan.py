@@ -171,14 +171,13 @@ class GANOptions(Options):
 
     @model_validator(mode="after")
     def _batch_statistics_are_of_one_kind_of_images(self) -> "GANOptions":
-        if not self.discriminator.batch_statistics:
-            return self
-        if self.discriminator_calls == "joint":
+        normed, compared = self.discriminator.batch_statistics, self.discriminator.compares_images
+        if (normed or compared) and self.discriminator_calls == "joint":
             raise ValueError(
                 f"discriminator_calls: joint would mix real and fake images in the batch statistics of a discriminator of kind "
                 f"{self.discriminator.kind}; take separate, or leave it out"
             )
-        if of_each := self.penalties.of_each_sample:
+        if normed and (of_each := self.penalties.of_each_sample):
             raise ValueError(
                 f"penalties: {of_each} bounds the gradient at each sample, but with batch statistics a discriminator has "
                 "none (Gulrajani et al. 2017, section 4); take discriminator.norm: none or spectral, or the penalty r1"
@@ -209,7 +208,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
     sampling_class = GANSamplingOptions
     sampled_components = ("generator",)
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
-    initialisation_images = 2**12
+    initialisation_images = 512
     """The largest reference batch."""
 
     def __init__(self, options: GANOptions, spec: DataSpec) -> None:
@@ -226,7 +225,8 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
                 InitialisedByData: "only a discriminator with a reference batch begins with a look at the data"
             }
         self._latent = generator.latent_size(spec.size)
-        self._calls = options.discriminator_calls or ("separate" if discriminator.batch_statistics else "joint")
+        apart = discriminator.batch_statistics or discriminator.compares_images
+        self._calls = options.discriminator_calls or ("separate" if apart else "joint")
         shape = spec.size, spec.channels, len(spec.classes)
         self.components = {
             "generator": Component(partial(generator.build, *shape), options.generator_optimizer, averaged=True),

@@ -101,7 +101,12 @@ class DiscriminatorArchitecture(Architecture):
 
     @property
     def batch_statistics(self) -> bool:
-        """Whether a sample's logit depends on the others of its batch."""
+        """Whether a sample's logit depends on the others of its batch, by batch norm."""
+        return False
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether it does, as it is told how alike the images of a batch are."""
         return False
 
     @property

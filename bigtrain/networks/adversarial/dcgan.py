@@ -42,11 +42,11 @@ from bigtrain.networks.layers.reference_norm import ReferenceBatch, ReferenceBat
 from bigtrain.options import Width
 from bigtrain.sizes import size_text
 
-ReferenceSamples = Annotated[int, Field(ge=2, le=2**12)]
+ReferenceSamples = Annotated[int, Field(ge=2, le=2**9)]
 
 
 class GeneratorOptions(GeneratorArchitecture):
-    """DCGAN's generator, without classes (Radford et al. 2016)."""
+    """DCGAN's generator (Radford et al. 2016)."""
 
     kind: Literal["dcgan"] = "dcgan"
     channels: Width = 64
@@ -78,7 +78,7 @@ class GeneratorOptions(GeneratorArchitecture):
 
 
 class DiscriminatorOptions(DiscriminatorArchitecture):
-    """DCGAN's discriminator, without classes (Radford et al. 2016)."""
+    """DCGAN's discriminator (Radford et al. 2016)."""
 
     outputs: ClassVar[frozenset[str]] = frozenset({"features", "class_logits"})
 
@@ -98,7 +98,11 @@ class DiscriminatorOptions(DiscriminatorArchitecture):
 
     @property
     def batch_statistics(self) -> bool:
-        return self.norm == "batch" or self.minibatch is not None
+        return self.norm == "batch"
+
+    @property
+    def compares_images(self) -> bool:
+        return self.minibatch is not None
 
     @property
     def groups_by_number(self) -> bool:

@@ -31,7 +31,7 @@ from bigtrain.sizes import size_text
 
 
 class GeneratorOptions(GeneratorArchitecture):
-    """The generator's architecture."""
+    """The generator of DCGAN's authors for MNIST, with fully connected layers (Radford et al. 2016)."""
 
     kind: Literal["dense_dcgan"] = "dense_dcgan"
     channels: Width = 64
@@ -55,7 +55,7 @@ class GeneratorOptions(GeneratorArchitecture):
 
 
 class DiscriminatorOptions(DiscriminatorArchitecture):
-    """The discriminator's architecture."""
+    """The discriminator of DCGAN's authors for MNIST, with a fully connected layer (Radford et al. 2016)."""
 
     outputs: ClassVar[frozenset[str]] = frozenset({"features", "class_logits"})
 

@@ -35,7 +35,7 @@ Dropped = Annotated[float, Field(ge=0, le=0.95)]
 
 
 class GeneratorOptions(GeneratorArchitecture):
-    """The generator's architecture."""
+    """The first GAN's generator, fully connected (Goodfellow et al. 2014)."""
 
     kind: Literal["mlp"] = "mlp"
     latent: Width = 100
@@ -57,7 +57,7 @@ class GeneratorOptions(GeneratorArchitecture):
 
 
 class DiscriminatorOptions(DiscriminatorArchitecture):
-    """The discriminator's architecture."""
+    """The first GAN's discriminator, of maxout units (Goodfellow et al. 2014)."""
 
     outputs: ClassVar[frozenset[str]] = frozenset({"features", "class_logits"})
 

@@ -68,7 +68,7 @@ Multipliers = Annotated[tuple[Width, ...], Field(min_length=1, max_length=20)]
 
 
 class GeneratorOptions(GeneratorArchitecture):
-    """The generator's architecture."""
+    """The residual generator of WGAN-GP and SNGAN (Gulrajani et al. 2017, Miyato et al. 2018)."""
 
     kind: Literal["resnet"] = "resnet"
     channels: Width = 256
@@ -98,7 +98,7 @@ class GeneratorOptions(GeneratorArchitecture):
 
 
 class DiscriminatorOptions(DiscriminatorArchitecture):
-    """The discriminator's architecture."""
+    """The residual discriminator of WGAN-GP and SNGAN (Gulrajani et al. 2017, Miyato et al. 2018)."""
 
     outputs: ClassVar[frozenset[str]] = frozenset({"features", "class_logits"})
 

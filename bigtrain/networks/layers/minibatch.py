@@ -15,7 +15,7 @@ from bigtrain.options import Options, Width, one_of
 
 
 class DiscriminationOptions(Options):
-    """Minibatch discrimination."""
+    """Minibatch discrimination (Salimans et al. 2016)."""
 
     kind: Literal["discrimination"] = "discrimination"
     appended_features: Width = 50
@@ -29,7 +29,7 @@ class DiscriminationOptions(Options):
 
 
 class DeviationOptions(Options):
-    """Minibatch standard deviation."""
+    """The minibatch standard deviation of progressive growing and StyleGAN (Karras et al. 2018)."""
 
     kind: Literal["deviation"] = "deviation"
     compared_images: Width | None = 4

@@ -224,6 +224,17 @@ def test_a_clip_is_of_the_discriminators_weights() -> None:
     assert [phase.weight_clip for phase in phases] == [0.01, None]
 
 
+@pytest.mark.parametrize("penalty", ["r1", "gradient_penalty"])
+def test_penalties_go_through_the_minibatch_deviation_as_the_authors_take_them(penalty: str) -> None:
+    """Progressive growing has it beside WGAN-GP's, StyleGAN beside R1."""
+    gan = family(**DEVIATION | {"penalties": {penalty: {}}})
+    networks, batch = networks_of(gan), microbatch(8)
+    losses = gan.discriminator_loss(networks, batch)
+    losses.total.backward()
+    assert losses.terms[penalty] > 0
+    assert all(parameter.grad is not None for parameter in networks["discriminator"].parameters())
+
+
 def test_penalties_on_gradients_need_whole_weights() -> None:
     for penalties, expected in (({}, False), ({"r1": {}}, True), ({"r1": {"weight": 0}}, False)):
         assert family(penalties=penalties).phases[0].needs_whole_weights == expected
@@ -282,6 +293,7 @@ def test_largest_singular_values_are_reported_where_there_is_spectral_norm() -> 
         (DISCRIMINATION | {"penalties": {"gradient_penalty": {}}}, "penalties: gradient_penalty .* with minibatch "
          "discrimination .*set discriminator.minibatch: null or {kind: deviation}"),
         (DCGAN | {"generator_batches": 2, "objective": {"kind": "relativistic_paired"}}, "is set against real images"),
+        (DEVIATION | {"discriminator_calls": "joint"}, "discriminator_calls: joint would mix real and fake images"),
         (DEVIATION | {"generator_batches": 2}, "generator_batches: each fake is set against the fakes of its group; leave it"),
         ({"objective": {"kind": "relativistic_average"}, "penalties": {"top_k": {}}}, "penalties: top_k leaves fakes out"),
         ({"penalties": {"consistency": {"shift": 1.5}}}, "less than 1"),

@@ -173,7 +173,8 @@ def test_the_last_layer_is_told_how_alike_the_images_are(minibatch: dict, more: 
     options = DiscriminatorOptions(channels=2, norm="none", minibatch=minibatch)
     network = options.build((16, 16), 1, 5, frozenset({"class_logits"}))
     assert network.conv.in_channels == network.classifier.in_channels == 4 + more
-    assert options.batch_statistics
+    assert options.compares_images
+    assert not options.batch_statistics
     images = torch.rand(3, 1, 16, 16)
     alike = torch.cat([images[:1], images[:1], images[:1]])
     assert network(images).logits[0] != network(alike).logits[0]
