@@ -34,7 +34,7 @@ from bigtrain.options import Options
 from bigtrain.recipe import Recipe, differences, load_recipe, stored_format
 from bigtrain.recipe_yaml import parse
 from bigtrain.runs import atomic, checkpoint
-from bigtrain.runs.folder import DIRECTORY, RUN, RunFolder
+from bigtrain.runs.folder import DIRECTORY, RUN, STARTS, RunFolder
 from bigtrain.training.same_data import check_before_writing
 from bigtrain.untrusted import one_line, read_json
 from bigtrain.wrong_values import what_is_wrong
@@ -191,7 +191,7 @@ def say(text: str) -> None:
 
 def open_run(recipe: Recipe, data: Data, begun: Mapping[str, Any] | None = None) -> RunFolder:
     """Makes or reopens the run folder of a recipe, on the main rank; every rank gets the RunFolder. data: the training data;
-    begun: where the weights of a new run come from, which environment.json keeps.
+    begun: where a new run and its weights come from, which environment.json keeps.
 
     Raises UserError if the folder holds checkpoints of a run that this recipe would not continue.
     """
@@ -215,14 +215,18 @@ def open_run(recipe: Recipe, data: Data, begun: Mapping[str, Any] | None = None)
 
 
 def _begun_with(folder: RunFolder) -> dict[str, Any]:
-    """What environment.json says of the weights that the run began with; empty if they were random."""
+    """What environment.json says of where the run and its first weights came from, and of its starts."""
     if not checkpoint.listed(folder.checkpoints):
         return {}
     try:
         recorded = read_json(folder.environment)
     except (OSError, ValueError):
         return {}
-    return {key: recorded[key] for key in (INITIAL, BRANCH) if key in recorded} if isinstance(recorded, dict) else {}
+    return (
+        {key: recorded[key] for key in (INITIAL, BRANCH, PARENT, STARTS) if key in recorded}
+        if isinstance(recorded, dict)
+        else {}
+    )
 
 
 def _recipes_of(folder: RunFolder) -> list[Path]:

@@ -156,6 +156,19 @@ def changes(old: Recipe, new: Recipe, without: tuple[str, ...] = ("run.", "train
     ]
 
 
+def extended(path: str | Path, recipe: Recipe) -> dict[str, Any] | None:
+    """For the record of a run: the recipe that the one at `path` extends, and what is otherwise in `recipe`, which is that of
+    `path` and of the command line. None if it extends none."""
+    parents = _with_parents(Path(path), ())[1:]
+    if not parents:
+        return None
+    parent = os.path.normpath(parents[0][0])
+    try:
+        return {"recipe": parent, "changed": changes(load_recipe(parent), recipe)}
+    except UserError:  # what several recipes share need not be a whole one
+        return {"recipe": parent, "changed": []}
+
+
 def values_from_before(recipe: Recipe, begun: Path) -> dict[str, Any]:
     """Of a run that goes on: the values, by key such as `ema.warmup`, of keys that did not exist when the run began and that
     `recipe` leaves at today's default. `begun`: the run's recipe.yaml."""

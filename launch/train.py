@@ -14,14 +14,14 @@ import json
 import os
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bigtrain.cli import BRANCH, INITIAL, Signalled, is_first, open_run, run_cli, say
+from bigtrain.cli import BRANCH, INITIAL, PARENT, Signalled, is_first, open_run, run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.slurm import ask_for_requeue, may_be_requeued
@@ -40,7 +40,7 @@ from bigtrain.inference.observers import observers_of
 from bigtrain.inference.splits import check_fields, find_splits
 from bigtrain.keys import keys_of
 from bigtrain.plan import Cluster, plan
-from bigtrain.recipe import Recipe, load_recipe, schema, values_from_before, with_values
+from bigtrain.recipe import Recipe, extended, load_recipe, schema, values_from_before, with_values
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.engine.kernels import faster_precision
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         print(plan(recipe, Cluster.parse(arguments.plan)))
         return
     try:
-        ended_by = train(recipe)
+        ended_by = train(recipe, extended(arguments.recipe, recipe))
     except Signalled as signalled:  # during startup: there is nothing to save yet
         if is_first() and not _may_come_of_a_failure(signalled):
             ask_for_requeue(signalled.name)
@@ -105,14 +105,15 @@ def _may_come_of_a_failure(signalled: Signalled) -> bool:
     return signalled.number == signal.SIGTERM and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def train(recipe: Recipe) -> str | None:
-    """Trains to the end, or until a signal comes: then saves a checkpoint and returns the signal's name."""
+def train(recipe: Recipe, parent: Mapping[str, Any] | None = None) -> str | None:
+    """Trains to the end, or until a signal comes: then saves a checkpoint and returns the signal's name. parent: what the run's
+    record says of the recipe that its own one extends."""
     device = join_world(recipe.train.precision, recipe.train.accumulate)
     with watching(recipe.engine.hang_timeout_s, START_S) as watchdog:
-        return _train(recipe, device, watchdog)
+        return _train(recipe, parent, device, watchdog)
 
 
-def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | None:
+def _train(recipe: Recipe, parent: Mapping[str, Any] | None, device: torch.device, watchdog: Watchdog) -> str | None:
     recipe = with_values(recipe, world.on_main(partial(_values_from_before, recipe)))
     check_batch(recipe.train, world.size())
     images, validation = find_splits(recipe.data)
@@ -124,6 +125,7 @@ def _train(recipe: Recipe, device: torch.device, watchdog: Watchdog) -> str | No
     branch = open_branch(recipe) if new else None
     begun = {INITIAL: initial.describe()} if initial is not None else {}
     begun |= {BRANCH: branch.described} if branch is not None else {}
+    begun |= {PARENT: parent} if new and parent is not None else {}
     folder = open_run(recipe, images, begun)
     for sentence in doubts(recipe, images, validation):
         say(f"warning: {sentence}")

@@ -13,7 +13,7 @@ from bigtrain.evaluation.table import Row
 from bigtrain.recipe_yaml import MOST_BYTES, parse
 from bigtrain.report.pictures import PictureFile, find_pictures
 from bigtrain.report.rows import Rows, read_rows
-from bigtrain.runs.folder import STARTS, RunFolder
+from bigtrain.runs.folder import STARTS, RunFolder, starts_in
 from bigtrain.runs.nearby import why_neither
 from bigtrain.untrusted import one_line, read_json, read_plain
 
@@ -168,10 +168,9 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _starts(record: Mapping[str, Any]) -> list[Start]:
-    listed = record.get(STARTS)
     return [
         Start(one["step"], str(one.get("when", ""))[:40])
-        for one in (listed if isinstance(listed, list) else [])[:MOST_KEYS]
+        for one in starts_in(record)[:MOST_KEYS]
         if isinstance(one, dict) and type(one.get("step")) is int and one["step"] >= 0
     ]
 

@@ -370,28 +370,31 @@ def _keys(contents: Sequence[Mapping[str, str]], runs: Sequence[ReportedRun], wh
         return [tag("p", f"The {what} is not known.")]
     if len(runs) == 1:
         return [_folded(contents[0])] if what == "recipe" else [_definitions(contents[0])]
-    differing = [key for key in keys if len({content.get(key) for content in contents}) > 1]
-    same = [key for key in keys if key not in set(differing)]
+    in_all = [key for key in keys if all(key in content for content in contents)]
+    same = [key for key in in_all if len({content[key] for content in contents}) == 1]
+    differing = [key for key in in_all if key not in set(same)]
+    of_some = [key for key in keys if key not in set(in_all)]
     heads = ["Key", *(join(swatch(number), run.name) for number, run in enumerate(runs))]
-    lines = [
+    pieces = [tag("p", f"{len(differing)} of {len(in_all)} keys that all runs have differ.")]
+    if differing:
+        pieces.append(table(heads, _side_by_side(differing, contents), f"Keys of the {what} that differ", "keys"))
+    if of_some:
+        rest = table(heads, _side_by_side(of_some, contents), f"Keys of the {what} that some runs lack", "keys")
+        pieces.append(tag("details", tag("summary", f"{len(of_some)} keys that some runs lack"), rest))
+    if same:
+        alike = _definitions({key: contents[0][key] for key in same})
+        pieces.append(tag("details", tag("summary", f"{len(same)} keys that are the same"), alike))
+    return pieces
+
+
+def _side_by_side(keys: Sequence[str], contents: Sequence[Mapping[str, str]]) -> list[Markup]:
+    return [
         tag(
             "tr",
             tag("th", key, scope="row", class_="key"),
             *(tag("td", content.get(key, _NOTHING)) for content in contents),
         )
-        for key in differing
-    ]
-    count = f"{len(differing)} of {len(keys)} keys differ." if differing else f"All {len(keys)} keys are the same."
-    return [
-        tag("p", count),
-        table(heads, lines, f"Keys of the {what} that differ", class_="keys") if lines else join(),
-        tag(
-            "details",
-            tag("summary", f"{len(same)} keys that are the same"),
-            _definitions({key: contents[0][key] for key in same}),
-        )
-        if same
-        else join(),
+        for key in keys
     ]
 
 

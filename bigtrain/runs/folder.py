@@ -5,7 +5,8 @@ import os
 import stat
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ RUN = "run"
 """The key of environment.json, and of a checkpoint's state, that holds the run's id."""
 STARTS = "starts"
 """The key of environment.json that lists at which step the run was started and started again, and when."""
+_MOST_STARTS = 1000
+"""That are kept: the newest."""
 DIRECTORY = "directory"
 """The key of environment.json that holds the folder from which the run was started, and which relative paths begin at."""
 
@@ -54,6 +57,18 @@ class RunFolder:
     def has_results(self) -> bool:
         """Whether there are pictures or evaluations."""
         return any(any((self.path / name).glob("step_*")) for name in ("samples", "evaluations"))
+
+    def record_start(self, step: int) -> None:
+        """Adds to environment.json at which step a training begins or goes on, and when. Raises UserError."""
+        self.check()
+        recorded = self._recorded()
+        if recorded is not None:
+            now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+            starts = [*starts_in(recorded), {"step": step, "when": now}]
+            try:
+                atomic.write_json(self.environment, recorded | {STARTS: starts[-_MOST_STARTS:]})
+            except OSError as error:
+                raise UserError(f"{self.environment}: cannot be written ({error.strerror})") from error
 
     # -- claiming ---------------------------------------------------------------------------------------------------
 
@@ -223,6 +238,12 @@ class RunFolder:
             ) from error
         status = os.fstat(descriptor)
         return descriptor, (status.st_dev, status.st_ino)
+
+
+def starts_in(recorded: Mapping[str, Any]) -> list[Any]:
+    """What environment.json says of the starts of a run; empty for a run of an earlier version."""
+    starts = recorded.get(STARTS)
+    return starts if isinstance(starts, list) else []
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -122,6 +122,8 @@ class Trainer:
         self.microbatches.open()
         tracker = None
         if world.is_main():
+            if self.step < self.train.steps:
+                self.folder.record_start(self.step)
             if self.best is not None:
                 self.best.cut_back(self.step)
             tracker = Tracker(

@@ -121,7 +121,7 @@ def test_of_several_runs_the_keys_that_differ_come_first(tmp_path: Path) -> None
     one = make_run(tmp_path / "one")
     other = make_run(tmp_path / "other", recipe=RECIPE | {"train": {"steps": 80, "batch_size": 8}})
     text = text_of(one, other)
-    assert "1 of 7 keys differ." in text
+    assert "1 of 7 keys that all runs have differ." in text
     assert text.index("train.steps") < text.index("6 keys that are the same") < text.index("train.batch_size")
 
 

@@ -377,11 +377,12 @@
     if (!sheet) return [];
     const count = Math.min(MOST, pictures.length);
     const chosen = Array.from({ length: count }, (_, at) => pictures[Math.round((at * (pictures.length - 1)) / (count - 1))]);
-    return chosen.map(({ step, url }) => {
+    return chosen.map(({ step, url, size }) => {
       const button = document.createElement("button"), image = new Image();
       button.type = "button";
       button.tabIndex = -1;
       image.alt = "";
+      [image.width, image.height] = size;
       image.src = url;
       button.append(image, step.toLocaleString("en"));
       button.addEventListener("click", () => onChosen(step));
