@@ -9,6 +9,7 @@ from bigtrain.families.abilities import (
     Classifies,
     Density,
     DiffusersPipeline,
+    DrawsPoints,
     Encodes,
     EncodesLatents,
     HasSuccessor,
@@ -28,7 +29,7 @@ CONDITION = "CONDITION"
 """Stands for the run of a small prior over the coarser level of those codes."""
 
 POINTS = "POINTS"
-"""Stands, in a recipe's section of data, for an index of points in a plane."""
+"""Stands, in a recipe's section of data, for an index of points in a plane, of eight classes."""
 
 _ADAM = {"lr": 0.005, "betas": [0.0, 0.99], "eps": 1.0e-6}
 _ON_LOGITS = {
@@ -307,6 +308,21 @@ CASES: Mapping[str, Case] = {
         {"flow": 6},
         frozenset({Likelihood, Density, InitialisedByData}),
         kills=3,
+        data={"train": POINTS, "validation": POINTS, "image_size": None, "flip": False},
+    ),
+    "point_gan": Case(
+        {
+            "kind": "point_gan",
+            "objective": {"kind": "relativistic_paired"},
+            "penalties": {"r1": {"weight": 0.1}, "r2": {"weight": 0.1}},
+            "generator": {"hidden_features": 4},
+            "discriminator": {"hidden_features": 4},
+            "generator_optimizer": _ADAM,
+            "discriminator_optimizer": _ADAM,
+        },
+        {"discriminator": 6, "generator": 6},
+        frozenset({DrawsPoints}),
+        unsharded={"penalties": {}},
         data={"train": POINTS, "validation": POINTS, "image_size": None, "flip": False},
     ),
     "pixel_prior": Case(

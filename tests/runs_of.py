@@ -18,7 +18,8 @@ import torch
 import yaml
 
 from bigtrain.data.fields.array import ArrayField
-from bigtrain.data.points import points
+from bigtrain.data.fields.label import LabelField
+from bigtrain.data.points import POINT_SETS, points
 from bigtrain.runs import checkpoint
 from tests import fork_server
 from tests.data.field_shards import make_shards, npy
@@ -97,16 +98,21 @@ def digits_tokenizer() -> Path:
 
 
 def points_index() -> Path:
-    """The path of an index of 64 points in a plane, made once."""
+    """The path of an index of 64 points of eight classes in a plane, made once."""
     folder = Path(os.environ["BIGTRAIN_CACHE"]) / "points"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "points.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
         if not (folder / "train.json").exists():
-            field = ArrayField("point", ("npy",), (2,))
-            make_shards(
-                folder, {"point": field}, [{"npy": npy(point)} for point in points("two_moons", "train")[0][:64]]
-            )
+            fields = {
+                "point": ArrayField("point", ("npy",), (2,)),
+                "label": LabelField("label", ("cls",), POINT_SETS["gaussians8"][1]),
+            }
+            values, classes = (of_all[:64] for of_all in points("gaussians8", "train"))
+            samples = [
+                {"npy": npy(point), "cls": str(number).encode()} for point, number in zip(values, classes, strict=True)
+            ]
+            make_shards(folder, fields, samples, classes.tolist())
     return folder / "train.json"
 
 

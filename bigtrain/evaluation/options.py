@@ -47,7 +47,8 @@ class EvaluationOptions(Options):
     Inception). class_accuracy: share of the samples that an independent classifier assigns to the class they were conditioned
     on. classification_accuracy_score: share of held-out images that a classifier trained on the samples recognises (Ravuri &
     Vinyals 2019). two_sample_test: accuracy of a nearest-neighbour classifier that tells samples from real images (Lopez-Paz &
-    Oquab 2017). nearest_neighbours: the images of the reference nearest to some samples, and a picture of them. fd_real: fd
+    Oquab 2017). nearest_neighbours: the images of the reference nearest to some samples, and a picture of them. modes: of
+    points, how many of the data's classes are met, the share of good points, and the reverse KL of their classes. fd_real: fd
     of real images and other real images, as many as samples: what a perfect model would score with so many (it gives the
     scale of an fd in features that are not Inception's). bits_per_dim: negative log-likelihood of `split` per dimension, or a
     bound of it. reconstruction: error of the images of `split` after encoding and decoding. rfd: fd of those reconstructions
@@ -68,9 +69,9 @@ class EvaluationOptions(Options):
     """Path of the weights of `clean`, `legacy_*` or `timm:MODEL`, on the command line only if it is a TorchScript file other
     than the published one; null: from the cache, or fetched."""
     reference: str = "train"
-    """What samples are compared with: `train` or `validation`, the data's splits; or the path of an index of shards, a folder,
-    a tar or zip of images, an npz of samples (guided-diffusion's), or an npz of moments (pytorch-fid's, clean-fid's,
-    guided-diffusion's, or made by --save-moments)."""
+    """What samples are compared with: `train` or `validation`, the data's splits; or, for images, the path of an index of
+    shards, a folder, a tar or zip of images, an npz of samples (guided-diffusion's), or an npz of moments (pytorch-fid's,
+    clean-fid's, guided-diffusion's, or made by --save-moments)."""
     split: Literal["train", "validation"] = "validation"
     """Split that bits_per_dim, held_out_accuracy, reconstruction, rfd, psnr and ssim are measured on."""
     split_samples: Count | None = None

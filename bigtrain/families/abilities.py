@@ -287,6 +287,16 @@ class Density(Ability):
         """Nats [n] of points [n, 2]."""
 
 
+class DrawsPoints(Ability):
+    """Draws points: vectors of a few numbers, of the field `point`."""
+
+    does = "draw points"
+
+    @abstractmethod
+    def draw_points(self, networks: Networks, batch: Microbatch) -> Tensor:
+        """Points [n, numbers] as the data have them; `batch` has no fields."""
+
+
 class DiffusersPipeline(Ability):
     """Has the networks of one of diffusers' own pipelines, so that diffusers opens them without bigtrain."""
 
@@ -313,5 +323,5 @@ class DiffusersPipeline(Ability):
 
 ABILITIES: Sequence[type[Ability]] = (
     Samples, Likelihood, Reconstructs, Encodes, Latents, EncodesLatents, LatentLevels, InitialisedByData, HasSuccessor,
-    Density, DiffusersPipeline, Classifies,
+    Density, DrawsPoints, DiffusersPipeline, Classifies,
 )  # fmt: skip

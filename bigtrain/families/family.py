@@ -149,6 +149,7 @@ _MODULES = {
     "gan": "adversarial.gan",
     "noisy_classifier": "diffusion.noisy_classifier",
     "point_flow": "flows.point_flow",
+    "point_gan": "adversarial.point_gan",
     "prior": "autoregressive.prior",
     "translation": "translation.translation",
     "vae": "autoencoders.vae",

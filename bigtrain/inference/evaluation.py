@@ -23,6 +23,7 @@ from bigtrain.evaluation.result import EvaluationResult, versions
 from bigtrain.families.abilities import Samples
 from bigtrain.families.family import Family
 from bigtrain.inference.candidate_selection import find_selection
+from bigtrain.inference.drawn_points import check_points, measure_drawn_points
 from bigtrain.inference.held_out import RunData, check_held_out, measure_held_out
 from bigtrain.inference.metric_choice import (
     check_metrics,
@@ -58,6 +59,7 @@ def check_early(
     """Raises UserError, before the first step, for whatever would make the first evaluation fail."""
     chosen, data = chosen_metrics(family, options), RunData(train, validation)
     check_held_out(family, chosen, data, options, device)
+    check_points(chosen, train, validation, options, device)
     sample_metrics, reading = of_samples(chosen), Reading(options.batch_size, 0)
     if sample_metrics:
         sampling = family.require(Samples, "evaluation.metrics").sampling
@@ -107,8 +109,11 @@ def _evaluated(model: Model, data: RunData, should_stop: Callable[[], bool], kee
         result, picture, moments = dict(measured.result), measured.picture, measured.moments
         facts = result.pop("protocol")
     reading = Reading(options.batch_size, reading_workers(model), should_stop)
-    values, protocol = measure_held_out(model, chosen, data, reading)
-    result, facts = result | values, facts | protocol
+    for values, protocol in (
+        measure_held_out(model, chosen, data, reading),
+        measure_drawn_points(model, chosen, data.train, data.validation, reading),
+    ):
+        result, facts = result | values, facts | protocol
     facts.setdefault("versions", versions())
     return EvaluationResult({"step": model.provenance["step"]} | result | {"protocol": facts}, picture, moments)
 

@@ -13,7 +13,7 @@ from bigtrain.evaluation.metrics.registry import (
     MetricName,
 )
 from bigtrain.evaluation.options import EvaluationOptions
-from bigtrain.families.abilities import Ability, Classifies, Likelihood, Reconstructs, Samples
+from bigtrain.families.abilities import Ability, Classifies, DrawsPoints, Likelihood, Reconstructs, Samples
 from bigtrain.families.family import Family
 from bigtrain.features.opening import CLASSIFIER
 from bigtrain.inference.model import require_label
@@ -23,6 +23,7 @@ _ABILITIES: Mapping[MeasuredOn, type[Ability]] = {
     "likelihood": Likelihood,
     "classification": Classifies,
     "reconstructions": Reconstructs,
+    "points": DrawsPoints,
 }
 
 
@@ -66,7 +67,7 @@ def needed_splits(family: Family, options: EvaluationOptions, keep_moments: bool
     for name in chosen:
         found = find_metric(name)
         if not issubclass(found, SampleMetric):
-            own.add(options.split)
+            own.add(getattr(options, found.split_key))
             continue
         uses_features |= "features" in found.needs
         if "evaluator" in found.needs:
@@ -106,7 +107,7 @@ def check_metrics(family: Family, options: EvaluationOptions, validation: Data |
             )
         given_pictures = isinstance(able, Samples) and bool(able.conditions_beside_label)
         keys = ["reference"] if is_of_samples and find_sample_metric(name).needs_reference else []
-        keys += ["split"] if not is_of_samples or given_pictures else []
+        keys += [find_metric(name).split_key] if not is_of_samples or given_pictures else []
         for key in keys:
             if getattr(options, key) == "validation" and validation is None:
                 raise UserError(

@@ -12,6 +12,7 @@ from bigtrain.families.abilities import (
     Ability,
     Classifies,
     Density,
+    DrawsPoints,
     Encodes,
     LatentLevels,
     Likelihood,
@@ -25,7 +26,13 @@ from tests.runs_of import ROOT, run
 from tests.training.small_steps import SIZE, small_family
 
 LAUNCH = ROOT / "launch"
-METRICS = {Samples: "fd", Likelihood: "bits_per_dim", Reconstructs: "reconstruction", Classifies: "held_out_accuracy"}
+METRICS = {
+    Samples: "fd",
+    Likelihood: "bits_per_dim",
+    Reconstructs: "reconstruction",
+    Classifies: "held_out_accuracy",
+    DrawsPoints: "modes",
+}
 """What a family with an ability can be measured by."""
 
 

@@ -23,11 +23,11 @@ from bigtrain.evaluation.metrics.registry import MetricName, title
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.features.network import Features
 
-MeasuredOn = Literal["samples", "likelihood", "classification", "reconstructions", "pairs"]
+MeasuredOn = Literal["samples", "likelihood", "classification", "reconstructions", "pairs", "points"]
 """samples: images that a model draws, or that lie in files, against a reference; likelihood: held-out samples that the model
 gives a probability; classification: held-out samples whose class it tells; reconstructions: held-out images that the model
 encodes and decodes; pairs: its outputs for held-out samples beside their targets, which are reconstructions or samples given a
-picture."""
+picture; points: points that a model draws, against those of a split."""
 Need = Literal["features", "evaluator", "labels", "images"]
 
 
@@ -39,6 +39,8 @@ class Metric(ABC):
     lower_is_better: ClassVar[tuple[str, ...]] = ()
     higher_is_better: ClassVar[tuple[str, ...]] = ()
     """Its numbers by which checkpoints can be compared, without their features."""
+    split_key: ClassVar[Literal["split", "reference"]] = "split"
+    """The option of an evaluation that names the split, where it is measured on one."""
     sees_pairs: ClassVar[bool] = False
     """Whether its `update` is given a model's outputs and their targets."""
     shares: ClassVar[tuple[str, ...]] = ()
@@ -104,7 +106,7 @@ class SampleMetric(Metric):
 @dataclass(frozen=True)
 class Split:
     """Held-out data: `samples` of an index, all or a fixed random subset. `target`: the field that outputs are compared with,
-    for pairs; `dimensions`: of one sample, for likelihoods."""
+    for pairs and for points, of which `samples` are drawn; `dimensions`: of one sample, for likelihoods."""
 
     index: Index
     samples: int
@@ -143,6 +145,21 @@ class PairMetric(HeldOutMetric):
     def update(self, seen: "Pair") -> None: ...
 
 
+class PointMetric(HeldOutMetric):
+    """Compares points that a model draws with all of a split."""
+
+    measured_on: ClassVar[MeasuredOn] = "points"
+    split_key = "reference"
+
+    @abstractmethod
+    def update_reference(self, points: Tensor, labels: Tensor) -> None:
+        """Adds points of the split [n, numbers], and their classes, int64 [n]; before the first that is drawn."""
+
+    @abstractmethod
+    def update(self, seen: Tensor) -> None:
+        """Adds points that the model has drawn, [n, numbers]."""
+
+
 def standard_error(count: int, mean: float, mean_square: float) -> float | None:
     """The standard error of the mean of `count` values, from their mean and the mean of their squares; None of one value."""
     return None if count < 2 else math.sqrt(max(mean_square - mean**2, 0.0) / (count - 1))
@@ -170,6 +187,13 @@ def find_sample_metric(name: MetricName) -> type[SampleMetric]:
     """The class of a metric that is measured on samples."""
     found = find_metric(name)
     assert issubclass(found, SampleMetric), f"{name} is measured on {found.measured_on}"
+    return found
+
+
+def find_point_metric(name: MetricName) -> type[PointMetric]:
+    """The class of a metric of points."""
+    found = find_metric(name)
+    assert issubclass(found, PointMetric), f"{name} is measured on {found.measured_on}"
     return found
 
 

@@ -28,6 +28,7 @@ MetricName = Literal[
     "psnr",
     "ssim",
     "held_out_accuracy",
+    "modes",
 ]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 DEFAULT_METRICS: tuple[MetricName, ...] = ("fd", "recall", "class_accuracy", "fd_real")
@@ -36,7 +37,7 @@ DEFAULT_METRICS_GIVEN_PICTURES: tuple[MetricName, ...] = ("psnr", "ssim")
 """Default too for one that draws them given a picture."""
 DEFAULT_METRICS_OF_IMAGES: tuple[MetricName, ...] = ("fd", "kd", "precision", "recall", "density", "coverage")
 """Default for images without a model."""
-DEFAULT_HELD_OUT: tuple[MetricName, ...] = ("bits_per_dim", "reconstruction")
+DEFAULT_HELD_OUT: tuple[MetricName, ...] = ("bits_per_dim", "reconstruction", "modes")
 """Default, as far as it can, for a model that draws no images."""
 DEFAULT_OF_CLASSIFIERS: tuple[MetricName, ...] = ("held_out_accuracy",)
 """Default for one that can do nothing of these."""

@@ -133,7 +133,7 @@ class GANOptions(Options):
     def _the_discriminator_gives_what_is_asked(self) -> "GANOptions":
         missing = self.asks - self.discriminator.outputs
         if missing:
-            members: Any = members_of(DiscriminatorOptions)
+            members: Any = members_of(type(self).model_fields["discriminator"].annotation)
             able = [str(kind_of(member)) for member in members if self.asks <= member.outputs]
             asking = "auxiliary_classifier: it" if "class_logits" in missing else f"objective: {self.objective.kind}"
             remedy = f"set discriminator.kind to {' or '.join(able)}" if able else "no kind gives all of that together"
@@ -204,7 +204,7 @@ class GANOptions(Options):
 class GAN(Family, Latents, InitialisedByData, kind="gan"):
     """Components: generator (averaged), discriminator. Phases: discriminator x n, generator x 1."""
 
-    options_class = GANOptions
+    options_class: ClassVar[type[GANOptions]] = GANOptions
     sampling_class = GANSamplingOptions
     sampled_components = ("generator",)
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
@@ -227,7 +227,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
         self._latent = generator.latent_size(spec.size)
         apart = discriminator.batch_statistics or discriminator.compares_images
         self._calls = options.discriminator_calls or ("separate" if apart else "joint")
-        shape = spec.size, spec.channels, len(spec.classes)
+        shape = spec.size, self.channels_of(spec), len(spec.classes)
         self.components = {
             "generator": Component(partial(generator.build, *shape), options.generator_optimizer, averaged=True),
             "discriminator": Component(partial(_build_discriminator, options, *shape), options.discriminator_optimizer),
@@ -256,7 +256,11 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
 
     @property
     def reads(self) -> Sequence[str]:
-        return ("image", *self.conditions)
+        return (self.sampled_field, *self.conditions)
+
+    def channels_of(self, spec: DataSpec) -> int:
+        """Those of what the generator makes."""
+        return spec.channels
 
     def _check_classes(self) -> None:
         """Raises ValueError, naming the key, if a network is to be told classes of which there is only one."""
