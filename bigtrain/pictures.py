@@ -70,7 +70,7 @@ def grid(images: Tensor, columns: int) -> Image.Image:
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
     """Writes the grid as a PNG, atomically. Raises UserError if it cannot be written."""
-    _save_png(path, grid(images, columns))
+    save_png(path, grid(images, columns))
 
 
 def check_file(path: Path) -> None:
@@ -127,7 +127,7 @@ def save_pngs(folder: Path, images: Tensor, folders: Sequence[str] | None = None
         raise UserError(f"{folder}: its pictures cannot be replaced ({error.strerror})") from error
     for number, image in enumerate(images.cpu()):
         beside = folder if folders is None else folder / folders[number]
-        _save_png(beside / f"{number:06d}.png", picture(image))
+        save_png(beside / f"{number:06d}.png", picture(image))
 
 
 def save_npz(path: Path, images: Tensor, labels: Sequence[int] | None) -> None:
@@ -135,16 +135,18 @@ def save_npz(path: Path, images: Tensor, labels: Sequence[int] | None) -> None:
     stream = io.BytesIO()
     classes = [] if labels is None else [np.asarray(labels, dtype=np.int64)]
     np.savez(stream, images.cpu().permute(0, 2, 3, 1).numpy(), *classes)
-    _save(path, stream.getvalue())
+    save_bytes(path, stream.getvalue())
 
 
-def _save_png(path: Path, image: Image.Image) -> None:
+def save_png(path: Path, image: Image.Image) -> None:
+    """Writes a picture, atomically. Raises UserError if it cannot be written."""
     stream = io.BytesIO()
     image.save(stream, format="PNG")
-    _save(path, stream.getvalue())
+    save_bytes(path, stream.getvalue())
 
 
-def _save(path: Path, data: bytes) -> None:
+def save_bytes(path: Path, data: bytes) -> None:
+    """Writes a picture that is encoded already, atomically. Raises UserError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(path, data)

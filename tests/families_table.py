@@ -17,6 +17,7 @@ from bigtrain.families.abilities import (
     LatentLevels,
     Latents,
     Likelihood,
+    Panels,
     Reconstructs,
     Samples,
 )  # fmt: skip
@@ -58,6 +59,8 @@ class Case:
     """What its section says where whole weights are not to be had (zero3)."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """What the recipe's section of data says beside what every family's says."""
+    multiplies: bool = True
+    """Whether it has products of matrices, which bf16 rounds."""
 
     @property
     def pictured(self) -> bool:
@@ -315,15 +318,22 @@ CASES: Mapping[str, Case] = {
             "kind": "point_gan",
             "objective": {"kind": "relativistic_paired"},
             "penalties": {"r1": {"weight": 0.1}, "r2": {"weight": 0.1}},
+            "probe_gradients": True,
             "generator": {"hidden_features": 4},
             "discriminator": {"hidden_features": 4},
             "generator_optimizer": _ADAM,
             "discriminator_optimizer": _ADAM,
         },
         {"discriminator": 6, "generator": 6},
-        frozenset({DrawsPoints}),
-        unsharded={"penalties": {}},
+        frozenset({DrawsPoints, Panels}),
+        unsharded={"penalties": {}, "probe_gradients": False},
         data={"train": POINTS, "validation": POINTS, "image_size": None, "flip": False},
+    ),
+    "two_players": Case(
+        {"kind": "two_players", "optimizer": {"kind": "sgd", "lr": 0.1}},
+        {"x": 6, "y": 6},
+        frozenset({Panels}),
+        multiplies=False,
     ),
     "pixel_prior": Case(
         {

@@ -49,6 +49,7 @@ HOMONYMS = {
     "shift", "sigma", "variance", "width",
     "resnet",
     "checkpoint", "model", "pool", "scale", "weights",
+    "updates",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""
 FOREIGN_NAMES = ("DiffusionPipeline", "PredictionString", "capture_output")

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from bigtrain.errors import UserError
 from bigtrain.families.data_spec import CodeLevel
+from bigtrain.families.panels import Panel
 from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.options import Options
+from bigtrain.randomness import Draws
 
 
 class Ability(ABC):
@@ -297,6 +299,29 @@ class DrawsPoints(Ability):
         """Points [n, numbers] as the data have them; `batch` has no fields."""
 
 
+class Panels(Ability):
+    """Shows what goes on in its training as pictures of a plane and as charts."""
+
+    does = "show its training as panels"
+
+    @property
+    def shown_field(self) -> str | None:
+        """The field of data whose samples are shown; None: none is."""
+        return None
+
+    @property
+    def charted(self) -> Sequence[str]:
+        """The names of numbers in metrics.jsonl whose course is shown."""
+        return ()
+
+    @abstractmethod
+    def panels(
+        self, networks: Networks, shown: Tensor | None, course: Mapping[str, Sequence[float]], draws: Draws
+    ) -> Sequence[Panel]:
+        """What to draw, from left to right. `shown`: samples of `shown_field` on the device; `course`: the logged values of
+        `charted` by name, and of `step`, the oldest first."""
+
+
 class DiffusersPipeline(Ability):
     """Has the networks of one of diffusers' own pipelines, so that diffusers opens them without bigtrain."""
 
@@ -323,5 +348,5 @@ class DiffusersPipeline(Ability):
 
 ABILITIES: Sequence[type[Ability]] = (
     Samples, Likelihood, Reconstructs, Encodes, Latents, EncodesLatents, LatentLevels, InitialisedByData, HasSuccessor,
-    Density, DrawsPoints, DiffusersPipeline, Classifies,
+    Density, DrawsPoints, Panels, DiffusersPipeline, Classifies,
 )  # fmt: skip

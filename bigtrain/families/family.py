@@ -152,6 +152,7 @@ _MODULES = {
     "point_gan": "adversarial.point_gan",
     "prior": "autoregressive.prior",
     "translation": "translation.translation",
+    "two_players": "adversarial.two_players",
     "vae": "autoencoders.vae",
     "vdvae": "autoencoders.vdvae",
     "vqvae": "autoencoders.vqvae",

@@ -11,7 +11,7 @@ from bigtrain.cluster.passes import Stopped, gather_rows, stoppable, together
 from bigtrain.data.index import Index
 from bigtrain.data.read.stream import Data
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import Density, Reconstructs, Samples
+from bigtrain.families.abilities import Density, Panels, Reconstructs, Samples
 from bigtrain.families.family import Family
 from bigtrain.families.phases import Networks
 from bigtrain.inference.checkpoint_selection import in_training
@@ -19,6 +19,7 @@ from bigtrain.inference.density import DENSITY_SIDE, density_picture
 from bigtrain.inference.evaluation import check_early, evaluate_model, write_evaluation
 from bigtrain.inference.metric_choice import ability_for, check_metrics, chosen_metrics
 from bigtrain.inference.model import Model, Sampler, attach_dependencies, warn_of_initial_weights
+from bigtrain.inference.panel_observer import PanelObserver
 from bigtrain.inference.rows import COLUMNS, output_rows, reconstruction_rows
 from bigtrain.inference.splits import one_index
 from bigtrain.pictures import save_grid
@@ -195,8 +196,12 @@ def _warn_of_initial_weights(family: Family, recipe: Recipe) -> None:
 def _picture_observer(
     family: Family, folder: RunFolder, recipe: Recipe, train: Data, validation: Data | None, device: torch.device
 ) -> Observer:
-    """What draws the pictures of a run: samples, outputs for inputs, or reconstructions, whichever the family can."""
+    """What draws the pictures of a run: panels, samples, outputs for inputs, or reconstructions, whichever the family can."""
     what = "train.sample_every"
+    panels = family.ability(Panels)
+    if panels is not None:
+        split = None if panels.shown_field is None else one_index(train, what)
+        return PanelObserver(panels, folder, recipe, split, device)
     samples = family.ability(Samples)
     if samples is not None and not samples.conditions_beside_label:
         return SampleObserver(family, folder, recipe.run.seed, device)

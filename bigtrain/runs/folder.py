@@ -51,6 +51,11 @@ class RunFolder:
     def samples(self, step: int) -> Path:
         return self.path / "samples" / f"step_{step:08d}.png"
 
+    @property
+    def moving_picture(self) -> Path:
+        """The pictures of the run, one after the other."""
+        return self.path / "samples" / "run.gif"
+
     def evaluation(self, step: int) -> Path:
         return self.path / "evaluations" / f"step_{step:08d}.json"
 

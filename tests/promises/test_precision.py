@@ -19,4 +19,4 @@ def test_bf16_touches_neither_weights_nor_averages_nor_statistics(family: str, r
     kept = final_tensors(rounded / "run")
     assert {tensor.dtype for tensor in kept.values() if tensor.is_floating_point()} == {torch.float32}
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
-    assert max(differences(exact, rounded).values()) > 0
+    assert (max(differences(exact, rounded).values()) > 0) == CASES[family].multiplies

@@ -297,11 +297,19 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
         return Losses(sum(terms.values(), loss), logged)
 
     def generator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
-        """Of the game, with features where it asks for them, and what an auxiliary classifier and a penalty add to it."""
-        discriminator, game, penalties = networks["discriminator"], self.options.objective, self.options.penalties
+        """Of the game, and what an auxiliary classifier and penalties add to it."""
         batch = _with_more_samples(batch, self.options.generator_batches)
-        fake, terms = self._fakes(networks, batch, "generator", gradients=True), {}
-        on_real = None
+        fake = self._fakes(networks, batch, "generator", gradients=True)
+        loss, terms = self.loss_of_fakes(networks, batch, fake)
+        if (latent := self.options.penalties.latent_consistency) is not None and latent.generator:
+            moved = self._fakes(networks, batch, "generator", gradients=True, moved=latent.noise)
+            terms["latent_consistency"] = latent.generator_loss(fake[0], moved[0])
+        return Losses(sum(terms.values(), loss), terms)
+
+    def loss_of_fakes(self, networks: Networks, batch: Microbatch, fake: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the generator is told of its images: the game's loss, and by key what features and classes add to it."""
+        discriminator, game, penalties = networks["discriminator"], self.options.objective, self.options.penalties
+        on_real, terms = None, {}
         if game.needs_real:
             seen = self._both_seen(networks, batch, "generator", self._reals(batch), fake)
             on_real, on_fake = self._judge(discriminator, *seen)
@@ -316,10 +324,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
             terms["features"] = game.features_loss(on_real and on_real.features, on_fake.features)
         if (classifier := self.options.auxiliary_classifier) is not None:
             terms["classes"] = classifier.generator_loss(on_fake.class_logits, fake[1])
-        if (latent := penalties.latent_consistency) is not None and latent.generator:
-            moved = self._fakes(networks, batch, "generator", gradients=True, moved=latent.noise)
-            terms["latent_consistency"] = latent.generator_loss(fake[0], moved[0])
-        return Losses(sum(terms.values(), loss), terms)
+        return loss, terms
 
     def _penalties(
         self,

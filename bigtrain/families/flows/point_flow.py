@@ -15,6 +15,7 @@ from torch import Tensor
 from bigtrain.families.abilities import Density, Effort, InitialisedByData, Likelihood
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
+from bigtrain.families.panels import Window, check_window
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.flows.bijection import initialising
 from bigtrain.networks.flows.vector_flow import AnyVectorFlow, Couplings, VectorFlow
@@ -26,15 +27,13 @@ class PointFlowOptions(Options):
 
     kind: Literal["point_flow"]
     network: AnyVectorFlow = Couplings()
-    window: tuple[float, float, float, float] = (-3.0, 3.0, -3.0, 3.0)
+    window: Window = (-3.0, 3.0, -3.0, 3.0)
     """What a picture of the density shows: left, right, bottom, top."""
     optimizer: OptimizerOptions
 
     @model_validator(mode="after")
     def _window_is_no_line(self) -> "PointFlowOptions":
-        left, right, bottom, top = self.window
-        if not (left < right and bottom < top):
-            raise ValueError("window: takes left, right, bottom, top, with left below right and bottom below top")
+        check_window(self.window)
         return self
 
 

@@ -67,7 +67,7 @@ class AutoencoderOptions(DiscriminatorArchitecture):
     hidden_features: Width = 128
     hidden_layers: Depth = 1
     """Of the encoder, and of the decoder."""
-    code: Width = 2
+    code_size: Width = 2
     """Size of the code, which is not bounded."""
     scale: Scale = 1.0
     """What the points are divided by."""
@@ -132,8 +132,8 @@ class Autoencoder(nn.Module):
         self.outputs = outputs
         self.scale = options.scale
         hidden, layers = options.hidden_features, options.hidden_layers
-        self.encoder, self.code = _hidden_layers(numbers, hidden, layers), nn.Linear(hidden, options.code)
-        self.decoder, self.out = _hidden_layers(options.code, hidden, layers), PreciseLinear(hidden, numbers)
+        self.encoder, self.code = _hidden_layers(numbers, hidden, layers), nn.Linear(hidden, options.code_size)
+        self.decoder, self.out = _hidden_layers(options.code_size, hidden, layers), PreciseLinear(hidden, numbers)
 
     def forward(self, points: Tensor) -> Tensor | Outputs:
         """points [n, numbers] -> logits [n], at least float32; or Outputs."""

@@ -1,8 +1,10 @@
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bigtrain.data.points import points
 from bigtrain.errors import UserError
@@ -11,6 +13,7 @@ from bigtrain.families.adversarial.gan import AdversarialGame
 from bigtrain.families.adversarial.point_gan import PointGAN, PointGANOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
+from bigtrain.families.panels import Arrows, Dots, Plane
 from bigtrain.families.phases import Microbatch
 from bigtrain.options import kind_of, members_of
 from bigtrain.randomness import Draws
@@ -22,6 +25,13 @@ PENALTIES: list[dict[str, Any]] = [
     {"gradient_penalty": {}},
     {"dragan": {}, "drift": {}, "lecam": {"start_step": 1}, "latent_consistency": {}, "orthogonal": {"weight": 0.1}},
 ]  # fmt: skip
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def family(**options: Any) -> PointGAN:
@@ -70,7 +80,9 @@ def test_a_scale_is_of_the_points_on_both_sides() -> None:
 
 
 def test_an_autoencoders_logit_is_its_error_and_it_shows_what_it_makes() -> None:
-    gan = family(objective={"kind": "energy_based"}, discriminator={"kind": "autoencoder", "code": 3, "scale": 2.0})
+    gan = family(
+        objective={"kind": "energy_based"}, discriminator={"kind": "autoencoder", "code_size": 3, "scale": 2.0}
+    )
     point = torch.tensor([[1.0, -2.0], [0.5, 0.25]])
     said = build_network(gan, "discriminator", 0)(point)
     torch.testing.assert_close(said.logits, -((said.reconstruction - point) / 2).square().mean(1))
@@ -97,3 +109,63 @@ def test_data_that_are_no_vectors_are_refused() -> None:
         ValueError, match=r"data.train: a point_gan needs a field point of numbers, and its shape is \[8, 2\]"
     ):
         PointGAN(options, paths)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("game", GAMES)
+def test_samples_are_pushed_along_minus_the_gradient_of_the_generators_loss(game: str) -> None:
+    discriminator = {"kind": "autoencoder"} if game == "energy_based" else {}
+    objective = {"kind": game} | ({"clip": 1.0} if game == "wasserstein" else {})
+    gan = family(objective=objective, discriminator=discriminator)
+    networks = {name: build_network(gan, name, 0) for name in gan.components}
+    shown = torch.from_numpy(points("gaussians8", "train")[0][:8]).double()
+    (plane,) = gan.panels(networks, shown, {}, Draws(0))
+    assert isinstance(plane, Plane)
+    data, arrows, samples = plane.layers
+    assert isinstance(data, Dots)
+    assert isinstance(arrows, Arrows)
+    assert isinstance(samples, Dots)
+    asked = Microbatch({"point": shown}, range(8), Draws(0), torch.device("cpu"), 8)
+
+    def loss(made: torch.Tensor) -> torch.Tensor:
+        value, terms = gan.loss_of_fakes(networks, asked, (made,))
+        return sum(terms.values(), value)
+
+    nudge = torch.zeros_like(samples.points)
+    nudge[3, 1] = 1e-6
+    slope = (loss(samples.points + nudge) - loss(samples.points - nudge)) / 2e-6
+    torch.testing.assert_close(arrows.along[3, 1], -8 * slope, rtol=1e-5, atol=1e-8)
+
+
+def test_the_field_is_what_the_discriminator_says_there() -> None:
+    gan = family(window=[-2.0, 4.0, -1.0, 1.0])
+    networks = {name: build_network(gan, name, 0) for name in gan.components}
+    networks["discriminator"].register_forward_hook(lambda module, inputs, said: 3 * inputs[0][:, 0])
+    (plane,) = gan.panels(networks, torch.zeros(8, 2), {}, Draws(0))
+    assert isinstance(plane, Plane)
+    assert plane.shade is not None
+    assert (plane.shade[0].diff() > 0).all()
+    assert (plane.shade[0] == plane.shade[-1]).all()
+    assert plane.shade[0, 0] < -0.3
+    assert plane.shade[0, -1] > 0.3
+
+
+def test_probes_are_the_norms_of_the_gradients_of_both_games() -> None:
+    gan = family(probe_gradients=True)
+    networks = {name: build_network(gan, name, 0) for name in gan.components}
+    networks["generator"].requires_grad_(False)  # as it is while the discriminator is trained
+    assert gan.phases[0].reports is not None
+    found = gan.phases[0].reports(networks)
+    assert not any(parameter.requires_grad for parameter in networks["generator"].parameters())
+    networks["generator"].requires_grad_(True)
+    logits = networks["discriminator"](networks["generator"](Draws(0).normal("probe/z", range(256), (2,))))
+    losses = {"minimax": -F.softplus(logits).mean(), "non_saturating": F.softplus(-logits).mean()}
+    for name, loss in losses.items():
+        gradients = torch.autograd.grad(loss, list(networks["generator"].parameters()), retain_graph=True)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        torch.testing.assert_close(found[f"generator_gradient/{name}"], norm)
+
+
+def test_a_generator_waits_for_its_first_step() -> None:
+    _, generator = family(generator_first_step=7).phases
+    assert [generator.updates_at(step) for step in (0, 6, 7)] == [0, 0, 1]
