@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
@@ -47,6 +47,9 @@ class Trace:
     label: str
 
 
+Layer: TypeAlias = Dots | Arrows | Trace
+
+
 @dataclass(frozen=True)
 class Plane:
     """A part of a plane, seen from above.
@@ -57,7 +60,7 @@ class Plane:
 
     title: str
     window: Window
-    layers: Sequence[Dots | Arrows | Trace]
+    layers: Sequence[Layer]
     shade: Tensor | None = None
 
 

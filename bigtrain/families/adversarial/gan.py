@@ -206,7 +206,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
 
     options_class: ClassVar[type[GANOptions]] = GANOptions
     sampling_class = GANSamplingOptions
-    sampled_components = ("generator",)
+    sampled_components: Sequence[str] = ("generator",)
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
     initialisation_images = 512
     """The largest reference batch."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from bigtrain.families.abilities import DrawsPoints, Panels, Samples
 from bigtrain.families.adversarial.gan import GAN, GANOptions
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.panels import Arrows, Chart, Colour, Dots, Panel, Plane, Window, check_window
+from bigtrain.families.panels import Arrows, Chart, Colour, Dots, Layer, Panel, Plane, Window, check_window
 from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.networks.adversarial import point_mlp
 from bigtrain.networks.adversarial.architecture import Outputs
@@ -134,7 +134,7 @@ class PointGAN(GAN, DrawsPoints, Panels, kind="point_gan"):
         asked = Microbatch({"point": shown}, range(len(shown)), draws, shown.device, len(shown))
         made = self.draw_points(networks, asked)
         pushed = slice(ARROWS_SHOWN)
-        layers = [
+        layers: list[Layer] = [
             Dots(shown, "real", "data"),
             Arrows(made[pushed], self._push(networks, asked, made)[pushed], "where they are pushed"),
             Dots(made, "fake", "samples"),

@@ -16,7 +16,7 @@ from torch import Tensor
 from bigtrain.families.abilities import Panels
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
-from bigtrain.families.panels import Arrows, Chart, Dots, Panel, Plane, Trace, Window, check_window
+from bigtrain.families.panels import Arrows, Chart, Dots, Layer, Panel, Plane, Trace, Window, check_window
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.adversarial.player import Player
 from bigtrain.options import Options
@@ -97,7 +97,7 @@ class TwoPlayers(Family, Panels, kind="two_players"):
         left, right, bottom, top = self.options.window
         shares = torch.arange(ARROWS_A_SIDE, dtype=torch.float64).add(0.5) / ARROWS_A_SIDE
         grid = torch.cartesian_prod(left + (right - left) * shares, bottom + (top - bottom) * shares)
-        layers = [
+        layers: list[Layer] = [
             Arrows(grid, torch.stack([-grid[:, 1], grid[:, 0]], 1), "where a step goes"),
             Trace(visited, "first", f"{self.options.updates} steps"),
             Dots(average, "second", "their average"),

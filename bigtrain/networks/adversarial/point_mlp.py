@@ -19,11 +19,13 @@ from bigtrain.options import Depth, Scale, Width
 
 
 class GeneratorOptions(GeneratorArchitecture):
-    """The generator's architecture."""
+    """A multilayer perceptron that makes points."""
 
     kind: Literal["mlp"] = "mlp"
     hidden_features: Width = 128
+    """Of each hidden layer."""
     hidden_layers: Depth = 3
+    """How many, each with ReLU."""
     latent: Width = 2
     """Size of z."""
     scale: Scale = 1.0
@@ -40,13 +42,15 @@ class GeneratorOptions(GeneratorArchitecture):
 
 
 class DiscriminatorOptions(DiscriminatorArchitecture):
-    """The discriminator's architecture."""
+    """A multilayer perceptron that tells points from others."""
 
     outputs: ClassVar[frozenset[str]] = frozenset({"features"})
 
     kind: Literal["mlp"] = "mlp"
     hidden_features: Width = 128
+    """Of each hidden layer."""
     hidden_layers: Depth = 3
+    """How many, each with ReLU."""
     scale: Scale = 1.0
     """What the points are divided by."""
 
@@ -65,6 +69,7 @@ class AutoencoderOptions(DiscriminatorArchitecture):
 
     kind: Literal["autoencoder"] = "autoencoder"
     hidden_features: Width = 128
+    """Of each hidden layer."""
     hidden_layers: Depth = 1
     """Of the encoder, and of the decoder."""
     code_size: Width = 2
