@@ -28,7 +28,8 @@ def exported(trained: Path) -> Path:
 
 def test_a_run_folder_holds_the_documented_files(trained: Path) -> None:
     names = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
-    assert names == {"recipe.yaml", "environment.json", "metrics.jsonl", "samples", "checkpoints", "tensorboard"}
+    always = {"recipe.yaml", "environment.json", "metrics.jsonl", "samples", "checkpoints", "tensorboard"}
+    assert names == {*always, "averages"}, "the last for ema.posthoc"
     assert sorted(path.name for path in (trained / "samples").iterdir()) == ["step_00000002.png", "step_00000004.png"]
     row = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"step", "images", "wall", "loss/discriminator", "loss/generator", "lr/generator"} <= row.keys()
