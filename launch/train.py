@@ -14,7 +14,7 @@ import json
 import os
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def _may_come_of_a_failure(signalled: Signalled) -> bool:
     return signalled.number == signal.SIGTERM and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def train(recipe: Recipe, parent: dict[str, Any] | None = None) -> str | None:
+def train(recipe: Recipe, parent: Mapping[str, Any] | None = None) -> str | None:
     """Trains to the end, or until a signal comes: then saves a checkpoint and returns the signal's name. parent: what the run's
     record says of the recipe that its own one extends."""
     device = join_world(recipe.train.precision, recipe.train.accumulate)
@@ -113,7 +113,7 @@ def train(recipe: Recipe, parent: dict[str, Any] | None = None) -> str | None:
         return _train(recipe, parent, device, watchdog)
 
 
-def _train(recipe: Recipe, parent: dict[str, Any] | None, device: torch.device, watchdog: Watchdog) -> str | None:
+def _train(recipe: Recipe, parent: Mapping[str, Any] | None, device: torch.device, watchdog: Watchdog) -> str | None:
     recipe = with_values(recipe, world.on_main(partial(_values_from_before, recipe)))
     check_batch(recipe.train, world.size())
     images, validation = find_splits(recipe.data)
@@ -123,7 +123,7 @@ def _train(recipe: Recipe, parent: dict[str, Any] | None, device: torch.device, 
     new = _is_new(recipe)
     initial = InitialWeights.open(family, recipe.train) if new else None
     branch = open_branch(recipe) if new else None
-    begun = {INITIAL: initial.describe()} if initial is not None else {}
+    begun: dict[str, Any] = {INITIAL: initial.describe()} if initial is not None else {}
     begun |= {BRANCH: branch.described} if branch is not None else {}
     begun |= {PARENT: parent} if new and parent is not None else {}
     folder = open_run(recipe, images, begun)

@@ -117,8 +117,8 @@ def encode_all(
 def encode(file: PictureFile, scale: float = 1.0, quality: int | None = None) -> Picture:
     """The picture as WebP: without loss, or of a `quality`, `scale` times as wide. Raises OSError and ValueError.
 
-    WebP without loss is pixel by pixel the same. Of sheets of photographs it is a sixth to a quarter smaller than PNG, of
-    digits as large; with a quality of 88 it is a quarter of PNG.
+    WebP without loss is pixel by pixel the same. Of sheets of photographs it is a sixth to a quarter smaller than PNG, of digits as
+    large; with a quality of 88 it is a quarter of PNG.
     """
     with Image.open(io.BytesIO(read_plain(file.path, MOST_BYTES)), formats=_FORMATS) as image:
         width, height = image.size

@@ -84,7 +84,7 @@ def test_training_gives_an_evaluation_up_and_saves(tmp_path: Path) -> None:
 def test_a_start_that_a_launcher_ends_because_another_rank_failed_asks_for_no_requeue(
     number: signal.Signals, ranks: int, marked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(recipe: object) -> None:
+    def start(recipe: object, parent: object) -> None:
         raise Signalled(number)
 
     monkeypatch.setattr(train_command, "train", start)
