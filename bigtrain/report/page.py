@@ -94,23 +94,24 @@ def _header(title: str, runs: Sequence[ReportedRun]) -> Markup:
 def _curves(curves: Curves, runs: Sequence[ReportedRun]) -> Markup:
     if not curves.groups:
         return sections.section("Curves", "curves", tag("p", "There is nothing to draw."))
-    thinned = (
-        "Each point stands for several rows: the line is their mean, the band their minimum and maximum. "
+    told = [
+        "Each point stands for several rows: the line is their mean, the band their minimum and maximum."
         if curves.thinned
-        else ""
-    )
-    left_out = f"{curves.left_out:,} further names are not drawn. " if curves.left_out else ""
-    lead = (
-        f"{thinned}{left_out}Smoothing leaves what was measured visible, paler. Drag to enlarge; a double-click, or the key 0, "
-        "shows all."
-    )
+        else None,
+        f"{curves.left_out:,} further names are not drawn." if curves.left_out else None,
+        "A dashed line is where training was started again."
+        if any(start.step for run in runs for start in run.starts)
+        else None,
+        "A triangle is a warning." if any(run.rows is not None and run.rows.warnings for run in runs) else None,
+        "Smoothing leaves what was measured visible, paler. Drag to enlarge; a double-click, or the key 0, shows all.",
+    ]
     return sections.section(
         "Curves",
         "curves",
         _toolbar(runs),
         tag("noscript", tag("p", "Curves and sliders need JavaScript.")),
         *group_places(curves, runs),
-        lead=lead,
+        lead=" ".join(filter(None, told)),
     )
 
 

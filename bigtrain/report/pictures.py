@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,8 @@ LOSSY, ROUNDS = 88, 8
 """The quality of WebP once pictures do not fit as they are, and how often they are made smaller until they fit."""
 SMALLEST = 48
 """Pixels of a side below which a picture shows nothing."""
-_SUFFIXES = (".png", ".webp", ".gif", ".jpg", ".jpeg")
+PICTURE_FOLDERS = ("samples", "evaluations", "evaluations/sweeps")
+SUFFIXES = (".png", ".webp", ".gif", ".jpg", ".jpeg")
 _OF_STEP = re.compile(r"(?:(.+?)_)?step_(\d{1,15})")
 _FORMATS = ("PNG", "WEBP", "GIF", "JPEG")
 
@@ -63,7 +64,11 @@ class Fitted:
 
 def find_pictures(run: Path, remarks: list[str]) -> list[PictureFile]:
     """The pictures in samples/ and evaluations/ and in the folder itself, by group and step; at most MOST_PICTURES."""
-    found = [_named(path, group) for group, folder in _folders(run) for path in _listed(folder)]
+    found = [
+        _named(path, Path(place).name or "pictures")
+        for place in (*PICTURE_FOLDERS, "")
+        for path in _listed(run / place)
+    ]
     found.sort(key=lambda file: (file.step is None, file.group, file.step or 0, str(file.path)))
     if len(found) > MOST_PICTURES:
         remarks.append(
@@ -73,16 +78,9 @@ def find_pictures(run: Path, remarks: list[str]) -> list[PictureFile]:
     return found
 
 
-def _folders(run: Path) -> Iterator[tuple[str, Path]]:
-    yield "samples", run / "samples"
-    yield "pictures", run
-    yield "evaluations", run / "evaluations"
-    yield "sweeps", run / "evaluations" / "sweeps"
-
-
 def _listed(folder: Path) -> list[Path]:
     try:
-        inside = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+        inside = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     except OSError:
         return []
     return [path for path in inside[:LISTED] if path.is_file()]
@@ -117,8 +115,8 @@ def encode_all(
 def encode(file: PictureFile, scale: float = 1.0, quality: int | None = None) -> Picture:
     """The picture as WebP: without loss, or of a `quality`, `scale` times as wide. Raises OSError and ValueError.
 
-    WebP without loss is pixel by pixel the same. Of sheets of photographs it is a sixth to a quarter smaller than PNG, of digits as
-    large; with a quality of 88 it is a quarter of PNG.
+    WebP without loss is pixel by pixel the same. Sheets of photographs are a sixth to a quarter smaller than as PNG, those of
+    digits as large; of a quality of 88 they are a quarter.
     """
     with Image.open(io.BytesIO(read_plain(file.path, MOST_BYTES)), formats=_FORMATS) as image:
         width, height = image.size

@@ -1,5 +1,6 @@
 """What a run folder holds, for the page. A part that is missing or damaged is a sentence, and the others are shown."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from bigtrain.errors import UserError
 from bigtrain.evaluation.compare import rows_by_step
 from bigtrain.evaluation.table import Row
 from bigtrain.recipe_yaml import MOST_BYTES, parse
-from bigtrain.report.pictures import PictureFile, find_pictures
+from bigtrain.report.pictures import PICTURE_FOLDERS, SUFFIXES, PictureFile, find_pictures
 from bigtrain.report.rows import Rows, read_rows
 from bigtrain.runs.folder import STARTS, RunFolder, starts_in
 from bigtrain.runs.nearby import why_neither
@@ -21,6 +22,8 @@ MOST_RUNS = 24
 MOST_KEYS = 2000
 """Of a recipe or a record that are shown; the largest of ours has some two hundred."""
 LONGEST_VALUE = 400
+_LOGIN = re.compile(r"(\w://)[^/\s@]+@")
+"""The name and password within a URL, which are nobody's but the owner's."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,24 @@ def _check_run(path: Path) -> None:
     folder = RunFolder(path)
     if not path.is_dir() or not any(file.is_file() for file in (folder.recipe, folder.metrics)):
         raise UserError(why_neither(path))
+    _check_links(folder)
+
+
+def _check_links(folder: RunFolder) -> None:
+    """Raises UserError for a link where a run has a file of its own: whatever it leads to would be in a page that is sent to
+    others. The run folder itself may be a link."""
+    own = {folder.recipe.name, folder.environment.name, folder.metrics.name, "samples", "evaluations"}
+    for place in ("", *PICTURE_FOLDERS):
+        try:
+            entries = list(os.scandir(folder.path / place))
+        except OSError:  # there is none, or it is told of where it is read
+            continue
+        for entry in entries:
+            shown = place or entry.name in own or Path(entry.name).suffix.lower() in SUFFIXES
+            if shown and entry.is_symlink():
+                raise UserError(
+                    f"{entry.path}: is a link, and what it leads to would be in the page; put the file itself there"
+                )
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -219,7 +240,7 @@ def _text(value: Any) -> str:
         text = "{}" if not value else "{" + ", ".join(f"{_text(k)}: {_text(v)}" for k, v in value.items()) + "}"
     else:
         text = {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_word(value) else str(value)
-    text = one_line(text)
+    text = _LOGIN.sub(r"\1…@", one_line(text))
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
 
 

@@ -55,6 +55,7 @@ def _facts(run: ReportedRun) -> dict[str, str]:
     of = f" of {_grouped(steps)}" if steps else ""
     images = _last(rows.axes["images"]) if rows is not None else None
     wall = _last(rows.axes["wall"]) if rows is not None else None
+    commit = run.environment.get("commit", "null")
     ranks, device = run.environment.get("world_size"), run.environment.get("device", "")
     return {
         "Family": run.kind or _NOTHING,
@@ -64,7 +65,7 @@ def _facts(run: ReportedRun) -> dict[str, str]:
         "Images per second": _usual_speed(run),
         "Ranks": f"{ranks} × {device}" if ranks else _NOTHING,
         "Seed": run.recipe.get("run.seed", _NOTHING),
-        "Commit": run.environment.get("commit", "")[:10].replace("null", "") or _NOTHING,
+        "Commit": commit[:10] if commit != "null" else _NOTHING,
     }
 
 
@@ -138,12 +139,12 @@ def _history(number: int, run: ReportedRun, named: bool) -> Markup:
         told = f"Started again, from a checkpoint, at step {said}."
     else:
         told = "Never interrupted: trained in one go."
+    if not lines:
+        told += " No warnings." if run.rows is not None else " Without rows no warnings are known."
     return join(
         run_heading(number, run) if named else None,
         tag("p", told),
-        table(["Step", "Warning"], lines, f"Warnings of {run.name}", class_="warnings")
-        if lines
-        else tag("p", "No warnings." if run.rows is not None else "No rows, so no warnings are known."),
+        table(["Step", "Warning"], lines, f"Warnings of {run.name}", class_="warnings") if lines else None,
         tag("p", f"{more:,} more are in metrics.jsonl.", class_="note") if more > 0 else None,
     )
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import tomllib
+from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import bigtrain.report
 from bigtrain.errors import UserError
 from bigtrain.report.page import MOST_BYTES, report
 from bigtrain.report.pictures import MOST_PICTURES, PictureFile, encode
+from bigtrain.runs import atomic
 from launch.report import main
 from tests.report.report_runs import RECIPE, evaluation, make_run, picture, row, warning
 
@@ -190,6 +194,25 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
     assert "environment.json cannot be read" in text
 
 
+@pytest.mark.parametrize(
+    "name", ["environment.json", "samples/step_00000020.png", "evaluations/step_00000020.json", "a.png"]
+)
+def test_what_a_link_leads_to_is_in_no_page(name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "small")
+    (tmp_path / "own").write_text('{"password": "mine"}')
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(tmp_path / "own")
+    with pytest.raises(UserError, match=f"{name}: is a link, and what it leads to would be in the page"):
+        report([run])
+
+
+def test_logins_within_urls_are_in_no_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "small", recipe=RECIPE | {"data": {"train": ["https://me:secret@host/train.json"]}})
+    page = report([run])
+    assert "secret" not in page
+    assert "https://…@host/train.json" in page
+
+
 def test_half_of_a_row_is_told(tmp_path: Path) -> None:
     run = make_run(tmp_path / "small")
     with (run / "metrics.jsonl").open("a") as file:
@@ -288,3 +311,21 @@ def test_mistakes_are_a_sentence(words: list[str], said: str, tmp_path: Path, mo
     with pytest.raises(UserError, match=re.escape(said)):
         main(words)
     assert not Path("page.html").exists()
+
+
+def test_pip_installs_everything_that_a_page_is_made_of() -> None:
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["bigtrain.report"]
+    folder = Path(bigtrain.report.__file__).parent
+    others = [str(path.relative_to(folder)) for path in folder.rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    assert "assets/uPlot.LICENSE" in others
+    assert [name for name in others if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+
+
+def test_uplot_is_as_npm_has_it() -> None:
+    folder = Path(bigtrain.report.__file__).parent / "assets"
+    digests = {path.name: atomic.sha256_of(path) for path in folder.glob("uPlot.*.*")}
+    assert digests == {
+        "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
+        "uPlot.min.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+    }

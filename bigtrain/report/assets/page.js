@@ -231,7 +231,7 @@
 
     band(ctx, curve, x, y) {
       // A bar for each point, so that a single row that stands out is as high as it was.
-      ctx.globalAlpha = 0.28;
+      ctx.globalAlpha = 0.34;
       ctx.lineWidth = 1 * devicePixelRatio;
       const last = curve.mean.length - 1;
       curve.mean.forEach((_, at) => {
