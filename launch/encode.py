@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from bigtrain import beats
 from bigtrain.cli import run_cli, say
@@ -33,6 +32,7 @@ from bigtrain.families.abilities import Encodes, HasSuccessor
 from bigtrain.features.network import full_float32
 from bigtrain.inference.model import Model, hang_timeout_s, open_model
 from bigtrain.inference.splits import same_on_all
+from bigtrain.progress import ProgressBar
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RunFolder
 from bigtrain.sizes import size_key
@@ -119,7 +119,7 @@ def _encode(model: Model, index: Index, arguments: argparse.Namespace) -> Index:
     manifest = CodesManifest(model.fingerprint, levels, 2 if arguments.flip else 1, TRANSFORM, images)
     mine = sum(shard.samples for shard in index.shards[world.rank() :: world.size()])
     share = f"{index.split} (this rank's share)" if world.size() > 1 else index.split
-    bar = tqdm(total=mine, unit=" images", desc=share, disable=not world.is_main(), smoothing=0.1)
+    bar = ProgressBar(mine, share, "images", quiet=not world.is_main())
 
     def progress(images: int) -> None:
         bar.update(images)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
     {"beats", "options", "randomness", "sizes", "untrusted", "wrong_values"},
-    {"formats", "recipe_errors", "recipe_yaml"},
+    {"formats", "progress", "recipe_errors", "recipe_yaml"},
     {"runs"},
     {"cluster"},
     {"networks", "data", "pictures"},

@@ -1,22 +1,20 @@
 """Evaluation passes over ranks: no collectives within a pass; at its end all ranks agree on how it ended."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
-from tqdm import tqdm
 
 from bigtrain import beats
 from bigtrain.cluster import world
 from bigtrain.errors import UserError
-from bigtrain.untrusted import one_line
+from bigtrain.progress import ProgressBar
 
 T = TypeVar("T")
 
@@ -115,15 +113,7 @@ class Progress:
     """A progress bar on rank 0, in images of all ranks together; assumes that all advance at the same rate."""
 
     def __init__(self, total: int, what: str) -> None:
-        pause = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs no animation
-        self._bar: Any = tqdm(
-            total=total,
-            desc=one_line(what),
-            unit="image",
-            mininterval=pause,
-            disable=not world.is_main(),
-            file=sys.stderr,
-        )
+        self._bar = ProgressBar(total, what, "images", quiet=not world.is_main())
 
     def __enter__(self) -> "Progress":
         return self

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from bigtrain.errors import UserError
+from bigtrain.progress import ProgressBar
 from bigtrain.runs import atomic
 from bigtrain.untrusted import looked_for, open_plain
 
@@ -84,7 +83,7 @@ def _download(published: Published, path: Path) -> None:
     try:
         with urllib.request.urlopen(published.url, timeout=TIMEOUT_S) as answer, open(temporary, "wb") as file:
             size = answer.headers.get("Content-Length")
-            with tqdm(total=int(size) if size else None, desc=path.name, unit="B", unit_scale=True) as bar:
+            with ProgressBar(int(size) if size else None, path.name, "B", unit_scale=True) as bar:
                 while chunk := answer.read(CHUNK):
                     file.write(chunk)
                     digest.update(chunk)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading
@@ -33,6 +32,7 @@ from bigtrain.inference.microbatch import microbatch_of
 from bigtrain.inference.posthoc import FACTS, Snapshots, named_width, weights_name
 from bigtrain.inference.splits import find_splits, images_behind
 from bigtrain.pictures import to_uint8
+from bigtrain.progress import ProgressBar
 from bigtrain.randomness import Draws, Indices, to_device
 from bigtrain.recipe import Recipe, differences, load_recipe, with_values
 from bigtrain.runs import checkpoint
@@ -217,9 +217,11 @@ class Sampler:
     def draw_all(self, labels: Sequence[int], batch_size: int) -> Tensor:
         """Samples 0 .. n - 1 of the classes `labels`, batch by batch with a progress bar; uint8 [n, C, H, W] on the CPU."""
         batches = []
-        for first in tqdm(range(0, len(labels), batch_size), desc="sampling", unit="batch", leave=False):
-            part = torch.tensor(labels[first : first + batch_size])
-            batches.append(self.draw(range(first, first + len(part)), part).cpu())
+        with ProgressBar(len(labels), "sampling", "images", leave=False) as bar:
+            for first in range(0, len(labels), batch_size):
+                part = torch.tensor(labels[first : first + batch_size])
+                batches.append(self.draw(range(first, first + len(part)), part).cpu())
+                bar.update(len(part))
         return torch.cat(batches)
 
     def draw_of(self, split: Index, batch_size: int) -> Tensor:
@@ -227,11 +229,13 @@ class Sampler:
         family = self.family.require(Samples, "sampling")
         loader = SplitLoader(split, rank=0, world=1, batch=batch_size, workers=0, fields=list(family.conditions))
         drawn = torch.empty(0)
-        for numbers, batch in tqdm(loader, desc="sampling", unit="batch", leave=False):
-            images = self.draw_given(numbers, on_device(batch, split.fields, self.device)).cpu()
-            if not len(drawn):
-                drawn = torch.empty(split.samples, *images.shape[1:], dtype=images.dtype)
-            drawn[torch.from_numpy(numbers)] = images
+        with ProgressBar(split.samples, "sampling", "images", leave=False) as bar:
+            for numbers, batch in loader:
+                images = self.draw_given(numbers, on_device(batch, split.fields, self.device)).cpu()
+                if not len(drawn):
+                    drawn = torch.empty(split.samples, *images.shape[1:], dtype=images.dtype)
+                drawn[torch.from_numpy(numbers)] = images
+                bar.update(len(numbers))
         return drawn
 
     def labels_of(self, indices: Sequence[int] | np.ndarray) -> Tensor:

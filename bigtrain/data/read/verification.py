@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
-from tqdm import tqdm
 
 from bigtrain import beats
 from bigtrain.data.index import Index
@@ -23,6 +22,7 @@ from bigtrain.data.read.file_hashes import FileHashes, Identity, identity_of
 from bigtrain.data.read.order import Epochs
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.errors import UserError
+from bigtrain.progress import ProgressBar
 
 SHOWN_BYTES = 2**30
 """A progress bar is shown for more than this."""
@@ -70,9 +70,7 @@ class ShardVerification:
         numbers = list(numbers)
         unknown = [number for number in numbers if not self._is_known(number)]
         size = sum(self.index.shards[number].size for number in unknown)
-        with tqdm(
-            total=size, desc="verifying shards", unit="B", unit_scale=True, leave=False, disable=size < SHOWN_BYTES
-        ) as bar:
+        with ProgressBar(size, "verifying shards", "B", quiet=size < SHOWN_BYTES, unit_scale=True, leave=False) as bar:
 
             def on_bytes(count: int) -> None:
                 bar.update(count)

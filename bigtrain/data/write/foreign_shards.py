@@ -32,6 +32,7 @@ from bigtrain.data.write.remote_tars import RemoteSource
 from bigtrain.data.write.shard_names import EXAMPLES, UNNAMED, by_split, gaps
 from bigtrain.data.write.tar_inputs import LocalTar, TarInput
 from bigtrain.errors import UserError
+from bigtrain.progress import ProgressBar
 from bigtrain.untrusted import looked_for, one_line
 
 MOST_CLASSES = 1_000_000
@@ -114,7 +115,7 @@ def _inspect_all(
 ) -> dict[TarInput, Inspected]:
     """What the tars hold. Raises UserError with all that is wrong with them."""
     size = sum(tar.size for tar in tars) or None
-    with tqdm(total=size, unit="B", unit_scale=True, desc=one_line(str(folder)), disable=quiet) as bar:
+    with ProgressBar(size, str(folder), "B", quiet=quiet, unit_scale=True) as bar:
         tried = run(partial(_inspected, reading=reading), tars, workers, bar.update)
     _refuse_broken([reason for reason in tried if isinstance(reason, str)], len(tars))
     return {tar: item for tar, item in zip(tars, tried, strict=True) if not isinstance(item, str)}

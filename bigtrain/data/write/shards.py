@@ -44,6 +44,7 @@ from bigtrain.data.write.records import (
 from bigtrain.data.write.remarks import Remarks
 from bigtrain.data.write.tar_writer import ShardWriter
 from bigtrain.errors import UserError
+from bigtrain.progress import ProgressBar
 from bigtrain.sizes import image_size_of
 from bigtrain.untrusted import one_line
 
@@ -109,7 +110,7 @@ def write_shards(
         tasks = {split: _plan(source, split, out, options, known[split], encoders, version) for split in source.splits}
         todo = [task for split in tasks.values() for task in split]
         total = sum(len(task.samples) for task in todo)
-        with tqdm(total=total, unit=" samples", desc=one_line(str(out)), disable=quiet, smoothing=0.1) as bar:
+        with ProgressBar(total, str(out), "samples", quiet=quiet) as bar:
             tried = run(_complete, todo, workers, bar.update)
         done = [record for record in tried if isinstance(record, Record)]
         _refuse_broken(source, [line for lines in tried if not isinstance(lines, Record) for line in lines])

@@ -6,8 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from tqdm import tqdm
-
 from bigtrain.data.decode import Undecodable, json_label, label
 from bigtrain.data.fields.field import Field
 from bigtrain.data.fields.label import LabelField
@@ -15,7 +13,8 @@ from bigtrain.data.index import Index
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.write.parallel import Progress, run
 from bigtrain.errors import UserError
-from bigtrain.untrusted import check_plain, one_line
+from bigtrain.progress import ProgressBar
+from bigtrain.untrusted import check_plain
 
 _CHUNK = 2**24
 
@@ -28,7 +27,7 @@ def verify(index: Index, *, workers: int, quiet: bool = False) -> list[str]:
     no sha256 of one, its outline was compared when it came.
     """
     single_shards = [dataclasses.replace(index, shards=(shard,)) for shard in index.shards]
-    with tqdm(total=index.samples, unit=" samples", desc=one_line(index.where), disable=quiet, smoothing=0.1) as bar:
+    with ProgressBar(index.samples, index.where, "samples", quiet=quiet) as bar:
         return [line for lines in run(_verify_shard, single_shards, workers, bar.update) for line in lines]
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from bigtrain.data.sources.image_source import Tick
 from bigtrain.data.sources.layouts.by_class import PICTURES, Choice, is_domains, list_by_class, list_domains
 from bigtrain.data.sources.layouts.cifar import is_cifar, list_cifar
@@ -20,7 +18,7 @@ from bigtrain.data.sources.layouts.rows import is_rows, list_rows
 from bigtrain.data.sources.layouts.svhn import is_svhn, list_svhn
 from bigtrain.data.sources.samples import SampleSet
 from bigtrain.errors import UserError
-from bigtrain.untrusted import one_line
+from bigtrain.progress import ProgressBar
 
 
 def list_source(where: Path, layout: str | None, *, choice: Choice = PICTURES, quiet: bool = False) -> SampleSet:
@@ -30,7 +28,7 @@ def list_source(where: Path, layout: str | None, *, choice: Choice = PICTURES, q
             layout = next((name for name, known in LAYOUTS.items() if known.looks(where)), "folder")
         elif not LAYOUTS[layout].looks(where):
             raise UserError(f"{where}: does not look like --layout {layout}: {LAYOUTS[layout].wants}")
-        with tqdm(unit=" files", desc=one_line(f"listing {where}"), disable=quiet, leave=False) as bar:
+        with ProgressBar(None, f"listing {where}", "files", quiet=quiet, leave=False) as bar:
             return LAYOUTS[layout].lists(where, bar.update, choice)
     except OSError as error:
         raise UserError(f"{error.filename or where}: cannot be read: {error.strerror}") from None
