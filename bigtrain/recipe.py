@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache, reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, create_model, field_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -38,6 +38,7 @@ MOST_PARENTS = 32
 """Recipes that extend each other in a chain."""
 MAY_CHANGE = (
     "run.dir",
+    "run.trackers",
     "train.steps",
     "train.log_every",
     "train.sample_every",
@@ -73,6 +74,10 @@ class RunOptions(Options):
     """The run folder; null: runs/NAME."""
     seed: Seed = 0
     """The seed that keys every random draw of the run."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ("tensorboard",)
+    """What shows the run besides metrics.jsonl: losses, pictures, evaluations and the recipe. tensorboard: RUN/tensorboard/.
+    The others are packages (pip install 'bigtrain[wandb]'), which know projects, hosts and tokens from their own environment
+    variables. A run that is resumed is the same run there, and what a tracker does wrong costs a warning. []: none."""
 
     @field_validator("name")
     @classmethod

@@ -44,6 +44,8 @@ from bigtrain.recipe import Recipe, extended, load_recipe, schema, values_from_b
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.engine.kernels import faster_precision
+from bigtrain.training.monitoring.trackers.opening import trackers_of
+from bigtrain.training.monitoring.trackers.run_tracker import check_installed
 from bigtrain.training.options import check_batch
 from bigtrain.training.trainer import Trainer
 
@@ -116,6 +118,7 @@ def train(recipe: Recipe, parent: Mapping[str, Any] | None = None) -> str | None
 def _train(recipe: Recipe, parent: Mapping[str, Any] | None, device: torch.device, watchdog: Watchdog) -> str | None:
     recipe = with_values(recipe, world.on_main(partial(_values_from_before, recipe)))
     check_batch(recipe.train, world.size())
+    check_installed(recipe.run.trackers)
     images, validation = find_splits(recipe.data)
     family = make_family(recipe, DataSpec.from_json(describe(images)))
     if validation is not None:
@@ -146,6 +149,7 @@ def _train(recipe: Recipe, parent: Mapping[str, Any] | None, device: torch.devic
         best=best,
         initial=initial.load if initial is not None else None,
         branch=branch,
+        trackers=trackers_of(recipe.run.trackers, folder, recipe.run.name, recipe.to_yaml()) if world.is_main() else (),
     )
     say(f"run folder: {folder.path}")
     if branch is not None:

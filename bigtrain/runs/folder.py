@@ -17,7 +17,7 @@ from bigtrain.untrusted import read_json
 
 LOCK = ".lock"
 _FILES = {"recipe.yaml", "environment.json", "metrics.jsonl", LOCK}
-_FOLDERS = {"averages", "checkpoints", "codes", "evaluations", "profile", "samples", "slurm", "tensorboard"}
+_FOLDERS = {"averages", "checkpoints", "codes", "evaluations", "profile", "samples", "slurm", "tensorboard", "trackers"}
 """What a run folder has of its own, `codes` by the README's advice."""
 RUN = "run"
 """The key of environment.json, and of a checkpoint's state, that holds the run's id."""
@@ -173,6 +173,8 @@ class RunFolder:
                 self._check_kind(path, stat.S_ISREG, "a plain file")
             elif path.name.startswith("step_"):
                 self._check_kind(path, stat.S_ISDIR, "a folder")
+        for path in (self.path / "trackers").glob("*"):
+            self._check_kind(path, stat.S_ISREG if path.suffix else stat.S_ISDIR, "a plain file or folder")
         if foreign and self._recorded() is None:
             raise UserError(
                 f"{self.path}: is not a run folder: it holds {foreign[0]} and no environment.json of a run; choose another "

@@ -43,6 +43,7 @@ from bigtrain.training.monitoring.alarm import JumpAlarm, watched_values
 from bigtrain.training.monitoring.meters import Interval, PhaseMeter
 from bigtrain.training.monitoring.profiling import ProfilerWindow
 from bigtrain.training.monitoring.throughput import Throughput
+from bigtrain.training.monitoring.trackers.run_tracker import RunTracker
 from bigtrain.training.monitoring.tracking import Tracker
 from bigtrain.training.observer import Observer
 from bigtrain.training.options import TrainOptions, check_batch
@@ -74,11 +75,13 @@ class Trainer:
         best: Best | None = None,
         initial: Callable[[Mapping[str, nn.Module]], None] | None = None,
         branch: Branch | None = None,
+        trackers: Sequence[RunTracker] = (),
     ) -> None:
         """`watchdog`: watches already, and is told what goes on. `observers`: by name, "sample" (called every
         train.sample_every) and "evaluate" (every train.evaluate_every). `best`: decides from evaluations which checkpoint to
         keep. `initial`: called before step 0, puts other weights than random ones into the networks. `branch`: the
-        checkpoint of another run that this one goes on from while it has none of its own."""
+        checkpoint of another run that this one goes on from while it has none of its own. `trackers`: on the main rank, what
+        shows the run besides metrics.jsonl."""
         check_batch(train, world.size())
         check_phases(family)
         check_strategy(family, engine)
@@ -86,7 +89,7 @@ class Trainer:
         self.family, self.index, self.folder = family, index, folder
         self.seed, self.data, self.train, self.device = seed, data, train, device
         self.observers, self.best, self.initial, self.branch = observers, best, initial, branch
-        self.watchdog = watchdog
+        self.watchdog, self.trackers = watchdog, trackers
         repeated = any(phase.batch == "previous" for phase in family.phases)
         self.microbatches = Microbatches(index, data, train, seed, device, self.watchdog, family.reads, repeated)
         self.ema, self.engine = ema, engine
@@ -126,9 +129,7 @@ class Trainer:
                 self.folder.record_start(self.step)
             if self.best is not None:
                 self.best.cut_back(self.step)
-            tracker = Tracker(
-                self.folder.metrics, self.folder.tensorboard, self.step, self.train.steps, self._saved_rows
-            )
+            tracker = Tracker(self.folder.metrics, self.step, self.train.steps, self._saved_rows, self.trackers)
             self._alarm = JumpAlarm(self.train.alarm_ratio, self.folder.metrics, watched_values(self.family.phases))
         self._interval = Interval(self.step)
         signal = None
@@ -165,9 +166,9 @@ class Trainer:
             self.watchdog.mark("waits until the checkpoint is written", patient=True)
             self._writer.wait()
             window.close()
-            self.watchdog.mark("closes the run")
+            self.watchdog.mark("closes the run", patient=True)
             if tracker is not None:
-                tracker.close()
+                tracker.close(self.step)
             interruption.close()
 
     def _take_step(self) -> None:
@@ -249,6 +250,8 @@ class Trainer:
                 begin = time.perf_counter()
                 values = observer.observe(self.step, self.averaged_networks(), interruption.requested)
                 self._interval.pause(time.perf_counter() - begin)
+                if tracker is not None:
+                    tracker.observed(self.step, self.folder.samples(self.step) if name == "sample" else None, values)
                 if tracker is not None and values:
                     tracker.say(
                         f"step {self.step}: " + "  ".join(f"{key} {value:.4g}" for key, value in values.items())

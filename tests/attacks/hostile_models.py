@@ -35,6 +35,7 @@ PARTS = (
     "samples",
     "evaluations",
     "tensorboard",
+    "trackers",
     "metrics.jsonl",
     "recipe.yaml",
     "environment.json",

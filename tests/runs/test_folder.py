@@ -83,6 +83,7 @@ LINKS = [
     "samples",
     "evaluations",
     "tensorboard",
+    "trackers",
     "metrics.jsonl",
     ".lock",
     "recipe.yaml",

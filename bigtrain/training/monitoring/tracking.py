@@ -1,37 +1,41 @@
-"""What a run reports while it runs: metrics.jsonl, TensorBoard and a progress line."""
+"""What a run reports while it runs: metrics.jsonl, other trackers, and a progress line."""
 
 import contextlib
 import json
 import os
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bigtrain.errors import UserError
+from bigtrain.progress import Pace, fitted
 from bigtrain.runs import atomic
+from bigtrain.training.monitoring.trackers.run_tracker import RunTracker
 from bigtrain.untrusted import one_line, open_plain, parse_json
+
+TRAINED_S, STOPPED_S = 120.0, 30.0
+"""How long a run waits for its trackers when it is trained, and when it ends before that: a job that is preempted has little
+time."""
 
 
 class Tracker:
     """Writes one row per logged step, on the main rank. `rows`: how many rows the file has."""
 
-    def __init__(self, metrics: Path, tensorboard: Path, step: int, steps: int, rows_saved: int) -> None:
+    def __init__(
+        self, metrics: Path, step: int, steps: int, rows_saved: int, trackers: Sequence[RunTracker] = ()
+    ) -> None:
         """Removes the rows after `step`, which will be written again. `steps`: of the whole run; `rows_saved`: rows that the
         file had when the checkpoint was written: it warns if there are fewer now. Raises UserError if it cannot write."""
-        from torch.utils.tensorboard import SummaryWriter  # heavy, and only training needs it
-
-        self._metrics, self._tensorboard = metrics, tensorboard
-        self._steps = steps
+        self._metrics, self._steps, self._trackers = metrics, steps, trackers
         self._live = sys.stderr.isatty()
+        self._pace = Pace(self._live)
         with _writing(metrics):
             self.rows = cut_back(metrics, step)
             descriptor = os.open(metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             self._file = os.fdopen(descriptor, "a", encoding="utf-8")
-        self._hook, threading.excepthook = threading.excepthook, self._on_failed_thread
-        with _writing(tensorboard):
-            self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
+        for tracker in trackers:
+            tracker.open(step)
         if self.rows < rows_saved:
             missing = f"metrics.jsonl has lost {rows_saved - self.rows} of {rows_saved} rows up to step {step}"
             self.warn(
@@ -39,41 +43,50 @@ class Tracker:
             )
 
     def row(self, values: Mapping[str, Any]) -> None:
-        """One logged step: a JSON object on one line, and the same values for TensorBoard."""
+        """One logged step: a JSON object on one line, and the same values for the trackers."""
+        self._write(values)
+        for tracker in self._trackers:
+            tracker.row(values)
+        self._pass_on_warnings(int(values["step"]))
+
+    def observed(self, step: int, picture: Path | None, values: Mapping[str, float]) -> None:
+        """A picture that was drawn, or the result of an evaluation, for the trackers."""
+        for tracker in self._trackers:
+            tracker.observed(step, picture, values)
+
+    def _write(self, values: Mapping[str, Any]) -> None:
         with _writing(self._metrics):
             self._file.write(json.dumps(dict(values)) + "\n")
             self._file.flush()
             self.rows += 1
-        with _writing(self._tensorboard):
-            for name, value in values.items():
-                if "/" in name:
-                    self._board.add_scalar(name, value, int(values["step"]))
+
+    def _pass_on_warnings(self, step: int) -> None:
+        for tracker in self._trackers:
+            for warning in tracker.warnings():
+                self.warn(step, warning)
 
     def flush(self) -> None:
         """Makes all rows so far survive a power cut."""
         with _writing(self._metrics):
             os.fsync(self._file.fileno())
 
-    def _on_failed_thread(self, failed: threading.ExceptHookArgs) -> None:
-        """Keeps quiet about a thread of TensorBoard's that could not write, as `row` raises its error."""
-        is_boards = type(failed.thread).__module__.partition(".")[0] == "tensorboard"
-        if not (is_boards and issubclass(failed.exc_type, OSError)):
-            self._hook(failed)
-
     def line(self, values: Mapping[str, float], eta_s: float) -> None:
-        """The progress line: rewritten in place on a terminal, one more line in a log file."""
-        losses = "  ".join(f"{name.split('/')[1]} {v:.3f}" for name, v in values.items() if _is_phase_loss(name))
+        """The progress line: rewritten in place on a terminal; in a log file one more line, at most one a minute."""
+        if not self._pace.due(last=values["step"] >= self._steps):
+            return
+        losses = [f"{name.split('/')[1]} {v:.3f}" for name, v in values.items() if _is_phase_loss(name)]
         shares = {"MFU": "mfu", "data wait": "data_wait_share", "communication wait": "communication_wait_share"}
-        percentages = "  ".join(
+        percentages = [
             f"{word} {100 * values[f'throughput/{key}']:.0f} %"
             for word, key in shares.items()
             if f"throughput/{key}" in values
-        )
-        text = (
-            f"step {values['step']}/{self._steps}  {losses}  {values['throughput/images_per_s']:.0f} images/s  {percentages}  "
-            f"ETA {_clock(eta_s)}"
-        )
-        print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
+        ]
+        rate = f"{values['throughput/images_per_s']:.0f} images/s"
+        begin, end = f"step {values['step']}/{self._steps}", f"{rate}  ETA {_clock(eta_s)}"
+        if self._live:  # a line that wraps cannot be rewritten
+            print(f"\r\x1b[K{fitted(begin, [*losses, *percentages], end)}", end="", file=sys.stderr, flush=True)
+        else:
+            print("  ".join([begin, *losses, *percentages, end]), file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A message on a line of its own, which stays."""
@@ -83,16 +96,19 @@ class Tracker:
     def warn(self, step: int, text: str) -> None:
         """A warning: a message on stderr, and a row of metrics.jsonl."""
         self.say(f"warning: step {step}: {text}")
-        self.row({"step": step, "warning": text})
+        self._write({"step": step, "warning": text})
 
-    def close(self) -> None:
+    def close(self, step: int) -> None:
+        """`step`: the last one. Waits for the trackers, which is bounded."""
         if self._live:
             print(file=sys.stderr)
-        with contextlib.suppress(OSError):  # `row` has raised this error already
+        for tracker in self._trackers:
+            tracker.end(TRAINED_S if step >= self._steps else STOPPED_S)
+        for tracker in self._trackers:
+            tracker.close()
+        with contextlib.suppress(OSError, UserError):  # `row` has raised this error already
+            self._pass_on_warnings(step)
             self._file.close()
-        with contextlib.suppress(OSError):
-            self._board.close()
-        threading.excepthook = self._hook
 
 
 @contextlib.contextmanager
