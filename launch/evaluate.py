@@ -28,6 +28,7 @@ from bigtrain.evaluation.compare import compare, compare_values
 from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.evaluation.result import EvaluationResult
+from bigtrain.exchange.hub import is_hub_model, local
 from bigtrain.inference.dependencies import add_flag, overrides_of
 from bigtrain.inference.evaluation import check_writable, evaluate_model, write_evaluation
 from bigtrain.inference.metric_choice import needed_splits
@@ -49,14 +50,29 @@ def main(argv: Sequence[str]) -> None:
         return compare(arguments.compare, arguments.csv, arguments.picture)
     if arguments.what is None:
         raise UserError("evaluate.py: say what to evaluate, or --compare RUN_OR_JSON ...")
+    _take_from_hub(arguments)
     if is_run_or_export(Path(arguments.what)):
         return _evaluate_model(arguments)
     return _evaluate_images(arguments)
 
 
+def _take_from_hub(arguments: argparse.Namespace) -> None:
+    """Fetches a model of the Hub. Raises UserError if its evaluation has no place: nothing is written into the Hub's cache."""
+    if is_hub_model(arguments.what):
+        if arguments.sweep is not None:
+            raise UserError(f"--sweep: {arguments.what} is on the Hub; export a run, or copy the model, and sweep that")
+        if arguments.out is None:
+            raise UserError(f"{arguments.what}: is on the Hub, and nothing is written beside it; give --out FILE.json")
+        arguments.what = local(arguments.what)
+        arguments.only_out = True
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", metavar="WHAT", nargs="?", help="a run, an export, or images")
+    parser.set_defaults(only_out=False)  # whether it is written to --out alone
+    parser.add_argument(
+        "what", metavar="WHAT", nargs="?", help="a run, an export (also hf://OWNER/NAME[@REVISION]), or images"
+    )
     parser.add_argument(
         "--weights",
         help="averaged weights (ema), a run's own (raw), the name of an extra average, or sigma_rel=X for an average of that "
@@ -147,13 +163,20 @@ def _evaluate_opened(arguments: argparse.Namespace, folder: Path, device: torch.
     if arguments.out is None:
         world.on_main(partial(check_writable, folder))
     if arguments.sweep is not None:
-        return _sweep(arguments, folder, device)
+        _sweep(arguments, folder, device)
+        return
     model = _open(arguments, folder, device)
     evaluated = _evaluated(arguments, model)
     print_result(evaluated.result)  # before anything is written: the disk may be full
     _write(arguments, evaluated)
+    if not arguments.only_out:
+        _write_beside(arguments, folder, model.provenance["step"], evaluated)
+
+
+def _write_beside(arguments: argparse.Namespace, folder: Path, step: int, evaluated: EvaluationResult) -> None:
+    """Writes the result into the folder of what was evaluated."""
     try:
-        say(f"written to {write_evaluation(folder, model.provenance['step'], evaluated)}")
+        say(f"written to {write_evaluation(folder, step, evaluated)}")
     except UserError as error:
         if arguments.out is None:
             raise UserError(f"{error}; write it elsewhere with --out FILE.json") from None

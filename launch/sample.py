@@ -20,7 +20,8 @@ for models that decode latents. --density N: the density over a plane, for model
 and --traverse N around the first. --shift attribute:NAME=1.5 (or class:NAME=1.5) adds 1.5 times the difference between the mean
 latents of those that have the attribute and of the others: rows of images, of their reconstructions, and of these shifted.
 
-Each family adds its own options: RUN_OR_EXPORT --help shows them.
+RUN_OR_EXPORT is a run folder, an export, or hf://OWNER/NAME[@REVISION], an export on the Hugging Face Hub. Each family adds its
+own options: RUN_OR_EXPORT --help shows them.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from bigtrain.cluster.launch import join_world
 from bigtrain.data.classes import some_names
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions
+from bigtrain.exchange.hub import is_hub_model, local
 from bigtrain.families.abilities import Density, EncodesLatents, LatentLevels, Latents, Reconstructs, Samples
 from bigtrain.features.scripts import named_on_command_line
 from bigtrain.inference.density import density_picture
@@ -154,6 +156,7 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
+    argv = [local(word) if is_hub_model(word) else word for word in argv]
     asks_help = {"-h", "--help"} & set(argv)
     # The family's own flags are known only once the model is open; until then their values look like positional arguments.
     models = [word for word in argv if not word.startswith("-") and (Path(word) / "recipe.yaml").exists()]

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 from diffusers.models.modeling_utils import ModelMixin
@@ -40,10 +40,39 @@ from bigtrain.runs import atomic
 from bigtrain.untrusted import read_json
 
 
+class Usage(NamedTuple):
+    """How Python draws images from an export: by the class `pipeline` of diffusers, opened with `source` and called with
+    `arguments`. `plain`: without bigtrain."""
+
+    pipeline: str
+    source: str
+    arguments: str
+    plain: bool
+
+    @property
+    def expression(self) -> str:
+        return f"{self.pipeline}.from_pretrained({self.source})({self.arguments}).images"
+
+    @property
+    def lines(self) -> list[str]:
+        return [
+            f"from diffusers import {self.pipeline}",
+            f"pipeline = {self.pipeline}.from_pretrained({self.source})",
+            f"images = pipeline({self.arguments}).images",
+        ]
+
+
 def export(
-    out: Path, family: Family, networks: Networks, *, recipe_yaml: str, provenance: Mapping[str, Any]
-) -> Sequence[str]:
-    """Writes the folder `out`, completely or not at all; returns Python expressions that draw images from it, simplest first.
+    out: Path,
+    family: Family,
+    networks: Networks,
+    *,
+    recipe_yaml: str,
+    provenance: Mapping[str, Any],
+    known_as: str | None = None,
+) -> Sequence[Usage]:
+    """Writes the folder `out`, completely or not at all; returns how images are drawn from it, simplest first. `known_as`: the
+    name by which it is opened then, if not by `out`.
 
     `networks`: those of `family.sampled_components`, in at least float32; the family's dependencies must be attached. Raises
     UserError if `out` cannot be written, or exists and is not this export, as one is that was killed at its end.
@@ -70,7 +99,7 @@ def export(
                 raise _exists(out)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: cannot write the export ({getattr(error, 'strerror', None) or error})") from error
-    return _usage(str(out), family, likeness, diffusers_pipeline)
+    return _usages(known_as or str(out), family, likeness, diffusers_pipeline)
 
 
 def _exists(out: Path) -> UserError:
@@ -124,19 +153,20 @@ def _locked(folder: Path) -> int | None:
     return descriptor
 
 
-def _usage(out: str, family: Family, likeness: DiffusersPipeline | None, diffusers_pipeline: Any) -> Sequence[str]:
+def _usages(name: str, family: Family, likeness: DiffusersPipeline | None, diffusers_pipeline: Any) -> Sequence[Usage]:
     samples = family.ability(Samples)
     if samples is None:
         return []
-    given = [f"{name}=[PIL.Image.open('{name.upper()}.png')]" for name in samples.conditions_beside_label]
+    given = [f"{key}=[PIL.Image.open('{key.upper()}.png')]" for key in samples.conditions_beside_label]
     given += ["class_labels=[0]"] if "label" in samples.conditions else []
-    arguments = ", ".join(given or ["count=1"])
+    arguments = ", ".join([*(given or ["count=1"]), "seed=0"])
+    trusted = f"{name!r}, trust_remote_code=True"
     if likeness is None or not likeness.sampled_by_diffusers:
-        return [f"DiffusionPipeline.from_pretrained({out!r}, trust_remote_code=True)({arguments}, seed=0).images"]
-    ours = f"DiffusionPipeline.from_pretrained({out!r}, custom_pipeline={out!r}, trust_remote_code=True)"
-    needed = ", ".join(f"{name}={value!r}" for name, value in likeness.diffusers_arguments.items())
-    plain = f"{type(diffusers_pipeline).__name__}.from_pretrained({out!r})({needed}).images"
-    return [plain, f"{ours}({arguments}, seed=0).images"]
+        return [Usage("DiffusionPipeline", trusted, arguments, plain=False)]
+    ours = f"{name!r}, custom_pipeline={name!r}, trust_remote_code=True"
+    needed = ", ".join(f"{key}={value!r}" for key, value in likeness.diffusers_arguments.items())
+    plain = Usage(type(diffusers_pipeline).__name__, repr(name), needed, plain=True)
+    return [plain, Usage("DiffusionPipeline", ours, arguments, plain=False)]
 
 
 def _model(family: Family, networks: Networks) -> ExportedModel:

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bigtrain.cluster import world
 from bigtrain.errors import UserError
+from bigtrain.exchange.hub import local
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
 from bigtrain.features.cache import fingerprint
@@ -65,7 +66,7 @@ class InitialWeights:
         if train.init is None:
             return None
         if isinstance(train.init, str):
-            source = _open(Path(train.init), train.init_weights)
+            source = _open(train.init, train.init_weights)
             shared = {name: source for name in family.components if name in source.tensors}
             if not shared:
                 raise _of_another_architecture(source, family, "any component")
@@ -77,7 +78,7 @@ class InitialWeights:
                     f"train.init: {name!r} is no component of a {family.kind}; "
                     + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(family.components)}")
                 )
-        opened = {path: _open(Path(path), train.init_weights) for path in dict.fromkeys(train.init.values())}
+        opened = {path: _open(path, train.init_weights) for path in dict.fromkeys(train.init.values())}
         for name, path in train.init.items():
             if name not in opened[path].tensors:
                 raise UserError(f"train.init: {path} has no {name}; it has {', '.join(opened[path].tensors)}")
@@ -116,8 +117,9 @@ class InitialWeights:
             log.warning("%s", sentence)
 
 
-def _open(path: Path, weights: str) -> Source:
+def _open(given: str, weights: str) -> Source:
     try:
+        path = Path(local(given))
         if (path / "model_index.json").is_file():
             # The averaged weights are asked for by default, and an export may be of others.
             model = open_model(path, torch.device("cpu"), weights=None if weights == "ema" else weights)
