@@ -119,6 +119,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return _checked(content, str(path), overrides)
 
 
+def made_recipe(content: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe that no file holds, overridden and checked; `source`: what messages call it. Raises UserError."""
+    model = _model_of(_kind_of_family(content), source)
+    return _checked(_merged(content, _given(overrides), model), source, overrides)
+
+
 def stored_format(path: Path) -> int:
     """The format of a run's recipe.yaml. Raises UserError if there is no such format."""
     content = _with_parents(path, ())[0][1]

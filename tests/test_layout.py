@@ -35,8 +35,8 @@ WITHIN_DATA = ("data.read", "data.sources", "data.write")
 """Each imports those before it, and none after it."""
 FAMILY_PACKAGES = {"families", "networks"}
 """Those whose modules, classes and functions a family owns."""
-NAMING_PACKAGES = {"families", "networks", "objectives"}
-"""Those in which they may be named."""
+NAMING_PACKAGES = {"families", "networks", "objectives", "exchange/convert"}
+"""Those in which they may be named; the last holds the names that others give to the same networks."""
 SHARED_WORDS = {
     "codebook", "codebook size", "encoder", "level", "levels", "reconstruction", "tokenizer",
     "loss", "schedule", "start step", "steps",
@@ -50,6 +50,7 @@ HOMONYMS = {
     "resnet",
     "checkpoint", "model", "pool", "scale", "weights",
     "updates",
+    "heads",
 }  # fmt: skip
 """Words of one family that mean something else elsewhere, such as torch's Generator or multiprocessing's Process."""
 FOREIGN_NAMES = ("DiffusionPipeline", "PredictionString", "capture_output")
@@ -126,7 +127,7 @@ Words = tuple[str, ...]
 def test_what_one_family_owns_is_named_nowhere_else() -> None:
     """A family owns its kind, the fields of its options, and the modules, classes and functions of it and of its networks.
 
-    None of these names occurs in an identifier, an import or a string outside families/, networks/ and objectives/, neither
+    None of these names occurs in an identifier, an import or a string outside the NAMING_PACKAGES, neither
     whole nor as consecutive words of something longer, in whatever case and in singular or plural: a message that says "the
     unets" names `unet`, and `GANOptions` names `gan`. Docstrings are left out, since no code can depend on them: one may give
     an option of a family as an example where its reader needs one.

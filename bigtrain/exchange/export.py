@@ -4,6 +4,7 @@ OUT/
   model_index.json  pipeline.py  model/{config.json, diffusion_pytorch_model.safetensors}
   recipe.yaml       the recipe of the run
   provenance.json   step, weights (averaged or raw), data
+  training/COMPONENT.safetensors   where a converted checkpoint has it: a component that training needs and sampling does not
   manifest.json     size and sha256 of each of these (manifest.py)
 
 If the networks are those of one of diffusers' own pipelines, they are written as its components, and need no bigtrain, nor does
@@ -26,8 +27,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
-from safetensors import SafetensorError
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from bigtrain.errors import UserError
 from bigtrain.exchange import folder, manifest
@@ -37,7 +39,10 @@ from bigtrain.families.family import Family, LoadedModel
 from bigtrain.families.phases import Networks
 from bigtrain.formats import FORMAT
 from bigtrain.runs import atomic
-from bigtrain.untrusted import read_json
+from bigtrain.untrusted import open_plain, read_json
+
+TRAINING = "training"
+"""The folder of an export for components that only training needs."""
 
 
 class Usage(NamedTuple):
@@ -69,16 +74,17 @@ def export(
     *,
     recipe_yaml: str,
     provenance: Mapping[str, Any],
+    training: Mapping[str, Mapping[str, Tensor]] | None = None,
     known_as: str | None = None,
 ) -> Sequence[Usage]:
     """Writes the folder `out`, completely or not at all; returns how images are drawn from it, simplest first. `known_as`: the
     name by which it is opened then, if not by `out`.
 
-    `networks`: those of `family.sampled_components`, in at least float32; the family's dependencies must be attached. Raises
-    UserError if `out` cannot be written, or exists and is not this export, as one is that was killed at its end.
+    `networks`: those of `family.sampled_components`, in at least float32; the family's dependencies must be attached.
+    `training`: tensors by name of other components, which `train.init` takes. Raises UserError if `out` cannot be written, or
+    exists and is not this export, as one is that was killed at its end.
     """
-    if os.path.lexists(out) and not (out / manifest.NAME).is_file():
-        raise _exists(out)
+    check_free(out)
     likeness = family.ability(DiffusersPipeline)
     diffusers_pipeline = None if likeness is None else likeness.to_diffusers(networks)
     try:
@@ -91,6 +97,7 @@ def export(
             folder.complete(temporary, components_of, description(family), alone)
             atomic.write_bytes(temporary / "recipe.yaml", recipe_yaml.encode())
             atomic.write_json(temporary / "provenance.json", {"format": FORMAT, **provenance})
+            _write_training(temporary / TRAINING, training or {})
             manifest.write(temporary)
             if not os.path.lexists(out):
                 os.rename(temporary, out)
@@ -100,6 +107,32 @@ def export(
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: cannot write the export ({getattr(error, 'strerror', None) or error})") from error
     return _usages(known_as or str(out), family, likeness, diffusers_pipeline)
+
+
+def check_free(out: Path) -> None:
+    """Raises UserError if `out` exists and is no export."""
+    if os.path.lexists(out) and not (out / manifest.NAME).is_file():
+        raise _exists(out)
+
+
+def _write_training(folder: Path, components: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for component, tensors in components.items():
+        folder.mkdir(exist_ok=True)
+        atomic.write_bytes(folder / f"{component}.safetensors", save({k: v.contiguous() for k, v in tensors.items()}))
+
+
+def training_components(path: Path) -> dict[str, dict[str, Tensor]]:
+    """By component, the tensors of an export, whose manifest has been checked, that only training needs. Raises UserError for
+    files that cannot be read."""
+    found = {}
+    for file in sorted((path / TRAINING).glob("*.safetensors")):
+        try:
+            open_plain(file).close()
+            with safe_open(file, framework="pt") as tensors:
+                found[file.stem] = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: cannot be read ({error})") from None
+    return found
 
 
 def _exists(out: Path) -> UserError:

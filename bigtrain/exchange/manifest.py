@@ -27,8 +27,11 @@ OWN_MODULES = ("bigtrain.exchange.pipeline", "bigtrain.pipelines.pipeline")
 
 def write(folder: Path) -> None:
     """Writes the manifest of a folder that is otherwise complete, and flushes all of it to the disk."""
-    loaded = {name: atomic.sha256_of(folder / name) for name in sorted(_files(folder)) if "/" in name}
-    index = read_json(folder / INDEX) | {DIGESTS: json.dumps(loaded)}
+    index = read_json(folder / INDEX)
+    components = {name for name in index if not name.startswith("_")}
+    names = [name for name in sorted(_files(folder)) if "/" in name and name.partition("/")[0] in components]
+    loaded = {name: atomic.sha256_of(folder / name) for name in names}
+    index |= {DIGESTS: json.dumps(loaded)}
     atomic.write_flushed(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
     files = {
         name: {"size": (folder / name).stat().st_size, "sha256": loaded.get(name) or atomic.sha256_of(folder / name)}

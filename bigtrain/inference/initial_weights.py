@@ -121,9 +121,12 @@ def _open(given: str, weights: str) -> Source:
     try:
         path = Path(local(given))
         if (path / "model_index.json").is_file():
+            from bigtrain.exchange.export import training_components  # heavy, and only exports need it
+
             # The averaged weights are asked for by default, and an export may be of others.
             model = open_model(path, torch.device("cpu"), weights=None if weights == "ema" else weights)
-            tensors = {name: network.state_dict() for name, network in model.weights.items()}
+            tensors: dict[str, Tensors] = {name: network.state_dict() for name, network in model.weights.items()}
+            tensors |= training_components(path)
             facts = {key: model.provenance[key] for key in ("step", "weights")}
             return Source(path, model.family, tensors, facts)
         recipe, saved = opened_run(path, "newest")

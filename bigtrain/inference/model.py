@@ -471,7 +471,8 @@ def _open_export(path: Path, recipe: Recipe, device: torch.device, weights: str 
             f"{path}: this export holds {stored_weights} weights, not {weights} ones; leave out --weights, or export "
             "the run again"
         )
-    warn_of_initial_weights(family, recipe.ema, stored_weights, stored_step)
+    if "converted" not in provenance:  # whose recipe says nothing of how its average was made
+        warn_of_initial_weights(family, recipe.ema, stored_weights, stored_step)
     family.attach({role: _ready_dependency(trained, device) for role, trained in attached.items()})
     return Model(
         family, {name: ready(network, device) for name, network in networks.items()}, recipe, provenance, device

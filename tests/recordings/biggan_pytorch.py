@@ -1,9 +1,9 @@
 """BigGAN-PyTorch, recorded: python tests/recordings/biggan_pytorch.py PATH_OF_THE_AUTHORS_CHECKOUT
 
 github.com/ajbrock/BigGAN-PyTorch at commit 98459431a5d618d644d54cd1e9fceb1e5045648d, the code of the paper's first author.
-Each network at a small width in float64: a training step (output, gradients, and the buffers that its forward moved), a
-second training forward with the moved buffers, then an evaluation step. Their regulariser's gradient. Parameter counts of
-the published widths, on the meta device.
+Each network at a small width in float64: an evaluation, as of a checkpoint that is opened; a training step (output,
+gradients, and the buffers that its forward moved), a second training forward with the moved buffers, then an evaluation step.
+Their regulariser's gradient. Parameter counts of the published widths, on the meta device.
 """
 
 import sys
@@ -115,7 +115,8 @@ def record(name: str) -> dict[str, Any]:
     recording: dict[str, Any] = {
         "arguments": arguments,
         "shapes": {key: list(tensor.shape) for key, tensor in network.state_dict().items()},
-        "training": step(network, x, labels),
+        "opened": excerpt(forward(network.eval(), x, labels)),
+        "training": step(network.train(), x, labels),
         "moved_buffers": {key: summary(key, buffer) for key, buffer in network.named_buffers()},
         "second_training_output": excerpt(forward(network, x, labels)),
         "evaluation": step(network.eval(), x, labels),

@@ -2,7 +2,8 @@
 
 github.com/openai/guided-diffusion at commit 22e0df8183507e13a7813f8d38d51b072ca1e67c. The form of the published 64x64 model
 (by class, times that scale and shift, residual blocks that resample, heads of one width) at a small width in float64, with
-both of their orders of queries, keys and values; its tensors at the published width, on the meta device.
+both of their orders of queries, keys and values, and with a first multiplier of 0.5 and a number of heads, as their 512x512 and
+their 128x128 model have; its tensors at the published width, on the meta device.
 """
 
 import sys
@@ -28,6 +29,10 @@ SMALL = {
     "new_attention_order": SMALL_FORM | {"use_new_attention_order": True},
     "legacy_attention_order": SMALL_FORM | {"use_new_attention_order": False},
 }
+# Arguments of UNetModel, which create_model makes of the flags: they have no word for a multiplier of a half.
+HALF = {"image_size": 8, "in_channels": 3, "model_channels": 64, "out_channels": 6, "num_res_blocks": 1, "num_heads": 2}
+HALF |= {"attention_resolutions": [1, 2], "channel_mult": [0.5, 1], "num_classes": CLASSES}
+HALF |= {"use_scale_shift_norm": True, "resblock_updown": True}
 PUBLISHED = FORM | {"image_size": 64, "num_channels": 192, "num_res_blocks": 3, "attention_resolutions": "32,16,8"}
 PUBLISHED |= {"num_head_channels": 64, "use_new_attention_order": True, "dropout": 0.1}
 
@@ -53,6 +58,8 @@ def main() -> None:
         name: {"flags": flags, **record(build(flags, CLASSES).double(), flags["image_size"], labels=True)}
         for name, flags in SMALL.items()
     }
+    half = record(unet.UNetModel(**HALF).double(), HALF["image_size"], labels=True)
+    small["half_multiplier"] = {"arguments": HALF, **half}
     write(
         __file__,
         {

@@ -1,8 +1,9 @@
 """iDDPM's UNet, recorded: python tests/recordings/improved_diffusion_unet.py PATH_OF_THE_AUTHORS_CHECKOUT
 
 github.com/openai/improved-diffusion at commit 1bc7bbbdc414d83d4abf2ad8cc1446dc36c4e4d5. At a small width in float64: the form
-of the published CIFAR-10 model, and a form by class with one head and with times that are added; the tensors of the CIFAR-10
-model at the published width, on the meta device.
+of the published CIFAR-10 model, a form by class with one head and with times that are added, and one with four heads at maps of
+other widths, as the published ImageNet models have; the tensors of the CIFAR-10 model at the published width, on the meta
+device.
 """
 
 import sys
@@ -29,6 +30,8 @@ SMALL = {
     "by_class": FORM
     | {"attention_resolutions": [1], "channel_mult": [1, 2], "num_heads": 1, "use_scale_shift_norm": False}
     | {"num_classes": CLASSES},
+    "heads": FORM
+    | {"attention_resolutions": [2, 4], "channel_mult": [1, 2, 3], "num_heads": 4, "use_scale_shift_norm": True},
 }
 IMAGE_SIZE = 8
 # The README's flags of the CIFAR-10 model and the defaults of its image_train.py.

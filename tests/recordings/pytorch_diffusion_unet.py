@@ -1,8 +1,8 @@
 """The port of Ho et al.'s UNet, recorded: python tests/recordings/pytorch_diffusion_unet.py PATH_OF_THE_AUTHORS_CHECKOUT
 
 github.com/pesser/pytorch_diffusion at commit 304bdff2196db604fb66108b0bb2d4a19058b20f, which puts the weights that Ho et al.
-published into PyTorch. The form of the CIFAR-10 model at a small width in float64; its tensors at the published width, on the
-meta device.
+published into PyTorch. The forms of the CIFAR-10 model and of those of LSUN at a small width in float64; the tensors of the
+first at the published width, on the meta device.
 """
 
 import sys
@@ -23,6 +23,7 @@ COMMIT = "304bdff2196db604fb66108b0bb2d4a19058b20f"
 # As in Diffusion.from_pretrained, "cifar10".
 FORM = {"in_channels": 3, "out_ch": 3}
 SMALL = FORM | {"resolution": 8, "ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "attn_resolutions": [4]}
+LSUN = FORM | {"resolution": 8, "ch": 32, "ch_mult": [1, 1, 2, 2], "num_res_blocks": 2, "attn_resolutions": [2]}
 PUBLISHED = FORM | {"resolution": 32, "ch": 128, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 2, "attn_resolutions": [16]}
 
 
@@ -40,13 +41,16 @@ def main() -> None:
     with torch.device("meta"):
         published = publish(build(PUBLISHED))
     compute_in_float64(torch=model)
-    small = record(build(SMALL).double(), SMALL["resolution"], labels=False)
+    small = {
+        name: {"arguments": arguments, **record(build(arguments).double(), arguments["resolution"], labels=False)}
+        for name, arguments in {"cifar": SMALL, "lsun": LSUN}.items()
+    }
     write(
         __file__,
         {
             "repository": REPOSITORY,
             "commit": COMMIT,
-            "small": {"cifar": {"arguments": SMALL, **small}},
+            "small": small,
             "published": {"arguments": PUBLISHED, **published},
         },
     )

@@ -144,6 +144,11 @@ class Diffusion(ClassifiesByLikelihood, Samples, DiffusersPipeline, kind="diffus
     def __init__(self, options: DiffusionOptions, spec: DataSpec) -> None:
         self.options, self.spec = options, spec
         self.sampling = options.sampling
+        if not options.unet.known_to_diffusers:
+            self.lacks = {
+                DiffusersPipeline: "diffusers has no network with family.unet.heads, or with times of another width than the "
+                "first level; bigtrain's own pipeline opens it"
+            }
         self.process = make_process(options.schedule, options.timesteps)
         self._process_by_device = {torch.device("cpu"): self.process}
         network = (

@@ -41,6 +41,8 @@ GENERATOR_WIDTHS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
     256: ((16, 16, 8, 8, 4, 2), (16, 8, 8, 4, 2, 1)),
     512: ((16, 16, 8, 8, 4, 2, 1), (16, 8, 8, 4, 2, 1, 1)),
 }
+STUDIOGAN_GENERATOR_WIDTHS = GENERATOR_WIDTHS | {64: ((16, 8, 4, 2), (8, 4, 2, 1))}
+"""The same but for 64: github.com/POSTECH-CVLab/PyTorch-StudioGAN, models/big_resnet.py."""
 DISCRIMINATOR_WIDTHS: dict[int, tuple[tuple[int, ...], int]] = {
     # resolution: (out of each block, how many of them, the first ones, halve the resolution)
     16: ((2, 4, 4), 2),
@@ -58,6 +60,8 @@ class GeneratorOptions(GeneratorArchitecture):
     """BigGAN's residual generator of classes (Brock et al. 2019)."""
 
     kind: Literal["biggan"] = "biggan"
+    variant: Literal["brock", "studiogan"] = "brock"
+    """studiogan: the blocks for 64x64 are half as wide there; every other resolution is the same."""
     channels: Width = 96
     """The base width, which the table for the resolution multiplies."""
     latent_per_block: Width = 20
@@ -210,7 +214,8 @@ class Generator(nn.Module):
         generator. Raises UserError for sizes that no table or block fits."""
         super().__init__()
         _check_resolution(resolution)
-        inputs, outputs = ([options.channels * width for width in row] for row in GENERATOR_WIDTHS[resolution])
+        table = STUDIOGAN_GENERATOR_WIDTHS if options.variant == "studiogan" else GENERATOR_WIDTHS
+        inputs, outputs = ([options.channels * width for width in row] for row in table[resolution])
         self.latent_per_block = options.latent_per_block
         self.latent = latent_size(options, resolution)
         """Size of z."""

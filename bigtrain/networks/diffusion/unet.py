@@ -42,7 +42,15 @@ class UNetOptions(Options):
     the middle always has it."""
     head_channels: Width | None = None
     """Channels of an attention head; they must divide the channels of every level with attention, and of the last level, as
-    the middle has it; null: one head."""
+    the middle has it; null: one head, or as many as `heads`."""
+    heads: Width | None = None
+    """Attention heads, the same number at every width, of which each then has its own channels (improved-diffusion's and ADM's
+    num_heads); null: as head_channels says. A model with it is no `UNet2DModel` of diffusers, and so is exported with our
+    pipeline."""
+    time_channels: Width | None = None
+    """Sines and cosines of the time, and a quarter of its embedding's size; null: the channels of the first level. OpenAI's
+    code has as many as `channels` at multiplier 1, which is not the first level's where its first multiplier is 0.5 (ADM at
+    512x512). A model with another number than the first level's is exported with our pipeline, as with `heads`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the second convolution of each residual block."""
     scale_shift: bool = False
@@ -59,11 +67,19 @@ class UNetOptions(Options):
     @model_validator(mode="after")
     def _widths_divide(self) -> "UNetOptions":
         first = self.channels * self.multipliers[0]
-        if first % 2 or first < 4:
-            raise ValueError(
-                f"channels: {self.channels} gives the first level {first}, but the time embedding needs a sine and a cosine "
-                "for each of at least two frequencies; take an even number of 4 or more"
+        times = first if self.time_channels is None else self.time_channels
+        if times % 2 or times < 4:
+            given = (
+                f"channels: {self.channels} gives the first level {first}"
+                if self.time_channels is None
+                else f"time_channels: {times}"
             )
+            raise ValueError(
+                f"{given}, but the time embedding needs a sine and a cosine for each of at least two frequencies; take an even "
+                "number of 4 or more"
+            )
+        if self.heads is not None and self.head_channels is not None:
+            raise ValueError("heads: head_channels says how many there are; leave one of them out")
         for multiplier in self.multipliers:
             width = self.channels * multiplier
             if width % self.norm_groups:
@@ -72,6 +88,16 @@ class UNetOptions(Options):
                     f"{math.gcd(width, self.norm_groups)} would"
                 )
         return self
+
+    @property
+    def frequencies(self) -> int:
+        """Sines and cosines of the time, together."""
+        return self.channels * self.multipliers[0] if self.time_channels is None else self.time_channels
+
+    @property
+    def known_to_diffusers(self) -> bool:
+        """Whether diffusers has a network with these options, and not only ours of its parts."""
+        return self.heads is None and self.frequencies == self.channels * self.multipliers[0]
 
 
 class UNet(nn.Module):
@@ -101,9 +127,14 @@ class UNet(nn.Module):
         width = config["block_out_channels"][0]
         self.unet = UNet2DModel(**config)
         # They have the same names and shapes of weights, so a state dict is the same.
-        self.unet.time_proj = TimeFrequencies(width, config["flip_sin_to_cos"], config["freq_shift"])
-        self.unet.time_embedding = PreciseTimeEmbedding(width, 4 * width)
+        times = options.frequencies
+        self.unet.time_proj = TimeFrequencies(times, config["flip_sin_to_cos"], config["freq_shift"])
+        self.unet.time_embedding = PreciseTimeEmbedding(times, 4 * times)
         self.unet.conv_out = PreciseConv2d(width, outputs, kernel_size=3, padding=1)
+        if options.heads is not None:
+            for module in self.unet.modules():
+                if isinstance(module, Attention):  # built with one head; their number changes no weight
+                    module.heads = options.heads
         _initialise(self.unet, options)
 
     def train(self, mode: bool = True) -> Self:
@@ -198,14 +229,17 @@ def unet_config(
         )
     attends = [side in options.attention_resolutions for side in sizes]
     widths = [options.channels * multiplier for multiplier in options.multipliers]
-    if options.head_channels is not None:
-        attending = [width for width, here in zip(widths, attends, strict=True) if here] + widths[-1:]
-        if any(width % options.head_channels for width in attending):
-            raise ValueError(
-                f"family.unet.head_channels: {options.head_channels} does not divide the "
-                f"{' and '.join(map(str, attending))} channels where there is attention (the last is the "
-                f"middle's); {math.gcd(*attending, options.head_channels)} would"
-            )
+    attending = [width for width, here in zip(widths, attends, strict=True) if here] + widths[-1:]
+    if options.heads is not None and any(width % options.heads for width in attending):
+        raise ValueError(
+            f"family.unet.heads: {options.heads} do not divide the {' and '.join(map(str, attending))} channels where there is "
+            f"attention (the last is the middle's); {math.gcd(*attending, options.heads)} would"
+        )
+    if options.head_channels is not None and any(width % options.head_channels for width in attending):
+        raise ValueError(
+            f"family.unet.head_channels: {options.head_channels} does not divide the {' and '.join(map(str, attending))} "
+            f"channels where there is attention (the last is the middle's); {math.gcd(*attending, options.head_channels)} would"
+        )
     plain_down = "ResnetDownsampleBlock2D" if options.resnet_resampling else "DownBlock2D"
     plain_up = "ResnetUpsampleBlock2D" if options.resnet_resampling else "UpBlock2D"
     resampling = "resnet" if options.resnet_resampling else "conv"
@@ -222,6 +256,7 @@ def unet_config(
         "upsample_type": resampling,
         "downsample_padding": 0 if ho else 1,
         "attention_head_dim": options.head_channels,
+        "time_embedding_dim": None if options.time_channels is None else 4 * options.time_channels,
         "dropout": options.dropout,
         "resnet_time_scale_shift": "scale_shift" if options.scale_shift else "default",
         "norm_num_groups": options.norm_groups,

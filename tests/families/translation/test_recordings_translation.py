@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bigtrain.exchange.convert.sources.pix2pix import our_discriminator_name, our_generator_name
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.phases import Microbatch
 from bigtrain.families.translation.translation import Translation, TranslationOptions
-from bigtrain.networks.translation.pix2pix_names import our_discriminator_name, our_generator_name
 from bigtrain.randomness import Draws
 from tests.recordings.pix2pix import L1_WEIGHT, SAMPLES, STEP, depth_of, images, noise, size_of, value
 from tests.recordings.summary import ABSOLUTE, RELATIVE, assert_summaries, gradients, read

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bigtrain.exchange.convert.sources.biggan_pytorch import our_name, our_tensors
 from bigtrain.networks.adversarial.biggan import (
     GENERATOR_WIDTHS,
     Discriminator,
@@ -16,7 +17,6 @@ from bigtrain.networks.adversarial.biggan import (
     Generator,
     GeneratorOptions,
 )
-from bigtrain.networks.adversarial.biggan_names import our_name, our_tensors
 from bigtrain.networks.layers.normalisation import SpectralNorm
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.objectives.orthogonal import Orthogonal

@@ -1,4 +1,4 @@
-"""`variant: studiogan` is StudioGAN's discriminator, by values of the authors' code (tests/recordings/studiogan.py).
+"""`variant: studiogan` is StudioGAN's BigGAN, by values of the authors' code (tests/recordings/studiogan.py).
 
 Not in evaluation: theirs stops the power iteration there, ours makes it without keeping it, as BigGAN-PyTorch.
 """
@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from bigtrain.networks.adversarial.biggan import Discriminator, DiscriminatorOptions
-from bigtrain.networks.adversarial.studiogan_names import our_names, our_tensors
+from bigtrain.exchange.convert.sources.studiogan import our_names, our_tensors
+from bigtrain.networks.adversarial.biggan import Discriminator, DiscriminatorOptions, GeneratorOptions
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.recipe import load_recipe
 from tests.recordings.studiogan import inputs, value
@@ -73,6 +73,22 @@ def test_the_published_networks_have_the_authors_number_of_parameters(name: str)
     published = RECORDING["published"][name]
     with torch.device("meta"):
         network = build(published["arguments"])
+    assert sum(parameter.numel() for parameter in network.parameters()) == published["parameters"]
+
+
+@pytest.mark.parametrize("name", RECORDING["published_generators"])
+def test_the_published_generators_have_the_authors_number_of_parameters(name: str) -> None:
+    published = RECORDING["published_generators"][name]
+    arguments, size = published["arguments"], published["arguments"]["img_size"]
+    options = GeneratorOptions(
+        variant="studiogan",
+        channels=arguments["g_conv_dim"],
+        latent_per_block=arguments["z_dim"] // 5,
+        class_embedding=arguments["g_shared_dim"],
+        attention_resolution=size,
+    )
+    with torch.device("meta"):
+        network = options.build((size, size), 3, arguments["num_classes"])
     assert sum(parameter.numel() for parameter in network.parameters()) == published["parameters"]
 
 

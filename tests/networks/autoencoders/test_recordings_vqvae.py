@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bigtrain.exchange.convert.sources.vq_vae_2 import our_name, our_tensors
 from bigtrain.families.autoencoders.vqvae import VQVAE, VQVAEOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.phases import Microbatch
 from bigtrain.networks.autoencoders.vqvae import Autoencoder, AutoencoderOptions
-from bigtrain.networks.autoencoders.vqvae_names import our_name, our_tensors
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.randomness import Draws
 from bigtrain.recipe import load_recipe

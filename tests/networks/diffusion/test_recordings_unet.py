@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bigtrain.exchange.convert.sources.unets import from_openai, from_pytorch_diffusion
 from bigtrain.networks.diffusion.unet import UNet, UNetOptions
-from bigtrain.networks.diffusion.unet_names import from_openai, from_pytorch_diffusion
 from bigtrain.recipe import load_recipe
 from bigtrain.sizes import size_of
 from tests.recordings.formula import pattern, weight

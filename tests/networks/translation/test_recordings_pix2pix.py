@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bigtrain.exchange.convert.sources.pix2pix import our_discriminator_name, our_generator_name
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.networks.translation.patch_discriminator import PatchDiscriminator, PatchOptions
-from bigtrain.networks.translation.pix2pix_names import our_discriminator_name, our_generator_name
 from bigtrain.networks.translation.unet import UNet, UNetOptions
 from bigtrain.recipe import load_recipe
 from tests.recordings.pix2pix import depth_of, images, noise, size_of, value

@@ -60,7 +60,7 @@ def from_openai(
         if target is None:
             raise ValueError(f"{name}: OpenAI's UNets have no such tensor")
         if target.endswith(".qkv"):
-            parts = _queries_keys_values(_linear(tensor), options.head_channels, new_attention_order)
+            parts = _queries_keys_values(_linear(tensor), options, new_attention_order)
             block = target.removesuffix("qkv")
             ours |= {f"unet.{block}to_{which}.{kind}": part for which, part in zip("qkv", parts, strict=True)}
         else:
@@ -136,9 +136,11 @@ def _linear(tensor: Tensor) -> Tensor:
     return tensor.flatten(1) if tensor.dim() > 1 else tensor
 
 
-def _queries_keys_values(rows: Tensor, head_channels: int | None, new_attention_order: bool) -> tuple[Tensor, ...]:
+def _queries_keys_values(rows: Tensor, options: UNetOptions, new_attention_order: bool) -> tuple[Tensor, ...]:
     """[3 c, ...] -> q, k and v, [c, ...] each."""
-    if new_attention_order or head_channels is None:  # of one head both orders are one
+    width = len(rows) // 3
+    heads = options.heads or width // (options.head_channels or width)
+    if new_attention_order or heads == 1:  # of one head both orders are one
         return rows.chunk(3)
-    by_head = rows.unflatten(0, (-1, 3, head_channels))
+    by_head = rows.unflatten(0, (heads, 3, -1))
     return tuple(part.flatten(0, 1) for part in by_head.unbind(1))
