@@ -6,9 +6,10 @@
   python launch/evaluate.py --compare RUN_OR_JSON ...
 
 A run or an export is evaluated with its averaged weights, on samples that it draws or on held-out data. The result is also
-written to WHAT/evaluations/; evaluation.*, data.* and family.sampling.* may be overridden. Images are a folder (with its
-subfolders), a tar or zip, an npz of samples (arr_0), or an index of shards, which may be a URL; only evaluation.* may be
-overridden. A TorchScript file as evaluation.features or evaluation.classifier is a program, which runs with your rights.
+written to WHAT/evaluations/; evaluation.*, data.* and family.sampling.* may be overridden. launch/convert.py makes an export of
+weights that others have published. Images are a folder (with its subfolders), a tar or zip, an npz of samples (arr_0), or an
+index of shards, which may be a URL; only evaluation.* may be overridden. A TorchScript file as evaluation.features or
+evaluation.classifier is a program, which runs with your rights.
 """
 
 import argparse

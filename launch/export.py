@@ -1,4 +1,7 @@
-"""Writes a run as a diffusers folder: python launch/export.py RUN OUT [--weights ema|raw|NAME|sigma_rel=X]"""
+"""Writes a run as a diffusers folder: python launch/export.py RUN OUT [--weights ema|raw|NAME|sigma_rel=X]
+
+Weights that others have published become one by launch/convert.py.
+"""
 
 import argparse
 from collections.abc import Sequence

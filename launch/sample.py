@@ -2,7 +2,7 @@
 
 --out FILE.png: a grid, one class a row. --out FOLDER: numbered PNGs, CLASS/NUMBER.png where there are classes. --npz: the
 sample file that public FID evaluators read (arr_0: uint8 [n, H, W, C], arr_1: int64 labels). Sample i depends only on the
-seed, i and its class.
+seed, i and its class. Weights that others have published become an export by launch/convert.py.
 
 --samples N: the samples that an evaluation of N draws, with the classes as frequent as in the data; for other tools that
 measure samples. Without it every class has equally many.

@@ -1,6 +1,7 @@
 """Trains a recipe: accelerate launch launch/train.py RECIPE.yaml [section.key=value ...]
 
 The run folder is runs/NAME (run.dir=PATH to move it). The same command again resumes from the newest complete checkpoint.
+train.init=EXPORT begins from other weights; launch/convert.py makes an export of published ones.
 
     python launch/train.py RECIPE.yaml --plan nodes=4,gpus=8
 

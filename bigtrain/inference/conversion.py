@@ -215,9 +215,10 @@ def _check_fit(
             for name in sorted(given.keys() & network.keys())
             if given[name] != network[name]
         ]
-        for names, what in ((over, "left over"), (missing, "missing"), (shapes, "of another shape")):
-            if names:
-                wrong.append(f"{len(names)} tensors of the {component} are {what} ({_some(names)})")
+        kinds = {"left over": over, "missing": missing, "of another shape": shapes}
+        listed = [f"{len(names)} {what} ({_some(names)})" for what, names in kinds.items() if names]
+        if listed:
+            wrong.append(f"tensors of the {component}: {', '.join(listed)}")
     if wrong:
         raise UserError(
             f"{checkpoint.path}: does not fit {recipe.run.name}: {'; '.join(wrong)}"
@@ -231,7 +232,8 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _nearest(source: Source, checkpoint: Checkpoint, architecture: Architecture | None) -> str:
-    """The shipped recipe that the most tensors fit, to end a message; nothing where none is shipped."""
+    """The shipped recipe whose network has most of the tensors, by name and by shape, to end a message; nothing where none is
+    shipped."""
     shares = {}
     for path in sorted(SHIPPED.glob("*.yaml")):
         found = _fitting(path, source, checkpoint, architecture)
@@ -239,15 +241,16 @@ def _nearest(source: Source, checkpoint: Checkpoint, architecture: Architecture 
             shares[path] = found
     if not shares:
         return ""
-    path, (fitting, of) = max(shares.items(), key=lambda item: item[1][0] / item[1][1])
-    how = f"fits all {of} tensors" if fitting == of else f"fits {fitting} of {of} tensors"
+    path, (named, fitting, of) = max(shares.items(), key=lambda item: sum(item[1][:2]) / item[1][2])
+    how = "fits it" if fitting == of else f"shares {named} of {of} names, and {fitting} shapes of those"
     return f"; the nearest of the shipped recipes, {SHIPPED.name}/{path.name}, {how}"
 
 
 def _fitting(
     path: Path, source: Source, checkpoint: Checkpoint, architecture: Architecture | None
-) -> tuple[int, int] | None:
-    """(tensors of the main component that fit a recipe's network, those of both together); None if it is of another family."""
+) -> tuple[int, int, int] | None:
+    """(tensors of the main component whose names a recipe's network has, those of its shapes too, those of both together); None
+    if it is of another family."""
     recipe = load_recipe(path)
     if recipe.family.kind != source.base["family"]["kind"] or recipe.data.image_size is None:
         return None
@@ -267,7 +270,7 @@ def _fitting(
         return None
     network = {name: shape for name, shape in network.items() if name.rpartition(".")[2] not in source.kept}
     fitting = sum(network.get(name) == shape for name, shape in theirs.items())
-    return fitting, len(network.keys() | theirs.keys())
+    return len(network.keys() & theirs.keys()), fitting, len(network.keys() | theirs.keys())
 
 
 def _provenance(source: Source, checkpoint: Checkpoint, spec: DataSpec) -> dict[str, Any]:
@@ -278,5 +281,10 @@ def _provenance(source: Source, checkpoint: Checkpoint, spec: DataSpec) -> dict[
         "step": checkpoint.step,
         "weights": checkpoint.weights,
         "data": spec.to_json(),
-        "converted": {"from": source.name, "source": source.repository, "licence": source.licence, "files": files},
+        "converted": {
+            "from": source.name,
+            "source": source.repository,
+            "licence": checkpoint.licence or source.licence,
+            "files": files,
+        },
     }

@@ -33,7 +33,8 @@ def why_neither(path: Path) -> str:
     """Why a path can be opened neither as a run nor as an export, and what to give instead."""
     if not path.exists():
         return f"{path}: there is no such folder{looked_for(path)}"
-    return runs_meant(path) or f"{path}: is neither a run folder nor an export (it has no recipe.yaml)"
+    neither = f"{path}: is neither a run folder nor an export (it has no recipe.yaml)"
+    return runs_meant(path) or f"{neither}; launch/convert.py makes an export of published weights"
 
 
 def _run_around(path: Path) -> Path | None:

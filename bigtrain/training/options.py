@@ -42,7 +42,7 @@ class TrainOptions(Options):
     init: Sources | None = None
     """The run or export whose weights training begins with: a path, hf://OWNER/NAME@REVISION on the Hugging Face Hub, or
     several by component, such as {generator: PATH}. What does not fit (other sizes, a component that an export lacks) is named,
-    and begins at random. Classes go by their names."""
+    and begins at random. Classes go by their names. launch/convert.py makes an export of published weights."""
     init_weights: str = "ema"
     """Which weights of a run are taken: ema (the main average), raw, or the name of an extra average. A component without
     averages has but one kind."""

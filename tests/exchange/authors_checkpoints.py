@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from tests.recordings import biggan_pytorch, pix2pix, studiogan, vq_vae_2_pytorch
@@ -52,12 +55,40 @@ def vq_vae_2(folder: Path) -> Path:
     return folder / "vqvae_560.pt"
 
 
-def translation(folder: Path, generator: str, judge: str) -> Path:
+def diffusers_pipeline(**changes: Any) -> Any:
+    """A DDPMPipeline of diffusers at small width, for images of 8x8 pixels, with the formula's weights.
+
+    `changes`: of the network's configuration.
+    """
+    own = {"sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 32}
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    network = UNet2DModel(**own | blocks | {"attention_head_dim": 16, "downsample_padding": 1} | changes)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            tensor.copy_(weight(name, tensor.shape))
+    return DDPMPipeline(network.eval(), DDPMScheduler(num_train_timesteps=40, beta_start=0.0025, beta_end=0.5))
+
+
+def diffusers_folder(folder: Path, shard: str = "10GB", **changes: Any) -> Path:
+    """As its `save_pretrained` writes it. `shard`: the largest size of a file."""
+    pipeline = diffusers_pipeline(**changes)
+    pipeline.save_pretrained(folder)
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    pipeline.unet.save_pretrained(folder / "unet", max_shard_size=shard)
+    return folder
+
+
+def translation(folder: Path, generator: str, judge: str, inputs: int = 3) -> Path:
+    """`inputs`: channels of the pictures that are turned into others."""
     recorded = read("pix2pix")["networks"]
     files = {
         f"latest_net_{letter}.pth": _filled(recorded[name]["shapes"], pix2pix.value)
         for letter, name in (("G", generator), ("D", judge))
     }
+    for name, given in (("latest_net_G.pth", inputs), ("latest_net_D.pth", inputs + 3)):
+        first = next(iter(files[name]))
+        files[name][first] = files[name][first][:, :given]
     return _saved(folder, files)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bigtrain.errors import UserError
 from bigtrain.exchange.export import training_components
 from bigtrain.families.family import build_network
 from bigtrain.inference.model import Model, open_model
@@ -54,6 +55,25 @@ def test_biggan_pytorch(tmp_path: Path, size: int) -> None:
     assert model.provenance["weights"] == "ema"
 
 
+def test_raw_weights_are_taken_where_they_are_asked_for(tmp_path: Path) -> None:
+    folder = authors.biggan(tmp_path / "weights", 32)
+    raw = converted(folder, tmp_path / "raw", "--weights", "raw")
+    averaged = converted(folder, tmp_path / "averaged")
+    assert raw.provenance["weights"] == "raw"
+    assert raw.provenance["converted"]["files"]["generator"]["file"] == "G.pth"
+    one, other = (model.weights["generator"].state_dict()["shared.weight"] for model in (raw, averaged))
+    assert torch.allclose(one, other + 1)
+
+
+def test_what_is_kept_for_training_is_in_the_manifest(tmp_path: Path) -> None:
+    converted(authors.biggan(tmp_path / "weights", 32), tmp_path / "out")
+    with (tmp_path / "out" / "training" / "discriminator.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    with pytest.raises(UserError, match=r"training/discriminator.safetensors is not what was written"):
+        open_model(tmp_path / "out", torch.device("cpu"))
+
+
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_studiogan(tmp_path: Path, size: int) -> None:
     """In evaluation theirs makes no power iteration, and in training it does."""
@@ -95,6 +115,33 @@ def test_unets(tmp_path: Path, script: str, case: str, source: str, arguments: l
         output = model.weights["unet"](images(8), torch.tensor(TIMES), labels)
     assert_excerpt(output, recorded["output"], "output")
     assert (model.provenance["weights"], model.provenance["step"]) == ("ema", 200000)
+
+
+@pytest.mark.parametrize(
+    ("shard", "changes"),
+    [
+        ("10GB", {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}),
+        ("200KB", {"num_class_embeds": 3, "resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32}),
+    ],
+    ids=["ddpm", "shards"],
+)
+def test_diffusers(tmp_path: Path, shard: str, changes: dict[str, Any]) -> None:
+    """Here the authors' code is installed, and is asked itself."""
+    given = {"freq_shift": 0, "flip_sin_to_cos": True} | changes
+    folder = authors.diffusers_folder(tmp_path / "theirs", shard, **given)
+    (folder / "README.md").write_text("---\ntags:\n- x\nlicense: apache-2.0\n---\n# A model\n")
+    assert (len(list((folder / "unet").glob("*.safetensors"))) > 1) == (shard == "200KB")
+    model = converted(folder, tmp_path / "out")
+    theirs = authors.diffusers_pipeline(**given).unet
+    # Theirs computes the sines of times in float32.
+    theirs.time_proj = model.weights["unet"].get_submodule("unet.time_proj")
+    labels = torch.tensor(LABELS) if "num_class_embeds" in changes else None
+    with torch.no_grad():
+        expected = theirs(images(8), torch.tensor(TIMES), labels).sample
+        output = model.weights["unet"](images(8), torch.tensor(TIMES), labels)
+    assert torch.allclose(output, expected, rtol=1e-9, atol=1e-9)
+    assert model.family.options.timesteps == 40
+    assert model.provenance["converted"]["licence"] == "apache-2.0"
 
 
 def test_vq_vae_2(tmp_path: Path) -> None:

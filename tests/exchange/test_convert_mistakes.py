@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bigtrain.errors import UserError
+from bigtrain.exchange.convert.files import read_weights
 from launch.convert import main as convert
 from tests.exchange import authors_checkpoints as authors
 
@@ -97,6 +98,12 @@ def half_of_old_format(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:9000])
 
 
+def bomb_of_old_format(path: Path) -> None:
+    """Eight gigabytes by its own account."""
+    torch.save({"w": torch.zeros(70_000)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(struct.pack("<i", 70_000), struct.pack("<i", 2**31 - 1)))
+
+
 def half_safetensors(path: Path) -> None:
     save_file({"w": torch.zeros(2**12)}, path)
     path.write_bytes(path.read_bytes()[:9000])
@@ -120,7 +127,7 @@ def nothing_known(path: Path) -> None:
 
 FILES: list[tuple[Callable[[Path], None], str]] = [
     (hostile_zip, "holds Python objects beside tensors, which could run code"),
-    (hostile_pickle, "holds Python objects beside tensors|is damaged"),
+    (hostile_pickle, "is a pickle, but not of torch.save: such a file can run code"),
     (hostile_old_format, "holds Python objects beside tensors, which could run code"),
     (zip_bomb, "is a zip of 2 entries that hold 67,1.* bytes in a file of"),
     (overlapping_zip, "is a zip of .* entries that hold .* bytes in a file of"),
@@ -131,6 +138,7 @@ FILES: list[tuple[Callable[[Path], None], str]] = [
     (empty, "is no checkpoint"),
     (half, "is damaged, or only the beginning of a checkpoint"),
     (half_of_old_format, "is damaged, or only the beginning of a checkpoint"),
+    (bomb_of_old_format, "is damaged, or only the beginning of a checkpoint"),
     (half_safetensors, "is damaged, or only the beginning of a checkpoint"),
     (program, "is no checkpoint but a TorchScript program"),
     (numbers, "'step' is a int, where a state dict has tensors alone"),
@@ -140,7 +148,7 @@ FILES: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("make", "message"), FILES, ids=[make.__name__ for make, _ in FILES])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, for making one
 def test_a_file_of_another_kind_is_refused_and_nothing_is_written(
     tmp_path: Path, make: Callable[[Path], None], message: str
 ) -> None:
@@ -149,6 +157,18 @@ def test_a_file_of_another_kind_is_refused_and_nothing_is_written(
         convert([str(tmp_path / "x.pth"), str(tmp_path / "out")])
     assert "\n" not in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_safetensors_whose_length_begins_as_a_pickle_are_opened(tmp_path: Path) -> None:
+    lengths = {}
+    for letters in range(1, 200):
+        file = tmp_path / "x.safetensors"
+        save_file({"w" * letters: torch.zeros(1)}, file)
+        lengths[file.read_bytes()[0]] = "w" * letters
+        if 0x80 in lengths:
+            break
+    tensors, _, _ = read_weights(file)
+    assert list(tensors) == [lengths[0x80]]
 
 
 def refused(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -206,20 +226,23 @@ def test_half_a_state_dict_is_refused_and_what_is_missing_named(tmp_path: Path) 
         del tensors[name]
     torch.save(tensors, file)
     arguments = [str(file), SIZE, "family.variance=fixed_large"]
-    refused(tmp_path, arguments, r"2 tensors of the unet are missing \(unet.mid_block.resnets.1.conv1.bias, ")
+    refused(tmp_path, arguments, r"tensors of the unet: 2 missing \(unet.mid_block.resnets.1.conv1.bias, ")
 
 
 def test_what_the_shapes_do_not_say_is_asked_for_with_the_nearest_recipe(tmp_path: Path) -> None:
     file = authors.unet(tmp_path / "w", "pytorch_diffusion_unet", "cifar", "model.ckpt")
-    message = "its tensors do not say data.image_size .*family.variance .*; give --recipe RECIPE, or those .*recipes/ddpm_"
+    message = (
+        "its tensors do not say data.image_size .*family.variance .*; give --recipe RECIPE, or those .*recipes/ddpm_"
+    )
     refused(tmp_path, [str(file), "--from", "ddpm"], message)
 
 
 def test_what_does_not_fit_a_recipe_is_listed_with_the_nearest_one(tmp_path: Path) -> None:
     file = authors.unet(tmp_path / "w", "pytorch_diffusion_unet", "lsun", "model.ckpt")
     message = (
-        r"does not fit ddpm_cifar10: .* tensors of the unet are left over \(.*\); .*are missing \(.*"
-        r"of another shape \(unet.* \[.*\], not \[.*\].*; the nearest of the shipped recipes, recipes/.*, fits .* of .* tensors"
+        r"does not fit ddpm_cifar10: tensors of the unet: .* left over \(.*\), .* missing \(.*\), .*"
+        r"of another shape \(unet.* \[.*\], not \[.*\].*; the nearest of the shipped recipes, recipes/ddpm_cifar10.yaml, "
+        r"shares .* of .* names, and .* shapes of those"
     )
     refused(tmp_path, [str(file), "--recipe", "recipes/ddpm_cifar10.yaml"], message)
 

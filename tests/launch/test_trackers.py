@@ -189,8 +189,8 @@ def test_wandb_offline_has_one_run_with_each_step_once_after_a_kill(
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """Of a file of wandb's: a log as LevelDB writes it, in blocks of 32 KiB, behind a header of 7 bytes; a piece of a record has
-    its CRC, length and kind (1: all of it, 2: the first, 3: one between, 4: the last)."""
+    """Of a file of wandb's: a log as LevelDB writes it, in blocks of 32 KiB, behind a header of 7 bytes; a piece of a record
+    has its CRC, length and kind (1: all of it, 2: the first, 3: one between, 4: the last)."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, at, data = path.read_bytes(), 7, b""

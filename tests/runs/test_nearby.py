@@ -44,5 +44,8 @@ def test_where_a_folder_was_looked_for_is_said(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     assert why_neither(Path("gone")) == f"gone: there is no such folder (looked for {tmp_path / 'gone'})"
     (tmp_path / "pictures").mkdir()
-    assert why_neither(Path("pictures")) == "pictures: is neither a run folder nor an export (it has no recipe.yaml)"
+    said = (
+        "pictures: is neither a run folder nor an export (it has no recipe.yaml); launch/convert.py makes an export of "
+    )
+    assert why_neither(Path("pictures")) == f"{said}published weights"
     assert runs_meant(tmp_path / "pictures") is None

@@ -27,7 +27,8 @@ MOST_PICKLE = 2**26
 """Bytes of the pickle in a zip, which has names and shapes alone: 64 MiB."""
 MOST_HEADER = 10**8
 """Bytes of the header of a safetensors file: the library's own bound."""
-ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+ZIP, PICKLE, OLD = b"PK\x03\x04", b"\x80", bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+"""How zips and pickles begin, and what torch.save wrote before there were zips: a pickle of a number of its own."""
 NESTED = ("state_dict", "model_state_dict", "model", "params")
 """The keys under which trainings keep a network's tensors in a larger checkpoint, by the name of the weights."""
 NESTED_AVERAGES = ("ema_state_dict", "model_ema", "ema_model", "g_ema", "ema")
@@ -53,10 +54,12 @@ def read_weights(path: Path, averaged: bool = True) -> tuple[dict[str, Tensor], 
     if begins.startswith(ZIP):
         _check_zip(path, size)
         return _state_dict(path, _load(path), averaged)
-    if begins.startswith(PICKLE):
+    if begins.startswith(OLD):
         return _state_dict(path, _load(path), averaged)
-    if _is_safetensors(begins, size):
+    if _is_safetensors(begins, size):  # whose length, which comes first, may begin as a pickle does
         return _plain(path, _safetensors(path)), {}, False
+    if begins.startswith(PICKLE):
+        raise UserError(f"{path}: is a pickle, but not of torch.save: such a file can run code, and is not opened")
     raise UserError(
         f"{path}: is no checkpoint: it is neither what torch.save writes nor safetensors"
         + (

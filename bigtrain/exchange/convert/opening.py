@@ -12,12 +12,13 @@ from bigtrain.exchange.convert.files import read_json_beside, read_weights
 from bigtrain.exchange.convert.registry import AUTO, SOURCES, find_source, recognised
 from bigtrain.exchange.convert.source import Checkpoint, Source
 from bigtrain.exchange.convert.sources.diffusers_unets import CONFIG, SCHEDULER, Diffusers
-from bigtrain.untrusted import looked_for
+from bigtrain.untrusted import looked_for, read_plain
 
 MODEL_INDEX = "model_index.json"
 NETWORK, NETWORK_AVERAGE = "unet", "unet_ema"
 """The folders of a pipeline of diffusers; its example scripts save the second one beside the first."""
 WEIGHTS = "diffusion_pytorch_model"
+CARD = "README.md"
 MOST_SHARDS = 10_000
 
 
@@ -133,7 +134,17 @@ def _of_diffusers(folder: Path, weights: str) -> Checkpoint:
     if source.component_of(tensors) is None:
         raise UserError(f"{network}: its names ({_some(tensors)}) are not those of a UNet2DModel")
     named = {NETWORK if len(files) == 1 else file.name: file for file in files}
-    return Checkpoint(folder, {NETWORK: tensors}, named, said, 0, _configs(network / WEIGHTS))
+    return Checkpoint(folder, {NETWORK: tensors}, named, said, 0, _configs(network / WEIGHTS), _licence(folder / CARD))
+
+
+def _licence(card: Path) -> str | None:
+    """The licence that a model card's first lines name."""
+    try:
+        lines = read_plain(card, 2**20).decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    head = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
+    return next((line.partition(":")[2].strip()[:100] for line in head if line.startswith("license:")), None)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ Tensors = Mapping[str, Tensor]
 class Checkpoint:
     """Weights of others. `parts`: the authors' tensors by component of our family; `files`: what they were read from, by
     component; `weights`: ema, raw, or `published` where nothing says which; `config`: JSON values that lay beside them, by file
-    name."""
+    name; `licence`: what their model card says."""
 
     path: Path
     parts: Mapping[str, Tensors]
@@ -23,6 +23,7 @@ class Checkpoint:
     weights: str = "published"
     step: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+    licence: str | None = None
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,22 @@ def as_evaluated(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def direction_before(weight: Tensor, v: Tensor) -> Tensor:
     """u of unit length, [out], with W^T u along v [in]: the least one, where there are many. In the dtype of v."""
-    matrix = weight.flatten(1).double()
-    return F.normalize(torch.linalg.lstsq(matrix.t(), v.double()[:, None], driver="gelsd").solution[:, 0], dim=0).to(
-        v.dtype
+    matrix, target = weight.flatten(1).double(), v.double()
+    outputs, inputs = matrix.shape
+    # By the smaller of the two products of W with itself, which a layer of 1536 x 13824 takes seconds for.
+    u = (
+        _solved(matrix @ matrix.t(), matrix @ target)
+        if outputs <= inputs
+        else matrix @ _solved(matrix.t() @ matrix, target)
     )
+    return F.normalize(u, dim=0).to(v.dtype)
+
+
+def _solved(product: Tensor, target: Tensor) -> Tensor:
+    """x with product x = target, without the directions in which the product, symmetric, is zero but for rounding."""
+    values, vectors = torch.linalg.eigh(product)
+    parts = vectors.t() @ target
+    return vectors @ torch.where(values > values[-1] * 1e-13, parts / values, 0)
 
 
 class StudioGAN(Source):
