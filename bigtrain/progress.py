@@ -17,7 +17,7 @@ _IN_LOG = "{desc}: {n_fmt}/{total_fmt}{unit}  {percentage:.0f} %  {rate_fmt}  ET
 _NO_TOTAL = "{desc}: {n_fmt}{unit}  {rate_fmt}"
 
 
-class ProgressBar(tqdm):  # type: ignore[type-arg]
+class ProgressBar(tqdm):
     """tqdm's bar; where stderr is no terminal, a line a minute and a last one, and none of work that is done before."""
 
     def __init__(self, total: int | None, what: str, unit: str, *, quiet: bool = False, **more: Any) -> None:

@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> None:
     say(f"{converted.checkpoint.weights} weights: {arguments.out}")
     for remark in converted.remarks:
         say(remark)
-    for expression in converted.expressions:
-        say(f"use: {expression}")
+    for usage in converted.usages:
+        say(f"use: {usage.expression}")
 
 
 if __name__ == "__main__":

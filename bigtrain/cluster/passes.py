@@ -113,6 +113,7 @@ class Progress:
     """A progress bar on rank 0, in images of all ranks together; assumes that all advance at the same rate."""
 
     def __init__(self, total: int, what: str) -> None:
+        self._total = total
         self._bar = ProgressBar(total, what, "images", quiet=not world.is_main())
 
     def __enter__(self) -> "Progress":
@@ -123,4 +124,4 @@ class Progress:
 
     def add(self, count: int) -> None:
         """Counts `count` images of this rank."""
-        self._bar.update(min(count * world.size(), self._bar.total - self._bar.n))
+        self._bar.update(min(count * world.size(), self._total - self._bar.n))

@@ -17,7 +17,7 @@ from bigtrain.data.splits import describe, known_split
 from bigtrain.errors import UserError
 from bigtrain.exchange.convert.opening import open_checkpoint
 from bigtrain.exchange.convert.source import Architecture, Checkpoint, Source
-from bigtrain.exchange.export import check_free, export
+from bigtrain.exchange.export import Usage, check_free, export
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family, build_network, without_weights
 from bigtrain.inference.model import make_family
@@ -36,13 +36,13 @@ _NAMED = 4
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of a checkpoint, to be said: by component the number of tensors that were taken, the expressions that draw
-    images, and further sentences."""
+    """What became of a checkpoint, to be said: by component the number of tensors that were taken, how it is sampled,
+    and further sentences."""
 
     source: Source
     checkpoint: Checkpoint
     taken: Mapping[str, int]
-    expressions: Sequence[str]
+    usages: Sequence[Usage]
     remarks: Sequence[str]
 
 
@@ -87,7 +87,7 @@ def convert(path: Path, out: Path, wanted: Wanted) -> Converted:
     for component, network in networks.items():
         network.load_state_dict(ours[component], strict=False)
     training = {component: tensors for component, tensors in ours.items() if component not in networks}
-    expressions = export(
+    usages = export(
         out,
         family,
         networks,
@@ -95,7 +95,7 @@ def convert(path: Path, out: Path, wanted: Wanted) -> Converted:
         provenance=_provenance(source, checkpoint, spec),
         training=training,
     )
-    return Converted(source, checkpoint, {name: len(tensors) for name, tensors in ours.items()}, expressions, remarks)
+    return Converted(source, checkpoint, {name: len(tensors) for name, tensors in ours.items()}, usages, remarks)
 
 
 # -- the recipe -----------------------------------------------------------------------------------------------------
