@@ -1,7 +1,7 @@
 """Every game with every penalty on points in a plane, as one table: python tests/benchmarks/points_table.py OUT [--seeds N]
 
 Trains recipes/gan_gaussians.yaml, and the same on a grid of twenty-five normals, with eight games and five penalties, all with
-the same networks, optimizer, batch and number of steps, and writes OUT/table.md: the modes that 2,500 samples capture, the
+the same networks, batch and number of steps, and writes OUT/table.md: the modes that 2,500 samples capture, the
 share of them that is good, and the reverse KL of their modes (bigtrain/evaluation/metrics/modes.py). The cells in HELD are
 trained with three seeds, the others with --seeds; the numbers are means over them.
 
@@ -35,6 +35,8 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "gan_gaussians.yaml"
 SCALES: Mapping[str, float] = {"gaussians8": 1.414, "gaussians25": 2.828}
 """By data what points are divided by (Gulrajani et al. 2017's code). Weights of penalties are for points so divided."""
+OPTIMIZERS: Mapping[str, str] = {"gaussians8": "", "gaussians25": "lr=2.0e-3 betas=[0.0,0.99]"}
+"""By data what the optimizers of both networks say beside the recipe's."""
 GAMES: Mapping[str, Mapping[str, Any]] = {
     "non-saturating": {"kind": "non_saturating"},
     "minimax": {"kind": "minimax"},
@@ -94,6 +96,8 @@ class Cell:
         ]
         if game["kind"] == "maximum_likelihood":
             words.append("family.generator_optimizer.clip_norm=1")
+        for network in ("generator", "discriminator"):
+            words += [f"family.{network}_optimizer.{word}" for word in OPTIMIZERS[self.data].split()]
         return [
             *words,
             f"family.generator.scale={scale}",

@@ -39,6 +39,9 @@ SMALLEST: Mapping[str, Sequence[str]] = {
     "large_set": ["10000"],
     "loader": ["cifar PICTURES --seconds 0.1 --rounds 1 --batch 4 --workers 1"],
     "pixelcnn_sampling": ["--batch 1 --side 4 --pairs 1 --positions 1"],
+    "points_table": [
+        "OUT/points train.steps=1 train.evaluate_every=1 evaluation.samples=20 --only gaussians8-minimax-R1-0"
+    ],
     "same_training": [". . --keep OUT/kept --steps 1 --recipes vqvae_digits"],
     "saving": ["recipes/biggan_digits.yaml 1"],
     "sharding": ["200 100"],

@@ -54,5 +54,5 @@ def assert_same_bits(whole: Path, parts: Path) -> None:
 
 
 def pictures(folder: Path) -> dict[str, np.ndarray]:
-    """What a run has drawn in training, by name: levels of 0 to 255."""
-    return {path.name: np.asarray(Image.open(path)).astype(int) for path in (folder / "run" / "samples").iterdir()}
+    """What a run has drawn in training, by name, without the moving picture: levels of 0 to 255."""
+    return {path.name: np.asarray(Image.open(path)).astype(int) for path in (folder / "run" / "samples").glob("*.png")}

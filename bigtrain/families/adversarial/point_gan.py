@@ -43,7 +43,9 @@ class PointGANOptions(GANOptions):
     discriminator_steps: Depth = 1
     """Updates of the discriminator for one of the generator; each reads a batch of its own."""
     generator: point_mlp.GeneratorOptions = point_mlp.GeneratorOptions()
+    """The network that makes points."""
     discriminator: PointDiscriminator = point_mlp.DiscriminatorOptions()
+    """The network that tells them from the data."""
     generator_first_step: Whole = 0
     """The generator is trained from this step on: before, the discriminator learns to tell its samples from the data."""
     probe_gradients: bool = False
