@@ -41,9 +41,11 @@ class Comparison:
         """The distance by kind; trains what has not ended yet. Raises CalledProcessError."""
         first, second = self.steps
         source = self._trained("source", first, FIRST, ["train.evaluate_every=null"])
-        ends = {"from a run": [f"train.init={source}"], "from nothing": []}
+        evaluated = [f"train.evaluate_every={second}", "evaluation.metrics=[fd]"]
+        begun = {"from a run": [f"train.init={source}"], "from nothing": []}
         return {
-            kind: self._distance(self._trained(kind, second, SECOND, words), second) for kind, words in ends.items()
+            kind: self._distance(self._trained(kind, second, SECOND, [*evaluated, *words]), second)
+            for kind, words in begun.items()
         }
 
     def _trained(self, name: str, steps: int, digits: Sequence[int], words: Sequence[str]) -> Path:
@@ -51,13 +53,9 @@ class Comparison:
         ended = run.parent / f"{run.name}.ended"
         if not ended.exists():
             print(f"{self.recipe}, seed {self.seed}: {name}", file=sys.stderr, flush=True)
-            each = [f"run.dir={run}", f"run.seed={self.seed}", f"train.steps={steps}", f"train.evaluate_every={steps}"]
-            each += [
-                f"data.classes={json.dumps(digits)}",
-                "train.sample_every=null",
-                f"train.save_every={max(steps // 4, 1)}",
-            ]
-            each += ["evaluation.metrics=[fd]", *words, *self.keys]
+            each = [f"run.dir={run}", f"run.seed={self.seed}", f"data.classes={json.dumps(digits)}"]
+            each += [f"train.steps={steps}", f"train.save_every={max(steps // 4, 1)}", "train.sample_every=null"]
+            each += [*words, *self.keys]
             command = [sys.executable, "launch/train.py", f"recipes/{self.recipe}.yaml", *each]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
             subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
