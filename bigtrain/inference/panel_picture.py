@@ -236,7 +236,7 @@ def _bounds(values: Sequence[float], logarithmic: bool) -> tuple[float, float]:
     """The lowest and the highest height of a chart: whole powers of ten, as their exponents, or 0 and a round number."""
     if logarithmic:
         exponents = [math.log10(value) for value in values] or [0.0]
-        return float(math.floor(min(exponents))), float(max(math.ceil(max(exponents)), math.floor(min(exponents)) + 1))
+        return float(math.floor(min(exponents))), float(math.ceil(max(exponents)) + 1)  # room for the labels
     largest = max(values, default=0.0) or 1.0
     unit = 10.0 ** math.floor(math.log10(largest))
     return 0.0, next(unit * times for times in (1, 2, 4, 5, 8, 10) if unit * times >= largest)
