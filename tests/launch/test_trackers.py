@@ -123,7 +123,10 @@ def test_what_a_tracker_does_wrong_costs_a_warning_and_not_a_bit_of_the_training
     assert time.monotonic() - began < 300
     (warning,) = warnings_of(tmp_path / "run")
     assert warning.startswith("run.trackers: trackio: ")
-    assert {"raise": "No space left", "exit": "exit code 3", "hang": "has not taken everything"}[wrong] in warning
+    # Which of the two ends one that hangs depends on how long its process took to start.
+    hung = ("has not taken everything", "does not end, and is killed")
+    told = {"raise": ("No space left",), "exit": ("exit code 3",), "hang": hung}[wrong]
+    assert any(words in warning for words in told)
     for name, tensor in final_tensors(tmp_path / "run").items():
         assert torch.equal(tensor, alone[name]), name
     train(recipe, **stand_in)  # trains nothing, and hands over the rest
