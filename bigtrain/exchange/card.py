@@ -15,7 +15,7 @@ from bigtrain.runs import atomic
 from bigtrain.sizes import size_text
 from bigtrain.untrusted import JSON_BYTES, one_line, read_json, read_plain
 
-PICTURE, EVALUATION = "samples.png", "evaluation.json"
+CARD, PICTURE, EVALUATION = "README.md", "samples.png", "evaluation.json"
 _CLASSES_NAMED = 20
 
 
@@ -32,13 +32,15 @@ class Card:
     picture: Path | None
 
     def write(self, out: Path) -> None:
-        """README.md, and the picture and the evaluation beside it. They are not part of the manifest: a person edits the card,
-        and the Hub may."""
+        """README.md, and the picture and the evaluation beside it, unless there is one. They are not part of the manifest: a
+        person edits the card, and the Hub may."""
+        if (out / CARD).exists():
+            return
         if self.picture is not None:
             atomic.write_bytes(out / PICTURE, read_plain(self.picture, 2**28))
         if self.evaluation is not None:
             atomic.write_bytes(out / EVALUATION, read_plain(self.evaluation, JSON_BYTES))
-        atomic.write_bytes(out / "README.md", self.text().encode())
+        atomic.write_bytes(out / CARD, self.text().encode())
 
     def text(self) -> str:
         parts = [

@@ -116,7 +116,7 @@ def test_an_export_of_a_translation_takes_pictures_of_its_inputs_shape_and_says_
     family = small_family("translation", (16, 24), channels=3)
     networks = {name: network.eval() for name, network in small_networks(family).items()}
     (usage,) = export(tmp_path / "export", family, {"generator": networks["generator"]}, recipe_yaml="", provenance={})
-    assert usage.endswith("(input=[PIL.Image.open('INPUT.png')], seed=0).images")
+    assert usage.expression.endswith("(input=[PIL.Image.open('INPUT.png')], seed=0).images")
     pipeline = FamilyPipeline.from_pretrained(str(tmp_path / "export"))
     pipeline.set_progress_bar_config(disable=True)
     assert_pictures(pipeline(input=[Image.new("L", (24, 16))] * 2, seed=0).images, 3, (16, 24))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import bigtrain.pipelines.pipeline  # noqa: F401  # exports of earlier versions name it
 from bigtrain.errors import UserError
 from bigtrain.exchange import export as exporting
+from bigtrain.exchange.card import CARD, EVALUATION, PICTURE
 from bigtrain.exchange.pipeline import ExportedModel, FamilyPipeline, family_pipeline_of
 from launch.export import main as export
 from launch.sample import main as sample
@@ -94,7 +95,7 @@ def test_a_whole_export_is_drawn_and_its_manifest_lists_its_files(exported: Path
     assert len(load(exported)(**({"count": 1} if exported.name == "ddpm" else {"class_labels": [0]})).images) == 1
     files = json.loads((exported / "manifest.json").read_text())["files"]
     names = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
-    assert files.keys() == names - {"manifest.json"}
+    assert files.keys() == names - {"manifest.json", CARD, PICTURE, EVALUATION}
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -214,6 +215,7 @@ def test_an_export_that_is_there_already_is_done_and_any_other_folder_is_refused
     out = tmp_path / "out"
     export(["runs/gan", str(out)])
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert {path.name for path in before} > {"README.md"}
     export(["runs/gan", str(out)])
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     with pytest.raises(UserError, match="out: exists already"):
