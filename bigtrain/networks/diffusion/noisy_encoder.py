@@ -35,7 +35,7 @@ class NoisyEncoder(nn.Module):
         self.norm = nn.GroupNorm(options.norm_groups, width, eps=1e-5)
         smaller = 2 ** (len(options.multipliers) - 1)
         places = size[0] // smaller * (size[1] // smaller)
-        heads = 1 if options.head_channels is None else width // options.head_channels
+        heads = options.heads or (1 if options.head_channels is None else width // options.head_channels)
         self.head = AttentionPool(width, places, heads, classes) if pool == "attention" else MeanPool(width, classes)
 
     def train(self, mode: bool = True) -> Self:
