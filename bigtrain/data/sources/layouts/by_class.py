@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bigtrain.data.classes import in_order
+from bigtrain.data.containers import container
 from bigtrain.data.fields.label import UNLABELLED
 from bigtrain.data.sources.clips import ClipListing
 from bigtrain.data.sources.folder import Folder
@@ -27,6 +28,7 @@ _TOO_DEEP = 3
 SPLITS = frozenset({"train", "validation", "val", "test"})
 """Names of folders that are taken as splits where pictures have no classes."""
 _ARCHIVE = re.compile(r".*\.(zip|tar|tar\.\w+|tgz|7z|rar)", re.IGNORECASE)
+_CONTAINERS = frozenset({".h5", ".hdf5", ".hdf", ".parquet", ".arrow", ".feather", ".sqlite", ".db"})
 _LISTED = 3
 _DOMAIN = re.compile(rf"({'|'.join(sorted(SPLITS))})[A-Z]")
 
@@ -170,13 +172,25 @@ def _refuse_empty(
 
 def _archives_in(folder: Path) -> str:
     """What to do if what was looked for may be in archives in the folder."""
-    names = sorted(path.name for path in folder.iterdir() if _ARCHIVE.fullmatch(path.name)) if folder.is_dir() else []
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    names = [path.name for path in files if _ARCHIVE.fullmatch(path.name)]
     if not names:
-        return ""
+        return _containers_in(files)
     shown = ", ".join(names[:_LISTED]) + ", ..." * (len(names) > _LISTED)
     return (
         f"; there are archives ({shown}): give one of them, or unpack them; tars of samples are indexed by --index-only"
     )
+
+
+def _containers_in(files: Iterable[Path]) -> str:
+    """What to do if what was looked for is in a file of a kind that is not read."""
+    for path in files:
+        if path.suffix.lower() in _CONTAINERS and path.is_file() and (kind := container(path)):
+            return (
+                f"; {path.name} is {kind}, which is not read here: write what it holds as files SOURCE/CLASS/*.png (without "
+                "classes by --labels none)"
+            )
+    return ""
 
 
 def _check_depths(path: Path, first_at: Mapping[int, str], choice: Choice) -> None:

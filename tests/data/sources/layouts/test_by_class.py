@@ -57,6 +57,14 @@ def packed(path: Path, *names: str) -> Path:
     return path
 
 
+def test_a_folder_of_files_of_a_kind_that_is_not_read_says_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "train.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
+    with pytest.raises(
+        UserError, match=r"no pictures here .*; train\.h5 is an HDF5 file, which is not read here: write"
+    ):
+        list_by_class(tmp_path)
+
+
 @pytest.mark.parametrize("around", ["", "horse2zebra/"])
 def test_domains_in_an_archive_are_not_taken_for_classes(tmp_path: Path, around: str) -> None:
     archive = packed(tmp_path / "a.zip", *(f"{around}{name}/1.jpg" for name in ("trainA", "trainB", "testA", "testB")))
