@@ -34,6 +34,11 @@ def test_every_shipped_recipe_is_valid_and_resolves_to_itself(path: Path, tmp_pa
     assert recipe.run.name == path.stem
 
 
+def test_a_run_folder_below_the_home_of_the_user_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_recipe(ROOT / "recipes" / "biggan_digits.yaml", ["run.dir=~/x"]).folder == tmp_path / "x"
+
+
 @pytest.mark.parametrize("path", [path for path in SHIPPED if "digits" in path.stem], ids=lambda path: path.stem)
 def test_every_recipe_of_digits_names_metrics_that_its_family_can_be_measured_by(path: Path) -> None:
     recipe = load_recipe(path)
