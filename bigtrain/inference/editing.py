@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigtrain.data.classes import class_numbers
 from bigtrain.data.fields.array import AttributesField
 from bigtrain.data.index import Index
 from bigtrain.data.read.batch import Batch, on_device
@@ -143,7 +144,8 @@ def _is_number(word: str) -> bool:
 
 
 def _class_number(name: str, split: Index) -> int:
-    if name not in split.classes:
-        some = ", ".join(split.classes[:20])
-        raise UserError(f"--shift: {split.where} has no class {name} (its classes: {some})")
-    return list(split.classes).index(name)
+    try:
+        (number,) = class_numbers(split.classes, [name])
+    except UserError as error:
+        raise UserError(f"--shift: {split.where}: {error}") from None
+    return number

@@ -63,11 +63,16 @@ def test_an_attribute_is_found_by_its_name_and_counts_above_zero() -> None:
     assert shift.has(torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, 0.0]])).tolist() == [False, True, False]
 
 
+def test_a_class_is_asked_for_by_its_position_as_elsewhere() -> None:
+    assert Shift.read("class:index:1=1", WITH_ATTRIBUTES).number == 1
+    assert Shift.read("class:b=1", WITH_ATTRIBUTES).number == 1
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("attribute:Beard=1", r"^--shift: faces\.json has no attribute Beard \(its attributes: Hat, Smiling\)$"),
-        ("class:c=1", r"has no class c \(its classes: a, b\)"),
+        ("class:c=1", r"class 'c': there is no such class \(there are 2: a, b"),
         ("Smiling=1", "is not attribute:NAME=FACTOR or class:NAME=FACTOR"),
         ("attribute:Smiling=nan", "is not attribute:NAME=FACTOR"),
         ("attribute:Smiling", "is not attribute:NAME=FACTOR"),
