@@ -21,7 +21,7 @@ def differences(one: Path, other: Path) -> dict[str, float]:
 def held(run: Path) -> dict[str, torch.Tensor]:
     """The tensors of a run's newest checkpoint, and of its snapshots of averages."""
     kept = snapshots(run)
-    assert kept, "every run of these tests keeps some"
+    assert kept or "posthoc: null" in (run / "recipe.yaml").read_text(), "it was told to keep some"
     return final_tensors(run) | kept
 
 
