@@ -122,7 +122,7 @@ def write_shards(
             one_line(f"{picture}: this picture is damaged; its shard has it as Pillow reads it"), file=sys.stderr
         )
     _say_skipped(out, [line for record in done for line in record.skipped])
-    if empty := _empty_classes(source):
+    if empty := _empty_classes(source.classes, done):
         tqdm.write(one_line(f"{source.path}: {empty}"), file=sys.stderr)
     for sentence in Remarks.of_all(record.remarks for record in done).sentences():
         tqdm.write(one_line(sentence), file=sys.stderr)
@@ -156,9 +156,10 @@ def _shown(lines: Sequence[str]) -> list[str]:
     return [*lines[:MOST_LINES], *rest]
 
 
-def _empty_classes(source: SampleSet) -> str | None:
-    counts = [np.bincount(samples.labels, minlength=len(source.classes)) for samples in source.splits.values()]
-    return empty_classes(source.classes, np.sum(counts, axis=0))
+def _empty_classes(classes: Sequence[str], written: Sequence[Record]) -> str | None:
+    """What to say if classes have no sample in the shards, in which those that are broken may be missing."""
+    counts = [np.bincount(record.shard.labels, minlength=len(classes)) for record in written]
+    return empty_classes(classes, np.sum(counts, axis=0))
 
 
 def _numbered_as_begun(source: SampleSet, known: Mapping[str, Mapping[str, Record]]) -> SampleSet:

@@ -449,6 +449,15 @@ def test_a_set_of_which_nothing_is_whole_is_refused(tmp_path: Path) -> None:
         write(tmp_path / "in", tmp_path / "out", replace(OPTIONS, skip_broken=True))
 
 
+def test_a_class_of_which_nothing_is_whole_is_named(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in pictures.glob("*/dog/*"):
+        path.write_bytes(b"no picture")
+    write(pictures, tmp_path / "out", replace(OPTIONS, skip_broken=True))
+    assert "1 of 2 classes have no sample, such as 'dog'" in capsys.readouterr().err
+
+
 def test_a_mended_picture_is_named(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = pictures / "train/cat/005.jpg"
     data = picture.read_bytes()
