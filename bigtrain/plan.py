@@ -225,7 +225,9 @@ def _composition(recipe: Recipe, family: Family, cost: StepCost, cluster: Cluste
         lines.append(f"{phase.name:24}{counted.runs:>14.4g}{_READS[phase.batch]:>12}{work:>25.3f}")
         reading += counted.runs * (phase.batch == "new")
     read = reading * train.batch_size
-    if images is None:
+    if not read:
+        epoch = "there are no epochs"
+    elif images is None:
         epoch = "steps of an epoch are not known without the data"
     else:
         epochs = train.steps * read / images

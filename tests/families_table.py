@@ -330,7 +330,7 @@ CASES: Mapping[str, Case] = {
         data={"train": POINTS, "validation": POINTS, "image_size": None, "flip": False},
     ),
     "two_players": Case(
-        {"kind": "two_players", "optimizer": {"kind": "sgd", "lr": 0.1}},
+        {"kind": "two_players", "optimizer": _ADAM},
         {"x": 6, "y": 6},
         frozenset({Panels}),
         multiplies=False,

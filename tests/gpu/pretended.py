@@ -4,7 +4,7 @@ PyTorch's FakeTensorMode runs our code as on a GPU (autocast of CUDA, branches b
 devices. Kernels do not run. `Waits` names each operation for which the host would wait for the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -74,6 +74,10 @@ class Waits(TorchDispatchMode):
         return None if pinned and non_blocking else "a copy of pageable memory, or one that is waited for"
 
 
+def _no_gradients(outputs: Tensor, inputs: Tensor | Sequence[Tensor], **options: Any) -> tuple[Tensor, ...]:
+    return tuple(map(torch.zeros_like, [inputs] if isinstance(inputs, Tensor) else inputs))
+
+
 @contextmanager
 def pretended_gpu() -> Iterator[Waits]:
     """Within it torch behaves as on a machine with a GPU, on tensors without storage."""
@@ -84,7 +88,7 @@ def pretended_gpu() -> Iterator[Waits]:
         mock.patch.object(trainer, "to_device", moved),
         # Autograd asks a real GPU for its streams.
         mock.patch.object(trainer, "backward"),
-        mock.patch.object(torch.autograd, "grad", lambda outputs, inputs, **kwargs: (torch.zeros_like(inputs),)),
+        mock.patch.object(torch.autograd, "grad", _no_gradients),
         mock.patch.object(Tensor, "pin_memory", lambda tensor, device=None: waits.pin(tensor)),
         mock.patch.object(torch.cuda, "default_generators", (torch.default_generator,)),
         mock.patch.object(torch.cuda, "init"),

@@ -130,8 +130,10 @@ def test_every_recipe_can_be_planned(name: str) -> None:
     overrides = [f"family.tokenizer={ROOT / 'recipes' / TOKENIZERS[name]}.yaml"] if name in TOKENIZERS else []
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", overrides)
     text = plan(recipe, Cluster(1, min(2, recipe.train.batch_size), None))
-    # In gigabytes of three decimals, which the activations of the smallest recipes do not fill.
-    assert row(text, "total")["ddp"] > row(text, "activations")["ddp"] >= (0 if name == "vae_binary_digits" else 0.001)
+    # In gigabytes of three decimals, which the smallest recipes do not fill.
+    tiny = name == "vae_binary_digits" or name.startswith(("gan_", "two_players"))
+    total, activations = (row(text, name)["ddp"] for name in ("total", "activations"))
+    assert total >= activations >= 0 if tiny else total > activations >= 0.001
     # DeepSpeed's buckets have one size, and so weigh more than what they help to spread where a network is small.
     buckets = row(text, "buckets")
     rest = {way: value - buckets[way] for way, value in row(text, "total").items()}

@@ -121,12 +121,13 @@ def test_what_a_tracker_does_wrong_costs_a_warning_and_not_a_bit_of_the_training
     began = time.monotonic()
     train(recipe, WRONG=wrong, **stand_in)
     assert time.monotonic() - began < 300
-    (warning,) = warnings_of(tmp_path / "run")
-    assert warning.startswith("run.trackers: trackio: ")
-    # Which of the two ends one that hangs depends on how long its process took to start.
+    warned = warnings_of(tmp_path / "run")
+    assert all(warning.startswith("run.trackers: trackio: ") for warning in warned)
+    # One that hangs is warned of when it takes nothing, when it does not end, or at both, by how long its process took to start.
+    assert 1 <= len(warned) <= (2 if wrong == "hang" else 1)
     hung = ("has not taken everything", "does not end, and is killed")
     told = {"raise": ("No space left",), "exit": ("exit code 3",), "hang": hung}[wrong]
-    assert any(words in warning for words in told)
+    assert all(any(words in warning for words in told) for warning in warned)
     for name, tensor in final_tensors(tmp_path / "run").items():
         assert torch.equal(tensor, alone[name]), name
     train(recipe, **stand_in)  # trains nothing, and hands over the rest
