@@ -238,7 +238,7 @@ def _composition(recipe: Recipe, family: Family, cost: StepCost, cluster: Cluste
         f"{cost.flops_per_image / 1e9:,.1f} GFLOP for each image of the batch, {step_flops / 1e12:,.1f} TFLOP a step, "
         f"{step_flops * train.steps:.2e} FLOP for {train.steps:,} steps (without recomputation)",
     ]
-    for device in DEVICES:
+    for device in DEVICES if cost.flops else ():  # of what is not counted no time can be told
         peak = peak_flops(device, train.precision)
         assert peak is not None
         seconds = cost.flops / (UTILISATION * peak)
