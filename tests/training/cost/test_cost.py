@@ -110,7 +110,8 @@ def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> No
         assert counted[phase.name].kept == pytest.approx(kept, rel=0.03), phase.name
         # The hooks also see branches that lead nowhere (PixelCNN's last vertical stack), which are then dropped.
         most = 1.01 if precision == "fp32" or name not in UNSEEN_BY_HOOKS else 1.3
-        assert 0.85 < kept / sum(saved.values()) < most, phase.name
+        # A few numbers live that are logged, which is much where a network has a handful of weights.
+        assert 0.85 * sum(saved.values()) < kept < most * sum(saved.values()) + 256, phase.name
         if phase.weight_penalty is None:
             assert counted[phase.name].peak == pytest.approx(live.peak, rel=0.05), phase.name
 
