@@ -6,7 +6,7 @@ import pytest
 
 from tests.attacks.ranks import attack_all, part
 
-PARTS = 25
+PARTS = 10
 
 
 @pytest.mark.slow

@@ -107,13 +107,13 @@ def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> No
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), bf16:
             phase.loss(networks, batch)
         # Exact but for attention, whose real result lies in memory in another order than its shape alone tells.
-        assert counted[phase.name].kept == pytest.approx(kept, rel=0.03), phase.name
+        assert counted[phase.name].kept == pytest.approx(kept, rel=0.03, abs=256), phase.name
         # The hooks also see branches that lead nowhere (PixelCNN's last vertical stack), which are then dropped.
         most = 1.01 if precision == "fp32" or name not in UNSEEN_BY_HOOKS else 1.3
         # A few numbers live that are logged, which is much where a network has a handful of weights.
         assert 0.85 * sum(saved.values()) < kept < most * sum(saved.values()) + 256, phase.name
         if phase.weight_penalty is None:
-            assert counted[phase.name].peak == pytest.approx(live.peak, rel=0.05), phase.name
+            assert counted[phase.name].peak == pytest.approx(live.peak, rel=0.05, abs=256), phase.name
 
 
 @pytest.mark.slow
