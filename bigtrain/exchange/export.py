@@ -129,7 +129,7 @@ def training_components(path: Path) -> dict[str, dict[str, Tensor]]:
         try:
             open_plain(file).close()
             with safe_open(file, framework="pt") as tensors:
-                found[file.stem] = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+                found[file.stem] = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  # no mapping
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: cannot be read ({error})") from None
     return found

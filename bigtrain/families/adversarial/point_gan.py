@@ -39,7 +39,7 @@ _PROBES: Mapping[str, tuple[Colour, Minimax | NonSaturating]] = {
 class PointGANOptions(GANOptions):
     """A game between two networks over vectors."""
 
-    kind: Literal["point_gan"]  # type: ignore[assignment]
+    kind: Literal["point_gan"]  # type: ignore[assignment]  # the word that recipes tell it from its parent by
     discriminator_steps: Depth = 1
     """Updates of the discriminator for one of the generator; each reads a batch of its own."""
     generator: point_mlp.GeneratorOptions = point_mlp.GeneratorOptions()

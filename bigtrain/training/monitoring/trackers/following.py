@@ -206,7 +206,7 @@ def follow(job: Job, service: Service, calls: Calls) -> None:
                 with calls.call("its end"):
                     service.close()
                 return
-        except Exception as error:
+        except Exception as error:  # a tracker may raise anything, and must not end what others follow
             if not failing:
                 calls.say(f"{type(error).__name__}: {error}; it is tried again, and metrics.jsonl has everything")
             failing, pause = True, min(2 * pause, LONGEST_PAUSE_S)

@@ -66,7 +66,7 @@ class TensorBoard(RunTracker):
     def _try(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:
+        except Exception as error:  # whatever goes wrong in it costs a warning, and never the training
             self._writer = None
             reason = getattr(error, "strerror", None) or error
             self._warnings.append(
