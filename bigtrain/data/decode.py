@@ -287,8 +287,13 @@ def label(data: bytes) -> int | str:
         name = ""
     is_word = any(map(str.isalpha, name)) and not _LIKE_A_NUMBER.fullmatch(name)
     if not is_word or not name.isprintable() or name[0] in '{["':
-        raise Undecodable(f"{data[:20]!r} is neither a decimal class number nor the name of a class")
+        raise Undecodable(f"{_shown(data)} is neither a decimal class number nor the name of a class")
     return name
+
+
+def _shown(data: bytes) -> str:
+    """The beginning of a text, as a message quotes it."""
+    return repr(data[:20].decode(errors="backslashreplace"))
 
 
 def json_label(data: bytes, field: str) -> int | str:

@@ -174,7 +174,7 @@ def test_a_file_that_is_gone_or_is_no_class_number_is_named(tmp_path):
     with pytest.raises(UserError, match=r"f/ant/00\.png: cannot be read: No such file"):
         list(read_images(found, [np.arange(4)], 0))
     marks = {str(Path(name).with_suffix(".cls")): b"-1" for name in files}
-    with pytest.raises(UserError, match=r"a\.tar: ant/00\.cls: b'-1' is neither a decimal class number nor the name"):
+    with pytest.raises(UserError, match=r"a\.tar: ant/00\.cls: '-1' is neither a decimal class number nor the name"):
         open_collection(write_tar(tmp_path / "a.tar", files | marks))
 
 

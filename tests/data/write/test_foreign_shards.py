@@ -202,7 +202,7 @@ def test_compressed_tars_are_refused(tmp_path: Path, name: str) -> None:
             [("0.png", IMAGE), ("0.cls", b"1"), ("1.png", IMAGE), ("1.cls", b"1"), ("0.png", IMAGE)],
             r"member 0\.png: the key 0 occurs twice",
         ),
-        ([("7.png", IMAGE), ("7.cls", b"-1")], r"member 7\.cls: b'-1' is neither a decimal class number nor the name"),
+        ([("7.png", IMAGE), ("7.cls", b"-1")], r"member 7\.cls: '-1' is neither a decimal class number nor the name"),
         (
             [("6.png", IMAGE), ("6.cls", b"3"), ("7.png", IMAGE), ("7.cls", b"cat")],
             r"some of its labels are names \('cat'\) and others numbers",

@@ -79,7 +79,7 @@ DAMAGE: dict[str, tuple[Callable[[Index], object], list[str]]] = {
     ),
     "no label": (
         lambda index: overwrite(index, "cls", 0, lambda data: b"?"),
-        ["sha256", "train-000001.tar: 00004: b'?' is neither a decimal class number nor the name of a class"],
+        ["sha256", "train-000001.tar: 00004: '?' is neither a decimal class number nor the name of a class"],
     ),
     "missing": (
         lambda index: (index.folder / "train-000001.tar").unlink(),
