@@ -141,8 +141,8 @@ def _add_pictures(group: Group) -> None:
         "--range",
         type=_range,
         metavar="LOW,HIGH",
-        help="of grey pictures of 16 bits: the values that become 0 and 255, 0,4095 for 12 bits (default: the high byte is "
-        "taken when they are read)",
+        help="of grey pictures of 16 or 32 bits: the values that become 0 and 255, 0,4095 for 12 bits (default: the high byte "
+        "of 16 bits is taken when they are read)",
     )
     group.add_argument(
         "--background",
@@ -261,7 +261,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _range(text: str) -> tuple[int, int]:
     low, high = map(int, text.split(","))
-    if not 0 <= low < high < 2**16:
+    if not 0 <= low < high < 2**31:
         raise ValueError
     return low, high
 
@@ -300,7 +300,7 @@ def _named(value_of: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
 
 _rate.__name__ = "rate above 0"
 _size.__name__ = "size"
-_range.__name__ = "range LOW,HIGH of whole numbers from 0 to 65535"
+_range.__name__ = "range LOW,HIGH of whole numbers from 0 to 2147483647"
 _colour.__name__ = "colour"
 _halves.__name__ = "LEFT,RIGHT of two names"
 _positive.__name__ = "positive whole number"  # argparse says: invalid positive whole number value

@@ -130,7 +130,7 @@ def test_a_user_error_is_one_sentence(words: list[str], message: str) -> None:
         ["--format", "gif"],
         ["--labels", "json:"],
         ["--range", "5,5"],
-        ["--range", "0,65536"],
+        ["--range", "0,2147483648"],
         ["--halves", "a,a"],
         ["--halves", "a"],
         ["--field", "seg"],

@@ -171,7 +171,7 @@ def _extrema(band: Image.Image) -> tuple[int, int]:
 
 
 def _in_range(header: Image.Image, value_range: tuple[int, int]) -> Image.Image:
-    """A picture of 16 bits as 8 bits. Raises Undecodable."""
+    """A picture of 16 or 32 bits as 8 bits. Raises Undecodable."""
     if not header.mode.startswith("I"):
         raise Undecodable(f"its pixels are {header.mode}, but a range is of grey pictures of 16 bits; leave it out")
     low, high = value_range

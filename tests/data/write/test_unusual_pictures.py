@@ -1,6 +1,8 @@
 """Pictures that other tools take as a matter of course: read, or told of, and never left out or blackened in silence."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from bigtrain.errors import UserError
 from launch.shard import main
 from tests.data.conftest import write_tar
 from tests.data.sets import zip_of
+
+ROOT = Path(__file__).parents[3]
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 RED = (255, 0, 0)
@@ -75,6 +79,22 @@ def test_a_tiff_is_turned_upright() -> None:
 def test_values_that_nobody_can_read_as_brightness_are_refused(image: Image.Image, words: str) -> None:
     with pytest.raises(Undecodable, match=words):
         convert(encoded(image, "TIFF"), None, None)
+
+
+def test_a_range_shows_whole_numbers_of_32_bits() -> None:
+    values = np.array([[0, 70000], [140000, -1]], np.int32)
+    ranged = convert(encoded(Image.fromarray(values), "TIFF"), None, None, value_range=(0, 140000))
+    assert decode(ranged.data, 1)[:, :, 0].tolist() == [[0, 128], [255, 0]]
+
+
+def test_the_remedy_for_whole_numbers_of_32_bits_can_be_followed(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    Image.fromarray(np.array([[0, 70000], [140000, 5]], np.int32)).save(tmp_path / "set" / "a.tiff")
+    command = [sys.executable, "launch/shard.py", tmp_path / "set", tmp_path / "out", "--labels", "none"]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 2
+    assert "run from 0 to 140000, which are not 16 bits; say --range LOW,HIGH" in refused.stderr
+    assert subprocess.run([*command, "--range", "0,140000"], capture_output=True, cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
