@@ -7,7 +7,7 @@ that there are none.
 """
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,33 +21,44 @@ DATASET_JSON = "dataset.json"
 _MOST_CLASSES = 1_000_000
 
 
-class DatasetJson:
-    """labels: by name of the picture; None where there are none."""
+def labels_file(found: Mapping[str, Sequence[int]], names: Iterable[str]) -> str | None:
+    """Which of the files called dataset.json, the keys of `found`, says the labels of a source with these members: the one at
+    its top, or in the only folder there, as of a folder that was zipped whole. None: neither is there."""
+    if not found or DATASET_JSON in found:
+        return DATASET_JSON if found else None
+    tops = {name.partition("/")[0] for name in names}
+    name = f"{min(tops)}/{DATASET_JSON}"
+    return name if len(tops) == 1 and name in found else None
 
-    def __init__(self, where: str, labels: dict[str, int] | None) -> None:
-        self.where, self.labels = where, labels
+
+class DatasetJson:
+    """labels: by name of the picture, from the folder that the file lies in; None where there are none."""
+
+    def __init__(self, where: str, folder: str, labels: dict[str, int] | None) -> None:
+        self.where, self.folder, self.labels = where, folder, labels
 
     @classmethod
-    def read(cls, source: ImageSource, location: Sequence[int]) -> "DatasetJson | None":
-        """That of a source, at a member's location; None if the file is something else. Raises UserError, which names it, for
-        labels that are no numbers of classes."""
-        where = source.shown(DATASET_JSON)
+    def read(cls, source: ImageSource, name: str, location: Sequence[int]) -> "DatasetJson | None":
+        """That of a source, at a member's name and location; None if the file is something else. Raises UserError, which names
+        it, for labels that are no numbers of classes."""
+        where = source.shown(name)
         try:
-            value = parse_json(source.read(DATASET_JSON, location))
+            value = parse_json(source.read(name, location))
         except (Undecodable, ValueError, OSError) as error:
             raise UserError(f"{where}: the labels cannot be read: {error}") from None
         if not isinstance(value, dict) or "labels" not in value:
             return None
         labels = value["labels"]
         if labels is None:
-            return cls(where, None)
+            return cls(where, posixpath.dirname(name), None)
         if not isinstance(labels, list):
             raise UserError(f'{where}: its "labels" are no list of [name, label]; make it again')
-        return cls(where, dict(_pair(where, pair) for pair in labels))
+        return cls(where, posixpath.dirname(name), dict(_pair(where, pair) for pair in labels))
 
     def numbers(self, names: Sequence[str]) -> np.ndarray:
         """The labels of the pictures, int64 [n]. Raises UserError for a picture that has none."""
         assert self.labels is not None
+        names = [posixpath.relpath(name, self.folder) for name in names] if self.folder else names
         if absent := next((name for name in names if name not in self.labels), None):
             raise UserError(
                 f"{self.where}: has no label for {absent}; add it, or take the pictures without labels by --labels none"

@@ -15,7 +15,7 @@ from bigtrain.data.classes import in_order
 from bigtrain.data.decode import Undecodable, decode, label
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS
 from bigtrain.data.sources.collection import ImageCollection, file_key
-from bigtrain.data.sources.dataset_json import DATASET_JSON, DatasetJson
+from bigtrain.data.sources.dataset_json import DATASET_JSON, DatasetJson, labels_file
 from bigtrain.data.sources.folder import Folder
 from bigtrain.data.sources.image_source import ImageSource
 from bigtrain.data.sources.npz import NpzSamples
@@ -50,13 +50,15 @@ class ImageFiles(ImageCollection):
 
     def __init__(self, source: ImageSource) -> None:
         self.kind, self.path = source.kind, source.path
-        every, images, marks, listed = Names(), Listing([source], EXTENSIONS), {}, None
+        every, images, marks, jsons = Names(), Listing([source], EXTENSIONS), {}, {}
         for name, location in source.members():
             every.append(name)
             if not images.add(name, location) and name.endswith(".cls"):
                 marks[_stem(name)] = name, location
-            if name == DATASET_JSON and source.kind in ("folder", "zip"):
-                listed = DatasetJson.read(source, location)
+            if name.rpartition("/")[2] == DATASET_JSON and source.kind in ("folder", "zip"):
+                jsons[name] = location
+        which = labels_file(jsons, every)
+        listed = None if which is None else DatasetJson.read(source, which, jsons[which])
         self._check(every, images)
         found = images.members()
         self._members = found.take(found.sorted_by_name(self.path, _without_features(found.names)))

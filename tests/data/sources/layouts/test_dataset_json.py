@@ -74,5 +74,21 @@ def test_labels_that_are_no_classes_are_refused_and_may_be_left_out(tmp_path: Pa
     assert len(list_unlabelled(path).splits["train"]) == 3
 
 
+@pytest.mark.parametrize("name", ["set.zip", "set"])
+def test_labels_are_read_where_all_lies_in_a_folder(tmp_path: Path, name: str) -> None:
+    below = [f"ffhq/{picture}" for picture in NAMES]
+    files = [(name, encoded(image, "png")) for name, image in zip(below, pictures(3), strict=True)]
+    files.append(("ffhq/dataset.json", json.dumps({"labels": [*zip(NAMES, [2, 0, 1], strict=True)]}).encode()))
+    path = tmp_path / name
+    if path.suffix:
+        zip_of(path, files)
+    for member, data in files if not path.suffix else []:
+        (path / member).parent.mkdir(parents=True, exist_ok=True)
+        (path / member).write_bytes(data)
+    source = listed(path)
+    assert (source.classes, list(source.splits["train"])) == (("0", "1", "2"), list(zip(below, [2, 0, 1], strict=True)))
+    assert np.array(open_collection(path).labels).tolist() == [2, 0, 1]
+
+
 def test_another_file_of_that_name_means_nothing(tmp_path: Path) -> None:
     assert listed(made(tmp_path / "set.zip", {"name": "mine"})).classes == ("00000", "00001")
