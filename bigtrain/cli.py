@@ -30,6 +30,7 @@ from bigtrain.data.read.stream import Data
 from bigtrain.errors import OtherRankFailed, RankError, TrainingDiverged, UserError, known_failure
 from bigtrain.families.family import find_family
 from bigtrain.formats import PHILOX_FORMAT
+from bigtrain.home import word_of_home
 from bigtrain.options import Options
 from bigtrain.recipe import Recipe, differences, load_recipe, stored_format
 from bigtrain.recipe_yaml import parse
@@ -91,7 +92,7 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
             logging.lastResort.setFormatter(OneLine())
         adopt_ranks()
         follow_launcher()
-        main(without_local_rank(sys.argv[1:]))
+        main([word_of_home(word) for word in without_local_rank(sys.argv[1:])])
         if world.size() > 1:
             dist.destroy_process_group()
     except UserError as error:

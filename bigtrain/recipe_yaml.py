@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from bigtrain.home import value_of_home
+
 MOST_BYTES = 2**20
 _MOST_NODES = 10_000
 """Keys and values of a recipe, those that are repeated by an alias counted each time."""
@@ -34,7 +36,8 @@ _RESOLVERS = (
 
 
 def parse(text: str) -> Any:
-    """The value of YAML text. Raises ValueError, which quotes nothing of the text but the key or the value that is wrong."""
+    """The value of YAML text, in which ~/ is the user's home. Raises ValueError, which quotes nothing of the text but the key
+    or the value that is wrong."""
     if len(text) > MOST_BYTES:
         raise ValueError(f"holds more than {MOST_BYTES} characters")
     try:
@@ -44,7 +47,7 @@ def parse(text: str) -> Any:
             return None
         _check_size(node, {})
         loader = _Loader("")
-        return loader.construct_document(node)
+        return value_of_home(loader.construct_document(node))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
