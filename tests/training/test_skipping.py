@@ -115,7 +115,8 @@ def test_a_skipped_update_changes_neither_weights_nor_moments_nor_averages(tmp_p
         return {name.partition("/")[0] for name in before if not torch.equal(before[name], after[name])}
 
     assert changed_at(6) == changed_at(8) == set()
-    assert changed_at(10) == {"weights", "optimizer", "average", "average_wide"}
+    everything = {name.partition("/")[0] for name in tensors_of(checkpoints / "step_00000010")}
+    assert changed_at(10) == everything >= {"weights", "optimizer", "average", "average_wide"}
     assert [row["skipped_updates/maker"] for row in logged(tmp_path / "run")] == [2, 0, 2, 0]
 
 
