@@ -57,11 +57,13 @@ class Cluster:
         return cls(int(given["nodes"]), int(given["gpus"]), int(given["classes"]) if "classes" in given else None)
 
 
-def plan(recipe: Recipe, cluster: Cluster) -> str:
-    """The plan as a text for people. Raises UserError if the recipe could not run on such a cluster."""
+def plan(recipe: Recipe, cluster: Cluster, folder: Path | None = None) -> str:
+    """The plan as a text for people; `folder`: of the recipe, where that of a tokenizer is looked for that does not exist yet.
+    Raises UserError if the recipe could not run on such a cluster."""
     train = recipe.train
     check_batch(train, cluster.ranks)
-    spec, images, remarks = _find_spec(recipe, cluster.classes)
+    tokenizer = _tokenizer(recipe, folder)
+    spec, images, remarks = _find_spec(recipe, tokenizer, cluster.classes)
     family = make_family(recipe, spec)
     check_strategy(family, recipe.engine)
     if images is None and cluster.classes is None:
@@ -101,14 +103,16 @@ def check(recipe: Recipe, ranks: int) -> None:
         return
     index = known_split(recipe.data)
     if index is not None or recipe.data.image_size is not None:
-        spec = _assumed_spec(recipe, CLASSES) if index is None else DataSpec.from_json(describe(index))
+        spec = _assumed_spec(recipe, tokenizer, CLASSES) if index is None else DataSpec.from_json(describe(index))
         check_strategy(make_family(recipe, spec), recipe.engine)
 
 
 # -- the data, as far as they are known -------------------------------------------------------------------------------
 
 
-def _find_spec(recipe: Recipe, classes: int | None) -> tuple[DataSpec, int | None, list[str]]:
+def _find_spec(
+    recipe: Recipe, tokenizer: "_Tokenizer | None", classes: int | None
+) -> tuple[DataSpec, int | None, list[str]]:
     """The data's spec, the number of images of an epoch if it is known, and remarks for the reader of the plan."""
     index = known_split(recipe.data)  # the index is enough; its shards need not be on this machine
     if index is not None:
@@ -117,12 +121,15 @@ def _find_spec(recipe: Recipe, classes: int | None) -> tuple[DataSpec, int | Non
         return DataSpec.from_json(describe(index)), sum(index.class_counts), []
     number = classes or CLASSES
     remark = f"data.train ({shown(recipe.data.train)}) is not there: {number} classes are {'given' if classes else 'ASSUMED'}"
-    return _assumed_spec(recipe, number), None, [remark]
+    remarks = [remark]
+    if tokenizer is not None and not tokenizer.exists:
+        remarks.append(f"{tokenizer.key} ({tokenizer.path}) is not there: planned from its recipe, {tokenizer.recipe}")
+    return _assumed_spec(recipe, tokenizer, number), None, remarks
 
 
-def _assumed_spec(recipe: Recipe, classes: int) -> DataSpec:
+def _assumed_spec(recipe: Recipe, tokenizer: "_Tokenizer | None", classes: int) -> DataSpec:
     names = tuple(map(str, range(classes)))
-    codes = _codes(recipe, names)
+    codes = None if tokenizer is None else _codes(tokenizer, names)
     spec = DataSpec(*_shape(recipe), names, (1,) * classes, codes, "planned" if codes else None)
     if codes is not None:
         return spec
@@ -155,31 +162,37 @@ def _shape(recipe: Recipe) -> tuple[tuple[int, int], int]:
 
 @dataclass(frozen=True)
 class _Tokenizer:
-    """What makes the codes that a recipe is trained on: the recipe's `key` that names it, and `path` as given there."""
+    """What makes the codes that a recipe is trained on: the recipe's `key` that names it, `path` as given there, and where its
+    own recipe is, or will be."""
 
     key: str
     path: str
+    recipe: Path
 
     @property
-    def recipe(self) -> Path:
-        """Where its own recipe is, or will be: `path` itself if that is a file."""
-        path = Path(self.path)
-        return path if path.is_file() else path / "recipe.yaml"
+    def exists(self) -> bool:
+        return Path(self.path).exists()
 
 
-def _tokenizer(recipe: Recipe) -> _Tokenizer | None:
-    """None if the recipe is not trained on codes."""
+def _tokenizer(recipe: Recipe, folder: Path | None = None) -> _Tokenizer | None:
+    """None if the recipe is not trained on codes. The path may be the tokenizer's recipe itself. Of a run that is not there,
+    the recipe in `folder` that would train it is taken."""
     others = find_family(recipe.family.kind).dependencies_of(recipe.family)
-    found = [_Tokenizer(f"family.{role}", other.path) for role, other in others.items() if other.makes_codes]
+    found = [(f"family.{role}", other.path) for role, other in others.items() if other.makes_codes]
     assert len(found) <= 1, f"{recipe.family.kind} is trained on the codes of one tokenizer, not of {found}"
-    return found[0] if found else None
-
-
-def _codes(recipe: Recipe, classes: Sequence[str]) -> Mapping[str, CodeLevel] | None:
-    """The levels of codes of the recipe's tokenizer, from the tokenizer's recipe; None if there is no tokenizer."""
-    tokenizer = _tokenizer(recipe)
-    if tokenizer is None:
+    if not found:
         return None
+    key, path = found[0]
+    given = Path(path)
+    if not given.exists() and folder is not None:
+        trains_it = folder / f"{given.name}.yaml"
+        if trains_it.is_file() and load_recipe(trains_it).folder.resolve() == given.resolve():
+            return _Tokenizer(key, path, trains_it)
+    return _Tokenizer(key, path, given if given.is_file() else given / "recipe.yaml")
+
+
+def _codes(tokenizer: _Tokenizer, classes: Sequence[str]) -> Mapping[str, CodeLevel]:
+    """The levels of codes of the tokenizer, from its recipe."""
     if not tokenizer.recipe.is_file():
         raise UserError(
             f"{tokenizer.key}: {tokenizer.path} is not there, so the number of codes is unknown; for a plan its recipe is "

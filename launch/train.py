@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         print(keys_of(recipe, arguments.keys))
         return
     if arguments.plan is not None:
-        print(plan(recipe, Cluster.parse(arguments.plan)))
+        print(plan(recipe, Cluster.parse(arguments.plan), Path(arguments.recipe).parent))
         return
     try:
         ended_by = train(recipe, extended(arguments.recipe, recipe))

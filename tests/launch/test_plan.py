@@ -120,6 +120,14 @@ def test_a_prior_needs_its_tokenizers_recipe_and_no_more(tmp_path: Path) -> None
         plan(load_recipe(path), Cluster.parse("nodes=1,gpus=1"))
     text = plan(load_recipe(path, [f"family.tokenizer={tokenizer}"]), Cluster.parse("nodes=1,gpus=1"))
     assert "pixelcnn" in text
+    trains_it = tmp_path / "run_that_is_not_there.yaml"
+    trains_it.write_text(f"extends: {tokenizer}\nrun: {{dir: {tmp_path / 'run_that_is_not_there'}}}\n")
+    found = plan(load_recipe(path), Cluster.parse("nodes=1,gpus=1"), tmp_path)
+    assert f"is not there: planned from its recipe, {trains_it}" in found
+    assert found.splitlines()[4:] == text.splitlines()[3:]
+    trains_it.write_text(f"extends: {tokenizer}\nrun: {{dir: {tmp_path / 'another'}}}\n")
+    with pytest.raises(UserError, match=r"family\.tokenizer: .* is not there"):
+        plan(load_recipe(path), Cluster.parse("nodes=1,gpus=1"), tmp_path)
     with pytest.raises(UserError, match="not of a tokenizer"):
         plan(load_recipe(path, [f"family.tokenizer={tmp_path / 'small.yaml'}"]), Cluster.parse("nodes=1,gpus=1"))
 
@@ -127,9 +135,11 @@ def test_a_prior_needs_its_tokenizers_recipe_and_no_more(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_can_be_planned(name: str) -> None:
-    overrides = [f"family.tokenizer={ROOT / 'recipes' / TOKENIZERS[name]}.yaml"] if name in TOKENIZERS else []
-    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", overrides)
-    text = plan(recipe, Cluster(1, min(2, recipe.train.batch_size), None))
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    text = plan(recipe, Cluster(1, min(2, recipe.train.batch_size), None), ROOT / "recipes")
+    assert (
+        (f"planned from its recipe, {ROOT / 'recipes' / TOKENIZERS[name]}.yaml" in text) if name in TOKENIZERS else True
+    )
     # In gigabytes of three decimals, which the smallest recipes do not fill.
     tiny = name == "vae_binary_digits" or name.startswith(("gan_", "two_players"))
     total, activations = (row(text, name)["ddp"] for name in ("total", "activations"))
