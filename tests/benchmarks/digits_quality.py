@@ -1,4 +1,4 @@
-"""What the digits run is worth: python tests/benchmarks/digits_quality.py RUN [SPLITS]
+"""What the digits run is worth: python tests/benchmarks/digits_quality.py RUN [--splits N] [section.key=value ...]
 
 All real digits (1,797) are cut into random halves, several times over. FD of one half against the other half is the scale;
 FD of as many samples (untruncated, averaged weights) against a half is ours. Features and evaluator are the recipe's two
@@ -27,10 +27,11 @@ from bigtrain.inference.splits import find_splits, images_behind
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", type=Path)
-    parser.add_argument("splits", metavar="SPLITS", type=int, nargs="?", default=10, help="cuts into halves (10)")
-    asked = parser.parse_args()
+    parser.add_argument("keys", metavar="section.key=value", nargs="*", help="such as family.sampling.temperature=0.8")
+    parser.add_argument("--splits", metavar="N", type=int, default=10, help="cuts into halves (10)")
+    asked = parser.parse_intermixed_args()
     device, splits = join_world(), asked.splits
-    model = open_model(asked.run, device)
+    model = open_model(asked.run, device, overrides=asked.keys)
     train, validation = find_splits(model.recipe.data)
     assert validation is not None
     train, validation = images_behind(train), images_behind(validation)

@@ -65,7 +65,8 @@ class Trained:
         if issubclass(family, Likelihood) and "samples" in family.effort_options:
             words = ["evaluation.metrics=[bits_per_dim]", f"evaluation.likelihood_samples={SAMPLES_OF_LATENTS}"]
             self._step("weighted", "launch/evaluate.py", self.run, *words)
-        if issubclass(family, Samples) and "fd" in recipe.evaluation.metrics and family.kind != "translation":
+        has_distance = any(name.startswith("fd_") for name in self.measured["evaluation"])
+        if issubclass(family, Samples) and has_distance and family.kind != "translation":
             self._step("quality", "tests/benchmarks/digits_quality.py", self.run)
         if issubclass(family, Encodes):
             self._step("codes", "launch/encode.py", self.run, "digits", self.run / "codes")

@@ -26,7 +26,7 @@ BENCHMARKS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.s
 SMALLEST: Mapping[str, Sequence[str]] = {
     "decoding": ["PICTURES 1"],
     "diffusion_sampling": ["RUN 20 1"],
-    "digits_quality": ["RUN 1"],
+    "digits_quality": ["RUN --splits 1"],
     "digits_table": [
         "OUT/table train.steps=1 train.sample_every=1 train.save_every=1 train.evaluate_every=1 --recipes vqvae_digits"
     ],
