@@ -27,8 +27,8 @@ class ProgressBar(tqdm):
         if self._live and len(name) > _LONGEST_NAME:
             name = f"...{name[3 - _LONGEST_NAME :]}"
         pace: dict[str, Any] = {"mininterval": 0.5, "dynamic_ncols": True}
-        if not self._live:  # delay: nothing is shown at the beginning
-            pace = {"mininterval": LINE_S, "miniters": 1, "delay": 1e-9, "ncols": 10_000}
+        if not self._live:  # delay: nothing is shown before
+            pace = {"mininterval": LINE_S, "miniters": 1, "delay": LINE_S, "ncols": 10_000}
         form = _NO_TOTAL if total is None else _ON_TERMINAL if self._live else _IN_LOG
         options = {**pace, **more, "bar_format": form, "disable": quiet, "smoothing": 0.1}
         super().__init__(total=total, desc=name, unit=f" {unit}", file=sys.stderr, **options)

@@ -1,18 +1,25 @@
 """Progress on a terminal of 80 columns is one line with rate and ETA; in a log it is a line a minute."""
 
 import io
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
 
 import pytest
 import tqdm as tqdm_package
 
 from bigtrain import progress
+from bigtrain.evaluation.compare import compare
+from bigtrain.exchange import manifest
 from bigtrain.progress import Pace, ProgressBar, fitted
+from bigtrain.report.page import report
+from tests.report.report_runs import make_run
 
 
 class Clock:
-    now = 1000.0
+    now = 1.8e9  # as it is today: at this size a float has steps of 2.4e-7
 
     def time(self) -> float:
         return self.now
@@ -33,8 +40,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def work(clock: Clock, seconds: int) -> None:
-    with ProgressBar(1000, "a/long/path/to/an/index/of/train.json", "images") as bar:
+def work(clock: Clock, seconds: int, *, leave: bool = True) -> None:
+    with ProgressBar(1000, "a/long/path/to/an/index/of/train.json", "images", leave=leave) as bar:
         for _ in range(seconds):
             clock.now += 1
             bar.update(1000 // seconds)
@@ -48,8 +55,11 @@ def test_a_log_gets_a_line_a_minute_with_rate_and_eta(clock: Clock, capsys: pyte
     assert "1000/1000 images  100 %" in lines[-1]
 
 
-def test_a_log_gets_no_line_of_work_that_takes_less(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    work(clock, 50)
+@pytest.mark.parametrize("leave", [True, False])
+def test_a_log_gets_no_line_of_work_that_takes_less(
+    leave: bool, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work(clock, 50, leave=leave)
     assert capsys.readouterr().err == ""
 
 
@@ -61,6 +71,42 @@ def test_a_terminal_of_80_columns_shows_rate_and_eta_in_one_line(clock: Clock, m
     shown = [line for line in screen.getvalue().replace("\n", "\r").split("\r") if line.strip()]
     assert all(len(line) <= 80 for line in shown)
     assert any("50.00 images/s ETA 00:1" in line for line in shown)
+
+
+def compares(folder: Path) -> None:
+    result = {"step": 20, "fd_own": 4.0, "protocol": {"weights": "ema", "step": 20}}
+    for number in range(2):
+        (folder / f"{number}.json").write_text(json.dumps(result))
+    compare([folder / "0.json", folder / "1.json"], None, None)
+
+
+def exports(folder: Path) -> None:
+    (folder / "model").mkdir()
+    (folder / "model_index.json").write_text('{"model": ["diffusers", "UNet2DModel"]}')
+    (folder / "model" / "weights").write_bytes(bytes(5_000_000))
+    manifest.write(folder)
+
+
+def reports(folder: Path) -> None:
+    report([make_run(folder / "run")])
+
+
+@pytest.mark.parametrize(
+    ("command", "bar"),
+    [(compares, "reading evaluations: 100% |"), (exports, "checksums: 100% |"), (reports, "pictures: 100% |")],
+)
+def test_compare_export_and_report_show_a_bar_on_a_terminal_and_leave_nothing_of_it(
+    command: Callable[[Path], None], bar: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (80, 24))
+    monkeypatch.setattr(ProgressBar, "monitor_interval", 0)
+    monkeypatch.setattr("tqdm.std.time", count(1.8e9).__next__)  # each update is late enough to be drawn
+    command(tmp_path)
+    shown = screen.getvalue().split("\r")
+    assert any(line.startswith(bar) and " ETA " in line for line in shown), shown
+    assert shown[-1].strip() == ""
 
 
 def test_a_line_of_the_training_has_room_on_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:

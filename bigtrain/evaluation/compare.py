@@ -28,6 +28,7 @@ from bigtrain.evaluation.metrics.metric import find_metric
 from bigtrain.evaluation.metrics.registry import METRICS
 from bigtrain.evaluation.result import in_todays_names, said_of_names
 from bigtrain.evaluation.table import Cell, Row, as_csv, as_picture, as_text
+from bigtrain.progress import ProgressBar
 from bigtrain.runs import atomic
 from bigtrain.runs.nearby import runs_meant
 from bigtrain.untrusted import one_line, read_json
@@ -49,7 +50,12 @@ def compare(paths: Sequence[Path], table: Path | None, picture: Path | None) -> 
 
     Prints differences between protocols to stderr. Raises UserError for a path that is not an evaluation.
     """
-    _show(marked([row for path in paths for row in _rows(path)]), table, picture, as_picture)
+    rows: list[Row] = []
+    with ProgressBar(len(paths), "reading evaluations", "results", leave=False) as bar:
+        for path in paths:
+            rows += _rows(path)
+            bar.update()
+    _show(marked(rows), table, picture, as_picture)
 
 
 def compare_values(named: Sequence[tuple[str, Path]], table: Path, picture: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from bigtrain.progress import ProgressBar
 from bigtrain.runs import atomic
 from bigtrain.untrusted import check_plain, open_plain, read_json
 
@@ -29,14 +30,15 @@ def write(folder: Path) -> None:
     """Writes the manifest of a folder that is otherwise complete, and flushes all of it to the disk."""
     index = read_json(folder / INDEX)
     components = {name for name in index if not name.startswith("_")}
-    names = [name for name in sorted(_files(folder)) if "/" in name and name.partition("/")[0] in components]
-    loaded = {name: atomic.sha256_of(folder / name) for name in names}
+    names = sorted(_files(folder))
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    with ProgressBar(sum(sizes.values()), "checksums", "B", unit_scale=True, leave=False) as bar:
+        digests = {name: atomic.sha256_of(folder / name, bar.update) for name in names}
+    loaded = {name: digests[name] for name in names if "/" in name and name.partition("/")[0] in components}
     index |= {DIGESTS: json.dumps(loaded)}
     atomic.write_flushed(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
-    files = {
-        name: {"size": (folder / name).stat().st_size, "sha256": loaded.get(name) or atomic.sha256_of(folder / name)}
-        for name in sorted(_files(folder))
-    }
+    sizes[INDEX], digests[INDEX] = (folder / INDEX).stat().st_size, atomic.sha256_of(folder / INDEX)
+    files = {name: {"size": sizes[name], "sha256": digests[name]} for name in names}
     for name in files:
         atomic.sync(folder / name)
     atomic.write_flushed(folder / NAME, (json.dumps({"format": 1, "files": files}, indent=2) + "\n").encode())

@@ -14,8 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from bigtrain.progress import ProgressBar
 from bigtrain.report import sections
 from bigtrain.report.curves import Curves, as_json, chart_place, curves_of, evaluation_charts, group_places, swatch
 from bigtrain.report.markup import Markup, join, tag
@@ -33,7 +32,7 @@ def report(folders: Sequence[Path]) -> str:
     """The HTML of a page of these runs. Raises UserError for a folder that is no run."""
     runs = read_runs(folders)
     curves = curves_of(runs)
-    with tqdm(total=sum(len(run.pictures) for run in runs), desc="pictures", unit="picture", leave=False) as bar:
+    with ProgressBar(sum(len(run.pictures) for run in runs), "pictures", "pictures", leave=False) as bar:
         pictures = [encode_all(run.pictures, run.remarks.append, bar.update) for run in runs]
         rest = len(_page(runs, curves, [Fitted([], None) for _ in runs]).encode())
         bar.reset()

@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -134,12 +135,13 @@ def make_folder(path: Path) -> None:
             raise OSError(errno.EEXIST, "is a link, or no folder", str(path)) from None
 
 
-def sha256_of(path: Path) -> str:
-    """Raises OSError, also for what is no plain file."""
+def sha256_of(path: Path, read: Callable[[int], object] = lambda size: None) -> str:
+    """Raises OSError, also for what is no plain file. `read`: is told of each piece how many bytes it has."""
     digest, piece = hashlib.sha256(), bytearray(_PIECE)
     with open_plain(path) as file:
         while size := file.readinto(piece):
             digest.update(memoryview(piece)[:size])
+            read(size)
             beats.beat()
     return digest.hexdigest()
 
