@@ -1,13 +1,18 @@
 """The Hub, which no test reaches: what is asked of its library is recorded, and what it would give comes from a folder."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import huggingface_hub
+import numpy as np
 import pytest
 import yaml
 from diffusers import DDPMPipeline, DiffusionPipeline
@@ -20,6 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+import bigtrain
 from bigtrain.errors import UserError
 from bigtrain.exchange import hub
 from bigtrain.exchange.card import Card
@@ -196,6 +202,44 @@ def test_the_lines_of_a_card_load_what_was_pushed(pushed: RecordedHub, monkeypat
         values: dict[str, Any] = {}
         exec("\n".join(lines), values)
         assert values["images"][0].size == (side, side)
+
+
+PLAIN = """
+import sys
+sys.path.append(sys.argv[1])  # the packages, without what .pth files there add
+from importlib.util import find_spec
+assert find_spec("bigtrain") is None
+from diffusers import DDPMPipeline
+pipeline = DDPMPipeline.from_pretrained("someone/ddpm")
+images = pipeline(batch_size=2, num_inference_steps=5).images
+assert [image.size for image in images] == [(8, 8)] * 2
+"""
+OURS = """
+import numpy
+from diffusers import DiffusionPipeline
+for name, given in (("gan", {"class_labels": [0, 1]}), ("ddpm", {"count": 2, "seed": 0})):
+    custom = {"custom_pipeline": f"someone/{name}"} if name == "ddpm" else {}
+    pipeline = DiffusionPipeline.from_pretrained(f"someone/{name}", trust_remote_code=True, **custom)
+    numpy.save(f"{name}.npy", [numpy.asarray(image) for image in pipeline(**{"seed": 0} | given).images])
+"""
+
+
+@pytest.mark.slow
+def test_what_was_pushed_loads_in_fresh_environments(pushed: RecordedHub, tmp_path: Path) -> None:
+    """Of diffusers alone, and of an installed bigtrain: processes of their own, with empty caches."""
+
+    def fresh(cache: str, *command: str, **more: str) -> None:
+        variables = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
+        variables |= {"HF_HOME": str(tmp_path / cache), "HF_HUB_OFFLINE": "1", **more}
+        subprocess.run([sys.executable, *command], cwd=pushed.folder, env=variables, check=True, timeout=300)
+
+    fresh("plain", "-I", "-S", "-c", PLAIN, str(Path(diffusers.__file__).parents[1]))
+    fresh("ours", "-c", OURS, PYTHONPATH=str(Path(bigtrain.__file__).parents[1]))
+    for family in ("gan", "ddpm"):
+        wanted = ["--classes", "0,1", "--per-class", "1"] if family == "gan" else ["--per-class", "2"]
+        sample([f"runs/{family}", "--npz", str(tmp_path / "run.npz"), "--seed", "0", *wanted])
+        drawn, of_run = np.load(pushed.folder / f"{family}.npy"), np.load(tmp_path / "run.npz")["arr_0"]
+        assert np.array_equal(drawn, of_run[:2].reshape(drawn.shape)), family
 
 
 def card(**changes: Any) -> str:
