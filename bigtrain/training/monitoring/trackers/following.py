@@ -26,6 +26,10 @@ from bigtrain.training.monitoring.trackers.services import Service, service_of
 from bigtrain.untrusted import read_json, read_plain
 
 POLL_S, LONGEST_PAUSE_S = 1.0, 60.0
+RECORD_S = 1.0
+"""How often it is recorded what the tracker has while much is handed over: of more, a process that is killed knows nothing."""
+NICENESS = 10
+"""At least: where training has it already, more would leave the tracker next to no time on a busy machine."""
 HANG_S = 120.0
 """A call of the tracker's that takes longer is warned of."""
 AFTER_DEATH_S = 60
@@ -109,6 +113,7 @@ class Following:
     def hand_over(self) -> None:
         """Raises what the tracker raises; what it did not take is handed over by the next call."""
         self._collect()
+        recorded = time.monotonic()
         try:
             while self._waiting:
                 step, kind, content = self._waiting[0]
@@ -116,9 +121,15 @@ class Following:
                     self._give(step, kind, content)
                 self._waiting.pop(0)
                 self._sent = self._sent.up_to(kind, step)
+                if time.monotonic() - recorded > RECORD_S:
+                    self._write()
+                    recorded = time.monotonic()
         finally:
-            if self._sent != Sent.read(self._record, self._sent.run):
-                atomic.write_json(self._record, asdict(self._sent))
+            self._write()
+
+    def _write(self) -> None:
+        if self._sent != Sent.read(self._record, self._sent.run):
+            atomic.write_json(self._record, asdict(self._sent))
 
     def _give(self, step: int, kind: str, content: Any) -> None:
         if kind == "row":
@@ -234,7 +245,7 @@ def main() -> None:
     job = Job(**json.loads(sys.argv[1]))
     messages = os.dup(1)
     os.dup2(2, 1)  # what the tracker prints goes into its log
-    os.nice(10)
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     PartialState(cpu=True)  # without it Accelerate's trackers raise when they log
     # They are meant for the run, which then says that it ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
