@@ -109,6 +109,14 @@ def test_compare_export_and_report_show_a_bar_on_a_terminal_and_leave_nothing_of
     assert shown[-1].strip() == ""
 
 
+@pytest.mark.parametrize("command", [compares, exports, reports])
+def test_they_write_nothing_into_a_log_where_they_take_less_than_a_minute(
+    command: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_line_of_the_training_has_room_on_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     losses = ["generator 1.234", "discriminator 0.987", "encoder 0.111", "data wait 3 %"]

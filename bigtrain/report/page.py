@@ -34,8 +34,8 @@ def report(folders: Sequence[Path]) -> str:
     curves = curves_of(runs)
     with ProgressBar(sum(len(run.pictures) for run in runs), "pictures", "pictures", leave=False) as bar:
         pictures = [encode_all(run.pictures, run.remarks.append, bar.update) for run in runs]
-        rest = len(_page(runs, curves, [Fitted([], None) for _ in runs]).encode())
-        bar.reset()
+    rest = len(_page(runs, curves, [Fitted([], None) for _ in runs]).encode())
+    with ProgressBar(None, "making pictures smaller", "pictures", leave=False) as bar:  # in as many rounds as it takes
         fitted = _fit_all(pictures, max(FEWEST_FOR_PICTURES, MOST_BYTES - rest), bar.update)
     return _page(runs, curves, fitted)
 
