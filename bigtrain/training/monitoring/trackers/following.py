@@ -26,14 +26,14 @@ from bigtrain.training.monitoring.trackers.services import Service, service_of
 from bigtrain.untrusted import read_json, read_plain
 
 POLL_S, LONGEST_PAUSE_S = 1.0, 60.0
-RECORD_S = 1.0
-"""How often it is recorded what the tracker has while much is handed over: of more, a process that is killed knows nothing."""
 NICENESS = 10
 """At least: where training has it already, more would leave the tracker next to no time on a busy machine."""
 HANG_S = 120.0
 """A call of the tracker's that takes longer is warned of."""
 AFTER_DEATH_S = 60
 """How long it may go on when the process that trains has died."""
+LAST_CALL_S = 3.0
+"""How much longer the call that is under way then, so that it is recorded that the tracker has what it was given."""
 
 
 @dataclass(frozen=True)
@@ -113,23 +113,13 @@ class Following:
     def hand_over(self) -> None:
         """Raises what the tracker raises; what it did not take is handed over by the next call."""
         self._collect()
-        recorded = time.monotonic()
-        try:
-            while self._waiting:
-                step, kind, content = self._waiting[0]
-                with self._calls.call(f"the {kind} of step {step}"):
-                    self._give(step, kind, content)
+        while self._waiting:
+            step, kind, content = self._waiting[0]
+            with self._calls.call(f"the {kind} of step {step}"):
+                self._give(step, kind, content)
                 self._waiting.pop(0)
                 self._sent = self._sent.up_to(kind, step)
-                if time.monotonic() - recorded > RECORD_S:
-                    self._write()
-                    recorded = time.monotonic()
-        finally:
-            self._write()
-
-    def _write(self) -> None:
-        if self._sent != Sent.read(self._record, self._sent.run):
-            atomic.write_json(self._record, asdict(self._sent))
+                atomic.write_json(self._record, asdict(self._sent))
 
     def _give(self, step: int, kind: str, content: Any) -> None:
         if kind == "row":
@@ -167,6 +157,7 @@ class Calls:
     def __init__(self, parent: int, messages: int) -> None:
         self._parent, self._messages = parent, messages
         self._call: tuple[str, float] | None = None
+        self._under_way = threading.Lock()
         self.ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -177,11 +168,12 @@ class Calls:
 
     @contextmanager
     def call(self, what: str) -> Iterator[None]:
-        self._call = (what, time.monotonic())
-        try:
-            yield
-        finally:
-            self._call = None
+        with self._under_way:
+            self._call = (what, time.monotonic())
+            try:
+                yield
+            finally:
+                self._call = None
 
     def _watch(self) -> None:
         told, deadline, seconds = None, float("inf"), AFTER_DEATH_S
@@ -196,6 +188,7 @@ class Calls:
                 seconds = int(told_seconds) if told_seconds.isdigit() else AFTER_DEATH_S
                 deadline = time.monotonic() + seconds
                 self.ended.set()
+        self._under_way.acquire(timeout=LAST_CALL_S)
         self.say(f"has not taken everything within {seconds} s; it is given the rest when the same command runs again")
         os._exit(0)
 
