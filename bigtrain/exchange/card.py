@@ -51,7 +51,7 @@ class Card:
             self._how(),
             self._data(),
             self._evaluation(),
-            f"## Training\n\nThe whole recipe, by which [bigtrain](https://pypi.org/project/bigtrain/) trains it again:\n\n"
+            f"## Training\n\nThe whole recipe, by which bigtrain trains it again:\n\n"
             f"{_fenced(self.recipe_yaml, 'yaml')}",
             "## Limits\n\nTo fill in: what the model is not good for, and what its data do not show.",
         ]

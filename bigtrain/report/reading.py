@@ -239,10 +239,7 @@ def _text(value: Any) -> str:
     elif isinstance(value, Mapping):
         text = "{}" if not value else "{" + ", ".join(f"{_text(k)}: {_text(v)}" for k, v in value.items()) + "}"
     else:
-        text = {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_word(value) else str(value)
+        is_word = value is None or isinstance(value, bool)  # 1 equals True
+        text = {None: "null", True: "true", False: "false"}[value] if is_word else str(value)
     text = _LOGIN.sub(r"\1…@", one_line(text))
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
-
-
-def _is_word(value: Any) -> bool:
-    return value is None or isinstance(value, bool)

@@ -159,3 +159,7 @@ def test_a_tracker_that_is_not_installed_is_one_sentence_with_the_pip_line(monke
     run_tracker.check_installed(["tensorboard"])
     with pytest.raises(UserError, match=r"^run\.trackers: wandb is not installed: pip install 'bigtrain\[wandb\]', or"):
         run_tracker.check_installed(["tensorboard", "wandb"])
+    with pytest.raises(
+        UserError, match=r"^run\.trackers: trackio is not installed: pip install trackio, or leave it out"
+    ):
+        run_tracker.check_installed(["trackio"])
