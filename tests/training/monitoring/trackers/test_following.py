@@ -50,6 +50,7 @@ class NoWatch(Calls):
 
     def __init__(self) -> None:
         self._call = None
+        self._under_way = threading.Lock()
         self.ended = threading.Event()
         self.said: list[str] = []
 
@@ -152,6 +153,18 @@ def test_settings_of_wandb_in_a_run_folder_which_could_name_a_host_are_refused(f
     (folder / "trackers" / "wandb" / "settings").write_text("[default]\nbase_url = http://example.org\n")
     with pytest.raises(PermissionError, match="could name another host"):
         WandB(folder, RUN, "small").open({})
+
+
+def test_whatever_kills_it_knows_what_it_was_given_before_the_last(folder: Path) -> None:
+    rows(folder, 10, 20, 30)
+    known = []
+
+    class Reader(Recorder):
+        def scalars(self, step: int, values: Mapping[str, float]) -> None:
+            known.append(following.Sent.read(folder / "trackers" / "wandb.json", RUN).row)
+
+    Following(Job("wandb", str(folder), RUN, "small", os.getpid()), Reader(folder), NoWatch()).hand_over()
+    assert known == [-1, 10, 20]
 
 
 def test_a_tracker_that_is_not_installed_is_one_sentence_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
