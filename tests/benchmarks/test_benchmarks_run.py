@@ -35,6 +35,7 @@ SMALLEST: Mapping[str, Sequence[str]] = {
     "evaluation_speed": ["PICTURES 1 --pictures 20", "distances 1 --dimensions 16"],
     "feeding": ["PICTURES recipes/biggan_cifar10.yaml recipes/pixelcnn_cifar10.yaml --seconds 0.1 --rounds 1"],
     "finetune_digits": ["OUT/finetune evaluation.samples=20 --seeds 1 --steps 1,1 --recipes biggan_digits"],
+    "gallery": ["OUT/gallery.png RUN"],
     "gpu": ["--tiny --workers 0 --out OUT/gpu.jsonl"],
     "large_set": ["10000"],
     "loader": ["cifar PICTURES --seconds 0.1 --rounds 1 --batch 4 --workers 1"],
@@ -85,8 +86,10 @@ def make_pictures(folder: Path) -> Path:
 
 
 def copy_run(folder: Path) -> Path:
-    """A diffusion model of digits, guided, of 20 timesteps."""
+    """A diffusion model of digits, guided, of 20 timesteps, and a picture."""
     shutil.copytree(FOLDER.parent / "fixtures" / "a3de763" / "runs" / "diffusion", folder)
+    (folder / "samples").mkdir(exist_ok=True)
+    Image.new("L", (40, 40)).save(folder / "samples" / "step_00000004.png")
     return folder
 
 
