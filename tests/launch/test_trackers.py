@@ -154,6 +154,7 @@ def kill_and_resume(folder: Path, tracker: str) -> None:
 @pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
 def test_mlflow_has_one_run_with_each_step_once_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)  # where MLflow puts pictures
     kill_and_resume(tmp_path, "mlflow")
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         runs = store.execute("select run_uuid, name, status from runs").fetchall()
