@@ -24,7 +24,8 @@ from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
 from bigtrain.features.cache import fingerprint
 from bigtrain.inference.dependencies import group_of
-from bigtrain.inference.model import make_family, open_model, opened_run
+from bigtrain.inference.model import made_of_snapshots, make_family, open_model, opened_run
+from bigtrain.inference.posthoc import named_width
 from bigtrain.recipe import Recipe
 from bigtrain.training.options import TrainOptions
 
@@ -132,19 +133,26 @@ def _open(given: str, weights: str) -> Source:
         recipe, saved = opened_run(path, "newest")
         return _of_run(path, recipe, saved, weights)
     except UserError as error:
-        raise UserError(f"train.init: {error}") from None
+        key, said = "train.init", str(error)
+        if said.startswith("--weights: "):
+            key, said = "train.init_weights", said.removeprefix("--weights: ")
+        raise UserError(f"{key}: {said}") from None
 
 
 def _of_run(path: Path, recipe: Recipe, saved: Any, weights: str) -> Source:
     family = make_family(recipe, DataSpec.from_json(saved.state.get("data", {})))
-    if weights not in ("ema", "raw", *recipe.ema.extra):
+    width = named_width(weights)
+    if width is None and weights not in ("ema", "raw", *recipe.ema.extra):
         available = ", ".join(["ema", "raw", *recipe.ema.extra])
         raise UserError(f"{path} has no average {weights!r} (train.init_weights); there are {available}")
-    tensors = {}
-    for name, component in family.components.items():
-        groups = saved.tensors(name)
-        averaged = component.averaged and component.optimizer is not None
-        tensors[name] = groups[group_of(weights) if averaged else "weights"]
+    averaged = [name for name, each in family.components.items() if each.averaged and each.optimizer is not None]
+    if width is not None:
+        made, facts = made_of_snapshots(path, recipe, saved, family, averaged, width)
+        kept = {name: saved.tensors(name)["weights"] for name in family.components if name not in made}
+        return Source(path, family, made | kept, {"step": saved.step, **facts})
+    tensors = {
+        name: saved.tensors(name)[group_of(weights) if name in averaged else "weights"] for name in family.components
+    }
     return Source(path, family, tensors, {"step": saved.step, "weights": weights})
 
 

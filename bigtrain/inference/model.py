@@ -414,15 +414,25 @@ def _load_made(
 ) -> dict[str, Any]:
     """Puts the average of this width, made of the run's snapshots, into the networks, and a component's own weights into one
     that has no averages; returns what the provenance says of it. Raises UserError."""
-    averaged = {name: each for name, each in networks.items() if _group(family, name, "ema") == "average"}
+    averaged = [name for name in networks if _group(family, name, "ema") == "average"]
+    made, facts = made_of_snapshots(run, recipe, saved, family, averaged, width)
+    for name, network in networks.items():
+        network.load_state_dict(made[name] if name in made else saved.tensors(name)["weights"])
+    return facts
+
+
+def made_of_snapshots(
+    run: Path, recipe: Recipe, saved: checkpoint.Checkpoint, family: Family, averaged: Sequence[str], width: float
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The average of this width, of the components that have averages, by component and tensor; and what the provenance says of
+    it. Every rank calls it. Raises UserError."""
     if not averaged:
         raise UserError(f"--weights: a {family.kind} keeps no averages; leave {weights_name(width)} out")
-    snapshots = Snapshots.open(run, recipe.ema.posthoc, saved, averaged)
+    networks = {name: without_weights(family, name) for name in averaged}
+    snapshots = Snapshots.open(run, recipe.ema.posthoc, saved, networks)
     fit = snapshots.fit(width)
-    for name, network in networks.items():
-        made = snapshots.tensors(name, network, fit) if name in averaged else saved.tensors(name)["weights"]
-        network.load_state_dict(made)
-    return {"weights": weights_name(width), FACTS: snapshots.facts(width, fit)}
+    tensors = {name: snapshots.tensors(name, network, fit) for name, network in networks.items()}
+    return tensors, {"weights": weights_name(width), FACTS: snapshots.facts(width, fit)}
 
 
 def _described(saved: checkpoint.Checkpoint) -> DataSpec:

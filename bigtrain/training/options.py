@@ -44,8 +44,8 @@ class TrainOptions(Options):
     several by component, such as {generator: PATH}. What does not fit (other sizes, a component that an export lacks) is named,
     and begins at random. Classes go by their names. launch/convert.py makes an export of published weights."""
     init_weights: str = "ema"
-    """Which weights of a run are taken: ema (the main average), raw, or the name of an extra average. A component without
-    averages has but one kind."""
+    """Which weights of a run are taken: ema (the main average), raw, the name of an extra average, or sigma_rel=X for one that
+    is made of the run's snapshots (ema.posthoc). A component without averages has but one kind."""
     resume: Resume | None = None
     """{from: RUN, step: N}: a new run that goes on from that checkpoint of another one (without step, from its newest), with
     whatever keys are changed here: weights, averages and the optimizer's state where they fit. null: a run goes on in its own

@@ -10,7 +10,7 @@ import torch
 from bigtrain.errors import UserError
 from bigtrain.inference.model import Model, open_model
 from bigtrain.runs import checkpoint
-from tests.runs_of import FAMILIES, ROOT, run, train, write_recipe
+from tests.runs_of import FAMILIES, ROOT, final_tensors, run, train, write_recipe
 
 CPU = torch.device("cpu")
 KEPT = {"narrow": 0.03, "between": 0.075, "wider": 0.15, "wide": 0.2}
@@ -92,6 +92,29 @@ def test_exports_samples_and_evaluations_say_the_width(trained: Path, tmp_path: 
     assert protocol["posthoc"]["sigma_rel"] == 0.15
     table = run(ROOT / "launch" / "evaluate.py", trained, "--sweep", "sigma_rel=0.05,0.1", *words).stdout.splitlines()
     assert [row.split()[0] for row in table[1:]] == ["sigma_rel=0.05", "sigma_rel=0.1"]
+
+
+def test_training_begins_with_a_width_and_records_it(trained: Path, tmp_path: Path) -> None:
+    words = [
+        f"train.init={trained}",
+        "train.init_weights=sigma_rel=0.150",
+        "family.optimizer.lr=1e-12",
+        "ema.posthoc=null",
+    ]
+    train(write_recipe(tmp_path, FAMILIES["vae"], steps=1), *words)
+    begun, made = final_tensors(tmp_path / "run"), open_model(trained, CPU, weights="sigma_rel=0.15")
+    for name, value in made.weights["vae"].named_parameters():
+        torch.testing.assert_close(begun[f"vae/weights/{name}"], value.detach(), rtol=0, atol=1e-6)
+    recorded = json.loads((tmp_path / "run" / "environment.json").read_bytes())["initial_weights"]["vae"]
+    assert (recorded["step"], recorded["weights"]) == (STEPS, "sigma_rel=0.15")
+    assert recorded["posthoc"]["snapshots"] == 64
+
+
+def test_training_does_not_begin_with_a_width_that_cannot_be_made(trained: Path, tmp_path: Path) -> None:
+    words = [f"train.init={trained}", "train.init_weights=sigma_rel=0.26"]
+    said = train(write_recipe(tmp_path, FAMILIES["vae"], steps=1), *words, expect=2).stderr
+    assert "train.init_weights: sigma_rel=0.26 cannot be made of the 64 snapshots" in said
+    assert "Traceback" not in said
 
 
 def test_a_damaged_snapshot_is_warned_of_and_left_out(
