@@ -273,7 +273,15 @@ def test_a_z_in_one_piece_is_refused(tmp_path: Path) -> None:
         if ".gain.weight" in name or ".bias.weight" in name:
             tensors[name] = tensors[name][:, :5]
     torch.save(tensors, folder / "G_ema.pth")
-    refused(tmp_path, [str(folder)], r"its z is in one piece \(no --hier\)")
+    refused(tmp_path, [str(folder)], r"its z is in one piece \(no --hier\).*the nearest, .*kind: resnet")
+
+
+def test_a_table_of_classes_for_each_norm_is_refused(tmp_path: Path) -> None:
+    folder = authors.biggan(tmp_path / "weights", 32)
+    tensors = torch.load(folder / "G_ema.pth")
+    del tensors["shared.weight"]
+    torch.save(tensors, folder / "G_ema.pth")
+    refused(tmp_path, [str(folder)], r"for each of its norms \(no --G_shared\).*the nearest, .*kind: resnet")
 
 
 def test_heads_of_an_unknown_order_ask_for_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bigtrain.errors import UserError
 from bigtrain.exchange.convert.source import Architecture, Checkpoint, Source, Tensors
-from bigtrain.exchange.convert.sources.biggan_shapes import discriminator_keys, generator_keys
+from bigtrain.exchange.convert.sources.biggan_shapes import NEAREST, discriminator_keys, generator_keys
 
 # One after another, on names that begin with blocks.BLOCK.0. (a residual block) or blocks.BLOCK.1. (the attention behind it),
 # output_layer.0. (the last norm) or output_layer.2. (the last convolution).
@@ -86,7 +86,8 @@ class BigGANPyTorch(Source):
         theirs = checkpoint.parts["generator"]
         if "shared.weight" not in theirs:
             raise UserError(
-                "has an embedding of classes for each of its norms (no --G_shared), and our generator has one that all share"
+                "has a table of classes for each of its norms (no --G_shared), and our generator has one that all share; "
+                f"{NEAREST}"
             )
         if "linear.u0" not in theirs:
             raise UserError("has no spectral norm in its generator (no --G_param SN), and ours has")

@@ -9,6 +9,11 @@ from bigtrain.errors import UserError
 from bigtrain.networks.adversarial.biggan import DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS
 
 Tensors = Mapping[str, Tensor]
+NEAREST = (
+    "its weights fit no network here: the nearest, family.generator={kind: resnet, conditioning: batch_norm}, has neither "
+    "spectral norm nor attention; weights of --hier --G_shared, as the published ones are, do fit"
+)
+"""For networks whose z, or whose table of classes, is not that of our BigGAN."""
 Tables = Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
@@ -24,7 +29,7 @@ def generator_keys(
     if condition != embedded + chunk:
         raise UserError(
             f"gives its norms {condition} numbers, and not the {embedded} of the class and {chunk} of z: its z is in one piece "
-            "(no --hier), and that of our generator in chunks, one for each block"
+            f"(no --hier), and that of our generator in chunks, one for each block; {NEAREST}"
         )
     for side, (inputs, outputs) in tables.items():
         base = widths[-1][0] // outputs[-1]
