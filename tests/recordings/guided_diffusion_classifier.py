@@ -1,6 +1,6 @@
-"""ADM's classifier of noisy images, recorded: python tests/recordings/guided_diffusion_classifier.py PATH_OF_THE_AUTHORS_CHECKOUT
+"""ADM's classifier of noisy images: python tests/recordings/guided_diffusion_classifier.py PATH_OF_THE_AUTHORS_CHECKOUT
 
-github.com/openai/guided-diffusion at commit 22e0df8183507e13a7813f8d38d51b072ca1e67c, `EncoderUNetModel`. The form of the
+`EncoderUNetModel` of github.com/openai/guided-diffusion at commit 22e0df8183507e13a7813f8d38d51b072ca1e67c. The form of the
 published classifiers (times that scale and shift, residual blocks that resample, heads of one width in the order that
 `create_classifier` leaves to them, pooling by attention) at a small width in float64, and with pooling by the mean; the tensors
 of the published 64x64 classifier, on the meta device.

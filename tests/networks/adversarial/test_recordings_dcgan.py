@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from bigtrain.networks.adversarial.dcgan import DiscriminatorOptions, GeneratorOptions
-from tests.networks.adversarial.pytorch_dcgan_names import our_discriminator_name, our_generator_name
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.recipe import load_recipe
+from tests.networks.adversarial.pytorch_dcgan_names import our_discriminator_name, our_generator_name
 from tests.recordings.pytorch_dcgan import SIZE, SMALL, inputs, value
 from tests.recordings.summary import assert_excerpt, assert_summaries, gradients, objective, read, summary
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from bigtrain.networks.adversarial.resnet import DiscriminatorOptions, GeneratorOptions
-from tests.networks.adversarial.studiogan_resnet_names import our_names, our_tensors
 from bigtrain.networks.layers.statistics import commit, set_recording
+from tests.networks.adversarial.studiogan_resnet_names import our_names, our_tensors
 from tests.recordings.studiogan_resnet import BATCH_NORM_EPS, SPECTRAL_NORM_EPS, inputs, value
 from tests.recordings.summary import assert_excerpt, assert_summaries, objective, read, summary
 

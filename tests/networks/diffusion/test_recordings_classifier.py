@@ -1,6 +1,7 @@
-"""The classifier of noisy images is ADM's, by values of the authors' code (tests/recordings/guided_diffusion_classifier.py): under
-their weights it has their logits and gradients, to 1e-9 of the norm of each; at the size of the published 64x64 classifier each
-of their tensors is one of ours, or several."""
+"""The classifier of noisy images is ADM's, by values of the authors' code (tests/recordings/guided_diffusion_classifier.py).
+
+Under their weights it has their logits and gradients, to 1e-9 of the norm of each; at the size of the published 64x64
+classifier each of their tensors is one of ours, or several."""
 
 import pytest
 import torch
@@ -19,7 +20,12 @@ SMALL = UNetOptions(
     channels=32, multipliers=(1, 2), blocks_per_level=1, attention_resolutions=(8, 4), head_channels=16, **FORM
 )
 PUBLISHED = UNetOptions(
-    channels=128, multipliers=(1, 2, 3, 4), blocks_per_level=4, attention_resolutions=(32, 16, 8), head_channels=64, **FORM
+    channels=128,
+    multipliers=(1, 2, 3, 4),
+    blocks_per_level=4,
+    attention_resolutions=(32, 16, 8),
+    head_channels=64,
+    **FORM,
 )
 
 
