@@ -1,0 +1,62 @@
+"""A run goes on, and another begins from its weights, under another strategy and on another number of ranks than it had. (From
+one process to every strategy: test_branch.py and test_initial_weights.py.)"""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs_of import FAMILIES, final_tensors, largest_difference, optimizers_of, train, write_recipe
+
+# With momentum, which does not make sums in another order into other weights, as Adam's division does.
+GAN = optimizers_of(FAMILIES["gan"], {"kind": "sgd", "lr": 0.02, "momentum": 0.9})
+WORLDS = {"one": ("ddp", 1), "ddp": ("ddp", 2), "zero2": ("zero2", 2), "zero3": ("zero3", 2)}
+"""By name the strategy and the number of ranks."""
+STEPS = 2
+
+
+def trained(folder: Path, world: str, steps: int, *words: str) -> Path:
+    strategy, ranks = WORLDS[world]
+    recipe = write_recipe(folder, GAN, steps=steps)
+    train(recipe, "family.penalties={}", f"engine.strategy={strategy}", *words, processes=ranks)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A run of the first steps in a world, made once."""
+    folder = tmp_path_factory.mktemp("sources")
+    return cache(lambda world: trained(folder / world, world, STEPS))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of all steps in one process."""
+    return trained(tmp_path_factory.mktemp("whole"), "one", 2 * STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("of", "to"), [("zero3", "ddp"), ("ddp", "zero2"), ("zero2", "one")])
+def test_a_run_goes_on_in_another_world_as_it_would_in_its_own(
+    source: Callable[[str], Path], whole: Path, tmp_path: Path, of: str, to: str
+) -> None:
+    run = trained(tmp_path, to, 2 * STEPS, f"train.resume={{from: {source(of)}}}")
+    assert largest_difference(final_tensors(run), final_tensors(whole)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("of", "to"), [("zero2", "one"), ("zero3", "one")])
+def test_a_run_begins_from_the_weights_of_another_world(
+    source: Callable[[str], Path], tmp_path: Path, of: str, to: str
+) -> None:
+    still = [f"family.{player}_optimizer.lr=1e-12" for player in ("generator", "discriminator")]
+    found = final_tensors(trained(tmp_path, to, 1, f"train.init={source(of)}", *still))
+    given = final_tensors(source(of))
+    for component, group in (("generator", "average"), ("discriminator", "weights")):
+        own, prefix = f"{component}/weights/", f"{component}/{group}/"
+        names = [name.removeprefix(own) for name in found if name.startswith(own) and name.endswith("weight")]
+        assert names
+        for name in names:
+            torch.testing.assert_close(found[own + name], given[prefix + name], rtol=0, atol=1e-6)
