@@ -22,8 +22,10 @@ from bigtrain.runs import atomic
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND = [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]
-RECIPES: Mapping[str, tuple[int, int]] = {"biggan_digits": (1200, 300), "ddpm_digits": (1000, 200)}
+RECIPES: Mapping[str, tuple[int, int]] = {"biggan_digits": (500, 150), "ddpm_digits": (300, 120)}
 """By recipe the steps of the first training, and of those that are compared."""
+SMALLER = ("train.batch_size=32", "evaluation.samples=742")
+"""Half of the recipes' batches, and as many samples as there are training digits of the second half: minutes a seed."""
 KINDS = ("from a run", "from nothing")
 
 
@@ -55,7 +57,7 @@ class Comparison:
             print(f"{self.recipe}, seed {self.seed}: {name}", file=sys.stderr, flush=True)
             each = [f"run.dir={run}", f"run.seed={self.seed}", f"data.classes={json.dumps(digits)}"]
             each += [f"train.steps={steps}", f"train.save_every={max(steps // 4, 1)}", "train.sample_every=null"]
-            each += [*words, *self.keys]
+            each += [*SMALLER, *words, *self.keys]
             command = [sys.executable, "launch/train.py", f"recipes/{self.recipe}.yaml", *each]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
             subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
