@@ -281,7 +281,9 @@ class Diffusion(ClassifiesByLikelihood, Samples, DiffusersPipeline, kind="diffus
         if sampling.sampler == "ancestral":
             return ancestral(process, denoise, x, self.options.variance, noise, score)
         if score is not None:
-            denoise = with_score(process, denoise, score)
+            # OpenAI's code does not clip again: neither does ddim at the times at which it was published.
+            as_published = sampling.sampler == "ddim" and sampling.spacing == "leading"
+            denoise = with_score(process, denoise, score, clip=not as_published)
         return (ddim if sampling.sampler == "ddim" else dpmpp)(on_host, denoise, x)
 
     def _denoiser(

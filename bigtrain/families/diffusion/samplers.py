@@ -162,14 +162,19 @@ def ancestral(
     raise AssertionError("a process has a step 0")
 
 
-def with_score(process: Process, denoise: Denoiser, score: Score) -> Denoiser:
+def with_score(process: Process, denoise: Denoiser, score: Score, *, clip: bool) -> Denoiser:
     """A denoiser for samplers that add no noise, guided by a score: the predicted noise is less sqrt(1 - alpha_bar_t) times it
-    (Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 2), and x_0 is what follows from that; it is not clipped again. The
-    tables of `process` are on the device."""
+    (Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 2), and x_0 is what follows from that. The tables of `process` are on
+    the device.
+
+    `clip`: whether that x_0 is clipped to [-1, 1], as the denoiser's is. At the last times of the cosine schedule a score
+    counts 1 / sqrt(alpha_bar) = 20,000 times, and of a classifier that is not perfect there the sample would keep nothing else.
+    """
 
     def guided(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         x0, interpolation = denoise(x, t)
-        return x0 + process.moved_x0(score(x, t), t), interpolation
+        moved = x0 + process.moved_x0(score(x, t), t)
+        return moved.clamp(-1, 1) if clip else moved, interpolation
 
     return guided
 

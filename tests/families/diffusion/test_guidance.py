@@ -110,7 +110,7 @@ def test_samples_that_a_classifier_guides_have_the_distribution_of_bayes_rule(sa
 
         drawn = ancestral(process, denoise, x, "fixed_small", noise, score)
     else:
-        drawn = {"ddim": ddim, "dpmpp": dpmpp}[sampler](process, with_score(process, denoise, score), x)
+        drawn = {"ddim": ddim, "dpmpp": dpmpp}[sampler](process, with_score(process, denoise, score, clip=False), x)
     assert float(drawn.mean()) == pytest.approx(a * v, rel=0.05)
     assert float(drawn.std()) == pytest.approx(v**0.5, rel=0.1)
 
@@ -144,12 +144,24 @@ def test_the_gradient_is_that_of_the_log_probability_of_the_class(pool: str) -> 
     assert np.abs(slope).min() > 1e-6
 
 
-def test_a_model_without_classes_is_guided_to_one_by_a_classifier() -> None:
-    """Here by one that finds the class more likely the darker, or the brighter, an image is."""
+class Brightness(nn.Module):
+    """Finds a class more likely the darker, or the brighter, an image is."""
 
-    class Brightness(nn.Module):
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return torch.stack([-x.mean((1, 2, 3)), x.mean((1, 2, 3))], 1) * 8
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.stack([-x.mean((1, 2, 3)), x.mean((1, 2, 3))], 1) * 8
+
+
+@pytest.mark.parametrize("words", [{"sampler": "dpmpp"}, {"sampler": "ddim", "spacing": "trailing"}])
+def test_a_classifier_that_is_sure_of_noise_leaves_samples_in_range(words: dict[str, Any]) -> None:
+    family = diffusion(prediction="x0", sampling=words | {"classifier_guidance": {"model": "one", "scale": 30.0}})
+    family.attach({CLASSIFIER: LoadedModel(classifier(), {"classifier": Brightness()}, "f")})
+    drawn = sampled(family, knowing(family, 0.2), torch.tensor([0, 1]), range(2), 0, family.sampling)
+    assert drawn.abs().max() <= 1 + 1e-9
+    dark, bright = drawn.mean((1, 2, 3)).tolist()
+    assert dark < 0.2 < bright
+
+
+def test_a_model_without_classes_is_guided_to_one_by_a_classifier() -> None:
 
     class Faint(nn.Module):
         """Knows that images are near grey: x_0 ~ N(0, 0.01)."""
