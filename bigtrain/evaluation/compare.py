@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,21 @@ def compare(paths: Sequence[Path], table: Path | None, picture: Path | None) -> 
 def compare_values(named: Sequence[tuple[str, Path]], table: Path, picture: Path) -> None:
     """The same of the evaluations of one model that differ in one setting, each under its name. The picture is of the distance
     against the recall, where both were measured."""
-    rows = marked([_row(name, [_read(path)]) for name, path in named])
+    rows = marked(_in_shared_columns([_row(name, [_read(path)]) for name, path in named]))
     distances, recalls = ([_first(row, start) for row in rows] for start in (("fd_", "fid"), ("recall",)))
     whole = all(distances) and all(recalls)
     _show(rows, table, picture, lambda rows, _: as_curve(rows, distances, recalls) if whole else as_picture(rows, _))
+
+
+def _in_shared_columns(rows: Sequence[Row]) -> Sequence[Row]:
+    """With the names of metrics as far as they are the same in all rows: what else they say of how samples were drawn is in the
+    rows' names."""
+    columns = list(zip(*([name.split("_") for name in row.cells] for row in rows), strict=False))
+    same = (takewhile(lambda words: len(set(words)) == 1, zip(*names, strict=False)) for names in columns)
+    shared = ["_".join(words[0] for words in column) for column in same]
+    if len(set(shared)) < max(len(row.cells) for row in rows) or not all(shared):
+        return rows
+    return [replace(row, cells=dict(zip(shared, row.cells.values(), strict=True))) for row in rows]
 
 
 def _first(row: Row, starts: tuple[str, ...]) -> str:

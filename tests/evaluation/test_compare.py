@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bigtrain.errors import UserError
-from bigtrain.evaluation.compare import Cell, compare, repeated, share
+from bigtrain.evaluation.compare import Cell, compare, compare_values, repeated, share
 
 
 def write(path, *, seed=0, features="a", step=10, weights="ema", extra=None, **numbers):
@@ -169,6 +169,20 @@ def test_a_way_of_sampling_in_the_names_changes_no_interval(tmp_path, capsys):
     head, row = capsys.readouterr().out.splitlines()
     assert head.split() == ["class_accuracy_ddim_20", "kd_own_ddim_20", "seeds"]
     assert "0.9 (-0.074 +0.045)" in row
+
+
+def test_values_of_one_setting_share_columns_whatever_the_names_say_of_it(tmp_path, capsys):
+    named = []
+    for value, way in (("0", "dpmpp_20"), ("1.5", "dpmpp_20_guided_1.5")):
+        path = tmp_path / f"{value}.json"
+        write(path, **{f"fd_x_{way}": 3.0, f"recall_x_{way}": 0.5, "kd_x": 2.0})
+        named.append((f"guidance={value}", path))
+    compare_values(named, tmp_path / "table.csv", tmp_path / "curve.png")
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["fd_x_dpmpp_20", "recall_x_dpmpp_20", "kd_x", "seeds"]
+    assert [row.split()[0] for row in rows] == ["guidance=0", "guidance=1.5"]
+    assert all("-" not in row.split() for row in rows)
+    assert Image.open(tmp_path / "curve.png").size == (640, 480)
 
 
 def test_the_interval_of_a_share_is_wilsons():
