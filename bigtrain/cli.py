@@ -36,6 +36,7 @@ from bigtrain.recipe import Recipe, differences, load_recipe, stored_format
 from bigtrain.recipe_yaml import parse
 from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import DIRECTORY, RUN, STARTS, RunFolder
+from bigtrain.signals import ENDING, heeded, let_go_of_terminal
 from bigtrain.training.same_data import check_before_writing
 from bigtrain.untrusted import one_line, read_json
 from bigtrain.wrong_values import what_is_wrong
@@ -51,7 +52,7 @@ SPEAKER_FIRST_S = 10.0
 
 
 class Signalled(KeyboardInterrupt):
-    """SIGTERM or SIGUSR1 has arrived; the command ends as on Ctrl-C, and leaves nothing half-written. `said`: whether the
+    """A signal of ENDING has arrived; the command ends as on Ctrl-C, and leaves nothing half-written. `said`: whether the
     command has said so."""
 
     def __init__(self, number: int, said: bool = False) -> None:
@@ -70,14 +71,15 @@ def _raise_signalled(number: int, frame: FrameType | None) -> None:
     if is_ending():
         return
     # Slurm and launchers repeat their signals, which must not interrupt the way out.
-    for repeated in (signal.SIGTERM, signal.SIGUSR1):
+    for repeated in ENDING:
         signal.signal(repeated, signal.SIG_IGN)
+    let_go_of_terminal()
     raise Signalled(number)
 
 
 def run_cli(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)`. Exit codes: 0; 2 with one message for a UserError; 1 with a message for a failure that is known, and
-    with a traceback for any other; 128 + n if signal n (Ctrl-C, SIGTERM, SIGUSR1) ended the command, after it has saved what
+    with a traceback for any other; 128 + n if signal n (Ctrl-C's, or one of ENDING) ended the command, after it has saved what
     there was to save.
 
     Exits by `os._exit`, so that a rank that fails never waits for one that still works: the launcher sees the exit and ends
@@ -86,7 +88,7 @@ def run_cli(main: Callable[[Sequence[str]], None]) -> None:
     code = 0
     try:
         # A job script ignores USR1 for the launcher's sake, which this process inherits.
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in heeded():
             signal.signal(number, _raise_signalled)
         if logging.lastResort is not None:  # which prints the warnings of ours, and of libraries without handlers
             logging.lastResort.setFormatter(OneLine())

@@ -15,7 +15,7 @@ from bigtrain.options import Options
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "home"},
+    {"errors", "home", "signals"},
     {"beats", "options", "randomness", "sizes", "untrusted", "wrong_values"},
     {"formats", "progress", "recipe_errors", "recipe_yaml"},
     {"runs"},

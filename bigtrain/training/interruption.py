@@ -10,12 +10,13 @@ import torch.distributed as dist
 
 from bigtrain.cluster import world
 from bigtrain.cluster.meeting import TIMEOUT_S
+from bigtrain.signals import ENDING, heeded, let_go_of_terminal
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, *ENDING)
 
 
 class Interruption:
-    """Records SIGTERM, SIGINT and SIGUSR1; a second SIGINT interrupts at once.
+    """Records SIGTERM, SIGINT, SIGUSR1 and, unless it is ignored (nohup), SIGHUP; a second SIGINT interrupts at once.
 
     `agreed` is called by every rank after every step. Its answer at step s is the maximum over ranks of the signals received
     by step s - 1: the exchange runs on the CPU during the step, so that no rank waits for the device or for another rank,
@@ -24,7 +25,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._signal = 0
-        self._previous = {number: signal.signal(number, self._record) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._record) for number in (signal.SIGINT, *heeded())}
         self._group: Any = None
         if world.size() > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S))
@@ -33,6 +34,8 @@ class Interruption:
     def _record(self, number: int, frame: FrameType | None) -> None:
         if self._signal == number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            let_go_of_terminal()
         self._signal = number
 
     def requested(self) -> bool:

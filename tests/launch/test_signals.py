@@ -1,7 +1,10 @@
 """Commands under a signal: training saves first, everything else ends promptly and leaves nothing half-written."""
 
+import os
+import pty
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +79,29 @@ def test_training_gives_an_evaluation_up_and_saves(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 60
     assert final_tensors(tmp_path / "run")
     assert not (tmp_path / "run" / "evaluations").exists()
+
+
+@pytest.mark.slow
+def test_training_in_a_terminal_that_is_closed_saves(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, FAMILIES["toy"], steps=100_000)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        words = command(ROOT / "tests" / "drive.py", recipe)
+        os.execve(words[0], words, environment())
+    metrics, said = tmp_path / "run" / "metrics.jsonl", bytearray()
+
+    def read() -> None:
+        while not (metrics.exists() and metrics.read_text()):
+            said.extend(os.read(terminal, 4096))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(90)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP, said.decode()
+    assert final_tensors(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

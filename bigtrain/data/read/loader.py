@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bigtrain.cluster.launch import die_with_parent
 from bigtrain.errors import UserError
+from bigtrain.signals import ENDING
 
 _AHEAD = 2
 """Items that each worker prepares ahead of their use."""
@@ -173,5 +174,5 @@ def _ignore_signals_but_die_with_main() -> None:
     """Slurm and Ctrl-C signal every process of a job, but workers must live until the checkpoint that follows is written. They
     must die with the main process, though: torch's workers check for it only between batches, and a batch may hang."""
     die_with_parent(signal.SIGKILL)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)

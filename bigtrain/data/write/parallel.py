@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from bigtrain.errors import UserError
+from bigtrain.signals import ENDING
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -71,7 +72,7 @@ def _collect(readers: dict[Connection, Any], count: int, progress: Progress) -> 
 
 def _serve(work: Work[Any, Any], tasks: Sequence[tuple[int, Any]], writer: Connection) -> None:
     """What a worker process runs: its tasks one by one. It ignores signals: the parent gets them, and ends this process."""
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for ignored in (signal.SIGINT, *ENDING):
         signal.signal(ignored, signal.SIG_IGN)
     report = _Reports(writer)
     with contextlib.suppress(BrokenPipeError):  # the parent has died, so the rest is not needed

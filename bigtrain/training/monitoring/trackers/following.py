@@ -22,6 +22,7 @@ from accelerate import PartialState
 
 from bigtrain.recipe_yaml import MOST_BYTES, parse
 from bigtrain.runs import atomic
+from bigtrain.signals import ENDING
 from bigtrain.training.monitoring.trackers.services import Service, service_of
 from bigtrain.untrusted import read_json, read_plain
 
@@ -241,7 +242,7 @@ def main() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     PartialState(cpu=True)  # without it Accelerate's trackers raise when they log
     # They are meant for the run, which then says that it ends.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)
     calls = Calls(job.parent, messages)
     with (Path(job.folder) / "trackers" / f"{job.tracker}.lock").open("w") as lock:
