@@ -46,8 +46,10 @@ _JOB_OF_MPI = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "SLURM_
 def adopt_ranks(variables: MutableMapping[str, str] = os.environ) -> None:
     """Adds the variables that torch reads if another kind of launcher started this process as one of several.
 
-    Raises RankError if some variables of several ranks are set, but not enough to know this one's place among them.
+    Raises RankError if some variables of several ranks are set, but not enough to know this one's place among them, or if one
+    is no number.
     """
+    _check_numbers(variables)
     if "RANK" in variables or "WORLD_SIZE" in variables:
         _complete(variables)
         return
@@ -65,6 +67,15 @@ def adopt_ranks(variables: MutableMapping[str, str] = os.environ) -> None:
     )
     variables.setdefault("MASTER_ADDR", _address(found, variables))
     variables.setdefault("MASTER_PORT", str(_port(variables)))
+
+
+def _check_numbers(variables: Mapping[str, str]) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_PORT"):
+        if name in variables and not re.fullmatch(r"-?[0-9]+", variables[name]):
+            raise RankError(
+                f"the environment has {name}={variables[name]!r}, which is no whole number: start the ranks with accelerate "
+                f"launch or torchrun, or unset {name} to train in one process"
+            )
 
 
 def _complete(variables: MutableMapping[str, str]) -> None:
@@ -96,14 +107,12 @@ def _complete(variables: MutableMapping[str, str]) -> None:
 
 def _number(name: str, variables: Mapping[str, str]) -> int:
     other = "WORLD_SIZE" if name == "RANK" else "RANK"
-    try:
-        return int(variables[name])
-    except (KeyError, ValueError):
-        given = f"{name}={variables[name]!r}" if name in variables else f"no {name}"
+    if name not in variables:
         raise RankError(
-            f"the environment has {other}={variables.get(other)} and {given}: start the ranks with accelerate launch or "
+            f"the environment has {other}={variables.get(other)} and no {name}: start the ranks with accelerate launch or "
             f"torchrun, or unset {other} to train in one process"
-        ) from None
+        )
+    return int(variables[name])
 
 
 def _of_mpi(variables: Mapping[str, str]) -> Ranks | None:

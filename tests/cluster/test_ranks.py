@@ -83,7 +83,10 @@ def test_deepspeeds_launcher_is_completed() -> None:
     ("variables", "sentence"),
     [
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no RANK: start the ranks with accelerate launch"),
-        ({"RANK": "x", "WORLD_SIZE": "2"}, "WORLD_SIZE=2 and RANK='x'"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK='x', which is no whole number"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE='', which is no whole number"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK='x', which is no whole number: start the ranks with accelerate launch"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "29.5"}, "or unset MASTER_PORT"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "ranks are numbered from 0 to 1"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "but no LOCAL_RANK"),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "but no MASTER_ADDR; set it"),
