@@ -84,6 +84,7 @@ def test_every_recipe_of_digits_names_metrics_that_its_family_can_be_measured_by
             "recipes/biggan_digits.yaml and command line: ema.extra: 'raw' cannot name an average",
         ),
         ("family.kind=gna", "family.kind: 'gna' is not a family; did you mean gan? (there are: diffusion, "),
+        ("family.kind=dcgn", "did you mean dcgan, which is of family.kind: gan? (there are: diffusion, "),
         ("train.keep=1", "train.keep: must be at least 2 (given: 1)"),
         ("engine.strategy=zero9", "engine.strategy"),
         ("family.generator_optimizer.decay=cosine", "decay_steps goes with decay"),

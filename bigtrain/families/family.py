@@ -20,7 +20,7 @@ from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.phases import Component, Networks, Phase
 from bigtrain.options import Options
 from bigtrain.randomness import torch_seed
-from bigtrain.wrong_values import did_you_mean
+from bigtrain.wrong_values import did_you_mean, nearest_of
 
 A = TypeVar("A", bound=Ability)
 
@@ -158,6 +158,23 @@ _MODULES = {
     "vqvae": "autoencoders.vqvae",
 }
 """The module of this package that registers each kind. A table, so that a recipe imports one family and not all."""
+_OF_MODELS = {
+    "biggan": "gan",
+    "dcgan": "gan",
+    "ddpm": "diffusion",
+    "glow": "flow",
+    "iaf": "vae",
+    "iddpm": "diffusion",
+    "iwae": "vae",
+    "pix2pix": "translation",
+    "pixelcnn": "prior",
+    "pixelcnnpp": "prior",
+    "realnvp": "flow",
+    "sngan": "gan",
+    "vqvae2": "vqvae",
+    "wgan_gp": "gan",
+}
+"""The kind of models that have other names, by which recipes/ calls them."""
 
 
 def family_kinds() -> list[str]:
@@ -169,9 +186,12 @@ def find_family(kind: str) -> type[Family]:
     """The family of a kind; imports only its module. Raises UserError if there is none."""
     if kind not in family_kinds():
         kinds = family_kinds()
-        raise UserError(
-            f"family.kind: {kind!r} is not a family{did_you_mean([kind], kinds)} (there are: {', '.join(kinds)})"
-        )
+        nearest = nearest_of(kind, [*kinds, *_OF_MODELS])
+        if nearest in _OF_MODELS:
+            meant = f"; did you mean {nearest}, which is of family.kind: {_OF_MODELS[nearest]}?"
+        else:
+            meant = did_you_mean([kind], kinds)
+        raise UserError(f"family.kind: {kind!r} is not a family{meant} (there are: {', '.join(kinds)})")
     if kind not in _FAMILIES:
         importlib.import_module(f"bigtrain.families.{_MODULES[kind]}")
     return _FAMILIES[kind]
