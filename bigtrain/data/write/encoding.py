@@ -143,9 +143,7 @@ def _named(encoder: Encoder, column: Column, number: int) -> Iterator[None]:
             f"{column.shown(number)}: the {encoder.noun} cannot be read: {error.strerror or error}"
         ) from None
     except Undecodable as error:
-        raise BrokenSample(
-            f"{column.shown(number)}: the {encoder.noun} is broken: {error}; replace it or remove it, and run again"
-        ) from None
+        raise BrokenSample(f"{column.shown(number)}: the {encoder.noun} is broken: {error}") from None
 
 
 def check_sizes(
@@ -161,7 +159,7 @@ def check_sizes(
             continue
         raise BrokenSample(
             f"{shown[name]}: is {height} x {width} beside {tall} x {wide} of {shown[largest]}, but {name} is to be "
-            f"{_as_factor(factors[0])} {largest}; {_remedy(name, largest, wholes)}"
+            f"{_as_factor(factors[0])} {largest}{_remedy(name, largest, wholes)}"
         )
 
 
@@ -174,5 +172,5 @@ def _remedy(name: str, other: str, wholes: Mapping[str, tuple[int, int]]) -> str
         (height, width), (tall, wide) = wholes[small], wholes[large]
         factor = tall // height
         if factor > 1 and (tall, wide) == (height * factor, width * factor):
-            return f"say --factor {small}={factor} if all pairs are so"
-    return "mend or remove this pair"
+            return f"; say --factor {small}={factor} if all pairs are so"
+    return ""

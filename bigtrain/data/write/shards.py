@@ -121,7 +121,8 @@ def write_shards(
         tqdm.write(
             one_line(f"{picture}: this picture is damaged; its shard has it as Pillow reads it"), file=sys.stderr
         )
-    _say_skipped(out, [line for record in done for line in record.skipped])
+    skipped = sum(len(task.samples) for task in todo) - sum(record.shard.samples for record in done)
+    _say_skipped(out, skipped, [line for record in done for line in record.skipped])
     if empty := _empty_classes(source.classes, done):
         tqdm.write(one_line(f"{source.path}: {empty}"), file=sys.stderr)
     for sentence in Remarks.of_all(record.remarks for record in done).sentences():
@@ -133,9 +134,9 @@ def _refuse_broken(source: SampleSet, lines: Sequence[str]) -> None:
     """Raises UserError if there is a broken sample. lines: one for each; if it is all, a flag is wrong and not a file."""
     count = sum(map(len, source.splits.values()))
     if len(lines) == count > 1:
-        raise UserError(f"{lines[0]} (and so it is with all {count} samples)")
+        raise UserError(f"{lines[0]} (and so it is with all {count} samples); mend them and run again")
     if len(lines) == 1:
-        raise UserError(f"{lines[0]}, or leave it out by --skip-broken")
+        raise UserError(f"{lines[0]}; mend or remove it and run again, or leave it out by --skip-broken")
     if lines:
         head = (
             f"{source.path}: {len(lines)} samples are broken; mend or remove them and run again, or leave them out by "
@@ -143,12 +144,13 @@ def _refuse_broken(source: SampleSet, lines: Sequence[str]) -> None:
         raise UserError(f"{head}--skip-broken:", _shown(lines))
 
 
-def _say_skipped(out: Path, lines: Sequence[str]) -> None:
-    if lines:
+def _say_skipped(out: Path, count: int, lines: Sequence[str]) -> None:
+    """`lines`: for those of the `count` samples that this call has met; the shards that were there lack the others."""
+    if count:
         for line in _shown(lines):
             tqdm.write(one_line(line), file=sys.stderr)
         tail = "are left out; once they are mended, make these shards anew in another folder"
-        tqdm.write(one_line(f"{out}: {len(lines)} broken samples {tail}"), file=sys.stderr)
+        tqdm.write(one_line(f"{out}: {count} broken samples {tail}"), file=sys.stderr)
 
 
 def _shown(lines: Sequence[str]) -> list[str]:

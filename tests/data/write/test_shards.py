@@ -431,12 +431,14 @@ def test_all_broken_pictures_are_listed_and_may_be_skipped(
     said = capsys.readouterr().err
     assert all(f"{path}: the picture is broken" in said for path in broken)
     assert "3 broken samples are left out" in said
+    assert "run again" not in said
     train = next(Index.read(path) for path in paths if path.stem == "train")
     assert (train.samples, train.class_counts) == (23, (12, 11))
     assert verify(train, workers=0, quiet=True) == []
     kept = contents(tmp_path / "out")
     write(pictures, tmp_path / "out")
     assert contents(tmp_path / "out") == kept, "whole shards stay as they are"
+    assert "3 broken samples are left out" in capsys.readouterr().err, "a rerun says so too"
 
 
 def test_a_set_of_which_nothing_is_whole_is_refused(tmp_path: Path) -> None:
