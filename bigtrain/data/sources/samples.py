@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bigtrain.data.fields.label import UNLABELLED
+from bigtrain.data.sources.dataset_json import DATASET_JSON
 from bigtrain.data.sources.image_source import ImageSource
 from bigtrain.errors import UserError
 
@@ -146,7 +147,7 @@ class Runs(Column):
 class Listing:
     """Members as they are found: those whose names end in one of `endings`, and in none of `without`, which belong to other
     fields. The rest is counted, and left out; `unread`: those among them that look like pictures, `left_folders`: where they
-    lie."""
+    lie; `labels_files`: those called dataset.json in a folder."""
 
     def __init__(
         self,
@@ -157,6 +158,7 @@ class Listing:
         self._sources, self._endings, self._without = tuple(sources), endings, without
         self.names, self._locations, self.left_out = Names(), array("q"), 0
         self.unread: list[str] = []
+        self.labels_files: list[str] = []
         self.left_folders: set[str] = set()
 
     def add(self, name: str, location: Sequence[int], source: int = 0) -> bool:
@@ -169,6 +171,8 @@ class Listing:
             self.left_folders.add(name.rpartition("/")[0])
             if lower.endswith(UNREAD_EXTENSIONS):
                 self.unread.append(name)
+            if name.endswith(f"/{DATASET_JSON}"):
+                self.labels_files.append(name)
             return False
         self.names.append(name)
         self._locations.append(source)

@@ -70,7 +70,14 @@ def list_by_class(path: Path, tick: Tick = no_tick, choice: Choice = PICTURES) -
             f"{path}: there is no such folder{looked_for(path)}; give a folder laid out as {CLASS_FOLDERS}, or the word digits"
         )
     source = open_source(path)
-    return by_class(path, choice.listing(source, tick), skip_top=not isinstance(source, Folder), choice=choice)
+    listing = choice.listing(source, tick)
+    if isinstance(listing, Listing) and listing.labels_files:
+        tqdm.write(
+            f"{source.shown(listing.labels_files[0])}: its labels are not read, since classes are taken from the folders; make "
+            "shards of the folder that it lies in by itself, with --split NAME",
+            file=sys.stderr,
+        )
+    return by_class(path, listing, skip_top=not isinstance(source, Folder), choice=choice)
 
 
 def list_files(

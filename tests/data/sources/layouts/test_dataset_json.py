@@ -92,3 +92,15 @@ def test_labels_are_read_where_all_lies_in_a_folder(tmp_path: Path, name: str) -
 
 def test_another_file_of_that_name_means_nothing(tmp_path: Path) -> None:
     assert listed(made(tmp_path / "set.zip", {"name": "mine"})).classes == ("00000", "00001")
+
+
+def test_labels_of_several_splits_in_one_source_are_named_as_unread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = {"labels": [[name, 1] for name in NAMES]}
+    for split in ("train", "val"):
+        made(tmp_path / f"set/{split}", labels)
+    assert set(listed(tmp_path / "set").splits) == {"train", "val"}
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/set/train/dataset.json: its labels are not read" in said
+    assert "make shards of the folder that it lies in by itself, with --split NAME" in said
