@@ -93,6 +93,13 @@ class ExportedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         return self
 
 
+def _whole_number(seed: Any) -> int:
+    """A seed of any kind of whole number; 0 for None. Raises ValueError for another value."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer | None):
+        raise ValueError(f"seed: {seed!r} is not a whole number")
+    return int(seed or 0)
+
+
 def _half(dtype: Any) -> torch.dtype | None:
     """Of a torch_dtype, that of HALF; None for float32. Raises ValueError for any other."""
     if dtype not in (None, torch.float32, *HALF):
@@ -225,8 +232,11 @@ class SamplesByFamily(ABC):
             if len(generator) != 1:
                 raise ValueError("generator: give one, whose seed keys all images, and not one for each")
             generator = generator[0]
-        if seed is None:
-            seed = generator.initial_seed() if generator is not None else 0
+        if generator is not None:
+            if seed is not None:
+                raise ValueError("seed and generator: give one of them; the seed of a generator keys the draws, too")
+            seed = generator.initial_seed()
+        seed = _whole_number(seed)
         family = self.family.require(Samples, "this folder")
         facts = self.family.spec.fields
         conditions = {

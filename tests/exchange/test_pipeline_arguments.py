@@ -133,7 +133,14 @@ def test_diffusers_own_names_are_taken(exports: Path) -> None:
         ("gan", {"guidance_scale": 3.0}, "guidance_scale: is no option of this model"),
         ("diffusion", {"num_inference_steps": 3, "steps": 3}, "steps by another name, and both are given"),
         ("diffusion", {"guidance_scale": 0.5}, "guidance: must be at least 0"),
-        ("diffusion", {"generator": [torch.Generator(), torch.Generator()]}, "give one, whose seed keys all images"),
+        (
+            "diffusion",
+            {"seed": None, "generator": [torch.Generator(), torch.Generator()]},
+            "give one, whose seed keys all images",
+        ),
+        ("diffusion", {"seed": 5, "generator": torch.Generator()}, "seed and generator: give one of them"),
+        ("gan", {"seed": 1.5}, "seed: 1.5 is not a whole number"),
+        ("gan", {"seed": "1"}, "seed: '1' is not a whole number"),
     ],
 )
 def test_what_a_model_has_not_is_one_sentence(family: str, given: dict[str, Any], sentence: str, exports: Path) -> None:
