@@ -100,7 +100,7 @@ class Recipe(Options):
 
     @property
     def folder(self) -> Path:
-        return Path(self.run.dir).expanduser() if self.run.dir else Path("runs") / self.run.name
+        return Path(self.run.dir) if self.run.dir else Path("runs") / self.run.name
 
     def to_yaml(self) -> str:
         """The resolved recipe: every key, defaults included; alone it reproduces the run."""

@@ -1,5 +1,6 @@
 """~/ is the user's home in every path of a recipe and of a command line."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def test_paths_given_on_the_command_line_lie_below_the_home(home: Path) -> None:
         ("--out=~/x", "--out=HOME/x"),
         ("tokenizer=~/x", "tokenizer=HOME/x"),
         ("--dependency=tokenizer=~/x", "--dependency=tokenizer=HOME/x"),
+        ("run.dir=~root/x", f"run.dir={os.path.expanduser('~root/x')}"),
         ("run.note=~", "run.note=~"),
         ("a~/x", "a~/x"),
     ],

@@ -149,7 +149,6 @@ def open_index(
     if where == DIGITS:
         return _checked(digits_index(split, digits_size), key, "remove the folder, and it is made again")
     origin = Origin(key=key, options=remote)
-    where = os.path.expanduser(where)  # a shell leaves the ~ of data.train=~/x as it is
     if is_remote(where):
         check_url(where, origin)
     if where.endswith(".tar"):

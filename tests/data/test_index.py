@@ -129,11 +129,3 @@ def test_the_shards_of_a_link_are_beside_it_or_beside_the_index(numbered_shards:
     for shard in index.shards:  # as the cache of the Hub has it: links, each to a file in a folder of its own
         (tmp_path / "links" / shard.name).symlink_to(tmp_path / "set" / shard.name)
     assert Index.read(link).folder == tmp_path / "links"
-
-
-def test_a_tilde_that_the_shell_left_is_the_home(
-    numbered_shards: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    numbered_shards([2], tmp_path / "set")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert open_index("~/set/train.json", "train", "data.train").samples == 2

@@ -38,7 +38,7 @@ class ShardCache:
     def __init__(self, index: Index) -> None:
         options = index.origin.options
         self._index = index
-        given = options.cache and Path(os.path.expandvars(options.cache)).expanduser()
+        given = options.cache and Path(os.path.expandvars(options.cache))
         self.folder = given or cache_folder() / "shards"
         self.limit = int(options.cache_gib * GIB)
 
