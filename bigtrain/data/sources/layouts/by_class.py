@@ -115,7 +115,7 @@ def by_class(path: Path, listing: Listing | ClipListing, *, skip_top: bool, choi
         *split, label = folders[-2:] or [""]
         found[number, 0] = splits.setdefault(split[0] if split else "train", len(splits))
         found[number, 1] = classes.setdefault(label, len(classes))
-    _check_depths(path, first_at, choice)
+    _check_depths(path, first_at, choice, listing.names)
     _refuse_domains(path, classes, is_folder=not skip_top, is_split=2 in first_at)
     if isinstance(listing, Listing):
         inner = {folder[skip:] for folder in listing.left_folders} | (set() if skip_top else _folders_in(path, splits))
@@ -200,14 +200,17 @@ def _containers_in(files: Iterable[Path]) -> str:
     return ""
 
 
-def _check_depths(path: Path, first_at: Mapping[int, str], choice: Choice) -> None:
+def _check_depths(path: Path, first_at: Mapping[int, str], choice: Choice, names: Names) -> None:
     if not first_at:
         raise UserError(f"{path}: {choice.missing}, laid out as {CLASS_FOLDERS}{_archives_in(path)}")
     for depth, name in first_at.items():
         if depth not in (1, 2):
             where = "outside a class folder" if depth == 0 else "deeper than SPLIT/CLASS"
+            top = "".join(f"{folder}/" for folder in name.split("/")[: max(0, depth - 2)])
+            is_too_high = path.is_dir() and len(first_at) == 1 and all(name.startswith(top) for name in names)
+            lower = f"give {path / top} as SOURCE, or " if top and is_too_high else ""
             raise UserError(
-                f"{path}: {name} lies {where}; lay it out as {CLASS_FOLDERS}, or take the pictures of a folder without "
+                f"{path}: {name} lies {where}; {lower}lay it out as {CLASS_FOLDERS}, or take the pictures of a folder without "
                 "classes by --labels none"
             )
     if len(first_at) == 2:

@@ -38,7 +38,11 @@ def test_a_class_has_one_number_in_all_splits(tmp_path: Path) -> None:
         ([], "no pictures here"),
         (["cat/notes.txt"], "no pictures here"),
         (["1.jpg", "cat/1.jpg"], r"1\.jpg lies outside a class folder"),
-        (["a/b/c/1.jpg"], r"a/b/c/1\.jpg lies deeper than SPLIT/CLASS"),
+        (
+            ["a/b/c/1.jpg", "a/d/c/1.jpg"],
+            r"a/b/c/1\.jpg lies deeper than SPLIT/CLASS; give \S*/a as SOURCE, or lay it out",
+        ),
+        (["a/b/c/1.jpg", "b/b/c/1.jpg"], r"lies deeper than SPLIT/CLASS; lay it out"),
         (["a/b/c/d/e/f/1.jpg", "a/b/c/1.jpg"], "lies deeper than SPLIT/CLASS"),
         (["cat/1.jpg", "cat/a/b/c/2.jpg"], r"cat/a/b/c/2\.jpg lies deeper than SPLIT/CLASS"),
         (["in/trainA/1.jpg", "in/trainB/1.jpg"], "trainA, trainB look like domains.*; give the folder in which"),
