@@ -1,8 +1,9 @@
 """Turns shards of images into shards of codes: accelerate launch launch/encode.py RUN INDEX OUT [--flip]
 
-RUN is a trained tokenizer, INDEX an index of images (or the word digits, for both of their splits). Writes
-OUT/SPLIT-000000.tar ... with an index OUT/SPLIT.json, each shard with the number, the keys and the labels of its shard of
-images. All ranks share the work. Running it again writes what is missing and leaves complete shards as they are.
+RUN is a trained tokenizer, which encodes with the averaged weights of its newest checkpoint; INDEX is an index of images (or
+the word digits, for both of their splits). Writes OUT/SPLIT-000000.tar ... with an index OUT/SPLIT.json, each shard with the
+number, the keys and the labels of its shard of images. All ranks share the work. Running it again writes what is missing and
+leaves complete shards as they are.
 """
 
 import argparse

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
         "--weights",
         default="ema",
         help="averaged weights (ema), the run's own (raw), the name of an extra average, or sigma_rel=X for an average of that "
-        "width (ema.posthoc)",
+        "width (ema.posthoc); default: ema",
     )
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"

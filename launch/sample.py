@@ -89,10 +89,18 @@ MODES = {
 
 def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", metavar="RUN_OR_EXPORT", type=Path)
-    parser.add_argument("--out", type=Path, help="FILE.png for a grid, or a folder for [CLASS/]NUMBER.png")
+    parser.add_argument(
+        "what",
+        metavar="RUN_OR_EXPORT",
+        type=Path,
+        help="a run folder, an export, or hf://OWNER/NAME[@REVISION], an export on the Hugging Face Hub",
+    )
+    parser.add_argument(
+        "--out", metavar="PATH", type=Path, help="FILE.png for a grid, or a folder for [CLASS/]NUMBER.png"
+    )
     parser.add_argument(
         "--npz",
+        metavar="FILE.npz",
         type=Path,
         help="a file of uint8 samples [n, h, w, channels]; public evaluators want three channels, and grey ones have one",
     )
@@ -101,6 +109,7 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--classes",
+        metavar="NAME,NAME,...",
         help="comma-separated names of classes, or positions as index:N (or N, where no class has such a name); default: all, "
         "in a grid the first 10",
     )
@@ -115,7 +124,7 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         help="averaged weights (ema), a run's own (raw), the name of an extra average, or sigma_rel=X for an average of that "
-        "width (ema.posthoc)",
+        "width (ema.posthoc); default: ema, and those of an export",
     )
     parser.add_argument(
         "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"

@@ -80,8 +80,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="launch/shard.py",
-        description="Writes samples as webdataset shards OUT/SPLIT-000000.tar ... with an index OUT/SPLIT.json. "
+        description="Writes samples as webdataset shards OUT/SPLIT-000000.tar ... with an index OUT/SPLIT.json.\n"
         "Running it again writes what is missing and leaves complete shards as they are.",
         epilog=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -206,8 +205,10 @@ def _add_fields(group: Group) -> None:
         metavar="NAME=N",
         help="the pictures of the field NAME are N times smaller than the largest of their sample",
     )
-    group.add_argument("--fps", type=_rate, help="frames a second of clips")
-    group.add_argument("--frames", type=_positive, help="the fewest frames that a clip may have (default: 1)")
+    group.add_argument("--fps", metavar="N", type=_rate, help="frames a second of clips")
+    group.add_argument(
+        "--frames", metavar="N", type=_positive, help="the fewest frames that a clip may have (default: 1)"
+    )
     group.add_argument(
         "--skip-bad-captions", action="store_true", help="name and leave out samples with a text that is not UTF-8"
     )
@@ -220,9 +221,11 @@ def _add_shards(group: Group) -> None:
         action="store_true",
         help="name and leave out samples that cannot be read (default: all of them are listed, and nothing is indexed)",
     )
-    group.add_argument("--samples-per-shard", type=_positive, help=f"default: {SAMPLES_PER_SHARD}")
     group.add_argument(
-        "--workers", type=_positive, default=cores, help="processes (default: the cores, here %(default)s)"
+        "--samples-per-shard", metavar="N", type=_positive, help=f"samples of each shard ({SAMPLES_PER_SHARD})"
+    )
+    group.add_argument(
+        "--workers", metavar="N", type=_positive, default=cores, help="processes (default: the cores, here %(default)s)"
     )
 
 
