@@ -113,7 +113,7 @@ def turn(data: bytes) -> Image.Transpose | None:
     if data.startswith(_JPEG):
         if not _has_app1(data):
             return None
-    elif not any(mark in data for mark in _ORIENTED.get(data[:4], ())):
+    elif not may_be_turned(data):
         return None
     try:
         with warnings.catch_warnings():
@@ -121,6 +121,11 @@ def turn(data: bytes) -> Image.Transpose | None:
             return _TO_UPRIGHT.get(open_lazily(data, _PILLOW_FORMATS).getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # Pillow raises nearly anything on damaged EXIF, though the pixels may be intact
         return None
+
+
+def may_be_turned(data: bytes) -> bool:
+    """Whether a picture that is no JPEG has, anywhere, what might be an orientation."""
+    return any(mark in data for mark in _ORIENTED.get(data[:4], ()))
 
 
 def _is_bare(data: bytes) -> bool:

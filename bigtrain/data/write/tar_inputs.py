@@ -1,7 +1,7 @@
 """Tars that others made, on this machine or at URLs, as they are indexed.
 
-A tar at a URL is read in parts: its headers, its labels, and of JPEGs their beginnings. Where the far side gives no parts, all
-of it is fetched, and not kept.
+A tar at a URL is read in parts: its headers, its labels, of JPEGs their beginnings and of large PNGs both ends. Where the far
+side gives no parts, all of it is fetched, and not kept.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bigtrain.data.decode import Undecodable, header_shape
+from bigtrain.data.decode import Undecodable, header_shape, may_be_turned
 from bigtrain.data.remote import Origin, receive, shown
 from bigtrain.data.remote_file import NoParts, RemoteFile
 from bigtrain.data.tars import Readable, TarBytes, mapped
@@ -23,7 +23,9 @@ from bigtrain.untrusted import open_plain
 
 _BEGINNING = 2**13
 """Bytes of a JPEG that nearly always say its size."""
-_JPEG = b"\xff\xd8"
+_END = 2**16
+"""Bytes behind a PNG's pixels that are searched for how it is turned, which a JPEG says at its beginning."""
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class OpenTar:
             with contextlib.suppress(Undecodable):
                 if beginning.startswith(_JPEG) and header_shape(beginning):
                     return beginning
+                if beginning.startswith(_PNG) and size > _BEGINNING + _END and header_shape(beginning):
+                    ends = beginning + self.data[offset + size - _END : offset + size]
+                    if not may_be_turned(ends):
+                        return ends
         return self.data[offset : offset + size]
 
 

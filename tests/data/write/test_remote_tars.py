@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -141,6 +142,31 @@ def test_a_small_part_of_photographs_is_fetched_and_all_of_small_pictures_in_few
         indexed(tmp_path / "out2", f"{server.url}/train-000000.tar")
         assert 0.99 < transferred(server) < 1.01
         assert server.requests["train-000000.tar"] < 20
+
+
+def large_png(exif_behind: bytes = b"") -> bytes:
+    """Of noise, 600 x 400, 0.7 MB; `exif_behind`: a chunk between its pixels and its end."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)).save(file, format="PNG")
+    content = file.getvalue()
+    assert content[-12:-4] == bytes(4) + b"IEND"
+    return content[:-12] + exif_behind + content[-12:]
+
+
+def test_of_large_pngs_the_ends_are_fetched_and_all_where_they_may_be_turned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = len(body[4:]).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    for name, content in (("upright", large_png()), ("turned", large_png(chunk))):
+        (tmp_path / name).mkdir()
+        write_tar(tmp_path / name / "train-000000.tar", [{"__key__": str(n), "png": content} for n in range(4)])
+    with serving(tmp_path / "upright") as server:
+        assert indexed(tmp_path / "out", f"{server.url}/train-000000.tar", "--labels", "none").image_size == (400, 600)
+        assert transferred(server) < 0.3
+    with serving(tmp_path / "turned") as server:
+        assert indexed(tmp_path / "out2", f"{server.url}/train-000000.tar", "--labels", "none").image_size == (600, 400)
+        assert transferred(server) > 0.99
 
 
 def test_shards_without_a_sha256_are_held_to_their_outline(shards: Path, here: Index, tmp_path: Path) -> None:
