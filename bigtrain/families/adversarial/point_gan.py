@@ -13,7 +13,8 @@ from pydantic import model_validator
 from torch import Tensor
 
 from bigtrain.families.abilities import DrawsPoints, Panels, Samples
-from bigtrain.families.adversarial.gan import GAN, GANOptions
+from bigtrain.families.adversarial.gan import GAN
+from bigtrain.families.adversarial.gan_options import GANOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.panels import Arrows, Chart, Colour, Dots, Layer, Panel, Plane, Window, check_window
 from bigtrain.families.phases import Microbatch, Networks

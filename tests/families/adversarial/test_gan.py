@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from bigtrain.families.abilities import InitialisedByData
-from bigtrain.families.adversarial.gan import GAN, GANOptions, GANSamplingOptions
+from bigtrain.families.adversarial.gan import GAN
+from bigtrain.families.adversarial.gan_options import GANOptions, GANSamplingOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
 from bigtrain.families.phases import Microbatch

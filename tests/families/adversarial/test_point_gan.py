@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from bigtrain.data.points import points
 from bigtrain.errors import UserError
 from bigtrain.families.abilities import Samples
-from bigtrain.families.adversarial.gan import AdversarialGame
+from bigtrain.families.adversarial.gan_options import AdversarialGame
 from bigtrain.families.adversarial.point_gan import PointGAN, PointGANOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
