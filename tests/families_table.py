@@ -214,6 +214,20 @@ CASES: Mapping[str, Case] = {
         kills=3,
         unsharded={"penalties": {}},
     ),
+    "infogan": Case(
+        {
+            "kind": "infogan",
+            "objective": {"kind": "non_saturating"},
+            "latent_codes": {"categories": [4, 2], "uniform_codes": 1},
+            "reader_features": 6,
+            "generator": {"kind": "dcgan", "channels": 4, "latent": 12},
+            "discriminator": {"kind": "dcgan", "channels": 4},
+            "generator_optimizer": _ADAM,
+            "discriminator_optimizer": _ADAM,
+        },
+        {"discriminator": 6, "generator": 6, "reader": 6},
+        frozenset({Samples, Latents}),
+    ),
     "vqvae": Case(
         {
             "kind": "vqvae",

@@ -8,7 +8,7 @@ weights, its fields, its number and the draws' seed alone: not on the batch that
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +21,9 @@ from bigtrain.families.panels import Panel
 from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.options import Options
 from bigtrain.randomness import Draws
+
+REACH = 3.0
+"""Standard deviations that a traversal goes to either side; a normal latent is within them 99.7 % of the time."""
 
 
 class Ability(ABC):
@@ -224,6 +227,16 @@ class Latents(Samples):
     def interpolated(self, begin: Tensor, end: Tensor, weight: Tensor) -> Tensor:
         """Latents between two others [n, latent_size], by weights [n] in [0, 1]: along a straight line."""
         return torch.lerp(begin, end, weight.to(begin.dtype).unsqueeze(1))
+
+    def varied(self, latents: Tensor) -> Iterator[Tensor]:
+        """The rows of a picture of what each latent changes, at most latent_size, each [columns, latent_size]. `latents`: those
+        of one sample for each column. By default a row is one latent, which goes from -REACH to REACH while the others stay as
+        in the first sample."""
+        values = torch.linspace(-REACH, REACH, len(latents), device=latents.device)
+        for number in range(self.latent_size):
+            row = latents[:1].repeat(len(latents), 1)
+            row[:, number] = values.to(row.dtype)
+            yield row
 
 
 class EncodesLatents(Latents):

@@ -147,6 +147,7 @@ _MODULES = {
     "diffusion": "diffusion.diffusion",
     "flow": "flows.flow",
     "gan": "adversarial.gan",
+    "infogan": "adversarial.infogan",
     "noisy_classifier": "diffusion.noisy_classifier",
     "point_flow": "flows.point_flow",
     "point_gan": "adversarial.point_gan",

@@ -24,8 +24,6 @@ from bigtrain.randomness import Draws, to_device
 
 COLUMNS = 10
 """Samples of a row that shows what becomes of data."""
-REACH = 3.0
-"""Standard deviations that a traversal goes to either side; a normal latent is within them 99.7 % of the time."""
 MOST_TRAVERSED = 1000
 """Rows of a picture of traversals."""
 
@@ -134,24 +132,21 @@ class LatentRows:
         return self.decoded(self.family.interpolated(*ends, weight), [label] * columns)
 
     def traversals(self, label: int, columns: int) -> Tensor:
-        """`around` sample 0."""
-        return self.around(self._latents(range(1), label)[0], label, columns)
+        """What each latent changes (`Latents.varied`) in the first samples."""
+        return self._varied(self._latents(range(columns), label), label)
 
     def around(self, latents: Tensor, label: int, columns: int) -> Tensor:
-        """One row a latent, which goes from -REACH to REACH while the others stay as in `latents` [latent_size]. Raises
-        UserError for more rows than a picture has."""
+        """What each latent changes in a sample's latents [latent_size]."""
+        return self._varied(latents.repeat(columns, 1), label)
+
+    def _varied(self, latents: Tensor, label: int) -> Tensor:
+        """Raises UserError for more rows than a picture has."""
         if self.family.latent_size > MOST_TRAVERSED:
             raise UserError(
                 f"--traverse: makes a row for each latent, and this model has {self.family.latent_size} (at most "
                 f"{MOST_TRAVERSED})"
             )
-        values = torch.linspace(-REACH, REACH, columns, device=self.device)
-        rows = []
-        for number in range(self.family.latent_size):
-            varied = latents.repeat(columns, 1)
-            varied[:, number] = values.to(varied.dtype)
-            rows.append(self.decoded(varied, [label] * columns))
-        return torch.cat(rows)
+        return torch.cat([self.decoded(row, [label] * len(row)) for row in self.family.varied(latents)])
 
     def manifold(self, label: int, columns: int) -> Tensor:
         """A square of `columns` x `columns` images over a plane of latents, at the quantiles of a normal distribution (Kingma

@@ -114,6 +114,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
         on_real, on_fake = self._judge(discriminator, *seen)
         loss = options.objective.discriminator_loss(on_real.logits, on_fake.logits)
         terms = self._penalties(networks, batch, (real, fake), seen, (on_real.logits, on_fake.logits))
+        terms |= self.terms_of_both(networks, batch, "discriminator", on_fake)
         observed = self._observe(discriminator, on_real.logits)
         if (classifier := options.auxiliary_classifier) is not None:
             terms["classes"] = classifier.discriminator_loss(
@@ -150,7 +151,11 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
             terms["features"] = game.features_loss(on_real and on_real.features, on_fake.features)
         if (classifier := self.options.auxiliary_classifier) is not None:
             terms["classes"] = classifier.generator_loss(on_fake.class_logits, fake[1])
-        return loss, terms
+        return loss, terms | self.terms_of_both(networks, batch, "generator", on_fake)
+
+    def terms_of_both(self, networks: Networks, batch: Microbatch, phase: str, on_fake: Outputs) -> dict[str, Tensor]:
+        """By key, what both players minimise beside the game: of what the discriminator says of the phase's fakes."""
+        return {}
 
     def _penalties(
         self,
@@ -233,13 +238,17 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
 
         `moved`: the standard deviation of noise that z is moved by. The moved ones leave the statistics to the others.
         """
-        generator, shape = networks["generator"], (self.latent_size,)
+        generator = networks["generator"]
         labels = self._fake_labels(batch.draws, f"{phase}/labels", batch.indices)
-        z = batch.draws.normal(f"{phase}/z", batch.indices, shape)
+        z = self.draw_z(batch.draws, f"{phase}/z", batch.indices)
         if moved:
-            z = z + moved * batch.draws.normal(f"{phase}/moved", batch.indices, shape)
+            z = z + moved * batch.draws.normal(f"{phase}/moved", batch.indices, (self.latent_size,))
         with torch.set_grad_enabled(gradients), nothing_recorded(generator) if moved else nullcontext():
             return generator(z, *labels), *labels
+
+    def draw_z(self, draws: Draws, stream: str, indices: Indices) -> Tensor:
+        """The latents of fakes, [n, latent_size]."""
+        return draws.normal(stream, indices, (self.latent_size,))
 
     def _fake_labels(self, draws: Draws, stream: str, indices: Indices) -> tuple[Tensor, ...]:
         """The labels of fakes, int64 [n]; nothing if the networks take none."""
@@ -272,7 +281,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
 
     def _standing_forward(self, generator: Any, draws: Draws, indices: Indices) -> Tensor:
         labels = self._fake_labels(draws, "standing/labels", indices)
-        return generator(draws.normal("standing/z", indices, (self.latent_size,)), *labels)
+        return generator(self.draw_z(draws, "standing/z", indices), *labels)
 
     @property
     def conditions(self) -> Sequence[str]:

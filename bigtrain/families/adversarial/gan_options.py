@@ -43,6 +43,14 @@ DiscriminatorOptions: Any = one_of(
     biggan.DiscriminatorOptions, dcgan.DiscriminatorOptions, dense_dcgan.DiscriminatorOptions, resnet.DiscriminatorOptions,
     mlp.DiscriminatorOptions, autoencoder.DiscriminatorOptions,
 )  # fmt: skip
+UnconditionalGenerator: Any = one_of(
+    dcgan.GeneratorOptions, dense_dcgan.GeneratorOptions, resnet.GeneratorOptions, mlp.GeneratorOptions
+)
+UnconditionalDiscriminator: Any = one_of(
+    dcgan.DiscriminatorOptions, dense_dcgan.DiscriminatorOptions, resnet.DiscriminatorOptions, mlp.DiscriminatorOptions,
+    autoencoder.DiscriminatorOptions,
+)  # fmt: skip
+"""Those that need not be told classes."""
 
 
 class GANOptions(Options):
