@@ -14,7 +14,8 @@ in one more, and so on to all, for models with latents in levels. SPLIT is train
 or the word digits.
 
 --interpolate N, --traverse N, --manifold N: what lies between samples, what each latent changes, and the plane of two latents,
-for models that decode latents. --density N: the density over a plane, for models of points in one.
+for models that decode latents (of latents that are codes, each category of a code, and no noise). --density N: the density over
+a plane, for models of points in one.
 
 --encode SPLIT: the same of images of a split, for models that encode them too: --interpolate N between each two of --images,
 and --traverse N around the first. --shift attribute:NAME=1.5 (or class:NAME=1.5) adds 1.5 times the difference between the mean
@@ -146,7 +147,9 @@ def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--reconstruct", metavar="SPLIT", help="the split whose images are reconstructed")
     parser.add_argument("--redraw", metavar="SPLIT", help="the split whose images' finer latents are drawn anew")
     parser.add_argument("--interpolate", metavar="N", type=int, help="rows of N images between two samples")
-    parser.add_argument("--traverse", metavar="N", type=int, help="a row of N images for each latent")
+    parser.add_argument(
+        "--traverse", metavar="N", type=int, help="a row of N images for each latent, or each category of a code"
+    )
     parser.add_argument("--encode", metavar="SPLIT", help="take the images of a split instead of samples, as latents")
     parser.add_argument(
         "--images", metavar="I,J,...", help="which images of --encode, by number; without it a random few"

@@ -29,9 +29,11 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Turns autocast off on the tensor's device. Entering it costs as much as a small kernel, so only if it is on."""
+    """Turns autocast off on the tensor's device. Entering it costs as much as a small kernel, so only if it is on. (The device
+    meta, where nothing is computed, does not know it.)"""
     kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    on = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 # ---------------------------------------------------------------------------------------------------- spectral norm

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,15 +9,51 @@ from bigtrain.families.adversarial.infogan import InfoGAN, InfoGANOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
 from bigtrain.families.phases import Microbatch
+from bigtrain.networks.adversarial.code_reader import count_features
+from bigtrain.objectives.latent_codes import LatentCodes
+from bigtrain.options import kind_of, members_of
 from bigtrain.randomness import Draws
+from tests.asking import asked
 from tests.runs_of import FAMILIES
 
 SPEC = DataSpec((16, 16), 1, ("a",), (40,))
 CPU = torch.device("cpu")
+DISCRIMINATORS: Any = members_of(InfoGANOptions.model_fields["discriminator"].annotation)
+UNCONDITIONAL = {"dense_dcgan": {"conditioning": "none"}}
 
 
 def family(**options: object) -> InfoGAN:
     return InfoGAN(InfoGANOptions.model_validate(dict(FAMILIES["infogan"]) | options), SPEC)
+
+
+def test_codes_are_drawn_by_number_and_each_as_likely_as_the_others() -> None:
+    codes = LatentCodes(categories=[4, 2], uniform_codes=3)
+    drawn = codes.draw(Draws(0), "z", range(4000))
+    first, second, numbers = drawn.split([4, 2, 3], 1)
+    for one_hot in (first, second):
+        assert set(one_hot.unique().tolist()) == {0, 1}
+        assert (one_hot.sum(1) == 1).all()
+        assert (one_hot.mean(0) - 1 / one_hot.shape[1]).abs().max() < 0.03
+    assert numbers.abs().max() <= 1
+    assert (numbers.var(0) - 1 / 3).abs().max() < 0.02
+    torch.testing.assert_close(codes.draw(Draws(0), "z", [7, 3]), drawn[[7, 3]], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("truncation", [None, 0.5])
+def test_samples_have_noise_and_codes(truncation: float | None) -> None:
+    gan = family()
+    latents = gan.draw_latents(asked({}, range(64)), gan.sampling.model_copy(update={"truncation": truncation}))
+    noise, codes = latents.split([5, 7], 1)
+    assert (noise.abs().max() <= 0.5) == (truncation is not None)
+    assert torch.equal(codes, gan.options.latent_codes.draw(Draws(0), "sample/z", range(64)))
+
+
+@pytest.mark.parametrize("architecture", DISCRIMINATORS, ids=kind_of)
+def test_features_are_counted_in_every_discriminator(architecture: Any) -> None:
+    kind = kind_of(architecture)
+    options = architecture.model_validate({"kind": kind} | UNCONDITIONAL.get(kind, {}))
+    features = options.build((16, 16), 3, 1, frozenset({"features"}))(torch.zeros(2, 3, 16, 16)).features
+    assert features.flatten(1).shape == (2, count_features(options, (16, 16), 3))
 
 
 def test_both_players_minimise_what_is_not_read_of_the_codes() -> None:
