@@ -228,6 +228,21 @@ CASES: Mapping[str, Case] = {
         {"discriminator": 6, "generator": 6, "reader": 6},
         frozenset({Samples, Latents}),
     ),
+    "bigan": Case(
+        {
+            "kind": "bigan",
+            "penalties": {"r1": {"weight": 0.1}},
+            "encoder": {"channels": 4},
+            "pair_features": 6,
+            "generator": {"kind": "dcgan", "channels": 4, "latent": 6},
+            "discriminator": {"kind": "dcgan", "channels": 4, "norm": "none"},
+            "generator_optimizer": _ADAM,
+            "discriminator_optimizer": _ADAM,
+        },
+        {"discriminator": 6, "generator": 6, "encoder": 6},
+        frozenset({Samples, Latents, EncodesLatents, Reconstructs}),
+        unsharded={"penalties": {}},
+    ),
     "vqvae": Case(
         {
             "kind": "vqvae",

@@ -144,6 +144,7 @@ class Family(ABC):
 
 _FAMILIES: dict[str, type[Family]] = {}
 _MODULES = {
+    "bigan": "adversarial.bigan",
     "diffusion": "diffusion.diffusion",
     "flow": "flows.flow",
     "gan": "adversarial.gan",

@@ -109,7 +109,8 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
     def discriminator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """Of the game, and what an auxiliary classifier and penalties add to it."""
         discriminator, options = networks["discriminator"], self.options
-        real, fake = self._reals(batch), self._fakes(networks, batch, "discriminator", gradients=False)
+        real = self._reals(networks, batch)
+        fake = self._fakes(networks, batch, "discriminator", gradients=False)
         seen = self._both_seen(networks, batch, "discriminator", real, fake)
         on_real, on_fake = self._judge(discriminator, *seen)
         loss = options.objective.discriminator_loss(on_real.logits, on_fake.logits)
@@ -138,7 +139,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
         discriminator, game, penalties = networks["discriminator"], self.options.objective, self.options.penalties
         on_real, terms = None, {}
         if game.needs_real:
-            seen = self._both_seen(networks, batch, "generator", self._reals(batch), fake)
+            seen = self._both_seen(networks, batch, "generator", self._reals(networks, batch), fake)
             on_real, on_fake = self._judge(discriminator, *seen)
         else:
             seen_fake = self._seen(networks, batch, "generator/fake", fake)
@@ -227,7 +228,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
         augmentation = self.options.augmentation
         return {} if augmentation is None else augmentation.observe(augmentation.state_of(discriminator), real)
 
-    def _reals(self, batch: Microbatch) -> Inputs:
+    def _reals(self, networks: Networks, batch: Microbatch) -> Inputs:
         """Images, and their classes if the generator takes any."""
         return tuple(batch[name] for name in self.reads)
 
@@ -317,8 +318,12 @@ def _with_more_samples(batch: Microbatch, batches: int) -> Microbatch:
 
 
 def _build_discriminator(options: GANOptions, size: Size, channels: int, classes: int) -> nn.Module:
-    """With the outputs that are asked of it, and the state of penalties and augmentation, which is in its checkpoints so."""
-    network = options.discriminator.build(size, channels, classes, options.asks)
+    """With the outputs that are asked of it."""
+    return with_state(options, options.discriminator.build(size, channels, classes, options.asks))
+
+
+def with_state(options: GANOptions, network: nn.Module) -> nn.Module:
+    """A discriminator with the state of penalties and augmentation, which is in its checkpoints so."""
     for name, averages in options.penalties.moving_averages.items():
         network.add_module(name, averages)
     if options.augmentation is not None:

@@ -182,7 +182,9 @@ def test_lecams_averages_are_state_of_the_discriminator() -> None:
     real, fake = networks["discriminator"].lecam.means
     torch.testing.assert_close((real, fake), (early.terms["real"].detach(), early.terms["fake"].detach()))
     logits = gan._judge(
-        networks["discriminator"], gan._reals(batch), gan._fakes(networks, batch, "discriminator", gradients=False)
+        networks["discriminator"],
+        gan._reals(networks, batch),
+        gan._fakes(networks, batch, "discriminator", gradients=False),
     )
     expected = (logits[0].logits - fake).relu().square().mean() + (real - logits[1].logits).relu().square().mean()
     torch.testing.assert_close(gan.discriminator_loss(networks, batch).terms["lecam"], 0.5 * expected)
@@ -438,7 +440,7 @@ def test_all_images_that_the_discriminator_is_given_are_augmented(augmentation: 
     fake = gan._fakes(networks, batch, "discriminator", gradients=False)
     seen = {
         stream: gan._seen(networks, batch, stream, inputs)
-        for stream, inputs in {"real": gan._reals(batch), "fake": fake, "discriminator/fake": fake}.items()
+        for stream, inputs in {"real": gan._reals(networks, batch), "fake": fake, "discriminator/fake": fake}.items()
     }
     assert not torch.equal(seen["real"][0], batch["image"])
     assert not torch.equal(seen["fake"][0], seen["discriminator/fake"][0])
@@ -475,7 +477,7 @@ def test_the_strength_of_ada_is_state_of_the_discriminator_and_follows_its_logit
     assert not any(name.startswith("augmentation") for name in networks_of(family())["discriminator"].state_dict())
     set_recording(discriminator, True)
     losses = gan.discriminator_loss(networks, batch)
-    logits = discriminator(*gan._seen(networks, batch, "discriminator/real", gan._reals(batch)))
+    logits = discriminator(*gan._seen(networks, batch, "discriminator/real", gan._reals(networks, batch)))
     commit(discriminator, torch.tensor(True))
     assert losses.terms["ada_p"] == 0.5
     change = torch.sign(logits.sign().mean() - 0.6).item() * len(logits) / 1000
