@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bigtrain.families.abilities import EncodesLatents, Reconstructs
 from bigtrain.families.adversarial.gan import GAN, with_state
-from bigtrain.families.adversarial.gan_options import GANOptions, GANSamplingOptions, UnconditionalGenerator
+from bigtrain.families.adversarial.gan_options import GANSamplingOptions, UnconditionalGANOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks
 from bigtrain.networks.adversarial import dcgan, dense_dcgan, mlp
@@ -29,14 +29,14 @@ from bigtrain.networks.adversarial.code_reader import count_features
 from bigtrain.networks.adversarial.pair_discriminator import Encoder, EncoderOptions, PairDiscriminator
 from bigtrain.objectives import games
 from bigtrain.objectives.inputs import Inputs
-from bigtrain.options import Depth, Width, one_of
+from bigtrain.options import Width, one_of
 
 PairGame: Any = one_of(games.NonSaturating, games.Hinge)
 """Those whose generator's loss of real pairs is that of fake ones with the sign of the logits reversed."""
 ImageDiscriminator: Any = one_of(dcgan.DiscriminatorOptions, dense_dcgan.DiscriminatorOptions, mlp.DiscriminatorOptions)
 
 
-class BiGANOptions(GANOptions):
+class BiGANOptions(UnconditionalGANOptions):
     """A game between a discriminator of pairs and two networks that make them."""
 
     kind: Literal["bigan"]  # type: ignore[assignment]  # the word that recipes tell it from its parent by
@@ -46,26 +46,8 @@ class BiGANOptions(GANOptions):
     """The network that makes latents of images; it is trained as the generator is."""
     pair_features: Width = 256
     """Of the hidden layers that the latents go through, and then the latents with the features of their image."""
-    discriminator_steps: Depth = 1
-    """Updates of the discriminator for one of the others; each reads a batch of its own."""
-    generator: UnconditionalGenerator = dcgan.GeneratorOptions()
-    """The network that makes images of latents."""
     discriminator: ImageDiscriminator = dcgan.DiscriminatorOptions()
     """The network that tells pairs apart: what it does with their images."""
-
-    @property
-    def asks(self) -> frozenset[str]:
-        return super().asks | {"features"}
-
-    @model_validator(mode="after")
-    def _networks_agree_on_classes(self) -> "BiGANOptions":
-        """They agree on none."""
-        for key in ("generator", "discriminator"):
-            if getattr(self, key).class_conditional:
-                raise ValueError(f"{key}: a bigan is not told classes; set {key}.conditioning: none")
-        if self.auxiliary_classifier is not None:
-            raise ValueError("auxiliary_classifier: a bigan is not told classes; set it to null")
-        return self
 
     @model_validator(mode="after")
     def _everything_is_of_pairs(self) -> "BiGANOptions":
@@ -94,7 +76,7 @@ class BiGAN(GAN, EncodesLatents, Reconstructs, kind="bigan"):
     def __init__(self, options: BiGANOptions, spec: DataSpec) -> None:
         super().__init__(options, spec)
         images = spec.size, self.channels_of(spec)
-        dcgan.doublings(spec.size)
+        dcgan.doublings(spec.size)  # the encoder's, whose images are refused here and not when it is built
         self.components = {
             "generator": self.components["generator"],
             "encoder": Component(

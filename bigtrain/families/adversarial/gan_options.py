@@ -191,6 +191,31 @@ class GANOptions(Options):
         return self
 
 
+class UnconditionalGANOptions(GANOptions):
+    """A game between networks that are told no classes, in which the discriminator's features are needed."""
+
+    discriminator_steps: Depth = 1
+    """Updates of the discriminator for one of the generator; each reads a batch of its own."""
+    generator: UnconditionalGenerator = dcgan.GeneratorOptions()
+    """The network that makes images."""
+
+    @property
+    def asks(self) -> frozenset[str]:
+        return super().asks | {"features"}
+
+    @model_validator(mode="after")
+    def _networks_agree_on_classes(self) -> "UnconditionalGANOptions":
+        """They agree on none."""
+        for key in ("generator", "discriminator"):
+            network = getattr(self, key)
+            if network.class_conditional:
+                remedy = f"set {key}.conditioning: none" if network.tells_classes else "take another kind"
+                raise ValueError(f"{key}: the networks of {self.kind} are not told classes; {remedy}")
+        if self.auxiliary_classifier is not None:
+            raise ValueError(f"auxiliary_classifier: the networks of {self.kind} are not told classes; set it to null")
+        return self
+
+
 def _how_to_take_classes(component: str, architecture: Architecture) -> str:
     """What a recipe says so that a network takes classes, as the first part of a choice; nothing if it cannot be said."""
     ways = architecture.ways_of_conditioning

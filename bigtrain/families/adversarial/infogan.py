@@ -18,10 +18,9 @@ from torch import Tensor
 
 from bigtrain.families.adversarial.gan import GAN
 from bigtrain.families.adversarial.gan_options import (
-    GANOptions,
     GANSamplingOptions,
     UnconditionalDiscriminator,
-    UnconditionalGenerator,
+    UnconditionalGANOptions,
 )
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks
@@ -29,49 +28,25 @@ from bigtrain.networks.adversarial import dcgan
 from bigtrain.networks.adversarial.architecture import Outputs
 from bigtrain.networks.adversarial.code_reader import CodeReader, count_features
 from bigtrain.objectives.latent_codes import LatentCodes
-from bigtrain.options import Depth, Scale, Width
+from bigtrain.options import Scale, Width
 from bigtrain.randomness import Draws, Indices
 
 REACH = 2.0
 """How far a traversal takes a uniform code to either side (Chen et al. 2016, figure 2); it was trained within 1."""
 
 
-class InfoGANOptions(GANOptions):
+class InfoGANOptions(UnconditionalGANOptions):
     """A game between two networks, and codes that can be read from the images."""
 
     kind: Literal["infogan"]  # type: ignore[assignment]  # the word that recipes tell it from its parent by
     latent_codes: LatentCodes = LatentCodes()
-    """What the last latents of the generator are; those before them are noise."""
+    """What the last latents of the generator are; those before them are noise, and generator.latent counts both."""
     information_weight: Scale = 1.0
     """Of the information that images have of the codes, in both players' losses; lambda in the paper."""
     reader_features: Width = 128
     """Of the hidden layer by which codes are read from the discriminator's features."""
-    discriminator_steps: Depth = 1
-    """Updates of the discriminator for one of the generator; each reads a batch of its own."""
-    generator: UnconditionalGenerator = dcgan.GeneratorOptions()
-    """The network that makes images. Its `latent` counts noise and codes."""
     discriminator: UnconditionalDiscriminator = dcgan.DiscriminatorOptions()
     """The network that tells them from the data."""
-
-    @property
-    def asks(self) -> frozenset[str]:
-        return super().asks | {"features"}
-
-    @model_validator(mode="after")
-    def _networks_agree_on_classes(self) -> "InfoGANOptions":
-        """They agree on none."""
-        for key in ("generator", "discriminator"):
-            network = getattr(self, key)
-            if network.class_conditional:
-                remedy = f"set {key}.conditioning: none" if network.tells_classes else "take another kind"
-                raise ValueError(
-                    f"{key}: {network.kind} is told the classes, and an infogan is to find codes without; {remedy}"
-                )
-        if self.auxiliary_classifier is not None:
-            raise ValueError(
-                "auxiliary_classifier: tells classes, and an infogan is to find codes without; set it to null"
-            )
-        return self
 
     @model_validator(mode="after")
     def _codes_stay_what_they_are(self) -> "InfoGANOptions":

@@ -109,9 +109,9 @@ def test_every_discriminator_of_images_can_judge_pairs(judge: dict[str, str]) ->
     [
         (
             {"generator": SMALL | {"conditioning": "batch_norm"}},
-            "generator: a bigan is not told classes; set generator.cond",
+            "generator: the networks of bigan are not told classes; set generator.cond",
         ),
-        ({"auxiliary_classifier": {}}, "auxiliary_classifier: a bigan is not told classes"),
+        ({"auxiliary_classifier": {}}, "auxiliary_classifier: the networks of bigan are not told classes"),
         ({"penalties": {"gradient_penalty": {}}}, "gradient_penalty is of images alone"),
         ({"penalties": {"top_k": {}}}, "top_k is of images alone"),
         ({"penalties": {"latent_consistency": {}}}, "latent_consistency is of images alone"),
