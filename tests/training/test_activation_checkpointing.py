@@ -22,8 +22,8 @@ from tests.training.small_steps import CPU, focus, microbatch, run_phase, small_
 NAMES = sorted(set(FAMILIES) - {"toy", "two_players"})
 """The last has two numbers, and no blocks."""
 SMALL = {
-    "binary_vae", "dcgan", "dense_gan", "energy_gan", "iaf_vae", "matching_gan", "mlp_gan", "point_gan", "reference_gan",
-    "relativistic_gan",
+    "bigan", "binary_vae", "dcgan", "dense_gan", "energy_gan", "iaf_vae", "infogan", "matching_gan", "mlp_gan", "point_gan",
+    "reference_gan", "relativistic_gan",
 }  # fmt: skip
 """So small a DCGAN, perceptron or VAE keeps little but its images, one with flows of 16 channels keeps less than 0.7."""
 

@@ -65,7 +65,7 @@ class PairDiscriminator(nn.Module):
     def __init__(self, trunk: nn.Module, features: int, hidden_features: int, latent: int) -> None:
         """`trunk`: the discriminator of images, which gives so many features of each."""
         super().__init__()
-        self.recomputed_blocks = (*trunk.recomputed_blocks, PairLayer)  # type: ignore[misc]  # every network lists its own
+        self.recomputed_blocks = trunk.recomputed_blocks  # a layer of a pair keeps no more than its input
         self.trunk = trunk
         self.of_latents = nn.Sequential(PairLayer(latent, hidden_features), PairLayer(hidden_features, hidden_features))
         joined = features + hidden_features
