@@ -97,6 +97,8 @@ def assert_same_picture(path: Path, expected: Path) -> None:
 def assert_same_numbers(family: str, result: dict[str, Any], expected: dict[str, Any]) -> None:
     values = {RENAMED[family].get(name, name): value for name, value in expected.items() if name != "protocol"}
     assert values.keys() <= result.keys()
+    if not SAME_ARITHMETIC and "class_accuracy" in values:  # of 40 samples, by a classifier that is trained here
+        assert abs(result["class_accuracy"] - values.pop("class_accuracy")) < 0.15
     different = {name: (result[name], value) for name, value in values.items() if not close(result[name], value)}
     assert different == {}
 
