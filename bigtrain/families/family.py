@@ -76,6 +76,8 @@ class Family(ABC):
     phases: Sequence[Phase]
     sampled_components: Sequence[str]
     """The components whose networks its abilities need: those that leave training."""
+    falling: Mapping[str, str] = {}
+    """The numbers of an evaluation whose fall says that training goes wrong, each with a sentence that says what helps."""
     lacks: Mapping[type[Ability], str] = {}
     """Abilities that models with these options have not, with the reason and what to do instead, for the user."""
     attached: Mapping[str, LoadedModel] = {}

@@ -187,6 +187,16 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """What a value keeps below while training goes well. It goes wrong when the value is at least `value` in each of `rows`
+    logged rows one after another; `meaning`: a sentence that says how, and what helps."""
+
+    value: float
+    rows: int
+    meaning: str
+
+
+@dataclass(frozen=True)
 class Phase:
     """Trains one or several components against one loss. The others are frozen and do not update their statistics.
 
@@ -219,6 +229,8 @@ class Phase:
     """Scalars on the device that describe the networks after the update, equal on all ranks, logged as `PHASE/NAME`."""
     watched: Mapping[str, str] = field(default_factory=dict)
     """The reports that jump when training goes wrong, each with a sentence that says what a jump means."""
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    """The terms of the loss that stay high when training goes wrong."""
 
     def __post_init__(self) -> None:
         if isinstance(self.trains, str):

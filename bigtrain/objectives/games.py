@@ -25,6 +25,10 @@ class Game(Options):
 
     needs_real: ClassVar[bool] = False
     """Whether the generator's loss depends on real images too; otherwise it is given None instead of their logits."""
+    sign_tells_real: ClassVar[bool] = False
+    """Whether D's loss draws logits of real images above 0 and those of fakes below, so that their sign is D's verdict. Those
+    of Wasserstein and the relativistic games mean something only by their differences, so 0 is no border; those of least
+    squares are drawn to 1 and 0, and the energies of an autoencoder are never negative."""
 
     @property
     def asks(self) -> frozenset[str]:
@@ -50,6 +54,7 @@ class Hinge(Game):
     """D: E max(0, 1 - real) + E max(0, 1 + fake).  G: -E fake.  (Lim & Ye 2017, eq. 9; Tran et al. 2017.)"""
 
     kind: Literal["hinge"] = "hinge"
+    sign_tells_real: ClassVar[bool] = True
 
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
@@ -64,6 +69,7 @@ class CrossEntropy(Game):
     With a real_target t, one-sided label smoothing: -E [t log sigmoid(real) + (1 - t) log(1 - sigmoid(real))] for real images.
     """
 
+    sign_tells_real: ClassVar[bool] = True
     real_target: float = Field(default=1.0, gt=0.5, le=1)
     """The probability that D is to give real images: 0.9 smooths their labels (Salimans et al. 2016, section 3.4). That of
     fake images stays 0."""

@@ -59,6 +59,11 @@ class RunFolder:
     def evaluation(self, step: int) -> Path:
         return self.path / "evaluations" / f"step_{step:08d}.json"
 
+    def evaluations_until(self, step: int) -> list[Path]:
+        """The files of the evaluations that training made up to a step, in ascending order."""
+        found = sorted((self.path / "evaluations").glob(f"step_{'[0-9]' * 8}.json"))
+        return [path for path in found if path <= self.evaluation(step)]
+
     def has_results(self) -> bool:
         """Whether there are pictures or evaluations."""
         return any(any((self.path / name).glob("step_*")) for name in ("samples", "evaluations"))

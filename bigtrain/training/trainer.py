@@ -39,7 +39,7 @@ from bigtrain.training.engine.start import start_component
 from bigtrain.training.freezing import frozen_in
 from bigtrain.training.interruption import Interruption
 from bigtrain.training.microbatches import Microbatches
-from bigtrain.training.monitoring.alarm import JumpAlarm, watched_values
+from bigtrain.training.monitoring.alarm import FallAlarm, JumpAlarm, LimitAlarm, limits_of, watched_values
 from bigtrain.training.monitoring.meters import Interval, PhaseMeter
 from bigtrain.training.monitoring.profiling import ProfilerWindow
 from bigtrain.training.monitoring.throughput import Throughput
@@ -130,7 +130,7 @@ class Trainer:
             if self.best is not None:
                 self.best.cut_back(self.step)
             tracker = Tracker(self.folder.metrics, self.step, self.train.steps, self._saved_rows, self.trackers)
-            self._alarm = JumpAlarm(self.train.alarm_ratio, self.folder.metrics, watched_values(self.family.phases))
+            self._set_alarms(self.train.alarm_ratio, self.folder.metrics)
         self._interval = Interval(self.step)
         signal = None
         window = ProfilerWindow(self.train.profile, self.folder.path / "profile", self.device)
@@ -170,6 +170,13 @@ class Trainer:
             if tracker is not None:
                 tracker.close(self.step)
             interruption.close()
+
+    def _set_alarms(self, ratio: float | None, metrics: Path) -> None:
+        """Of the main rank; they go on from what the run has logged so far."""
+        family = self.family
+        self._jumps = JumpAlarm(ratio, metrics, watched_values(family.phases))
+        self._limits = LimitAlarm(metrics, {} if ratio is None else limits_of(family.phases))
+        self._falls = FallAlarm(ratio, metrics, self.folder.evaluations_until(self.step), family.falling)
 
     def _take_step(self) -> None:
         """Runs every repeat of every phase that is due, then updates the averages."""
@@ -256,6 +263,8 @@ class Trainer:
                     tracker.say(
                         f"step {self.step}: " + "  ".join(f"{key} {value:.4g}" for key, value in values.items())
                     )
+                    for warning in self._falls.look(values):
+                        tracker.warn(self.step, warning)
                 if name == "evaluate" and self.best is not None:
                     self._select_checkpoint(self.best, values, tracker)
 
@@ -301,7 +310,7 @@ class Trainer:
             row["data/replaced"] = self.microbatches.replaced
         if tracker is not None:
             tracker.row(row)
-            for warning in self._alarm.look(row):
+            for warning in [*self._jumps.look(row), *self._limits.look(row)]:
                 tracker.warn(self.step, warning)
             tracker.line(row, eta_s=(self.train.steps - self.step) * seconds / max(steps, 1))
 

@@ -6,14 +6,35 @@ from typing import Any
 
 from torch import Tensor
 
-from bigtrain.families.phases import Networks
+from bigtrain.families.phases import Limit, Networks
 from bigtrain.networks.adversarial.architecture import Architecture
 from bigtrain.networks.layers.normalisation import largest_singular_value
+from bigtrain.objectives.games import Game
 
 _COLLAPSE = (
     "such a jump comes before a GAN collapses (Brock et al. 2019, section 4); keep the checkpoints from before it"
 )
 """What a jump of a largest singular value means. It is a symptom: in that paper, limiting it did not prevent collapse."""
+SIGN_OF_REAL = "real_sign"
+"""The mean sign of the logits of real images, as a term of the discriminator's loss: r_t of Karras et al. 2020
+(arXiv:2006.06676, section 3), by which ADA adjusts itself."""
+_SURE, _SURE_ROWS = 0.99, 10
+"""A DCGAN that learns well reads 0.97 nearly all the time (recipes/dcgan_digits.yaml, seed 0): at least 0.99 in 2 rows of 50
+steps one after another at most, and in 8 rows of 10 steps."""
+_REMEDIES = (
+    "what usually helps: the penalty r1, augmentation (diffaug, ada), another game (non_saturating, or relativistic_paired "
+    "with r1 and r2), lower learning rates"
+)
+FALLING: Mapping[str, str] = dict.fromkeys(
+    ("recall", "modes"), f"the generator makes less and less of the data (mode collapse); {_REMEDIES}"
+)
+"""By the number of an evaluation, what its fall means."""
+
+
+def overconfidence(game: Game) -> dict[str, Limit]:
+    """The limit of the reading above, where the game has it."""
+    meaning = f"the discriminator is sure of nearly every real image, and may teach the generator little; {_REMEDIES}"
+    return {SIGN_OF_REAL: Limit(_SURE, _SURE_ROWS, meaning)} if game.sign_tells_real else {}
 
 
 def singular_values(component: str, architecture: Architecture) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bigtrain.cluster.collectives import gather_over_ranks
 from bigtrain.families.abilities import InitialisedByData, Latents
-from bigtrain.families.adversarial.collapse import singular_values
+from bigtrain.families.adversarial.collapse import FALLING, SIGN_OF_REAL, overconfidence, singular_values
 from bigtrain.families.adversarial.gan_options import GANOptions, GANSamplingOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
@@ -34,6 +34,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
     sampling_class = GANSamplingOptions
     sampled_components: Sequence[str] = ("generator",)
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
+    falling = FALLING
     initialisation_images = 512
     """The largest reference batch."""
 
@@ -68,6 +69,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
                 weight_clip=game.weight_clip,
                 # zero3 drops a layer's weights after its backward pass; that of a penalty's gradient needs them again.
                 needs_whole_weights=bool(options.penalties.on_gradients),
+                limits=overconfidence(game),
                 **singular_values("discriminator", discriminator),
             ),
             Phase(
@@ -121,6 +123,8 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
             terms["classes"] = classifier.discriminator_loss(
                 on_real.class_logits, real[1], on_fake.class_logits, fake[1]
             )
+        if options.objective.sign_tells_real:
+            observed |= {SIGN_OF_REAL: on_real.logits.sign().mean()}
         logged = {"real": on_real.logits.mean(), "fake": on_fake.logits.mean(), **terms, **observed}
         return Losses(sum(terms.values(), loss), logged)
 

@@ -92,6 +92,8 @@ class PointGAN(GAN, DrawsPoints, Panels, kind="point_gan"):
         discriminator, generator = self.phases
         if options.probe_gradients:
             discriminator = replace(discriminator, reports=partial(self._reports, discriminator.reports))
+        if options.generator_first_step:  # until then the discriminator is to become sure
+            discriminator = replace(discriminator, limits={})
         self.phases = [discriminator, replace(generator, first_step=options.generator_first_step)]
 
     def channels_of(self, spec: DataSpec) -> int:

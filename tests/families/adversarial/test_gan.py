@@ -1,15 +1,18 @@
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from bigtrain.families.abilities import InitialisedByData
+from bigtrain.families.adversarial.collapse import SIGN_OF_REAL, singular_values
 from bigtrain.families.adversarial.gan import GAN
 from bigtrain.families.adversarial.gan_options import GANOptions, GANSamplingOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
 from bigtrain.families.phases import Microbatch
+from bigtrain.networks.layers.normalisation import SpectralNorm
 from bigtrain.networks.layers.statistics import commit, set_recording
 from bigtrain.objectives.orthogonal import Orthogonal
 from bigtrain.objectives.penalties import R1
@@ -147,7 +150,7 @@ def test_feature_matching_is_of_features_in_the_generators_phase() -> None:
     expected = (real_features.mean(0) - fake_features.mean(0)).square().sum()
     torch.testing.assert_close(losses.terms["features"], expected)
     torch.testing.assert_close(losses.total, expected)
-    assert set(gan.discriminator_loss(networks, batch).terms) == {"real", "fake"}
+    assert set(gan.discriminator_loss(networks, batch).terms) == {"real", "fake", SIGN_OF_REAL}
 
 
 def test_an_energy_is_the_error_of_an_autoencoder_and_codes_are_pulled_apart() -> None:
@@ -426,6 +429,35 @@ def test_the_reported_singular_values_are_those_of_the_first_layers() -> None:
             float(torch.linalg.matrix_norm(first, 2)), rel=0.02
         )
         assert reports["singular_value/largest"] >= reports["singular_value/first_block"]
+
+
+ARCHITECTURES = [
+    (side, kind_of(member), norm)
+    for side in ("generator", "discriminator")
+    for member in members_of(GANOptions.model_fields[side].annotation)
+    for norm in get_args(getattr(member.model_fields.get("norm"), "annotation", None)) or (None,)
+]
+
+
+@pytest.mark.parametrize(("side", "kind", "norm"), ARCHITECTURES)
+def test_the_alarm_watches_every_network_with_spectral_norm(side: str, kind: str, norm: str | None) -> None:
+    members = members_of(GANOptions.model_fields[side].annotation)
+    options = next(member for member in members if kind_of(member) == kind)
+    small: dict[str, object] = {"channels": 4, "latent": 4, "latent_per_block": 4, "attention_resolution": None}
+    said = {name: value for name, value in small.items() if name in options.model_fields}
+    architecture = options.model_validate(said | ({} if norm is None else {"norm": norm}))
+    normed = any(isinstance(module, SpectralNorm) for module in architecture.build((32, 32), 3, 2).modules())
+    watched = singular_values(side, architecture).get("watched", {})
+    assert ("singular_value/largest" in watched) == normed
+
+
+def test_the_sign_of_real_logits_is_read_where_it_is_the_verdict() -> None:
+    for kind in GAMES:
+        options = {"energy_based": AUTOENCODER, "feature_matching": DCGAN}.get(kind, {})
+        gan = family(**options | {"objective": {"kind": kind}})
+        terms = gan.discriminator_loss(networks_of(gan), microbatch()).terms
+        read = kind in ("hinge", "non_saturating", "minimax", "maximum_likelihood", "feature_matching")
+        assert (SIGN_OF_REAL in terms) == read == (SIGN_OF_REAL in gan.phases[0].limits)
 
 
 # -- augmentation ---------------------------------------------------------------------------------------------------

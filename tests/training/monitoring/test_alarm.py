@@ -1,8 +1,9 @@
-"""A singular value that jumps is reported once, in a resumed run as in one that was never stopped."""
+"""A value that jumps, falls or stays high is reported once, in a resumed run as in one that was never stopped."""
 
 import json
 
-from bigtrain.training.monitoring.alarm import ROWS, JumpAlarm
+from bigtrain.families.phases import Limit
+from bigtrain.training.monitoring.alarm import ROWS, FallAlarm, JumpAlarm, LimitAlarm
 
 NAME = "generator/singular_value/linear"
 WATCHED = {NAME: "look at it (Brock et al. 2019)"}
@@ -48,3 +49,54 @@ def test_a_resumed_run_reports_what_it_would_have_reported(tmp_path):
         )
         resumed = JumpAlarm(2.0, tmp_path / "metrics.jsonl", WATCHED)
         assert [resumed.look(row) for row in rows(*values)[cut:]] == whole[cut:]
+
+
+SIGN = "loss/discriminator/real_sign"
+LIMITS = {SIGN: Limit(0.95, 3, "r1 helps")}
+
+
+def signs(*values: float) -> list[dict[str, float]]:
+    return [{"step": step, SIGN: value} for step, value in enumerate(values)]
+
+
+def test_a_value_that_stays_high_is_reported_once_in_the_whole_run(tmp_path):
+    alarm = LimitAlarm(tmp_path / "none", LIMITS)
+    found = [alarm.look(row) for row in signs(1.0, 1.0, 0.9, 0.95, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0)]
+    assert [len(texts) for texts in found] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+    assert found[5] == [f"{SIGN} is 1, and was at least 0.95 in the last 3 rows: r1 helps"]
+
+
+def test_a_resumed_run_counts_on_in_the_rows_that_it_has(tmp_path):
+    values = (0.9, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0)
+    for cut, expected in ((2, [0, 1, 0, 0, 0, 0, 0]), (3, [1, 0, 0, 0, 0, 0]), (4, [0] * 5)):
+        lines = [json.dumps(row) for row in [*signs(*values[:cut]), {"step": cut, "warning": "x"}]]
+        (tmp_path / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+        alarm = LimitAlarm(tmp_path / "metrics.jsonl", LIMITS)
+        assert [len(alarm.look(row)) for row in signs(*values)[cut:]] == expected
+
+
+FALLING = {"recall": "r1 helps", "modes": "r1 helps"}
+
+
+def test_a_number_that_falls_below_half_of_its_best_is_reported_once(tmp_path):
+    alarm = FallAlarm(2.0, tmp_path / "none", [], FALLING)
+    values = [0.1, 0.4, 0.2, 0.19, 0.5, 0.1]
+    found = [alarm.look({"recall_dinov2": value, "fd_dinov2": 10 / value, "modes": 8.0}) for value in values]
+    assert [len(texts) for texts in found] == [0, 0, 0, 1, 0, 0]
+    assert found[3] == ["recall_dinov2 is 0.19, more than 2 times below its best, 0.4: r1 helps"]
+
+
+def test_no_ratio_no_report_of_a_fall(tmp_path):
+    alarm = FallAlarm(None, tmp_path / "none", [], FALLING)
+    assert not any(alarm.look({"modes": value}) for value in (25.0, 1.0))
+
+
+def test_a_resumed_run_compares_with_the_evaluations_that_it_has(tmp_path):
+    files = [tmp_path / f"step_{step}.json" for step in range(3)]
+    for file, content in zip(files, ('{"modes": 25.0}', '{"modes": null}', "[1"), strict=True):
+        file.write_text(content)
+    metrics = tmp_path / "metrics.jsonl"
+    (text,) = FallAlarm(2.0, metrics, files, FALLING).look({"modes": 3.0})
+    assert text.startswith("modes is 3")
+    metrics.write_text(json.dumps({"step": 3, "warning": text}) + "\n")
+    assert FallAlarm(2.0, metrics, files, FALLING).look({"modes": 2.0}) == []
