@@ -1,6 +1,7 @@
 """What a run reports while it runs: metrics.jsonl, other trackers, and a progress line."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 from bigtrain.errors import UserError
 from bigtrain.progress import Pace, fitted
 from bigtrain.runs import atomic
+from bigtrain.signals import let_go_of_terminal
 from bigtrain.training.monitoring.trackers.run_tracker import RunTracker
 from bigtrain.untrusted import one_line, open_plain, parse_json
 
@@ -84,14 +86,14 @@ class Tracker:
         rate = f"{values['throughput/images_per_s']:.0f} images/s"
         begin, end = f"step {values['step']}/{self._steps}", f"{rate}  ETA {_clock(eta_s)}"
         if self._live:  # a line that wraps cannot be rewritten
-            print(f"\r\x1b[K{fitted(begin, [*losses, *percentages], end)}", end="", file=sys.stderr, flush=True)
+            _print(f"\r\x1b[K{fitted(begin, [*losses, *percentages], end)}", end="")
         else:
-            print("  ".join([begin, *losses, *percentages, end]), file=sys.stderr, flush=True)
+            _print("  ".join([begin, *losses, *percentages, end]))
 
     def say(self, text: str) -> None:
         """A message on a line of its own, which stays."""
         text = one_line(text)
-        print(f"\r\x1b[K{text}" if self._live else text, file=sys.stderr, flush=True)
+        _print(f"\r\x1b[K{text}" if self._live else text)
 
     def warn(self, step: int, text: str) -> None:
         """A warning: a message on stderr, and a row of metrics.jsonl."""
@@ -101,7 +103,7 @@ class Tracker:
     def close(self, step: int) -> None:
         """`step`: the last one. Waits for the trackers, which is bounded."""
         if self._live:
-            print(file=sys.stderr)
+            _print("")
         for tracker in self._trackers:
             tracker.end(TRAINED_S if step >= self._steps else STOPPED_S)
         for tracker in self._trackers:
@@ -109,6 +111,16 @@ class Tracker:
         with contextlib.suppress(OSError, UserError):  # `row` has raised this error already
             self._pass_on_warnings(step)
             self._file.close()
+
+
+def _print(text: str, end: str = "\n") -> None:
+    """On stderr. If its terminal was closed, of which a signal tells a moment later, the training goes on to its checkpoint."""
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        let_go_of_terminal()
 
 
 @contextlib.contextmanager
