@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bigtrain.data.fields.label import KNOWN_LABEL, KnownLabelField
 from bigtrain.data.options import shown
 from bigtrain.data.splits import describe, known_split
 from bigtrain.errors import UserError
@@ -136,7 +137,10 @@ def _assumed_spec(recipe: Recipe, tokenizer: "_Tokenizer | None", classes: int) 
     needs = find_family(recipe.family.kind).needs
     images = {name: _assumed_image(recipe, name) for name, kind in needs.items() if kind == "image"}
     points = {name: {"kind": "array", "shape": [2]} for name, kind in needs.items() if kind == "array"}
-    return replace(spec, fields={**spec.fields, **images, **points})
+    known: dict[str, Any] = {}
+    if recipe.data.known_labels is not None:
+        known = {KNOWN_LABEL: {"kind": KnownLabelField.kind, "known": recipe.data.known_labels.per_class * classes}}
+    return replace(spec, fields={**spec.fields, **images, **points, **known})
 
 
 def _assumed_image(recipe: Recipe, name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from bigtrain.data.fields.registry import NAME
 from bigtrain.data.fields.text import BYTES
 from bigtrain.data.remote import DEFAULTS, RemoteOptions
 from bigtrain.data.resize import Resize
-from bigtrain.options import Count, Depth, Options, Workers, check_text
+from bigtrain.options import Count, Depth, Options, Seed, Workers, check_text
 from bigtrain.sizes import size_of
 
 LARGEST_SIDE = 65535
@@ -73,6 +73,17 @@ class TextOptions(Options):
     """Tokens of a sample: longer texts are cut, shorter ones padded."""
 
 
+class KnownLabelsOptions(Options):
+    """Which samples of the training split have labels for semi-supervised training: equally many of each class, at random."""
+
+    per_class: Count
+    """Samples of each class."""
+    seed: Seed = 0
+    """Of the choice, which depends on nothing else but the data: run.seed may change and they stay the same."""
+    only: bool = False
+    """Leave out all other samples: what these labels teach alone, to compare with."""
+
+
 class DataOptions(Options):
     """Where the samples are and how they are read."""
 
@@ -113,6 +124,9 @@ class DataOptions(Options):
     balance: bool = False
     """Show each class equally often in training: as often as the largest, so images of smaller classes are repeated within an
     epoch. Labels of generated samples are then drawn uniformly too."""
+    known_labels: KnownLabelsOptions | None = None
+    """Give training the labels of few samples, as the field known_label, which is -1 for all others; null: there is no such
+    field. Those of the validation split are all known."""
     workers: Workers = 2
     """Processes per rank that read and decode; 0 does it in the training process."""
     flip: bool = False

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Reading
+from bigtrain.data.fields.label import KnownLabelField
 from bigtrain.data.index import Index
 from bigtrain.data.options import shown
 from bigtrain.data.read.batch import Batch, on_device
@@ -314,7 +315,9 @@ def _check_field(name: str, wanted: str, spec: DataSpec, family: str, train: str
     has = ", ".join(f"{other} ({facts['kind']})" for other, facts in spec.fields.items())
     missing = f"no field {name}" if found is None else f"a field {name} that is no {wanted}"
     remedy = f"rename one with data.rename.{name}=FIELD, or derive one by data.derive.{name}"
-    if not isinstance(train, str):  # a name in data.train comes before what its index is renamed to
+    if wanted == KnownLabelField.kind:
+        remedy = "set data.known_labels.per_class"
+    elif not isinstance(train, str):  # a name in data.train comes before what its index is renamed to
         named = f"give one of the indexes the name {name} in data.train, or " if wanted != "label" else ""
         remedy = f"{named}train on one index"
     raise UserError(

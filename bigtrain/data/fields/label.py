@@ -1,4 +1,5 @@
-"""The class of a sample. Its number is in the index, because class counts, subsets and balance need all of them at once."""
+"""The class of a sample, of all or of few. Its number is in the index, because class counts, subsets and balance need all of
+them at once."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 UNLABELLED = "unlabelled"
 """The name of the only class of data without labels."""
+KNOWN_LABEL = "known_label"
+"""The name of the field that says the labels of few samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,42 @@ class LabelField(Field):
 
     def tiles(self, values: Sequence[np.ndarray]) -> list[Image]:
         return [text_tile(self.classes[int(value)]) for value in values]
+
+    def to_device(self, values: Tensor, flips: Tensor, device: torch.device) -> dict[str, Tensor]:
+        return {self.name: values.to(device, non_blocking=True)}
+
+
+@dataclass(frozen=True, eq=False)
+class KnownLabelField(Field):
+    """The class of the samples whose label training is told, -1 of all others. It is in no index: a recipe asks for it.
+
+    `known`: bool [samples], by sample number.
+    """
+
+    known: np.ndarray
+    kind = "known_label"
+
+    @classmethod
+    def from_json(cls, name: str, members: tuple[str, ...], facts: Mapping[str, Any]) -> KnownLabelField:
+        raise AssertionError("known labels are chosen by a recipe")
+
+    def facts(self) -> dict[str, Any]:
+        return {"known": int(self.known.sum())}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.int64)
+
+    def read(self, source: Members, numbers: np.ndarray, geometry: Geometry, out: np.ndarray) -> Failures:
+        out[:] = np.where(self.known[numbers], source.labels[numbers], -1)
+        return {}
+
+    def decode(self, contents: Sequence[bytes], out: np.ndarray, geometry: Geometry, row: int) -> None:
+        raise AssertionError("labels are read from the index")
 
     def to_device(self, values: Tensor, flips: Tensor, device: torch.device) -> dict[str, Tensor]:
         return {self.name: values.to(device, non_blocking=True)}

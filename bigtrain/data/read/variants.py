@@ -1,5 +1,5 @@
 """Variants of an index: fields resized, cropped, renamed, derived or tokenised when they are read; only some classes, or all
-classes equally often.
+classes equally often; the labels of few samples.
 
 A variant is an Index with its own fields or sample numbers, so order, passes over the split, class counts and references need
 not know of it. `Index.variant` records the options (JSON) for fingerprints and protocols.
@@ -16,13 +16,14 @@ from bigtrain.data.classes import class_numbers
 from bigtrain.data.fields.clip import ClipField
 from bigtrain.data.fields.derived import derived
 from bigtrain.data.fields.field import Field
-from bigtrain.data.fields.label import LabelField
+from bigtrain.data.fields.label import KNOWN_LABEL, KnownLabelField, LabelField
 from bigtrain.data.fields.pictures import ImageField, PicturedField
 from bigtrain.data.fields.registry import NAME
 from bigtrain.data.fields.text import TextField, tokenizer_hash
 from bigtrain.data.index import Index, Shard
 from bigtrain.data.resize import Resize
 from bigtrain.errors import UserError
+from bigtrain.randomness import generator
 
 
 def resized(index: Index, size: tuple[int, int], how: Resize, crop_from: tuple[int, int] | None = None) -> Index:
@@ -129,6 +130,33 @@ def balanced(index: Index) -> Index:
     return replace(index, variant={**index.variant, "balance": True})
 
 
+def with_known_labels(index: Index, per_class: int | None = None, seed: int = 0, only: bool = False) -> Index:
+    """The same samples, or `only` those that are chosen, with a further field: the labels of `per_class` random samples of each
+    class, or of all (None). Raises UserError for a class that has fewer."""
+    if KNOWN_LABEL in index.fields:
+        raise UserError(f"{index.where} has a field {KNOWN_LABEL} already; rename it by data.rename")
+    if per_class is None:
+        field = KnownLabelField(KNOWN_LABEL, (), np.ones(index.samples, dtype=bool))
+        return replace(index, fields={**index.fields, KNOWN_LABEL: field})
+    few = [name for name, count in zip(index.classes, index.class_counts, strict=True) if count < per_class]
+    if few:
+        raise UserError(
+            f"{index.where} has fewer than {per_class} samples of the class {few[0]!r}; take fewer per_class"
+        )
+    order = generator(seed, "data/known_labels").permutation(index.samples)
+    by_class = [order[index.labels[order] == number][:per_class] for number in range(len(index.classes))]
+    chosen = np.zeros(index.samples, dtype=bool)
+    chosen[np.concatenate(by_class)] = True
+    variant = {**index.variant, "known_labels": {"per_class": per_class, "seed": seed, "only": only}}
+    if only:
+        starts = np.cumsum([shard.samples for shard in index.shards])[:-1]
+        parts = zip(index.shards, np.split(chosen, starts), strict=True)
+        shards = tuple(_shard_part(shard, np.flatnonzero(kept), shard.labels) for shard, kept in parts if kept.any())
+        index, chosen = replace(index, shards=shards), np.ones(chosen.sum(), dtype=bool)
+    field = KnownLabelField(KNOWN_LABEL, (), chosen)
+    return replace(index, fields={**index.fields, KNOWN_LABEL: field}, variant=variant)
+
+
 def _numbers_of(index: Index, chosen: Sequence[int | str]) -> list[int]:
     try:
         return class_numbers(index.classes, chosen)
@@ -141,7 +169,11 @@ def _shard_subset(shard: Shard, numbers: np.ndarray, classes: int) -> Shard:
     new_number = np.full(classes, -1)
     new_number[numbers] = np.arange(len(numbers))
     labels = new_number[shard.labels]
-    kept = np.flatnonzero(labels >= 0)
+    return _shard_part(shard, np.flatnonzero(labels >= 0), labels)
+
+
+def _shard_part(shard: Shard, kept: np.ndarray, labels: np.ndarray) -> Shard:
+    """The samples at the positions `kept`; labels: int64 [samples], of all of the shard."""
     members = {name: (offsets[kept], sizes[kept]) for name, (offsets, sizes) in shard.members.items()}
     keys = tuple(shard.keys[position] for position in kept.tolist())
     return replace(shard, keys=keys, labels=labels[kept], members=members)

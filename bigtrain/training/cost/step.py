@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bigtrain.cluster import world
+from bigtrain.data.fields.label import KNOWN_LABEL
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
 from bigtrain.families.phases import Microbatch, OptimizerOptions, Phase
@@ -179,7 +180,7 @@ def _microbatch(family: Family, samples: int, accumulate: int) -> Microbatch:
 
 def _fields(spec: DataSpec, samples: int) -> dict[str, Tensor]:
     """Tensors of the data's shapes."""
-    fields = {"label": torch.empty(samples, dtype=torch.int64)}
+    fields = {name: torch.empty(samples, dtype=torch.int64) for name in ("label", KNOWN_LABEL)}
     if spec.codes is None:
         images = {name: facts for name, facts in spec.fields.items() if facts["kind"] == "image"}
         shapes: dict[str, tuple[int, ...]] = {

@@ -16,7 +16,7 @@ from PIL import Image
 from bigtrain.data.index import Index, plain_fields
 from bigtrain.data.read.order import Epochs, balanced_counts
 from bigtrain.data.read.stream import SplitLoader, Stream
-from bigtrain.data.read.variants import balanced, resized, subset
+from bigtrain.data.read.variants import balanced, resized, subset, with_known_labels
 from bigtrain.data.splits import describe, find_images, find_split
 from bigtrain.data.write.codes import encode_shards, index_codes
 from bigtrain.data.write.foreign_shards import index_shards
@@ -209,3 +209,46 @@ def test_images_that_were_resized_to_be_encoded_are_found_again(tmp_path: Path) 
     codes = index_codes(images, tmp_path / "codes", manifest, records)
     behind = images_behind(Index.read(codes.path))
     assert (behind.image_size, behind.fingerprint) == ((4, 4), images.fingerprint)
+
+
+def known_labels_of(index: Index) -> dict[int, int]:
+    """By the number that a sample's image shows, its known label."""
+    ((_, batch),) = SplitLoader(index, rank=0, world=1, batch=100, workers=0)
+    return dict(zip(numbers_of(batch["image"]), batch["known_label"].tolist(), strict=True))
+
+
+def test_few_labels_are_known_equally_many_of_each_class(numbered_shards: Make) -> None:
+    whole = numbered_shards([12, 8, 10])  # labels n % 5; six of each
+    known = known_labels_of(with_known_labels(whole, 2, 0, only=False))
+    chosen = {number: label for number, label in known.items() if label >= 0}
+    assert len(known) == 30
+    assert Counter(chosen.values()) == dict.fromkeys(range(5), 2)
+    assert all(label == number % 5 for number, label in chosen.items())
+    assert known == known_labels_of(with_known_labels(whole, 2, 0, only=False))
+    other = with_known_labels(whole, 2, 1, only=False)
+    assert known != known_labels_of(other)
+    assert known_labels_of(with_known_labels(whole, 2, 0, only=True)) == chosen
+    described = other.fields["known_label"].described()
+    assert (described["kind"], described["known"]) == ("known_label", 10)
+
+
+def test_known_labels_make_other_data(numbered_shards: Make) -> None:
+    whole = numbered_shards([10, 10])
+    variants = [
+        whole,
+        *(with_known_labels(whole, *how) for how in ((1, 0, False), (1, 0, True), (2, 0, False), (1, 1, False))),
+    ]
+    assert len({variant.fingerprint for variant in variants}) == len(variants)
+
+
+def test_a_recipe_gives_few_labels_to_training_alone_after_it_chose_classes(numbered_shards: Make) -> None:
+    where = str(numbered_shards([15]).path)
+    data = options(train=where, validation=where, classes=[4, 2], known_labels={"per_class": 1})
+    known = known_labels_of(find_split(data, "train"))
+    assert sorted(label for label in known.values() if label >= 0) == [0, 1]
+    assert all(label == {4: 0, 2: 1}[number % 5] for number, label in known.items() if label >= 0)
+    assert -1 not in known_labels_of(find_split(data, "validation")).values()
+    with pytest.raises(
+        UserError, match=r"data\.known_labels: .* fewer than 4 samples of the class '4'; take fewer per_class"
+    ):
+        find_split(options(train=where, classes=[4, 2], known_labels={"per_class": 4}), "train")
