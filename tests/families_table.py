@@ -243,6 +243,18 @@ CASES: Mapping[str, Case] = {
         frozenset({Samples, Latents, EncodesLatents, Reconstructs}),
         unsharded={"penalties": {}},
     ),
+    "semi_supervised_gan": Case(
+        {
+            "kind": "semi_supervised_gan",
+            "generator": {"kind": "dcgan", "channels": 4, "latent": 6},
+            "discriminator": {"kind": "dcgan", "channels": 4, "norm": "none"},
+            "generator_optimizer": _ADAM,
+            "discriminator_optimizer": _ADAM,
+        },
+        {"discriminator": 6, "generator": 6},
+        frozenset({Samples, Latents, Classifies}),
+        data={"known_labels": {"per_class": 20}},
+    ),
     "vqvae": Case(
         {
             "kind": "vqvae",

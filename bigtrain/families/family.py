@@ -155,6 +155,7 @@ _MODULES = {
     "point_flow": "flows.point_flow",
     "point_gan": "adversarial.point_gan",
     "prior": "autoregressive.prior",
+    "semi_supervised_gan": "adversarial.semi_supervised_gan",
     "translation": "translation.translation",
     "two_players": "adversarial.two_players",
     "vae": "autoencoders.vae",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigtrain.data.fields.label import KNOWN_LABEL, KnownLabelField
 from bigtrain.families.data_spec import CodeLevel, DataSpec
 from bigtrain.families.family import Family, build_network, find_family
 from bigtrain.families.phases import Microbatch, Phase
@@ -37,6 +38,8 @@ def small_family(name: str, size: tuple[int, int] = SIZE, channels: int = 3, **o
     if "input" in kind.needs:
         facts = {"kind": "image", "size": list(size), "channels": 1}
         spec = replace(spec, fields={**spec.fields, "input": facts})
+    if KNOWN_LABEL in kind.needs:
+        spec = replace(spec, fields={**spec.fields, KNOWN_LABEL: {"kind": KnownLabelField.kind, "known": 500}})
     if "point" in kind.needs:
         spec = replace(spec, fields={"point": {"kind": "array", "shape": [2]}, "label": {"kind": "label"}})
     return kind(kind.options_class.model_validate(section), spec)
@@ -65,6 +68,8 @@ def microbatch(family: Family, phase: Phase, samples: int = 4, step: int = 0) ->
     if family.spec.codes is None:
         images = torch.rand(samples, family.spec.channels, *family.spec.size, generator=generator) * 2 - 1
         fields = {"image": images, "label": labels}
+        if KNOWN_LABEL in family.reads:  # every other one
+            fields[KNOWN_LABEL] = torch.where(torch.arange(samples) % 2 == 0, labels, -1)
         if "input" in family.reads:
             fields["input"] = torch.rand(samples, 1, *family.spec.size, generator=generator) * 2 - 1
         return replace(empty, fields=fields)

@@ -37,16 +37,17 @@ def overconfidence(game: Game) -> dict[str, Limit]:
     return {SIGN_OF_REAL: Limit(_SURE, _SURE_ROWS, meaning)} if game.sign_tells_real else {}
 
 
-def singular_values(component: str, architecture: Architecture) -> dict[str, Any]:
+def singular_values(component: str, architecture: Architecture, within: str = "") -> dict[str, Any]:
     """A phase's reports of largest singular values before normalisation, and what a jump of them means; empty for a network
-    without spectral norm.
+    without spectral norm. `within`: where in the component the architecture's network is, as "trunk."
 
     At collapse those of the generator's first layers explode while most others do not (Brock et al. 2019, section 4.1). In the
     discriminator they grow in all layers through training, and jump at collapse (section 4.2).
     """
-    layers = architecture.singular_values
-    if layers is None:
+    own = architecture.singular_values
+    if own is None:
         return {}
+    layers = {name: within + path for name, path in own.items()}
     watched = dict.fromkeys((f"singular_value/{name}" for name in (*layers, "largest")), _COLLAPSE)
     return {"reports": partial(_spectrum, component, layers), "watched": watched}
 

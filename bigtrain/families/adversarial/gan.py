@@ -37,6 +37,8 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
     falling = FALLING
     initialisation_images = 512
     """The largest reference batch."""
+    game_weight = 1.0
+    """Of the game in the discriminator's loss."""
 
     def __init__(self, options: GANOptions, spec: DataSpec) -> None:
         self.options, self.spec = options, spec
@@ -115,9 +117,9 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
         fake = self._fakes(networks, batch, "discriminator", gradients=False)
         seen = self._both_seen(networks, batch, "discriminator", real, fake)
         on_real, on_fake = self._judge(discriminator, *seen)
-        loss = options.objective.discriminator_loss(on_real.logits, on_fake.logits)
+        loss = self.game_weight * options.objective.discriminator_loss(on_real.logits, on_fake.logits)
         terms = self._penalties(networks, batch, (real, fake), seen, (on_real.logits, on_fake.logits))
-        terms |= self.terms_of_both(networks, batch, "discriminator", on_fake)
+        terms |= self.terms_of_both(networks, batch, "discriminator", on_fake) | self.terms_of_reals(batch, on_real)
         observed = self._observe(discriminator, on_real.logits)
         if (classifier := options.auxiliary_classifier) is not None:
             terms["classes"] = classifier.discriminator_loss(
@@ -160,6 +162,10 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
 
     def terms_of_both(self, networks: Networks, batch: Microbatch, phase: str, on_fake: Outputs) -> dict[str, Tensor]:
         """By key, what both players minimise beside the game: of what the discriminator says of the phase's fakes."""
+        return {}
+
+    def terms_of_reals(self, batch: Microbatch, on_real: Outputs) -> dict[str, Tensor]:
+        """By key, what the discriminator minimises beside the game: of what it says of real images."""
         return {}
 
     def _penalties(
