@@ -76,7 +76,7 @@ class RunOptions(Options):
     """The seed that keys every random draw of the run."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ("tensorboard",)
     """What shows the run besides metrics.jsonl: losses, pictures, evaluations and the recipe. tensorboard: RUN/tensorboard/.
-    The others are packages (pip install 'bigtrain[wandb]'), which know projects, hosts and tokens from their own environment
+    The others are packages (pip install wandb), which know projects, hosts and tokens from their own environment
     variables. A run that is resumed is the same run there, and what a tracker does wrong costs a warning. []: none."""
 
     @field_validator("name")

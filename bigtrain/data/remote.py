@@ -413,7 +413,7 @@ def _of_s3(url: str, begin: int, login: bool, timeout_s: float) -> Pieces:
         import botocore.exceptions
         import s3fs
     except ImportError:
-        raise Refused("s3:// needs the package s3fs: pip install 'bigtrain[s3]'") from None
+        raise Refused("s3:// needs the package s3fs: pip install s3fs") from None
     settings = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"max_attempts": 1}}
     files = s3fs.S3FileSystem(anon=not login, config_kwargs=settings, use_listings_cache=False)
     files.retries = 1
