@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, create_model, field_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from bigtrain.data.options import DataOptions
+from bigtrain.data.options import NONE, DataOptions
 from bigtrain.errors import UserError
 from bigtrain.evaluation.options import EvaluationOptions, check_same_scripts, named_scripts, stored_scripts
 from bigtrain.families.family import family_kinds, find_family
@@ -76,7 +76,7 @@ class RunOptions(Options):
     """The seed that keys every random draw of the run."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ("tensorboard",)
     """What shows the run besides metrics.jsonl: losses, pictures, evaluations and the recipe. tensorboard: RUN/tensorboard/.
-    The others are packages (pip install 'bigtrain[wandb]'), which know projects, hosts and tokens from their own environment
+    The others are packages (pip install wandb), which know projects, hosts and tokens from their own environment
     variables. A run that is resumed is the same run there, and what a tracker does wrong costs a warning. []: none."""
 
     @field_validator("name")
@@ -108,11 +108,18 @@ class Recipe(Options):
         return dump(content)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads, extends, overrides and checks a recipe. Raises UserError that names the file, the key and the remedy."""
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, of_model: bool = False) -> Recipe:
+    """Reads, extends, overrides and checks a recipe. Raises UserError that names the file, the key and the remedy.
+
+    of_model: whether it is of a trained model, which may do without its training data: a data.train that is missing or null
+    is NONE then.
+    """
     path = Path(path)
     content = _read(path, overrides)
     content = {section: value for section, value in content.items() if value is not None}
+    data = content.setdefault("data", {}) if of_model else None
+    if isinstance(data, dict) and data.get("train") is None:
+        data["train"] = NONE
     run = content.setdefault("run", {})
     if isinstance(run, dict):
         run.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem).lstrip("._-") or "run")

@@ -15,6 +15,8 @@ from bigtrain.sizes import size_of
 
 LARGEST_SIDE = 65535
 """Of an image in pixels: JPEG's limit."""
+NONE = "none"
+"""Stands for the training data of a model whose recipe names none, or null."""
 
 
 def _size(value: Any) -> int | tuple[int, int]:
@@ -145,7 +147,7 @@ class DataOptions(Options):
 
     @model_validator(mode="after")
     def _sides_agree(self) -> "DataOptions":
-        if self.validation is not None and _names(self.validation) != _names(self.train):
+        if self.train != NONE and self.validation is not None and _names(self.validation) != _names(self.train):
             raise ValueError("validation: must name indexes by the names of data.train, or be null")
         size, whole = sides(self.image_size), sides(self.crop_from)
         if whole is not None and (size is None or whole[0] < size[0] or whole[1] < size[1]):

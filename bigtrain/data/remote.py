@@ -17,6 +17,8 @@ import os
 import posixpath
 import random
 import re
+import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,9 +26,11 @@ from typing import IO, Any, ClassVar, TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import Field
+from tqdm import tqdm
 
 from bigtrain.errors import UserError
 from bigtrain.options import Options, Whole
+from bigtrain.untrusted import one_line
 
 T = TypeVar("T")
 SCHEMES = ("http", "https", "hf", "s3")
@@ -37,6 +41,11 @@ _PIPES_ARE_GONE = (
 )
 FIRST_PAUSE_S = 1.0
 """Before the second attempt; it doubles from attempt to attempt."""
+SAY_AFTER_S = 5.0
+"""How long nothing comes before it is said what is waited for."""
+_SAY_AGAIN_S = 60.0
+_said_at: dict[str, float] = {}
+"""When each place was last said to be waited for."""
 LONGEST_PAUSE_S = 30.0
 LEAST_BYTES = 2**16
 """A server that sends less than this within the time-out has stalled, even if a byte comes now and then."""
@@ -87,15 +96,20 @@ HERE = Origin()
 
 
 class Interrupted(Exception):
-    """An attempt that broke off, for a reason that may pass; `pause_s`: what the server asks for, None if nothing."""
+    """An attempt that broke off, for a reason that may pass; `pause_s`: what the server asks for, None if nothing; `answered`:
+    whether the far side has said anything at all."""
 
-    def __init__(self, reason: str, pause_s: float | None = None) -> None:
+    def __init__(self, reason: str, pause_s: float | None = None, *, answered: bool = True) -> None:
         super().__init__(reason)
-        self.pause_s = pause_s
+        self.pause_s, self.answered = pause_s, answered
 
 
 class Refused(Exception):
     """A reason that will not pass."""
+
+
+class NoAnswer(UserError):
+    """The far side said nothing at all, at the last attempt: what else lies there will not come either."""
 
 
 def is_remote(where: str) -> bool:
@@ -178,13 +192,15 @@ def receive(
 
 def retried(attempt: Callable[[], T], url: str, origin: Origin, login: bool, what: str) -> T:
     """What an attempt gives; it is made again where it was Interrupted. Raises UserError, as `receive` says."""
-    attempts = origin.options.retries + 1
+    attempts, failure, begin = origin.options.retries + 1, UserError, time.monotonic()
     for number in range(attempts):
         try:
             return attempt()
         except Interrupted as error:
-            reason = str(error)
+            reason, failure = str(error), UserError if error.answered else NoAnswer
             if number + 1 < attempts:
+                if time.monotonic() - begin >= SAY_AFTER_S:
+                    _say_waiting(url, f"attempt {number + 1} of {attempts} ended with: {reason}")
                 pause = min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S) * random.SystemRandom().uniform(0.5, 1.0)
                 time.sleep(max(pause, min(error.pause_s or 0.0, LONGEST_PAUSE_S)))
         except Refused as error:
@@ -195,10 +211,32 @@ def retried(attempt: Callable[[], T], url: str, origin: Origin, login: bool, wha
                 "$BIGTRAIN_LOGINS has it"
             )
             raise UserError(f"{_named(url, origin)}: {what} cannot be fetched: {error}{hint}") from None
-    raise UserError(
+    # A flag of a command has no options beside it that a recipe would have.
+    raised = "" if origin.key.startswith("-") else " raise data.remote.retries,"
+    raise failure(
         f"{_named(url, origin)}: {what} could not be fetched in {attempts} attempt{'s' if attempts > 1 else ''}; the last "
-        f"ended with: {reason}; look at the server, raise data.remote.retries, or copy the shards here and name the copy"
+        f"ended with: {reason}; look at the server and the address,{raised} or copy the shards here and name the copy"
     )
+
+
+@contextlib.contextmanager
+def waiting(url: str) -> Iterator[None]:
+    """Says, while what is done within lasts longer than SAY_AFTER_S, that the far side is waited for."""
+    timer = threading.Timer(SAY_AFTER_S, _say_waiting, (url, "no answer yet"))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _say_waiting(url: str, why: str) -> None:
+    """Says so once a minute for each place, however many of its files are waited for."""
+    place, now = place_of(url), time.monotonic()
+    if now - _said_at.get(place, float("-inf")) >= _SAY_AGAIN_S:
+        _said_at[place] = now
+        tqdm.write(one_line(f"waiting for {place}: {why}"), file=sys.stderr)
 
 
 def _named(url: str, origin: Origin) -> str:
@@ -316,16 +354,19 @@ def answer(url: str, headers: Mapping[str, str], login: bool, timeout_s: float, 
     import requests
     import urllib3
 
-    get = requests.get if session is None else session.get
+    get, answered = requests.get if session is None else session.get, False
     try:
-        with get(url, headers=headers, auth=None if login else _no_login, stream=True, timeout=timeout_s) as response:
+        with waiting(url):
+            response = get(url, headers=headers, auth=None if login else _no_login, stream=True, timeout=timeout_s)
+        answered = True
+        with response:
             if response.status_code not in (200, 206, 416):
                 _raise_for_status(response.status_code, response.reason, response.headers.get("Retry-After", ""))
             yield response
     except requests.exceptions.InvalidURL as error:
         raise Refused(str(error)) from None
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise Interrupted(_reason(error)) from None
+        raise Interrupted(_reason(error), answered=answered) from None
 
 
 def pieces_of(response: Any, offset: int) -> Iterator[tuple[int, bytes]]:
@@ -372,12 +413,14 @@ def _of_s3(url: str, begin: int, login: bool, timeout_s: float) -> Pieces:
         import botocore.exceptions
         import s3fs
     except ImportError:
-        raise Refused("s3:// needs the package s3fs: pip install 'bigtrain[s3]'") from None
+        raise Refused("s3:// needs the package s3fs: pip install s3fs") from None
     settings = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"max_attempts": 1}}
     files = s3fs.S3FileSystem(anon=not login, config_kwargs=settings, use_listings_cache=False)
     files.retries = 1
     try:
-        with files.open(url, "rb", block_size=_S3_PIECE, cache_type="none") as file:
+        with waiting(url):
+            opened = files.open(url, "rb", block_size=_S3_PIECE, cache_type="none")
+        with opened as file:
             offset = begin if begin < file.size else 0
             while offset < file.size:
                 file.seek(offset)

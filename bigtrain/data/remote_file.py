@@ -4,10 +4,12 @@ import contextlib
 import io
 import re
 from bisect import bisect_right
+from dataclasses import replace
 from typing import IO, Any
 
 from bigtrain.data.remote import (
     Interrupted,
+    NoAnswer,
     Origin,
     Refused,
     address_of,
@@ -24,6 +26,8 @@ LEAST_PART = 2**14
 """The fewest bytes that are asked for at once: a header, what is small behind it, and the next header."""
 LARGEST_PART = 2**22
 """Parts grow to this where all of a file is read: fewer requests."""
+_RETRIES_AT_FIRST = 1
+"""Further attempts to get the first answer of all: somebody may have mistyped the address."""
 _PART = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -161,11 +165,16 @@ class RemoteFile(io.RawIOBase):
 
 
 def gives_parts(url: str, origin: Origin) -> bool:
-    """Whether parts of what is at the URL can be fetched; True for what does not come at all."""
+    """Whether parts of what is at the URL can be fetched; True for what does not come at all. Raises NoAnswer, after fewer
+    attempts than `receive`, if the far side says nothing."""
+    retries = min(origin.options.retries, _RETRIES_AT_FIRST)
+    asked = replace(origin, options=origin.options.model_copy(update={"retries": retries}))
     try:
-        with io.BytesIO() as kept, RemoteFile(url, origin, kept):
+        with io.BytesIO() as kept, RemoteFile(url, asked, kept):
             return True
     except NoParts:
         return False
+    except NoAnswer:
+        raise
     except UserError:
         return True

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from bigtrain.cluster.world import is_main
 from bigtrain.data.digits import digits_index
 from bigtrain.data.index import HOW_TO_MAKE, Index
-from bigtrain.data.options import DataOptions, sides
+from bigtrain.data.options import NONE, DataOptions, sides
 from bigtrain.data.read import variants
 from bigtrain.data.read.shard_cache import ShardCache
 from bigtrain.data.read.side_by_side import SideBySide
@@ -62,6 +62,8 @@ def _each(data: DataOptions, split: Split, read: Callable[[str, str], Index]) ->
     """What `data.SPLIT` names, one index or several; `read` gives the one that a key names."""
     where, key = (data.train if split == "train" else data.validation), f"data.{split}"
     assert where is not None, f"{key} names no index"
+    if where == NONE:
+        raise UserError(f"{key}: names no data, and this needs them; give their index with {key}=INDEX")
     if isinstance(where, str):
         return read(where, key)
     return SideBySide({name: read(path, f"{key}.{name}") for name, path in where.items()})

@@ -77,7 +77,11 @@ class Card:
     def _how(self) -> str:
         if not self.usages:
             return "## Use\n\nIt has no pipeline that draws images; bigtrain's commands open it."
-        needs = [] if self.usages[0].plain else ["Needs `pip install bigtrain`, whose code draws the images."]
+        needs = (
+            []
+            if self.usages[0].plain
+            else ["Runs where bigtrain is installed (`pip install -e .` in its checkout), whose code draws the images."]
+        )
         return "\n\n".join(["## Use", *needs, *(_fenced("\n".join(usage.lines), "python") for usage in self.usages)])
 
     def _data(self) -> str:

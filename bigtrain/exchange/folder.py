@@ -13,7 +13,7 @@ DESCRIPTION = "_bigtrain"
 """The key of model_index.json that holds the model's `description` if the components are diffusers' own, which ignores it."""
 MODULE, CLASS = "pipeline", "FamilyPipeline"
 """The file of a folder's own pipeline, and its name there."""
-PIPELINE_SOURCE = '''"""The pipeline of this folder; needs `pip install bigtrain`.
+PIPELINE_SOURCE = '''"""The pipeline of this folder; runs where bigtrain is installed (`pip install -e .` in its checkout).
 
     DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
 """

@@ -5,11 +5,15 @@ commands. Its token goes to the Hub (HF_ENDPOINT) alone.
 """
 
 import re
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bigtrain import progress
 from bigtrain.errors import UserError
 from bigtrain.untrusted import one_line
 
@@ -110,14 +114,47 @@ def push(folder: Path, repository: str, *, public: bool, message: str) -> str:
     api = HfApi()
     with _in_one_sentence(f"--push: {repository}"):
         address = api.create_repo(repository, repo_type="model", private=not public, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            repo_type="model",
-            commit_message=message,
-            allow_patterns=[file.name for file in files_of(folder)],
-        )
+        files = files_of(folder)
+        size = sum(file.size for file in files) / 1e6
+        with _said_each_minute(f"uploads {len(files)} files, {size:,.1f} MB, to {repository}"):
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                repo_type="model",
+                commit_message=message,
+                allow_patterns=[file.name for file in files],
+            )
     return str(address)
+
+
+@contextmanager
+def _said_each_minute(what: str) -> Iterator[None]:
+    """Says in a log that the work within goes on, in the place of the bars that the Hub's library draws on a terminal. How much
+    has gone is known to that library alone."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if sys.stderr.isatty():
+        yield
+        return
+    done, begin = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        while not done.wait(progress.LINE_S):
+            print(f"{what}: {(time.monotonic() - begin) / 60:.0f} min so far", file=sys.stderr, flush=True)
+
+    draws_bars = not are_progress_bars_disabled()
+    disable_progress_bars()
+    threading.Thread(target=say, name="upload", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        if draws_bars:
+            enable_progress_bars()
 
 
 @contextmanager

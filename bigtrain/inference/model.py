@@ -281,7 +281,7 @@ def open_model(
 def _recipe_of(path: Path, overrides: Sequence[str]) -> Recipe:
     if not is_run_or_export(path):
         raise UserError(why_neither(path))
-    return load_recipe(path / "recipe.yaml", overrides)
+    return load_recipe(path / "recipe.yaml", overrides, of_model=True)
 
 
 def hang_timeout_s(path: Path) -> float | None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +25,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
 import bigtrain
+from bigtrain import progress
 from bigtrain.errors import UserError
 from bigtrain.exchange import hub
 from bigtrain.exchange.card import Card
@@ -120,6 +123,28 @@ def test_an_export_is_pushed_into_a_private_repository_with_its_card(
     assert "pushed" in said
     assert "for you alone" in said
     assert "DDPMPipeline.from_pretrained('someone/tiny-ddpm')" in said
+
+
+def test_a_long_upload_is_a_line_a_minute_in_a_log(
+    recorded: RecordedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bars, upload = list[bool](), recorded.upload_folder
+
+    def slow(**call: Any) -> None:
+        bars.append(are_progress_bars_disabled())
+        time.sleep(0.5)
+        upload(**call)
+
+    monkeypatch.setattr(progress, "LINE_S", 0.2)
+    monkeypatch.setattr(recorded, "upload_folder", slow)
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "README.md").write_text("x" * 3_000_000)
+    hub.push(folder, "me/slow", public=False, message="m")
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["uploads 1 files, 3.0 MB, to me/slow: 0 min so far"] * 2
+    assert bars == [True]
+    assert not are_progress_bars_disabled()
 
 
 def test_public_makes_a_public_repository(recorded: RecordedHub, tmp_path: Path) -> None:

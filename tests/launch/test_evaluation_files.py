@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bigtrain.errors import UserError
 from bigtrain.evaluation.result import EvaluationResult
@@ -44,6 +45,28 @@ def test_an_export_is_evaluated_against_moments_without_the_runs_data(
         capsys, "exports/gan", *asked, "evaluation.seed=1", f"evaluation.reference={moments}", *WITHOUT_DATA
     )
     assert same["fd_features"] == pytest.approx(0, abs=1e-6)
+
+
+NO_DATA = ["data.train=null", "data.validation=null"]
+
+
+@pytest.mark.parametrize("named", [[], NO_DATA], ids=["by its recipe", "on the command line"])
+def test_an_export_that_names_no_data_is_evaluated_where_none_are_needed(
+    named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["evaluation.metrics=[fd]", *SETTINGS, "evaluation.reference=images/train.json"]
+    with_data = result_of(capsys, "exports/gan", *asked)
+    if not named:
+        recipe = Path("exports/gan/recipe.yaml")
+        content = yaml.safe_load(recipe.read_text())
+        del content["data"]["train"], content["data"]["validation"]
+        recipe.write_text(yaml.safe_dump(content))
+    assert result_of(capsys, "exports/gan", *asked, *named) == with_data
+
+
+def test_a_metric_that_needs_data_asks_for_them_where_none_are_named() -> None:
+    with pytest.raises(UserError, match=r"data\.train: names no data.*give their index with data\.train=INDEX"):
+        evaluate(["exports/gan", "evaluation.metrics=[fd]", *SETTINGS, *NO_DATA])
 
 
 def test_an_export_is_evaluated_against_other_images_without_the_runs_data(

@@ -50,8 +50,7 @@ class Database(ImageSource):
             import lmdb
         except ImportError:
             raise UserError(
-                f"{self.path}: LMDB needs the package lmdb: pip install 'bigtrain[lmdb]'; or unpack it to a folder "
-                "CLASS/*.webp"
+                f"{self.path}: LMDB needs the package lmdb: pip install lmdb; or unpack it to a folder CLASS/*.webp"
             ) from None
         file = self.path / "data.mdb" if self.path.is_dir() else self.path
         try:

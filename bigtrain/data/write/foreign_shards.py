@@ -21,6 +21,7 @@ from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS, ImageField, MapField
 from bigtrain.data.fields.registry import field_from_json
 from bigtrain.data.fields.text import TextField
 from bigtrain.data.index import FORMAT_VERSION, LABEL, Index, label_from, labels_from
+from bigtrain.data.remote import NoAnswer
 from bigtrain.data.sources.layouts.by_class import SPLITS
 from bigtrain.data.sources.layouts.class_names import read_classes
 from bigtrain.data.sources.samples import FieldSpec
@@ -132,9 +133,12 @@ def _say_left_out(folder: Path | RemoteSource, found: Mapping[TarInput, Inspecte
 
 
 def _inspected(tar: TarInput, progress: Progress, reading: Reading) -> Inspected | str:
-    """What a tar holds, or what is wrong with it, so that all that is wrong is said at once."""
+    """What a tar holds, or what is wrong with it, so that all that is wrong is said at once. Raises NoAnswer: a server that has
+    fallen silent would have to be waited for again and again."""
     try:
         return inspect(tar, progress, reading)
+    except NoAnswer:
+        raise
     except UserError as error:
         return str(error)
 

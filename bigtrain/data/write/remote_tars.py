@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from bigtrain.data.remote import Origin, beside, check_url, is_remote, place_of, receive, shown
+from bigtrain.data.remote import Origin, beside, check_url, is_remote, place_of, receive, shown, waiting
 from bigtrain.data.remote_file import gives_parts
 from bigtrain.data.sources.layouts.by_class import SPLITS
 from bigtrain.data.write.tar_inputs import RemoteTar
@@ -149,7 +149,8 @@ def _on_the_hub(url: str) -> list[RemoteTar]:
     folder = f"{match['folder'].strip('/')}/" if match["folder"] and match["folder"].strip("/") else ""
     try:
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=get_token())
-        info = api.dataset_info(match["repo"], revision=match["revision"], files_metadata=True, timeout=_TIMEOUT_S)
+        with waiting(url):
+            info = api.dataset_info(match["repo"], revision=match["revision"], files_metadata=True, timeout=_TIMEOUT_S)
     except (HfHubHTTPError, requests.RequestException, ValueError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{url}: the Hub does not list it: {reason} (is the name right, or a login missing?)") from None

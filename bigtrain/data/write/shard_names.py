@@ -16,7 +16,7 @@ UNNAMED = "train"
 EXAMPLES = "SPLIT-000000.tar ..., SPLIT-00000-of-00002.tar ... or 00000.tar ..."
 SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NAMES = (
-    re.compile(r"(?P<split>.+)[-_.](?P<number>\d+)-of-(?P<count>\d+)([-_.][0-9a-f]+)?\.tar", re.IGNORECASE),
+    re.compile(r"(?P<split>.+)[-_.](?P<number>\d+)[-_.]of[-_.](?P<count>\d+)([-_.][0-9a-f]+)?\.tar", re.IGNORECASE),
     re.compile(r"(?P<split>.+)[-_.](?P<number>\d+)\.tar", re.IGNORECASE),
     re.compile(r"(?P<number>\d+)\.tar", re.IGNORECASE),
     re.compile(r"(?P<split>train|validation|valid|val|test)\.tar", re.IGNORECASE),
@@ -96,7 +96,7 @@ def _check_counts(where: object, shards: Mapping[str, ShardName]) -> None:
         )
 
 
-_NUMBER = re.compile(r"\d+(?=(-of-\d+([-_.][0-9a-f]+)?)?\.tar$)", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+(?=([-_.]of[-_.]\d+([-_.][0-9a-f]+)?)?\.tar$)", re.IGNORECASE)
 
 
 def _renumbered(name: str, number: int) -> str:

@@ -344,3 +344,28 @@ def test_a_pattern_where_an_index_is_wanted_says_how_to_make_one(where: str) -> 
 def test_a_list_is_a_source_and_a_folder_is_none(tmp_path: Path) -> None:
     assert RemoteSource.parse(str(tmp_path)) is None
     assert RemoteSource.parse(str(tmp_path / "absent.txt")) is None
+
+
+def test_a_server_that_never_answers_is_waited_for_audibly_and_not_for_long(
+    shards: Path, tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote, "SAY_AFTER_S", 0.05)
+    monkeypatch.setattr(remote, "_said_at", {})
+    with serving(shards, lambda path, before: "stall") as server:
+        with pytest.raises(UserError, match=r"could not be fetched in 2 attempts.*timed out.*the address, or copy"):
+            indexed(tmp_path / "out", f"{server.url}/train-{{000000..000001}}.tar")
+        assert sum(server.requests.values()) == 2
+        assert capsys.readouterr().err.count(f"waiting for {server.url}: no answer yet") == 1
+
+
+def test_a_server_that_falls_silent_ends_the_indexing_at_the_first_tar(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = partial(Origin, options=RemoteOptions(timeout_s=0.3, retries=2))
+    monkeypatch.setattr(remote_tars, "Origin", few)
+    with serving(shards, lambda path, before: "stall" if before or path.endswith("1.tar") else "") as server:
+        with pytest.raises(
+            UserError, match=r"train-000000\.tar: a part of the file could not be fetched in 3 attempts"
+        ):
+            indexed(tmp_path / "out", f"{server.url}/train-{{000000..000001}}.tar")
+        assert server.requests["train-000001.tar"] == 0

@@ -18,6 +18,7 @@ from tests.data.conftest import numbered_png, write_tar
         (["train-000000.tar", "train-000001.tar"], "train"),
         (["val_000000.tar", "val_000001.tar"], "val"),
         (["train-00000-of-00002.tar", "train-00001-of-00002.tar"], "train"),
+        (["train_00000_of_00002.tar", "train_00001_of_00002.tar"], "train"),
         (["my-set-1-of-2.tar", "my-set-2-of-2.tar"], "my-set"),
         (["train-00000-of-00001-a09b74b3ef9c3b56.tar"], "train"),
         (["00000.tar", "00001.tar"], "train"),
@@ -34,6 +35,10 @@ def test_names_say_the_split(names: Sequence[str], split: str) -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
+        (
+            ["train_00000_of_00003.tar", "train_00002_of_00003.tar"],
+            r"here: train_00001_of_00003.tar: missing, of 3 shards",
+        ),
         (
             ["train-00000-of-00003.tar"],
             r"here: train-00001-of-00003.tar, train-00002-of-00003.tar: missing, of 3 shards",

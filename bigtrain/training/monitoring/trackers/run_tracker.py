@@ -8,8 +8,8 @@ from typing import Any
 
 from bigtrain.errors import UserError
 
-IN_THEIR_PROCESSES = {"wandb": "'bigtrain[wandb]'", "trackio": "trackio", "mlflow": "'bigtrain[mlflow]'"}
-"""Also the names of their packages; what pip installs for each. trackio is no extra: it asks for Pillow below 13, which as an
+IN_THEIR_PROCESSES = ("wandb", "trackio", "mlflow")
+"""Also the names of their packages, for Python and for pip. trackio is no extra: it asks for Pillow below 13, which as an
 extra pip would refuse, as bigtrain asks for a later one."""
 
 
@@ -46,6 +46,4 @@ def check_installed(names: Sequence[str]) -> None:
     for name in names:
         spec = find_spec(name) if name in IN_THEIR_PROCESSES else None
         if name in IN_THEIR_PROCESSES and (spec is None or spec.origin is None):  # a folder of its name is no package
-            raise UserError(
-                f"run.trackers: {name} is not installed: pip install {IN_THEIR_PROCESSES[name]}, or leave it out"
-            )
+            raise UserError(f"run.trackers: {name} is not installed: pip install {name}, or leave it out")
