@@ -82,7 +82,8 @@ class KeptPass:
         if self._broken:
             return
         given = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
-        data = safetensors.torch.save({NUMBERS: torch.from_numpy(numbers), **given}, metadata={"key": self._key})
+        own = torch.from_numpy(numbers).contiguous()  # a rank's share is every so many-th
+        data = safetensors.torch.save({NUMBERS: own, **given}, metadata={"key": self._key})
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             atomic.write_bytes(self._folder / f"{numbers[0]:09d}-{numbers[-1]:09d}-{len(numbers)}.safetensors", data)
