@@ -13,6 +13,7 @@ evaluation.classifier is a program, which runs with your rights.
 """
 
 import argparse
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from bigtrain.inference.evaluation import check_writable, evaluate_model, write_
 from bigtrain.inference.metric_choice import needed_splits
 from bigtrain.inference.model import Model, attach_dependencies, hang_timeout_s, open_model
 from bigtrain.inference.splits import check_fields, find_needed
-from bigtrain.inference.sweep import Sweep, file_name, folder_of, named, path_of
+from bigtrain.inference.sweep import FLAGS, Claim, Sweep, file_name, folder_of, named, path_of, samples_beside
 from bigtrain.recipe import evaluation_options
 from bigtrain.runs import atomic
 from bigtrain.runs.nearby import is_run_or_export, runs_meant
@@ -187,23 +188,45 @@ def _write_beside(arguments: argparse.Namespace, folder: Path, step: int, evalua
 def _sweep(arguments: argparse.Namespace, folder: Path, device: torch.device) -> None:
     """Evaluates with each value, and shows the table of all."""
     sweep: Sweep = arguments.sweep
-    paths = []
-    for value in sweep.values:
-        model = _open(arguments, folder, device, sweep, value)
-        named_by_sampling = [role for role, other in model.family.dependencies.items() if not other.exported]
-        attach_dependencies(model.family, device, named_by_sampling)
-        path = path_of(folder, model)
-        paths.append(path)
-        if world.on_main(path.is_file):
-            say(f"{sweep.name(value)}: is measured already")
-            continue
-        say(f"{sweep.name(value)}:")
-        evaluated = _evaluated(arguments, model)
-        world.on_main(beats.as_work("writes the evaluation", partial(_keep, evaluated, path)))
+    paths, opened = _checked(arguments, folder, device)
+    left = deque((value, False) for value in sweep.values)
+    while left:
+        value, patient = left.popleft()
+        claim = Claim(paths[value])
+        try:
+            if world.on_main(partial(claim.take, patient)):
+                say(f"{sweep.name(value)}:")
+                model = _open(arguments, folder, device, sweep, value, opened)
+                evaluated = _evaluated(arguments, model, samples_beside(paths[value]))
+                world.on_main(beats.as_work("writes the evaluation", partial(_keep, evaluated, paths[value])))
+            elif world.on_main(paths[value].is_file):
+                say(f"{sweep.name(value)}: is measured already")
+            else:
+                say(f"{sweep.name(value)}: is being measured by another sweep; this one comes back to it")
+                left.append((value, True))
+        finally:
+            claim.release()
     table = arguments.csv or folder_of(folder) / file_name(sweep, ".csv")
     picture = arguments.picture or folder_of(folder) / file_name(sweep, ".png")
-    world.on_main(partial(compare_values, named(sweep, paths), table, picture))
+    world.on_main(partial(compare_values, named(sweep, [paths[value] for value in sweep.values]), table, picture))
     say(f"the picture: {picture}")
+
+
+def _checked(arguments: argparse.Namespace, folder: Path, device: torch.device) -> tuple[dict[str, Path], Model | None]:
+    """(where the evaluation of each value is kept, a model whose weights are those of every value if there is one). Opens the
+    model with each value, so that a wrong one is found before anything is measured; from then on all are of one checkpoint,
+    though the run may go on. Raises UserError."""
+    sweep: Sweep = arguments.sweep
+    paths, opened = {}, None
+    for value in sweep.values:
+        model = _open(arguments, folder, device, sweep, value, opened)
+        if not (folder / "model_index.json").is_file():
+            opened = model if sweep.key not in FLAGS else None
+            arguments.checkpoint = str(model.provenance["step"])
+        named_by_sampling = [role for role, other in model.family.dependencies.items() if not other.exported]
+        attach_dependencies(model.family, device, named_by_sampling)
+        paths[value] = path_of(folder, model)
+    return paths, opened
 
 
 def _keep(evaluated: EvaluationResult, path: Path) -> None:
@@ -213,22 +236,25 @@ def _keep(evaluated: EvaluationResult, path: Path) -> None:
 
 
 def _open(
-    arguments: argparse.Namespace, folder: Path, device: torch.device, sweep: Sweep | None = None, value: str = ""
+    arguments: argparse.Namespace,
+    folder: Path,
+    device: torch.device,
+    sweep: Sweep | None = None,
+    value: str = "",
+    opened: Model | None = None,
 ) -> Model:
+    """The model; of a sweep with one of its values. `opened`: a model of the run that has its weights."""
     weights, which, overrides = arguments.weights, arguments.checkpoint, [*arguments.overrides]
     if sweep is not None:
         weights, which = sweep.flag("weights", value, weights), sweep.flag("checkpoint", value, which)
         overrides += sweep.overrides(value)
-    return open_model(
-        folder,
-        device,
-        weights=weights,
-        which=which or "newest",
-        overrides=[*overrides, *overrides_of(arguments.dependency, folder)],
-    )
+    overrides += overrides_of(arguments.dependency, folder)
+    if opened is not None:
+        return opened.with_overrides(folder, overrides)
+    return open_model(folder, device, weights=weights, which=which or "newest", overrides=overrides)
 
 
-def _evaluated(arguments: argparse.Namespace, model: Model) -> EvaluationResult:
+def _evaluated(arguments: argparse.Namespace, model: Model, kept: Path | None = None) -> EvaluationResult:
     keep_moments = arguments.save_moments is not None
     needed = needed_splits(model.family, model.recipe.evaluation, keep_moments)
     train, validation = find_needed(model.recipe.data, needed)
@@ -236,7 +262,7 @@ def _evaluated(arguments: argparse.Namespace, model: Model) -> EvaluationResult:
         model.check_data(train, "data.train")
     if validation is not None:
         check_fields(validation, model.family.spec, model.family.reads, "data.validation")
-    evaluated = evaluate_model(model, train, validation, keep_moments=keep_moments)
+    evaluated = evaluate_model(model, train, validation, keep_moments=keep_moments, kept=kept)
     assert evaluated is not None, "an evaluation that nothing stops has a result"
     return evaluated
 

@@ -45,6 +45,7 @@ from bigtrain.recipe import Recipe, extended, load_recipe, schema, values_from_b
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.engine.kernels import faster_precision
+from bigtrain.training.freezing import check_freeze
 from bigtrain.training.monitoring.trackers.opening import trackers_of
 from bigtrain.training.monitoring.trackers.run_tracker import check_installed
 from bigtrain.training.options import check_batch
@@ -124,6 +125,7 @@ def _train(recipe: Recipe, parent: Mapping[str, Any] | None, device: torch.devic
     family = make_family(recipe, DataSpec.from_json(describe(images)))
     if validation is not None:
         check_fields(validation, family.spec, family.reads, "data.validation")
+    check_freeze(family, recipe.train.freeze, recipe.engine)
     new = _is_new(recipe)
     initial = InitialWeights.open(family, recipe.train) if new else None
     branch = open_branch(recipe) if new else None

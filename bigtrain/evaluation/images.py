@@ -20,6 +20,7 @@ from bigtrain.data.read.stream import read_chunks
 from bigtrain.data.sources.collection import ImageCollection, read_images
 from bigtrain.data.splits import image_shape
 from bigtrain.errors import UserError
+from bigtrain.evaluation.kept_pass import KeptPass
 from bigtrain.features.cache import Cache, key_of_images
 from bigtrain.features.network import pictures
 from bigtrain.pictures import to_uint8
@@ -59,6 +60,8 @@ class ImageSet(ABC):
     """Where work on this set is kept; None where it is not to be."""
     key: dict[str, Any]
     """What determines the set, for the cache."""
+    kept: KeptPass | None = None
+    """Where a pass over the set keeps what it has seen, should it be killed; None where it keeps nothing."""
     hashed = False
     """Whether only its pixels can say what it holds, so that batches carry digests."""
 
@@ -245,7 +248,7 @@ class Relabelled(ImageSet):
         self._numbers = torch.tensor([classes.index(name) for name in images.classes], dtype=torch.int64)
         self.count, self.name, self.classes = images.count, images.name, classes
         self.cache, self.key = images.cache, {**images.key, "classes": list(classes)}
-        self.hashed = images.hashed
+        self.hashed, self.kept = images.hashed, images.kept
 
     def batches(self, numbers: np.ndarray, reading: Reading, device: torch.device) -> Iterator[ImageBatch]:
         for batch in self._images.batches(numbers, reading, device):

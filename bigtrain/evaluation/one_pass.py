@@ -1,6 +1,8 @@
 """One pass over a set of images that feeds all accumulators; each rank reads its share, each image once."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -8,11 +10,13 @@ from torch import Tensor
 
 from bigtrain.cluster import world
 from bigtrain.cluster.passes import Progress, Reading, stoppable, together
-from bigtrain.data.read.stream import rank_share
 from bigtrain.errors import UserError
 from bigtrain.evaluation.images import ImageBatch, ImageSet, fair_order
-from bigtrain.evaluation.statistics.accumulator import Accumulator, Seen, Share
+from bigtrain.evaluation.kept_pass import Part, split_of
+from bigtrain.evaluation.statistics.accumulator import Accumulator, Seen, Share, Use
 from bigtrain.features.network import Features
+
+log = logging.getLogger(__name__)
 
 
 def pass_over(
@@ -31,23 +35,23 @@ def pass_over(
     positions = np.empty(images.count, dtype=np.int64)
     positions[fair_order(images.count)] = np.arange(images.count)
     numbers = _needed(images.count, accumulators)
-    mine = rank_share(numbers, world.rank(), world.size())
-    network = features if any({"features", "logits"} & one.uses for one in accumulators) else None
+    uses = frozenset[Use]().union(*(one.uses for one in accumulators))
+    network = features if {"features", "logits"} & uses else None
     dimensions, logits = (network.dimensions, network.facts.get("classes") or 0) if network is not None else (0, 0)
+    kept, drawn = _kept_and_missing(images, numbers, network, uses)
+    mine = np.concatenate([*(part.numbers for part in kept), drawn])
     share = Share(images, mine, positions[mine], device, dimensions, logits)
-    with_logits = any("logits" in one.uses for one in accumulators)
-    viewer = _Viewer(images, positions, network, with_logits, allow_mixed_sizes, device)
+    viewer = _Viewer(images, positions, network, "logits" in uses, allow_mixed_sizes, device)
     for one in accumulators:
         one.begin(share)
 
     def sweep() -> None:
         with Progress(len(numbers), images.name) as progress, stoppable(reading.should_stop):
-            for batch in images.batches(mine, reading, device):
+            for seen in chain(viewer.view_again(kept), viewer.view_all(images.batches(drawn, reading, device), uses)):
                 reading.check_stop()
-                seen = viewer.view(batch)
                 for one in accumulators:
                     one.update(seen)
-                progress.add(len(batch.numbers))
+                progress.add(len(seen.numbers))
 
     together(f"measures {images.name}", sweep)
     viewer.check_finite()
@@ -61,6 +65,20 @@ def _needed(count: int, accumulators: Sequence[Accumulator]) -> np.ndarray:
     if None in firsts:
         return np.arange(count)
     return np.sort(fair_order(count)[: max((first for first in firsts if first is not None), default=0)])
+
+
+def _kept_and_missing(
+    images: ImageSet, numbers: np.ndarray, network: Features | None, uses: frozenset[Use]
+) -> tuple[list[Part], np.ndarray]:
+    """This rank's share of the images that an earlier pass has kept, and of those that it has not, int64, ascending."""
+    parts: list[Part] = []
+    if images.kept is not None:
+        facts = {"features": None if network is None else network.protocol([images.channels]), "uses": sorted(uses)}
+        parts = images.kept.open(facts, numbers)
+        if parts and world.is_main():
+            again = sum(len(part.numbers) for part in parts)
+            log.warning("goes on after %d of %d images, which an earlier start has measured", again, len(numbers))
+    return split_of(parts, numbers)
 
 
 class _Viewer:
@@ -80,7 +98,30 @@ class _Viewer:
         self._size: tuple[int, int] | None = None
         self._finite = torch.ones((), dtype=torch.bool, device=device)
 
-    def view(self, batch: ImageBatch) -> Seen:
+    def view_all(self, batches: Iterable[ImageBatch], uses: frozenset[Use]) -> Iterator[Seen]:
+        """Each batch, kept where the set's are."""
+        for batch in batches:
+            seen = self._view(batch)
+            if self._set.kept is not None:
+                pixels = seen.images if "images" in uses else None
+                rows = {"features": seen.features, "logits": seen.logits, "labels": seen.labels, "images": pixels}
+                self._set.kept.keep(seen.numbers, rows)
+            yield seen
+
+    def view_again(self, parts: Iterable[Part]) -> Iterator[Seen]:
+        """What was kept of earlier batches."""
+        for part in parts:
+            assert self._set.kept is not None
+            rows = self._set.kept.read(part)
+            labels = rows.pop("labels", None)
+            images, features, logits = (
+                rows[name].to(self._device) if name in rows else None for name in ("images", "features", "logits")
+            )
+            if features is not None:
+                self._finite &= features.isfinite().all()
+            yield Seen(part.numbers, self._positions[part.numbers], images, labels, features, logits, [])
+
+    def _view(self, batch: ImageBatch) -> Seen:
         self._check_sizes(batch)
         features, logits = self._look(batch) if self._network is not None else (None, None)
         images = batch.groups[0][1] if len(batch.groups) == 1 else None

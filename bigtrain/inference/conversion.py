@@ -79,7 +79,12 @@ def convert(path: Path, out: Path, wanted: Wanted) -> Converted:
         raise UserError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    except (KeyError, IndexError, RuntimeError) as error:
+    except KeyError as error:
+        files = ", ".join(file.name for file in checkpoint.files.values())
+        raise UserError(
+            f"{path}: is not whole, or not of {source.name}: {files} lack what is {error.args[0]} here; fetch it again"
+        ) from None
+    except (IndexError, RuntimeError) as error:
         raise UserError(f"{path}: is not whole, or not of {source.name} ({error})") from None
     ours = {component: tensors for component, tensors in ours.items() if component in family.components}
     _check_fit(family, source, checkpoint, ours, recipe, architecture)

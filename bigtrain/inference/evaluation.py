@@ -16,6 +16,7 @@ from bigtrain.data.read.stream import Data
 from bigtrain.errors import UserError
 from bigtrain.evaluation.evaluate import check, evaluate
 from bigtrain.evaluation.images import Drawn, ImageSet, Outputs
+from bigtrain.evaluation.kept_pass import KeptPass
 from bigtrain.evaluation.metrics.registry import MetricName, title
 from bigtrain.evaluation.options import EvaluationOptions
 from bigtrain.evaluation.reference import Labels, RealData
@@ -85,17 +86,20 @@ def evaluate_model(
     should_stop: Callable[[], bool] = lambda: False,
     *,
     keep_moments: bool = False,
+    kept: Path | None = None,
 ) -> EvaluationResult | None:
     """Measures the recipe's metrics of a model; every rank calls it. None if stopped. `train` and `validation`: those of
-    `needed_splits`."""
+    `needed_splits`; `kept`: a folder of this evaluation alone, in which what was measured of samples outlives a kill."""
     check_metrics(model.family, model.recipe.evaluation, validation)
     try:
-        return _evaluated(model, RunData(train, validation), should_stop, keep_moments)
+        return _evaluated(model, RunData(train, validation), should_stop, keep_moments, kept)
     except Stopped:
         return None
 
 
-def _evaluated(model: Model, data: RunData, should_stop: Callable[[], bool], keep_moments: bool) -> EvaluationResult:
+def _evaluated(
+    model: Model, data: RunData, should_stop: Callable[[], bool], keep_moments: bool, kept: Path | None
+) -> EvaluationResult:
     """`evaluate_model`, but raises Stopped."""
     options = model.recipe.evaluation
     chosen = chosen_metrics(model.family, options)
@@ -105,7 +109,7 @@ def _evaluated(model: Model, data: RunData, should_stop: Callable[[], bool], kee
     result: dict[str, Any] = {}
     picture, moments = None, None
     if of_samples(chosen) or keep_moments:
-        measured = _measure_samples(model, data, of_samples(chosen), facts, should_stop, keep_moments)
+        measured = _measure_samples(model, data, of_samples(chosen), facts, should_stop, keep_moments, kept)
         result, picture, moments = dict(measured.result), measured.picture, measured.moments
         facts = result.pop("protocol")
     reading = Reading(options.batch_size, reading_workers(model), should_stop)
@@ -125,12 +129,14 @@ def _measure_samples(
     facts: dict[str, Any],
     should_stop: Callable[[], bool],
     keep_moments: bool,
+    kept: Path | None,
 ) -> EvaluationResult:
     """What is measured on samples; `facts` are part of its protocol. Raises Stopped."""
     options = model.recipe.evaluation
     selection = model.selection(options.candidates, options.classifier, should_stop)
     sampler = model.sampler(options.seed, selection=selection)
     images, labels = _drawn(sampler, data, options)
+    images.kept = None if kept is None else KeptPass(kept)
     measured = evaluate(
         images,
         together("opens the reference", lambda: RealData.of(options, *data.images)),

@@ -98,6 +98,11 @@ class Model:
         family.attach(kept)
         return replace(self, family=family, recipe=with_values(self.recipe, {"family.sampling": sampling}))
 
+    def with_overrides(self, path: Path, overrides: Sequence[str]) -> "Model":
+        """The same weights with other overrides of the recipe of their run, whose checkpoint may be deleted by now."""
+        recipe = located(_recipe_of(path, overrides), path / "recipe.yaml")
+        return replace(self, family=make_family(recipe, self.family.spec), recipe=recipe)
+
     def sampler(self, seed: int, sampling: Any = None, selection: Selection | None = None) -> "Sampler":
         """A sampler with the options `sampling` (the recipe's own if None); opens the models that this one depends on."""
         model = self if sampling is None else self.with_sampling(sampling)

@@ -8,8 +8,16 @@ from dataclasses import replace
 from torch import nn
 
 from bigtrain.errors import UserError
+from bigtrain.families.family import Family, without_weights
 from bigtrain.families.phases import Component
 from bigtrain.training.engine.options import EngineOptions
+
+
+def check_freeze(family: Family, patterns: Sequence[str], engine: EngineOptions) -> None:
+    """Raises UserError as `frozen_in` does; builds no weights."""
+    if patterns:
+        networks = {name: without_weights(family, name) for name in family.components}
+        frozen_in(family.components, networks, patterns, engine)
 
 
 def frozen_in(

@@ -229,6 +229,38 @@ def test_half_a_state_dict_is_refused_and_what_is_missing_named(tmp_path: Path) 
     refused(tmp_path, arguments, r"tensors of the unet: 2 missing \(unet.mid_block.resnets.1.conv1.bias, ")
 
 
+@pytest.mark.parametrize(
+    ("source", "make"),
+    [
+        ("biggan-pytorch", lambda folder: authors.biggan(folder, 32) / "G_ema.pth"),
+        ("studiogan", lambda folder: next(authors.studio(folder, 32).glob("model=G*"))),
+        ("guided-diffusion", lambda folder: authors.unet(folder, "guided_diffusion_unet", "half_multiplier", "m.pt")),
+        ("ddpm", lambda folder: authors.unet(folder, "pytorch_diffusion_unet", "cifar", "model.ckpt")),
+        ("vq-vae-2", authors.vq_vae_2),
+        (
+            "pix2pix",
+            lambda folder: authors.translation(folder, "generator_128", "discriminator_16") / "latest_net_G.pth",
+        ),
+    ],
+)
+def test_a_part_of_a_state_dict_is_told_from_something_else(
+    tmp_path: Path, source: str, make: Callable[[Path], Path]
+) -> None:
+    loaded = torch.load(make(tmp_path / "w"))
+    tensors = loaded.get("state_dict", loaded)
+    names = list(tensors)
+    torch.save({name: tensors[name] for name in names[len(names) // 3 : 2 * len(names) // 3]}, tmp_path / "x.pth")
+    refused(tmp_path, [str(tmp_path / "x.pth")], f"names are like those of {source}: is it a part of such a checkpoint")
+
+
+def test_a_discriminator_that_lacks_a_tensor_is_refused_and_the_tensor_named(tmp_path: Path) -> None:
+    folder = authors.biggan(tmp_path / "weights", 32)
+    tensors = torch.load(folder / "D.pth")
+    del tensors["blocks.1.0.conv1.weight"]
+    torch.save(tensors, folder / "D.pth")
+    refused(tmp_path, [str(folder)], r"is not whole, .*G_ema.pth, D.pth lack what is blocks.1.conv1.weight here")
+
+
 def test_what_the_shapes_do_not_say_is_asked_for_with_the_nearest_recipe(tmp_path: Path) -> None:
     file = authors.unet(tmp_path / "w", "pytorch_diffusion_unet", "cifar", "model.ckpt")
     message = (

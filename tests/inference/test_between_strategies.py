@@ -12,7 +12,8 @@ from tests.runs_of import FAMILIES, final_tensors, largest_difference, optimizer
 
 # With momentum, which does not make sums in another order into other weights, as Adam's division does.
 GAN = optimizers_of(FAMILIES["gan"], {"kind": "sgd", "lr": 0.02, "momentum": 0.9})
-WORLDS = {"one": ("ddp", 1), "ddp": ("ddp", 2), "zero2": ("zero2", 2), "zero3": ("zero3", 2)}
+WORLDS = {"one": ("ddp", 1), "ddp": ("ddp", 2), "zero1": ("zero1", 2), "zero2": ("zero2", 2), "zero3": ("zero3", 2)}
+WORLDS |= {"zero3 alone": ("zero3", 1)}
 """By name the strategy and the number of ranks."""
 STEPS = 2
 
@@ -38,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("of", "to"), [("zero3", "ddp"), ("ddp", "zero2"), ("zero2", "one")])
+@pytest.mark.parametrize(("of", "to"), [("zero3", "ddp"), ("ddp", "zero2"), ("zero2", "one"), ("zero1", "zero3 alone")])
 def test_a_run_goes_on_in_another_world_as_it_would_in_its_own(
     source: Callable[[str], Path], whole: Path, tmp_path: Path, of: str, to: str
 ) -> None:
@@ -47,7 +48,7 @@ def test_a_run_goes_on_in_another_world_as_it_would_in_its_own(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("of", "to"), [("zero2", "one"), ("zero3", "one")])
+@pytest.mark.parametrize(("of", "to"), [("zero2", "one"), ("zero3", "one"), ("zero1", "zero3 alone")])
 def test_a_run_begins_from_the_weights_of_another_world(
     source: Callable[[str], Path], tmp_path: Path, of: str, to: str
 ) -> None:

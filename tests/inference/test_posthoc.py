@@ -153,3 +153,9 @@ def test_a_run_without_snapshots_says_how_to_keep_them(tmp_path: Path) -> None:
     train(write_recipe(tmp_path, FAMILIES["vae"], steps=1), "ema.posthoc=null")
     with pytest.raises(UserError, match=r"keeps no snapshots of averages.*ema.posthoc=\{every: N\}"):
         open_model(tmp_path / "run", CPU, weights="sigma_rel=0.1")
+
+
+def test_a_width_between_two_that_few_snapshots_allow_is_told_so(tmp_path: Path) -> None:
+    train(write_recipe(tmp_path, FAMILIES["vae"], steps=3), "ema.posthoc={every: 1}")
+    with pytest.raises(UserError, match=r"from 0.05 to 0.1, but in between only what is near 0.05 or 0.1"):
+        open_model(tmp_path / "run", CPU, weights="sigma_rel=0.07")

@@ -61,3 +61,4 @@ def test_what_cannot_be_frozen_is_one_sentence(tmp_path: Path, words: list[str],
     said = train(recipe, *words, expect=2).stderr
     assert re.search(sentence, said), said
     assert "Traceback" not in said
+    assert not (tmp_path / "run").exists(), "nothing is written"

@@ -20,7 +20,8 @@ Use = Literal["features", "logits", "labels", "images"]
 
 @dataclass(frozen=True)
 class Share:
-    """What a rank knows before a pass: the set, its own images `numbers` (int64, ascending) and their `fair_positions`
+    """What a rank knows before a pass: the set, its own images `numbers` (int64, in the order in which they
+    are shown: ascending, after what an earlier pass has kept) and their `fair_positions`
     (int64: which of `fair_order` each is), the device, and the sizes of what the feature network gives (0 without)."""
 
     images: ImageSet

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bigtrain.errors import UserError
 from bigtrain.exchange.convert.files import read_json_beside, read_weights
-from bigtrain.exchange.convert.registry import AUTO, SOURCES, find_source, recognised
+from bigtrain.exchange.convert.registry import AUTO, SOURCES, find_source, nearest, recognised
 from bigtrain.exchange.convert.source import Checkpoint, Source
 from bigtrain.exchange.convert.sources.diffusers_unets import CONFIG, SCHEDULER, Diffusers
 from bigtrain.untrusted import looked_for, read_plain
@@ -61,15 +61,24 @@ def _source_of(file: Path, tensors: Mapping[str, Tensor], source: str, order: st
     """Raises UserError if the tensors are not of the source, or of none."""
     known = recognised(tensors)
     if source != AUTO and source not in known:
-        remedy = f"; they are those of {' or '.join(known)}: --from {known[0]}" if known else ""
+        remedy = f"; they are those of {' or '.join(known)}: --from {known[0]}" if known else _half(tensors)
         raise UserError(f"{file}: its names ({_some(tensors)}) are not those of {source}{remedy}")
     if not known:
         raise UserError(
             f"{file}: its names ({_some(tensors)}) are those of no source (there are: {', '.join(SOURCES)})"
+            + _half(tensors)
         )
     if source == AUTO and len(known) > 1:
         raise UserError(f"{file}: is of {' or of '.join(known)}, whose names are the same; say which by --from")
     return find_source(known[0] if source == AUTO else source, order)
+
+
+def _half(tensors: Mapping[str, Tensor]) -> str:
+    """Of which source they seem to be a part, to end a message; nothing where they are like none."""
+    near = nearest(tensors)
+    if near is None:
+        return ""
+    return f"; {near[1]} of its {len(tensors)} names are like those of {near[0]}: is it a part of such a checkpoint?"
 
 
 def _some(tensors: Mapping[str, Tensor]) -> str:

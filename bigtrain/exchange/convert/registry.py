@@ -1,5 +1,6 @@
 """The sources of checkpoints, by the names that `--from` takes."""
 
+import re
 from collections.abc import Collection
 
 from bigtrain.errors import UserError
@@ -33,6 +34,13 @@ def find_source(name: str, order: str | None) -> Source:
             else f"--attention-order: {order!r} is not {' or '.join(source.orders)}"
         )
     return source(order)
+
+
+def nearest(names: Collection[str]) -> tuple[str, int] | None:
+    """(the source that has most names like these, how many of these are like its own); None if none are."""
+    counts = {name: sum(re.match(source.like, each) is not None for each in names) for name, source in SOURCES.items()}
+    name, count = max(counts.items(), key=lambda item: item[1])
+    return (name, count) if count else None
 
 
 def recognised(names: Collection[str]) -> list[str]:

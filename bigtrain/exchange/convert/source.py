@@ -54,6 +54,8 @@ class Source(ABC):
     """The recipe that the tensors' keys are put into: what is usual for the source and no shape says."""
     main: ClassVar[str]
     """The component that samples, of which a checkpoint must hold the weights."""
+    like: ClassVar[str]
+    """What the names of most of its tensors begin with, a regular expression, by which half a checkpoint is told."""
     orders: ClassVar[Sequence[str]] = ()
     """What `--attention-order` may say of its checkpoints, where no shape says it."""
     kept: ClassVar[frozenset[str]] = frozenset()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bigtrain.networks.autoencoders.vdvae import VeryDeepOptions, VeryDeepVAE, decoder_blocks
-from bigtrain.networks.autoencoders.vdvae_names import our_name, our_tensor
 from bigtrain.networks.layers.discretised import as_numbers
 from bigtrain.objectives.distributions import DiscretisedLogistic
 from bigtrain.recipe import load_recipe
+from tests.networks.autoencoders.openai_vdvae_names import our_name, our_tensor
 from tests.recordings.summary import assert_excerpt, assert_summaries, gradients, read, summary
 from tests.recordings.vdvae import DEVIATION, IMAGES, KEPT, MEAN, TEMPERATURES, noise, pixels, value
 

@@ -56,6 +56,7 @@ class BigGANPyTorch(Source):
     repository = "https://github.com/ajbrock/BigGAN-PyTorch"
     licence = "MIT, Copyright (c) 2019 Andy Brock"
     main = "generator"
+    like = r"(blocks\.\d+\.[01]|output_layer|shared)\.(?!.*(conv2d|weight_))"
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "ema": ("G_ema.pth", "G_ema_*.pth"),
         "raw": ("G.pth", "G_[!eo]*.pth"),

@@ -17,6 +17,7 @@ class DDPM(Source):
     repository = "https://github.com/pesser/pytorch_diffusion"
     licence = "MIT, Copyright (c) 2023 Patrick Esser; the weights are those of github.com/hojonathanho/diffusion"
     main = "unet"
+    like = r"(down|up)\.\d+\.(block|attn|upsample|downsample)|mid\.(block|attn)_\d"
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "ema": ("ema_*.ckpt",),
         "raw": ("model-*.ckpt", "diffusion_*.ckpt"),

@@ -40,6 +40,7 @@ class Diffusers(Source):
     repository = "https://github.com/huggingface/diffusers"
     licence = None
     main = "unet"
+    like = r"(down|up)_blocks\.\d+\.|mid_block\."
     base: ClassVar[Mapping[str, Any]] = {
         "family": {"kind": "diffusion", "optimizer": {"lr": 1e-4}},
         "train": {"batch_size": 128},

@@ -18,6 +18,7 @@ class OpenAIUNet(Source):
     """What both have in common."""
 
     main = "unet"
+    like = r"(input|output)_blocks\.\d+\.|middle_block\."
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {"ema": ("ema_*.pt",), "raw": ("model[0-9]*.pt",)}
     base: ClassVar[Mapping[str, Any]] = {
         "family": {

@@ -67,6 +67,7 @@ class Pix2Pix(Source):
     repository = "https://github.com/junyanz/pytorch-CycleGAN-and-pix2pix"
     licence = "BSD, Copyright (c) 2017 Jun-Yan Zhu and Taesung Park"
     main = "generator"
+    like = r"(model\.)+model\.\d+\."
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {"ema": (), "raw": ("latest_net_G.pth", "*_net_G.pth")}
     # Of scripts/train_pix2pix.sh.
     base: ClassVar[Mapping[str, Any]] = {

@@ -105,6 +105,7 @@ class StudioGAN(Source):
     repository = "https://github.com/POSTECH-CVLab/PyTorch-StudioGAN"
     licence = "MIT, of their BigGAN; other parts of the repository have other licences"
     main = "generator"
+    like = r"blocks\.\d+\.\d+\.(conv2d\d|.*weight_(orig|u|v)$)"
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "ema": ("model=G_ema-best-*.pth", "model=G_ema-current-*.pth"),
         "raw": ("model=G-best-*.pth", "model=G-current-*.pth"),

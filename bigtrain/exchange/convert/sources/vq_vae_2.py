@@ -65,6 +65,7 @@ class VQVAE2(Source):
     repository = "https://github.com/rosinality/vq-vae-2-pytorch"
     licence = "MIT, Copyright (c) 2019 Kim Seonghyeon"
     main = "autoencoder"
+    like = r"(enc|dec|quantize|quantize_conv)(_[tb])?\.|upsample_t\."
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {"ema": (), "raw": ("vqvae_*.pt",)}
     base: ClassVar[Mapping[str, Any]] = {
         "family": {
