@@ -81,9 +81,9 @@ class TrainOptions(Options):
     commands take it as --checkpoint best. null: none. If a run is resumed with another metric, the old best checkpoint is
     kept until there is one by the new metric."""
     alarm_ratio: float | None = Field(default=2.0, gt=1, le=1e6)
-    """Warn when that metric (fd, if keep_best is null) or a number that the family watches (a GAN's recall and modes) is this
-    many times worse than its best, or a value that it watches (a GAN's largest singular values) this many times its median over
-    the last rows. null: never, nor of an overconfident discriminator."""
+    """Warn when that metric (fd, if keep_best is null) is this many times worse than its best, or a value that the family
+    watches (a GAN's largest singular values) is this many times its median over the last rows. null: never, nor of other signs
+    of a GAN that goes wrong: an overconfident discriminator, or fewer and fewer modes."""
     nonfinite_updates: Whole = 0
     """How many updates with a non-finite loss or gradient are skipped, over the whole run, before it stops."""
     profile: ProfileOptions | None = None

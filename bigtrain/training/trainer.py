@@ -176,7 +176,8 @@ class Trainer:
         family = self.family
         self._jumps = JumpAlarm(ratio, metrics, watched_values(family.phases))
         self._limits = LimitAlarm(metrics, {} if ratio is None else limits_of(family.phases))
-        self._falls = FallAlarm(ratio, metrics, self.folder.evaluations_until(self.step), family.falling)
+        falling = {} if ratio is None else family.falling
+        self._falls = FallAlarm(self.folder.evaluations_until(self.step), falling)
 
     def _take_step(self) -> None:
         """Runs every repeat of every phase that is due, then updates the averages."""

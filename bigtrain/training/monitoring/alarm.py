@@ -16,6 +16,9 @@ from bigtrain.untrusted import parse_json, read_json
 
 ROWS = 10
 """A value is compared with the median of this many rows before it, once there are that many."""
+FALLEN, EVALUATIONS = 0.8, 3
+"""A number that is below this share of its best in so many evaluations has fallen. In fewer it varies as much: before a GAN on
+points makes good ones, the modes that its samples touch come and go."""
 
 
 class JumpAlarm:
@@ -78,46 +81,34 @@ class LimitAlarm:
 
 
 class FallAlarm:
-    """Checks every evaluation for numbers that fall."""
+    """Checks every evaluation for numbers that have fallen and stay so."""
 
-    def __init__(
-        self, ratio: float | None, metrics: Path, evaluations: Sequence[Path], falling: Mapping[str, str]
-    ) -> None:
-        """`ratio`: warn when a number is this many times below its best; None: never. `metrics`: the file of rows and warnings
-        so far; `evaluations`: the files of the evaluations so far. `falling`: what a fall of each number means; a number of
-        some features (recall_dinov2) is one of that name (recall)."""
-        self._ratio, self._falling = ratio, falling
+    def __init__(self, evaluations: Sequence[Path], falling: Mapping[str, str]) -> None:
+        """`evaluations`: the files of the evaluations so far. `falling`: what a fall of each number means; a number of some
+        features (recall_dinov2) is one of that name (recall)."""
+        self._falling = falling
         self._best: dict[str, float] = {}
-        self._raised: set[str] = set()
-        if ratio is None or not falling:
-            return
-        said = [row["warning"] for row in _rows(metrics) if isinstance(row.get("warning"), str)]
-        self._raised = {text.split(" is ")[0] for text in said if " times below its best" in text}
-        for path in evaluations:
-            self._keep_best(_content(path))
+        self._below: dict[str, int] = {}
+        for path in evaluations if falling else ():
+            self.look(_content(path))
 
-    def look(self, values: Mapping[str, float]) -> list[str]:
+    def look(self, values: Mapping[str, Any]) -> list[str]:
         """The warnings for this evaluation: one in the whole run for each number."""
         warnings = []
-        for name, value in self._watched(values):
-            best = self._best.get(name, 0.0)
-            if self._ratio is not None and value < best / self._ratio and name not in self._raised:
-                self._raised.add(name)
-                meaning = self._falling[name.split("_")[0]]
-                warnings.append(
-                    f"{name} is {value:.4g}, more than {self._ratio:.4g} times below its best, {best:.4g}: {meaning}"
-                )
-        self._keep_best(values)
-        return warnings
-
-    def _keep_best(self, values: Mapping[str, Any]) -> None:
-        for name, value in self._watched(values):
-            self._best[name] = max(value, self._best.get(name, 0.0))
-
-    def _watched(self, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         for name, value in values.items():
-            if name.split("_")[0] in self._falling and type(value) is float and math.isfinite(value):
-                yield name, value
+            if name.split("_")[0] not in self._falling or type(value) not in (int, float) or not math.isfinite(value):
+                continue
+            best, below = self._best.get(name, 0.0), self._below.get(name, 0)
+            if below < EVALUATIONS:
+                self._below[name] = below + 1 if value < FALLEN * best else 0
+                if self._below[name] == EVALUATIONS:
+                    meaning = self._falling[name.split("_")[0]]
+                    warnings.append(
+                        f"{name} is {value:.4g}, and was below {FALLEN:.0%} of its best, {best:.4g}, in the last "
+                        f"{EVALUATIONS} evaluations: {meaning}"
+                    )
+            self._best[name] = max(value, best)
+        return warnings
 
 
 def _rows(metrics: Path) -> Iterator[Mapping[str, Any]]:

@@ -78,25 +78,35 @@ def test_a_resumed_run_counts_on_in_the_rows_that_it_has(tmp_path):
 FALLING = {"recall": "r1 helps", "modes": "r1 helps"}
 
 
-def test_a_number_that_falls_below_half_of_its_best_is_reported_once(tmp_path):
-    alarm = FallAlarm(2.0, tmp_path / "none", [], FALLING)
-    values = [0.1, 0.4, 0.2, 0.19, 0.5, 0.1]
-    found = [alarm.look({"recall_dinov2": value, "fd_dinov2": 10 / value, "modes": 8.0}) for value in values]
-    assert [len(texts) for texts in found] == [0, 0, 0, 1, 0, 0]
-    assert found[3] == ["recall_dinov2 is 0.19, more than 2 times below its best, 0.4: r1 helps"]
+def test_a_number_that_stays_below_its_best_is_reported_once() -> None:
+    alarm = FallAlarm([], FALLING)
+    values = [0.1, 0.4, 0.3, 0.3, 0.35, 0.3, 0.3, 0.31, 0.1, 0.5, 0.1, 0.1, 0.1]
+    found = [alarm.look({"recall_dinov2": value, "fd_dinov2": 10 / value, "modes": 8}) for value in values]
+    assert [len(texts) for texts in found] == [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+    assert found[7] == [
+        "recall_dinov2 is 0.31, and was below 80% of its best, 0.4, in the last 3 evaluations: r1 helps"
+    ]
 
 
-def test_no_ratio_no_report_of_a_fall(tmp_path):
-    alarm = FallAlarm(None, tmp_path / "none", [], FALLING)
-    assert not any(alarm.look({"modes": value}) for value in (25.0, 1.0))
+# Every 250 steps of tests/benchmarks/points_table.py's minimax game on a grid of twenty-five normals, seeds 0 to 2, and of
+# recipes/gan_gaussians_minimax.yaml there, which comes to all of them.
+COLLAPSING = ([19, 15, 15, 15], [22, 16, 17, 15], [21, 11, 12, 12])
+LEARNING = ([15, 7, 10, 21, 22, 22, 21, 25, 24], [21, 23, 21, 24, 24, 24, 24, 23, 24])
+
+
+def test_the_modes_of_a_game_that_collapses_are_warned_of_and_no_others() -> None:
+    for modes in COLLAPSING:
+        alarm = FallAlarm([], FALLING)
+        assert [len(alarm.look({"modes": value})) for value in modes] == [0, 0, 0, 1]
+    for modes in LEARNING:
+        alarm = FallAlarm([], FALLING)
+        assert not any(alarm.look({"modes": value}) for value in modes)
 
 
 def test_a_resumed_run_compares_with_the_evaluations_that_it_has(tmp_path):
-    files = [tmp_path / f"step_{step}.json" for step in range(3)]
-    for file, content in zip(files, ('{"modes": 25.0}', '{"modes": null}', "[1"), strict=True):
+    contents = ('{"modes": 25}', '{"modes": null}', '{"modes": 3}', "[1", '{"modes": 3}')
+    files = [tmp_path / f"step_{step}.json" for step in range(5)]
+    for file, content in zip(files, contents, strict=True):
         file.write_text(content)
-    metrics = tmp_path / "metrics.jsonl"
-    (text,) = FallAlarm(2.0, metrics, files, FALLING).look({"modes": 3.0})
-    assert text.startswith("modes is 3")
-    metrics.write_text(json.dumps({"step": 3, "warning": text}) + "\n")
-    assert FallAlarm(2.0, metrics, files, FALLING).look({"modes": 2.0}) == []
+    resumed = FallAlarm(files, FALLING)
+    assert [len(resumed.look({"modes": 3})) for _ in range(3)] == [1, 0, 0]
