@@ -34,6 +34,7 @@ SMALLEST: Mapping[str, Sequence[str]] = {
     "evaluation_memory": ["PICTURES PICTURES [fd] 40"],
     "evaluation_speed": ["PICTURES 1 --pictures 20", "distances 1 --dimensions 16"],
     "feeding": ["PICTURES recipes/biggan_cifar10.yaml recipes/pixelcnn_cifar10.yaml --seconds 0.1 --rounds 1"],
+    "few_digits": ["OUT/few train.steps=1 train.save_every=1 --parts labels --seeds 1"],
     "finetune_digits": ["OUT/finetune evaluation.samples=20 --seeds 1 --steps 1,1 --recipes biggan_digits"],
     "gallery": ["OUT/gallery.png RUN"],
     "gpu": ["--tiny --workers 0 --out OUT/gpu.jsonl"],

@@ -24,7 +24,7 @@ from bigtrain.families.adversarial.collapse import singular_values
 from bigtrain.families.adversarial.gan import GAN, with_state
 from bigtrain.families.adversarial.gan_options import UnconditionalGANOptions
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.phases import Component, Microbatch, Networks
+from bigtrain.families.phases import Component, Losses, Microbatch, Networks
 from bigtrain.networks.adversarial import dcgan, dense_dcgan, mlp, resnet
 from bigtrain.networks.adversarial.architecture import Outputs
 from bigtrain.networks.adversarial.fake_class import FakeClassDiscriminator
@@ -48,7 +48,7 @@ class SemiSupervisedGANOptions(UnconditionalGANOptions):
     label_weight: Scale = 1.0
     """Of the cross-entropy of the known labels in the discriminator's loss."""
     game_weight: Weight = 1.0
-    """Of the game there. 0: it learns from the labels alone, to compare with."""
+    """Of the game there. 0: it learns from the labels alone, without fakes and penalties, to compare with."""
     discriminator: ClassifyingDiscriminator = dcgan.DiscriminatorOptions()
     """The network that tells classes, and fakes."""
 
@@ -101,6 +101,14 @@ class SemiSupervisedGAN(GAN, Classifies, kind="semi_supervised_gan"):
 
     def _reals(self, networks: Networks, batch: Microbatch) -> tuple[Tensor, ...]:
         return (batch[self.sampled_field],)
+
+    def discriminator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
+        if self.options.game_weight:
+            return super().discriminator_loss(networks, batch)
+        # Alone: no fakes, which batch norm would remember.
+        real = self._seen(networks, batch, "discriminator/real", self._reals(networks, batch))
+        terms = self.terms_of_reals(batch, Outputs.of(networks["discriminator"](*real)))
+        return Losses(terms["classes"], terms)
 
     def terms_of_reals(self, batch: Microbatch, on_real: Outputs) -> dict[str, Tensor]:
         """The cross-entropy of the known labels."""
