@@ -38,6 +38,7 @@ SMALLEST: Mapping[str, Sequence[str]] = {
     "finetune_digits": ["OUT/finetune evaluation.samples=20 --seeds 1 --steps 1,1 --recipes biggan_digits"],
     "gallery": ["OUT/gallery.png RUN"],
     "gpu": ["--tiny --workers 0 --out OUT/gpu.jsonl"],
+    "infogan_codes": ["OUT/codes train.steps=1 train.save_every=1 train.sample_every=1 --seeds 1 --samples 20"],
     "large_set": ["10000"],
     "loader": ["cifar PICTURES --seconds 0.1 --rounds 1 --batch 4 --workers 1"],
     "pixelcnn_sampling": ["--batch 1 --side 4 --pairs 1 --positions 1"],
