@@ -63,8 +63,8 @@ def _within(place: _Place, part: str) -> _Place:
     if not known:
         raise UserError(f"--keys: {where} is a value and has no keys; give {where}")
     nearest = nearest_of(part, known)
-    meant = f"did you mean {place.key}.{nearest}? ".replace(" .", " ") if nearest else ""
-    raise UserError(f"--keys: {where} has no key {part!r}; {meant}(there are: {', '.join(known)})")
+    meant = f"; did you mean {place.key}.{nearest}?".replace(" .", " ") if nearest else ""
+    raise UserError(f"--keys: {where} has no key {part!r}{meant} (there are: {', '.join(known)})")
 
 
 def _own_first(members: list[type[BaseModel]], value: Any) -> list[type[BaseModel]]:

@@ -279,6 +279,8 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, di
     try:
         content = _parsed_file(path)
     except OSError as error:
+        if (path / "recipe.yaml").is_file():
+            raise UserError(f"{path}: is a folder; give the recipe in it ({path / 'recipe.yaml'})") from error
         where = looked_for(path) if isinstance(error, FileNotFoundError) else ""
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}){where}; recipes/ holds examples") from error
     except ValueError as error:

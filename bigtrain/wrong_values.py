@@ -16,6 +16,7 @@ _SENTENCES = {
     "bool_parsing": "must be true or false",
     "string_type": "must be a text",
     "tuple_type": "must be a list",
+    "list_type": "must be a list",
     "model_type": "must be a mapping of keys",
     "dict_type": "must be a mapping of keys",
     "mapping_type": "must be a mapping of keys",
@@ -42,7 +43,7 @@ def rule(error: Mapping[str, Any]) -> str:
     sentence = _SENTENCES.get(error["type"])
     if sentence is None:
         return str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "tuple_type" and isinstance(error["input"], str | int | float):
+    if error["type"] in ("tuple_type", "list_type") and isinstance(error["input"], str | int | float):
         return f"{sentence}, such as [{error['input']}]"
     context = error.get("ctx", {})
     if context.get("min_length") == 1:
@@ -87,4 +88,5 @@ def did_you_mean(given: Sequence[Any], words: Sequence[str]) -> str:
 
 def nearest_of(word: str, words: Sequence[str]) -> str | None:
     """The word of `words` that is most like another, if one is."""
-    return next(iter(difflib.get_close_matches(word, words, n=1)), None)
+    alike = next((one for one in words if one.casefold() == word.casefold()), None)
+    return alike or next(iter(difflib.get_close_matches(word, words, n=1)), None)

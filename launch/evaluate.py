@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from bigtrain import beats
-from bigtrain.cli import print_result, run_cli, say
+from bigtrain.cli import is_first, print_result, run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.watchdog import watching
@@ -32,7 +32,7 @@ from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.evaluation.result import EvaluationResult
 from bigtrain.exchange.hub import is_hub_model, local
 from bigtrain.inference.dependencies import add_flag, overrides_of
-from bigtrain.inference.evaluation import check_writable, evaluate_model, write_evaluation
+from bigtrain.inference.evaluation import check_file_writable, check_writable, evaluate_model, write_evaluation
 from bigtrain.inference.metric_choice import needed_splits
 from bigtrain.inference.model import Model, attach_dependencies, hang_timeout_s, open_model
 from bigtrain.inference.splits import check_fields, find_needed
@@ -136,6 +136,19 @@ def _check_flags(arguments: argparse.Namespace) -> None:
             raise UserError(f"{flag}: {file}: is a folder; name a file in it")
 
 
+def _check_files_writable(arguments: argparse.Namespace) -> None:
+    """Raises UserError for a file that could not be written; only the main rank writes."""
+    files = {
+        "--out": arguments.out,
+        "--save-moments": arguments.save_moments,
+        "--csv": arguments.csv,
+        "--picture": arguments.picture,
+    }
+    for flag, file in files.items():
+        if file is not None and is_first():
+            check_file_writable(file, flag)
+
+
 def _check_flags_of_sweep(arguments: argparse.Namespace) -> None:
     """Raises UserError for a flag that a sweep sets, or would ignore."""
     swept = {"--weights": ("weights", "sigma_rel"), "--checkpoint": ("checkpoint",)}.items()
@@ -156,6 +169,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
                 "and family.sampling.*"
             )
     folder = Path(arguments.what)
+    _check_files_writable(arguments)
     limit_s, device = hang_timeout_s(folder), join_world()
     with watching(limit_s):
         _evaluate_opened(arguments, folder, device)
@@ -286,6 +300,7 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"{flag}: {arguments.what} is neither a run nor an export, and has no weights or other models; leave it out"
             )
+    _check_files_writable(arguments)
     options = evaluation_options(arguments.overrides)
     keep_moments = arguments.save_moments is not None
     device = join_world()

@@ -215,3 +215,21 @@ def test_a_validation_split_that_is_the_training_split_is_warned_of() -> None:
 def test_no_shipped_recipe_is_warned_of(path: Path) -> None:
     split = find_index("digits", "train", 16)
     assert doubts(load_recipe(path), split, None) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.freeze=generator", r"train\.freeze: must be a list, such as \[generator\]"),
+        ("evaluation.metrics=[fd,FD]", "there is no 'FD'; did you mean fd"),
+    ],
+)
+def test_a_wrong_list_is_said_with_the_right_one(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe(DIGITS, [override])
+
+
+def test_a_run_in_the_place_of_a_recipe_is_said(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(UserError, match="is a folder; give the recipe in it"):
+        load_recipe(tmp_path)

@@ -4,6 +4,7 @@ An exact name wins. A position is `index:N`, or a bare number where no class has
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -77,8 +78,10 @@ def _class_number(classes: Sequence[str], word: str) -> int:
         return exact[0]
     bare = word.removeprefix(POSITION)
     if not _is_number(bare) or int(bare) >= len(classes):
-        near = [] if _is_number(bare) else difflib.get_close_matches(word, classes, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
+        if not word:
+            raise UserError(f"a class's name is empty; give names with commas between them: {some_names(classes)}")
+        near = _nearest(classes, word)
+        meant = f"; did you mean {near!r}?" if near else ""
         raise UserError(
             f"class {word!r}: there is no such class{meant} (there are {len(classes)}: {some_names(classes)}; positions are "
             f"{POSITION}0 .. {POSITION}{len(classes) - 1})"
@@ -91,6 +94,17 @@ def _class_number(classes: Sequence[str], word: str) -> int:
             f"{classes[position]!r}?"
         )
     return position
+
+
+def _nearest(classes: Sequence[str], word: str) -> str | None:
+    """What may have been meant by a word that no class has: names with something else than a comma between them, a number with
+    other zeros before it, a name with a slip of the pen."""
+    words = re.split(r"[;|\s]+", word.strip())
+    if len(words) > 1 and all(one in classes for one in words):
+        return ",".join(words)
+    if _is_number(word):
+        return next((name for name in classes if _is_number(name) and int(name) == int(word)), None)
+    return next(iter(difflib.get_close_matches(word, classes, n=1)), None)
 
 
 def _is_other_number(word: str, name: str) -> bool:

@@ -30,6 +30,11 @@ def archive_or_container(path: Path) -> str | None:
     return "a tar" if begin[_USTAR_AT:].startswith(b"ustar") else _known(begin, _BEGINNINGS | _ARCHIVES)
 
 
+def may_be_tar(path: Path) -> bool:
+    """Whether a file begins as tars do that are no older than POSIX. Raises OSError."""
+    return _beginning(path)[_USTAR_AT:].startswith(b"ustar")
+
+
 def _beginning(path: Path) -> bytes:
     with open_plain(path) as file:
         return file.read(_USTAR_AT + 5)

@@ -175,6 +175,15 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
+def check_file_writable(path: Path, flag: str) -> None:
+    """Raises UserError, before hours of sampling, if a file could not be written where a flag says."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag}: {path}: cannot be written ({error.strerror}); name another place") from None
+
+
 def write_evaluation(folder: Path, step: int, evaluated: EvaluationResult) -> Path:
     """Writes FOLDER/evaluations/step_N.json on the main rank, and its picture beside it. If that file holds a result of another
     protocol or of other metrics, writes step_N_HASH.json instead.

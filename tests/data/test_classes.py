@@ -97,3 +97,12 @@ def test_shards_that_number_them_as_text_are_completed_so(tmp_path: Path) -> Non
 def test_a_message_lists_the_first_of_many_names() -> None:
     assert some_names(WORDS) == "cat, dog, eel"
     assert some_names([str(number) for number in range(12)]).endswith("8, 9 and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("10", "did you mean '010'"), ("001;002", "did you mean '001,002'"), ("001 010", "'001,010'"), ("", "is empty")],
+)
+def test_what_may_have_been_meant_is_said(word: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        class_numbers(["001", "002", "010"], [word])

@@ -137,6 +137,7 @@ USER_ERRORS = [
     (["evaluate.py", "RUN", "train.steps=3"], "would change what was trained"),
     (["evaluate.py", "RUN", "evaluation.features=nowhere.pt"], "nowhere.pt"),
     (["evaluate.py", "RUN", "evaluation.metrics=[fdd]"], "evaluation.metrics"),
+    (["evaluate.py", "RUN", "--out", "/proc/o.json"], "--out: /proc/o.json: cannot be written"),
     (["export.py", "RUN", "RUN"], "exists already"),
 ]
 

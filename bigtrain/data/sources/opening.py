@@ -3,12 +3,15 @@
 import zipfile
 from pathlib import Path
 
-from bigtrain.data.containers import container
+from bigtrain.data.containers import container, may_be_tar
 from bigtrain.data.sources.folder import Folder
 from bigtrain.data.sources.image_source import ImageSource
 from bigtrain.data.sources.tar import Tar
 from bigtrain.data.sources.zip import Zip
 from bigtrain.errors import UserError
+
+_OF_TARS = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
+"""Endings of what is a tar, or was one before it was damaged or compressed."""
 
 
 def open_source(path: Path) -> ImageSource:
@@ -21,4 +24,16 @@ def open_source(path: Path) -> ImageSource:
             f"{path}: is {kind}, which is not read here; write what it holds as files SOURCE/CLASS/*.png (without classes by "
             "--labels none), or as a tar or zip of them"
         )
-    return Zip(path) if zipfile.is_zipfile(path) else Tar(path)
+    if zipfile.is_zipfile(path):
+        if path.suffix == ".npz":
+            raise UserError(
+                f"{path}: is an npz of arrays, which is not read here; save the pixels by numpy.save as a .npy, uint8 [n, H, "
+                "W, channels], or write them as files SOURCE/CLASS/*.png"
+            )
+        return Zip(path)
+    if path.suffix.lower() not in _OF_TARS and not may_be_tar(path):
+        raise UserError(
+            f"{path}: is neither a tar nor a zip, and not read here; give a folder, tar or zip of files SOURCE/CLASS/*.png, or "
+            "the folder of a data set as published"
+        )
+    return Tar(path)

@@ -176,9 +176,8 @@ def _list(folder: Path | RemoteSource, split: str | None) -> dict[str, list[TarI
 def _paths(folder: Path) -> list[Path]:
     """The tars in a folder."""
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: there is no such folder{looked_for(folder)}; --index-only wants a folder of tars {EXAMPLES}"
-        )
+        missing = "is no folder" if folder.exists() else f"there is no such folder{looked_for(folder)}"
+        raise UserError(f"{folder}: {missing}; --index-only wants a folder of tars {EXAMPLES}")
     paths = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):

@@ -32,11 +32,15 @@ class KD(SampleMetric, name="kd"):
             *self._stored.vectors(), self.options.kd_subsets, self._subset_size(), self.options.seed
         )
         if deviation is None:
+            asked = self.options.kd_subset_size is not None
+            key = "kd_subset_size" if asked else "samples" if self.options.kd_subsets > 1 else "kd_subsets"
+            remedy = "take fewer, or leave the key null" if asked else "take more"
             log.warning(
-                "evaluation.kd_subset_size: every subset holds all %d vectors of the smaller side, so %s has no deviation "
-                "(null); take fewer, or leave the key null",
+                "evaluation.%s: every subset holds all %d vectors of the smaller side, so %s has no deviation (null); %s",
+                key,
                 min(self._stored.counts().values()),
                 self.title,
+                remedy,
             )
         return {self.title: mean, f"{self.title}_std": deviation}
 

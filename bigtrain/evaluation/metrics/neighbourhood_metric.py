@@ -31,10 +31,11 @@ class NeighbourhoodMetric(SampleMetric):
         return int(getattr(self.options, self.neighbours_key))
 
     def check_count(self, count: int, name: str) -> None:
+        key = "max_features" if self.options.max_features < count else "samples"
         count = min(count, self.options.max_features)
         if count <= self._neighbours:
             raise UserError(
-                f"evaluation.samples: {self.name} needs more images than neighbours, not {count} ({name}) with "
+                f"evaluation.{key}: {self.name} needs more images than neighbours, not {count} ({name}) with "
                 f"evaluation.{self.neighbours_key}={self._neighbours}; take more, or leave it out of evaluation.metrics"
             )
         if count < IMAGES_A_NEIGHBOUR * self._neighbours and world.is_main():
