@@ -23,7 +23,7 @@ NAMES = sorted(set(FAMILIES) - {"toy", "two_players"})
 """The last has two numbers, and no blocks."""
 SMALL = {
     "bigan", "binary_vae", "dcgan", "dense_gan", "energy_gan", "iaf_vae", "infogan", "matching_gan", "mlp_gan", "point_gan",
-    "reference_gan", "relativistic_gan",
+    "reference_gan", "relativistic_gan", "semi_supervised_gan",
 }  # fmt: skip
 """So small a DCGAN, perceptron or VAE keeps little but its images, one with flows of 16 channels keeps less than 0.7."""
 
