@@ -87,6 +87,7 @@ def test_training_in_a_terminal_that_is_closed_saves(tmp_path: Path) -> None:
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(ROOT)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         words = command(ROOT / "tests" / "drive.py", recipe)
         os.execve(words[0], words, environment())
     metrics, said = tmp_path / "run" / "metrics.jsonl", bytearray()
