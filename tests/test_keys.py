@@ -117,7 +117,7 @@ def test_every_section_of_every_family_is_described(kind: str) -> None:
         ("famly", "a recipe has no key 'famly'; did you mean family? (there are: run, data, family,"),
         ("family.generater", "family has no key 'generater'; did you mean family.generator? (there are: kind,"),
         ("train.steps.x", "train.steps is a value and has no keys; give train.steps"),
-        ("", "a recipe has no key ''; (there are: run, data"),
+        ("", "a recipe has no key '' (there are: run, data"),
     ],
 )
 def test_a_section_that_is_none_is_one_sentence(section: str, message: str) -> None:

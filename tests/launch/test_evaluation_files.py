@@ -102,8 +102,12 @@ def test_data_that_are_needed_are_still_asked_for(asked: list[str]) -> None:
 def unwritable(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read-only export, as root sees it too."""
 
-    def refused(*_: object, **__: object) -> None:
-        raise OSError(30, "Read-only file system")
+    made = evaluation.tempfile.TemporaryFile
+
+    def refused(dir: Path) -> object:
+        if dir.name in ("evaluations", "gan"):
+            raise OSError(30, "Read-only file system")
+        return made(dir=dir)
 
     monkeypatch.setattr(evaluation.tempfile, "TemporaryFile", refused)
     monkeypatch.setattr(evaluation.RunFolder, "evaluation", lambda self, step: Path("/proc/evaluations/x.json"))
