@@ -279,8 +279,12 @@ def _single(name: str, result: Mapping[str, Any]) -> Cell:
         half = Z95 * errors[0]
         return Cell(value, (half, half))
     # What follows the metric's own name says how the samples were drawn.
-    if any(name == known or name.startswith(f"{known}_") for metric in METRICS for known in find_metric(metric).shares):
-        return share(value, result["protocol"]["samples"])
+    for metric in METRICS:
+        if any(name == known or name.startswith(f"{known}_") for known in find_metric(metric).shares):
+            # Of the images of a split, if the metric is measured on those; else of samples.
+            own, protocol = result["protocol"].get(metric), result["protocol"]
+            counted = own if isinstance(own, Mapping) and "samples" in own else protocol
+            return share(value, counted["samples"])
     return Cell(value)
 
 

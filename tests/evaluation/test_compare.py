@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bigtrain.errors import UserError
-from bigtrain.evaluation.compare import Cell, compare, compare_values, repeated, share
+from bigtrain.evaluation.compare import Cell, _single, compare, compare_values, repeated, share
 
 
 def write(path, *, seed=0, features="a", step=10, weights="ema", extra=None, **numbers):
@@ -308,3 +308,11 @@ def test_a_picture_is_drawn_although_the_table_cannot_be_written(run, tmp_path):
     with pytest.raises(UserError, match=r"table\.csv"):
         compare([run], tmp_path / "nowhere" / "table.csv", tmp_path / "table.png")
     assert (tmp_path / "table.png").exists()
+
+
+def test_a_share_of_held_out_images_is_of_those_and_not_of_the_samples():
+    own = {"held_out_accuracy": {"split": "validation", "samples": 300}}
+    for protocol in (own, own | {"samples": 10_000}):
+        result = {"held_out_accuracy": 0.97, "protocol": protocol}
+        assert _single("held_out_accuracy", result) == share(0.97, 300)
+    assert _single("recall_dinov2", {"recall_dinov2": 0.5, "protocol": own | {"samples": 64}}) == share(0.5, 64)
