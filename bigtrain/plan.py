@@ -139,7 +139,7 @@ def _assumed_spec(recipe: Recipe, tokenizer: "_Tokenizer | None", classes: int) 
     points = {name: {"kind": "array", "shape": [2]} for name, kind in needs.items() if kind == "array"}
     known: dict[str, Any] = {}
     if recipe.data.known_labels is not None:
-        known = {KNOWN_LABEL: {"kind": KnownLabelField.kind, "known": recipe.data.known_labels.per_class * classes}}
+        known = {KNOWN_LABEL: {"kind": KnownLabelField.kind, "share": 1.0}}
     return replace(spec, fields={**spec.fields, **images, **points, **known})
 
 

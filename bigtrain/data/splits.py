@@ -101,13 +101,13 @@ def _as_read(index: Index, data: DataOptions, split: Split, key: str) -> Index:
     if data.classes is not None:
         with _prefixed("data.classes"):
             index = variants.subset(index, data.classes)
+    if data.balance and split == "train":
+        with _prefixed("data.balance"):
+            index = variants.balanced(index)
     if data.known_labels is not None:
         with _prefixed("data.known_labels"):
             known = data.known_labels.model_dump() if split == "train" else {}
             index = variants.with_known_labels(index, **known)
-    if data.balance and split == "train":
-        with _prefixed("data.balance"):
-            index = variants.balanced(index)
     return index
 
 

@@ -39,7 +39,7 @@ def small_family(name: str, size: tuple[int, int] = SIZE, channels: int = 3, **o
         facts = {"kind": "image", "size": list(size), "channels": 1}
         spec = replace(spec, fields={**spec.fields, "input": facts})
     if KNOWN_LABEL in kind.needs:
-        spec = replace(spec, fields={**spec.fields, KNOWN_LABEL: {"kind": KnownLabelField.kind, "known": 500}})
+        spec = replace(spec, fields={**spec.fields, KNOWN_LABEL: {"kind": KnownLabelField.kind, "share": 0.5}})
     if "point" in kind.needs:
         spec = replace(spec, fields={"point": {"kind": "array", "shape": [2]}, "label": {"kind": "label"}})
     return kind(kind.options_class.model_validate(section), spec)

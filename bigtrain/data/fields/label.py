@@ -67,10 +67,11 @@ class LabelField(Field):
 class KnownLabelField(Field):
     """The class of the samples whose label training is told, -1 of all others. It is in no index: a recipe asks for it.
 
-    `known`: bool [samples], by sample number.
+    `known`: bool [samples], by sample number; `share`: of the samples of an epoch that are known.
     """
 
     known: np.ndarray
+    share: float
     kind = "known_label"
 
     @classmethod
@@ -78,7 +79,7 @@ class KnownLabelField(Field):
         raise AssertionError("known labels are chosen by a recipe")
 
     def facts(self) -> dict[str, Any]:
-        return {"known": int(self.known.sum())}
+        return {"share": self.share}
 
     @property
     def shape(self) -> tuple[int, ...]:

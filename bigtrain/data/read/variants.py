@@ -132,13 +132,14 @@ def balanced(index: Index) -> Index:
 
 def with_known_labels(index: Index, per_class: int | None = None, seed: int = 0, only: bool = False) -> Index:
     """The same samples, or `only` those that are chosen, with a further field: the labels of `per_class` random samples of each
-    class, or of all (None). Raises UserError for a class that has fewer."""
+    class, or of all (None). `balanced` comes before, as it changes their share. Raises UserError for a class that has fewer."""
     if KNOWN_LABEL in index.fields:
         raise UserError(f"{index.where} has a field {KNOWN_LABEL} already; rename it by data.rename")
     if per_class is None:
-        field = KnownLabelField(KNOWN_LABEL, (), np.ones(index.samples, dtype=bool))
+        field = KnownLabelField(KNOWN_LABEL, (), np.ones(index.samples, dtype=bool), 1.0)
         return replace(index, fields={**index.fields, KNOWN_LABEL: field})
-    few = [name for name, count in zip(index.classes, index.class_counts, strict=True) if count < per_class]
+    counts = np.bincount(index.labels, minlength=len(index.classes))
+    few = [name for name, count in zip(index.classes, counts.tolist(), strict=True) if count < per_class]
     if few:
         raise UserError(
             f"{index.where} has fewer than {per_class} samples of the class {few[0]!r}; take fewer per_class"
@@ -148,12 +149,15 @@ def with_known_labels(index: Index, per_class: int | None = None, seed: int = 0,
     chosen = np.zeros(index.samples, dtype=bool)
     chosen[np.concatenate(by_class)] = True
     variant = {**index.variant, "known_labels": {"per_class": per_class, "seed": seed, "only": only}}
+    # Balance shows samples of small classes more often.
+    share = float((per_class / counts).mean()) if index.is_balanced else per_class * len(counts) / index.samples
     if only:
+        share = 1.0
         starts = np.cumsum([shard.samples for shard in index.shards])[:-1]
         parts = zip(index.shards, np.split(chosen, starts), strict=True)
         shards = tuple(_shard_part(shard, np.flatnonzero(kept), shard.labels) for shard, kept in parts if kept.any())
         index, chosen = replace(index, shards=shards), np.ones(chosen.sum(), dtype=bool)
-    field = KnownLabelField(KNOWN_LABEL, (), chosen)
+    field = KnownLabelField(KNOWN_LABEL, (), chosen, share)
     return replace(index, fields={**index.fields, KNOWN_LABEL: field}, variant=variant)
 
 

@@ -81,7 +81,7 @@ class SemiSupervisedGAN(GAN, Classifies, kind="semi_supervised_gan"):
                 "data.train: the data have only one class, so that no label tells anything; give shards with labels"
             )
         self.game_weight = options.game_weight
-        self._known_share = spec.fields[KNOWN_LABEL]["known"] / spec.images
+        self._known_share = spec.fields[KNOWN_LABEL]["share"]
         self.components = {
             **self.components,
             "discriminator": Component(self._discriminator, options.discriminator_optimizer, averaged=True),

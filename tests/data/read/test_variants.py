@@ -229,7 +229,18 @@ def test_few_labels_are_known_equally_many_of_each_class(numbered_shards: Make) 
     assert known != known_labels_of(other)
     assert known_labels_of(with_known_labels(whole, 2, 0, only=True)) == chosen
     described = other.fields["known_label"].described()
-    assert (described["kind"], described["known"]) == ("known_label", 10)
+    assert (described["kind"], described["share"]) == ("known_label", 1 / 3)
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_the_share_of_known_labels_is_that_of_the_samples_of_an_epoch(balance: bool, numbered_shards: Make) -> None:
+    where = str(numbered_shards([16]).path)  # labels n % 5: four of the class 0, three of the others
+    index = find_split(options(train=where, known_labels={"per_class": 2}, balance=balance), "train")
+    field = index.fields["known_label"]
+    shown = Epochs(index, 0, 1, "data/order").numbers(0, sum(index.class_counts)).tolist()
+    assert sum(field.known[shown]) / len(shown) == pytest.approx(field.share, abs=0.08 if balance else 1e-12)
+    if balance:  # over many epochs
+        assert field.share == pytest.approx((2 / 4 + 4 * 2 / 3) / 5)
 
 
 def test_known_labels_make_other_data(numbered_shards: Make) -> None:

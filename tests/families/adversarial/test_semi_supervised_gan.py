@@ -25,7 +25,7 @@ def spec(classes: tuple[str, ...] = CLASSES) -> DataSpec:
     fields = {
         "image": {"kind": "image"},
         "label": {"kind": "label"},
-        "known_label": {"kind": "known_label", "known": 12},
+        "known_label": {"kind": "known_label", "share": 0.25},
     }
     return DataSpec((16, 16), 1, classes, (16,) * len(classes), fields=fields)
 
