@@ -24,7 +24,26 @@ KNOWN_LABEL = "known_label"
 
 
 @dataclass(frozen=True, eq=False)
-class LabelField(Field):
+class _ClassNumber(Field):
+    """The number of a class, which is read from the index."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.int64)
+
+    def decode(self, contents: Sequence[bytes], out: np.ndarray, geometry: Geometry, row: int) -> None:
+        raise AssertionError("labels are read from the index")
+
+    def to_device(self, values: Tensor, flips: Tensor, device: torch.device) -> dict[str, Tensor]:
+        return {self.name: values.to(device, non_blocking=True)}
+
+
+@dataclass(frozen=True, eq=False)
+class LabelField(_ClassNumber):
     """`classes`: names by number; `key`: of the JSON member that holds the number or the name, None for a .cls member."""
 
     classes: tuple[str, ...]
@@ -41,30 +60,16 @@ class LabelField(Field):
     def facts(self) -> dict[str, Any]:
         return {"classes": list(self.classes)} | ({"key": self.key} if self.key is not None else {})
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def dtype(self) -> np.dtype:
-        return np.dtype(np.int64)
-
     def read(self, source: Members, numbers: np.ndarray, geometry: Geometry, out: np.ndarray) -> Failures:
         out[:] = source.labels[numbers]
         return {}
 
-    def decode(self, contents: Sequence[bytes], out: np.ndarray, geometry: Geometry, row: int) -> None:
-        raise AssertionError("labels are read from the index")
-
     def tiles(self, values: Sequence[np.ndarray]) -> list[Image]:
         return [text_tile(self.classes[int(value)]) for value in values]
 
-    def to_device(self, values: Tensor, flips: Tensor, device: torch.device) -> dict[str, Tensor]:
-        return {self.name: values.to(device, non_blocking=True)}
-
 
 @dataclass(frozen=True, eq=False)
-class KnownLabelField(Field):
+class KnownLabelField(_ClassNumber):
     """The class of the samples whose label training is told, -1 of all others. It is in no index: a recipe asks for it.
 
     `known`: bool [samples], by sample number; `share`: of the samples of an epoch that are known.
@@ -81,20 +86,6 @@ class KnownLabelField(Field):
     def facts(self) -> dict[str, Any]:
         return {"share": self.share}
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def dtype(self) -> np.dtype:
-        return np.dtype(np.int64)
-
     def read(self, source: Members, numbers: np.ndarray, geometry: Geometry, out: np.ndarray) -> Failures:
         out[:] = np.where(self.known[numbers], source.labels[numbers], -1)
         return {}
-
-    def decode(self, contents: Sequence[bytes], out: np.ndarray, geometry: Geometry, row: int) -> None:
-        raise AssertionError("labels are read from the index")
-
-    def to_device(self, values: Tensor, flips: Tensor, device: torch.device) -> dict[str, Tensor]:
-        return {self.name: values.to(device, non_blocking=True)}
