@@ -82,12 +82,9 @@ class Snapshots:
         if fit.misfit > LARGEST_MISFIT:
             allowed = allowed_widths(self._profiles, step)
             within = "none" if allowed is None else f"{allowed[0]:.2g} to {allowed[1]:.2g}"
-            if (
-                allowed is not None and allowed[0] <= width <= allowed[1]
-            ):  # of few snapshots, and between those that were kept
-                within += ", but in between only what is near " + " or ".join(
-                    f"{kept:g}" for kept in self.options.sigma_rel
-                )
+            if allowed is not None and allowed[0] <= width <= allowed[1]:  # of few snapshots
+                kept = " or ".join(f"{one:g}" for one in self.options.sigma_rel)
+                within += f", but in between only what is near {kept}"
             raise UserError(
                 f"--weights: {weights_name(width)} cannot be made of the {len(self.sources)} snapshots that {self.run} has up "
                 f"to step {step}; they allow sigma_rel from {within}"
