@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from bigtrain import beats
-from bigtrain.cli import is_first, print_result, run_cli, say
+from bigtrain.cli import print_result, run_cli, say
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.watchdog import watching
@@ -137,7 +137,7 @@ def _check_flags(arguments: argparse.Namespace) -> None:
 
 
 def _check_files_writable(arguments: argparse.Namespace) -> None:
-    """Raises UserError for a file that could not be written; only the main rank writes."""
+    """Raises UserError for a file that could not be written; for the main rank, which alone writes."""
     files = {
         "--out": arguments.out,
         "--save-moments": arguments.save_moments,
@@ -145,7 +145,7 @@ def _check_files_writable(arguments: argparse.Namespace) -> None:
         "--picture": arguments.picture,
     }
     for flag, file in files.items():
-        if file is not None and is_first():
+        if file is not None:
             check_file_writable(file, flag)
 
 
@@ -169,13 +169,13 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
                 "and family.sampling.*"
             )
     folder = Path(arguments.what)
-    _check_files_writable(arguments)
     limit_s, device = hang_timeout_s(folder), join_world()
     with watching(limit_s):
         _evaluate_opened(arguments, folder, device)
 
 
 def _evaluate_opened(arguments: argparse.Namespace, folder: Path, device: torch.device) -> None:
+    world.on_main(partial(_check_files_writable, arguments))
     if arguments.out is None:
         world.on_main(partial(check_writable, folder))
     if arguments.sweep is not None:
@@ -300,11 +300,11 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"{flag}: {arguments.what} is neither a run nor an export, and has no weights or other models; leave it out"
             )
-    _check_files_writable(arguments)
     options = evaluation_options(arguments.overrides)
     keep_moments = arguments.save_moments is not None
     device = join_world()
     with watching(EngineOptions().hang_timeout_s):
+        world.on_main(partial(_check_files_writable, arguments))
         evaluated = evaluate_images(arguments.what, options, device, keep_moments=keep_moments)
         print_result(evaluated.result)
         _write(arguments, evaluated)
