@@ -10,8 +10,8 @@ from bigtrain.data.sources.tar import Tar
 from bigtrain.data.sources.zip import Zip
 from bigtrain.errors import UserError
 
-_OF_TARS = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
-"""Endings of what is a tar, or was one before it was damaged or compressed."""
+_ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")
+"""Endings of what is a tar or a zip, or was one before it was damaged or compressed."""
 
 
 def open_source(path: Path) -> ImageSource:
@@ -24,16 +24,21 @@ def open_source(path: Path) -> ImageSource:
             f"{path}: is {kind}, which is not read here; write what it holds as files SOURCE/CLASS/*.png (without classes by "
             "--labels none), or as a tar or zip of them"
         )
-    if zipfile.is_zipfile(path):
-        if path.suffix == ".npz":
-            raise UserError(
-                f"{path}: is an npz of arrays, which is not read here; save the pixels by numpy.save as a .npy, uint8 [n, H, "
-                "W, channels], or write them as files SOURCE/CLASS/*.png"
-            )
-        return Zip(path)
-    if path.suffix.lower() not in _OF_TARS and not may_be_tar(path):
+    return Zip(path) if zipfile.is_zipfile(path) else Tar(path)
+
+
+def open_pictures(path: Path) -> ImageSource:
+    """`open_source` of what no kind of data set but a folder, a tar or a zip of pictures is left for. Raises UserError for what
+    is none, rather than calling it a damaged tar."""
+    source = open_source(path)
+    if source.kind == "zip" and path.suffix == ".npz":
+        raise UserError(
+            f"{path}: is an npz of arrays, which is not read here; save the pixels by numpy.save as a .npy, uint8 [n, H, W, "
+            "channels], or write them as files SOURCE/CLASS/*.png"
+        )
+    if source.kind == "tar" and path.suffix.lower() not in _ARCHIVES and not may_be_tar(path):
         raise UserError(
             f"{path}: is neither a tar nor a zip, and not read here; give a folder, tar or zip of files SOURCE/CLASS/*.png, or "
             "the folder of a data set as published"
         )
-    return Tar(path)
+    return source

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigtrain.data.sources.opening import open_source
+from bigtrain.data.sources.opening import open_pictures
 from bigtrain.errors import UserError
 
 
@@ -13,10 +13,10 @@ from bigtrain.errors import UserError
 def test_a_file_that_is_no_archive_is_not_called_a_damaged_shard(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(bytes(range(256)) * 8)
     with pytest.raises(UserError, match="is neither a tar nor a zip"):
-        open_source(tmp_path / name)
+        open_pictures(tmp_path / name)
 
 
 def test_an_npz_is_called_one(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 4, 4, 3), np.uint8))
     with pytest.raises(UserError, match=r"is an npz of arrays.*\.npy"):
-        open_source(tmp_path / "a.npz")
+        open_pictures(tmp_path / "a.npz")

@@ -18,7 +18,7 @@ from bigtrain.data.fields.label import UNLABELLED
 from bigtrain.data.sources.clips import ClipListing
 from bigtrain.data.sources.folder import Folder
 from bigtrain.data.sources.image_source import ImageSource, Tick, is_hidden
-from bigtrain.data.sources.opening import open_source
+from bigtrain.data.sources.opening import open_pictures
 from bigtrain.data.sources.samples import PICTURE_EXTENSIONS, Listing, Names, Samples, SampleSet
 from bigtrain.errors import UserError
 from bigtrain.untrusted import looked_for
@@ -69,7 +69,7 @@ def list_by_class(path: Path, tick: Tick = no_tick, choice: Choice = PICTURES) -
         raise UserError(
             f"{path}: there is no such folder{looked_for(path)}; give a folder laid out as {CLASS_FOLDERS}, or the word digits"
         )
-    source = open_source(path)
+    source = open_pictures(path)
     listing = choice.listing(source, tick)
     if isinstance(listing, Listing) and listing.labels_files:
         tqdm.write(
@@ -247,7 +247,7 @@ def _by_top_folder(folder: Path, tick: Tick, choice: Choice, splits: Sequence[st
     """Samples of one class; their splits are the folders that they lie in, if those are all of `splits`, else `train`."""
     if not folder.exists():
         raise UserError(f"{folder}: there is no such folder{looked_for(folder)}; give a folder of pictures")
-    source = open_source(folder)
+    source = open_pictures(folder)
     listing = choice.listing(source, tick)
     skip = 0 if isinstance(source, Folder) else _top_around_splits(listing.names, splits)
     count = len(listing.names)
