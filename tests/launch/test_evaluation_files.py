@@ -130,7 +130,9 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_samples_are_drawn(
         evaluate(["runs/gan", "evaluation.metrics=[fd]", *SETTINGS])
 
 
-def test_moments_are_written_although_the_result_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_does_not_take_the_result_loses_neither_it_nor_the_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(self: EvaluationResult, path: Path) -> None:
         raise UserError(f"{path}: cannot write the evaluation (No space left on device)")
 
@@ -139,3 +141,4 @@ def test_moments_are_written_although_the_result_cannot_be(tmp_path: Path, monke
     with pytest.raises(UserError, match="No space left on device"):
         evaluate(["runs/gan", "evaluation.metrics=[fd]", *SETTINGS, *flags])
     assert (tmp_path / "m.npz").exists()
+    assert "fd_features" in json.loads(capsys.readouterr().out.splitlines()[-1])
