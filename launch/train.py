@@ -125,7 +125,7 @@ def _train(recipe: Recipe, parent: Mapping[str, Any] | None, device: torch.devic
     family = make_family(recipe, DataSpec.from_json(describe(images)))
     if validation is not None:
         check_fields(validation, family.spec, family.reads, "data.validation")
-    check_freeze(family, recipe.train.freeze, recipe.engine)
+    check_freeze(family, recipe.train.freeze)
     new = _is_new(recipe)
     initial = InitialWeights.open(family, recipe.train) if new else None
     branch = open_branch(recipe) if new else None

@@ -10,24 +10,20 @@ from torch import nn
 from bigtrain.errors import UserError
 from bigtrain.families.family import Family, without_weights
 from bigtrain.families.phases import Component
-from bigtrain.training.engine.options import EngineOptions
 
 
-def check_freeze(family: Family, patterns: Sequence[str], engine: EngineOptions) -> None:
+def check_freeze(family: Family, patterns: Sequence[str]) -> None:
     """Raises UserError as `frozen_in` does; builds no weights."""
     if patterns:
         networks = {name: without_weights(family, name) for name in family.components}
-        frozen_in(family.components, networks, patterns, engine)
+        frozen_in(family.components, networks, patterns)
 
 
 def frozen_in(
-    components: Mapping[str, Component],
-    networks: Mapping[str, nn.Module],
-    patterns: Sequence[str],
-    engine: EngineOptions,
+    components: Mapping[str, Component], networks: Mapping[str, nn.Module], patterns: Sequence[str]
 ) -> dict[str, Component]:
     """The components with what the patterns name frozen. Raises UserError for a pattern that names nothing, if nothing of a
-    component is left to be trained, and for a strategy that cannot."""
+    component is left to be trained."""
     named = {
         f"{component}.{name}": (component, name)
         for component, network in networks.items()
@@ -44,8 +40,6 @@ def frozen_in(
             )
         for component, name in map(named.__getitem__, found):
             frozen.setdefault(component, set()).add(name)
-    if frozen and engine.strategy == "zero3":
-        raise UserError("engine.strategy: zero3 cannot freeze a part of a component (train.freeze); take zero2")
     for component, names in frozen.items():
         if len(names) == len(list(networks[component].parameters())):
             raise UserError(

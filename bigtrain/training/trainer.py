@@ -96,7 +96,7 @@ class Trainer:
         self.networks = {
             name: to_device(build_network(family, name, seed), device, engine) for name in family.components
         }
-        self._trained = frozen_in(family.components, self.networks, train.freeze, engine)
+        self._trained = frozen_in(family.components, self.networks, train.freeze)
         self.components: dict[str, ComponentTrainer] = {}
         self.meters = {phase.name: PhaseMeter(phase.name, trained(family, phase), device) for phase in family.phases}
         large = {phase.name: large_gradients(family, phase, device) for phase in family.phases}

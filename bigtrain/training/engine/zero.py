@@ -68,7 +68,7 @@ class ZeroTrainer(TrainedComponent):
         self._device = next(network.parameters()).device
         self._stage = int(options.strategy.removeprefix("zero"))
         self._offload = options.offload_optimizer
-        self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        self._shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
         self._reached = False
         for parameter in self._parameters.values():
             assert parameter.dtype == torch.float32, "DeepSpeed keeps weights in float32"
@@ -83,7 +83,7 @@ class ZeroTrainer(TrainedComponent):
             self._averages = Average.all_of(network, component.averaged, ema)
         else:
             self._empty = _without_parameters(network)
-            for parameter in self._parameters.values():  # zero3 broadcasts them nevertheless
+            for parameter in network.parameters():  # zero3 broadcasts them nevertheless
                 parameter.data = parameter.data.reshape(parameter.shape or (1,))
         prepare_forward(network, options)
         self._names = grouped_names(component, self._parameters)
@@ -91,9 +91,15 @@ class ZeroTrainer(TrainedComponent):
         self._guard = _Guard(self._optimizer)
         self._engine = _start_engine(network, self._optimizer, options, precision, self._device)
         self._partitions = self._find_partitions()
+        # zero3 cuts frozen parameters up as well. The last of the lists that follow are theirs, if there are any.
+        self._all_names, self._all_partitions = list(self._names), list(self._partitions)
+        if self._stage == 3 and component.frozen:
+            frozen = {name: each for name, each in network.named_parameters() if name in component.frozen}
+            self._all_names.append(list(frozen))
+            self._all_partitions.append(torch.cat([_shard(each) for each in frozen.values()]))
         if self._stage == 3 and component.averaged:
             self._averages = {
-                name: ShardedAverage(self._partitions, network, options) for name, options in ema.by_name().items()
+                name: ShardedAverage(self._all_partitions, network, options) for name, options in ema.by_name().items()
             }
         allocate_momentum(self._optimizer, self._partitions)
         if saved is not None:
@@ -107,9 +113,9 @@ class ZeroTrainer(TrainedComponent):
         return list(flats)
 
     def _pieces(self, rank: int) -> list[list[Piece]]:
-        """The pieces of each group's partition."""
+        """The pieces of each partition."""
         pieces = []
-        for names, partition in zip(self._names, self._partitions, strict=True):
+        for names, partition in zip(self._all_names, self._all_partitions, strict=True):
             sizes = {name: self._shapes[name].numel() for name in names}
             if self._stage < 3:
                 pieces.append(pieces_end_to_end(sizes, rank, partition.numel()))
@@ -186,7 +192,7 @@ class ZeroTrainer(TrainedComponent):
             return average.network if isinstance(average, Average) else self.network
         assert average is None or isinstance(average, ShardedAverage)
         full = {name: torch.empty(shape, device=self._device) for name, shape in self._shapes.items()}
-        self._gather(self._partitions if average is None else average.partitions, full)
+        self._gather(self._all_partitions if average is None else average.partitions, full)
         parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in full.items()}
         network = copy.deepcopy(self._empty, {id(p): parameters[n] for n, p in self._empty.named_parameters()}).eval()
         for name, buffer in (average.buffers if average is not None else _buffers(self.network)).items():
@@ -209,7 +215,7 @@ class ZeroTrainer(TrainedComponent):
     def snapshot(self) -> Groups:
         groups: dict[str, Mapping[str, Tensor]] = {"optimizer": self._collect_moments()}
         if self._stage == 3:
-            groups["weights"] = self._collect_whole(self._partitions, _buffers(self.network))
+            groups["weights"] = self._collect_whole(self._all_partitions, _buffers(self.network))
         elif world.is_main():
             groups |= copied_to_host({"weights": self.network.state_dict()})
         groups |= self.averages(self._averages)
@@ -242,14 +248,17 @@ class ZeroTrainer(TrainedComponent):
 
     def _collect(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
         """Full tensors by parameter from all ranks' flat shards, in host memory of the main rank; empty on other ranks."""
-        full = {name: torch.empty(shape if world.is_main() else 0) for name, shape in self._shapes.items()}
+        groups = self._all_names[: len(flats)]
+        full = {name: torch.empty(self._shapes[name] if world.is_main() else 0) for group in groups for name in group}
         self._gather(flats, full if world.is_main() else None)
         return full
 
     def _gather(self, flats: Sequence[Tensor], full: Mapping[str, Tensor] | None) -> None:
-        """Copies every rank's flat shards into `full`, one rank at a time, so that it needs memory for one partition."""
+        """Copies every rank's flat shards into `full`, one rank at a time, so that it needs memory for one partition.
+
+        `flats`: of all parameters, or, as moments are, of those that are trained."""
         for rank in range(world.size()):
-            for flat, pieces in zip(flats, self._pieces(rank), strict=True):
+            for flat, pieces in zip(flats, self._pieces(rank), strict=False):
                 part = self._part(flat, rank)
                 if full is not None:
                     copy_into(full, part, pieces)
@@ -279,7 +288,7 @@ class ZeroTrainer(TrainedComponent):
             by_key.setdefault(key, {})[parameter] = value
         for key, values in by_key.items():
             counts = key == "step" or any(value.shape != self._shapes[name] for name, value in values.items())
-            for names, partition, of_partition in zip(self._names, self._partitions, pieces, strict=True):
+            for names, partition, of_partition in zip(self._names, self._partitions, pieces, strict=False):
                 if counts:  # the same for all parameters of a group
                     moment = values[names[0]].to(partition.device, copy=True)
                 else:
@@ -396,6 +405,11 @@ def _without_parameters(network: nn.Module) -> nn.Module:
         for parameter in network.parameters()
     }
     return copy.deepcopy(network, meta_parameters)
+
+
+def _shard(parameter: Any) -> Tensor:
+    """This rank's flat part of a parameter that zero3 has cut up, padded."""
+    return parameter.ds_tensor.detach().flatten()
 
 
 def _buffers(network: nn.Module) -> dict[str, Tensor]:
