@@ -6,7 +6,8 @@ what the generator G makes of them. With the cross-entropy game:
     D:        E softplus(-D(x, E(x))) + E softplus(D(G(z), z))
     G and E:  E softplus(D(x, E(x))) + E softplus(-D(G(z), z))
 
-Where no pair can be told, E is the inverse of G (Donahue et al., section 3.3). E is a function, as in BiGAN; that of ALI draws.
+Where no pair can be told, E is the inverse of G (Donahue et al., section 3.3). E is a function in BiGAN; in ALI it draws, from
+a normal distribution with a mean and a variance for each latent (Dumoulin et al., section 2.2), and its mean encodes.
 """
 
 import copy
@@ -97,7 +98,7 @@ class BiGAN(GAN, EncodesLatents, Reconstructs, kind="bigan"):
 
     def generator_loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """Of the generator and the encoder: both kinds of pairs are to be taken for the other."""
-        encoded = batch["image"], networks["encoder"](batch["image"])
+        encoded = batch["image"], self._encoded(networks, batch, "generator")
         made = self._fakes(networks, batch, "generator", gradients=True)
         seen = self._both_seen(networks, batch, "generator", encoded, made)
         on_encoded, on_made = self._judge(networks["discriminator"], *seen)
@@ -107,7 +108,16 @@ class BiGAN(GAN, EncodesLatents, Reconstructs, kind="bigan"):
     def _reals(self, networks: Networks, batch: Microbatch) -> Inputs:
         """Images, and what the encoder makes of them, of which it learns nothing."""
         with torch.no_grad():
-            return batch["image"], networks["encoder"](batch["image"])
+            return batch["image"], self._encoded(networks, batch, "discriminator")
+
+    def _encoded(self, networks: Networks, batch: Microbatch, phase: str) -> Tensor:
+        """The latents of the images, drawn if the encoder is stochastic; [n, latent]."""
+        of_images: Tensor = networks["encoder"](batch["image"])
+        if not self.options.encoder.stochastic:
+            return of_images
+        mean, log_variance = of_images.chunk(2, 1)
+        noise = batch.draws.normal(f"{phase}/encoding", batch.indices, (self.latent_size,))
+        return mean + (log_variance / 2).exp() * noise
 
     def _fakes(
         self, networks: Networks, batch: Microbatch, phase: str, *, gradients: bool, moved: float = 0.0
@@ -128,8 +138,9 @@ class BiGAN(GAN, EncodesLatents, Reconstructs, kind="bigan"):
 
     @torch.no_grad()
     def encode_latents(self, networks: Networks, batch: Microbatch) -> Tensor:
+        """[n, latent]: the mean, if the encoder is stochastic."""
         latents: Tensor = networks["encoder"](batch["image"])
-        return latents
+        return latents[:, : self.latent_size]
 
     @torch.no_grad()
     def reconstruct(self, networks: Networks, batch: Microbatch) -> Tensor:

@@ -21,10 +21,13 @@ class EncoderOptions(Options):
 
     channels: Width = 64
     """Features of the first layer; each layer after it has twice as many."""
+    stochastic: bool = False
+    """Whether an image's latents are drawn of a normal distribution, of which the encoder gives mean and variance (ALI); false:
+    they are a function of the image (BiGAN)."""
 
 
 class Encoder(nn.Module):
-    """An image -> latents, by halvings to 4x4 and then to 1x1."""
+    """An image -> latents, or their mean and the logarithm of their variance, by halvings to 4x4 and then to 1x1."""
 
     recomputed_blocks = (DownLayer,)
 
@@ -36,13 +39,13 @@ class Encoder(nn.Module):
         for index, (inputs, features) in enumerate(pairwise([channels, *widths])):
             norm = SyncedBatchNorm(features) if index > 0 else nn.Identity()
             self.layers.append(DownLayer(nn.Conv2d(inputs, features, 4, 2, 1, bias=False), norm))
-        self.conv = nn.Conv2d(widths[-1], latent, 4)
+        self.conv = nn.Conv2d(widths[-1], 2 * latent if options.stochastic else latent, 4)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, channels, height, width] in [-1, 1] -> [n, latent], at least float32."""
+        """[n, channels, height, width] in [-1, 1] -> [n, latent], or [n, 2 latent] if stochastic; at least float32."""
         latents = self.conv(self.layers(images)).flatten(1)
         return latents.to(statistics_dtype(latents.dtype))
 

@@ -70,6 +70,25 @@ def test_each_side_is_told_apart_as_pairs_and_the_makers_take_both_terms_reverse
     assert [each.batch for each in bigan.phases] == ["new", "new"]
 
 
+def test_a_stochastic_encoder_draws_in_the_game_and_encodes_by_its_mean() -> None:
+    ali, batch = family(encoder={"channels": 8, "stochastic": True}), microbatch()
+    networks, x = networks_of(ali), batch["image"]
+    mean, log_variance = networks["encoder"](x).split(ali.latent_size, 1)
+    for phase, loss, sign in (("discriminator", ali.discriminator_loss, 1), ("generator", ali.generator_loss, -1)):
+        noise = batch.draws.normal(f"{phase}/encoding", batch.indices, (ali.latent_size,))
+        encoded = logits_of(networks["discriminator"], x, mean + log_variance.exp().sqrt() * noise)
+        z = batch.draws.normal(f"{phase}/z", batch.indices, (ali.latent_size,))
+        made = logits_of(networks["discriminator"], networks["generator"](z), z)
+        losses = loss(networks, batch)
+        torch.testing.assert_close(losses.total, F.softplus(-sign * encoded).mean() + F.softplus(sign * made).mean())
+        losses.total.backward()
+        assert (networks["encoder"].conv.weight.grad is not None) == (phase == "generator")
+    ready = ali.prepare_sampling(networks, ali.sampling, 0)
+    latents = ali.encode_latents(ready, asked({"image": x}, range(6)))
+    torch.testing.assert_close(latents, ready["encoder"](x)[:, : ali.latent_size])
+    torch.testing.assert_close(reconstructed(ali, ready, x), ready["generator"](latents))
+
+
 def test_the_hinge_game_of_the_makers_is_linear() -> None:
     bigan, batch = family(objective={"kind": "hinge"}), microbatch()
     networks = networks_of(bigan)
