@@ -1,9 +1,10 @@
-"""Our step beside a bare PyTorch loop that does the same work: python tests/benchmarks/step.py [PAIRS]
+"""Our step beside a bare PyTorch loop that does the same work: python tests/benchmarks/step.py [PAIRS] [section.key=value ...]
 
-Both train the digits recipe's BigGAN, on the same device, in turns within one process: same networks and losses, fused Adam,
-EMA, spectral norm and batch statistics. The bare loop holds the decoded images in memory and draws its noise with one
-torch.randn a batch; ours also decodes, draws keyed noise, guards against non-finite updates, keeps its meters, and writes a
-row of metrics at the end of its turn. Prints the ratio of the times of each pair (above 1: ours is slower).
+Both train the GAN of a recipe (biggan_digits) on digits of its size, on the same device, in turns within one process: same
+networks and losses, fused Adam, EMA, spectral norm and batch statistics; no penalties. The bare loop holds the decoded images
+in memory and draws its noise with one torch.randn a batch; ours also decodes, draws keyed noise, guards against non-finite
+updates, keeps its meters, and writes a row of metrics at the end of its turn. Prints the ratio of the times of each pair (above
+1: ours is slower).
 """
 
 import argparse
@@ -20,14 +21,15 @@ from bigtrain.cluster.launch import join_world
 from bigtrain.cluster.watchdog import Watchdog
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.splits import describe, find_index
+from bigtrain.families.adversarial.gan import GAN
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.family import build_network, find_family
+from bigtrain.families.family import build_network
 from bigtrain.networks.layers import statistics
 from bigtrain.recipe import Recipe, load_recipe
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.trainer import Trainer
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "biggan_digits.yaml"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 class Turns:
@@ -58,7 +60,7 @@ class Turns:
 
 def train(recipe: Recipe, device: torch.device, folder: Path, turns: Turns) -> None:
     index = find_index("digits", "train", recipe.data.image_size)
-    family = find_family("gan")(recipe.family, DataSpec.from_json(describe(index)))
+    family = GAN(recipe.family, DataSpec.from_json(describe(index)))
     run = RunFolder(folder)
     run.claim(recipe.to_yaml().encode())
     Trainer(
@@ -72,7 +74,9 @@ def bare(recipe: Recipe, device: torch.device) -> Iterator[None]:
     samples, _ = Reader(index).read(np.arange(index.samples))
     images = torch.from_numpy(samples["image"]).to(device)
     labels = torch.from_numpy(index.labels).to(device)
-    family = find_family("gan")(recipe.family, DataSpec.from_json(describe(index)))
+    family = GAN(recipe.family, DataSpec.from_json(describe(index)))
+    told = bool(family.conditions)
+    apart = recipe.family.discriminator.batch_statistics or recipe.family.discriminator.compares_images
     g, d, average = (build_network(family, name, 0).to(device) for name in ("generator", "discriminator", "generator"))
     g, d, average = (net.to(memory_format=torch.channels_last) for net in (g, d, average))
     options, game = recipe.family.generator_optimizer, recipe.family.objective
@@ -80,24 +84,32 @@ def bare(recipe: Recipe, device: torch.device) -> Iterator[None]:
         torch.optim.Adam(net.parameters(), options.lr, options.betas, options.eps, fused=True) for net in (g, d)
     )
     size, yes = recipe.train.batch_size, torch.ones((), dtype=torch.bool, device=device)
+
+    def fakes() -> list[torch.Tensor]:
+        z = torch.randn(size, family.latent_size, device=device)
+        if not told:
+            return [g(z)]
+        fake_labels = labels[torch.randint(index.samples, (size,), device=device)]
+        return [g(z, fake_labels), fake_labels]
+
     while True:
         set_trained(d, g)
         for _ in range(recipe.family.discriminator_steps):
             chosen = torch.randint(index.samples, (size,), device=device)
-            real = images[chosen].permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+            real = [images[chosen].permute(0, 3, 1, 2).float().div_(127.5).sub_(1)]
+            if told:
+                real.append(labels[chosen])
             with torch.no_grad():
-                fake_labels = labels[torch.randint(index.samples, (size,), device=device)]
-                fake = g(torch.randn(size, g.latent, device=device), fake_labels)
-            logits = d(torch.cat([real, fake]), torch.cat([labels[chosen], fake_labels]))
+                fake = fakes()
+            together = map(torch.cat, zip(real, fake, strict=True))
+            logits = (d(*real), d(*fake)) if apart else d(*together).split(size)
             adam_d.zero_grad()
-            game.discriminator_loss(*logits.split(size)).backward()
+            game.discriminator_loss(*logits).backward()
             adam_d.step()
             statistics.commit(d, yes)
         set_trained(g, d)
-        fake_labels = labels[torch.randint(index.samples, (size,), device=device)]
         adam_g.zero_grad()
-        fake = g(torch.randn(size, g.latent, device=device), fake_labels)
-        game.generator_loss(None, d(fake, fake_labels)).backward()
+        game.generator_loss(None, d(*fakes())).backward()
         adam_g.step()
         statistics.commit(g, yes)
         with torch.no_grad():
@@ -132,12 +144,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", metavar="PAIRS", type=int, nargs="?", default=15, help="turns of either (15)")
     parser.add_argument("--steps", type=int, default=20, help="steps of a turn (20)")
-    asked = parser.parse_args()
+    parser.add_argument("--recipe", default="biggan_digits", help="its name, such as dcgan_lsun64 (biggan_digits)")
+    parser.add_argument("keys", metavar="section.key=value", nargs="*", help="such as train.batch_size=64")
+    asked = parser.parse_intermixed_args()
     # One step more than the turns, so that the last checkpoint is written outside of them.
     total = (asked.pairs + 1) * asked.steps + 1
     overrides = {"steps": total, "sample_every": asked.steps, "log_every": asked.steps, "save_every": total}
     overrides["evaluate_every"] = "null"
-    recipe = load_recipe(RECIPE, [f"train.{key}={value}" for key, value in overrides.items()])
+    overridden = [f"train.{key}={value}" for key, value in overrides.items()]
+    overridden += ["data.train=digits", "data.validation=null", "data.workers=0"]
+    recipe = load_recipe(RECIPES / f"{asked.recipe}.yaml", [*overridden, *asked.keys])
     device = join_world(recipe.train.precision)
     loop = bare(recipe, device)
     turns = Turns(lambda: seconds(loop, asked.steps, device), asked.pairs, device)

@@ -48,7 +48,7 @@ SMALLEST: Mapping[str, Sequence[str]] = {
     "same_training": [". . --keep OUT/kept --steps 1 --recipes vqvae_digits"],
     "saving": ["recipes/biggan_digits.yaml 1"],
     "sharding": ["200 100"],
-    "step": ["1 --steps 1"],
+    "step": ["1 --steps 1", "--recipe dcgan_digits 1 --steps 1"],
     "verification": ["DIGITS --rounds 1 --workers 0"],
 }
 """The arguments of each benchmark's quickest starts. PICTURES is a folder CLASS/*.jpg, RUN a run that draws digits, DIGITS an
