@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ def one_cache_for_all(common_folder: Path) -> Path:
     cache = common_folder / "cache"
     os.environ["BIGTRAIN_CACHE"] = str(cache)
     return cache
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is named when it happens: a log that was cut off would not say it."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\nFAILED {report.nodeid} ({report.when})", file=sys.__stderr__, flush=True)
 
 
 # Two test processes share two cores; and what a test trains is the same in whichever process it is trained.
