@@ -1,4 +1,4 @@
-"""Steps of a family on a pretended GPU: python tests/gpu/pretended_steps.py FAMILY FOLDER
+"""Steps of a family on a pretended GPU: python tests/gpu/pretended_steps.py FAMILY FOLDER PRECISION ...
 
 Prints the operations that would have made the host wait, by precision, as JSON. In a process of its own: torch may crash when
 it takes such a trainer apart.
@@ -43,4 +43,4 @@ if __name__ == "__main__":
     family, folder = sys.argv[1], Path(sys.argv[2])
     with begun(trainer_of(CASES[family].options, folder, torch.device("cpu"), steps=20)) as reading:
         batch = reading.microbatches._next_batch()
-    print(json.dumps({precision: waits_of(family, precision, batch, folder) for precision in ("fp32", "bf16")}))
+    print(json.dumps({precision: waits_of(family, precision, batch, folder) for precision in sys.argv[3:]}))

@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs_of import FAMILIES, ROOT, final_tensors, largest_difference, optimizers_of, run, train, write_recipe
+from tests.runs_of import (
+    FAMILIES,
+    ROOT,
+    Run,
+    check,
+    final_tensors,
+    largest_difference,
+    launch,
+    optimizers_of,
+    run,
+    train,
+    write_recipe,
+)
 
 SENTENCES = [
     ("train.resume={from: SOURCE, step: 3}", "there are checkpoints of step 2, 4"),
@@ -97,10 +109,14 @@ def test_every_strategy_on_two_ranks_goes_on_alike(tmp_path: Path) -> None:
     family = optimizers_of(FAMILIES["gan"], {"kind": "sgd", "lr": 0.02, "momentum": 0.9})
     train(write_recipe(tmp_path / "begun", family, steps=2))
     words = [f"train.resume={{from: {tmp_path / 'begun' / 'run'}}}", "train.batch_size=16", "family.penalties={}"]
-    ended = {}
-    for strategy in ("ddp", "zero1", "zero2", "zero3"):
-        recipe = write_recipe(tmp_path / strategy, family, steps=4)
-        train(recipe, *words, f"engine.strategy={strategy}", processes=1 if strategy == "ddp" else 2)
-        ended[strategy] = final_tensors(tmp_path / strategy / "run")
-    for strategy, tensors in ended.items():
-        assert largest_difference(tensors, ended["ddp"]) < 1e-4, strategy
+    runs = [
+        Run(recipe.parent, (recipe, *words, f"engine.strategy={strategy}"))
+        for strategy in ("ddp", "zero1", "zero2", "zero3")
+        for recipe in [write_recipe(tmp_path / strategy, family, steps=4)]
+    ]
+    launch(runs[:1], 1)
+    launch(runs[1:], 2)
+    for each in runs:
+        check(each.folder)
+        ended = final_tensors(each.folder / "run")
+        assert largest_difference(ended, final_tensors(tmp_path / "ddp" / "run")) < 1e-4, each.folder

@@ -20,7 +20,7 @@ from tests.runs_of import FAMILIES, ROOT, command, environment, final_tensors, w
 
 pytestmark = pytest.mark.slow
 
-STEPS = 200
+STEPS = 60
 
 STAND_IN = '''
 """Stands in for trackio: writes down what it is given, or does wrong what WRONG names."""
@@ -140,7 +140,7 @@ def kill_and_resume(folder: Path, tracker: str) -> int:
     recipe = small(folder, tracker, steps=STEPS)
     metrics = recipe.parent / "run" / "metrics.jsonl"
     child = start(recipe)
-    while not metrics.exists() or metrics.read_text().count("\n") < 40:
+    while not metrics.exists() or metrics.read_text().count("\n") < 25:
         time.sleep(0.05)
         assert child.poll() is None
     child.kill()
