@@ -28,16 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigtrain.cli import run_cli, say
-from bigtrain.cluster.slurm import (
-    FLAGS_OF_PAIRS,
-    Job,
-    SlurmOptions,
-    read_options,
-    render,
-    site_file,
-    submit,
-    write_script,
-)
+from bigtrain.cluster.slurm import Job, render, submit, write_script
+from bigtrain.cluster.slurm_options import FLAGS_OF_PAIRS, SlurmOptions, read_options, site_file
 from bigtrain.cluster.sweep import combinations, run_folder
 from bigtrain.plan import check
 from bigtrain.recipe import load_recipe

@@ -19,13 +19,12 @@ from bigtrain.cluster.slurm import (
     MARKER,
     OF_LAUNCHERS,
     Job,
-    SlurmOptions,
     ask_for_requeue,
-    read_options,
     render,
     submit,
     write_script,
 )
+from bigtrain.cluster.slurm_options import SlurmOptions, read_options
 from bigtrain.cluster.sweep import combinations, run_folder
 from bigtrain.errors import UserError
 
