@@ -222,6 +222,13 @@ def test_no_shipped_recipe_is_warned_of(path: Path) -> None:
     [
         ("train.freeze=generator", r"train\.freeze: must be a list, such as \[generator\]"),
         ("evaluation.metrics=[fd,FD]", "there is no 'FD'; did you mean fd"),
+        *[
+            (
+                f"family.generator_optimizer.betas={given}",
+                r"generator_optimizer\.betas: must be a list of 2 elements, such as \[0\.9, 0\.999\] \(given: ",
+            )
+            for given in ("0.9", "[0.9]", "[0.9, 0.99, 0.999]", "0.9,0.99")
+        ],
     ],
 )
 def test_a_wrong_list_is_said_with_the_right_one(override: str, message: str) -> None:
