@@ -86,6 +86,19 @@ class RunOptions(Options):
             raise ValueError("must begin with a letter or a digit and have only letters, digits, '.', '_' and '-'")
         return name
 
+    @classmethod
+    def without_ignored(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Without a tracker that is named again, which was accepted."""
+        trackers = content.get("trackers")
+        return {**content, "trackers": list(dict.fromkeys(trackers))} if isinstance(trackers, list) else content
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("names a tracker twice; give each once")
+        return trackers
+
 
 class Recipe(Options):
     """A whole experiment. `family` holds the options of the family that `family.kind` names."""

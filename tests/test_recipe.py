@@ -68,6 +68,7 @@ def test_every_recipe_of_digits_names_metrics_that_its_family_can_be_measured_by
         ),
         ("evaluation.metrics=fid", "evaluation.metrics: must be a list, such as [fid] (given: 'fid')"),
         ("evaluation.metrics=[]", "evaluation.metrics: must not be empty (given: [])"),
+        ("run.trackers=[wandb, wandb]", "command line: run.trackers: names a tracker twice; give each once"),
         (
             "train.precision=fp16",
             "train.precision: there is no 'fp16'; did you mean bf16? (there are: fp32, tf32, bf16)",

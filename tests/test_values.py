@@ -162,9 +162,11 @@ def test_what_earlier_versions_accepted_and_ignored_is_left_out_of_their_runs(tm
     content = yaml.safe_load(load_recipe(DIGITS).to_yaml())
     content["family"]["generator_optimizer"]["momentum"] = 0.9
     content["evaluation"] |= {"weights": "x.pth", "metrics": ["fd", "fd"]}
+    content["run"]["trackers"] = ["tensorboard", "tensorboard"]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "environment.json").write_text("{}")
     recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe.run.trackers == ("tensorboard",)
     assert recipe.family.generator_optimizer.momentum == 0
     assert recipe.evaluation.weights is None
     assert recipe.evaluation.metrics == ("fd",)
