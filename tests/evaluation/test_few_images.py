@@ -89,6 +89,21 @@ def test_a_kernel_distance_of_subsets_of_all_images_has_no_deviation(few, script
     assert "every subset holds all 60 vectors of the smaller side" in caplog.text
 
 
+def test_the_kept_vectors_are_the_remedy_where_they_are_the_limit(few, script, caplog):
+    with caplog.at_level(logging.WARNING):
+        measure_images(few(60), few(60, 1), script, metrics=("kd",), max_features=2, kd_subset_size=None)
+    assert "evaluation.max_features: every subset holds all 2 vectors of the smaller side" in caplog.text
+    with pytest.raises(UserError, match=r"evaluation\.max_features: two_sample_test needs 20 images .*not 10"):
+        measure_images(few(60), few(60, 1), script, metrics=("two_sample_test",), max_features=10)
+
+
+def test_one_subset_is_not_said_to_hold_every_vector(few, script, caplog):
+    with caplog.at_level(logging.WARNING):
+        measure_images(few(60), few(60, 1), script, metrics=("kd",), kd_subsets=1)
+    assert "evaluation.kd_subsets: kd_" in caplog.text
+    assert "of one subset has no deviation (null); take more" in caplog.text
+
+
 def test_a_two_sample_test_of_few_is_refused(few, script):
     with pytest.raises(UserError, match="two_sample_test needs 20 images of each side, not 8"):
         measure_images(few(8), few(40), script, metrics=("two_sample_test",))
