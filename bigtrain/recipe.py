@@ -9,6 +9,7 @@ Imported by inference, plan.py, cli.py and launch/ only.
 import copy
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache, reduce
 from operator import or_
@@ -26,7 +27,7 @@ from bigtrain.families.family import family_kinds, find_family
 from bigtrain.formats import FORMAT, checked_format, completed, upgraded
 from bigtrain.options import Options, Seed, default_kind, inside, kind_of, member_for, members_of
 from bigtrain.recipe_errors import COMMAND_LINE, complaints
-from bigtrain.recipe_yaml import MOST_BYTES, dump, parse
+from bigtrain.recipe_yaml import MOST_BYTES, ReadInTwoWays, dump, parse, with_texts_quoted
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.options import TrainOptions
@@ -352,6 +353,12 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise UserError(f"command line: {override!r} is not of the form section.key=value, such as train.steps=100")
     try:
         value = parse(text)
+    except ReadInTwoWays as error:
+        quoted = shlex.quote(f"{key}={with_texts_quoted(text)}")
+        raise UserError(
+            f"command line: {key}: {error.word} can be read in two ways; write a decimal number, or a text in quotes, around "
+            f"which the shell needs others: {quoted}"
+        ) from error
     except ValueError as error:
         raise UserError(f"command line: {key}: {text!r} is not a YAML value: {error}") from error
     *sections, last = key.split(".")

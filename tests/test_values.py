@@ -38,7 +38,9 @@ def test_a_number_that_can_be_read_in_two_ways_is_refused(text: str) -> None:
         ValueError, match=f"{text} can be read in two ways; write a decimal number, or '{text}' for text"
     ):
         parse(f"[{text}]")
-    with pytest.raises(UserError, match=rf"command line: train\.steps: '{text}' is not a YAML value: .*two ways"):
+    with pytest.raises(
+        UserError, match=rf"command line: train\.steps: {text} can be read in two ways; write a decimal "
+    ):
         load_recipe(DIGITS, [f"train.steps={text}"])
 
 
@@ -123,7 +125,7 @@ def test_what_is_written_is_read_back(text: str) -> None:
         (f"run.dir=/tmp/{'x' * 256}", r"run\.dir: must not have a name of more than 255 bytes"),
         (f"data.train={'é' * 128}", r"data\.train: .*255 bytes"),
         ("run.seed=1e30", r"run\.seed: must be below 2\^63"),
-        ("data.classes=[true]", r"data\.classes: each must be a whole number or a text \(given: true\)"),
+        ("data.classes=[true]", r"data\.classes: true is no class's name; a name in quotes is a text"),
         ("family.generator_optimizer.momentum=0.9", r"momentum: is an option of kind: sgd or rmsprop, and adam does"),
         ("family.generator_optimizer={kind: sgd, lr: 1, eps: 0.1}", r"eps: is an option of kind: adam .*and sgd does not"),
         ("family.generator_optimizer.eps=1e300", r"eps: must be at most 1"),
