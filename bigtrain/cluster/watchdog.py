@@ -138,7 +138,9 @@ class Watchdog:
         if _is_lost_connection(error):
             return
         if isinstance(error, UserError | TrainingDiverged) and not isinstance(error, RankError):
-            return  # all ranks raise it, and the main one says it
+            if self._peers.rank == 0:  # as a rule all raise it, and this one says it, also to a rank that does not
+                self._peers.claim_failure(SPEAKER_FIRST_S)
+            return
         self._speaks_of_failure = self._peers.claim_failure(SPEAKER_FIRST_S)
         if self._speaks_of_failure and not isinstance(error, RankError) and known_failure(error) is None:
             what = f"{type(error).__name__}: {error}".splitlines()[0]

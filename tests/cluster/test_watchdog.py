@@ -326,6 +326,16 @@ def test_a_users_mistake_that_the_main_rank_does_not_meet_is_said_by_the_rank_th
         raise UserError("data.train: /data is a folder")
 
 
+def test_a_rank_that_loses_the_main_one_to_a_users_mistake_keeps_quiet(
+    two: tuple[Rank, Rank], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError), two[0].watchdog:
+        raise UserError("no such file")
+    with pytest.raises(OtherRankFailed), two[1].watchdog:
+        raise RuntimeError("[gloo] connection closed by peer")
+    assert not capfd.readouterr().err
+
+
 def test_without_a_limit_nobody_watches() -> None:
     before = threading.active_count()
     with Watchdog(None) as none:
