@@ -32,6 +32,7 @@ from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.options import TrainOptions
 from bigtrain.untrusted import looked_for, read_plain
+from bigtrain.wrong_values import nearest_of
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
@@ -296,7 +297,8 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, di
         if (path / "recipe.yaml").is_file():
             raise UserError(f"{path}: is a folder; give the recipe in it ({path / 'recipe.yaml'})") from error
         where = looked_for(path) if isinstance(error, FileNotFoundError) else ""
-        raise UserError(f"{path}: cannot read the recipe ({error.strerror}){where}; recipes/ holds examples") from error
+        remedy = _recipe_meant(path) or "recipes/ holds examples"
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}){where}; {remedy}") from error
     except ValueError as error:
         raise UserError(f"{path}: not a YAML file that can be read: {error}") from error
     if not isinstance(content, dict):
@@ -335,6 +337,15 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], annotation: Any
             value = _merged(before, value, inside(options or annotation, key))
         result[key] = value
     return result
+
+
+def _recipe_meant(path: Path) -> str | None:
+    """The recipe with a name like that of one that is not there, in its folder or in recipes/."""
+    for folder in dict.fromkeys((path.parent, Path("recipes"))):
+        names = [file.stem for file in sorted(folder.glob("*.yaml"))]
+        if nearest := nearest_of(path.name.removesuffix(".yaml"), names):
+            return f"did you mean {folder / nearest}.yaml?"
+    return None
 
 
 def _given(overrides: Sequence[str]) -> dict[str, Any]:

@@ -48,6 +48,17 @@ def test_every_recipe_of_digits_names_metrics_that_its_family_can_be_measured_by
     check_metrics(make_family(recipe, DataSpec.from_json(describe(train))), recipe.evaluation, validation)
 
 
+def test_a_misspelt_recipe_leads_to_the_one_of_the_nearest_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "vae_digits.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    for given in ("recipes/vae_digit.yaml", "vae_digits", "vae_digits.yaml"):
+        with pytest.raises(UserError, match=rf"^{given}: cannot read .*; did you mean recipes/vae_digits\.yaml\?$"):
+            load_recipe(given)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
