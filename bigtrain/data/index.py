@@ -168,12 +168,20 @@ def _parsed(data: bytes) -> Any:
 
 def why_a_folder_is_none(folder: Path) -> str:
     """The end of a sentence about a folder where an index is wanted: the indexes in it, or else in those that it holds."""
-    inside = list(filter(_begins_as_index, sorted(folder.glob("*.json"))))
-    paths = inside or list(filter(_begins_as_index, sorted(folder.glob("*/*.json"))))
+    paths = _indexes_in(folder, "*.json") or _indexes_in(folder, "*/*.json")
     if not paths:
         return f"is a folder without an index; {HOW_TO_MAKE}, and give its OUT/SPLIT.json"
+    return f"is a folder; give the index in it ({_some(paths)})"
+
+
+def _indexes_in(folder: Path, pattern: str) -> list[Path]:
+    return [path for path in sorted(folder.glob(pattern)) if _begins_as_index(path)]
+
+
+def _some(paths: Sequence[Path]) -> str:
+    """The paths for a message, the first few of many."""
     more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    return f"is a folder; give the index in it ({', '.join(map(str, paths[:_NAMED]))}{more})"
+    return f"{', '.join(map(str, paths[:_NAMED]))}{more}"
 
 
 def _begins_as_index(path: Path) -> bool:
@@ -389,7 +397,9 @@ class Index:
         try:
             value = _parsed(read_plain(path, MOST_BYTES))
         except FileNotFoundError:
-            raise UserError(f"{path}: there is no index here{looked_for(path)}; {HOW_TO_MAKE}") from None
+            beside = _indexes_in(path.parent, "*.json")
+            remedy = f"beside it are {_some(beside)}" if beside else HOW_TO_MAKE
+            raise UserError(f"{path}: there is no index here{looked_for(path)}; {remedy}") from None
         except IsADirectoryError:
             raise UserError(f"{path}: {why_a_folder_is_none(path)}") from None
         except (OSError, ValueError) as error:

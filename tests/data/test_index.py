@@ -108,6 +108,12 @@ def test_an_absent_index_says_how_to_make_one(tmp_path: Path) -> None:
         Index.read(tmp_path / "none.json")
 
 
+def test_a_misspelt_index_leads_to_those_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"format": "bigtrain-index"}')
+    with pytest.raises(UserError, match=rf"tarin\.json: there is no index here; beside it are {tmp_path}/train\.json$"):
+        Index.read(tmp_path / "tarin.json")
+
+
 def test_another_index_of_the_same_tars_is_another_set(numbered_shards: Make) -> None:
     """One that was edited by hand, say: a run must not resume on other labels."""
     index = numbered_shards([3, 2])
