@@ -60,7 +60,8 @@ def _of_a_worker(signal_name: str | None) -> str:
     number = next((each for each in signal.Signals if signal.strsignal(each) == signal_name), None)
     if signal_name is None:
         return "a data worker has ended unexpectedly, perhaps for lack of memory: fewer data.workers"
-    how = f"a data worker was killed (signal {number.value if number is not None else signal_name})"
+    name = f"{number.name}, signal {number.value}" if number is not None else f"signal {signal_name}"
+    how = f"a data worker was killed ({name})"
     if number == signal.SIGKILL:
         return f"{how}, probably for lack of memory: fewer data.workers"
     if number == signal.SIGBUS:

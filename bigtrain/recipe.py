@@ -9,6 +9,7 @@ Imported by inference, plan.py, cli.py and launch/ only.
 import copy
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache, reduce
 from operator import or_
@@ -26,11 +27,12 @@ from bigtrain.families.family import family_kinds, find_family
 from bigtrain.formats import FORMAT, checked_format, completed, upgraded
 from bigtrain.options import Options, Seed, default_kind, inside, kind_of, member_for, members_of
 from bigtrain.recipe_errors import COMMAND_LINE, complaints
-from bigtrain.recipe_yaml import MOST_BYTES, dump, parse
+from bigtrain.recipe_yaml import MOST_BYTES, ReadInTwoWays, dump, parse, with_texts_quoted
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.options import TrainOptions
 from bigtrain.untrusted import looked_for, read_plain
+from bigtrain.wrong_values import nearest_of
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
@@ -85,6 +87,19 @@ class RunOptions(Options):
         if not re.fullmatch(_NAME, name):
             raise ValueError("must begin with a letter or a digit and have only letters, digits, '.', '_' and '-'")
         return name
+
+    @classmethod
+    def without_ignored(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Without a tracker that is named again, which was accepted."""
+        trackers = content.get("trackers")
+        return {**content, "trackers": list(dict.fromkeys(trackers))} if isinstance(trackers, list) else content
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("names a tracker twice; give each once")
+        return trackers
 
 
 class Recipe(Options):
@@ -282,7 +297,8 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> list[tuple[Path, di
         if (path / "recipe.yaml").is_file():
             raise UserError(f"{path}: is a folder; give the recipe in it ({path / 'recipe.yaml'})") from error
         where = looked_for(path) if isinstance(error, FileNotFoundError) else ""
-        raise UserError(f"{path}: cannot read the recipe ({error.strerror}){where}; recipes/ holds examples") from error
+        remedy = _recipe_meant(path) or "recipes/ holds examples"
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}){where}; {remedy}") from error
     except ValueError as error:
         raise UserError(f"{path}: not a YAML file that can be read: {error}") from error
     if not isinstance(content, dict):
@@ -323,6 +339,15 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], annotation: Any
     return result
 
 
+def _recipe_meant(path: Path) -> str | None:
+    """The recipe with a name like that of one that is not there, in its folder or in recipes/."""
+    for folder in dict.fromkeys((path.parent, Path("recipes"))):
+        names = [file.stem for file in sorted(folder.glob("*.yaml"))]
+        if nearest := nearest_of(path.name.removesuffix(".yaml"), names):
+            return f"did you mean {folder / nearest}.yaml?"
+    return None
+
+
 def _given(overrides: Sequence[str]) -> dict[str, Any]:
     """What the command line says, as one layer over the recipe, so that the order of a kind and its keys does not matter."""
     content: dict[str, Any] = {}
@@ -339,6 +364,12 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise UserError(f"command line: {override!r} is not of the form section.key=value, such as train.steps=100")
     try:
         value = parse(text)
+    except ReadInTwoWays as error:
+        quoted = shlex.quote(f"{key}={with_texts_quoted(text)}")
+        raise UserError(
+            f"command line: {key}: {error.word} can be read in two ways; write a decimal number, or a text in quotes, around "
+            f"which the shell needs others: {quoted}"
+        ) from error
     except ValueError as error:
         raise UserError(f"command line: {key}: {text!r} is not a YAML value: {error}") from error
     *sections, last = key.split(".")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence, Set
 from types import NoneType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -88,11 +88,11 @@ def _is_given(key: str, error: Any, overridden: Set[str]) -> bool:
 def _complaint(model: type[BaseModel], errors: Sequence[Any], key: str, message: str) -> str:
     """What is wrong about a key, and the remedy."""
     error = errors[0]
+    if wanted := _fixed_length(model, error):
+        return f"{key}: {wanted}{as_given(error['input'])}"
     match error["type"]:
         case "extra_forbidden":
             return _unknown_key(model, error["loc"], key)
-        case "missing" if isinstance(error["loc"][-1], int):
-            return f"{key}: has too few elements{as_given(error['input'])}"
         case "missing":
             return f"{key} is missing"
         case "union_tag_not_found" | "union_tag_invalid" | "model_attributes_type":
@@ -104,6 +104,22 @@ def _complaint(model: type[BaseModel], errors: Sequence[Any], key: str, message:
         return f"{key.removesuffix('.[key]')}: is no name; a name is letters, digits and underscores{as_given(error['input'])}"
     each = "each " if isinstance(error["loc"][-1], int) and message.startswith("must ") else ""
     return f"{key}: {each}{message}{_meaning_of_null(model, error)}{as_given(error['input'])}"
+
+
+def _fixed_length(model: type[BaseModel], error: Any) -> str | None:
+    """What a list of a fixed length must be, if what was given is no list, or one of another length."""
+    location = _without_positions(error["loc"])
+    if error["type"] not in ("tuple_type", "too_long", "missing") or (
+        error["type"] == "missing" and location == error["loc"]
+    ):
+        return None
+    tuples = [one for one in alternatives(_annotation_at(model, location)) if get_origin(one) is tuple]
+    lengths = [len(get_args(one)) for one in tuples if Ellipsis not in get_args(one)]
+    if not lengths:
+        return None
+    field = _options_at(model, location[:-1]).model_fields[location[-1]]
+    such_as = f", such as {list(field.default)}" if isinstance(field.default, tuple) else ""
+    return f"must be a list of {lengths[0]} elements{such_as}"
 
 
 def _meaning_of_null(model: type[BaseModel], error: Any) -> str:

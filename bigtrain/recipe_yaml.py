@@ -18,21 +18,29 @@ _MOST_NODES = 10_000
 _MOST_DEPTH = 32
 _NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
 _DOUBTFUL, _MERGE = "!doubtful", "tag:yaml.org,2002:merge"
+_DOUBTFUL_WORD = re.compile(
+    r"[-+]?(0[0-9_]+(\.[0-9_]*)?|0[xob][0-9a-fA-F_]+|[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?|[0-9][0-9]*(_[0-9]+)+)"
+)
 _RESOLVERS = (
     (_NULL, re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
     (_BOOL, re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
     (_INT, re.compile(r"[-+]?(0|[1-9][0-9]*)"), list("-+0123456789")),
     (_FLOAT, re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), list("-+.0123456789")),
     (_FLOAT, re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), list("-+.")),
-    (
-        _DOUBTFUL,
-        re.compile(
-            r"[-+]?(0[0-9_]+(\.[0-9_]*)?|0[xob][0-9a-fA-F_]+|[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?|[0-9][0-9]*(_[0-9]+)+)"
-        ),
-        list("-+0123456789"),
-    ),
+    (_DOUBTFUL, _DOUBTFUL_WORD, list("-+0123456789")),
     (_MERGE, re.compile(r"<<"), ["<"]),
 )
+
+
+class ReadInTwoWays(ValueError):
+    """`word`: a value that YAML 1.1 takes for another number than people read."""
+
+    def __init__(self, node: yaml.ScalarNode) -> None:
+        self.word = str(node.value)
+        where = f"line {node.start_mark.line + 1}, column {node.start_mark.column + 1}"
+        super().__init__(
+            f"{where}: {self.word} can be read in two ways; write a decimal number, or '{self.word}' for text"
+        )
 
 
 def parse(text: str) -> Any:
@@ -54,6 +62,14 @@ def parse(text: str) -> Any:
         raise ValueError(f"{where}{error.problem or error.context}") from None
     except yaml.YAMLError as error:  # characters that YAML does not allow
         raise ValueError(" ".join(str(error).split())[:200]) from None
+
+
+def with_texts_quoted(text: str) -> str:
+    """The YAML text with quotes around each value for which `parse` raises ReadInTwoWays."""
+    for token in reversed(list(yaml.scan(text))):
+        if isinstance(token, yaml.ScalarToken) and token.plain and _DOUBTFUL_WORD.fullmatch(token.value):
+            text = f'{text[: token.start_mark.index]}"{token.value}"{text[token.end_mark.index :]}'
+    return text
 
 
 def dump(content: Mapping[str, Any]) -> str:
@@ -118,12 +134,7 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
 
 
 def _refused(loader: _Loader, node: yaml.ScalarNode) -> Any:
-    raise yaml.constructor.ConstructorError(
-        None,
-        None,
-        f"{node.value} can be read in two ways; write a decimal number, or '{node.value}' for text",
-        node.start_mark,
-    )
+    raise ReadInTwoWays(node)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -44,11 +44,16 @@ def rule(error: Mapping[str, Any]) -> str:
     if sentence is None:
         return str(error["msg"]).removeprefix("Value error, ")
     if error["type"] in ("tuple_type", "list_type") and isinstance(error["input"], str | int | float):
-        return f"{sentence}, such as [{error['input']}]"
+        return f"{sentence}, such as [{_in_a_list(error['input'])}]"
     context = error.get("ctx", {})
     if context.get("min_length") == 1:
         return "must not be empty"
     return sentence.format(**{name: _number(value) for name, value in context.items()})
+
+
+def _in_a_list(value: str | int | float) -> str:
+    """The value as it stands between brackets: a text that begins like a number has quotes."""
+    return f'"{value}"' if isinstance(value, str) and value[:1].isdecimal() else str(value)
 
 
 def _number(bound: Any) -> Any:
@@ -63,6 +68,8 @@ def as_given(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """The value for a message: null, true and false as recipes and the command line write them."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else repr(value)
 
 

@@ -412,7 +412,8 @@ def _verify(arguments: argparse.Namespace) -> None:
     rest = [f"... and {len(broken) - MAX_LINES} more"] if len(broken) > MAX_LINES else []
     for line in [*broken[:MAX_LINES], *rest]:
         say(line)
-    raise UserError(f"{index.where}: {len(broken)} errors; copy these shards again, or make them again")
+    errors = "1 error" if len(broken) == 1 else f"{len(broken)} errors"
+    raise UserError(f"{index.where}: {errors}; copy these shards again, or make them again")
 
 
 def say(text: str) -> None:

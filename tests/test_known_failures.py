@@ -45,7 +45,7 @@ def test_a_killed_data_worker_is_one_sentence(tmp_path: Path) -> None:
     """Torch does not always hear of the signal before it misses the worker."""
     sentence = said(tmp_path, str(int(signal.SIGKILL)))
     assert sentence in (
-        "error: a data worker was killed (signal 9), probably for lack of memory: fewer data.workers\n",
+        "error: a data worker was killed (SIGKILL, signal 9), probably for lack of memory: fewer data.workers\n",
         "error: a data worker has ended unexpectedly, perhaps for lack of memory: fewer data.workers\n",
     )
 
@@ -64,7 +64,7 @@ def test_divergence_is_one_sentence_of_the_main_rank_and_the_launchers_cause(tmp
         (RuntimeError("DataLoader worker (pid(s) 17, 18) exited unexpectedly"), "a data worker has ended unexpectedly"),
         (
             RuntimeError("DataLoader worker (pid 17) is killed by signal: Bus error. It is possible that ..."),
-            "a data worker was killed (signal 7): a shard was cut short",
+            "a data worker was killed (SIGBUS, signal 7): a shard was cut short",
         ),
         (RuntimeError("DataLoader worker (pid 17) is killed by signal: Segmentation fault. "), "signal 11); with data.wor"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), "no memory left"),

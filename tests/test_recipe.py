@@ -48,6 +48,17 @@ def test_every_recipe_of_digits_names_metrics_that_its_family_can_be_measured_by
     check_metrics(make_family(recipe, DataSpec.from_json(describe(train))), recipe.evaluation, validation)
 
 
+def test_a_misspelt_recipe_leads_to_the_one_of_the_nearest_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "vae_digits.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    for given in ("recipes/vae_digit.yaml", "vae_digits", "vae_digits.yaml"):
+        with pytest.raises(UserError, match=rf"^{given}: cannot read .*; did you mean recipes/vae_digits\.yaml\?$"):
+            load_recipe(given)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -68,12 +79,23 @@ def test_every_recipe_of_digits_names_metrics_that_its_family_can_be_measured_by
         ),
         ("evaluation.metrics=fid", "evaluation.metrics: must be a list, such as [fid] (given: 'fid')"),
         ("evaluation.metrics=[]", "evaluation.metrics: must not be empty (given: [])"),
+        ("run.trackers=[wandb, wandb]", "command line: run.trackers: names a tracker twice; give each once"),
         (
             "train.precision=fp16",
             "train.precision: there is no 'fp16'; did you mean bf16? (there are: fp32, tf32, bf16)",
         ),
         ("data.channels=2", "data.channels: must be 1 or 3 (given: 2)"),
-        ("data.classes=[a, 1.5, null]", "data.classes: each must be a whole number or a text (given: 1.5)"),
+        (
+            "data.classes=[a, 1.0, null]",
+            "data.classes: 1.0 is no class's name; a name in quotes is a text, in a shell with others around them: "
+            """'data.classes=["1.0"]' (given: ['a', 1.0, null])""",
+        ),
+        ("data.classes='001'", """data.classes: must be a list, such as ["001"] (given: '001')"""),
+        (
+            "data.classes=[001, a, 010]",
+            "command line: data.classes: 001 can be read in two ways; write a decimal number, or a text in quotes, around "
+            """which the shell needs others: 'data.classes=["001", a, "010"]'""",
+        ),
         ("train.evaluate_every=0", "train.evaluate_every: must be at least 1; null: none (given: 0)"),
         ("train.sample_every=off", "train.sample_every: must be a whole number; null: none (given: 'off')"),
         ("train.evaluate_samples=1", "train.evaluate_samples: must be at least 2; null: evaluation.samples (given: 1)"),

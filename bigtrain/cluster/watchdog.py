@@ -138,7 +138,9 @@ class Watchdog:
         if _is_lost_connection(error):
             return
         if isinstance(error, UserError | TrainingDiverged) and not isinstance(error, RankError):
-            return  # all ranks raise it, and the main one says it
+            if self._peers.rank == 0:  # as a rule all raise it, and this one says it, also to a rank that does not
+                self._peers.claim_failure(SPEAKER_FIRST_S)
+            return
         self._speaks_of_failure = self._peers.claim_failure(SPEAKER_FIRST_S)
         if self._speaks_of_failure and not isinstance(error, RankError) and known_failure(error) is None:
             what = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -158,14 +160,15 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stops watching. Raises OtherRankFailed in place of an error that another rank is the reason of and speaks of."""
-        other = False
+        """Stops watching. Raises OtherRankFailed in place of an error that another rank is the reason of and speaks of, and
+        RankError in place of a UserError that the main rank has not met."""
+        other, alone = False, None
         if error is None:
             self.mark(LEAVES)
         else:
             self.failed(error)
             self.mark(f"{ENDED}{type(error).__name__}")
-            other = self._other_rank_failed(error)
+            other, alone = self._other_rank_failed(error), self._met_alone(error)
         if self._thread.is_alive():
             self._closing.set()
             self._thread.join(2 * SPEAKER_FIRST_S + STACKS_S)
@@ -174,6 +177,8 @@ class Watchdog:
             self._peers.close()
         if other:
             raise OtherRankFailed from error
+        if alone is not None:
+            raise alone from error
         if error is not None and _is_lost_connection(error):
             error.add_note("a connection was lost: the rank at its other end ended first, see its messages")
 
@@ -324,6 +329,23 @@ class Watchdog:
             return self._is_reported(self._peers, wait=lost)
         except Unreachable:
             return False
+
+    def _met_alone(self, error: BaseException) -> RankError | None:
+        """The error of this rank for a UserError that was taken for one of all ranks, of which the main one speaks, and that
+        the main one does not meet within the time that the others leave it."""
+        shared = isinstance(error, UserError) and not isinstance(error, RankError)
+        if self._peers is None or self._limit_s is None or self._peers.rank == 0 or not shared:
+            return None
+        begin = time.monotonic()
+        try:
+            while not _has_said_its_end(self._peers.read(SPEAKER_FIRST_S)[0]):
+                if time.monotonic() - begin > SPEAKER_FIRST_S:
+                    self._peers.claim_failure(SPEAKER_FIRST_S)
+                    return RankError(f"rank {self._peers.rank}: {error}")
+                time.sleep(self._beat_s / 10)
+        except Unreachable:  # the main rank, which holds the store, has ended
+            pass
+        return None
 
     def _is_reported(self, peers: Peers, wait: bool) -> bool:
         """Waits, if `wait`, as long as a rank on another host may take to be missed."""

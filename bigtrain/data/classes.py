@@ -64,9 +64,9 @@ def empty_classes(classes: Sequence[str], counts: np.ndarray) -> str | None:
 
 
 def some_names(names: Sequence[str]) -> str:
-    """The names for a message, the first few of many."""
+    """The names for a message, the first few of many; those with a comma in quotes."""
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest
+    return ", ".join(repr(name) if "," in name else name for name in names[:_NAMED]) + rest
 
 
 def _class_number(classes: Sequence[str], word: str) -> int:

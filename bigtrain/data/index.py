@@ -54,7 +54,7 @@ from bigtrain.data.remote import HERE, Origin, beside, check_url, is_remote, rec
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, cache_folder, write_bytes
 from bigtrain.sizes import image_size_of, size_of
-from bigtrain.untrusted import check_plain, looked_for, parse_json, read_plain
+from bigtrain.untrusted import check_plain, looked_for, open_plain, parse_json, read_plain
 
 FORMAT = "bigtrain-index"
 FORMAT_VERSION = 2
@@ -63,6 +63,10 @@ LABEL = "label"
 HOW_TO_MAKE = "make the shards with `python launch/shard.py SOURCE OUT --size N`"
 MOST_BYTES = 2**31
 """The largest index that is fetched from a URL: about fifty million samples."""
+_HEAD_BYTES = 100
+"""The format of an index stands within so many bytes of its beginning."""
+_NAMED = 5
+"""Indexes that a message names."""
 _PROCESS_BEGAN = time.time()
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -160,6 +164,32 @@ def _parsed(data: bytes) -> Any:
             value["shards"] = (parse_json(line.rstrip(b",\n")) for line in lines if line != b"]}\n")
             return value
     return parse_json(data)
+
+
+def why_a_folder_is_none(folder: Path) -> str:
+    """The end of a sentence about a folder where an index is wanted: the indexes in it, or else in those that it holds."""
+    paths = _indexes_in(folder, "*.json") or _indexes_in(folder, "*/*.json")
+    if not paths:
+        return f"is a folder without an index; {HOW_TO_MAKE}, and give its OUT/SPLIT.json"
+    return f"is a folder; give the index in it ({_some(paths)})"
+
+
+def _indexes_in(folder: Path, pattern: str) -> list[Path]:
+    return [path for path in sorted(folder.glob(pattern)) if _begins_as_index(path)]
+
+
+def _some(paths: Sequence[Path]) -> str:
+    """The paths for a message, the first few of many."""
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return f"{', '.join(map(str, paths[:_NAMED]))}{more}"
+
+
+def _begins_as_index(path: Path) -> bool:
+    try:
+        with open_plain(path) as file:
+            return FORMAT.encode() in file.read(_HEAD_BYTES)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -367,7 +397,11 @@ class Index:
         try:
             value = _parsed(read_plain(path, MOST_BYTES))
         except FileNotFoundError:
-            raise UserError(f"{path}: there is no index here{looked_for(path)}; {HOW_TO_MAKE}") from None
+            beside = _indexes_in(path.parent, "*.json")
+            remedy = f"beside it are {_some(beside)}" if beside else HOW_TO_MAKE
+            raise UserError(f"{path}: there is no index here{looked_for(path)}; {remedy}") from None
+        except IsADirectoryError:
+            raise UserError(f"{path}: {why_a_folder_is_none(path)}") from None
         except (OSError, ValueError) as error:
             if kind := archive_or_container(path):
                 raise UserError(f"{path}: is {kind}, and no index; {HOW_TO_MAKE}") from None

@@ -3,8 +3,17 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
+from bigtrain import wrong_values
 from bigtrain.data.fields.derived import Derivation
 from bigtrain.data.fields.registry import NAME
 from bigtrain.data.fields.text import BYTES
@@ -144,6 +153,19 @@ class DataOptions(Options):
     compared. `size`: only its size."""
     remote: RemoteOptions = DEFAULTS
     """How shards at URLs are fetched and cached."""
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _are_names(cls, classes: Any) -> Any:
+        """A class called 1.0 would be the one at position 1."""
+        for name in classes if isinstance(classes, list | tuple) else ():
+            if name is None or isinstance(name, bool | float):
+                word = wrong_values.shown(name)
+                raise ValueError(
+                    f"{word} is no class's name; a name in quotes is a text, in a shell with others around them: "
+                    f"""'data.classes=["{word}"]'"""
+                )
+        return classes
 
     @model_validator(mode="after")
     def _sides_agree(self) -> "DataOptions":

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from bigtrain.cluster.world import is_main
 from bigtrain.data.digits import digits_index
-from bigtrain.data.index import HOW_TO_MAKE, Index
+from bigtrain.data.index import Index, why_a_folder_is_none
 from bigtrain.data.options import NONE, DataOptions, sides
 from bigtrain.data.read import variants
 from bigtrain.data.read.shard_cache import ShardCache
@@ -29,10 +29,6 @@ from bigtrain.untrusted import one_line
 DIGITS = "digits"
 """Names scikit-learn's digits where an index is asked for."""
 Split = Literal["train", "validation"]
-
-
-_NAMED = 5
-"""Indexes that a message names."""
 
 
 def find_split(data: DataOptions, split: Split) -> Data:
@@ -168,7 +164,7 @@ def open_index(
             tqdm.write(one_line(said), file=sys.stderr)
         return index
     if Path(where).is_dir():
-        raise UserError(f"{key}: {where} is a folder; give the index in it ({_indexes_in(Path(where))})")
+        raise UserError(f"{key}: {where} {why_a_folder_is_none(Path(where))}")
     return _checked(Path(where), key, origin=origin)
 
 
@@ -182,14 +178,6 @@ def _refuse_tars(where: str, key: str) -> NoReturn:
     raise UserError(
         f"{key}: {named}: training reads an index of such tars: `{make}` writes it; then give its path here"
     )
-
-
-def _indexes_in(folder: Path) -> str:
-    """The indexes in a folder, or else in those that it holds, for a message."""
-    paths = sorted(folder.glob("*.json")) or sorted(folder.glob("*/*.json"))
-    indexes = list(map(str, paths))
-    more = f" and {len(indexes) - _NAMED} more" if len(indexes) > _NAMED else ""
-    return ", ".join(indexes[:_NAMED]) + more if indexes else f"none here: {HOW_TO_MAKE}"
 
 
 def find_images(

@@ -31,7 +31,7 @@ from bigtrain.evaluation.result import in_todays_names, said_of_names
 from bigtrain.evaluation.table import Cell, Row, as_csv, as_picture, as_text
 from bigtrain.progress import ProgressBar
 from bigtrain.runs import atomic
-from bigtrain.runs.nearby import runs_meant
+from bigtrain.runs.nearby import is_run_or_export, runs_meant
 from bigtrain.untrusted import one_line, read_json
 
 OF_THE_MODEL = ("weights", "posthoc", "step", "sampling", "followed", "selection", "images", "image_size")
@@ -107,7 +107,11 @@ def _show(rows: Sequence[Row], table: Path | None, picture: Path | None, draw: D
 
 def _rows(path: Path) -> list[Row]:
     if not path.is_dir():
-        return [_row(str(path), [_read(path)])]
+        try:
+            return [_row(str(path), [_read(path)])]
+        except UserError as error:
+            meant = runs_meant(path) if is_run_or_export(path.parent) else None
+            raise UserError(meant or str(error)) from None
     ways = _newest_results(path)
     return [_row(f"{path}{name}", results) for name, results in zip(_names(ways), ways, strict=True)]
 

@@ -1,4 +1,4 @@
-"""What a person may have meant who gave a folder that is neither a run nor an export."""
+"""What a person may have meant who gave a path that is neither a run nor an export."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ from bigtrain.untrusted import looked_for
 
 _NAMED = 5
 """Runs that a message names."""
+_OWN_FILES = (".yaml", ".json", ".jsonl", ".safetensors")
+"""Endings of the files of runs, exports and checkpoints, none of which is a picture or a set of them."""
 
 
 def is_run_or_export(path: Path) -> bool:
@@ -14,11 +16,19 @@ def is_run_or_export(path: Path) -> bool:
 
 
 def runs_meant(path: Path) -> str | None:
-    """What to give instead of a folder that holds runs or exports, or that lies in a run; None for any other path."""
-    around = _run_around(path)
+    """What to give instead of a folder that holds runs or exports, of what lies in one, or of a recipe; None for any other
+    path."""
+    is_own_file = path.suffix in _OWN_FILES and path.is_file()
+    folder = path.parent if is_own_file else path
+    if is_own_file and is_run_or_export(folder):
+        kind = "export" if (folder / "model_index.json").is_file() else "run"
+        return f"{path}: lies in the {kind} {folder}; give that"
+    around = _run_around(folder)
     if around is not None:
-        step = path.name.removeprefix("step_").lstrip("0") if path.name.startswith("step_") else ""
+        step = folder.name.removeprefix("step_").lstrip("0") if folder.name.startswith("step_") else ""
         return f"{path}: lies in the run {around}; give that{f', with --checkpoint {step}' if step else ''}"
+    if is_own_file and path.suffix == ".yaml":
+        return f"{path}: is a file; give the folder of the run that was trained with it"
     try:
         inside = sorted(one for one in path.iterdir() if is_run_or_export(one))
     except OSError:

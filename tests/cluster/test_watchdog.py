@@ -17,7 +17,7 @@ from bigtrain.cluster.diagnosis import diagnose
 from bigtrain.cluster.passes import Reading
 from bigtrain.cluster.peers import Beat, Peers
 from bigtrain.cluster.watchdog import Watchdog
-from bigtrain.errors import OtherRankFailed, UserError
+from bigtrain.errors import OtherRankFailed, RankError, UserError
 from tests.runs_of import ROOT, environment
 
 LIMIT_S = 0.5
@@ -320,11 +320,27 @@ def test_a_users_mistake_is_nobodys_failure(two: tuple[Rank, Rank], capfd: pytes
     assert not capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("short_last_words")
+def test_a_users_mistake_that_the_main_rank_does_not_meet_is_said_by_the_rank_that_does(two: tuple[Rank, Rank]) -> None:
+    with two[0].watchdog, pytest.raises(RankError, match=r"^rank 1: data\.train: /data is a folder$"), two[1].watchdog:
+        raise UserError("data.train: /data is a folder")
+
+
+def test_a_rank_that_loses_the_main_one_to_a_users_mistake_keeps_quiet(
+    two: tuple[Rank, Rank], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError), two[0].watchdog:
+        raise UserError("no such file")
+    with pytest.raises(OtherRankFailed), two[1].watchdog:
+        raise RuntimeError("[gloo] connection closed by peer")
+    assert not capfd.readouterr().err
+
+
 def test_without_a_limit_nobody_watches() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with Watchdog(None) as none:
         none.mark("waits for data")
-        assert threading.active_count() == before
+        assert set(threading.enumerate()) <= before
 
 
 def test_an_error_says_where_its_rank_was() -> None:

@@ -96,6 +96,7 @@ def test_shards_that_number_them_as_text_are_completed_so(tmp_path: Path) -> Non
 
 def test_a_message_lists_the_first_of_many_names() -> None:
     assert some_names(WORDS) == "cat, dog, eel"
+    assert some_names(["tench, Tinca tinca", "goldfish"]) == "'tench, Tinca tinca', goldfish"
     assert some_names([str(number) for number in range(12)]).endswith("8, 9 and 2 more")
 
 

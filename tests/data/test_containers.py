@@ -42,10 +42,19 @@ def test_an_archive_in_the_place_of_an_index_is_called_one(tmp_path: Path, begin
 def test_the_sets_in_a_folder_one_level_too_high_are_named(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
-        (tmp_path / name / "train.json").touch()
+        (tmp_path / name / "train.json").write_text('{"format": "bigtrain-index"}')
+        (tmp_path / name / "environment.json").write_text("{}")
     named = ", ".join(str(tmp_path / name / "train.json") for name in "ab")
     with pytest.raises(UserError, match=rf"data\.train: {tmp_path} is a folder; give the index in it \({named}\)"):
         open_index(str(tmp_path), "train", "data.train")
+    with pytest.raises(UserError, match=rf"^{tmp_path}: is a folder; give the index in it \({named}\)"):
+        Index.read(tmp_path)
+
+
+def test_a_folder_without_an_index_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "environment.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"^{tmp_path}: is a folder without an index; make the shards with "):
+        Index.read(tmp_path)
 
 
 def test_where_an_index_was_looked_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,8 +106,12 @@ def test_what_is_no_index_is_refused(tmp_path: Path, text: str, words: str) -> N
 def test_an_absent_index_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json: there is no index here; .*launch/shard\.py SOURCE OUT --size N"):
         Index.read(tmp_path / "none.json")
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
-        Index.read(tmp_path)
+
+
+def test_a_misspelt_index_leads_to_those_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"format": "bigtrain-index"}')
+    with pytest.raises(UserError, match=rf"tarin\.json: there is no index here; beside it are {tmp_path}/train\.json$"):
+        Index.read(tmp_path / "tarin.json")
 
 
 def test_another_index_of_the_same_tars_is_another_set(numbered_shards: Make) -> None:

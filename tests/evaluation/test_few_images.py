@@ -1,6 +1,7 @@
 """A number that few images cannot give is refused, or is null with a sentence; it is never one that says how few there were."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from bigtrain.errors import UserError
 from bigtrain.evaluation.compare import _cells
+from bigtrain.evaluation.metrics.classification_accuracy_score import ClassificationAccuracyScore
 from bigtrain.evaluation.metrics.inception_score import InceptionScore, ScoreSums
 from bigtrain.evaluation.metrics.metric import standard_error
 from bigtrain.evaluation.options import EvaluationOptions
@@ -39,6 +41,15 @@ class Compared:
 
     def accumulate(self, new):
         return new
+
+
+class Labelled(Compared):
+    """What a classification accuracy score sees of a comparison of ten classes."""
+
+    data = SimpleNamespace(test="held out")
+
+    def classes(self, metric):
+        return tuple("0123456789")
 
 
 class Known:
@@ -87,6 +98,35 @@ def test_a_kernel_distance_of_subsets_of_all_images_has_no_deviation(few, script
         result = measure_images(few(60), few(60, 1), script, metrics=("kd",), kd_subset_size=1000)
     assert [value for name, value in result.items() if name.endswith("_std")] == [None]
     assert "every subset holds all 60 vectors of the smaller side" in caplog.text
+
+
+def test_the_kept_vectors_are_the_remedy_where_they_are_the_limit(few, script, caplog):
+    with caplog.at_level(logging.WARNING):
+        measure_images(few(60), few(60, 1), script, metrics=("kd",), max_features=2, kd_subset_size=None)
+    assert "evaluation.max_features: every subset holds all 2 vectors of the smaller side" in caplog.text
+    with pytest.raises(UserError, match=r"evaluation\.max_features: two_sample_test needs 20 images .*not 10"):
+        measure_images(few(60), few(60, 1), script, metrics=("two_sample_test",), max_features=10)
+
+
+def test_one_subset_is_not_said_to_hold_every_vector(few, script, caplog):
+    with caplog.at_level(logging.WARNING):
+        measure_images(few(60), few(60, 1), script, metrics=("kd",), kd_subsets=1)
+    assert "evaluation.kd_subsets: kd_" in caplog.text
+    assert "of one subset has no deviation (null); take more" in caplog.text
+
+
+def test_a_classifier_is_not_trained_on_fewer_samples_than_classes(caplog):
+    def scored(count: int, **given) -> ClassificationAccuracyScore:
+        return ClassificationAccuracyScore(Labelled(count, **given))
+
+    for few, key in ((scored(9), "samples"), (scored(500, max_features=9), "max_features")):
+        with pytest.raises(UserError, match=rf"evaluation\.{key}: .* of 9 samples of 10 classes .*take at least 10"):
+            few.check()
+    with caplog.at_level(logging.WARNING):
+        scored(100).check()
+        assert not caplog.text
+        scored(99).check()
+    assert "a classifier trained on 99 samples of 10 classes is far below that of more" in caplog.text
 
 
 def test_a_two_sample_test_of_few_is_refused(few, script):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from bigtrain.errors import UserError
+from bigtrain.evaluation.compare import compare
 from bigtrain.runs.nearby import is_run_or_export, runs_meant, why_neither
 
 
@@ -31,13 +33,38 @@ def test_the_runs_in_a_folder_one_level_too_high_are_named(tmp_path: Path) -> No
         ("checkpoints", "give that"),
         ("checkpoints/step_00000040", "give that, with --checkpoint 40"),
         ("evaluations", "give that"),
+        ("checkpoints/step_00000040/recipe.yaml", "give that, with --checkpoint 40"),
     ],
 )
-def test_a_folder_within_a_run_leads_to_the_run(tmp_path: Path, inner: str, remedy: str) -> None:
+def test_what_lies_within_a_run_leads_to_the_run(tmp_path: Path, inner: str, remedy: str) -> None:
     """A checkpoint has a recipe.yaml of its own, and is no run."""
     run = a_run(tmp_path / "run")
     assert not is_run_or_export(run / "checkpoints" / "step_00000040")
     assert runs_meant(run / inner) == f"{run / inner}: lies in the run {run}; {remedy}"
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "environment.json"])
+def test_a_file_of_a_run_leads_to_the_run(tmp_path: Path, name: str) -> None:
+    run = a_run(tmp_path / "run")
+    for said in (runs_meant(run / name), why_neither(run / name)):
+        assert said == f"{run / name}: lies in the run {run}; give that"
+    with pytest.raises(UserError, match=f"{run / name}: lies in the run {run}; give that"):
+        compare([run / name], None, None)
+
+
+def test_a_recipe_in_the_place_of_its_run_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "gan.yaml"
+    path.touch()
+    said = f"{path}: is a file; give the folder of the run that was trained with it"
+    assert why_neither(path) == runs_meant(path) == said
+
+
+def test_pictures_in_a_run_are_left_to_be_measured(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    (run / "drawn.npz").touch()
+    (run / "drawn").mkdir()
+    assert runs_meant(run / "drawn.npz") is None
+    assert runs_meant(run / "drawn") is None
 
 
 def test_where_a_folder_was_looked_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,8 @@ class NpzSamples(ImageCollection):
             raise UserError(
                 f"{self.path}: arr_0 holds pickled objects, which are never read; save uint8 [N, H, W, 3 or 1]"
             )
+        if shape and not shape[0]:
+            raise UserError(f"{self.path}: arr_0 holds no samples; write them again")
         if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran or not math.prod(shape):
             raise UserError(f"{self.path}: arr_0 is {dtype} {list(shape)}, where samples are uint8 [N, H, W, 3 or 1]")
         if math.prod(shape[1:]) > _MOST_ROW:

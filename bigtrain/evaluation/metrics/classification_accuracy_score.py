@@ -1,13 +1,20 @@
 """The share of held-out images that a classifier recognises which was trained on the samples (Ravuri & Vinyals 2019)."""
 
+import logging
 from typing import Any
 
+from bigtrain.cluster import world
 from bigtrain.cluster.passes import on_main
 from bigtrain.errors import UserError
 from bigtrain.evaluation.comparison import Comparison
 from bigtrain.evaluation.metrics.metric import SampleMetric
 from bigtrain.evaluation.statistics.subsets import StoredImages
 from bigtrain.features.classifier import Classifier, measure_accuracy, train_on_images
+
+ENOUGH_A_CLASS = 10
+"""Samples of each class: with fewer a classifier learns next to nothing of it."""
+
+log = logging.getLogger(__name__)
 
 
 class ClassificationAccuracyScore(SampleMetric, name="classification_accuracy_score"):
@@ -18,7 +25,7 @@ class ClassificationAccuracyScore(SampleMetric, name="classification_accuracy_sc
     def __init__(self, comparison: Comparison) -> None:
         super().__init__(comparison)
         self._classes = comparison.classes(self.name)
-        self._trained_on = min(self.options.max_features, comparison.count)
+        _, self._trained_on = self.limit(comparison.count)
         self._samples = comparison.samples.accumulate(StoredImages(self._trained_on))
         self._accuracy = 0.0
 
@@ -27,6 +34,25 @@ class ClassificationAccuracyScore(SampleMetric, name="classification_accuracy_sc
             raise UserError(
                 "evaluation.metrics: classification_accuracy_score is tested on held-out images, and data.validation names "
                 "none; give them, or leave it out"
+            )
+        self._check_enough()
+
+    def _check_enough(self) -> None:
+        classes, (key, count) = len(self._classes), self.limit(self.comparison.count)
+        if count < classes:
+            raise UserError(
+                f"evaluation.{key}: classification_accuracy_score of {count} samples of {classes} classes would say how few "
+                "they are, as the classifier cannot see every class; take at least "
+                f"{classes}, or leave it out of evaluation.metrics"
+            )
+        if count < ENOUGH_A_CLASS * classes and world.is_main():
+            log.warning(
+                "evaluation.%s: classification_accuracy_score of a classifier trained on %d samples of %d classes is far below "
+                "that of more; compare it only with others of exactly this protocol, or take at least %d",
+                key,
+                count,
+                classes,
+                ENOUGH_A_CLASS * classes,
             )
 
     def reduce(self) -> None:

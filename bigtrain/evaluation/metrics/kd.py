@@ -32,17 +32,19 @@ class KD(SampleMetric, name="kd"):
             *self._stored.vectors(), self.options.kd_subsets, self._subset_size(), self.options.seed
         )
         if deviation is None:
-            asked = self.options.kd_subset_size is not None
-            key = "kd_subset_size" if asked else "samples" if self.options.kd_subsets > 1 else "kd_subsets"
-            remedy = "take fewer, or leave the key null" if asked else "take more"
-            log.warning(
-                "evaluation.%s: every subset holds all %d vectors of the smaller side, so %s has no deviation (null); %s",
-                key,
-                min(self._stored.counts().values()),
-                self.title,
-                remedy,
-            )
+            log.warning("evaluation.%s", self._why_no_deviation())
         return {self.title: mean, f"{self.title}_std": deviation}
+
+    def _why_no_deviation(self) -> str:
+        if self.options.kd_subsets == 1:
+            return f"kd_subsets: {self.title} of one subset has no deviation (null); take more"
+        key, remedy = "kd_subset_size", "take fewer, or leave the key null"
+        if self.options.kd_subset_size is None:
+            key, remedy = self.limit(min(count for count, _ in self.comparison.images_a_side))[0], "take more"
+        return (
+            f"{key}: every subset holds all {min(self._stored.counts().values())} vectors of the smaller side, so {self.title} "
+            f"has no deviation (null); {remedy}"
+        )
 
     def _subset_size(self) -> int:
         smaller = min(self._stored.counts().values())

@@ -92,12 +92,17 @@ class SampleMetric(Metric):
 
     def check_count(self, count: int, name: str) -> None:
         """Raises UserError if `count` images of a side, called `name`, are too few for a number."""
-        available = min(count, self.options.max_features)
+        key, available = self.limit(count)
         if available < self.fewest:
             raise UserError(
-                f"evaluation.samples: {self.name} needs {self.fewest} images of each side, not {available} ({name}); take "
+                f"evaluation.{key}: {self.name} needs {self.fewest} images of each side, not {available} ({name}); take "
                 "more, or leave it out of evaluation.metrics"
             )
+
+    def limit(self, count: int) -> tuple[str, int]:
+        """(the option that limits them, how many) of `count` images that are kept in memory."""
+        most = self.options.max_features
+        return ("max_features", most) if most < count else ("samples", count)
 
     def check_features(self, features: Features) -> None:
         """Raises UserError if it cannot be measured in these features."""

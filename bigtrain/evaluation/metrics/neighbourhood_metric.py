@@ -31,8 +31,7 @@ class NeighbourhoodMetric(SampleMetric):
         return int(getattr(self.options, self.neighbours_key))
 
     def check_count(self, count: int, name: str) -> None:
-        key = "max_features" if self.options.max_features < count else "samples"
-        count = min(count, self.options.max_features)
+        key, count = self.limit(count)
         if count <= self._neighbours:
             raise UserError(
                 f"evaluation.{key}: {self.name} needs more images than neighbours, not {count} ({name}) with "

@@ -110,7 +110,7 @@ def test_what_is_broken_is_named(
 ) -> None:
     damage(index)
     *found, summary = verify_output(index, capsys)
-    assert f"train.json: {len(lines)} errors;" in summary
+    assert f"train.json: {len(lines)} error{'s' if len(lines) > 1 else ''};" in summary
     assert len(found) == len(lines)
     for line, wanted in zip(found, lines, strict=True):
         assert wanted in line
