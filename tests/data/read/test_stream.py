@@ -255,8 +255,10 @@ def test_find_index_says_what_is_wrong_and_what_to_do(numbered_shards: Make, tmp
         find_index(where, "train", 8)
     with pytest.raises(UserError, match=r"data\.validation: .*ftp:// cannot be read"):
         find_index("ftp://host/train.json", "validation", 4)
-    with pytest.raises(UserError, match=r"data\.train: .*nowhere.json.*launch/shard\.py SOURCE OUT"):
+    with pytest.raises(UserError, match=r"data\.train: .*nowhere.json.*beside it are .*train\.json"):
         find_index(str(tmp_path / "nowhere.json"), "train", 4)
+    with pytest.raises(UserError, match=r"data\.train: .*nowhere.json.*launch/shard\.py SOURCE OUT"):
+        find_index(str(tmp_path / "empty" / "nowhere.json"), "train", 4)
     with pytest.raises(UserError, match=r"data\.train: .*is a folder.*train\.json"):
         find_index(str(tmp_path), "train", 4)
     shrink(tmp_path / "train-000001.tar")
