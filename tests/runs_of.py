@@ -142,14 +142,20 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(
-    *arguments: str | Path, processes: int = 1, expect: int | None = 0, timeout_s: float = 540, **more: str
+    *arguments: str | Path,
+    processes: int = 1,
+    launcher: bool = False,
+    expect: int | None = 0,
+    timeout_s: float = 540,
+    **more: str,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script to its end; fails with its output if the exit code is not the expected one (None: any).
 
-    One process of a script of this repository is forked, which saves seconds of imports.
+    Ranks of a script of this repository are forked, which saves each of them seconds of imports, unless it is to have a real
+    launcher.
     """
-    if processes == 1 and Path(arguments[0]).is_relative_to(ROOT):
-        result = _run_forked(arguments, environment(**more), timeout_s)
+    if not launcher and Path(arguments[0]).is_relative_to(ROOT):
+        result = _run_forked(arguments, more, processes, timeout_s)
     else:
         result = subprocess.run(
             command(*arguments, processes=processes), cwd=ROOT, env=environment(**more), capture_output=True, text=True,
@@ -160,12 +166,50 @@ def run(
 
 
 def _run_forked(
-    arguments: Sequence[str | Path], environment: Mapping[str, str], timeout_s: float
+    arguments: Sequence[str | Path], more: Mapping[str, str], processes: int, timeout_s: float
 ) -> subprocess.CompletedProcess[str]:
+    """With what all ranks have written, rank by rank, and the exit code of the first one that failed."""
     with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "stdout"), Path(folder, "stderr")
-        code = fork_server.start(arguments, environment, out, err).wait(timeout_s)
-        return subprocess.CompletedProcess(list(map(str, arguments)), code, out.read_text(), err.read_text())
+        ranks = _fork_ranks(arguments, processes, Path(folder), more)
+        end, code = time.monotonic() + timeout_s, 0
+        while None in (codes := [rank.poll() for rank in ranks]) and time.monotonic() < end:
+            if any(codes) and not code:
+                code, end = next(filter(None, codes)), time.monotonic() + LAUNCHER_LOOKS_S
+            time.sleep(0.005)
+        code = code or next(filter(None, codes), 0)
+        if code:
+            for rank in ranks:
+                rank.send_signal(signal.SIGTERM)
+        for rank in ranks:
+            rank.wait(30 if code else 0)
+        texts = ("".join(Path(folder, f"{name}.{rank}").read_text() for rank in range(processes)) for name in STREAMS)
+        return subprocess.CompletedProcess(list(map(str, arguments)), code, *texts)
+
+
+LAUNCHER_LOOKS_S = 5.0
+"""A launcher ends the ranks that are left so many seconds after one has failed, at most."""
+STREAMS = ("stdout", "stderr")
+
+
+def _fork_ranks(
+    arguments: Sequence[str | Path],
+    processes: int,
+    folder: Path,
+    more: Mapping[str, str] | None = None,
+    prefix: str = "",
+) -> list[fork_server.Child]:
+    """The ranks of a script as a launcher would start them; each writes to FOLDER/PREFIXstdout.RANK and so on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = []
+    for rank in range(processes):
+        variables = world | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
+        files = (folder / f"{prefix}{name}.{rank}" for name in STREAMS)
+        given = {key: str(value) for key, value in variables.items()} | dict(more or {})
+        ranks.append(fork_server.start(arguments, environment(**given), *files))
+    return ranks
 
 
 @dataclass(frozen=True)
@@ -212,18 +256,7 @@ def _run_ranks(runs: Path, processes: int) -> int:
 
     A fork has everything imported: a family pays for its steps, and not for libraries in each rank of each launch.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = []
-    for rank in range(processes):
-        variables = world | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
-        out, err = (runs.parent / f"rank_{stream}.{rank}" for stream in ("stdout", "stderr"))
-        words = [ROOT / "tests" / "run_list.py", runs]
-        ranks.append(
-            fork_server.start(words, environment(**{key: str(value) for key, value in variables.items()}), out, err)
-        )
+    ranks = _fork_ranks([ROOT / "tests" / "run_list.py", runs], processes, runs.parent, prefix="rank_")
     while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
         time.sleep(0.005)
     for rank in ranks:
@@ -239,7 +272,7 @@ def check(folder: Path) -> dict[str, Any]:
     return result
 
 
-def train(recipe: Path, *arguments: str, processes: int = 1, expect: int | None = 0, **more: str) -> Any:
+def train(recipe: Path, *arguments: str, processes: int = 1, expect: int | None = 0, **more: Any) -> Any:
     return run(ROOT / "tests" / "drive.py", recipe, *arguments, processes=processes, expect=expect, **more)
 
 
