@@ -53,6 +53,8 @@ SMALLEST: Mapping[str, Sequence[str]] = {
 }
 """The arguments of each benchmark's quickest starts. PICTURES is a folder CLASS/*.jpg, RUN a run that draws digits, DIGITS an
 index, OUT a folder for what it writes."""
+PARTS = 2
+"""Tests that share the benchmarks, which take minutes: so many processes may run them at once."""
 
 
 def test_every_benchmark_has_a_smallest_size() -> None:
@@ -67,10 +69,11 @@ def test_every_benchmark_answers_help(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_benchmark_runs_at_its_smallest_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_benchmark_runs_at_its_smallest_size(tmp_path: Path, part: int) -> None:
     given = {"PICTURES": make_pictures(tmp_path / "pictures"), "RUN": copy_run(tmp_path / "run"), "OUT": tmp_path}
     given["DIGITS"] = digits_index("train", (16, 16))
-    lines = [f"{name} {line}" for name, lines in SMALLEST.items() for line in lines]
+    lines = [f"{name} {line}" for name, lines in SMALLEST.items() for line in lines][part::PARTS]
     for word, path in given.items():
         lines = [line.replace(word, str(path)) for line in lines]
     assert started([line.split() for line in lines], tmp_path) == {}
