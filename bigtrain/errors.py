@@ -2,7 +2,14 @@
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
+
+
+def some_of(words: Collection[object], most: int) -> str:
+    """The words for a message, the first `most` of many: "a, b and 7 more"."""
+    rest = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(map(str, islice(words, most))) + rest
 
 
 class UserError(ValueError):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, some_of
 
 POSITION = "index:"
 _NAMED = 10
@@ -65,8 +65,7 @@ def empty_classes(classes: Sequence[str], counts: np.ndarray) -> str | None:
 
 def some_names(names: Sequence[str]) -> str:
     """The names for a message, the first few of many; those with a comma in quotes."""
-    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(repr(name) if "," in name else name for name in names[:_NAMED]) + rest
+    return some_of([repr(name) if "," in name else name for name in names], _NAMED)
 
 
 def _class_number(classes: Sequence[str], word: str) -> int:

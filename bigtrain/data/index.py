@@ -51,7 +51,7 @@ from bigtrain.data.fields.label import UNLABELLED, LabelField
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS, ImageField, PicturedField
 from bigtrain.data.fields.registry import field_from_json
 from bigtrain.data.remote import HERE, Origin, beside, check_url, is_remote, receive, shown
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, some_of
 from bigtrain.runs.atomic import aside, cache_folder, write_bytes
 from bigtrain.sizes import image_size_of, size_of
 from bigtrain.untrusted import check_plain, looked_for, open_plain, parse_json, read_plain
@@ -171,17 +171,11 @@ def why_a_folder_is_none(folder: Path) -> str:
     paths = _indexes_in(folder, "*.json") or _indexes_in(folder, "*/*.json")
     if not paths:
         return f"is a folder without an index; {HOW_TO_MAKE}, and give its OUT/SPLIT.json"
-    return f"is a folder; give the index in it ({_some(paths)})"
+    return f"is a folder; give the index in it ({some_of(paths, _NAMED)})"
 
 
 def _indexes_in(folder: Path, pattern: str) -> list[Path]:
     return [path for path in sorted(folder.glob(pattern)) if _begins_as_index(path)]
-
-
-def _some(paths: Sequence[Path]) -> str:
-    """The paths for a message, the first few of many."""
-    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    return f"{', '.join(map(str, paths[:_NAMED]))}{more}"
 
 
 def _begins_as_index(path: Path) -> bool:
@@ -398,7 +392,7 @@ class Index:
             value = _parsed(read_plain(path, MOST_BYTES))
         except FileNotFoundError:
             beside = _indexes_in(path.parent, "*.json")
-            remedy = f"beside it are {_some(beside)}" if beside else HOW_TO_MAKE
+            remedy = f"beside it are {some_of(beside, _NAMED)}" if beside else HOW_TO_MAKE
             raise UserError(f"{path}: there is no index here{looked_for(path)}; {remedy}") from None
         except IsADirectoryError:
             raise UserError(f"{path}: {why_a_folder_is_none(path)}") from None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import bigtrain
 from bigtrain.data.splits import describe, known_split
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, some_of
 from bigtrain.exchange.convert.opening import open_checkpoint
 from bigtrain.exchange.convert.source import Architecture, Checkpoint, Source
 from bigtrain.exchange.export import Usage, check_free, export
@@ -221,7 +221,7 @@ def _check_fit(
             if given[name] != network[name]
         ]
         kinds = {"left over": over, "missing": missing, "of another shape": shapes}
-        listed = [f"{len(names)} {what} ({_some(names)})" for what, names in kinds.items() if names]
+        listed = [f"{len(names)} {what} ({some_of(names, _NAMED)})" for what, names in kinds.items() if names]
         if listed:
             wrong.append(f"tensors of the {component}: {', '.join(listed)}")
     if wrong:
@@ -229,11 +229,6 @@ def _check_fit(
             f"{checkpoint.path}: does not fit {recipe.run.name}: {'; '.join(wrong)}"
             + _nearest(source, checkpoint, architecture)
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest
 
 
 def _nearest(source: Source, checkpoint: Checkpoint, architecture: Architecture | None) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bigtrain.cluster import world
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, some_of
 from bigtrain.exchange.hub import local
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import Family
@@ -105,7 +105,7 @@ class InitialWeights:
             )
             sentence += f", of the classes {', '.join(classes)}" if classes is not None and classes else ""
             sentence += ", and those of no class, as they have none in common" if classes == [] else ""
-            sentence += f"; {_names(fresh)} begin at random" if fresh else ""
+            sentence += f"; {some_of(fresh, _NAMED)} begin at random" if fresh else ""
             sentence += f"; {left} of the source fit nowhere" if left else ""
             self._say(sentence)
 
@@ -231,8 +231,3 @@ def _class_axes(family: Family, component: str) -> dict[str, int]:
 def _shapes(family: Family, component: str) -> dict[str, torch.Size]:
     with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
         return {name: value.shape for name, value in family.components[component].build().state_dict().items()}
-
-
-def _names(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from bigtrain.errors import some_of
 from bigtrain.untrusted import looked_for
 
 _NAMED = 5
@@ -35,8 +36,7 @@ def runs_meant(path: Path) -> str | None:
         return None
     if not inside:
         return None
-    more = f" and {len(inside) - _NAMED} more" if len(inside) > _NAMED else ""
-    return f"{path}: holds runs or exports and is none itself; give one of them: {', '.join(map(str, inside[:_NAMED]))}{more}"
+    return f"{path}: holds runs or exports and is none itself; give one of them: {some_of(inside, _NAMED)}"
 
 
 def why_neither(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 from torch import Tensor, nn
 
+from bigtrain.errors import some_of
 from bigtrain.families.phases import Component
 from bigtrain.options import check_text
 from bigtrain.runs.checkpoint import Checkpoint
@@ -92,7 +93,7 @@ def fitted(
     weights = _taken(saved.get("weights", {}), own)
     missing = [name for name in own if name not in weights]
     if missing:
-        begun.append(f"{_names(missing)} begin at random")
+        begun.append(f"{some_of(missing, _NAMED)} begin at random")
     groups: dict[str, Mapping[str, Tensor]] = {"weights": {**own, **weights}}
     if component.optimizer is None:
         return groups, begun
@@ -105,7 +106,9 @@ def fitted(
     if without and not partly:
         moments = {}
     if without and saved.get("optimizer"):
-        begun.append(f"the optimizer's state of {_names(without) if moments else 'all parameters'} begins anew")
+        begun.append(
+            f"the optimizer's state of {some_of(without, _NAMED) if moments else 'all parameters'} begins anew"
+        )
     groups["optimizer"] = moments
     return groups, begun
 
@@ -136,8 +139,3 @@ def _taken(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, 
         for name, tensor in own.items()
         if name in saved and saved[name].shape == tensor.shape and saved[name].dtype == tensor.dtype
     }
-
-
-def _names(names: list[str]) -> str:
-    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest

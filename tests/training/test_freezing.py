@@ -24,9 +24,9 @@ PATTERNS = ["discriminator.*conv*", "generator.linear.*"]
 FREEZE = f"train.freeze=[{','.join(PATTERNS)}]"
 
 
-def weights_after(folder: Path, *words: str, processes: int = 1, steps: int = 2) -> dict[str, torch.Tensor]:
+def weights_after(folder: Path, *words: str, steps: int) -> dict[str, torch.Tensor]:
     recipe = write_recipe(folder, FAMILIES["gan"], steps=steps)
-    train(recipe, *words, processes=processes)
+    train(recipe, *words)
     return {name: value for name, value in final_tensors(folder / "run").items() if "/weights/" in name}
 
 

@@ -21,7 +21,7 @@ from bigtrain.data.write.encoders.registry import PictureOptions, encoders_of
 from bigtrain.data.write.encoding import Found, check_sizes
 from bigtrain.data.write.parallel import Progress
 from bigtrain.data.write.tar_inputs import OpenTar, TarInput
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, some_of
 
 _CHUNK = 2**24
 _AT_FIRST_DOT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
@@ -302,8 +302,7 @@ def _refuse(path: TarInput, key: str, extents: Extents, reading: Reading) -> Non
     needs = [f"one {name} ({', '.join(spec.members)})" for name, spec in reading.fields.items()]
     if reading.label_member is not None:
         needs.append(f"one .{reading.label_member} (--labels says where else labels may come from)")
-    has = ", ".join(f"{key}.{extension}" for extension in list(extents)[:_LISTED])
-    has += f" and {len(extents) - _LISTED} more" if len(extents) > _LISTED else ""
+    has = some_of([f"{key}.{extension}" for extension in extents], _LISTED)
     unread = next((one for one in extents if one.rpartition(".")[2] in _NOT_IN_TARS), None)
     hint = "" if unread is None else f"; pictures that end in .{unread} are not read from tars, convert them to png"
     raise UserError(f"{path}: sample {key} has the members {has}, but needs {' and '.join(needs)}{hint}")

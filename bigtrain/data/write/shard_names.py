@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, some_of
 
 UNNAMED = "train"
 """The split of shards whose names are numbers and nothing else, where their folder does not say it."""
@@ -88,10 +88,9 @@ def _check_counts(where: object, shards: Mapping[str, ShardName]) -> None:
     numbers = [shard.number or 0 for shard in shards.values()]
     first = 1 if count in numbers else 0
     if absent := sorted(set(range(first, first + min(count, 10**6))) - set(numbers)):
-        shown = [_renumbered(name, number) for number in absent[:_LISTED]]
-        more = f" and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
+        shown = some_of([_renumbered(name, number) for number in absent], _LISTED)
         raise UserError(
-            f"{where}: {', '.join(shown)}{more}: missing, of {count} shards as their names say; copy them here, or take those "
+            f"{where}: {shown}: missing, of {count} shards as their names say; copy them here, or take those "
             "that are here by --split NAME"
         )
 

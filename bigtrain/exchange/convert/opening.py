@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, some_of
 from bigtrain.exchange.convert.files import read_json_beside, read_weights
 from bigtrain.exchange.convert.registry import AUTO, SOURCES, find_source, nearest, recognised
 from bigtrain.exchange.convert.source import Checkpoint, Source
@@ -62,10 +62,10 @@ def _source_of(file: Path, tensors: Mapping[str, Tensor], source: str, order: st
     known = recognised(tensors)
     if source != AUTO and source not in known:
         remedy = f"; they are those of {' or '.join(known)}: --from {known[0]}" if known else _half(tensors)
-        raise UserError(f"{file}: its names ({_some(tensors)}) are not those of {source}{remedy}")
+        raise UserError(f"{file}: its names ({some_of(tensors, 3)}) are not those of {source}{remedy}")
     if not known:
         raise UserError(
-            f"{file}: its names ({_some(tensors)}) are those of no source (there are: {', '.join(SOURCES)})"
+            f"{file}: its names ({some_of(tensors, 3)}) are those of no source (there are: {', '.join(SOURCES)})"
             + _half(tensors)
         )
     if source == AUTO and len(known) > 1:
@@ -79,11 +79,6 @@ def _half(tensors: Mapping[str, Tensor]) -> str:
     if near is None:
         return ""
     return f"; {near[1]} of its {len(tensors)} names are like those of {near[0]}: is it a part of such a checkpoint?"
-
-
-def _some(tensors: Mapping[str, Tensor]) -> str:
-    names = list(tensors)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _main_file(folder: Path, source: str, weights: str) -> Path:
@@ -141,7 +136,7 @@ def _of_diffusers(folder: Path, weights: str) -> Checkpoint:
         tensors |= read_weights(file)[0]
     source = find_source(Diffusers.name, None)
     if source.component_of(tensors) is None:
-        raise UserError(f"{network}: its names ({_some(tensors)}) are not those of a UNet2DModel")
+        raise UserError(f"{network}: its names ({some_of(tensors, 3)}) are not those of a UNet2DModel")
     named = {NETWORK if len(files) == 1 else file.name: file for file in files}
     return Checkpoint(folder, {NETWORK: tensors}, named, said, 0, _configs(network / WEIGHTS), _licence(folder / CARD))
 
