@@ -232,7 +232,7 @@ CASES: Mapping[str, Case] = {
         {
             "kind": "bigan",
             "penalties": {"r1": {"weight": 0.1}},
-            "encoder": {"channels": 4},
+            "encoder": {"channels": 4, "stochastic": True},  # an ALI, which draws more than a BiGAN
             "pair_features": 6,
             "generator": {"kind": "dcgan", "channels": 4, "latent": 6},
             "discriminator": {"kind": "dcgan", "channels": 4, "norm": "none"},

@@ -22,7 +22,8 @@ SMALL = {"kind": "dcgan", "channels": 4}
 
 
 def family(**options: object) -> BiGAN:
-    return BiGAN(BiGANOptions.model_validate(dict(FAMILIES["bigan"]) | {"penalties": {}} | options), SPEC)
+    plain = {"penalties": {}, "encoder": {"channels": 4}}
+    return BiGAN(BiGANOptions.model_validate(dict(FAMILIES["bigan"]) | plain | options), SPEC)
 
 
 def networks_of(bigan: BiGAN) -> dict[str, Any]:
