@@ -336,7 +336,7 @@ CASES: Mapping[str, Case] = {
     "realnvp": Case(
         {
             "kind": "flow",
-            "network": {"kind": "realnvp", "scales": 2, "channels": 4, "residual_blocks": 1},
+            "network": {"kind": "realnvp", "scales": 2, "channels": 4, "residual_blocks": 1, "classes_in": "everywhere"},
             "class_conditional": True,
             "optimizer": _ADAM,
         },

@@ -2,7 +2,8 @@
 
 A scale has three couplings over a checkerboard, then three over halves of the channels of squeezed images, and passes half of
 them on; the last has four over a checkerboard. Each coupling ends with a batch norm that is part of the flow (section 3.7).
-The paper's flow is not told the class: where ours is, a vector of the class is added in each coupling's network.
+The paper's flow is not told the class: where ours is, a vector of the class is added in each coupling's network, and the
+latents may have a mean and a deviation of the class.
 """
 
 import math
@@ -38,6 +39,9 @@ class RealNVPOptions(ImageFlowOptions):
     normalisation: Literal["batch", "actnorm"] = "batch"
     """batch: as published, with running moments in evaluation, which can be far from those of a batch: then likelihoods of
     held-out images are too; actnorm: as Glow's."""
+    classes_in: Literal["couplings", "everywhere"] = "couplings"
+    """What a class-conditional flow tells the class: couplings: their networks; everywhere: mean and deviation of each latent
+    too, with which small flows draw the class that they are asked for."""
     logit_margin: float = Field(default=0.05, ge=1e-4, le=0.25)
     """Black becomes the logit of this, and white of 1 minus this (section 4.1)."""
     scale_penalty: Weight = 5e-5
@@ -83,6 +87,8 @@ class RealNVP(ImageFlow):
             if not last:
                 channels, height, width = 2 * channels, height // 2, width // 2
             self.parts.append((channels, height, width))
+        of_classes = classes and options.classes_in == "everywhere"
+        self.by_class = ClassNormal(classes, math.prod(image)) if of_classes else None
 
     def forward(self, y: Tensor, labels: Tensor | None) -> FlowOutput:
         y = y.to(statistics_dtype(y.dtype))
@@ -94,15 +100,40 @@ class RealNVP(ImageFlow):
             x, aside, change = scale(x, labels)
             latents.append(aside)
             log_det = log_det + change
-        return FlowOutput(torch.cat([part.flatten(1) for part in latents], 1), log_det)
+        z = torch.cat([part.flatten(1) for part in latents], 1)
+        if self.by_class is not None:
+            z, change = self.by_class(z, labels)
+            log_det = log_det + change
+        return FlowOutput(z, log_det)
 
     def inverse(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        if self.by_class is not None:
+            latents = self.by_class.inverse(latents, labels)
         sizes = [math.prod(shape) for shape in self.parts]
         parts = [part.unflatten(1, shape) for part, shape in zip(latents.split(sizes, 1), self.parts, strict=True)]
         x = parts[-1]
         for scale, part in zip(reversed(self.scales), reversed(parts), strict=True):
             x = cast(RealNVPScale, scale).inverse(x, part, labels)
         return (x.sigmoid() - self.margin) / (1 - 2 * self.margin)
+
+
+class ClassNormal(nn.Module):
+    """Latents [n, count], relative to a mean and a deviation that are learned for each of them and each class."""
+
+    def __init__(self, classes: int, count: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(classes, count))
+        self.log_deviation = nn.Parameter(torch.zeros(classes, count))
+
+    def forward(self, z: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The latents, and the log-determinant [n]."""
+        assert labels is not None, "this flow is told the class"
+        log_deviation = self.log_deviation[labels]
+        return (z - self.mean[labels]) * (-log_deviation).exp(), -log_deviation.sum(1)
+
+    def inverse(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        assert labels is not None, "this flow is told the class"
+        return self.mean[labels] + self.log_deviation[labels].exp() * latents
 
 
 class RealNVPScale(nn.Module):

@@ -21,6 +21,7 @@ FLOWS: Mapping[str, Mapping[str, Any]] = {
     "glow with LU": GLOW | {"mixing": "lu"},
     "glow with classes everywhere": GLOW | {"classes_in": "everywhere"},
     "realnvp": REALNVP,
+    "realnvp with classes everywhere": REALNVP | {"classes_in": "everywhere"},
     "realnvp with actnorm": REALNVP | {"normalisation": "actnorm"},
     "glow without a learned top": GLOW | {"learned_top": False},
 }
