@@ -33,7 +33,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,107 +49,20 @@ from bigtrain.data.fields.field import Field
 from bigtrain.data.fields.label import UNLABELLED, LabelField
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS, ImageField, PicturedField
 from bigtrain.data.fields.registry import field_from_json
+from bigtrain.data.indexes_beside import FORMAT, HOW_TO_MAKE, why_a_folder_is_none, why_none_is_there
 from bigtrain.data.remote import HERE, Origin, beside, check_url, is_remote, receive, shown
-from bigtrain.errors import UserError, some_of
+from bigtrain.data.shard import Shard
+from bigtrain.errors import UserError
 from bigtrain.runs.atomic import aside, cache_folder, write_bytes
 from bigtrain.sizes import image_size_of, size_of
-from bigtrain.untrusted import check_plain, looked_for, open_plain, parse_json, read_plain
+from bigtrain.untrusted import check_plain, looked_for, parse_json, read_plain
 
-FORMAT = "bigtrain-index"
 FORMAT_VERSION = 2
 LABEL = "label"
 """The name of the label of samples that have none of their own: the one class UNLABELLED."""
-HOW_TO_MAKE = "make the shards with `python launch/shard.py SOURCE OUT --size N`"
 MOST_BYTES = 2**31
 """The largest index that is fetched from a URL: about fifty million samples."""
-_HEAD_BYTES = 100
-"""The format of an index stands within so many bytes of its beginning."""
-_NAMED = 5
-"""Indexes that a message names."""
 _PROCESS_BEGAN = time.time()
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """One tar. `name`: its path relative to the index's folder, or its URL; `size` in bytes; `labels`: int64 [samples].
-
-    `sha256`: of all of it, or, if it is `outlined`, of what could be known without fetching it: its outline (data.tars).
-
-    `members`: for each extension the (offsets, sizes) of its members in bytes, int64 [samples] each, -1 where absent.
-    """
-
-    name: str
-    size: int
-    sha256: str
-    keys: tuple[str, ...]
-    labels: np.ndarray
-    members: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    outlined: bool = False
-
-    @property
-    def samples(self) -> int:
-        return len(self.keys)
-
-    @cached_property
-    def members_hash(self) -> str:
-        """A hash of the labels and of the members' offsets and sizes: two indexes of one tar may read it differently."""
-        digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
-        for extension, columns in sorted(self.members.items()):
-            digest.update(extension.encode())
-            for column in columns:
-                digest.update(column.astype("<i8").tobytes())
-        return digest.hexdigest()
-
-    def to_json(self, labelled: bool = True) -> dict[str, Any]:
-        members = {
-            extension: {"offsets": offsets.tolist(), "sizes": sizes.tolist()}
-            for extension, (offsets, sizes) in sorted(self.members.items())
-        }
-        head = {
-            "url": self.name,
-            "size": self.size,
-            "outline" if self.outlined else "sha256": self.sha256,
-            "samples": self.samples,
-            "keys": list(self.keys),
-        }
-        return head | ({"labels": self.labels.tolist()} if labelled else {}) | {"members": members}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any], labelled: bool = True) -> "Shard":
-        """labelled: whether it must have labels. Raises KeyError, TypeError or ValueError if `value` is not what `to_json`
-        gives."""
-        samples = int(value["samples"])
-        members = {
-            str(extension): (_column(member["offsets"], samples), _column(member["sizes"], samples))
-            for extension, member in value["members"].items()
-        }
-        keys = tuple(map(str, value["keys"]))
-        if len(keys) != samples:
-            raise ValueError(f"{value['url']} has {samples} samples but {len(keys)} keys")
-        labels = (
-            _column(value["labels"], samples) if labelled or "labels" in value else np.zeros(samples, dtype=np.int64)
-        )
-        outlined = "outline" in value
-        digest = str(value["outline" if outlined else "sha256"])
-        shard = cls(str(value["url"]), int(value["size"]), digest, keys, labels, members, outlined)
-        shard._check()
-        return shard
-
-    def _check(self) -> None:
-        """Raises ValueError for values that no tar can have: an index may come from an untrusted source."""
-        if not _SHA256.fullmatch(self.sha256):
-            raise ValueError(f"{self.name}: {self.sha256!r} is not a sha256")
-        for extension, (offsets, sizes) in self.members.items():
-            if offsets.size and (min(offsets.min() + 1, sizes.min()) < 0 or (offsets > self.size - sizes).any()):
-                raise ValueError(f"{self.name}: a {extension} member is outside of its {self.size} bytes")
-
-
-def _column(values: Any, samples: int) -> np.ndarray:
-    column = np.asarray(values, dtype=np.int64)
-    if column.shape != (samples,):
-        raise ValueError(f"a column has shape {column.shape}, but the shard has {samples} samples")
-    return column
 
 
 def _parsed(data: bytes) -> Any:
@@ -164,26 +76,6 @@ def _parsed(data: bytes) -> Any:
             value["shards"] = (parse_json(line.rstrip(b",\n")) for line in lines if line != b"]}\n")
             return value
     return parse_json(data)
-
-
-def why_a_folder_is_none(folder: Path) -> str:
-    """The end of a sentence about a folder where an index is wanted: the indexes in it, or else in those that it holds."""
-    paths = _indexes_in(folder, "*.json") or _indexes_in(folder, "*/*.json")
-    if not paths:
-        return f"is a folder without an index; {HOW_TO_MAKE}, and give its OUT/SPLIT.json"
-    return f"is a folder; give the index in it ({some_of(paths, _NAMED)})"
-
-
-def _indexes_in(folder: Path, pattern: str) -> list[Path]:
-    return [path for path in sorted(folder.glob(pattern)) if _begins_as_index(path)]
-
-
-def _begins_as_index(path: Path) -> bool:
-    try:
-        with open_plain(path) as file:
-            return FORMAT.encode() in file.read(_HEAD_BYTES)
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager
@@ -391,9 +283,7 @@ class Index:
         try:
             value = _parsed(read_plain(path, MOST_BYTES))
         except FileNotFoundError:
-            beside = _indexes_in(path.parent, "*.json")
-            remedy = f"beside it are {some_of(beside, _NAMED)}" if beside else HOW_TO_MAKE
-            raise UserError(f"{path}: there is no index here{looked_for(path)}; {remedy}") from None
+            raise UserError(f"{path}: there is no index here{looked_for(path)}; {why_none_is_there(path)}") from None
         except IsADirectoryError:
             raise UserError(f"{path}: {why_a_folder_is_none(path)}") from None
         except (OSError, ValueError) as error:

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from bigtrain.cluster.world import is_main
 from bigtrain.data.digits import digits_index
-from bigtrain.data.index import Index, why_a_folder_is_none
+from bigtrain.data.index import Index
+from bigtrain.data.indexes_beside import why_a_folder_is_none
 from bigtrain.data.options import NONE, DataOptions, sides
 from bigtrain.data.read import variants
 from bigtrain.data.read.shard_cache import ShardCache

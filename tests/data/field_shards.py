@@ -9,7 +9,8 @@ import webdataset as wds
 from PIL import Image
 
 from bigtrain.data.fields.field import Field
-from bigtrain.data.index import Index, Shard, with_label
+from bigtrain.data.index import Index, with_label
+from bigtrain.data.shard import Shard
 from bigtrain.data.tars import members
 from bigtrain.runs.atomic import sha256_of
 

@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from bigtrain.data.index import Index, Shard
+from bigtrain.data.index import Index
 from bigtrain.data.read.file_hashes import FileHashes, identity_of
 from bigtrain.data.remote import receive, sha256_of, shown
+from bigtrain.data.shard import Shard
 from bigtrain.data.tars import outline_of
 from bigtrain.errors import UserError
 from bigtrain.runs.atomic import cache_folder

@@ -20,8 +20,9 @@ from bigtrain.data.fields.label import KNOWN_LABEL, KnownLabelField, LabelField
 from bigtrain.data.fields.pictures import ImageField, PicturedField
 from bigtrain.data.fields.registry import NAME
 from bigtrain.data.fields.text import TextField, tokenizer_hash
-from bigtrain.data.index import Index, Shard
+from bigtrain.data.index import Index
 from bigtrain.data.resize import Resize
+from bigtrain.data.shard import Shard
 from bigtrain.errors import UserError
 from bigtrain.randomness import generator
 

@@ -17,11 +17,12 @@ import numpy as np
 from bigtrain.data.fields.codes import CODES_DTYPE, CodesManifest, codes_extension
 from bigtrain.data.fields.field import Geometry
 from bigtrain.data.fields.label import LabelField
-from bigtrain.data.index import FORMAT_VERSION, LABEL, Index, Shard
+from bigtrain.data.index import FORMAT_VERSION, LABEL, Index
 from bigtrain.data.npy import npy_header
 from bigtrain.data.read.reader import Reader
 from bigtrain.data.read.stream import read_chunks
 from bigtrain.data.read.verification import ShardVerification
+from bigtrain.data.shard import Shard
 from bigtrain.data.write.parallel import Progress
 from bigtrain.data.write.records import (
     Record,

@@ -12,7 +12,7 @@ import numpy as np
 
 from bigtrain.data.decode import Undecodable, json_label, label
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS
-from bigtrain.data.index import Shard
+from bigtrain.data.shard import Shard
 from bigtrain.data.sources.image_source import is_hidden
 from bigtrain.data.sources.samples import PICTURE_EXTENSIONS, UNREAD_EXTENSIONS, FieldSpec
 from bigtrain.data.tars import TarBytes, members, outline

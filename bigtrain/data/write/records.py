@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS, ImageField
-from bigtrain.data.index import FORMAT_VERSION, Index, Shard
+from bigtrain.data.index import FORMAT_VERSION, Index
+from bigtrain.data.shard import Shard
 from bigtrain.data.write.remarks import Remarks
 from bigtrain.data.write.tar_writer import ShardWriter, TarWriter
 from bigtrain.errors import UserError

@@ -7,7 +7,7 @@ from typing import IO
 
 import numpy as np
 
-from bigtrain.data.index import Shard
+from bigtrain.data.shard import Shard
 from bigtrain.data.tars import BLOCK, END_OF_TAR
 
 

@@ -7,12 +7,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.data.index import Index, Shard, plain_fields
+from bigtrain.data.index import Index, plain_fields
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read import stream
 from bigtrain.data.read.order import order
 from bigtrain.data.read.prefetch import first_uses
 from bigtrain.data.read.stream import Stream
+from bigtrain.data.shard import Shard
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 WINDOWS = st.integers(1, 6)
