@@ -11,7 +11,7 @@ from bigtrain.errors import UserError
 from bigtrain.families.family import build_network
 from bigtrain.networks.layers.recomputation import recompute_blocks
 from bigtrain.training.averaging import EmaOptions
-from bigtrain.training.cost.step import LiveBytes
+from bigtrain.training.cost.step import Counter
 from bigtrain.training.engine.component import to_device
 from bigtrain.training.engine.options import EngineOptions
 from bigtrain.training.engine.start import start_component
@@ -57,7 +57,7 @@ def test_a_forward_pass_leaves_less_behind(name: str) -> None:
         for networks in (small_networks(family), recomputing(small_networks(family))):
             focus(family, networks, phase)
             batch = microbatch(family, phase)
-            with LiveBytes() as live:
+            with Counter() as live:
                 loss = phase.loss(networks, batch).total
                 kept.append(live.bytes)
             del loss

@@ -100,32 +100,29 @@ def step_cost(
     accumulate: int = 1,
     steps: int = 1,
     recompute: bool = False,
-    memory: bool = True,
 ) -> StepCost:
     """Counts a step of `family` with `samples` per rank and microbatch.
 
     `steps`: of the run, over which the number of updates of a phase that is not the same at all steps is averaged.
-    `recompute`: with activation checkpointing. `memory` False: only FLOPs, in half the time; `kept` and `peak` are 0 then.
+    `recompute`: with activation checkpointing.
     """
     # A rank that counts must not wait for others.
     with world.alone(), FakeTensorMode(allow_non_fake_inputs=True):
         networks = {name: _prepared(component.build()) for name, component in family.components.items()}
         microbatch = _microbatch(family, samples, accumulate)
-        flops = {phase.name: _flops(family, phase, networks, microbatch, precision) for phase in family.phases}
-        bytes_ = {phase.name: (0, 0) for phase in family.phases}
-        if memory:
-            if recompute:
-                for name in networks:
-                    if family.components[name].optimizer is not None:
-                        recompute_blocks(networks[name])
-            bytes_ = {phase.name: _bytes(family, phase, networks, microbatch, precision) for phase in family.phases}
+        counted = {phase.name: _counted(family, phase, networks, microbatch, precision) for phase in family.phases}
+        if recompute:
+            for name in networks:
+                if family.components[name].optimizer is not None:
+                    recompute_blocks(networks[name])
+            again = {phase.name: _counted(family, phase, networks, microbatch, precision) for phase in family.phases}
+            counted = {name: (*counted[name][:2], *again[name][2:]) for name in counted}
         components = {
             name: _component_cost(networks[name], component.optimizer, component.averaged)
             for name, component in family.components.items()
         }
     phases = tuple(
-        PhaseCost(phase.name, *flops[phase.name], *bytes_[phase.name], runs=phase.mean_updates(steps))
-        for phase in family.phases
+        PhaseCost(phase.name, *counted[phase.name], runs=phase.mean_updates(steps)) for phase in family.phases
     )
     return StepCost(samples, accumulate, components, phases, sum(field.nbytes for field in microbatch.values()))
 
@@ -133,7 +130,7 @@ def step_cost(
 def flops_of_all_ranks(family: Family, batch_size: int, accumulate: int, precision: str, steps: int) -> float:
     """FLOPs of a mean step of a run over all ranks together: those of a single rank that does all the work."""
     samples = batch_size // accumulate
-    return step_cost(family, samples, precision, accumulate=accumulate, steps=steps, memory=False).flops
+    return step_cost(family, samples, precision, accumulate=accumulate, steps=steps).flops
 
 
 def parameters_of(family: Family) -> int:
@@ -193,31 +190,22 @@ def _fields(spec: DataSpec, samples: int) -> dict[str, Tensor]:
     return fields | grids
 
 
-def _flops(
+def _counted(
     family: Family, phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str
-) -> tuple[int, int]:
-    """(FLOPs of one microbatch, of the weight penalty)."""
-    from torch.utils.flop_counter import FlopCounterMode  # half a second, and only a count needs it
-
-    with _focused(family, phase, networks), FlopCounterMode(display=False) as counter:
-        _total(phase, networks, microbatch, precision).backward()
-        flops = counter.get_total_flops()
+) -> tuple[int, int, int, int]:
+    """(FLOPs of one microbatch, of the weight penalty, bytes kept for the backward pass, largest number at one time)."""
+    with _focused(family, phase, networks):
+        of_penalty = Counter()
         if phase.weight_penalty is not None:
-            phase.weight_penalty(networks).backward()
-        return flops, counter.get_total_flops() - flops
-
-
-def _bytes(
-    family: Family, phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str
-) -> tuple[int, int]:
-    """(bytes kept for the backward pass, largest number at one time)."""
-    with _focused(family, phase, networks), LiveBytes() as live:
-        loss = _total(phase, networks, microbatch, precision)
-        kept = live.bytes
-        if phase.weight_penalty is not None:
-            loss = loss + phase.weight_penalty(networks)
-        loss.backward()
-        return kept, live.peak
+            with of_penalty:
+                phase.weight_penalty(networks).backward()
+        with Counter() as counter:
+            loss = _total(phase, networks, microbatch, precision)
+            kept = counter.bytes
+            if phase.weight_penalty is not None:
+                loss = loss + phase.weight_penalty(networks)
+            loss.backward()
+        return counter.flops - of_penalty.flops, of_penalty.flops, kept, counter.peak
 
 
 def _total(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> Tensor:
@@ -243,15 +231,20 @@ def _focused(family: Family, phase: Phase, networks: Mapping[str, nn.Module]) ->
         parameter.grad = None
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that were created since it was entered and are still alive.
+class Counter(TorchDispatchMode):
+    """Counts the FLOPs of matrix products and convolutions by PyTorch's formulas, and the bytes of tensors that were created
+    since it was entered and are still alive.
 
     A storage counts once, however many tensors share it; tensors that only the autograd graph or an activation checkpoint
-    holds count too.
+    holds count too. PyTorch's FlopCounterMode, which counts by module, would keep some of them alive.
     """
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # half a second, and only a count needs it
+
         super().__init__()
+        self.flops = 0
+        self._formulas = flop_registry
         self.bytes = 0
         self.peak = 0
         self._sizes: dict[int, int] = {}
@@ -262,6 +255,8 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and (address := self._address(leaf)) not in before:
                 self._add(address, leaf.untyped_storage())
+        if (formula := self._formulas.get(func.overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
         return out
 
     @staticmethod

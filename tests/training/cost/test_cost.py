@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bigtrain.cluster import world
 from bigtrain.families.data_spec import DataSpec
@@ -14,7 +15,7 @@ from bigtrain.families.family import Family
 from bigtrain.families.phases import Component, Losses, Microbatch, Networks, OptimizerOptions, Phase
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm
 from bigtrain.options import Options
-from bigtrain.training.cost.step import LiveBytes, flops_of_all_ranks, parameters_of, step_cost
+from bigtrain.training.cost.step import Counter, flops_of_all_ranks, parameters_of, step_cost
 from tests.runs_of import FAMILIES
 from tests.training.small_steps import focus, microbatch, small_family, small_networks
 
@@ -61,6 +62,17 @@ def test_flops_are_those_counted_by_hand() -> None:
     assert cost.batch == 7 * (3 * 16 * 16 * 4 + 8), "images in float32, and labels"
 
 
+@pytest.mark.parametrize("name", ["gan", "relativistic_gan", "diffusion"])
+def test_flops_are_those_of_pytorchs_counter(name: str) -> None:
+    family = small_family(name)
+    networks = small_networks(family)
+    for phase, counted in zip(family.phases, step_cost(family, 8, "fp32").phases, strict=True):
+        focus(family, networks, phase)
+        with FlopCounterMode(display=False) as flops:
+            phase.loss(networks, microbatch(family, phase, samples=8)).total.backward()
+        assert counted.flops == flops.get_total_flops() > 0
+
+
 def test_components_are_weighed_as_they_are() -> None:
     (component,) = step_cost(OneConvolution(OneConvolutionOptions(), PROBLEM), 1, "fp32").components.values()
     assert component.parameters == 3 * 5 * 9 + 5 + 2 * 5 + 5 + 1
@@ -99,7 +111,7 @@ def test_what_is_kept_is_what_a_real_step_keeps(name: str, precision: str) -> No
             return tensor
 
         bf16 = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-        with LiveBytes() as live:
+        with Counter() as live:
             with bf16:
                 loss = phase.loss(networks, batch).total
             kept = live.bytes
@@ -131,14 +143,14 @@ def test_memory_grows_with_the_batch_and_falls_with_recomputation_and_flops_do_n
 def test_a_penalty_on_gradients_is_counted_with_its_double_backward() -> None:
     """It calls the discriminator once more, and goes back through it twice."""
     plain, penalised = (
-        step_cost(small_family("translation", penalties=penalties), 8, "fp32", memory=False).phases[0].flops
+        step_cost(small_family("translation", penalties=penalties), 8, "fp32").phases[0].flops
         for penalties in ({}, {"r1": {}})
     )
     assert penalised > 1.5 * plain
 
 
 def test_bytes_of_live_tensors_are_counted_once_and_given_back() -> None:
-    with LiveBytes() as live:
+    with Counter() as live:
         x = torch.zeros(100)
         view = x.view(10, 10)
         assert live.bytes == 400
