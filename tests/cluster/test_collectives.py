@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigtrain.cluster.collectives import gather_over_ranks, mean_over_ranks, sum_over_ranks
+from tests.ranks import in_ranks
 
 RANKS, PER_RANK = 2, 3
 
@@ -56,7 +57,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def over_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=RANKS)
+    in_ranks(work, (str(folder),), RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

@@ -4,10 +4,10 @@ import datetime
 import json
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from bigtrain.cluster import world
+from tests.ranks import in_ranks
 
 
 def work(rank: int, folder: str) -> None:
@@ -20,6 +20,6 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_what_the_main_rank_alone_needs_stays_on_it(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    in_ranks(work, (str(tmp_path),), 2)
     main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert (main, other) == ([["record"], ["record", "record"]], [])

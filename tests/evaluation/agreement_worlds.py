@@ -8,7 +8,6 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 
 from bigtrain.cluster import world
@@ -16,6 +15,7 @@ from bigtrain.data.read.stream import rank_share
 from bigtrain.evaluation.statistics.frechet import frechet_distance
 from bigtrain.evaluation.statistics.moments import Moments
 from bigtrain.features.opening import open_network
+from tests.ranks import in_ranks
 
 CPU = torch.device("cpu")
 BATCH = 4
@@ -63,5 +63,5 @@ def _rank(rank: int, size: int, folder: str, name: str, weights: str, out: str) 
 
 
 def moments_in_a_world(size: int, folder: Path, name: str, weights: str, out: Path) -> Moments:
-    mp.spawn(_rank, (size, str(folder), name, weights, str(out)), nprocs=size)
+    in_ranks(_rank, (size, str(folder), name, weights, str(out)), size)
     return Moments.from_tensors(safetensors.torch.load_file(out))

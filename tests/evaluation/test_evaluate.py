@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from cleanfid.fid import compute_fid
 from PIL import Image
 from pydantic import ValidationError
@@ -42,6 +41,7 @@ from tests.evaluation.evaluation_worlds import (
     write_images,
 )
 from tests.features.feature_scripts import NotFinite
+from tests.ranks import in_ranks
 from tests.training.small_steps import small_family
 
 
@@ -72,7 +72,7 @@ def ranks(request, pristine_digits, script, tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(pristine_digits, folder / "digits")
     write_images(folder / "digits" / "images", Index.read(folder / "digits" / "train.json"), SAMPLES, darker=30)
-    mp.spawn(work, (request.param, str(folder / "digits" / "train.json"), script, str(folder)), nprocs=request.param)
+    in_ranks(work, (request.param, str(folder / "digits" / "train.json"), script, str(folder)), request.param)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(request.param)]
 
 

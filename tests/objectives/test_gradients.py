@@ -31,6 +31,7 @@ from bigtrain.objectives.penalties import DRAGAN, R1, R2, Drift, GradientPenalty
 from bigtrain.objectives.top_k import TopK
 from bigtrain.randomness import Draws
 from tests.objectives.critics import CHANNELS, CLASSES, CRITICS, SIZE, build
+from tests.ranks import in_ranks
 
 RANKS, SAMPLES, MICROBATCHES = 2, 4, 2
 LATE = 10**5
@@ -172,7 +173,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], dict[str, Tensor]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=RANKS)
+    in_ranks(work, (str(folder),), RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bigtrain.networks.flows.bijection import initialising
 from bigtrain.networks.flows.glow import GlowOptions
+from tests.ranks import in_ranks
 
 SAMPLES = 12
 
@@ -42,7 +43,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_flow_begins_alike_on_any_number_of_ranks(ranks: int, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, (ranks, str(tmp_path)), nprocs=ranks)
+    in_ranks(work, (ranks, str(tmp_path)), ranks)
     alone = initialised(0, 1)
     first = torch.load(tmp_path / "0.pt")
     for rank in range(ranks):

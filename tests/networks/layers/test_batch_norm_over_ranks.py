@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bigtrain.networks.adversarial.biggan import Generator, GeneratorOptions
 from bigtrain.networks.layers.normalisation import SyncedBatchNorm, _NormaliseOverRanks, standing_statistics
 from bigtrain.networks.layers.statistics import commit, set_recording
+from tests.ranks import in_ranks
 
 WORLDS = (2, 3)
 PER_RANK, MICROBATCHES = 3, 2
@@ -88,7 +89,7 @@ def work_in_world(rank: int, ranks: int, stem: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=max(WORLDS))
+    in_ranks(work, (str(folder),), max(WORLDS))
     return folder
 
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigtrain.networks.layers.quantiser import Quantiser, QuantiserOptions
+from tests.ranks import in_ranks
 
 RANKS, PER_RANK, UPDATES = 2, 3, 12
 CASES = {
@@ -57,7 +58,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=RANKS)
+    in_ranks(work, (str(folder),), RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
