@@ -132,6 +132,7 @@ def test_a_seed_gives_other_samples_now(family: str, kind: str, old: Path, tmp_p
     assert ((ours.astype(int) - theirs) != 0).any() == (family != "vqvae") or not SAME_ARITHMETIC
 
 
+@pytest.mark.slow
 def test_a_process_that_has_imported_nothing_else_opens_an_old_export(old: Path, tmp_path: Path) -> None:
     """The export names the module of its pipeline, which diffusers does not import by itself."""
     command = [

@@ -36,6 +36,7 @@ def test_under_a_job_script_a_signal_leaves_exit_code_0(tmp_path: Path, monkeypa
     assert (tmp_path / "marker").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_to_the_launcher_leaves_a_checkpoint_and_no_orphan(processes: int, tmp_path: Path) -> None:
     """`accelerate launch` dies of SIGTERM when it runs one process, and forwards it when it runs several."""

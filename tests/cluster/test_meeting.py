@@ -60,6 +60,7 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_ranks_meet_in_any_order_and_quietly(tmp_path: Path) -> None:
     port = free_port()
     ranks = [Rank(tmp_path, rank, port, size=3) for rank in (2, 1, 0)]

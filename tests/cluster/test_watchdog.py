@@ -377,6 +377,7 @@ def test_a_rank_whose_interpreter_is_held_by_other_code_ends_too() -> None:
     assert 'File "<string>", line 5' in done.stderr
 
 
+@pytest.mark.slow
 def test_a_pause_of_all_ranks_that_is_longer_than_their_limit_ends_none_of_them() -> None:
     """SIGSTOP or `docker pause`, and then the same job goes on: what was not done meanwhile is nobody's fault."""
     script = (

@@ -49,6 +49,7 @@ def test_digits_are_made_once(cache: Path) -> None:
     assert Index.read(digits_index("train", (16, 16))).image_size == (16, 16)
 
 
+@pytest.mark.slow
 def test_ranks_at_once_do_not_harm_each_other(cache: Path) -> None:
     fork = multiprocessing.get_context("fork")
     ranks = [fork.Process(target=digits_index, args=("train", (8, 8))) for _ in range(3)]

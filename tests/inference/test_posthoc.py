@@ -66,6 +66,7 @@ def test_a_width_that_was_kept_is_the_average_itself(trained: Path) -> None:
         torch.testing.assert_close(value, kept[name], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_exports_samples_and_evaluations_say_the_width(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "export"
     run(ROOT / "launch" / "export.py", trained, out, "--weights", "sigma_rel=0.10")

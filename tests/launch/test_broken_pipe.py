@@ -11,6 +11,7 @@ from tests.runs_of import ROOT, environment
 TRAIN = str(ROOT / "launch" / "train.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code"),
     [([str(ROOT / "recipes" / "biggan_digits.yaml"), "--plan", "nodes=1,gpus=1"], 141), (["--help"], 0)],

@@ -68,6 +68,7 @@ def test_an_export_draws_the_same_images_as_its_run(trained: Path, exported: Pat
     np.testing.assert_array_equal(np.asarray(picture), ours["arr_0"][7, :, :, 0])
 
 
+@pytest.mark.slow
 def test_plain_diffusers_loads_an_export_and_draws_the_same(trained: Path, exported: Path, tmp_path: Path) -> None:
     run(LAUNCH / "sample.py", trained, "--npz", tmp_path / "run.npz", "--per-class", "2", "--seed", "5")
     script = tmp_path / "use.py"
@@ -155,6 +156,7 @@ def test_a_user_error_is_one_clear_sentence_and_exit_code_2(words: list, message
     assert sorted(trained.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_user_error_under_two_ranks_is_reported_once_and_is_the_cause_at_the_end(tmp_path: Path) -> None:
     """The launcher's own report has forty lines, and would bury what comes before it."""
     recipe = write_recipe(tmp_path, FAMILIES["toy"], batch_size=9)
@@ -195,6 +197,7 @@ def test_a_launcher_that_contradicts_the_recipe_is_refused(variables: dict, mess
     assert message in result.stderr
 
 
+@pytest.mark.slow
 def test_accelerate_launch_cpu_with_two_processes_is_refused(tmp_path: Path) -> None:
     """It would start one process and halve the batch's worth of promises in silence."""
     recipe = write_recipe(tmp_path, FAMILIES["toy"])

@@ -82,6 +82,7 @@ def test_a_guide_that_is_not_there_is_one_sentence(runs: Path, words: list[str],
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_the_class_of_held_out_samples_is_told_by_their_likelihood_and_by_a_classifier(runs: Path) -> None:
     words = ["evaluation.metrics=[held_out_accuracy]", "evaluation.split_samples=20", "data.workers=0"]
     for family, by in (

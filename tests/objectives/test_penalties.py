@@ -186,6 +186,7 @@ def test_autocast_lowers_the_precision_of_the_network_alone(penalty: Penalty) ->
     assert 0 < (cast - exact).norm() / exact.norm() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["biggan", "outputs"])
 def test_a_compiled_discriminator_is_penalised_by_its_plain_forward(name: str) -> None:
     plain, compiled = build(name), build(name)

@@ -231,6 +231,7 @@ def test_pictures_that_fit_are_shown_pixel_by_pixel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "step_1.webp").convert("RGB")), np.asarray(image))
 
 
+@pytest.mark.slow
 def test_a_page_of_twenty_large_pictures_has_at_most_five_megabytes_and_says_so(tmp_path: Path) -> None:
     noise = {f"samples/step_{step:08d}.png": picture(step, 640) for step in range(20)}
     page = report([make_run(tmp_path / "small", pictures=noise)])

@@ -87,6 +87,7 @@ def test_a_range_shows_whole_numbers_of_32_bits() -> None:
     assert decode(ranged.data, 1)[:, :, 0].tolist() == [[0, 128], [255, 0]]
 
 
+@pytest.mark.slow
 def test_the_remedy_for_whole_numbers_of_32_bits_can_be_followed(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     Image.fromarray(np.array([[0, 70000], [140000, 5]], np.int32)).save(tmp_path / "set" / "a.tiff")

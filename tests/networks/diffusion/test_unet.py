@@ -184,6 +184,7 @@ def test_a_time_is_embedded_the_same_whatever_else_is_in_the_batch() -> None:
     torch.testing.assert_close(frequencies(t), apart, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_whole_network_compiles_into_one_graph_with_the_same_results() -> None:
     network = woken(UNet(UNetOptions(**SMALL | ADM), (16, 16), 3, 6, 3)).train()
     other = copy.deepcopy(network)

@@ -112,6 +112,7 @@ def test_activation_checkpointing_changes_nothing(network_and_inputs) -> None:
     assert_same(recomputed, plain, 1e-6)
 
 
+@pytest.mark.slow
 def test_the_whole_network_compiles_once_into_one_graph_with_the_same_results(network_and_inputs) -> None:
     """A host synchronisation would break the graph, a counter in Python would compile it anew at every step."""
     network, inputs = network_and_inputs
