@@ -1,11 +1,13 @@
-"""Where the models are that another depends on: their folders, and the checkpoint whose weights made codes."""
+"""Where the models and data are that a model depends on: their paths, and the checkpoint whose weights made codes."""
 
 import argparse
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from bigtrain.data.remote import is_remote
 from bigtrain.errors import UserError
 from bigtrain.families.family import find_family
 from bigtrain.features.cache import fingerprint
@@ -30,12 +32,31 @@ def located(recipe: Recipe, file: Path) -> Recipe:
     """
     found = {}
     for role, other in find_family(recipe.family.kind).dependencies_of(recipe.family).items():
-        path = Path(other.path)
-        if not path.is_absolute() and not _is_model(path):
-            places = (folder / path for folder in _starting_points(file) if _is_model(folder / path))
-            if (place := next(places, None)) is not None:
-                found[f"family.{role}"] = str(place)
-    return with_values(recipe, found)
+        found[f"family.{role}"] = _place(other.path, file, _is_model)
+    return with_values(recipe, {key: place for key, place in found.items() if place is not None})
+
+
+def data_located(recipe: Recipe, file: Path) -> Recipe:
+    """The same for the paths of indexes: a run can be measured from another folder than it was trained in."""
+    found: dict[str, Any] = {}
+    for split in ("train", "validation"):
+        given = getattr(recipe.data, split)
+        if isinstance(given, str):
+            found[f"data.{split}"] = _index_place(given, file)
+        elif isinstance(given, Mapping):
+            found[f"data.{split}"] = {name: _index_place(where, file) or where for name, where in given.items()}
+    return with_values(recipe, {key: place for key, place in found.items() if place is not None})
+
+
+def _index_place(where: str, file: Path) -> str | None:
+    return _place(where, file, Path.is_file) if where.endswith(".json") and not is_remote(where) else None
+
+
+def _place(path: str, file: Path, is_one: Callable[[Path], bool]) -> str | None:
+    """Where a relative path leads that leads nowhere from here, if anywhere."""
+    if Path(path).is_absolute() or is_one(Path(path)):
+        return None
+    return next((str(folder / path) for folder in _starting_points(file) if is_one(folder / path)), None)
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:

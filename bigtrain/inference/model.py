@@ -28,7 +28,7 @@ from bigtrain.features.cache import fingerprint
 from bigtrain.features.network import full_float32
 from bigtrain.formats import checked_format
 from bigtrain.inference.candidate_selection import Selection, find_selection
-from bigtrain.inference.dependencies import find_weights, group_of, located
+from bigtrain.inference.dependencies import data_located, find_weights, group_of, located
 from bigtrain.inference.microbatch import microbatch_of
 from bigtrain.inference.posthoc import FACTS, Snapshots, named_width, weights_name
 from bigtrain.inference.splits import find_splits, images_behind
@@ -286,7 +286,8 @@ def open_model(
 def _recipe_of(path: Path, overrides: Sequence[str]) -> Recipe:
     if not is_run_or_export(path):
         raise UserError(why_neither(path))
-    return load_recipe(path / "recipe.yaml", overrides, of_model=True)
+    file = path / "recipe.yaml"
+    return data_located(load_recipe(file, overrides, of_model=True), file)
 
 
 def hang_timeout_s(path: Path) -> float | None:
