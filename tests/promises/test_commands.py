@@ -37,7 +37,16 @@ METRICS = {
 
 
 def able(ability: type[Ability]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("family", [name for name, case in CASES.items() if ability in case.abilities])
+    """The families with an ability; of the networks of one kind, whose commands are the same, the quick suite has the first."""
+    able_ones = {name: case.options["kind"] for name, case in CASES.items() if ability in case.abilities}
+    firsts = {kind: name for name, kind in reversed(able_ones.items())}
+    return pytest.mark.parametrize(
+        "family",
+        [
+            pytest.param(name, marks=[] if firsts[kind] == name else pytest.mark.slow)
+            for name, kind in able_ones.items()
+        ],
+    )
 
 
 @pytest.fixture
