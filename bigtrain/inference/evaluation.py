@@ -33,9 +33,10 @@ from bigtrain.inference.metric_choice import (
     of_samples,
     samples_given_pictures,
 )
-from bigtrain.inference.model import Model, Sampler
+from bigtrain.inference.model import Model
 from bigtrain.inference.outputs import named_by_sampling, samples_of
 from bigtrain.inference.posthoc import FACTS
+from bigtrain.inference.sampler import Sampler
 from bigtrain.runs import atomic
 from bigtrain.runs.folder import RunFolder
 from bigtrain.untrusted import read_json

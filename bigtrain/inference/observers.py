@@ -18,9 +18,10 @@ from bigtrain.inference.checkpoint_selection import in_training
 from bigtrain.inference.density import DENSITY_SIDE, density_picture
 from bigtrain.inference.evaluation import check_early, evaluate_model, write_evaluation
 from bigtrain.inference.metric_choice import ability_for, check_metrics, chosen_metrics
-from bigtrain.inference.model import Model, Sampler, attach_dependencies, warn_of_initial_weights
+from bigtrain.inference.model import Model, attach_dependencies, warn_of_initial_weights
 from bigtrain.inference.panel_observer import PanelObserver
 from bigtrain.inference.rows import COLUMNS, output_rows, reconstruction_rows
+from bigtrain.inference.sampler import Sampler
 from bigtrain.inference.splits import one_index
 from bigtrain.pictures import save_grid
 from bigtrain.recipe import Recipe

@@ -13,7 +13,8 @@ from bigtrain.evaluation.images import OutputsOf
 from bigtrain.families.abilities import LatentLevels, Reconstructs, Samples
 from bigtrain.features.network import full_float32
 from bigtrain.inference.microbatch import microbatch_of
-from bigtrain.inference.model import Model, Sampler
+from bigtrain.inference.model import Model
+from bigtrain.inference.sampler import Sampler
 from bigtrain.randomness import Draws, to_device
 
 

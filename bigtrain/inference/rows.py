@@ -16,8 +16,9 @@ from bigtrain.evaluation.images import OutputsOf
 from bigtrain.families.abilities import LatentLevels, Latents, Samples
 from bigtrain.families.phases import Microbatch, Networks
 from bigtrain.inference.microbatch import microbatch_of
-from bigtrain.inference.model import Model, Sampler
+from bigtrain.inference.model import Model
 from bigtrain.inference.outputs import reconstructions_of, redrawn_of, samples_of
+from bigtrain.inference.sampler import Sampler
 from bigtrain.inference.splits import find_splits, one_index
 from bigtrain.pictures import to_uint8
 from bigtrain.randomness import Draws, to_device

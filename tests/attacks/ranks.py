@@ -58,7 +58,7 @@ PHASES = (
     Phase("log", "train", "bigtrain.training.trainer:Trainer._log", 3),
     Phase("copy", "train", "bigtrain.training.engine.replicated:ReplicatedTrainer.snapshot", 8),
     Phase("save", "train", "bigtrain.runs.checkpoint:write_tensors", 15, (0,)),
-    Phase("picture", "train", "bigtrain.inference.model:Sampler.draw", 2),
+    Phase("picture", "train", "bigtrain.inference.sampler:Sampler.draw", 2),
     Phase("picture file", "train", "bigtrain.inference.observers:save_grid", 2, (0,)),
     Phase("evaluation", "train", "bigtrain.evaluation.one_pass:_Viewer._view", 12, train=EVALUATING),
     Phase("metrics", "train", "bigtrain.evaluation.evaluate:_result", 2, (0,), train=EVALUATING),

@@ -8,7 +8,8 @@ from bigtrain.data.index import Index, plain_fields
 from bigtrain.errors import UserError
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
-from bigtrain.inference.model import Sampler, make_family
+from bigtrain.inference.model import make_family
+from bigtrain.inference.sampler import Sampler
 from bigtrain.inference.splits import same_on_all
 from bigtrain.recipe import load_recipe
 from tests.runs_of import ROOT

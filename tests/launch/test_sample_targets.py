@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bigtrain.errors import UserError
-from bigtrain.inference.model import Sampler
+from bigtrain.inference.sampler import Sampler
 from bigtrain.pictures import check_file
 from launch.sample import main as sample
 

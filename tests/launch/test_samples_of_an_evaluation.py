@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from bigtrain.errors import UserError
-from bigtrain.inference.model import Sampler
+from bigtrain.inference.sampler import Sampler
 from bigtrain.pictures import class_folders, save_pngs
 from launch.evaluate import main as evaluate
 from launch.sample import main as sample
