@@ -26,8 +26,12 @@ RATES = (3.0e-4, 1.0e-3, 3.0e-3)
 """Of the network that learns from labels alone."""
 ALONE = ("family.game_weight=0", "data.known_labels.only=true", "family.generator.channels=1")
 
-ADA = "{kind: ada, kimg: 20, leave_out: [x_flip, rotate90, luma_flip, hue, saturation]}"
-"""p by up to 1 in 20,000 images, half of what a training sees; without what makes one digit of another, or is of colours."""
+FAST = [f"family.{network}_optimizer.lr=1.0e-3" for network in ("generator", "discriminator")]
+"""Five times the recipe's rate, so that the discriminator knows the few images by heart within 1,200 steps."""
+DIFFAUG = "{kind: diffaug, operations: [translation, color]}"
+"""Without cutout, whose square of half the height hides half of a digit."""
+ADA = "{kind: ada, target: 0.4, kimg: 20, leave_out: [x_flip, rotate90, luma_flip, hue, saturation]}"
+"""p by up to 1 in 20,000 images, a quarter of what a training sees; without what makes one digit of another, or is of colours."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,16 @@ PARTS = {
     "images": Part(
         "biggan_digits",
         "fd",
-        ["data.known_labels.per_class=15", "data.known_labels.only=true", "train.steps=600", "train.sample_every=null"],
+        [
+            *FAST,
+            "data.known_labels.per_class=15",
+            "data.known_labels.only=true",
+            "train.steps=1200",
+            "train.sample_every=null",
+        ],
         {
             "as it is": [],
-            "DiffAug": ["family.augmentation={kind: diffaug}"],
+            "DiffAug": [f"family.augmentation={DIFFAUG}"],
             "ADA": [f"family.augmentation={ADA}"],
         },
         ["data.known_labels=null"],
