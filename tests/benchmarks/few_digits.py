@@ -31,7 +31,7 @@ FAST = [f"family.{network}_optimizer.lr=1.0e-3" for network in ("generator", "di
 DIFFAUG = "{kind: diffaug, operations: [translation, color]}"
 """Without cutout, whose square of half the height hides half of a digit."""
 ADA = "{kind: ada, target: 0.4, kimg: 20, leave_out: [x_flip, rotate90, luma_flip, hue, saturation]}"
-"""p by up to 1 in 20,000 images, a quarter of those of a training; without what makes one digit of another, or is of colours."""
+"""p by up to 1 in 20,000 images, a quarter of a training's; without what makes one digit of another, or is of colours."""
 
 
 @dataclass(frozen=True)
