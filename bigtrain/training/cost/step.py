@@ -205,7 +205,9 @@ def _counted(
             if phase.weight_penalty is not None:
                 loss = loss + phase.weight_penalty(networks)
             loss.backward()
-        return counter.flops - of_penalty.flops, of_penalty.flops, kept, counter.peak
+            del loss
+            constants = counter.bytes  # made once and kept for all steps, by whichever pass needs them first
+        return counter.flops - of_penalty.flops, of_penalty.flops, kept - constants, counter.peak - constants
 
 
 def _total(phase: Phase, networks: Mapping[str, nn.Module], microbatch: Microbatch, precision: str) -> Tensor:
