@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +32,39 @@ def located(recipe: Recipe, file: Path) -> Recipe:
     """
     found = {}
     for role, other in find_family(recipe.family.kind).dependencies_of(recipe.family).items():
-        found[f"family.{role}"] = _place(other.path, file, _is_model)
-    return with_values(recipe, {key: place for key, place in found.items() if place is not None})
+        path = Path(other.path)
+        if not path.is_absolute() and not _is_model(path):
+            places = (folder / path for folder in _starting_points(file) if _is_model(folder / path))
+            if (place := next(places, None)) is not None:
+                found[f"family.{role}"] = str(place)
+    return with_values(recipe, found)
 
 
-def data_located(recipe: Recipe, file: Path) -> Recipe:
-    """The same for the paths of indexes: a run can be measured from another folder than it was trained in."""
+def data_located(recipe: Recipe, file: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a run with the relative paths of its indexes as they are from the current folder. `file`: the recipe's.
+
+    A path that leads nowhere from here is looked for from the folder that the run was started in, and nowhere else: an index
+    of the same name may be of other data. What `overrides` say is meant from here.
+    """
+    started_in = _started_in(file)
+    given = {word.partition("=")[0] for word in overrides}
     found: dict[str, Any] = {}
     for split in ("train", "validation"):
-        given = getattr(recipe.data, split)
-        if isinstance(given, str):
-            found[f"data.{split}"] = _index_place(given, file)
-        elif isinstance(given, Mapping):
-            found[f"data.{split}"] = {name: _index_place(where, file) or where for name, where in given.items()}
-    return with_values(recipe, {key: place for key, place in found.items() if place is not None})
+        where, key = getattr(recipe.data, split), f"data.{split}"
+        if started_in is None or any(name == key or name.startswith(f"{key}.") for name in given):
+            continue
+        if isinstance(where, str):
+            found[key] = _index_from(started_in, where)
+        elif isinstance(where, Mapping):
+            found[key] = {name: _index_from(started_in, each) for name, each in where.items()}
+    return with_values(recipe, found)
 
 
-def _index_place(where: str, file: Path) -> str | None:
-    return _place(where, file, Path.is_file) if where.endswith(".json") and not is_remote(where) else None
-
-
-def _place(path: str, file: Path, is_one: Callable[[Path], bool]) -> str | None:
-    """Where a relative path leads that leads nowhere from here, if anywhere."""
-    if Path(path).is_absolute() or is_one(Path(path)):
-        return None
-    return next((str(folder / path) for folder in _starting_points(file) if is_one(folder / path)), None)
+def _index_from(folder: Path, where: str) -> str:
+    if not where.endswith(".json") or is_remote(where) or os.path.isfile(where):
+        return where
+    place = str(folder / where)
+    return place if os.path.isfile(place) else where
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
@@ -93,13 +101,18 @@ def _is_model(path: Path) -> bool:
 
 
 def _starting_points(file: Path) -> Iterator[Path]:
-    try:
-        started_in = read_json(RunFolder(file.parent).environment)[DIRECTORY]
-    except (OSError, ValueError, KeyError, TypeError):
-        started_in = None
-    if isinstance(started_in, str) and os.path.isabs(started_in):
-        yield Path(started_in)
+    if (started_in := _started_in(file)) is not None:
+        yield started_in
     yield from file.resolve().parents
+
+
+def _started_in(file: Path) -> Path | None:
+    """The folder that the run was started in, if it says one."""
+    try:
+        folder = read_json(RunFolder(file.parent).environment)[DIRECTORY]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Path(folder) if isinstance(folder, str) and os.path.isabs(folder) else None
 
 
 def find_weights(run: Path, components: Sequence[str], averages: Sequence[str], wanted: str) -> tuple[str, str] | None:

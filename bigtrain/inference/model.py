@@ -203,7 +203,7 @@ def _recipe_of(path: Path, overrides: Sequence[str]) -> Recipe:
     if not is_run_or_export(path):
         raise UserError(why_neither(path))
     file = path / "recipe.yaml"
-    return data_located(load_recipe(file, overrides, of_model=True), file)
+    return data_located(load_recipe(file, overrides, of_model=True), file, overrides)
 
 
 def hang_timeout_s(path: Path) -> float | None:

@@ -29,17 +29,22 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def found(run: Path, *overrides: str) -> tuple[object, object]:
-    data = data_located(load_recipe(run / "recipe.yaml", overrides), run / "recipe.yaml").data
+    data = data_located(load_recipe(run / "recipe.yaml", overrides), run / "recipe.yaml", overrides).data
     return data.train, data.validation
+
+
+def with_train(run: Path, where: object) -> Path:
+    """The run, whose own recipe says this of data.train, and null of data.validation."""
+    content = yaml.safe_load((run / "recipe.yaml").read_text())
+    content["data"] |= {"train": where, "validation": None}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return run
 
 
 def test_an_index_is_looked_for_where_the_run_was_started(run: Path, tmp_path: Path) -> None:
     there = str(tmp_path / "there" / "data" / "train.json")
     assert found(run) == (there, "data/validation.json"), "what is nowhere stays as it was given"
-    assert found(run, "data.train={a: data/train.json, b: digits}", "data.validation=null") == (
-        {"a": there, "b": "digits"},
-        None,
-    )
+    assert found(with_train(run, {"a": "data/train.json", "b": "digits"}))[0] == {"a": there, "b": "digits"}
 
 
 def test_what_is_here_comes_first(run: Path) -> None:
@@ -48,6 +53,15 @@ def test_what_is_here_comes_first(run: Path) -> None:
     assert found(run)[0] == "data/train.json"
 
 
+def test_what_the_command_line_says_is_meant_from_here(run: Path) -> None:
+    assert found(run, "data.train=data/train.json")[0] == "data/train.json"
+
+
+def test_an_index_above_the_run_is_not_taken_for_its_own(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "there" / "data" / "train.json").rename(tmp_path / "train.json")
+    assert found(with_train(run, "train.json"))[0] == "train.json"
+
+
 def test_names_urls_and_absolute_paths_are_left_alone(run: Path, tmp_path: Path) -> None:
     for where in ("digits", "https://example.org/data/train.json", str(tmp_path / "gone" / "train.json")):
-        assert found(run, f"data.train={where}", "data.validation=null")[0] == where
+        assert found(with_train(run, where))[0] == where
