@@ -154,12 +154,12 @@ def main() -> None:
     asked = parser.parse_intermixed_args()
     out = asked.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for data in SCALES:
+    cells = [cell for cell in all_cells(asked.seeds) if asked.only is None or asked.only in cell.name]
+    for data in {cell.data for cell in cells}:
         make_data(data, out / data)
     words = [sys.executable, *(word for word in sys.argv if not word.startswith("--jobs"))]
     others = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(asked.jobs - 1)]
     torch.set_num_threads(1)
-    cells = [cell for cell in all_cells(asked.seeds) if asked.only is None or asked.only in cell.name]
     for cell in cells:
         measure(cell, out, asked.keys)
         atomic.write_bytes(out / "table.md", table(out, cells).encode())

@@ -17,7 +17,7 @@ from tests.gpu.devices import CPU, GPU, NEEDS_GPU, on_devices, on_each_device
 from tests.gpu.training import trainer_of
 from tests.promises.comparing import assert_close, assert_same_bits
 from tests.promises.matrix import STEADY_ADAM
-from tests.runs_of import ROOT, command, environment, optimizers_of, unsharded, write_recipe
+from tests.runs_of import ROOT, command, environment, optimizers_of, train, unsharded, write_recipe
 
 SAVED = {"steps": 6, "log_every": 2, "save_every": 3}
 
@@ -81,9 +81,12 @@ def test_two_ranks_train_as_one(device: torch.device, tmp_path: Path) -> None:
 
 
 def start(device: torch.device, recipe: Path, *overrides: str, ranks: int = 1) -> None:
-    """Trains in processes that nobody forked: CUDA cannot be used after a fork."""
+    """Trains in processes of its own; on a GPU in such as nobody forked, as CUDA cannot be used after a fork."""
+    if device.type == "cpu":
+        train(recipe, *overrides, processes=ranks)
+        return
     words = command(ROOT / "tests" / "drive.py", recipe, *overrides, processes=ranks)
-    own = environment(ACCELERATE_USE_CPU="true" if device.type == "cpu" else "false")
+    own = environment(ACCELERATE_USE_CPU="false")
     ended = subprocess.run(words, cwd=ROOT, env=own, capture_output=True, text=True, timeout=540)
     assert ended.returncode == 0, ended.stderr[-6000:]
 

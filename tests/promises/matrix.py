@@ -84,16 +84,18 @@ class Matrix:
     def __init__(self, folder: Path, wanted: Iterable[tuple[Variant, str]]) -> None:
         """`folder`: the workers' common one. `wanted`: variants and families."""
         self.folder = folder
-        self.wanted = list(dict.fromkeys(pair for variant, family in wanted for pair in _in_order(variant, family)))
+        pairs = (pair for variant, family in wanted for pair in _in_order(_plainest(variant, family), family))
+        self.wanted = list(dict.fromkeys(pairs))
 
     def make(self, variant: Variant, family: str) -> None:
         """Has the run made if it is not there yet."""
+        variant = _plainest(variant, family)
         assert (variant, family) in self.wanted, "the test must name the variant (needs)"
         self._perform(variant.launch)
 
     def result(self, variant: Variant, family: str) -> tuple[Path, dict[str, Any]]:
         """The folder of a run, and what run_list.py says of it; fails with the run's error if it failed."""
-        folder = self._folder(variant, family)
+        folder = self._folder(_plainest(variant, family), family)
         return folder, check(folder)
 
     def _folder(self, variant: Variant, family: str) -> Path:
@@ -126,6 +128,11 @@ class Matrix:
             if before.exists() and variant.damaged:
                 damage(checkpoint.listed(folder / "run" / "checkpoints")[-1])
         return Run(folder, (recipe, *variant.overrides, *case.drawing), float64=variant.float64)
+
+
+def _plainest(variant: Variant, family: str) -> Variant:
+    """DDP of a family that every strategy can train as it is, whose two runs under DDP would be one."""
+    return DDP if variant is DDP_UNSHARDED and not CASES[family].unsharded else variant
 
 
 def _in_order(variant: Variant, family: str) -> list[tuple[Variant, str]]:

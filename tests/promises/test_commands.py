@@ -1,5 +1,6 @@
 """Promise 8: what leaves is usable. Each family's run through export.py, sample.py, evaluate.py and encode.py."""
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -50,9 +51,14 @@ def able(ability: type[Ability]) -> pytest.MarkDecorator:
 
 
 @pytest.fixture
-def exported(runs: list[Path], tmp_path: Path) -> Path:
-    run(LAUNCH / "export.py", runs[0] / "run", tmp_path / "export")
-    return tmp_path / "export"
+def exported(runs: list[Path]) -> Path:
+    """Made once, for all tests of a family."""
+    folder = runs[0]
+    with (folder / "export.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not (folder / "export").exists():
+            run(LAUNCH / "export.py", folder / "run", folder / "export")
+    return folder / "export"
 
 
 def drawn(family: str, source: Path, npz: Path, *flags: str) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
 """Going on under another strategy, and what else only some strategies do. That every family trains alike under each of them
 is tested in tests/promises/test_strategies.py."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,10 +43,31 @@ def run_all(runs: Sequence[tuple[Path, Sequence[str]]], processes: int) -> None:
         check(one.folder)
 
 
+Stages = Sequence[tuple[str, int]]
+"""One run, by the strategy and the number of processes of each half of it, or of the whole."""
+
+
+def train_in_stages(folder: Path, changes: Mapping[str, Stages], family: Mapping[str, Any]) -> None:
+    """The runs FOLDER/NAME of six steps, each part of them in the launch of its number of processes."""
+    recipes = {name: write_recipe(folder / name, family, steps=6, accumulate=2, log_every=2) for name in changes}
+    for part in (0, 1):  # first halves before second ones
+        for processes in (1, 2):
+            runs = [
+                (
+                    recipes[name],
+                    [f"engine.strategy={stages[part][0]}", SEED, *(["train.steps=3"] if half else [])],
+                )
+                for name, stages in changes.items()
+                if part < len(stages) and stages[part][1] == processes
+                for half in [part == 0 and len(stages) == 2]
+            ]
+            run_all(runs, processes)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_at_another_number_of_processes_and_under_another_strategy(tmp_path: Path) -> None:
-    """2 -> 1 and 1 -> 2 processes, ddp -> zero2 and back, zero3 -> zero1; and under the same ones, bit for bit."""
-    changes = {
+    """2 -> 1 and 1 -> 2 processes, ddp -> zero2 and back, zero3 -> zero1. (A GAN: test_between_strategies.py.)"""
+    changes: Mapping[str, Stages] = {
         "shrinking": [("ddp", 2), ("ddp", 1)],
         "growing": [("ddp", 1), ("ddp", 2)],
         "shrinking-zero": [("zero2", 2), ("zero2", 1)],
@@ -53,46 +75,26 @@ def test_a_run_goes_on_at_another_number_of_processes_and_under_another_strategy
         "ddp-zero2": [("ddp", 2), ("zero2", 2)],
         "zero2-ddp": [("zero2", 2), ("ddp", 1)],
         "zero3-zero1": [("zero3", 2), ("zero1", 2)],
-        **{f"same-{strategy}": [(strategy, 2), (strategy, 2)] for strategy in STRATEGIES},
-        **{f"whole-{strategy}": [(strategy, 2)] for strategy in STRATEGIES},
         "whole": [("ddp", 1)],
     }
-    families = {"gan": unsharded("gan"), "vqvae": FAMILIES["vqvae"]}
-    recipes = {
-        (name, family): write_recipe(
-            tmp_path / name / family,
-            optimizers_of(options, ADAM if name.startswith(("same-", "whole-")) else SGD),
-            steps=6,
-            accumulate=2,
-            log_every=2,
-        )
-        for name in changes
-        for family, options in families.items()
-    }
-    # Each part of the runs in the launch of its number of processes; first halves before second ones.
-    for part in (0, 1):
-        for processes in (1, 2):
-            runs = [
-                (
-                    recipes[name, family],
-                    [f"engine.strategy={stages[part][0]}", SEED, *(["train.steps=3"] if half else [])],
-                )
-                for name, stages in changes.items()
-                for family in families
-                if part < len(stages) and stages[part][1] == processes
-                for half in [part == 0 and len(stages) == 2]
-            ]
-            run_all(runs, processes)
+    train_in_stages(tmp_path, changes, optimizers_of(FAMILIES["vqvae"], SGD))
     for name in changes:
-        for family in families if not name.startswith("whole") else ():
-            if name.startswith("same-"):
-                same = tmp_path / name / family / "run"
-                whole = tmp_path / name.replace("same-", "whole-") / family / "run"
-                assert largest_difference(final_tensors(same), final_tensors(whole)) == 0, name
-                rows = {row["step"]: row for row in logged(same)}
-                assert all(rows[row["step"]] == row for row in logged(whole))
-            else:
-                assert_rows_close(tmp_path / name / family, tmp_path / "whole" / family)
+        assert_rows_close(tmp_path / name, tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gan", "vqvae"])
+def test_a_run_that_was_stopped_ends_with_the_same_bits_under_every_strategy(tmp_path: Path, family: str) -> None:
+    changes: Mapping[str, Stages] = {
+        **{f"same-{strategy}": [(strategy, 2), (strategy, 2)] for strategy in STRATEGIES},
+        **{f"whole-{strategy}": [(strategy, 2)] for strategy in STRATEGIES},
+    }
+    train_in_stages(tmp_path, changes, optimizers_of(unsharded(family), ADAM))
+    for strategy in STRATEGIES:
+        same, whole = (tmp_path / f"{name}-{strategy}" / "run" for name in ("same", "whole"))
+        assert largest_difference(final_tensors(same), final_tensors(whole)) == 0, strategy
+        rows = {row["step"]: row for row in logged(same)}
+        assert all(rows[row["step"]] == row for row in logged(whole))
 
 
 def assert_rows_close(folder: Path, expected: Path) -> None:
