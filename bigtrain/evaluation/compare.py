@@ -2,12 +2,14 @@
 
 A row is a JSON file, or an evaluation of a run's newest evaluated step. If that step was evaluated in several ways, each way
 has a row, named by the settings in which it differs from the others. Results of one run and step that differ only in the seed
-are repetitions: their row is their mean, with Student's 95 % interval over the seeds. A single result, or a number that does
-not depend on the seed, has an interval if its error is known without repetition: a share of n images (Wilson 1927), or a mean
-whose standard error is in the result. A FID of one seed has no interval: a bootstrap of its samples would add a bias as large
-as the error that it estimates.
+are repetitions: their row is their mean, with Student's 95 % interval over the seeds. A mean over held-out images has the
+interval of its standard error instead, which is in the result: every seed has the same images, and so they tell nothing of
+what others would have given. A single result, or a number that does not depend on the seed, has an interval if it is a share
+of n images (Wilson 1927). A FID of one seed has none: a bootstrap of its samples would add a bias as large as the error that it
+estimates.
 
-Rows whose protocols differ are marked, since their numbers may differ because of the protocol.
+Rows whose protocols differ are marked, since their numbers may differ because of the protocol. How a model gives its
+likelihood, exactly or by a bound, is no difference of protocols: the number says it.
 """
 
 import io
@@ -36,6 +38,8 @@ from bigtrain.untrusted import one_line, read_json
 
 OF_THE_MODEL = ("weights", "posthoc", "step", "sampling", "followed", "selection", "images", "image_size")
 """Keys of a protocol that say what was evaluated rather than how."""
+OF_THE_LIKELIHOOD = ("likelihood", "likelihood_samples", "dequantisation")
+"""Keys of its part of a protocol that say what number it is (`_kind`), or how the model makes densities of values."""
 MAYBE_UNSAID = {"bits"}
 """Keys of a metric's part of a protocol that older results do not have, and that are no difference there."""
 STANDARD_ERROR = "_standard_error"
@@ -217,7 +221,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _measurement(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in _unseeded(result["protocol"]).items() if key not in OF_THE_MODEL}
+    said = {key: value for key, value in _unseeded(result["protocol"]).items() if key not in OF_THE_MODEL}
+    likelihood = said.get("bits_per_dim")
+    if isinstance(likelihood, Mapping):
+        said["bits_per_dim"] = {key: value for key, value in likelihood.items() if key not in OF_THE_LIKELIHOOD}
+    return said
 
 
 def _unseeded(protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,17 +241,25 @@ def _unseeded(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
-    cells = {}
-    for name in _numbers(results[0]):
-        values = [one[name] for one in results]
-        same = len(set(values)) == 1  # one result, or a number of real data only: repetition tells nothing of its error
-        cells[name] = _single(name, results[0]) if same else repeated(values)
+    cells = {name: _cell(name, results) for name in _numbers(results[0])}
     likelihood = results[0]["protocol"].get("bits_per_dim")
-    if likelihood is not None:
-        cells |= {
-            name: replace(cells[name], kind=_kind(likelihood)) for name in ("bits_per_dim", "nats") if name in cells
-        }
+    if likelihood is not None and (bits := cells.get("bits_per_dim")) is not None:
+        cells["bits_per_dim"] = replace(bits, kind=_kind(likelihood))
+        if (nats := cells.get("nats")) is not None:  # the same number in another unit
+            scale = nats.value / bits.value if bits.value else 0.0
+            half = (bits.half[0] * scale, bits.half[1] * scale) if bits.half is not None and scale else None
+            cells["nats"] = replace(nats, half=half, kind=_kind(likelihood))
     return cells
+
+
+def _cell(name: str, results: Sequence[Mapping[str, Any]]) -> Cell:
+    values = [one[name] for one in results]
+    errors = [error for one in results if (error := _standard_error(name, one)) is not None]
+    if len(errors) == len(results):
+        half = Z95 * statistics.fmean(errors)
+        return Cell(statistics.fmean(values), (half, half))
+    same = len(set(values)) == 1  # one result, or a number of real data only: repetition tells nothing of its error
+    return _single(name, results[0]) if same else repeated(values)
 
 
 def _kind(likelihood: Mapping[str, Any]) -> str:
@@ -272,16 +288,13 @@ def repeated(values: Sequence[float]) -> Cell:
     return Cell(statistics.fmean(values), (half, half))
 
 
+def _standard_error(name: str, result: Mapping[str, Any]) -> float | None:
+    found = (key for key in result if STANDARD_ERROR in key and key.replace(STANDARD_ERROR, "", 1) == name)
+    return next((result[key] for key in found), None)
+
+
 def _single(name: str, result: Mapping[str, Any]) -> Cell:
     value = result[name]
-    errors = [
-        error
-        for key, error in result.items()
-        if STANDARD_ERROR in key and key.replace(STANDARD_ERROR, "", 1) == name and error is not None
-    ]
-    if errors:
-        half = Z95 * errors[0]
-        return Cell(value, (half, half))
     # What follows the metric's own name says how the samples were drawn.
     for metric in METRICS:
         if any(name == known or name.startswith(f"{known}_") for known in find_metric(metric).shares):
@@ -324,7 +337,8 @@ def marked(rows: Sequence[Row]) -> list[Row]:
 
 
 def differences(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each protocol that is not the first row's. `rows`: `marked` ones, at least one."""
+    """A sentence for each protocol that is not the first row's, and one if likelihoods are of several kinds. `rows`: `marked`
+    ones, at least one."""
     lines, told = [], {rows[0].mark}
     for row in rows:
         if row.mark not in told:
@@ -334,6 +348,12 @@ def differences(rows: Sequence[Row]) -> list[str]:
                 f"WARNING: rows {row.mark} were not measured as rows {rows[0].mark} were, so their numbers do not compare: "
                 f"{', '.join(keys)}"
             )
+    kinds = dict.fromkeys(cell.kind for row in rows if (cell := row.cells.get("bits_per_dim")) is not None)
+    if len(kinds) > 1:
+        lines.append(
+            f"bits_per_dim is of several kinds ({'; '.join(kinds)}): a bound lies above what the model gives, the less "
+            "the more samples it has (IW)"
+        )
     return lines
 
 

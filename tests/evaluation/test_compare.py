@@ -124,8 +124,40 @@ def test_bits_per_dimension_say_their_kind_and_older_ones_are_read_as_what_they_
         assert capsys.readouterr().err == ""
     compare([new, exact, measured("few", likelihood="variational", bits=5, likelihood_samples=1)], None, None)
     err = capsys.readouterr().err
-    assert 'bits_per_dim.likelihood ("variational" / "exact")' in err
     assert "bits_per_dim.bits (8 / 5)" in err
+    assert "several kinds (bound; exact; bound, 5 bits)" in err
+
+
+def test_models_that_give_their_likelihood_in_other_ways_are_compared(tmp_path, capsys):
+    """A flow, a VAE and its tighter bound, on the same pixels."""
+
+    def measured(name, **facts):
+        own = {"bits_per_dim": {"samples": 9, "bits": 8, "fingerprint": "a"} | facts}
+        return write(
+            tmp_path / f"{name}.json", bits_per_dim=3.0, nats=400.0, bits_per_dim_standard_error=0.1, extra=own
+        )
+
+    flow = measured("flow", likelihood="variational", likelihood_samples=1, dequantisation="uniform")
+    bound = measured("vae", likelihood="variational", likelihood_samples=1)
+    compare([flow, bound, measured("weighted", likelihood="importance_weighted", likelihood_samples=64)], None, None)
+    out, err = capsys.readouterr()
+    assert "!" not in out
+    assert "WARNING" not in err
+    assert "several kinds (bound; IW-64)" in err
+    compare([flow, bound], None, None)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "400 ± 26 bound" in out
+    compare([flow, measured("other", likelihood="variational", fingerprint="b")], None, None)
+    assert 'bits_per_dim.fingerprint ("a" / "b")' in capsys.readouterr().err
+
+
+def test_seeds_do_not_shrink_an_error_of_held_out_images(tmp_path, capsys):
+    for seed in range(4):
+        path = tmp_path / "run" / "evaluations" / f"step_00000010_{seed}.json"
+        write(path, seed=seed, bits_per_dim=3.0 + 1e-4 * seed, bits_per_dim_standard_error=0.1 + 0.01 * seed)
+    compare([tmp_path / "run"], None, None)
+    assert f"3 ± {1.96 * 0.115:.2g}" in capsys.readouterr().out
 
 
 def test_the_table_has_the_kind_of_bits_per_dimension_beside_them(tmp_path, capsys):
