@@ -177,7 +177,7 @@ class GANOptions(Options):
     @model_validator(mode="after")
     def _the_augmentation_suits_the_game(self) -> "GANOptions":
         if self.augmentation is not None:
-            self.augmentation.check_game(self.objective.kind)
+            self.augmentation.check_game(self.objective.kind, self.objective.sign_tells_real)
         return self
 
     @model_validator(mode="after")

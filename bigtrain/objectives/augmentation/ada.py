@@ -22,9 +22,6 @@ _NAMED: dict[str, tuple[str, ...]] = {
     "bgcfnc": ("b", "g", "c", "f", "n", "o"),
 }  # fmt: skip
 
-_WITHOUT_ZERO = ("wasserstein", "relativistic_average", "relativistic_paired", "energy_based")
-"""Games whose logits do not say by their sign whether an image is real."""
-
 
 class ADA(Augmenter):
     """Each operation is applied to an image with probability p, which follows how sure the discriminator is of real images.
@@ -76,8 +73,8 @@ class ADA(Augmenter):
     def _of_pipeline(self) -> frozenset[str]:
         return frozenset(operation for part in _NAMED[self.pipeline] for operation in PARTS[part])
 
-    def check_game(self, kind: str) -> None:
-        if self.target is not None and kind in _WITHOUT_ZERO:
+    def check_game(self, kind: str, sign_tells_real: bool) -> None:
+        if self.target is not None and not sign_tells_real:
             raise ValueError(
                 f"augmentation: ada adjusts p by the sign of logits, which says nothing with objective: {kind}; set "
                 "augmentation.target: null and a fixed augmentation.p, or take another objective"

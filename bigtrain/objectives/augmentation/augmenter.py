@@ -43,8 +43,8 @@ class Augmenter(Options):
         """Records what the discriminator says of real images in its own phase; returns scalars to log."""
         return {}
 
-    def check_game(self, kind: str) -> None:
-        """Raises ValueError for an objective of a kind that does not go with it."""
+    def check_game(self, kind: str, sign_tells_real: bool) -> None:
+        """Raises ValueError for an objective of a kind that does not go with it. `sign_tells_real`: the game's."""
 
     def check_data(self, kind: str | None, channels: int) -> None:
         """Raises ValueError for what is no image of one channel or three. `kind`: of the field; None: there is none."""

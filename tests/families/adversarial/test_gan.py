@@ -516,7 +516,7 @@ def test_the_strength_of_ada_is_state_of_the_discriminator_and_follows_its_logit
     assert discriminator.augmentation.p.item() == pytest.approx(0.5 + change)
 
 
-@pytest.mark.parametrize("kind", ["wasserstein", "relativistic_paired"])
+@pytest.mark.parametrize("kind", ["wasserstein", "relativistic_average", "relativistic_paired", "least_squares"])
 def test_ada_needs_logits_whose_sign_means_something(kind: str) -> None:
     fixed = family(objective={"kind": kind}, augmentation={"kind": "ada", "target": None, "p": 0.3})
     assert fixed.options.augmentation.p == 0.3
