@@ -1,7 +1,7 @@
 """The smallest game that gradient descent does not solve: x is chosen to make x y small, y to make it large.
 
 The only equilibrium is x = y = 0. Small simultaneous steps turn around it, and each takes them further away; steps one after
-the other come back to where they were; the average over the steps goes to the middle. (Goodfellow's tutorial of 2016,
+the other come back to where they were; the average over the steps comes near the middle. (Goodfellow's tutorial of 2016,
 arXiv:1701.00160, sets it as an exercise.) Nothing of the data is read.
 """
 
@@ -93,14 +93,13 @@ class TwoPlayers(Family, Panels, kind="two_players"):
         visited = torch.tensor([course[name] for name in self.charted], dtype=torch.float64).T
         visited = torch.cat([torch.tensor([self.options.first_moves], dtype=torch.float64), visited.view(-1, 2)])
         steps = [0.0, *course["step"]]
-        average = torch.stack([networks[name]() for name in "xy"]).view(1, 2)
         left, right, bottom, top = self.options.window
         shares = torch.arange(ARROWS_A_SIDE, dtype=torch.float64).add(0.5) / ARROWS_A_SIDE
         grid = torch.cartesian_prod(left + (right - left) * shares, bottom + (top - bottom) * shares)
         layers: list[Layer] = [
             Arrows(grid, torch.stack([-grid[:, 1], grid[:, 0]], 1), "where a step goes"),
             Trace(visited, "first", f"{self.options.updates} steps"),
-            Dots(average, "second", "their average"),
+            Dots(visited.mean(0, keepdim=True), "second", "their average"),
         ]
         distances = visited.square().sum(1).sqrt().tolist()
         chart = Chart("distance from the equilibrium", steps, {"of x and y": ("first", distances)})

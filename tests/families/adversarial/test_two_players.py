@@ -7,7 +7,7 @@ import torch
 from bigtrain.families.adversarial.two_players import TwoPlayers, TwoPlayersOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
-from bigtrain.families.panels import Chart, Plane, Trace
+from bigtrain.families.panels import Chart, Dots, Plane, Trace
 from bigtrain.families.phases import Microbatch
 from bigtrain.randomness import Draws
 
@@ -65,6 +65,16 @@ def test_panels_show_the_way_from_its_beginning_and_the_distance() -> None:
     (trace,) = [layer for layer in plane.layers if isinstance(layer, Trace)]
     torch.testing.assert_close(trace.points, torch.tensor([[0.6, 0.8], [0, 1], [3, 4]], dtype=torch.float64))
     assert chart.curves["of x and y"][1] == pytest.approx([1.0, 1.0, 5.0])
+
+
+def test_the_average_of_the_steps_is_shown_near_the_equilibrium() -> None:
+    game = family()
+    networks = {name: build_network(game, name, 0) for name in game.components}
+    x, y = zip(*played(game, 200), strict=True)
+    plane, _ = game.panels(networks, None, {"step": list(range(1, 201)), "both/x": x, "both/y": y}, Draws(0))
+    assert isinstance(plane, Plane)
+    (dots,) = [layer for layer in plane.layers if isinstance(layer, Dots)]
+    assert math.hypot(*dots.points[0].tolist()) < 0.2 < 1 < math.hypot(x[-1], y[-1])
 
 
 def test_a_window_that_is_none_is_refused() -> None:
