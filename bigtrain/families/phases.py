@@ -188,11 +188,11 @@ class Losses:
 
 @dataclass(frozen=True)
 class Limit:
-    """What a value keeps below while training goes well. It goes wrong when the value is at least `value` in each of `rows`
-    logged rows one after another; `meaning`: a sentence that says how, and what helps."""
+    """What a value keeps below while training goes well. It goes wrong when the value is at least `value` in all logged rows of
+    `steps` steps one after another; `meaning`: a sentence that says how, and what helps."""
 
     value: float
-    rows: int
+    steps: int
     meaning: str
 
 

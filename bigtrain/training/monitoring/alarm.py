@@ -61,7 +61,9 @@ class LimitAlarm:
     def __init__(self, metrics: Path, limits: Mapping[str, Limit]) -> None:
         """`metrics`: the file of rows logged so far. `limits`: by the names of values in a row."""
         self._limits = limits
-        self._above = dict.fromkeys(limits, 0)
+        self._below_until = dict.fromkeys(limits, 0)
+        """The step of the last row in which the value was below its limit."""
+        self._raised: set[str] = set()
         for row in _rows(metrics) if limits else ():
             self.look(row)
 
@@ -69,13 +71,15 @@ class LimitAlarm:
         """The warnings for this row: one in the whole run for each value."""
         warnings = []
         for name, limit in self._limits.items():
-            value, above = row.get(name), self._above[name]
-            if type(value) is not float or above >= limit.rows:
+            value, step = row.get(name), row.get("step")
+            if type(value) is not float or type(step) is not int or name in self._raised:
                 continue
-            self._above[name] = above + 1 if value >= limit.value else 0
-            if self._above[name] == limit.rows:
+            if value < limit.value:
+                self._below_until[name] = step
+            elif (steps := step - self._below_until[name]) >= limit.steps:
+                self._raised.add(name)
                 warnings.append(
-                    f"{name} is {value:.4g}, and was at least {limit.value:.4g} in the last {limit.rows} rows: {limit.meaning}"
+                    f"{name} is {value:.4g}, and was at least {limit.value:.4g} in the last {steps} steps: {limit.meaning}"
                 )
         return warnings
 

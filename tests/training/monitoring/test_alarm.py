@@ -52,24 +52,32 @@ def test_a_resumed_run_reports_what_it_would_have_reported(tmp_path):
 
 
 SIGN = "loss/discriminator/real_sign"
-LIMITS = {SIGN: Limit(0.95, 3, "r1 helps")}
+LIMITS = {SIGN: Limit(0.95, 30, "r1 helps")}
 
 
-def signs(*values: float) -> list[dict[str, float]]:
-    return [{"step": step, SIGN: value} for step, value in enumerate(values)]
+def signs(*values: float, every: int = 10) -> list[dict[str, float]]:
+    """Rows that are logged every so many steps."""
+    return [{"step": every * (row + 1), SIGN: value} for row, value in enumerate(values)]
 
 
 def test_a_value_that_stays_high_is_reported_once_in_the_whole_run(tmp_path):
     alarm = LimitAlarm(tmp_path / "none", LIMITS)
     found = [alarm.look(row) for row in signs(1.0, 1.0, 0.9, 0.95, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0)]
     assert [len(texts) for texts in found] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
-    assert found[5] == [f"{SIGN} is 1, and was at least 0.95 in the last 3 rows: r1 helps"]
+    assert found[5] == [f"{SIGN} is 1, and was at least 0.95 in the last 30 steps: r1 helps"]
+
+
+def test_how_often_rows_are_logged_decides_nothing(tmp_path):
+    for every in (1, 5, 30):
+        alarm = LimitAlarm(tmp_path / "none", LIMITS)
+        found = [(row["step"], texts) for row in signs(*[1.0] * 40, every=every) if (texts := alarm.look(row))]
+        assert [step for step, _ in found] == [30]
 
 
 def test_a_resumed_run_counts_on_in_the_rows_that_it_has(tmp_path):
     values = (0.9, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0)
     for cut, expected in ((2, [0, 1, 0, 0, 0, 0, 0]), (3, [1, 0, 0, 0, 0, 0]), (4, [0] * 5)):
-        lines = [json.dumps(row) for row in [*signs(*values[:cut]), {"step": cut, "warning": "x"}]]
+        lines = [json.dumps(row) for row in [*signs(*values[:cut]), {"step": 10 * cut, "warning": "x"}]]
         (tmp_path / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
         alarm = LimitAlarm(tmp_path / "metrics.jsonl", LIMITS)
         assert [len(alarm.look(row)) for row in signs(*values)[cut:]] == expected
