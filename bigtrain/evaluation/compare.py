@@ -38,8 +38,8 @@ from bigtrain.untrusted import one_line, read_json
 
 OF_THE_MODEL = ("weights", "posthoc", "step", "sampling", "followed", "selection", "images", "image_size")
 """Keys of a protocol that say what was evaluated rather than how."""
-OF_THE_LIKELIHOOD = ("likelihood", "likelihood_samples", "dequantisation")
-"""Keys of its part of a protocol that say what number it is (`_kind`), or how the model makes densities of values."""
+OF_THE_LIKELIHOOD = ("likelihood", "likelihood_samples")
+"""Keys of its part of a protocol that say what number it is (`_kind`)."""
 MAYBE_UNSAID = {"bits"}
 """Keys of a metric's part of a protocol that older results do not have, and that are no difference there."""
 STANDARD_ERROR = "_standard_error"

@@ -137,7 +137,7 @@ def test_models_that_give_their_likelihood_in_other_ways_are_compared(tmp_path, 
             tmp_path / f"{name}.json", bits_per_dim=3.0, nats=400.0, bits_per_dim_standard_error=0.1, extra=own
         )
 
-    flow = measured("flow", likelihood="variational", likelihood_samples=1, dequantisation="uniform")
+    flow = measured("flow", likelihood="variational", likelihood_samples=1)
     bound = measured("vae", likelihood="variational", likelihood_samples=1)
     compare([flow, bound, measured("weighted", likelihood="importance_weighted", likelihood_samples=64)], None, None)
     out, err = capsys.readouterr()

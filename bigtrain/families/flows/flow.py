@@ -113,7 +113,6 @@ class Flow(ClassifiesByLikelihood, EncodesLatents, Reconstructs, InitialisedByDa
             "likelihood": "variational" if effort.samples == 1 else "importance_weighted",
             "likelihood_samples": effort.samples,
             "bits": self.options.bits,
-            "dequantisation": self.options.dequantisation.kind,
             "seed": seed,
         }
 
