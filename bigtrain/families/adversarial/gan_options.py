@@ -115,9 +115,16 @@ class GANOptions(Options):
             raise ValueError(
                 f"{blind}: {getattr(self, blind).kind} takes no classes, but the other network does; "
                 f"{_how_to_take_classes(blind, getattr(self, blind))}take two that agree"
-                + ("" if seen else ", or set auxiliary_classifier: {}")
+                + ("" if seen else self._how_to_keep_an_untold_discriminator())
             )
         return self
+
+    def _how_to_keep_an_untold_discriminator(self) -> str:
+        """What else a recipe says of a discriminator that is told no classes beside a generator that is, as the last part of a
+        choice."""
+        if "class_logits" in self.discriminator.outputs:
+            return ", or set auxiliary_classifier: {}"
+        return ", or set generator.conditioning: none" if self.generator.tells_classes else ""
 
     @model_validator(mode="after")
     def _the_discriminator_gives_what_is_asked(self) -> "GANOptions":

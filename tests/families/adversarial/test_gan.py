@@ -56,6 +56,7 @@ DISCRIMINATION, DEVIATION = (
     DCGAN | {"discriminator": {"kind": "dcgan", "channels": 4, "norm": "none", "minibatch": {"kind": kind}}}
     for kind in ("discrimination", "deviation")
 )
+TOLD = {"generator": {"kind": "dcgan", "conditioning": "concatenation"}}
 CLASSIFIED = {
     "discriminator": {"kind": "dcgan", "channels": 4, "norm": "none"},
     "auxiliary_classifier": {"fake": 0.5, "generator": 0.25},
@@ -294,6 +295,9 @@ def test_largest_singular_values_are_reported_where_there_is_spectral_norm() -> 
          "generator.conditioning to concatenation or batch_norm, or take one that does, or null"),
         ({"discriminator": {"kind": "resnet"}}, "discriminator: resnet takes no classes, but the other network does; set "
          "discriminator.conditioning to projection, or take two that agree"),
+        (TOLD | {"discriminator": {"kind": "dcgan"}}, r"take two that agree, or set auxiliary_classifier: \{\} \["),
+        (TOLD | {"discriminator": {"kind": "autoencoder"}}, r"agree, or set generator.conditioning: none \["),
+        ({"discriminator": {"kind": "autoencoder"}}, r"autoencoder takes no classes, .* take two that agree \["),
         (REFERENCE | {"penalties": {"r1": {}}}, "penalties: r1 bounds the gradient at each image, but with a reference batch a "
          "discriminator has none of one image alone; set discriminator.norm: none or spectral"),
         (DISCRIMINATION | {"penalties": {"gradient_penalty": {}}}, "penalties: gradient_penalty .* with minibatch "
