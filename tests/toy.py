@@ -133,6 +133,7 @@ class Toy(Family, Samples, kind="toy"):
             Phase(
                 "maker", "maker", self.maker_loss, every=2, batch="none",
                 weight_penalty=self.penalty if options.penalty else None,
+                needs_whole_weights=["penalty"] if options.penalty else (),
             ),
         ]  # fmt: skip
 

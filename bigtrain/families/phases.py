@@ -222,9 +222,9 @@ class Phase:
     """A loss on the weights of the trained components alone, added once per update, outside autocast."""
     weight_clip: float | None = None
     """Every parameter that the phase trains is clamped to [-weight_clip, weight_clip] by its update."""
-    needs_whole_weights: bool = False
-    """Whether the loss needs whole weight tensors, which a strategy that shards parameters does not have; true in any case of
-    a phase with a weight_penalty."""
+    needs_whole_weights: Sequence[str] = ()
+    """The keys of the family, such as penalties.r1, by which the phase needs whole weight tensors, which a strategy that shards
+    parameters does not have; with each of them null it needs none. A phase with a weight_penalty names that one's key."""
     reports: Callable[[Networks], Mapping[str, Tensor]] | None = None
     """Scalars on the device that describe the networks after the update, equal on all ranks, logged as `PHASE/NAME`."""
     watched: Mapping[str, str] = field(default_factory=dict)
@@ -235,8 +235,7 @@ class Phase:
     def __post_init__(self) -> None:
         if isinstance(self.trains, str):
             object.__setattr__(self, "trains", (self.trains,))
-        if self.weight_penalty is not None:
-            object.__setattr__(self, "needs_whole_weights", True)
+        assert self.weight_penalty is None or self.needs_whole_weights, f"{self.name}: the key of its weight_penalty"
 
     def updates_at(self, step: int) -> int:
         """How many updates the phase makes at a step."""

@@ -30,9 +30,10 @@ def test_one_component_may_be_named_by_itself() -> None:
     assert Phase("alone", "net", loss).trains == ("net",)
 
 
-def test_a_penalty_on_weights_needs_them_whole() -> None:
-    assert Phase("heavy", "net", loss, weight_penalty=lambda networks: torch.zeros(())).needs_whole_weights
+def test_a_penalty_on_weights_needs_them_whole_and_names_its_key() -> None:
     assert not Phase("light", "net", loss).needs_whole_weights
+    with pytest.raises(AssertionError, match="heavy: the key of its weight_penalty"):
+        Phase("heavy", "net", loss, weight_penalty=lambda networks: torch.zeros(()))
 
 
 def test_a_frozen_component_has_no_average() -> None:

@@ -62,6 +62,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
             "discriminator": Component(partial(_build_discriminator, options, *shape), options.discriminator_optimizer),
         }
         orthogonal = options.penalties.orthogonal
+        is_orthogonal = orthogonal is not None and orthogonal.weight > 0
         self.phases = [
             Phase(
                 "discriminator",
@@ -70,7 +71,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
                 repeats=options.discriminator_steps,
                 weight_clip=game.weight_clip,
                 # zero3 drops a layer's weights after its backward pass; that of a penalty's gradient needs them again.
-                needs_whole_weights=bool(options.penalties.on_gradients),
+                needs_whole_weights=[f"penalties.{key}" for key in options.penalties.on_gradients],
                 limits=overconfidence(game),
                 **singular_values("discriminator", discriminator),
             ),
@@ -79,7 +80,8 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
                 "generator",
                 self.generator_loss,
                 batch="new" if game.needs_real else "none",
-                weight_penalty=self._orthogonal_penalty if orthogonal is not None and orthogonal.weight else None,
+                weight_penalty=self._orthogonal_penalty if is_orthogonal else None,
+                needs_whole_weights=["penalties.orthogonal"] if is_orthogonal else (),
                 **singular_values("generator", generator),
             ),
         ]

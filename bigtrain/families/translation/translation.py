@@ -102,12 +102,14 @@ class Translation(Family, Samples, kind="translation"):
         generator = partial(UNet, options.generator, spec.size, inputs, outputs)
         self.components = {"generator": Component(generator, options.generator_optimizer, averaged=True)}
         orthogonal = options.penalties.orthogonal
+        is_orthogonal = orthogonal is not None and orthogonal.weight > 0
         learn_to_translate = Phase(
             "generator",
             "generator",
             self.generator_loss,
             batch="new" if self.game is None else "previous",
-            weight_penalty=self._orthogonal_penalty if orthogonal is not None and orthogonal.weight else None,
+            weight_penalty=self._orthogonal_penalty if is_orthogonal else None,
+            needs_whole_weights=["penalties.orthogonal"] if is_orthogonal else (),
         )
         self.phases = [learn_to_translate]
         if self.game is not None:
@@ -120,7 +122,7 @@ class Translation(Family, Samples, kind="translation"):
                 self.discriminator_loss,
                 weight_clip=self.game.weight_clip,
                 # zero3 drops a layer's weights after its backward pass; that of a penalty's gradient needs them again.
-                needs_whole_weights=bool(options.penalties.on_gradients),
+                needs_whole_weights=[f"penalties.{key}" for key in options.penalties.on_gradients],
             )
             self.phases = [learn_to_tell, learn_to_translate]
 

@@ -47,7 +47,9 @@ def check_strategy(family: Family, engine: EngineOptions) -> None:
         if engine.strategy == "zero3" and phase.needs_whole_weights:
             components = " and the ".join(phase.trains)
             what = "adds a penalty on" if phase.weight_penalty is not None else "needs"
+            keys = dict.fromkeys(key for each in family.phases for key in each.needs_whole_weights)
+            off = " and ".join(f"family.{key}: null" for key in keys)
             raise UserError(
                 f"engine.strategy: zero3 cannot train this recipe, because phase {phase.name} {what} whole weights of the "
-                f"{components}, which zero3 never holds; take zero2, or turn that off (a key of family)"
+                f"{components}, which zero3 never holds; take zero2, or set {off}"
             )

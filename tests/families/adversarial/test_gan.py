@@ -243,7 +243,7 @@ def test_penalties_go_through_the_minibatch_deviation_as_the_authors_take_them(p
 
 
 def test_penalties_on_gradients_need_whole_weights() -> None:
-    for penalties, expected in (({}, False), ({"r1": {}}, True), ({"r1": {"weight": 0}}, False)):
+    for penalties, expected in (({}, []), ({"r1": {}}, ["penalties.r1"]), ({"r1": {"weight": 0}}, [])):
         assert family(penalties=penalties).phases[0].needs_whole_weights == expected
 
 

@@ -35,7 +35,8 @@ class OneConvolution(Family, kind="one_convolution"):
         self.options, self.spec = options, spec
         sgd = OptimizerOptions(kind="sgd", lr=0.1)
         self.components = {"net": Component(self._build, sgd)}
-        self.phases = [Phase("fit", "net", self.loss, every=2, repeats=3, weight_penalty=self.penalty)]
+        whole = {"weight_penalty": self.penalty, "needs_whole_weights": ["penalty"]}
+        self.phases = [Phase("fit", "net", self.loss, every=2, repeats=3, **whole)]
 
     def _build(self) -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), SyncedBatchNorm(5), nn.Conv2d(5, 1, 1))

@@ -25,6 +25,7 @@ from tests.runs_of import (
     unsharded,
     write_recipe,
 )
+from tests.training.small_steps import small_family
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 # Small, because float32 shows another order of sums, and a GAN's steps magnify it.
@@ -209,7 +210,22 @@ def test_a_penalty_on_whole_weights_is_refused_under_zero3(tmp_path: Path) -> No
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]))
     family = make_family(recipe, DataSpec((16, 16), 3, ("a", "b"), (1, 1)))
     check_strategy(family, EngineOptions(strategy="zero2"))
-    with pytest.raises(UserError, match=r"engine.strategy: zero3 .* phase generator adds a penalty on whole weights"):
+    with pytest.raises(
+        UserError,
+        match=r"engine.strategy: zero3 .* phase generator adds a penalty on whole weights of the generator, which zero3 never "
+        r"holds; take zero2, or set family\.penalties\.orthogonal: null$",
+    ):
+        check_strategy(family, EngineOptions(strategy="zero3"))
+
+
+@pytest.mark.parametrize("kind", ["gan", "translation"])
+def test_every_key_that_zero3_cannot_train_is_named_at_once(kind: str) -> None:
+    family = small_family(kind, penalties={"r1": {}, "r2": {}, "dragan": {"weight": 0}, "orthogonal": {}})
+    with pytest.raises(
+        UserError,
+        match=r"phase discriminator needs whole weights .* set family\.penalties\.r1: null and family\.penalties\.r2: null and "
+        r"family\.penalties\.orthogonal: null$",
+    ):
         check_strategy(family, EngineOptions(strategy="zero3"))
 
 
