@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache, reduce
 from operator import or_
 from pathlib import Path
@@ -21,12 +22,12 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from bigtrain.data.options import NONE, DataOptions
-from bigtrain.errors import UserError
+from bigtrain.errors import RankError, UserError
 from bigtrain.evaluation.options import EvaluationOptions, check_same_scripts, named_scripts, stored_scripts
 from bigtrain.families.family import family_kinds, find_family
 from bigtrain.formats import FORMAT, checked_format, completed, upgraded
 from bigtrain.options import Options, Seed, default_kind, inside, kind_of, member_for, members_of
-from bigtrain.recipe_errors import COMMAND_LINE, complaints
+from bigtrain.recipe_errors import COMMAND_LINE, complaint_given_data, complaints
 from bigtrain.recipe_yaml import MOST_BYTES, ReadInTwoWays, dump, parse, with_texts_quoted
 from bigtrain.training.averaging import EmaOptions
 from bigtrain.training.engine.options import EngineOptions
@@ -145,6 +146,19 @@ def made_recipe(content: Mapping[str, Any], source: str, overrides: Sequence[str
     """A recipe that no file holds, overridden and checked; `source`: what messages call it. Raises UserError."""
     model = _model_of(_kind_of_family(content), source)
     return _checked(_merged(content, _given(overrides), model), source, overrides)
+
+
+@contextmanager
+def saying_where(recipe: Recipe, path: str | Path, overrides: Sequence[str]) -> Iterator[None]:
+    """What is found wrong about a recipe only once its data are known: a UserError that begins with a key of `recipe` says too
+    where it was given, as those of `load_recipe` do, which read it from `path` and `overrides`."""
+    try:
+        yield
+    except RankError:
+        raise
+    except UserError as error:
+        message, *lines = error.printed
+        raise UserError(complaint_given_data(message, type(recipe), str(path), _keys_of(overrides)), lines) from None
 
 
 def stored_format(path: Path) -> int:
@@ -389,8 +403,11 @@ def _checked(content: dict[str, Any], source: str, overrides: Sequence[str]) -> 
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        overridden = {override.partition("=")[0] for override in overrides}
-        raise UserError(complaints(error, model, source, overridden)) from None
+        raise UserError(complaints(error, model, source, _keys_of(overrides))) from None
+
+
+def _keys_of(overrides: Sequence[str]) -> set[str]:
+    return {override.partition("=")[0] for override in overrides}
 
 
 def _model_of(kind: Any, source: str) -> type[Recipe]:

@@ -67,22 +67,39 @@ def _sentence(model: type[BaseModel], errors: Sequence[Any], source: str, overri
         location = (*location, "kind")
     key = ".".join(map(str, location)) or "the recipe"
     section = ".".join(map(str, _in_users_keys(model, error["loc"])))
-    if _is_given(key, error, overridden):
+    if _gave_keys_of_no_section(key, error, overridden):
         where = COMMAND_LINE
-    elif error["type"] == "value_error" and any(one.startswith(f"{section}.") for one in overridden):
-        where = f"{source} and {COMMAND_LINE}"  # keys of a section that disagree, of which the command line gave some
     else:
-        where = source
+        where = _where_given(key, [section] if error["type"] == "value_error" else [], source, overridden)
     return f"{where}: {_complaint(model, errors, key, message)}"
 
 
-def _is_given(key: str, error: Any, overridden: Set[str]) -> bool:
-    """Whether the command line gave what is wrong: the key, what it lies in, or keys of what should be no mapping."""
-    if any(key == given or key.startswith(f"{given}.") for given in overridden):
-        return True
+def _gave_keys_of_no_section(key: str, error: Any, overridden: Set[str]) -> bool:
+    """Whether the command line gave keys of what should be no mapping."""
     is_no_section = error["type"] != "value_error" and isinstance(error["input"], Mapping)
     is_no_section |= error["type"] == "extra_forbidden"
     return is_no_section and any(given.startswith(f"{key}.") for given in overridden)
+
+
+def _where_given(key: str, sections: Sequence[str], source: str, overridden: Set[str]) -> str:
+    """Where a key, or what it lies in, was given. `sections`: those of which keys disagree, some of them perhaps given by the
+    command line."""
+    if any(key == given or key.startswith(f"{given}.") for given in overridden):
+        return COMMAND_LINE
+    if any(given.startswith(f"{section}.") for given in overridden for section in sections):
+        return f"{source} and {COMMAND_LINE}"
+    return source
+
+
+def complaint_given_data(message: str, model: type[BaseModel], source: str, overridden: Set[str]) -> str:
+    """The message of an error that is found once the data are known: one that begins with a key as one of `complaints`, any
+    other, such as one that names a file already, as it is."""
+    named = re.match(r"([a-z_]+)(?:\.[a-z0-9_]+)*(?=:? )", message)
+    if named is None or not _is_field(model, tuple(named[0].split("."))[:2]):
+        return message
+    fitted = ["family", "data"]  # to each other
+    sections = fitted if named[1] in fitted else [named[1]]
+    return f"{_where_given(named[0], sections, source, overridden)}: {message}"
 
 
 def _complaint(model: type[BaseModel], errors: Sequence[Any], key: str, message: str) -> str:

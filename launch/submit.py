@@ -32,7 +32,7 @@ from bigtrain.cluster.slurm import Job, render, submit, write_script
 from bigtrain.cluster.slurm_options import FLAGS_OF_PAIRS, SlurmOptions, read_options, site_file
 from bigtrain.cluster.sweep import combinations, run_folder
 from bigtrain.plan import check
-from bigtrain.recipe import load_recipe
+from bigtrain.recipe import load_recipe, saying_where
 from bigtrain.runs.folder import RunFolder
 
 
@@ -44,11 +44,13 @@ def main(argv: Sequence[str]) -> None:
         RunFolder(job.folder.parent).check_claimable(with_runs_inside=True)
     checked = set()  # what is checked reads indexes, and does not depend on the seed: thousands of those cost one check
     for task in job.tasks or [[]]:
-        recipe = load_recipe(arguments.recipe, [*arguments.overrides, *task])
+        overrides = [*arguments.overrides, *task]
+        recipe = load_recipe(arguments.recipe, overrides)
         RunFolder(recipe.folder).check_claimable()  # the job script will lie there, or beside it
         without_run = recipe.model_dump_json(exclude={"run"})
         if without_run not in checked:
-            check(recipe, options.ranks)
+            with saying_where(recipe, arguments.recipe, overrides):
+                check(recipe, options.ranks)
             checked.add(without_run)
     script = render(job, options)
     if arguments.dry_run:

@@ -15,7 +15,8 @@ import json
 import os
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from bigtrain.inference.observers import observers_of
 from bigtrain.inference.splits import check_fields, find_splits
 from bigtrain.keys import keys_of
 from bigtrain.plan import Cluster, plan
-from bigtrain.recipe import Recipe, extended, load_recipe, schema, values_from_before, with_values
+from bigtrain.recipe import Recipe, extended, load_recipe, saying_where, schema, values_from_before, with_values
 from bigtrain.runs import checkpoint
 from bigtrain.runs.folder import RunFolder
 from bigtrain.training.engine.kernels import faster_precision
@@ -86,11 +87,13 @@ def main(argv: Sequence[str]) -> None:
     if arguments.keys is not None:
         print(keys_of(recipe, arguments.keys))
         return
+    where = partial(saying_where, recipe, arguments.recipe, arguments.overrides)
     if arguments.plan is not None:
-        print(plan(recipe, Cluster.parse(arguments.plan), Path(arguments.recipe).parent))
+        with where():
+            print(plan(recipe, Cluster.parse(arguments.plan), Path(arguments.recipe).parent))
         return
     try:
-        ended_by = train(recipe, extended(arguments.recipe, recipe))
+        ended_by = train(recipe, extended(arguments.recipe, recipe), where)
     except Signalled as signalled:  # during startup: there is nothing to save yet
         if is_first() and not _may_come_of_a_failure(signalled):
             ask_for_requeue(signalled.name)
@@ -109,20 +112,29 @@ def _may_come_of_a_failure(signalled: Signalled) -> bool:
     return signalled.number == signal.SIGTERM and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def train(recipe: Recipe, parent: Mapping[str, Any] | None = None) -> str | None:
+def train(
+    recipe: Recipe, parent: Mapping[str, Any] | None, where: Callable[[], AbstractContextManager[None]]
+) -> str | None:
     """Trains to the end, or until a signal comes: then saves a checkpoint and returns the signal's name. parent: what the run's
-    record says of the recipe that its own one extends."""
+    record says of the recipe that its own one extends; where: `saying_where` of the recipe."""
     device = join_world(recipe.train.precision, recipe.train.accumulate)
     with watching(recipe.engine.hang_timeout_s, START_S) as watchdog:
-        return _train(recipe, parent, device, watchdog)
+        return _train(recipe, parent, where, device, watchdog)
 
 
-def _train(recipe: Recipe, parent: Mapping[str, Any] | None, device: torch.device, watchdog: Watchdog) -> str | None:
+def _train(
+    recipe: Recipe,
+    parent: Mapping[str, Any] | None,
+    where: Callable[[], AbstractContextManager[None]],
+    device: torch.device,
+    watchdog: Watchdog,
+) -> str | None:
     recipe = with_values(recipe, world.on_main(partial(_values_from_before, recipe)))
     check_batch(recipe.train, world.size())
     check_installed(recipe.run.trackers)
     images, validation = find_splits(recipe.data)
-    family = make_family(recipe, DataSpec.from_json(describe(images)))
+    with where():
+        family = make_family(recipe, DataSpec.from_json(describe(images)))
     if validation is not None:
         check_fields(validation, family.spec, family.reads, "data.validation")
     check_freeze(family, recipe.train.freeze)

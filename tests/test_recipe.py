@@ -10,14 +10,14 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from bigtrain.data.splits import describe
-from bigtrain.errors import UserError
+from bigtrain.errors import RankError, UserError
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network, family_kinds, find_family
 from bigtrain.families.phases import Losses, Phase
 from bigtrain.inference.metric_choice import check_metrics
 from bigtrain.inference.model import make_family
 from bigtrain.inference.splits import find_splits
-from bigtrain.recipe import Recipe, differences, load_recipe, schema
+from bigtrain.recipe import Recipe, differences, load_recipe, saying_where, schema
 from bigtrain.training.cost.step import parameters_of
 from launch import train
 from tests.runs_of import FAMILIES, ROOT, write_recipe
@@ -199,6 +199,38 @@ def test_updates_of_a_long_run_are_counted_without_a_loop_over_its_steps() -> No
         assert mean(20, **options) == sum(map(phase.updates_at, range(20))) / 20
         assert mean(10**18, **options) >= 0
     assert mean(10**18, repeats=lambda step: 1 + step % 2) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("message", "overrides", "where"),
+    [
+        ("family.unet.heads: 3 do not divide", [], "{file}: "),
+        ("family.unet.heads: 3 do not divide", ["family.unet.heads=3"], "command line: "),
+        ("family.unet.heads: 3 do not divide", ["family.unet={heads: 3}"], "command line: "),
+        ("family.unet.heads: 3 do not divide", ["family.unet.channels=8"], "{file} and command line: "),
+        ("family.unet.heads: 3 do not divide", ["data.image_size=8"], "{file} and command line: "),
+        ("family.unet.heads: 3 do not divide", ["train.steps=8"], "{file}: "),
+        ("family.unet.norm_groups is 3; it must divide", [], "{file}: "),
+        ("train.batch_size: 3 does not divide", ["data.image_size=8"], "{file}: "),
+        ("train.yaml: cannot read the recipe", ["train.steps=8"], ""),
+        ("--plan: classes=3, but data.train has 10", ["data.image_size=8"], ""),
+        ("{file}: has a key", [], ""),
+    ],
+)
+def test_what_is_wrong_once_the_data_are_known_says_where_it_was_given(
+    message: str, overrides: list[str], where: str
+) -> None:
+    file = str(ROOT / "recipes" / "ddpm_digits.yaml")
+    message, where = message.format(file=file), where.format(file=file)
+    with pytest.raises(UserError) as raised, saying_where(load_recipe(file), file, overrides):
+        raise UserError(message, ["a line"])
+    assert raised.value.printed == (where + message, "a line")
+
+
+def test_what_one_rank_alone_has_met_stays_its_own_to_say() -> None:
+    file = ROOT / "recipes" / "ddpm_digits.yaml"
+    with pytest.raises(RankError, match=r"^data\.train: broken$"), saying_where(load_recipe(file), file, []):
+        raise RankError("data.train: broken")
 
 
 def test_a_list_with_a_wrong_element_is_not_called_too_short_as_well() -> None:

@@ -169,6 +169,14 @@ def test_a_user_error_under_two_ranks_is_reported_once_and_is_the_cause_at_the_e
     assert "UserError" not in result.stderr, "no rank shows a traceback"
 
 
+def test_what_does_not_fit_the_data_is_refused_with_the_recipes_name(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, FAMILIES["diffusion"])
+    said = train(recipe, "data.image_size=24", expect=2).stderr
+    assert f"error: {recipe} and command line: family.unet.attention_resolutions: no level has maps of 8 pixels" in said
+    assert said.count(str(recipe)) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     from bigtrain.errors import UserError
     from bigtrain.runs.folder import RunFolder

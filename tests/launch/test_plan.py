@@ -81,6 +81,23 @@ def test_a_batch_that_does_not_divide_is_refused_naming_those_that_do(tmp_path: 
         plan(recipe, Cluster.parse("nodes=4,gpus=8"))
 
 
+def test_what_does_not_fit_the_data_is_refused_with_the_recipes_name(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, FAMILIES["diffusion"])
+    with pytest.raises(
+        UserError,
+        match=rf"^{re.escape(str(recipe))} and command line: family\.unet\.attention_resolutions: no level has",
+    ):
+        main([str(recipe), "--plan", "nodes=1,gpus=1", "data.image_size=24"])
+
+
+def test_points_are_not_augmented_in_a_plan_without_data() -> None:
+    recipe = load_recipe(
+        ROOT / "recipes" / "gan_gaussians.yaml", ["data.train=elsewhere.json", "family.augmentation.kind=ada"]
+    )
+    with pytest.raises(UserError, match=r"^family\.augmentation: .* have no images; set it to null$"):
+        plan(recipe, Cluster.parse("nodes=1,gpus=1"))
+
+
 def test_a_strategy_that_cannot_train_the_recipe_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, FAMILIES["gan"]), ["engine.strategy=zero3"])
     with pytest.raises(UserError, match="zero3 cannot train this recipe"):

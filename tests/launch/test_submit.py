@@ -72,9 +72,9 @@ def test_a_sweep_of_seeds_is_parsed_and_checked_once(
         ),
         (
             ["--gpus-per-node", "1", "engine.strategy=zero3"],
-            r"engine\.strategy: zero3 cannot train .* phase maker adds a penalty",
+            r"^command line: engine\.strategy: zero3 cannot train .* phase maker adds a penalty",
         ),
-        (["--gpus-per-node", "1", "--sweep", "engine.strategy=zero2,zero3"], r"engine\.strategy: zero3 cannot train"),
+        (["--gpus-per-node", "1", "--sweep", "engine.strategy=zero2,zero3"], r"^command line: engine\.strategy: zero3"),
         (["--gpus-per-node", "1", "--partition", "a\tb"], "--partition: must be printable text on one line"),
         (["--gpus-per-node", "x"], "--gpus-per-node: must be a whole number"),
         (["--gpus-per-node", "1", "--site", "gone.yaml"], "gone.yaml: cannot read the site's defaults"),

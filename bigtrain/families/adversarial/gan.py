@@ -43,7 +43,8 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
     def __init__(self, options: GANOptions, spec: DataSpec) -> None:
         self.options, self.spec = options, spec
         if options.augmentation is not None:
-            options.augmentation.check_data(spec.fields.get("image", {}).get("kind"), spec.channels)
+            facts = spec.fields.get("image", {}) if self.sampled_field == "image" else {}
+            options.augmentation.check_data(facts.get("kind"), spec.channels)
         self.sampling = options.sampling
         generator, discriminator, game = options.generator, options.discriminator, options.objective
         generator.check_size(spec.size)

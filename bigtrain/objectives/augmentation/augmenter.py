@@ -57,7 +57,7 @@ class Augmenter(Options):
                 else "no images"
             )
             raise ValueError(
-                f"augmentation: changes images of one channel or three, and the data have {what}; set augmentation: null"
+                f"family.augmentation: changes images of one channel or three, and the data have {what}; set it to null"
             )
 
 

@@ -535,6 +535,6 @@ def test_what_is_no_image_is_not_augmented(augmentation: dict) -> None:
     options = GANOptions.model_validate(dict(FAMILIES["gan"]) | {"augmentation": augmentation})
     points = replace(SPEC, fields={"point": {"kind": "array"}})
     with pytest.raises(
-        ValueError, match="augmentation: changes images of one channel or three, and the data have no image"
+        ValueError, match=r"^family\.augmentation: changes images of one channel or three, and the data have no image"
     ):
         GAN(options, points)

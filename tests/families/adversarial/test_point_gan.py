@@ -93,7 +93,7 @@ def test_what_needs_images_is_refused() -> None:
     with pytest.raises(ValueError, match="consistency flips and shifts images, and points are none"):
         family(penalties={"consistency": {}})
     with pytest.raises(
-        ValueError, match="augmentation: changes images of one channel or three, and the data have no images"
+        ValueError, match=r"^family\.augmentation: changes images of one channel or three, and the data have no images"
     ):
         family(augmentation={"kind": "diffaug"})
     with pytest.raises(ValueError, match=r"energy_based needs the reconstruction .*kind to autoencoder"):
