@@ -37,6 +37,7 @@ from bigtrain.inference.branch import open_branch
 from bigtrain.inference.checkpoint_selection import best_of
 from bigtrain.inference.dependencies import located
 from bigtrain.inference.initial_weights import InitialWeights
+from bigtrain.inference.metric_choice import can_be_measured
 from bigtrain.inference.model import make_family
 from bigtrain.inference.observers import observers_of
 from bigtrain.inference.splits import check_fields, find_splits
@@ -181,7 +182,8 @@ def _train(
     say(f"trained {trainer.step} steps: {folder.path}")
     if folder.samples(trainer.step).exists():
         say(f"the picture: {folder.samples(trainer.step)}")
-    say(f"next: {next_commands(family, recipe)}")
+    if commands := next_commands(family, recipe):
+        say(f"next: {commands}")
     return None
 
 
@@ -199,8 +201,8 @@ def _values_from_before(recipe: Recipe) -> dict[str, Any]:
     return values_from_before(recipe, begun) if goes_on else {}
 
 
-def next_commands(family: Family, recipe: Recipe) -> str:
-    """The commands that a user may run next, by the abilities of the family."""
+def next_commands(family: Family, recipe: Recipe) -> str | None:
+    """The commands that a user may run next, by the abilities of the family; None: there are none."""
     run, data = shlex.quote(str(recipe.folder)), recipe.data
     samples = family.ability(Samples)
     if samples is not None:
@@ -218,7 +220,7 @@ def next_commands(family: Family, recipe: Recipe) -> str:
         return "encode the images, and train a model of the codes: " + "    ".join(commands)
     followed = family.ability(HasSuccessor)
     if followed is None:
-        return f"accelerate launch launch/evaluate.py {run}"
+        return f"accelerate launch launch/evaluate.py {run}" if can_be_measured(family, recipe.evaluation) else None
     successor = shlex.join([*followed.successor_keys(str(recipe.folder)), f"data.train={data.train}"])
     return f"{family.why_not(Samples)}: accelerate launch launch/train.py RECIPE.yaml {successor}"
 

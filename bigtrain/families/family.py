@@ -79,7 +79,8 @@ class Family(ABC):
     falling: Mapping[str, str] = {}
     """The numbers of an evaluation whose fall says that training goes wrong, each with a sentence that says what helps."""
     lacks: Mapping[type[Ability], str] = {}
-    """Abilities that models with these options have not, with the reason and what to do instead, for the user."""
+    """Abilities that models with these options have not, with the reason and what to do instead, for the user; of a class:
+    those that no model of this kind has, though its parent may."""
     attached: Mapping[str, LoadedModel] = {}
     """The models that `attach` was given, by role."""
 
@@ -101,11 +102,13 @@ class Family(ABC):
 
     def ability(self, ability: type[A]) -> A | None:
         """This family as one that has the ability; None if it has not."""
-        return (
-            self
-            if isinstance(self, ability) and not any(issubclass(ability, lacked) for lacked in self.lacks)
-            else None
-        )
+        lacking = any(issubclass(ability, lacked) for lacked in self.lacks)
+        return self if isinstance(self, ability) and not lacking else None
+
+    @classmethod
+    def may_have(cls, ability: type[Ability]) -> bool:
+        """Whether models of this kind have the ability, with some options at least."""
+        return issubclass(cls, ability) and not any(issubclass(ability, lacked) for lacked in cls.lacks)
 
     def require(self, ability: type[A], what: object) -> A:
         """This family as one that has the ability. Raises UserError, beginning with `what`, if it has not."""
@@ -119,7 +122,8 @@ class Family(ABC):
         for lacked, reason in self.lacks.items():
             if issubclass(ability, lacked):
                 return reason
-        others = [kind for kind in family_kinds() if issubclass(find_family(kind), ability)]
+        families = {kind: find_family(kind) for kind in family_kinds()}
+        others = [kind for kind, family in families.items() if family.may_have(ability)]
         those = f"; family.kind: {' | '.join(others)} can" if others else ""
         return f"a {self.kind} cannot {ability.does}{those}"
 

@@ -53,6 +53,11 @@ def chosen_metrics(family: Family, options: EvaluationOptions) -> tuple[MetricNa
     return tuple(name for name in default if name != "class_accuracy" or "label" in samples.conditions)
 
 
+def can_be_measured(family: Family, options: EvaluationOptions) -> bool:
+    """Whether the family has the abilities that the chosen metrics need."""
+    return all(family.ability(ability_for(family, name)) is not None for name in chosen_metrics(family, options))
+
+
 def of_samples(metrics: tuple[MetricName, ...]) -> list[MetricName]:
     """Those that compare samples with a reference."""
     return [name for name in metrics if find_metric(name).measured_on == "samples"]
@@ -93,6 +98,10 @@ def check_metrics(family: Family, options: EvaluationOptions, validation: Data |
         raise UserError(
             f"evaluation.candidates: a {family.kind} draws one sample for each input, and a classifier cannot select among "
             "several; leave it out"
+        )
+    if options.named_metrics is None and not can_be_measured(family, options):
+        raise UserError(
+            f"evaluation.metrics: nothing can be measured of a {family.kind}; look at metrics.jsonl and samples/ of its run"
         )
     for name in chosen_metrics(family, options):
         what = f"evaluation.metrics: {name} cannot be measured"

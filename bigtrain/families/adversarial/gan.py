@@ -51,9 +51,8 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
         discriminator.check_size(spec.size)
         self._check_classes()
         if not discriminator.reference_images:
-            self.lacks = {
-                InitialisedByData: "only a discriminator with a reference batch begins with a look at the data"
-            }
+            why = "only a discriminator with a reference batch begins with a look at the data"
+            self.lacks = {**self.lacks, InitialisedByData: why}
         self._latent = generator.latent_size(spec.size)
         apart = discriminator.batch_statistics or discriminator.compares_images
         self._calls = options.discriminator_calls or ("separate" if apart else "joint")

@@ -12,7 +12,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from bigtrain.families.abilities import DrawsPoints, Panels, Samples
+from bigtrain.families.abilities import Ability, DrawsPoints, Panels, Samples
 from bigtrain.families.adversarial.gan import GAN
 from bigtrain.families.adversarial.gan_options import GANOptions
 from bigtrain.families.data_spec import DataSpec
@@ -78,6 +78,9 @@ class PointGAN(GAN, DrawsPoints, Panels, kind="point_gan"):
     # Pictures show the discriminator too.
     sampled_components = ("generator", "discriminator")
     needs: ClassVar[Mapping[str, str]] = {"point": "array"}
+    lacks: Mapping[type[Ability], str] = {
+        Samples: "a point_gan draws points, and no images; launch/evaluate.py measures them"
+    }
 
     def __init__(self, options: PointGANOptions, spec: DataSpec) -> None:
         facts = spec.fields["point"]
@@ -86,9 +89,11 @@ class PointGAN(GAN, DrawsPoints, Panels, kind="point_gan"):
                 f"data.train: a point_gan needs a field point of numbers, and its shape is {facts['shape']}"
             )
         super().__init__(options, spec)
-        self.lacks = {**self.lacks, Samples: "a point_gan draws points, and no images"}
-        if (numbers := self.channels_of(spec)) != 2:
-            self.lacks |= {Panels: f"vectors of {numbers} numbers are no points of a plane, so nothing can be drawn"}
+        if (numbers := self.channels_of(spec)) == 2:
+            self.lacks = {**self.lacks, Samples: f"{self.lacks[Samples]}, and the pictures in RUN/samples show them"}
+        else:
+            why = f"vectors of {numbers} numbers are no points of a plane, so nothing can be drawn"
+            self.lacks = {**self.lacks, Panels: why}
         discriminator, generator = self.phases
         if options.probe_gradients:
             discriminator = replace(discriminator, reports=partial(self._reports, discriminator.reports))

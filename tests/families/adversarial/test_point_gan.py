@@ -98,8 +98,15 @@ def test_what_needs_images_is_refused() -> None:
         family(augmentation={"kind": "diffaug"})
     with pytest.raises(ValueError, match=r"energy_based needs the reconstruction .*kind to autoencoder"):
         family(objective={"kind": "energy_based"})
-    with pytest.raises(UserError, match="a point_gan draws points, and no images"):
-        family().require(Samples, "train.sample_every")
+
+
+def test_who_asks_for_images_is_told_what_there_is_of_points() -> None:
+    said = "a point_gan draws points, and no images; launch/evaluate.py measures them"
+    with pytest.raises(UserError, match=f"^runs/a: {said}, and the pictures in RUN/samples show them$"):
+        family().require(Samples, "runs/a")
+    in_space = DataSpec((0, 0), 1, ("a", "b"), (6, 8), fields={"point": {"kind": "array", "shape": [3]}})
+    with pytest.raises(UserError, match=f"^runs/a: {said}$"):
+        PointGAN(family().options, in_space).require(Samples, "runs/a")
 
 
 def test_data_that_are_no_vectors_are_refused() -> None:

@@ -4,12 +4,20 @@ from typing import Any
 import pytest
 import torch
 
+from bigtrain.errors import UserError
+from bigtrain.evaluation.options import EvaluationOptions
+from bigtrain.families.abilities import Samples
 from bigtrain.families.adversarial.two_players import TwoPlayers, TwoPlayersOptions
 from bigtrain.families.data_spec import DataSpec
 from bigtrain.families.family import build_network
 from bigtrain.families.panels import Chart, Dots, Plane, Trace
 from bigtrain.families.phases import Microbatch
+from bigtrain.inference.metric_choice import can_be_measured, check_metrics
+from bigtrain.inference.model import make_family
 from bigtrain.randomness import Draws
+from bigtrain.recipe import load_recipe
+from launch.train import next_commands
+from tests.runs_of import ROOT
 
 CPU = torch.device("cpu")
 RATE = 0.1
@@ -54,6 +62,31 @@ def test_alternating_steps_stay_on_an_ellipse() -> None:
         y = y + RATE * x
         assert found == pytest.approx((x, y), abs=1e-4)
         assert found[0] ** 2 + found[1] ** 2 - RATE * found[0] * found[1] == pytest.approx(kept, rel=1e-4)
+
+
+def test_who_asks_for_images_is_told_the_kinds_that_draw_them() -> None:
+    said = family().why_not(Samples)
+    assert "infogan" in said
+    assert "vae" in said
+    assert "point_gan" not in said
+
+
+def test_nothing_can_be_measured_and_no_metric_is_named_that_nobody_asked_for() -> None:
+    assert not can_be_measured(family(), EvaluationOptions())
+    with pytest.raises(
+        UserError, match=r"^evaluation\.metrics: nothing can be measured of a two_players; look at metrics"
+    ):
+        check_metrics(family(), EvaluationOptions(), None)
+    with pytest.raises(UserError, match="fd cannot be measured: a two_players cannot draw samples"):
+        check_metrics(family(), EvaluationOptions(metrics=("fd",)), None)
+
+
+def test_training_ends_without_a_command_that_cannot_go_on_from_it() -> None:
+    two_players = load_recipe(ROOT / "recipes" / "two_players.yaml")
+    assert next_commands(family(), two_players) is None
+    points = load_recipe(ROOT / "recipes" / "gan_gaussians.yaml")
+    spec = DataSpec((0, 0), 1, ("a", "b"), (6, 8), fields={"point": {"kind": "array", "shape": [2]}})
+    assert next_commands(make_family(points, spec), points) == "accelerate launch launch/evaluate.py runs/gan_gaussians"
 
 
 def test_panels_show_the_way_from_its_beginning_and_the_distance() -> None:
