@@ -1,5 +1,6 @@
 """The digits that come with scikit-learn, as shards in the cache folder."""
 
+import hashlib
 import multiprocessing
 import os
 from pathlib import Path
@@ -13,6 +14,12 @@ from bigtrain.data.index import Index
 from bigtrain.data.read.stream import SplitLoader
 from bigtrain.data.splits import find_index
 from bigtrain.errors import UserError
+
+ENLARGED = {
+    "train": "1e7bcb1d65165ca52800fe8ed6c127a10defff8228ebf28f0893b408a15f4e20",
+    "validation": "7308aaad924f969909bd5ee3c1b5b53fae5958410c8716b6519672451c85671c",
+}
+"""By split, the SHA-256 of the digits of 16 x 16 pixels: of each its class and its pixels, in the order of `images_of`."""
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +46,15 @@ def test_every_sixth_digit_is_held_out_and_every_pixel_kept() -> None:
         assert (index.samples, index.image_size, index.classes) == (samples, (8, 8), tuple("0123456789"))
         pairs = zip(digits.target[chosen].tolist(), grey[chosen], strict=True)
         assert images_of(index) == sorted((label, image.tobytes()) for label, image in pairs)
+
+
+def test_enlarged_digits_are_the_same_pixels_everywhere() -> None:
+    """Numbers of digits compare between machines only then; PNG files may differ, as encoders do."""
+    for split, expected in ENLARGED.items():
+        index = find_index("digits", split, 16)
+        assert index.channels == 1
+        content = b"".join(bytes([label]) + pixels for label, pixels in images_of(index))
+        assert hashlib.sha256(content).hexdigest() == expected, split
 
 
 def test_digits_are_made_once(cache: Path) -> None:
