@@ -5,6 +5,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bigtrain.recipe_yaml import parse
+
 _SENTENCES = {
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
@@ -52,8 +54,19 @@ def rule(error: Mapping[str, Any]) -> str:
 
 
 def _in_a_list(value: str | int | float) -> str:
-    """The value as it stands between brackets: a text that begins like a number has quotes."""
-    return f'"{value}"' if isinstance(value, str) and value[:1].isdecimal() else str(value)
+    """The value as it stands between brackets: a text that begins like a number has quotes, unless it is several numbers, to
+    which only the brackets are missing."""
+    quoted = isinstance(value, str) and value[:1].isdecimal() and not _is_numbers(value)
+    return f'"{value}"' if quoted else str(value)
+
+
+def _is_numbers(text: str) -> bool:
+    """Whether the text is numbers between commas, at least two."""
+    try:
+        numbers = [parse(part) for part in text.split(",")]
+    except ValueError:
+        return False
+    return len(numbers) > 1 and all(type(number) in (int, float) for number in numbers)
 
 
 def _number(bound: Any) -> Any:

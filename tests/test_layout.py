@@ -16,8 +16,9 @@ from bigtrain.options import Options
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "home", "signals"},
+    {"recipe_yaml"},
     {"beats", "options", "randomness", "sizes", "untrusted", "wrong_values"},
-    {"formats", "progress", "recipe_errors", "recipe_yaml"},
+    {"formats", "progress", "recipe_errors"},
     {"runs"},
     {"cluster"},
     {"networks", "data", "pictures"},

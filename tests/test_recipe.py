@@ -91,6 +91,8 @@ def test_a_misspelt_recipe_leads_to_the_one_of_the_nearest_name(
             """'data.classes=["1.0"]' (given: ['a', 1.0, null])""",
         ),
         ("data.classes='001'", """data.classes: must be a list, such as ["001"] (given: '001')"""),
+        ("data.classes=1a,2", """data.classes: must be a list, such as ["1a,2"] (given: '1a,2')"""),
+        ("data.classes=0,12,-1.5", "data.classes: must be a list, such as [0,12,-1.5] (given: '0,12,-1.5')"),
         (
             "data.classes=[001, a, 010]",
             "command line: data.classes: 001 can be read in two ways; write a decimal number, or a text in quotes, around "
