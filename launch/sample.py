@@ -26,6 +26,7 @@ own options: RUN_OR_EXPORT --help shows them.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -193,9 +194,9 @@ def main(argv: Sequence[str]) -> None:
     if mode == "density":
         return _draw_density(model, arguments)
     samples = model.family.require(Samples, arguments.what)
-    sampling = from_flags(samples.sampling, arguments)
-    model = model.with_sampling(sampling)
+    model = _with_flags(model, samples, arguments)
     samples = model.family.require(Samples, arguments.what)
+    sampling = samples.sampling
     if arguments.encode is not None:
         return _edit(model, sampling, mode, arguments)
     if mode == "redraw":
@@ -210,6 +211,18 @@ def main(argv: Sequence[str]) -> None:
             "--inputs validation or --inputs INDEX"
         )
     return _draw(model, sampling, arguments)
+
+
+def _with_flags(model: Model, samples: Samples, arguments: argparse.Namespace) -> Model:
+    """The model as the flags of its family say that it samples. Raises UserError that names the flag."""
+    try:
+        return model.with_sampling(from_flags(samples.sampling, arguments))
+    except ValueError as error:  # of the family, which knows the keys of a recipe
+        raise UserError(re.sub(r"^family\.sampling\.(\w+)", _flag_of, str(error))) from None
+
+
+def _flag_of(key: re.Match[str]) -> str:
+    return f"--{key[1].replace('_', '-')}"
 
 
 def _check(arguments: argparse.Namespace) -> None:

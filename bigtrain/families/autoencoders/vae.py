@@ -93,6 +93,7 @@ class VAE(PixelDecoder, InitialisedByData, kind="vae"):
         self.lacks = _lacking(options)
         self.components = {"vae": Component(self._build, options.optimizer, averaged=True)}
         self.phases = [Phase("vae", "vae", self.loss)]
+        self.check_sampling(options.sampling, "family.sampling.temperature")
 
     def _build(self) -> LatentModel:
         options = self.options
@@ -202,9 +203,13 @@ class VAE(PixelDecoder, InitialisedByData, kind="vae"):
     # -- reconstruct, sample ----------------------------------------------------------------------------------------
 
     def prepare_sampling(self, networks: Networks, sampling: VAESamplingOptions, seed: int) -> Networks:
-        if sampling.temperature != 1 and self.options.latents.relaxed:
-            raise UserError("family.sampling.temperature: categories have none; leave it at 1")
+        self.check_sampling(sampling, "temperature")
         return super().prepare_sampling(networks, sampling, seed)
+
+    def check_sampling(self, sampling: VAESamplingOptions, key: str) -> None:
+        """Raises UserError, naming the key, for a temperature of latents that have no deviation."""
+        if sampling.temperature != 1 and self.options.latents.relaxed:
+            raise UserError(f"{key}: latents that are categories have none; leave it at 1")
 
     @property
     def latent_size(self) -> int:

@@ -348,7 +348,9 @@ def test_options_that_make_no_sense_are_refused() -> None:
             family(importance_samples=2, **{key: value})
     with pytest.raises(ValueError, match="binarise: is for grey images"):
         family(likelihood={"kind": "bernoulli", "binarise": "static", "black_and_white": True})
-    with pytest.raises(UserError, match=r"family\.sampling\.temperature: categories have none"):
+    with pytest.raises(UserError, match=r"^family\.sampling\.temperature: latents that are categories have none"):
+        family(latents=concrete, sampling={"temperature": 0.5})
+    with pytest.raises(UserError, match=r"^temperature: latents that are categories have none"):
         family(latents=concrete).prepare_sampling({}, VAESamplingOptions(temperature=0.5), 0)
     with pytest.raises(ValueError, match=r"family\.class_conditional: the data have only one class"):
         family(replace(SPEC, classes=("a",), class_counts=(64,)), class_conditional=True)

@@ -1,0 +1,38 @@
+"""The sample command refuses flags that it would have no use for, and names the flag that was given."""
+
+from pathlib import Path
+
+import pytest
+
+from bigtrain.errors import UserError
+from launch.sample import main as sample
+from tests.runs_of import FAMILIES, ROOT, run, write_recipe
+
+CATEGORIES = dict(
+    FAMILIES["vae"],
+    network={"kind": "fully_connected", "hidden_features": 8, "latent_size": 2},
+    latents={"kind": "concrete", "categories": 3},
+    class_conditional=False,
+)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a VAE whose latents are categories."""
+    folder = tmp_path_factory.mktemp("vae")
+    run(ROOT / "launch" / "train.py", write_recipe(folder, CATEGORIES, steps=1))
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--temperature", "0.5"], "--temperature: latents that are categories have none; leave it at 1"),
+    ],
+)
+def test_a_flag_without_an_effect_is_refused_by_its_name(
+    flags: list[str], sentence: str, vae: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        sample([str(vae), "--out", str(tmp_path / "x.png"), *flags])
+    assert str(refused.value) == sentence
