@@ -309,6 +309,11 @@ def from_flags(defaults: Options, arguments: argparse.Namespace) -> Any:
     """`defaults`, replaced by the values of the flags of `add_flags`. Raises UserError that names the flag."""
     given = {name: getattr(arguments, name) for name in type(defaults).model_fields}
     values = defaults.model_dump()
+    for one, other in defaults.exclusive:
+        if given[one] is not None and given[other] is not None:
+            raise UserError(f"--{one.replace('_', '-')} and --{other.replace('_', '-')}: give one of them")
+        if given[one] is not None or given[other] is not None:
+            values |= {name: type(defaults).model_fields[name].default for name in (one, other)}
     for name, word in given.items():
         if word is not None:
             try:

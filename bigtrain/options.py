@@ -1,7 +1,7 @@
 """The base of every options class, and unions of them. An options class is in the file that it configures; recipe.py composes
 them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
 from types import UnionType
@@ -92,6 +92,8 @@ class Options(BaseModel):
     removed_keys: ClassVar[Mapping[str, str]] = {}
     """Keys of format 1 that were removed, and a sentence that says what to do instead."""
 
+    exclusive: ClassVar[Sequence[tuple[str, str]]] = ()
+    """Pairs of keys that say one thing in two ways: a command line gives one of the two, and the other is then its default."""
     of_words: ClassVar[bool] = False
     """Whether values come as the words of a command line, so that texts of numbers count as such."""
 

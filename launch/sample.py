@@ -87,6 +87,8 @@ MODES = {
     "density": ("classes", "per_class", "candidates", "classifier", "npz"),
 }
 """What may be drawn instead of samples of each class, and the flags that say nothing of it."""
+NOT_SAMPLED = ("reconstruct", "density")
+"""Those of which the flags of a family, which say how it samples, say nothing either."""
 
 
 def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
@@ -189,6 +191,8 @@ def main(argv: Sequence[str]) -> None:
     _check(arguments)
     _use_defaults(model, arguments)
     mode = next((mode for mode in MODES if getattr(arguments, mode) is not None), None)
+    if samples is not None and mode in NOT_SAMPLED:
+        _refuse_sampling(samples, mode, arguments)
     if mode == "reconstruct":
         return _reconstruct(model, arguments)
     if mode == "density":
@@ -223,6 +227,12 @@ def _with_flags(model: Model, samples: Samples, arguments: argparse.Namespace) -
 
 def _flag_of(key: re.Match[str]) -> str:
     return f"--{key[1].replace('_', '-')}"
+
+
+def _refuse_sampling(samples: Samples, mode: str, arguments: argparse.Namespace) -> None:
+    for name in samples.sampling_class.model_fields:
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: says nothing of --{mode}; leave it out")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -260,6 +270,12 @@ def _check_encode(arguments: argparse.Namespace, modes: Sequence[str]) -> None:
         raise UserError("--encode: give --shift WHAT=FACTOR, --interpolate N or --traverse N as well")
     elif arguments.classes is not None:
         raise UserError("--classes: says nothing of --encode, whose images have their own; leave it out")
+    elif arguments.per_class != parser_of().get_default("per_class"):
+        raise UserError("--per-class: says nothing of --encode, whose images --images numbers; leave it out")
+    elif "traverse" in modes and arguments.images is not None and len(_numbers(arguments.images)) > 1:
+        raise UserError(
+            f"--images: --traverse varies one image, and {arguments.images} are several; give the number of one"
+        )
 
 
 def _check_targets(arguments: argparse.Namespace) -> None:

@@ -28,6 +28,22 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("flags", "sentence"),
     [
         (["--temperature", "0.5"], "--temperature: latents that are categories have none; leave it at 1"),
+        (
+            ["--reconstruct", "digits", "--temperature", "1"],
+            "--temperature: says nothing of --reconstruct; leave it out",
+        ),
+        (
+            ["--reconstruct", "digits", "--draw-pixels", "true"],
+            "--draw-pixels: says nothing of --reconstruct; leave it out",
+        ),
+        (
+            ["--encode", "digits", "--traverse", "4", "--images", "1,2,3"],
+            "--images: --traverse varies one image, and 1,2,3 are several; give the number of one",
+        ),
+        (
+            ["--encode", "digits", "--interpolate", "4", "--per-class", "3"],
+            "--per-class: says nothing of --encode, whose images --images numbers; leave it out",
+        ),
     ],
 )
 def test_a_flag_without_an_effect_is_refused_by_its_name(

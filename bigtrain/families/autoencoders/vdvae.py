@@ -39,6 +39,8 @@ from bigtrain.options import Options, Temperature
 class VDVAESamplingOptions(Options):
     """How images are drawn; launch/sample.py has a flag for each."""
 
+    exclusive = (("temperature", "temperatures"),)
+
     temperature: Temperature = 1.0
     """What the deviations of the priors are multiplied by; below 1 images become more likely and less varied."""
     temperatures: tuple[Temperature, ...] = Field(default=(), max_length=32)
