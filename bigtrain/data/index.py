@@ -49,7 +49,7 @@ from bigtrain.data.fields.field import Field
 from bigtrain.data.fields.label import UNLABELLED, LabelField
 from bigtrain.data.fields.pictures import IMAGE_EXTENSIONS, ImageField, PicturedField
 from bigtrain.data.fields.registry import field_from_json
-from bigtrain.data.indexes_beside import FORMAT, HOW_TO_MAKE, why_a_folder_is_none, why_none_is_there
+from bigtrain.data.indexes_beside import FORMAT, how_to_make, why_a_folder_is_none, why_none_is_there
 from bigtrain.data.remote import HERE, Origin, beside, check_url, is_remote, receive, shown
 from bigtrain.data.shard import Shard
 from bigtrain.errors import UserError
@@ -288,12 +288,12 @@ class Index:
             raise UserError(f"{path}: {why_a_folder_is_none(path)}") from None
         except (OSError, ValueError) as error:
             if kind := archive_or_container(path):
-                raise UserError(f"{path}: is {kind}, and no index; {HOW_TO_MAKE}") from None
+                raise UserError(f"{path}: is {kind}, and no index; {how_to_make(path.parent)}") from None
             if isinstance(error, OSError):
                 raise UserError(f"{path}: the index cannot be read: {error.strerror}") from None
-            raise UserError(f"{path}: not an index: {error}; {HOW_TO_MAKE}") from None
+            raise UserError(f"{path}: not an index: {error}; {how_to_make(path.parent)}") from None
         if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise UserError(f"{path}: not an index of shards (no format: {FORMAT}); {HOW_TO_MAKE}")
+            raise UserError(f"{path}: not an index of shards (no format: {FORMAT}); {how_to_make(path.parent)}")
         if value.get("version") not in (1, FORMAT_VERSION):
             raise UserError(
                 f"{path}: index version {value.get('version')}, but this bigtrain reads versions 1 and {FORMAT_VERSION}; "
@@ -303,7 +303,9 @@ class Index:
         try:
             return cls._from_json(path, value, origin)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UserError(f"{path}: the index is damaged ({type(error).__name__}: {error}); {HOW_TO_MAKE}") from None
+            raise UserError(
+                f"{path}: the index is damaged ({type(error).__name__}: {error}); {how_to_make(path.parent)}"
+            ) from None
 
     @classmethod
     def _from_json(cls, path: Path, value: dict[str, Any], origin: Origin) -> "Index":

@@ -57,6 +57,15 @@ def test_a_folder_without_an_index_is_said_to_have_none(tmp_path: Path) -> None:
         Index.read(tmp_path)
 
 
+def test_how_shards_are_made_is_said_as_the_samples_need_it(tmp_path: Path) -> None:
+    for name, command in (
+        ("faces", r"`python launch/shard\.py SOURCE OUT` \(with --size N for pictures\)$"),
+        ("two_moons", rf"`python launch/shard\.py two_moons {tmp_path}/two_moons`$"),
+    ):
+        with pytest.raises(UserError, match=f"make the shards with {command}"):
+            Index.read(tmp_path / name / "train.json")
+
+
 def test_where_an_index_was_looked_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(

@@ -104,7 +104,9 @@ def test_what_is_no_index_is_refused(tmp_path: Path, text: str, words: str) -> N
 
 
 def test_an_absent_index_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.json: there is no index here; .*launch/shard\.py SOURCE OUT --size N"):
+    with pytest.raises(
+        UserError, match=r"none\.json: there is no index here; .*launch/shard\.py SOURCE OUT` \(with --size N"
+    ):
         Index.read(tmp_path / "none.json")
 
 
