@@ -267,7 +267,8 @@ def _kind(likelihood: Mapping[str, Any]) -> str:
     samples, an estimate; and of how many bits, where these are not 8."""
     kind = {"variational": "bound", "importance_weighted": "IW"}.get(likelihood["likelihood"], likelihood["likelihood"])
     samples, bits = likelihood.get("likelihood_samples", 1), likelihood.get("bits", 8)
-    return one_line(kind + (f"-{samples}" if samples > 1 else "") + ("" if bits == 8 else f", {bits} bits"))
+    of_bits = "" if bits == 8 else f", {bits} bit" if bits == 1 else f", {bits} bits"
+    return one_line(kind + (f"-{samples}" if samples > 1 else "") + of_bits)
 
 
 def _numbers(result: Mapping[str, Any]) -> list[str]:

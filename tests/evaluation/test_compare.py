@@ -126,6 +126,8 @@ def test_bits_per_dimension_say_their_kind_and_older_ones_are_read_as_what_they_
     err = capsys.readouterr().err
     assert "bits_per_dim.bits (8 / 5)" in err
     assert "several kinds (bound; exact; bound, 5 bits)" in err
+    compare([new, measured("black_and_white", likelihood="variational", bits=1, likelihood_samples=1)], None, None)
+    assert "several kinds (bound; bound, 1 bit)" in capsys.readouterr().err
 
 
 def test_models_that_give_their_likelihood_in_other_ways_are_compared(tmp_path, capsys):
