@@ -32,6 +32,15 @@ DIGITS = "digits"
 Split = Literal["train", "validation"]
 
 
+class NoImages(UserError):
+    """Pictures of a size are asked for, and an index, which `key` names, has none. `has`: says what it has."""
+
+    def __init__(self, key: str, index: Index) -> None:
+        fields = ", ".join(f"{name} ({field.kind})" for name, field in index.fields.items())
+        self.has = f"{index.where} has no images, but {fields}"
+        super().__init__(f"{key}: {self.has}; leave out data.image_size, or give an index of images")
+
+
 def find_split(data: DataOptions, split: Split) -> Data:
     """What `data.SPLIT` names, with fields and classes as `data` says. Raises UserError, also for missing shards."""
     size = sides(data.crop_from or data.image_size)
@@ -127,7 +136,7 @@ def _with_size(
     if size is None or (has == size and crop_from in (None, size)):
         return index
     if index.picture is None and index.codes is None:
-        raise UserError(f"{what} has no images, so they have no size; leave out data.image_size")
+        raise NoImages(name, index)
     if index.picture is not None and (resize != "never" or (crop_from is not None and has == crop_from)):
         how = "never" if crop_from is not None and has == crop_from else resize
         return variants.resized(index, size, how, crop_from)

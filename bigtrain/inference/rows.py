@@ -10,7 +10,7 @@ from bigtrain.data.index import Index
 from bigtrain.data.options import DataOptions
 from bigtrain.data.read.batch import on_device
 from bigtrain.data.read.stream import SplitLoader
-from bigtrain.data.splits import find_split
+from bigtrain.data.splits import NoImages, find_split
 from bigtrain.errors import UserError
 from bigtrain.evaluation.images import OutputsOf
 from bigtrain.families.abilities import LatentLevels, Latents, Samples
@@ -39,6 +39,8 @@ def find_given(data: DataOptions, where: str, flag: str) -> Index:
     else:
         try:
             split = find_split(data.model_copy(update={"validation": where}), "validation")
+        except NoImages as error:
+            raise UserError(f"{flag}: {error.has}; give an index of images, as the model's own data are") from None
         except UserError as error:
             raise UserError(str(error).replace("data.validation", flag)) from None
     if split.codes is not None:

@@ -6,7 +6,7 @@ import pytest
 
 from bigtrain.errors import UserError
 from launch.sample import main as sample
-from tests.runs_of import FAMILIES, ROOT, run, write_recipe
+from tests.runs_of import FAMILIES, ROOT, points_index, run, write_recipe
 
 CATEGORIES = dict(
     FAMILIES["vae"],
@@ -22,6 +22,21 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vae")
     run(ROOT / "launch" / "train.py", write_recipe(folder, CATEGORIES, steps=1))
     return folder / "run"
+
+
+@pytest.mark.parametrize(
+    "flags", [["--encode", "POINTS", "--traverse", "4"], ["--reconstruct", "POINTS"]], ids=lambda flags: flags[0]
+)
+def test_an_index_of_points_is_said_to_be_one_where_images_are_asked_for(
+    flags: list[str], vae: Path, tmp_path: Path
+) -> None:
+    points = str(points_index())
+    with pytest.raises(UserError) as refused:
+        sample([str(vae), "--out", str(tmp_path / "x.png"), *(word.replace("POINTS", points) for word in flags)])
+    assert str(refused.value) == (
+        f"{flags[0]}: {points} has no images, but point (array), label (label); give an index of images, as the model's own "
+        "data are"
+    )
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,9 @@ def test_fields_of_two_and_of_three_times_less_show_the_same_place(tmp_path: Pat
 def test_points_have_no_size_and_need_none(tmp_path: Path) -> None:
     index = make_shards(tmp_path, {"point": ArrayField("point", ("npy",), (2,))}, [{"npy": npy(np.zeros(2))}] * SAMPLES)
     assert read(index)[0]["point"].shape == (SAMPLES, 2)
-    with pytest.raises(UserError, match=r"has no images, so they have no size; leave out data\.image_size"):
+    with pytest.raises(
+        UserError, match=r"has no images, but point \(array\), label \(label\); leave out data\.image_size"
+    ):
         read(index, image_size=8)
 
 
