@@ -3,14 +3,17 @@
 Trains each recipe on one thread, one after the other, evaluates it, and writes OUT/table.md and OUT/pictures.png: bits per
 dimension of the held-out digits (by the recipe's own bound, and by 64 samples of the latents where that bound can be
 importance-weighted), distance, recall and classes of its samples, and the CPU minutes that training and evaluation took.
-Numbers of several seeds are their mean and standard deviation. The FD ratio is digits_quality.py's. A prior is trained on the
+Numbers of several seeds are their mean and standard deviation; by default recipes that are compared by bits per dimension have
+three seeds, and the others one. The FD ratio is digits_quality.py's. A prior is trained on the
 codes of the tokenizer of its seed.
 
 Stopped at any point, the same command goes on: a training from its checkpoint, and what is measured is not measured again.
+Of another recipe or other keys the notes in OUT are refused.
 Table and picture are written anew after each run. Keys that are given are set for all recipes.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -31,6 +34,12 @@ from bigtrain.runs import atomic
 
 ROOT = Path(__file__).parents[2]
 SAMPLES_OF_LATENTS = 64
+SEEDS_OF_LIKELIHOODS = 3
+LIKELIHOODS = {
+    "vae_digits", "vae_digits_2d", "vae_digits_32d", "vae_binary_digits", "gumbel_vae_digits", "iaf_vae_digits",
+    "vdvae_digits", "realnvp_digits", "glow_digits",
+}  # fmt: skip
+"""Recipes that are compared by bits per dimension, which differ by less than a seed may change them."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,19 @@ class Trained:
     def notes(self) -> Path:
         return self.out / f"{self.name}-{self.seed}.json"
 
-    def measure(self) -> None:
-        """Whatever is not in the notes yet. Raises CalledProcessError."""
+    def read_notes(self) -> None:
+        """What was measured before. Exits with code 2 if that was another recipe, or had other keys."""
         if self.notes.exists():
             self.measured.update(json.loads(self.notes.read_bytes()))
+        own = recipe_hash(self.recipe, self.keys)
+        if self.measured.setdefault("recipe", own) != own:  # older notes do not say
+            print(
+                f"error: {self.notes}: is of another {self.name}, or of other keys; take another OUT", file=sys.stderr
+            )
+            raise SystemExit(2)
+
+    def measure(self) -> None:
+        """Whatever is not in the notes yet. Raises CalledProcessError."""
         recipe = load_recipe(self.recipe, self.keys)
         family = find_family(recipe.family.kind)
         self._step("evaluation", "launch/train.py", self.recipe, *self._words(recipe), *self.keys)
@@ -99,6 +117,17 @@ class Trained:
         atomic.write_json(self.notes, self.measured)
 
 
+def recipe_hash(recipe: Path, keys: Sequence[str]) -> str:
+    """Of the recipe with all its defaults, wherever its run lies."""
+    content = load_recipe(recipe, keys).model_dump(mode="json")
+    del content["run"]["dir"]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def seeds_of(recipe: Path) -> int:
+    return SEEDS_OF_LIKELIHOODS if recipe.stem in LIKELIHOODS else 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", metavar="OUT", type=Path)
@@ -106,13 +135,21 @@ def main() -> None:
     parser.add_argument(
         "--recipes", type=lambda text: text.split(","), help="names, such as vae_digits,glow_digits; default: all"
     )
-    parser.add_argument("--seeds", type=int, default=1, help="how many of each (1)")
+    parser.add_argument("--seeds", type=int, help="how many of each (3 of those of likelihoods, 1 of others)")
     asked = parser.parse_intermixed_args()
     out = asked.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     names = asked.recipes or sorted(path.stem for path in (ROOT / "recipes").glob("*digits*.yaml"))
     recipes = sorted((ROOT / "recipes" / f"{name}.yaml" for name in names), key=_needs_another)
-    runs = [Trained(recipe, seed, out, asked.keys) for seed in range(asked.seeds) for recipe in recipes]
+    seeds = {recipe: asked.seeds or seeds_of(recipe) for recipe in recipes}
+    runs = [
+        Trained(recipe, seed, out, asked.keys)
+        for seed in range(max(seeds.values()))
+        for recipe in recipes
+        if seed < seeds[recipe]
+    ]
+    for run in runs:
+        run.read_notes()
     for run in runs:
         run.measure()
         done = [run for run in runs if "evaluation" in run.measured]
