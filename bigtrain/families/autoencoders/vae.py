@@ -113,7 +113,9 @@ class VAE(PixelDecoder, InitialisedByData, kind="vae"):
 
     def loss(self, networks: Networks, batch: Microbatch) -> Losses:
         """-E_q log p(x|z) + beta sum_j max(free_bits, KL_j), with one z of each image, or the importance-weighted bound of
-        several: nats a dimension, so that gradients do not grow with the images. nll, kl and kl_layer_* are nats an image."""
+        several: nats a dimension, so that gradients do not grow with the images. nll, kl and kl_layer_* are nats an image.
+        The divergence of each channel is not logged: evaluations of bits_per_dim with one sample have it, as
+        `bits_per_dim_terms.kl_by_channel`."""
         x, samples = self.images(batch), self.options.importance_samples
         noise = self._noise(batch, "vae", samples)
         drawn = networks["vae"](x, self.labels(batch), noise, self._relaxation(batch))
