@@ -4,12 +4,12 @@ Trains each recipe on one thread, one after the other, evaluates it, and writes 
 dimension of the held-out digits (by the recipe's own bound, and by 64 samples of the latents where that bound can be
 importance-weighted), distance, recall and classes of its samples, and the CPU minutes that training and evaluation took.
 Numbers of several seeds are their mean and standard deviation; by default recipes that are compared by bits per dimension have
-three seeds, and the others one. The FD ratio is digits_quality.py's. A prior is trained on the
-codes of the tokenizer of its seed.
+three seeds, and the others one. The FD ratio is digits_quality.py's. A prior is trained on the codes of the tokenizer of its
+seed.
 
-Stopped at any point, the same command goes on: a training from its checkpoint, and what is measured is not measured again.
-Of another recipe or other keys the notes in OUT are refused.
-Table and picture are written anew after each run. Keys that are given are set for all recipes.
+Stopped at any point, the same command goes on: a training from its checkpoint, and what is measured is not measured again. Notes
+in OUT of another recipe or of other keys are refused. Table and picture are written anew after each run. Keys that are given are
+set for all recipes.
 """
 
 import argparse
