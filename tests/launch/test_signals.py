@@ -111,7 +111,7 @@ def test_training_in_a_terminal_that_is_closed_saves(tmp_path: Path) -> None:
 def test_a_start_that_a_launcher_ends_because_another_rank_failed_asks_for_no_requeue(
     number: signal.Signals, ranks: int, marked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(recipe: object, parent: object) -> None:
+    def start(*_: object) -> None:
         raise Signalled(number)
 
     monkeypatch.setattr(train_command, "train", start)
