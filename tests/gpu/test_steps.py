@@ -17,7 +17,7 @@ WITH_CONVOLUTIONS = ("gan", "vqvae", "pixel_prior", "diffusion", "code_prior")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@on_devices()
+@on_devices(on_cpu=["toy"])
 def test_no_step_makes_the_host_wait(family: str, device: torch.device, precision: str, tmp_path: Path) -> None:
     """Reading, draws, losses, updates, statistics and averages; also right after a row was logged."""
     trainer = trainer_of(CASES[family].options, tmp_path, device, steps=20, precision=precision)
@@ -42,7 +42,7 @@ def test_batches_are_pinned(family: str, device: torch.device, tmp_path: Path) -
             assert {tensor.is_pinned() for tensor in (*batch.values(), batch.flips)} == {device.type == "cuda"}
 
 
-@on_devices()
+@on_devices(on_cpu=["toy"])
 def test_losses_are_those_of_a_cpu(family: str, device: torch.device, tmp_path: Path) -> None:
     """But for the order of sums: noise, labels, times and batches are the same."""
     options = optimizers_of(CASES[family].options, STEADY_ADAM)
