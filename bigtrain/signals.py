@@ -3,6 +3,10 @@
 import os
 import select
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Besides SIGINT, by which a person does."""
@@ -13,6 +17,30 @@ def heeded() -> tuple[signal.Signals, ...]:
     return tuple(
         number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
     )
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Within it no signal's handler is run by the main thread; at the end those are whose signals have come.
+
+    For libraries that take what a handler raises within them for a mistake of their own. Torch does so while safetensors makes
+    a tensor of a storage: a sound file is called damaged, and the signal is lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in ours:
+        signal.signal(number, lambda *arrival: came.append(arrival))
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        for arrived, frame in came:
+            ours[signal.Signals(arrived)](arrived, frame)
 
 
 def let_go_of_terminal() -> None:

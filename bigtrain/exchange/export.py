@@ -39,6 +39,7 @@ from bigtrain.families.family import Family, LoadedModel
 from bigtrain.families.phases import Networks
 from bigtrain.formats import FORMAT
 from bigtrain.runs import atomic
+from bigtrain.signals import held_back
 from bigtrain.untrusted import open_plain, read_json
 
 TRAINING = "training"
@@ -128,7 +129,7 @@ def training_components(path: Path) -> dict[str, dict[str, Tensor]]:
     for file in sorted((path / TRAINING).glob("*.safetensors")):
         try:
             open_plain(file).close()
-            with safe_open(file, framework="pt") as tensors:
+            with held_back(), safe_open(file, framework="pt") as tensors:
                 found[file.stem] = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  # no mapping
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: cannot be read ({error})") from None

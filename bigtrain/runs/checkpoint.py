@@ -29,6 +29,7 @@ from torch import Tensor
 from bigtrain.errors import RankError, UserError
 from bigtrain.runs import atomic
 from bigtrain.runs.tensor_file import write_tensors
+from bigtrain.signals import held_back
 from bigtrain.untrusted import check_plain, one_line, read_json
 
 FORMAT = 1
@@ -109,7 +110,8 @@ def _state(path: Path) -> dict[str, Any]:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load_file(path)
+        with held_back():
+            return safetensors.torch.load_file(path)
     except OSError:
         raise
     except Exception as error:  # for what a file may hold the library has errors of many kinds

@@ -7,9 +7,9 @@ Numbers of several seeds are their mean and standard deviation; by default recip
 three seeds, and the others one. The FD ratio is digits_quality.py's. A prior is trained on the codes of the tokenizer of its
 seed.
 
-Stopped at any point, the same command goes on: a training from its checkpoint, and what is measured is not measured again. Notes
-in OUT of another recipe or of other keys are refused. Table and picture are written anew after each run. Keys that are given are
-set for all recipes.
+Stopped at any point, the same command goes on: a training from its checkpoint, and what is measured is not measured again.
+Notes in OUT of another recipe or of other keys are refused. Table and picture are written anew after each run. Keys that are
+given are set for all recipes.
 """
 
 import argparse
