@@ -32,9 +32,9 @@ def held_back() -> Iterator[None]:
     came: list[tuple[int, FrameType | None]] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     ours = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number in ours:
-        signal.signal(number, lambda *arrival: came.append(arrival))
     try:
+        for number in ours:  # the handler of the next one may still raise
+            signal.signal(number, lambda *arrival: came.append(arrival))
         yield
     finally:
         for number, handler in ours.items():
