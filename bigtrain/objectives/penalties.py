@@ -172,6 +172,11 @@ class Penalties(Options):
         return {key: penalty for key, penalty in penalties.items() if penalty is not None and penalty.weight}
 
     @property
+    def on_weights(self) -> Mapping[str, Orthogonal]:
+        """Those on the generator's weights alone that have a weight, by key."""
+        return {"orthogonal": self.orthogonal} if self.orthogonal is not None and self.orthogonal.weight else {}
+
+    @property
     def of_each_sample(self) -> str | None:
         """The key of a penalty on the gradient at each sample, which batch statistics do not let a discriminator have."""
         return next((key for key, penalty in self.on_gradients.items() if isinstance(penalty, NormPenalty)), None)

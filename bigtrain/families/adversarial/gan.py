@@ -61,8 +61,6 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
             "generator": Component(partial(generator.build, *shape), options.generator_optimizer, averaged=True),
             "discriminator": Component(partial(_build_discriminator, options, *shape), options.discriminator_optimizer),
         }
-        orthogonal = options.penalties.orthogonal
-        is_orthogonal = orthogonal is not None and orthogonal.weight > 0
         self.phases = [
             Phase(
                 "discriminator",
@@ -80,8 +78,8 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
                 "generator",
                 self.generator_loss,
                 batch="new" if game.needs_real else "none",
-                weight_penalty=self._orthogonal_penalty if is_orthogonal else None,
-                needs_whole_weights=["penalties.orthogonal"] if is_orthogonal else (),
+                weight_penalty=self._orthogonal_penalty if options.penalties.on_weights else None,
+                needs_whole_weights=[f"penalties.{key}" for key in options.penalties.on_weights],
                 **singular_values("generator", generator),
             ),
         ]

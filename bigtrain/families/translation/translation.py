@@ -101,15 +101,13 @@ class Translation(Family, Samples, kind="translation"):
         self._noise_shapes = noise_shapes(options.generator, spec.size)
         generator = partial(UNet, options.generator, spec.size, inputs, outputs)
         self.components = {"generator": Component(generator, options.generator_optimizer, averaged=True)}
-        orthogonal = options.penalties.orthogonal
-        is_orthogonal = orthogonal is not None and orthogonal.weight > 0
         learn_to_translate = Phase(
             "generator",
             "generator",
             self.generator_loss,
             batch="new" if self.game is None else "previous",
-            weight_penalty=self._orthogonal_penalty if is_orthogonal else None,
-            needs_whole_weights=["penalties.orthogonal"] if is_orthogonal else (),
+            weight_penalty=self._orthogonal_penalty if options.penalties.on_weights else None,
+            needs_whole_weights=[f"penalties.{key}" for key in options.penalties.on_weights],
         )
         self.phases = [learn_to_translate]
         if self.game is not None:
