@@ -5,7 +5,7 @@ from typing import Any
 
 from bigtrain.untrusted import one_line
 
-_VOID = {"meta", "img", "input", "br"}
+_VOID = {"meta", "link", "img", "input", "br"}
 _KEPT = {"pre"}
 """Elements whose line breaks are shown."""
 

@@ -182,6 +182,8 @@ def _document(title: str, body: Markup, content: Any) -> str:
             tag("meta", name="color-scheme", content="light dark"),
             tag("meta", name="referrer", content="no-referrer"),
             tag("title", f"{title} – training report"),
+            # Painted when all of it is there: of half a page the browser would draw half a line, and move it.
+            tag("link", rel="expect", href="#content", blocking="render"),
             f"<style>{style}</style>",
             "</head>",
             "<body>",

@@ -37,12 +37,13 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
     asked: list[str] = []
     contexts = []
 
-    def open_(*runs: Path, width: int = 1280, scheme: str = "light", before: str = "") -> Any:
+    def open_(*runs: Path, width: int = 1280, scheme: str = "light", before: str = "", slowness: int = 1) -> Any:
         path = tmp_path / "report.html"
         path.write_text(report(runs))
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
         contexts.append(context)
         page = context.new_page()
+        context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": slowness})
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", lambda dialog: (said.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
@@ -89,7 +90,7 @@ def ink_of(page: Any, chart: int) -> list[list[int]]:
 
 
 def test_curves_are_drawn_and_nothing_moves_while_the_page_opens(opened: Open, run: Path) -> None:
-    page = opened(run)
+    page = opened(run, slowness=40)  # slow enough to paint the page before all of it is parsed, if it were allowed to
     assert [43, 92, 138] in ink_of(page, 0)  # --c0
     assert sum(page.evaluate("shifts")) == 0
 
