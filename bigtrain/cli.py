@@ -1,6 +1,5 @@
 """What all commands share: exit codes, one message for all ranks, opening a run folder, flags from options."""
 
-import argparse
 import errno
 import json
 import logging
@@ -16,11 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 
 from bigtrain.cluster import world
 from bigtrain.cluster.launch import follow_launcher, tell_launcher
@@ -31,15 +29,12 @@ from bigtrain.errors import OtherRankFailed, RankError, TrainingDiverged, UserEr
 from bigtrain.families.family import find_family
 from bigtrain.formats import PHILOX_FORMAT
 from bigtrain.home import word_of_home
-from bigtrain.options import Options
 from bigtrain.recipe import Recipe, differences, load_recipe, stored_format
-from bigtrain.recipe_yaml import parse
 from bigtrain.runs import atomic, checkpoint
 from bigtrain.runs.folder import DIRECTORY, RUN, STARTS, RunFolder
 from bigtrain.signals import ENDING, heeded, let_go_of_terminal
 from bigtrain.training.same_data import check_before_writing
 from bigtrain.untrusted import one_line, read_json
-from bigtrain.wrong_values import what_is_wrong
 
 INITIAL, BRANCH = "initial_weights", "went_on_from"
 """The keys of environment.json that say where the weights of a run came from, by component, and which run it goes on from."""
@@ -295,34 +290,3 @@ def print_result(result: dict[str, Any]) -> None:
     """Prints one JSON object as the last line of stdout, once for all ranks."""
     if world.is_main():
         print(json.dumps(result), flush=True)
-
-
-def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
-    """Adds a flag for every field of an options class: --truncation for truncation; the value `none` means null."""
-    group = parser.add_argument_group("options of this family")
-    for name, field in options.model_fields.items():
-        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
-        group.add_argument(f"--{name.replace('_', '-')}", default=None, choices=choices, help=field.description)
-
-
-def from_flags(defaults: Options, arguments: argparse.Namespace) -> Any:
-    """`defaults`, replaced by the values of the flags of `add_flags`. Raises UserError that names the flag."""
-    given = {name: getattr(arguments, name) for name in type(defaults).model_fields}
-    values = defaults.model_dump()
-    for one, other in defaults.exclusive:
-        if given[one] is not None and given[other] is not None:
-            raise UserError(f"--{one.replace('_', '-')} and --{other.replace('_', '-')}: give one of them")
-        if given[one] is not None or given[other] is not None:
-            values |= {name: type(defaults).model_fields[name].default for name in (one, other)}
-    for name, word in given.items():
-        if word is not None:
-            try:
-                values[name] = None if word == "none" else parse(word)
-            except ValueError as error:
-                raise UserError(f"--{name.replace('_', '-')}: {error} (given: {word!r})") from None
-    try:
-        return type(defaults).model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = str(first["loc"][0]).replace("_", "-")
-        raise UserError(f"--{flag}: {what_is_wrong(first)}") from None

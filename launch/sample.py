@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from bigtrain.cli import add_flags, from_flags, run_cli, say
+from bigtrain.cli import run_cli, say
 from bigtrain.cluster.launch import join_world
 from bigtrain.data.classes import some_names
 from bigtrain.errors import UserError
@@ -42,132 +42,29 @@ from bigtrain.exchange.hub import is_hub_model, local
 from bigtrain.families.abilities import Density, EncodesLatents, LatentLevels, Latents, Reconstructs, Samples
 from bigtrain.features.scripts import named_on_command_line
 from bigtrain.inference.density import density_picture
-from bigtrain.inference.dependencies import add_flag, overrides_of
+from bigtrain.inference.dependencies import overrides_of
 from bigtrain.inference.editing import LatentSplit, Shift
 from bigtrain.inference.model import Model, open_model, require_label
 from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, output_rows, reconstruction_rows, redrawn_rows
-from bigtrain.inference.splits import check_fields
-from bigtrain.options import Options
-from bigtrain.pictures import (
-    check_file,
-    check_folder,
-    check_grid,
-    class_folders,
-    save_grid,
-    save_npz,
-    save_pngs,
-    to_uint8,
+from bigtrain.inference.sample_flags import (
+    MODES,
+    NOT_SAMPLED,
+    check,
+    from_flags,
+    image_numbers,
+    is_given,
+    is_grid,
+    parser_of,
+    refuse_sampling,
 )
+from bigtrain.inference.splits import check_fields
+from bigtrain.pictures import check_grid, class_folders, save_grid, save_npz, save_pngs, to_uint8
 
 CLASSIFIER = "classifier"
 SHOWN = 50
 """Samples of a split that --inputs, --reconstruct and --redraw show."""
-COUNTS = {
-    "samples": (1, 10_000_000),
-    "per_class": (1, 1_000_000),
-    "batch_size": (1, 1_000_000),
-    "candidates": (1, 1_000_000),
-    "interpolate": (2, 10_000),
-    "traverse": (2, 10_000),
-    "manifold": (2, 1_000),
-    "density": (2, 10_000),
-}
-"""The flags that are numbers of images, and their bounds."""
 MOST_SAMPLES = 10_000_000
 """Samples of one call: they are held in memory."""
-MODES = {
-    "samples": ("classes", "per_class"),
-    "inputs": ("classes", "per_class", "candidates", "classifier"),
-    "reconstruct": ("classes", "per_class", "candidates", "classifier", "npz"),
-    "redraw": ("classes", "per_class", "candidates", "classifier", "npz"),
-    "interpolate": ("candidates", "classifier", "npz"),
-    "traverse": ("per_class", "candidates", "classifier", "npz"),
-    "manifold": ("per_class", "candidates", "classifier", "npz"),
-    "shift": ("classes", "per_class", "candidates", "classifier", "npz"),
-    "density": ("classes", "per_class", "candidates", "classifier", "npz"),
-}
-"""What may be drawn instead of samples of each class, and the flags that say nothing of it."""
-NOT_SAMPLED = ("reconstruct", "density")
-"""Those of which the flags of a family, which say how it samples, say nothing either."""
-
-
-def parser_of(options: type[Options] | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "what",
-        metavar="RUN_OR_EXPORT",
-        type=Path,
-        help="a run folder, an export, or hf://OWNER/NAME[@REVISION], an export on the Hugging Face Hub",
-    )
-    parser.add_argument(
-        "--out", metavar="PATH", type=Path, help="FILE.png for a grid, or a folder for [CLASS/]NUMBER.png"
-    )
-    parser.add_argument(
-        "--npz",
-        metavar="FILE.npz",
-        type=Path,
-        help="a file of uint8 samples [n, h, w, channels]; public evaluators want three channels, and grey ones have one",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the numbered pictures that the folder --out holds"
-    )
-    parser.add_argument(
-        "--classes",
-        metavar="NAME,NAME,...",
-        help="comma-separated names of classes, or positions as index:N (or N, where no class has such a name); default: all, "
-        "in a grid the first 10",
-    )
-    parser.add_argument("--per-class", type=int, default=8, help="samples of each class (8)")
-    parser.add_argument(
-        "--samples",
-        metavar="N",
-        type=int,
-        help="instead, N samples with the data's class frequencies: just those that an evaluation of N samples draws",
-    )
-    parser.add_argument("--seed", type=int, help="keys every draw (0; with --samples the recipe's evaluation.seed)")
-    parser.add_argument(
-        "--weights",
-        help="averaged weights (ema), a run's own (raw), the name of an extra average, or sigma_rel=X for an average of that "
-        "width (ema.posthoc); default: ema, and those of an export",
-    )
-    parser.add_argument(
-        "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
-    )
-    add_flag(parser)
-    parser.add_argument("--batch-size", type=int, default=64, help="samples drawn at a time (64)")
-    parser.add_argument(
-        "--candidates",
-        type=int,
-        help="rejection sampling: draw so many for each sample and keep the best (1: no selection; with --samples the recipe's "
-        "evaluation.candidates)",
-    )
-    parser.add_argument(
-        "--classifier",
-        help="what selects among them: `classifier`, trained on the spot on the data's labels, or a TorchScript file, a "
-        "program that runs with your rights",
-    )
-    parser.add_argument("--inputs", metavar="SPLIT", help="the split whose inputs are turned into outputs")
-    parser.add_argument("--reconstruct", metavar="SPLIT", help="the split whose images are reconstructed")
-    parser.add_argument("--redraw", metavar="SPLIT", help="the split whose images' finer latents are drawn anew")
-    parser.add_argument("--interpolate", metavar="N", type=int, help="rows of N images between two samples")
-    parser.add_argument(
-        "--traverse", metavar="N", type=int, help="a row of N images for each latent, or each category of a code"
-    )
-    parser.add_argument("--encode", metavar="SPLIT", help="take the images of a split instead of samples, as latents")
-    parser.add_argument(
-        "--images", metavar="I,J,...", help="which images of --encode, by number; without it a random few"
-    )
-    parser.add_argument(
-        "--shift",
-        metavar="WHAT=FACTOR",
-        action="append",
-        help="attribute:NAME=1.5 or class:NAME=1.5, added to the latents of the images of --encode; may be given several times",
-    )
-    parser.add_argument("--manifold", metavar="N", type=int, help="N x N images over the plane of two latents")
-    parser.add_argument("--density", metavar="N", type=int, help="the density over a plane, N x N pixels")
-    if options is not None:
-        add_flags(parser, options)
-    return parser
 
 
 def main(argv: Sequence[str]) -> None:
@@ -176,8 +73,8 @@ def main(argv: Sequence[str]) -> None:
     # The family's own flags are known only once the model is open; until then their values look like positional arguments.
     models = [word for word in argv if not word.startswith("-") and (Path(word) / "recipe.yaml").exists()]
     if asks_help and not models:
-        parser_of().parse_args(argv)
-    known = parser_of().parse_known_args([word for word in argv if word not in asks_help])[0]
+        parser_of(__doc__).parse_args(argv)
+    known = parser_of(__doc__).parse_known_args([word for word in argv if word not in asks_help])[0]
     what = Path(models[0]) if models else known.what
     model = open_model(
         what,
@@ -187,12 +84,12 @@ def main(argv: Sequence[str]) -> None:
         overrides=overrides_of(known.dependency, what),
     )
     samples = model.family.ability(Samples)
-    arguments = parser_of(None if samples is None else samples.sampling_class).parse_args(argv)
-    _check(arguments)
+    arguments = parser_of(__doc__, None if samples is None else samples.sampling_class).parse_args(argv)
+    check(arguments)
     _use_defaults(model, arguments)
     mode = next((mode for mode in MODES if getattr(arguments, mode) is not None), None)
     if samples is not None and mode in NOT_SAMPLED:
-        _refuse_sampling(samples, mode, arguments)
+        refuse_sampling(samples, mode, arguments)
     if mode == "reconstruct":
         return _reconstruct(model, arguments)
     if mode == "density":
@@ -229,71 +126,6 @@ def _flag_of(key: re.Match[str]) -> str:
     return f"--{key[1].replace('_', '-')}"
 
 
-def _refuse_sampling(samples: Samples, mode: str, arguments: argparse.Namespace) -> None:
-    for name in samples.sampling_class.model_fields:
-        if getattr(arguments, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')}: says nothing of --{mode}; leave it out")
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Raises UserError for flags that contradict each other."""
-    if arguments.out is None and arguments.npz is None:
-        raise UserError("give --out FILE.png, --out FOLDER or --npz FILE, where the samples are to be written")
-    for flag, (least, most) in COUNTS.items():
-        value = getattr(arguments, flag)
-        if value is not None and not least <= value <= most:
-            bound = f"at least {least}" if value < least else f"at most {most}"
-            raise UserError(f"--{flag.replace('_', '-')}: must be {bound} (given: {value})")
-    if arguments.out is not None and arguments.out.suffix.lower() not in ("", ".png"):
-        raise UserError(f"--out: {arguments.out}: pictures are written as FILE.png, or into a folder")
-    modes = [mode for mode in MODES if getattr(arguments, mode) is not None]
-    if len(modes) > 1:
-        raise UserError(f"--{modes[0]} and --{modes[1]}: give one of them")
-    for mode in modes:
-        for flag in MODES[mode]:
-            if getattr(arguments, flag) != parser_of().get_default(flag):
-                raise UserError(f"--{flag.replace('_', '-')}: says nothing of --{mode}; leave it out")
-        if mode not in ("samples", "inputs") and not _is_grid(arguments):
-            raise UserError(f"--{mode}: is drawn as one grid; give --out FILE.png")
-    _check_encode(arguments, modes)
-    _check_targets(arguments)
-
-
-def _check_encode(arguments: argparse.Namespace, modes: Sequence[str]) -> None:
-    if arguments.encode is None:
-        for flag in ("shift", "images"):
-            if getattr(arguments, flag) is not None:
-                raise UserError(
-                    f"--{flag}: is of images of a split; give --encode train, --encode validation or --encode INDEX"
-                )
-    elif not set(modes) & {"shift", "interpolate", "traverse"}:
-        raise UserError("--encode: give --shift WHAT=FACTOR, --interpolate N or --traverse N as well")
-    elif arguments.classes is not None:
-        raise UserError("--classes: says nothing of --encode, whose images have their own; leave it out")
-    elif arguments.per_class != parser_of().get_default("per_class"):
-        raise UserError("--per-class: says nothing of --encode, whose images --images numbers; leave it out")
-    elif "traverse" in modes and arguments.images is not None and len(_numbers(arguments.images)) > 1:
-        raise UserError(
-            f"--images: --traverse varies one image, and {arguments.images} are several; give the number of one"
-        )
-
-
-def _check_targets(arguments: argparse.Namespace) -> None:
-    """Raises UserError, before anything is drawn, for files and folders that are not written over."""
-    is_folder = arguments.out is not None and not _is_grid(arguments)
-    if arguments.overwrite and not is_folder:
-        raise UserError("--overwrite: is for the pictures in a folder; give --out FOLDER, or leave it out")
-    if is_folder:
-        check_folder(arguments.out, overwrite=arguments.overwrite)
-    for path in (arguments.npz, None if is_folder else arguments.out):
-        if path is not None:
-            check_file(path)
-
-
-def _is_grid(arguments: argparse.Namespace) -> bool:
-    return arguments.out is not None and arguments.out.suffix.lower() == ".png"
-
-
 def _use_defaults(model: Model, arguments: argparse.Namespace) -> None:
     """Fills in what was not given: --samples draws as an evaluation of the model does."""
     evaluation = model.recipe.evaluation if arguments.samples is not None else EvaluationOptions()
@@ -317,13 +149,13 @@ def _draw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
     numbers = None if arguments.samples is not None else _of_each_class(model, arguments)
     count = arguments.samples if numbers is None else len(numbers)
     columns = COLUMNS if numbers is None else arguments.per_class
-    if _is_grid(arguments):
+    if is_grid(arguments):
         check_grid(count, columns, spec.size)
     selection = model.selection(arguments.candidates, arguments.classifier)
     sampler = model.sampler(arguments.seed, sampling, selection)
     labels = sampler.labels_of(range(count)).tolist() if numbers is None else numbers
     images = sampler.draw_all(labels, arguments.batch_size)
-    if _is_grid(arguments):
+    if is_grid(arguments):
         save_grid(arguments.out, images, columns)
     elif arguments.out is not None:
         folders = class_folders(spec.classes)
@@ -333,14 +165,14 @@ def _draw(model: Model, sampling: Any, arguments: argparse.Namespace) -> None:
         save_npz(arguments.npz, images, labels if by_class else None)
     drawn = "" if numbers is None else _of_classes(model, list(dict.fromkeys(numbers)))
     _say_written(model, arguments, f"{count} samples{drawn}")
-    if by_class and numbers is not None and not _is_grid(arguments) and len(set(spec.class_counts)) > 1:
+    if by_class and numbers is not None and not is_grid(arguments) and len(set(spec.class_counts)) > 1:
         say(f"equally many of each class, which the data have not: for a distance to them draw --samples {count}")
 
 
 def _of_each_class(model: Model, arguments: argparse.Namespace) -> list[int]:
     """The class of each sample, class by class. Raises UserError if they are too many."""
     chosen = model.family.spec.find_classes(arguments.classes)
-    if arguments.classes is None and arguments.npz is None and _is_grid(arguments):
+    if arguments.classes is None and arguments.npz is None and is_grid(arguments):
         chosen = chosen[:10]
     if len(chosen) * arguments.per_class > MOST_SAMPLES:
         raise UserError(
@@ -389,11 +221,11 @@ def _turn_inputs(model: Model, sampling: Any, arguments: argparse.Namespace) -> 
     split = find_given(model.recipe.data, arguments.inputs, "--inputs")
     check_fields(split, model.family.spec, family.conditions, "--inputs")
     sampler = model.sampler(arguments.seed, sampling)
-    if _is_grid(arguments):
+    if is_grid(arguments):
         save_grid(arguments.out, output_rows(sampler, split, SHOWN), COLUMNS)
-    if arguments.npz is not None or not _is_grid(arguments):
+    if arguments.npz is not None or not is_grid(arguments):
         outputs = sampler.draw_of(split, arguments.batch_size)
-        if arguments.out is not None and not _is_grid(arguments):
+        if arguments.out is not None and not is_grid(arguments):
             save_pngs(arguments.out, outputs, overwrite=arguments.overwrite)
         if arguments.npz is not None:
             save_npz(arguments.npz, outputs, None)
@@ -409,7 +241,7 @@ def _draw_latents(model: Model, sampling: Any, mode: str, arguments: argparse.Na
     columns = getattr(arguments, mode)
     rows = LatentRows(family, model.sampler(arguments.seed, sampling).networks, sampling, arguments.seed, model.device)
     if mode == "interpolate":
-        given = arguments.per_class != parser_of().get_default("per_class") or "label" not in family.conditions
+        given = is_given(arguments, "per_class") or "label" not in family.conditions
         each = arguments.per_class if given else 1
         chosen = labels if arguments.classes is not None else labels[:10]
         chosen = chosen if "label" in family.conditions else labels[:1]
@@ -432,7 +264,9 @@ def _edit(model: Model, sampling: Any, mode: str | None, arguments: argparse.Nam
     rows = LatentRows(family, networks, sampling, arguments.seed, model.device)
     wanted = {"interpolate": 2, "traverse": 1}.get(mode or "", COLUMNS)
     chosen = (
-        latent_split.some(wanted) if arguments.images is None else latent_split.of_numbers(_numbers(arguments.images))
+        latent_split.some(wanted)
+        if arguments.images is None
+        else latent_split.of_numbers(image_numbers(arguments.images))
     )
     labels = chosen.fields["label"].tolist() if "label" in family.conditions else [0] * len(chosen.latents)
     if mode == "interpolate":
@@ -450,13 +284,6 @@ def _edit(model: Model, sampling: Any, mode: str | None, arguments: argparse.Nam
         columns = len(labels)
     save_grid(arguments.out, images, columns)
     _say_written(model, arguments, f"images {', '.join(map(str, chosen.numbers))} of {split.where} in latent space")
-
-
-def _numbers(words: str) -> list[int]:
-    try:
-        return [int(word) for word in words.split(",")]
-    except ValueError:
-        raise UserError(f"--images: {words!r} is not a list of numbers, as 3,17") from None
 
 
 def _of_classes(model: Model, labels: Sequence[int]) -> str:

@@ -1,10 +1,13 @@
 """The sample command refuses flags that it would have no use for, and names the flag that was given."""
 
+import argparse
 from pathlib import Path
 
 import pytest
 
 from bigtrain.errors import UserError
+from bigtrain.families.autoencoders.vdvae import VDVAESamplingOptions
+from bigtrain.inference.sample_flags import add_flags, from_flags
 from launch.sample import main as sample
 from tests.runs_of import FAMILIES, ROOT, points_index, run, write_recipe
 
@@ -67,3 +70,18 @@ def test_a_flag_without_an_effect_is_refused_by_its_name(
     with pytest.raises(UserError) as refused:
         sample([str(vae), "--out", str(tmp_path / "x.png"), *flags])
     assert str(refused.value) == sentence
+
+
+def sampling_of(defaults: VDVAESamplingOptions, *words: str) -> VDVAESamplingOptions:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, VDVAESamplingOptions)
+    return from_flags(defaults, parser.parse_args(words))
+
+
+def test_of_flags_that_say_one_thing_in_two_ways_one_is_given_and_replaces_the_recipes_other() -> None:
+    same, each = VDVAESamplingOptions(temperature=0.9), VDVAESamplingOptions(temperatures=(0.5, 0.6))
+    assert sampling_of(each, "--temperature", "0.9") == same
+    assert sampling_of(same, "--temperatures", "[0.5, 0.6]") == each
+    assert sampling_of(each, "--draw-pixels", "false").temperatures == (0.5, 0.6)
+    with pytest.raises(UserError, match=r"^--temperature and --temperatures: give one of them$"):
+        sampling_of(same, "--temperatures", "[0.5, 0.6]", "--temperature", "0.8")
