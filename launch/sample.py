@@ -48,7 +48,6 @@ from bigtrain.inference.model import Model, open_model, require_label
 from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, output_rows, reconstruction_rows, redrawn_rows
 from bigtrain.inference.sample_flags import (
     MODES,
-    NOT_SAMPLED,
     check,
     from_flags,
     image_numbers,
@@ -88,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     check(arguments)
     _use_defaults(model, arguments)
     mode = next((mode for mode in MODES if getattr(arguments, mode) is not None), None)
-    if samples is not None and mode in NOT_SAMPLED:
+    if samples is not None and mode is not None:
         refuse_sampling(samples, mode, arguments)
     if mode == "reconstruct":
         return _reconstruct(model, arguments)

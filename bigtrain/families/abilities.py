@@ -206,6 +206,8 @@ class Latents(Samples):
     """Draws a sample by decoding a vector of latents, which can be looked at: interpolated, and varied one by one."""
 
     does = "decode latents"
+    drawing_options: ClassVar[Sequence[str]] = ()
+    """The names of the sampling options that say how latents are drawn, and nothing of latents that are there."""
 
     @property
     @abstractmethod

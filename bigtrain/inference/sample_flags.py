@@ -1,14 +1,14 @@
 """The flags of launch/sample.py, and which of them say nothing of each other."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
 from bigtrain.errors import UserError
-from bigtrain.families.abilities import Samples
+from bigtrain.families.abilities import Latents, Samples
 from bigtrain.inference.dependencies import add_flag
 from bigtrain.options import Options
 from bigtrain.pictures import check_file, check_folder
@@ -187,10 +187,16 @@ def is_grid(arguments: argparse.Namespace) -> bool:
 
 
 def refuse_sampling(samples: Samples, mode: str, arguments: argparse.Namespace) -> None:
-    """Raises UserError for a flag of the family that says nothing of the mode."""
-    for name in samples.sampling_class.model_fields:
+    """Raises UserError for a flag of the family that says nothing of what is drawn: of the mode, or of --encode."""
+    names: Iterable[str] = ()
+    if mode in NOT_SAMPLED:
+        names = samples.sampling_class.model_fields
+    elif isinstance(samples, Latents) and (mode == "manifold" or arguments.encode is not None):
+        names = samples.drawing_options
+    for name in names:
         if getattr(arguments, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')}: says nothing of --{mode}; leave it out")
+            what = mode if arguments.encode is None else "encode"
+            raise UserError(f"--{name.replace('_', '-')}: says nothing of --{what}; leave it out")
 
 
 def image_numbers(words: str) -> list[int]:

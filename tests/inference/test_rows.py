@@ -17,7 +17,8 @@ from bigtrain.families.abilities import EncodesLatents, Latents, Likelihood, Rec
 from bigtrain.inference.rows import COLUMNS, LatentRows, find_given, redrawn_rows, rows_of
 from bigtrain.pictures import to_uint8
 from bigtrain.recipe import load_recipe
-from tests.asking import sampled
+from tests.asking import asked, sampled
+from tests.families_table import CASES
 from tests.runs_of import FAMILIES, write_recipe
 from tests.training.small_steps import small_family, small_networks
 
@@ -69,6 +70,22 @@ def test_an_image_is_above_what_is_drawn_with_ever_more_of_its_latents() -> None
     again = redrawn_rows(model, family.sampling, split, 10, seed=4).unflatten(0, (-1, COLUMNS)).int()
     assert torch.equal(rows[0], again[0])
     assert not torch.equal(rows[1], again[1])
+
+
+OTHER = {
+    "temperature": 0.5, "temperatures": (0.5, 0.5, 0.5), "draw_pixels": True,
+    "truncation": 0.5, "statistics": "standing", "standing_batches": 1, "standing_batch_size": 2,
+}  # fmt: skip
+"""A value of each sampling option that is not its default."""
+
+
+@pytest.mark.parametrize("family", [name for name, case in CASES.items() if Latents in case.abilities])
+def test_the_options_that_say_how_latents_are_drawn_are_known(family: str) -> None:
+    latents = small_family(family).require(Latents, "")
+    drawn = latents.draw_latents(asked({}, range(2)), latents.sampling_class())
+    for name in latents.sampling_class.model_fields:
+        other = latents.draw_latents(asked({}, range(2)), latents.sampling_class(**{name: OTHER[name]}))
+        assert torch.equal(other, drawn) == (name not in latents.drawing_options), name
 
 
 def test_a_model_of_very_many_latents_has_no_traversals() -> None:

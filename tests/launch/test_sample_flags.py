@@ -62,6 +62,11 @@ def test_an_index_of_points_is_said_to_be_one_where_images_are_asked_for(
             ["--encode", "digits", "--interpolate", "4", "--per-class", "3"],
             "--per-class: says nothing of --encode, whose images --images numbers; leave it out",
         ),
+        (
+            ["--encode", "digits", "--interpolate", "4", "--temperature", "1"],
+            "--temperature: says nothing of --encode; leave it out",
+        ),
+        (["--manifold", "4", "--temperature", "1"], "--temperature: says nothing of --manifold; leave it out"),
     ],
 )
 def test_a_flag_without_an_effect_is_refused_by_its_name(

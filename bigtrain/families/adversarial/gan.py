@@ -32,6 +32,7 @@ class GAN(Family, Latents, InitialisedByData, kind="gan"):
 
     options_class: ClassVar[type[GANOptions]] = GANOptions
     sampling_class = GANSamplingOptions
+    drawing_options = ("truncation",)
     sampled_components: Sequence[str] = ("generator",)
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
     falling = FALLING

@@ -84,6 +84,7 @@ class VAE(PixelDecoder, InitialisedByData, kind="vae"):
 
     options_class = VAEOptions
     sampling_class = VAESamplingOptions
+    drawing_options = ("temperature",)
     sampled_components = ("vae",)
     initialisation_images = 512
 

@@ -72,6 +72,7 @@ class VDVAE(PixelDecoder, LatentLevels, kind="vdvae"):
 
     options_class = VDVAEOptions
     sampling_class = VDVAESamplingOptions
+    drawing_options = ("temperature", "temperatures")
     sampled_components = ("vdvae",)
 
     def __init__(self, options: VDVAEOptions, spec: DataSpec) -> None:

@@ -59,6 +59,7 @@ class Flow(ClassifiesByLikelihood, EncodesLatents, Reconstructs, InitialisedByDa
 
     options_class = FlowOptions
     sampling_class = FlowSamplingOptions
+    drawing_options = ("temperature",)
     sampled_components = ("flow",)
     needs: ClassVar[Mapping[str, str]] = {"image": "image"}
     effort_options = frozenset({"samples"})
