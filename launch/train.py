@@ -131,14 +131,14 @@ def _train(
     watchdog: Watchdog,
 ) -> str | None:
     recipe = with_values(recipe, world.on_main(partial(_values_from_before, recipe)))
-    check_batch(recipe.train, world.size())
-    check_installed(recipe.run.trackers)
-    images, validation = find_splits(recipe.data)
     with where():
+        check_batch(recipe.train, world.size())
+        check_installed(recipe.run.trackers)
+        images, validation = find_splits(recipe.data)
         family = make_family(recipe, DataSpec.from_json(describe(images)))
-    if validation is not None:
-        check_fields(validation, family.spec, family.reads, "data.validation")
-    check_freeze(family, recipe.train.freeze)
+        if validation is not None:
+            check_fields(validation, family.spec, family.reads, "data.validation")
+        check_freeze(family, recipe.train.freeze)
     new = _is_new(recipe)
     initial = InitialWeights.open(family, recipe.train) if new else None
     branch = open_branch(recipe) if new else None

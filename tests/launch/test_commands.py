@@ -123,10 +123,16 @@ USER_ERRORS = [
     (["train.py", "missing.yaml"], "missing.yaml: cannot read the recipe (No such file or directory)"),
     (["train.py", "RECIPE", "train.stepz=3"], "did you mean train.steps?"),
     (["train.py", "RECIPE", "train.batch_size=9", "train.accumulate=2"], "8 or 10 would"),
-    (["train.py", "RECIPE", "data.train=nowhere/train.json"], "launch/shard.py"),
+    (
+        ["train.py", "RECIPE", "data.train=nowhere/train.json"],
+        "error: command line: data.train: nowhere/train.json: there is no index here (looked for ",
+    ),
     (["train.py", "RECIPE", "data.image_size=48"], "data.image_size"),
     (["train.py", "RECIPE", "run.dir=/proc/run"], "/proc/run: cannot create the run folder"),
-    (["train.py", "recipes/biggan_imagenet.yaml"], "launch/shard.py"),
+    (
+        ["train.py", "recipes/biggan_imagenet.yaml"],
+        "error: recipes/biggan_imagenet.yaml: data.train: data/imagenet128/train.json: there is no index here (looked for ",
+    ),
     (["sample.py", "RUN"], "give --out FILE.png"),
     (
         ["sample.py", "RUN", "--out", "x.png", "--classes", "12"],
@@ -162,7 +168,7 @@ def test_a_user_error_under_two_ranks_is_reported_once_and_is_the_cause_at_the_e
     recipe = write_recipe(tmp_path, FAMILIES["toy"], batch_size=9)
     result = train(recipe, processes=2, launcher=True, expect=None)
     assert result.returncode != 0
-    sentence = "error: train.batch_size: 9 does not divide"
+    sentence = f"error: {recipe}: train.batch_size: 9 does not divide"
     lines = result.stderr.splitlines()
     assert sum(line.startswith(sentence) for line in lines) == 1
     assert f"traceback : {sentence}" in lines[-2], "the launcher's last line but one"
