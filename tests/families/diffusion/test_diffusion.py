@@ -15,14 +15,10 @@ from torch import Tensor, nn
 from bigtrain.errors import UserError
 from bigtrain.families.abilities import DiffusersPipeline, Effort
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.diffusion.diffusion import (
-    Diffusion,
-    DiffusionOptions,
-    DiffusionSamplingOptions,
-    scheduler_of,
-    stratified_timesteps,
-)
-from bigtrain.families.diffusion.samplers import visited_timesteps
+from bigtrain.families.diffusion.diffusion import Diffusion
+from bigtrain.families.diffusion.diffusion_options import DiffusionOptions, scheduler_of
+from bigtrain.families.diffusion.network_times import stratified_timesteps
+from bigtrain.families.diffusion.samplers import DiffusionSamplingOptions, visited_timesteps
 from bigtrain.families.family import build_network
 from bigtrain.families.phases import Microbatch
 from bigtrain.networks.diffusion.unet import UNet

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserError
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.diffusion.diffusion import Diffusion, DiffusionOptions
+from bigtrain.families.diffusion.diffusion import Diffusion
+from bigtrain.families.diffusion.diffusion_options import DiffusionOptions
 from bigtrain.families.diffusion.guidance import AUTOGUIDANCE, CLASSIFIER
 from bigtrain.families.diffusion.noisy_classifier import NoisyClassifier, NoisyClassifierOptions
 from bigtrain.families.diffusion.process import Process, make_process

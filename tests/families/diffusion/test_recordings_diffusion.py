@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from bigtrain.families.abilities import Effort
 from bigtrain.families.data_spec import DataSpec
-from bigtrain.families.diffusion.diffusion import Diffusion, DiffusionOptions, DiffusionSamplingOptions
+from bigtrain.families.diffusion.diffusion import Diffusion, DiffusionSamplingOptions
+from bigtrain.families.diffusion.diffusion_options import DiffusionOptions
 from bigtrain.families.diffusion.process import Process, make_process
 from bigtrain.families.diffusion.samplers import visited_timesteps
 from bigtrain.families.phases import Microbatch
