@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
     if arguments.batch_size < 1:
         raise UserError("--batch-size: must be at least 1")
     limit_s, device = hang_timeout_s(arguments.run), join_world()
-    with watching(limit_s):
+    with watching(limit_s) as watchdog:
+        watchdog.mark("encodes", patient=True)
         _encode_all(arguments, device)
 
 

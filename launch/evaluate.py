@@ -170,7 +170,8 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
             )
     folder = Path(arguments.what)
     limit_s, device = hang_timeout_s(folder), join_world()
-    with watching(limit_s):
+    with watching(limit_s) as watchdog:
+        watchdog.mark("evaluates", patient=True)
         _evaluate_opened(arguments, folder, device)
 
 
@@ -303,7 +304,8 @@ def _evaluate_images(arguments: argparse.Namespace) -> None:
     options = evaluation_options(arguments.overrides)
     keep_moments = arguments.save_moments is not None
     device = join_world()
-    with watching(EngineOptions().hang_timeout_s):
+    with watching(EngineOptions().hang_timeout_s) as watchdog:
+        watchdog.mark("evaluates", patient=True)
         world.on_main(partial(_check_files_writable, arguments))
         evaluated = evaluate_images(arguments.what, options, device, keep_moments=keep_moments)
         print_result(evaluated.result)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from bigtrain.data.digits import digits_index
-from tests.runs_of import ROOT, run
+from launch.encode import main as encode
+from launch.evaluate import main as evaluate
+from tests.runs_of import FAMILIES, ROOT, run, write_recipe
 
 EVALUATE = ROOT / "launch" / "evaluate.py"
 
@@ -55,3 +57,17 @@ def test_a_user_error_about_images_is_one_sentence(tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
     far = run(EVALUATE, "http://127.0.0.1/a.zip", f"evaluation.reference={path}", expect=2)
     assert "WHAT: http://127.0.0.1/a.zip: a URL may be that of an index of shards" in far.stderr
+
+
+def test_a_failure_is_placed_in_the_command_that_met_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("no reason")
+
+    monkeypatch.setattr("launch.evaluate._evaluate_opened", fail)
+    monkeypatch.setattr("launch.encode._encode_all", fail)
+    write_recipe(tmp_path, FAMILIES["toy"]).rename(tmp_path / "recipe.yaml")
+    for command, verb in (evaluate, "evaluates"), (encode, "encodes"):
+        words = ["digits", "codes"] if command is encode else []
+        with pytest.raises(ZeroDivisionError) as failed:
+            command([str(tmp_path), *words])
+        assert failed.value.__notes__ == [f"rank 0 was at {verb}"]
