@@ -145,21 +145,24 @@ def _staging(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out`, in which the export is written before it is renamed; what killed exports left of theirs is
     removed. The kernel releases the lock of a process that is killed, which tells its folder from one that is written now."""
     while True:
-        temporary = atomic.aside(out)
-        temporary.mkdir()
-        with suppress(BlockingIOError):  # another export took it for a leftover before it was locked, and removes it
-            descriptor = _locked(temporary)
-            if temporary.exists():
-                break
-    try:
-        for path in out.parent.iterdir():
-            if path != temporary and re.fullmatch(rf"\.{re.escape(out.name)}\.[0-9a-f]{{12}}\.tmp", path.name):
-                _remove_leftover(path)
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if descriptor is not None:
-            os.close(descriptor)
+        temporary, descriptor = atomic.aside(out), None
+        try:
+            temporary.mkdir()
+            try:
+                descriptor = _locked(temporary)
+            except BlockingIOError:  # another export took it for a leftover before it was locked, and removes it
+                continue
+            if not temporary.exists():
+                continue
+            for path in out.parent.iterdir():
+                if path != temporary and re.fullmatch(rf"\.{re.escape(out.name)}\.[0-9a-f]{{12}}\.tmp", path.name):
+                    _remove_leftover(path)
+            yield temporary
+            return
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def _remove_leftover(path: Path) -> None:

@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,16 +30,22 @@ def aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
-def open_aside(path: Path) -> tuple[Path, IO[bytes]]:
-    """A new file at such a path, locked while its writer lives, so that the file of a killed process can be recognised."""
+@contextlib.contextmanager
+def opened_aside(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A new file at such a path, locked while its writer lives, so that the file of a killed process can be recognised. It is
+    removed when the block ends, unless the block has renamed it; a signal that comes while it is made leaves none either."""
     while True:
         temporary = aside(path)
-        file = temporary.open("xb")
-        with contextlib.suppress(OSError):  # a file system without locks: then leftovers are never removed
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if temporary.exists():  # otherwise another process removed it as a leftover between these lines
-            return temporary, file
-        file.close()
+        try:
+            with temporary.open("xb") as file:
+                with contextlib.suppress(OSError):  # a file system without locks: then leftovers are never removed
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if temporary.exists():  # otherwise another process removed it as a leftover between these lines
+                    yield temporary, file
+                    return
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def is_leftover(name: str) -> bool:
@@ -109,15 +115,11 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replaces the content of `path` atomically. Raises OSError (a full disk, or `check_replaceable`) and leaves the old
     content in place."""
     check_replaceable(path)
-    temporary, file = open_aside(path)
-    try:
-        with file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with opened_aside(path) as (temporary, file):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(temporary, path)
     sync_folder(path.parent)
 
 

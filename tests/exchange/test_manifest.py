@@ -207,6 +207,17 @@ def test_all_is_flushed_before_the_folder_has_its_name(tmp_path: Path, monkeypat
     assert tmp_path.stat().st_ino in flushed
 
 
+def test_a_signal_before_the_folder_is_locked_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        assert len(os.listdir(tmp_path)) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt), exporting._staging(tmp_path / "export"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
 def test_an_export_that_is_there_already_is_done_and_any_other_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """An atomic write replaces plain files and nothing else."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -27,3 +28,14 @@ def test_what_is_no_plain_file_stays_as_it_is(tmp_path: Path, kind: str) -> None
     assert os.path.samestat(os.lstat(path), before)
     assert target.read_bytes() == b"kept"
     assert sorted(os.listdir(tmp_path)) == ["path", "target"]
+
+
+def test_a_signal_before_the_file_is_locked_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        assert len(os.listdir(tmp_path)) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        atomic.write_bytes(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == []

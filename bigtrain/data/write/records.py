@@ -25,7 +25,7 @@ from bigtrain.data.shard import Shard
 from bigtrain.data.write.remarks import Remarks
 from bigtrain.data.write.tar_writer import ShardWriter, TarWriter
 from bigtrain.errors import UserError
-from bigtrain.runs.atomic import aside, open_aside, sha256_of, sync_folder, write_flushed, write_json
+from bigtrain.runs.atomic import aside, opened_aside, sha256_of, sync_folder, write_flushed, write_json
 from bigtrain.untrusted import read_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -192,18 +192,14 @@ def write_shard(path: Path, samples: int, fill: Callable[[ShardWriter], Record])
     Raises UserError if the disk cannot be written or another run makes other shards there, and whatever `fill` raises.
     """
     with disk_troubles(path):
-        temporary, file = open_aside(path)
-        try:
-            with file:
-                record = fill(ShardWriter(TarWriter(file), path.name, samples))
-                file.flush()
-                os.fsync(file.fileno())
-                _claim(path, record.made)
-                write_json(record_path(path), record.to_json(), indent=None)
-                temporary.replace(path)
-            sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with opened_aside(path) as (temporary, file):
+            record = fill(ShardWriter(TarWriter(file), path.name, samples))
+            file.flush()
+            os.fsync(file.fileno())
+            _claim(path, record.made)
+            write_json(record_path(path), record.to_json(), indent=None)
+            temporary.replace(path)
+        sync_folder(path.parent)
     return record
 
 
