@@ -1,9 +1,11 @@
 """Commands under a signal: training saves first, everything else ends promptly and leaves nothing half-written."""
 
+import contextlib
 import os
 import pty
 import signal
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -28,16 +30,32 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def signalled(number: int, words: list[str], until: Callable[[str], bool], log: Path) -> tuple[int, str, float]:
-    """Starts a command, sends the signal once `until` accepts its output: exit code, output, seconds it then took."""
-    with log.open("w") as out:
-        process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=out, stderr=out)
-        end = time.monotonic() + 90
-        while process.poll() is None and not until(log.read_text()) and time.monotonic() < end:
-            time.sleep(0.05)
-        begin = time.monotonic()
-        process.send_signal(number)
-        return process.wait(60), log.read_text(), time.monotonic() - begin
+def signalled(number: int, words: list[str], until: Callable[[str], bool]) -> tuple[int, str, float]:
+    """Starts a command in a terminal, where its bars are drawn at once; sends the signal once `until` accepts its output. Exit
+    code, output, seconds it then took."""
+    ours, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    said = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the last process has closed it
+            while piece := os.read(ours, 4096):
+                said.extend(piece)
+
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    end = time.monotonic() + 90
+    while process.poll() is None and not until(said.decode(errors="replace")) and time.monotonic() < end:
+        time.sleep(0.05)
+    begin = time.monotonic()
+    process.send_signal(number)
+    code = process.wait(60)
+    took_s = time.monotonic() - begin
+    reader.join(30)
+    os.close(ours)
+    return code, said.decode(errors="replace").replace("\r\n", "\n"), took_s
 
 
 def names_in(folder: Path) -> set[str]:
@@ -47,7 +65,7 @@ def names_in(folder: Path) -> set[str]:
 @pytest.mark.slow
 def test_sampling_ends_on_usr1_without_a_file(trained: Path, tmp_path: Path) -> None:
     words = command(LAUNCH / "sample.py", trained, "--out", tmp_path / "out" / "grid.png", "--per-class", "100")
-    code, output, seconds = signalled(signal.SIGUSR1, words, lambda text: "sampling" in text, tmp_path / "log")
+    code, output, seconds = signalled(signal.SIGUSR1, words, lambda text: "sampling" in text)
     assert code == 128 + signal.SIGUSR1, output
     assert output.rstrip().endswith("ended by SIGUSR1")
     assert "Traceback" not in output
@@ -56,10 +74,10 @@ def test_sampling_ends_on_usr1_without_a_file(trained: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_an_evaluation_ends_on_all_ranks_without_a_file(trained: Path, tmp_path: Path) -> None:
+def test_an_evaluation_ends_on_all_ranks_without_a_file(trained: Path) -> None:
     before = names_in(trained)
     words = command(LAUNCH / "evaluate.py", trained, "evaluation.metrics=[fd]", processes=2)
-    code, output, seconds = signalled(signal.SIGTERM, words, lambda text: "samples:" in text, tmp_path / "log")
+    code, output, seconds = signalled(signal.SIGTERM, words, lambda text: "samples:" in text)
     assert code != 0, output
     assert output.count("ended by SIGTERM") == 1, output
     assert seconds < 40
