@@ -1,5 +1,6 @@
 """The progress of long work on stderr: rate and ETA in a bar on a terminal, one line a minute in a log."""
 
+import os
 import shutil
 import sys
 import time
@@ -27,6 +28,10 @@ class ProgressBar(tqdm):
         if self._live and len(name) > _LONGEST_NAME:
             name = f"...{name[3 - _LONGEST_NAME :]}"
         pace: dict[str, Any] = {"mininterval": 0.5, "dynamic_ncols": True}
+        if (
+            self._live and not _has_size()
+        ):  # a terminal of a container or a serial line, in which tqdm would draw nothing
+            pace = {"mininterval": 0.5, "ncols": 79, "nrows": 24}
         if not self._live:  # delay: nothing is shown before
             pace = {"mininterval": LINE_S, "miniters": 1, "delay": LINE_S, "ncols": 10_000}
         form = _NO_TOTAL if total is None else _ON_TERMINAL if self._live else _IN_LOG
@@ -44,6 +49,14 @@ class ProgressBar(tqdm):
             self.display()
             self.last_print_t = self.start_t  # tqdm has nothing to clear
         super().close()
+
+
+def _has_size() -> bool:
+    """Whether the terminal at stderr tells how large it is."""
+    try:
+        return all(os.get_terminal_size(sys.stderr.fileno()))
+    except OSError:
+        return False
 
 
 class Pace:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -39,6 +40,15 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
+    def fileno(self) -> int:
+        return 2
+
+
+def show_on(screen: Terminal, monkeypatch: pytest.MonkeyPatch, columns: int = 80, lines: int = 24) -> None:
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, lines)))
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (columns, lines))
+
 
 def work(clock: Clock, seconds: int, *, leave: bool = True) -> None:
     with ProgressBar(1000, "a/long/path/to/an/index/of/train.json", "images", leave=leave) as bar:
@@ -63,10 +73,12 @@ def test_a_log_gets_no_line_of_work_that_takes_less(
     assert capsys.readouterr().err == ""
 
 
-def test_a_terminal_of_80_columns_shows_rate_and_eta_in_one_line(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [(80, 24), (0, 0)], ids=["sized", "without a size"])
+def test_a_terminal_of_80_columns_shows_rate_and_eta_in_one_line(
+    size: tuple[int, int], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (80, 24))
+    show_on(screen, monkeypatch, *size)
     work(clock, 20)
     shown = [line for line in screen.getvalue().replace("\n", "\r").split("\r") if line.strip()]
     assert all(len(line) <= 80 for line in shown)
@@ -99,8 +111,7 @@ def test_compare_export_and_report_show_a_bar_on_a_terminal_and_leave_nothing_of
     command: Callable[[Path], None], bar: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (80, 24))
+    show_on(screen, monkeypatch)
     monkeypatch.setattr(ProgressBar, "monitor_interval", 0)
     monkeypatch.setattr("tqdm.std.time", count(1.8e9).__next__)  # each update is late enough to be drawn
     command(tmp_path)
