@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigtrain.recipe import load_recipe
 from bigtrain.runs import atomic
 
 ROOT = Path(__file__).parents[2]
@@ -92,11 +93,15 @@ class Trained:
         notes = self.out / f"{run.name}.json"
         if not notes.exists():
             print(f"{part.recipe}, seed {self.seed}: {self.way}", file=sys.stderr, flush=True)
+            recipe = f"recipes/{part.recipe}.yaml"
             chosen = [f"run.dir={run}", f"run.seed={self.seed}", f"data.known_labels.seed={self.seed}"]
-            chosen += ["train.evaluate_every=null", *part.common, *part.ways[self.way], *self.keys]
-            _run("launch/train.py", f"recipes/{part.recipe}.yaml", *chosen)
-            result = self.out / f"{run.name}.result.json"
-            _run("launch/evaluate.py", run, "--out", result, *part.measuring, f"evaluation.metrics=[{part.metric}]")
+            chosen += [f"evaluation.metrics=[{part.metric}]", *part.common, *part.ways[self.way], *self.keys]
+            # At the end of training, unless it is measured on other data than the run's own.
+            last = "null" if part.measuring else load_recipe(recipe, chosen).train.steps
+            _run("launch/train.py", recipe, *chosen, f"train.evaluate_every={last}")
+            if part.measuring:
+                _run("launch/evaluate.py", run, *part.measuring)
+            result = max((run / "evaluations").glob("step_*.json"))
             values = json.loads(result.read_bytes())
             value = next(number for name, number in values.items() if name.split("_")[0] == part.metric.split("_")[0])
             atomic.write_json(notes, 1 - value if part.metric == "held_out_accuracy" else value)
