@@ -14,6 +14,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ class Loader:
             multiprocessing_context="fork" if forks else None,
             generator=torch.Generator(),  # otherwise every loader would advance torch's global generator
         )
-        self._iterator: Any = iter(loader)
+        with _signals_blocked():
+            self._iterator: Any = iter(loader)  # starts the workers
 
     def __iter__(self) -> "Loader":
         return self
@@ -163,6 +165,21 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+_IGNORED = (signal.SIGINT, *ENDING)
+"""By workers."""
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Workers that are started within inherit the block until they ignore these signals: a handler that torch gives them before
+    would end them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _init_worker(worker: int) -> None:
     """Runs first in a worker. Without the freeze, a garbage collection would write to all objects that the worker shares with
     the main process, and so copy them."""
@@ -174,5 +191,6 @@ def _ignore_signals_but_die_with_main() -> None:
     """Slurm and Ctrl-C signal every process of a job, but workers must live until the checkpoint that follows is written. They
     must die with the main process, though: torch's workers check for it only between batches, and a batch may hang."""
     die_with_parent(signal.SIGKILL)
-    for number in (signal.SIGINT, *ENDING):
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)

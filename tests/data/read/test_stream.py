@@ -317,15 +317,21 @@ def test_close_ends_the_workers_at_once(numbered_shards: Make) -> None:
 
 
 SIGNALLED = """
-import os, signal, sys
+import os, signal, sys, time
+import torch
 from bigtrain.data.index import Index
 from bigtrain.data.read.stream import DataOptions, Stream
 got = []
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, lambda number, frame: got.append(number))
 index = Index.read(sys.argv[1])
+plain = torch.set_num_threads
+torch.set_num_threads = lambda number: (time.sleep(0.5), plain(number))  # which a worker calls as it starts
 stream = Stream(index, DataOptions(train="x", image_size=4, workers=2), 0, rank=0, world=1, microbatch=2)
-next(stream)
+if sys.argv[2] == "as they start":
+    time.sleep(0.25)
+else:
+    next(stream)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     os.killpg(0, number)
 for _ in range(50):
@@ -336,9 +342,11 @@ print("done")
 """
 
 
-def test_workers_outlive_the_signals_that_the_main_process_handles(numbered_shards: Make) -> None:
+@pytest.mark.parametrize("when", ["as they start", "as they read"])
+def test_workers_outlive_the_signals_that_the_main_process_handles(when: str, numbered_shards: Make) -> None:
+    """As they start a handler of torch's would end them."""
     index = numbered_shards([8])
-    command = [sys.executable, "-c", SIGNALLED, str(index.path)]
+    command = [sys.executable, "-c", SIGNALLED, str(index.path), when]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=60, start_new_session=True, env=environment, check=False
