@@ -13,15 +13,19 @@ TRAIN = str(ROOT / "launch" / "train.py")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "code"),
-    [([str(ROOT / "recipes" / "biggan_digits.yaml"), "--plan", "nodes=1,gpus=1"], 141), (["--help"], 0)],
+    ("words", "codes"),
+    [
+        ([str(ROOT / "recipes" / "biggan_digits.yaml"), "--plan", "nodes=1,gpus=1"], {141}),
+        (["--help"], {0, 141}),  # argparse of some versions of Python takes no notice that nobody reads
+    ],
     ids=["plan", "help"],
 )
-def test_what_prints_much_ends_quietly_when_nobody_reads(words: list[str], code: int) -> None:
+def test_what_prints_much_ends_quietly_when_nobody_reads(words: list[str], codes: set[int]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
         [sys.executable, TRAIN, *words], stdout=writer, stderr=subprocess.PIPE, env=environment(), check=False
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (code, b"")
+    assert done.stderr == b""
+    assert done.returncode in codes
