@@ -21,6 +21,7 @@ def doubts(recipe: Recipe, train: Data, validation: Data | None) -> list[str]:
         for key, step, last in _steps(getattr(recipe, section).model_dump(), f"{section}.", recipe.train.steps)
         if step > last
     ]
+    sentences += _still(recipe.family.model_dump(), "family.", recipe.train.steps)
     if recipe.train.evaluate_every is None:
         if recipe.train.evaluate_samples is not None:
             sentences.append(
@@ -45,6 +46,18 @@ def _steps(content: Mapping[str, Any], prefix: str, steps: int) -> Iterator[tupl
             for step in value if isinstance(value, list | tuple) else [value]:
                 if step is not None:
                     yield f"{prefix}{key}", step, steps if key in _ENDS else steps - 1
+
+
+def _still(content: Mapping[str, Any], prefix: str, steps: int) -> Iterator[str]:
+    """A sentence for each optimizer within a section whose learning rate is 0 before the training ends."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _still(value, f"{prefix}{key}.", steps)
+        elif key == "decay_steps" and value is not None and value < steps and content["lr_end"] == 0:
+            yield (
+                f"{prefix}{key}: the learning rate is 0 from step {value} on, and nothing is learned until step {steps}; set "
+                f"it to {steps} (train.steps), or give lr_end"
+            )
 
 
 def _shared_shards(one: Data, other: Data) -> int:

@@ -196,6 +196,11 @@ STEPS = "decay: steps, decay_factor: 0.1, decay_at: [100, 1800]"
         ([NEVER, "train.evaluate_samples=null", "evaluation.metrics=[fd]"], "evaluation.metrics: nothing is evaluated"),
         (["family.generator_optimizer.warmup_steps=1801"], "family.generator_optimizer.warmup_steps: 1801 is beyond"),
         ([f"family.generator_optimizer={{lr: 1, {STEPS}}}"], "family.generator_optimizer.decay_at: 1800 is beyond"),
+        (
+            ["family.generator_optimizer={lr: 1, decay: cosine, decay_steps: 1000}"],
+            "family.generator_optimizer.decay_steps: the learning rate is 0 from step 1000 on, and nothing is learned until "
+            "step 1800; set it to 1800 (train.steps), or give lr_end",
+        ),
         (["ema.start_step=1800"], "ema.start_step: 1800 is beyond the last of 1800 steps"),
         (["train.profile={start_step: 1800}"], "train.profile.start_step: 1800 is beyond the last of 1800 steps"),
     ],
@@ -207,6 +212,8 @@ def test_what_has_no_effect_is_warned_of_and_not_refused(overrides: list[str], d
 
 def test_a_step_that_training_reaches_is_not_warned_of() -> None:
     assert doubts_of("family.generator_optimizer.warmup_steps=1800", "ema.start_step=1799") == []
+    for decay in ("decay_steps: 1800", "decay_steps: 1000, lr_end: 0.1"):
+        assert doubts_of(f"family.generator_optimizer={{lr: 1, decay: linear, {decay}}}") == []
 
 
 def test_a_validation_split_that_is_the_training_split_is_warned_of() -> None:
