@@ -53,7 +53,7 @@ def _still(content: Mapping[str, Any], prefix: str, steps: int) -> Iterator[str]
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from _still(value, f"{prefix}{key}.", steps)
-        elif key == "decay_steps" and value is not None and value < steps and content["lr_end"] == 0:
+        elif key == "decay_steps" and value is not None and value < steps and content.get("lr_end") == 0:
             yield (
                 f"{prefix}{key}: the learning rate is 0 from step {value} on, and nothing is learned until step {steps}; set "
                 f"it to {steps} (train.steps), or give lr_end"

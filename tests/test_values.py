@@ -216,6 +216,10 @@ def test_a_step_that_training_reaches_is_not_warned_of() -> None:
         assert doubts_of(f"family.generator_optimizer={{lr: 1, decay: linear, {decay}}}") == []
 
 
+def test_a_share_of_samples_that_falls_is_not_taken_for_a_learning_rate() -> None:
+    assert doubts_of("family.penalties.top_k={decay_steps: 100}") == []
+
+
 def test_a_validation_split_that_is_the_training_split_is_warned_of() -> None:
     assert doubts_of() == []
     (found,) = doubts_of(validation="train")
