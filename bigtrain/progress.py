@@ -28,9 +28,7 @@ class ProgressBar(tqdm):
         if self._live and len(name) > _LONGEST_NAME:
             name = f"...{name[3 - _LONGEST_NAME :]}"
         pace: dict[str, Any] = {"mininterval": 0.5, "dynamic_ncols": True}
-        if (
-            self._live and not _has_size()
-        ):  # a terminal of a container or a serial line, in which tqdm would draw nothing
+        if self._live and not _has_size():  # in a container, or on a serial line: tqdm would draw nothing
             pace = {"mininterval": 0.5, "ncols": 79, "nrows": 24}
         if not self._live:  # delay: nothing is shown before
             pace = {"mininterval": LINE_S, "miniters": 1, "delay": LINE_S, "ncols": 10_000}
