@@ -31,10 +31,11 @@ from bigtrain.evaluation.evaluate_images import evaluate_images
 from bigtrain.evaluation.moment_files import write_moments
 from bigtrain.evaluation.result import EvaluationResult
 from bigtrain.exchange.hub import is_hub_model, local
-from bigtrain.inference.dependencies import add_flag, overrides_of
+from bigtrain.inference.dependencies import overrides_of
 from bigtrain.inference.evaluation import check_file_writable, check_writable, evaluate_model, write_evaluation
 from bigtrain.inference.metric_choice import needed_splits
 from bigtrain.inference.model import Model, attach_dependencies, hang_timeout_s, open_model
+from bigtrain.inference.model_flags import add_model_flags
 from bigtrain.inference.splits import check_fields, find_needed
 from bigtrain.inference.sweep import FLAGS, Claim, Sweep, file_name, folder_of, named, path_of, samples_beside
 from bigtrain.recipe import evaluation_options
@@ -75,14 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what", metavar="WHAT", nargs="?", help="a run, an export (also hf://OWNER/NAME[@REVISION]), or images"
     )
-    parser.add_argument(
-        "--weights",
-        help="averaged weights (ema), a run's own (raw), the name of an extra average, or sigma_rel=X for an average of that "
-        "width (ema.posthoc); default: ema",
-    )
-    parser.add_argument(
-        "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
-    )
+    add_model_flags(parser)
     parser.add_argument("--out", metavar="FILE.json", type=Path, help="write the result here too")
     parser.add_argument(
         "--save-moments",
@@ -103,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--picture", metavar="FILE.png", type=Path, help="draw the table of --compare, or the curve of --sweep"
     )
-    add_flag(parser)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as evaluation.samples=1000")
     return parser
 

@@ -15,8 +15,9 @@ from bigtrain.exchange import hub
 from bigtrain.exchange.card import Card
 from bigtrain.exchange.export import Usage, export
 from bigtrain.families.abilities import Samples
-from bigtrain.inference.dependencies import add_flag, overrides_of
+from bigtrain.inference.dependencies import overrides_of
 from bigtrain.inference.model import Model, attach_dependencies, open_model
+from bigtrain.inference.model_flags import add_model_flags
 from bigtrain.runs.folder import RunFolder
 
 
@@ -24,16 +25,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder that is written")
-    parser.add_argument(
-        "--weights",
-        default="ema",
-        help="averaged weights (ema), the run's own (raw), the name of an extra average, or sigma_rel=X for an average of that "
-        "width (ema.posthoc); default: ema",
-    )
-    parser.add_argument(
-        "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
-    )
-    add_flag(parser)
+    add_model_flags(parser, weights="ema")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload OUT to this repository of the Hub")
     parser.add_argument("--public", action="store_true", help="with --push: for all to see; default: private")
     parser.add_argument(

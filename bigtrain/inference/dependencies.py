@@ -1,6 +1,5 @@
 """Where the models and data are that a model depends on: their paths, and the checkpoint whose weights made codes."""
 
-import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,17 +64,6 @@ def _index_from(folder: Path, where: str) -> str:
         return where
     place = str(folder / where)
     return place if os.path.isfile(place) else where
-
-
-def add_flag(parser: argparse.ArgumentParser) -> None:
-    """--dependency, for commands that open a run."""
-    parser.add_argument(
-        "--dependency",
-        metavar="ROLE=PATH",
-        action="append",
-        default=[],
-        help="take this run or export for another model that RUN needs, such as tokenizer=EXPORT; default: as its recipe says",
-    )
 
 
 def overrides_of(given: Sequence[str], run: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from bigtrain.errors import UserError
 from bigtrain.families.abilities import Latents, Samples
-from bigtrain.inference.dependencies import add_flag
+from bigtrain.inference.model_flags import add_model_flags
 from bigtrain.options import Options
 from bigtrain.pictures import check_file, check_folder
 from bigtrain.recipe_yaml import parse
@@ -77,15 +77,7 @@ def parser_of(description: str | None, options: type[Options] | None = None) -> 
         help="instead, N samples with the data's class frequencies: just those that an evaluation of N samples draws",
     )
     parser.add_argument("--seed", type=int, help="keys every draw (0; with --samples the recipe's evaluation.seed)")
-    parser.add_argument(
-        "--weights",
-        help="averaged weights (ema), a run's own (raw), the name of an extra average, or sigma_rel=X for an average of that "
-        "width (ema.posthoc); default: ema, and those of an export",
-    )
-    parser.add_argument(
-        "--checkpoint", default="newest", help="a run's newest (default), best (train.keep_best), or a step"
-    )
-    add_flag(parser)
+    add_model_flags(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="samples drawn at a time (64)")
     parser.add_argument(
         "--candidates",
